@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from werkzeug.test import Client, TestResponse
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, TrialKey
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.dashboard.server import application
 
@@ -49,7 +48,7 @@ def write_study(
     return study
 
 
-def add_result(study: StoredStudy, loss: float | None, *, reason: str = "broken") -> TrialKey:
+def add_result(study: StoredStudy, loss: float | None, *, reason: str = "broken") -> int:
     """One more trial that has ended."""
     number = len(study.trials())
     coefficients = np.array([-0.25 * number, 0.25, 0.75 + 0.25 * number])
@@ -66,7 +65,7 @@ def attach(study: StoredStudy, number: int, path: Path) -> None:
     folder = artifact_directory(study.storage.url)
     folder.mkdir(exist_ok=True)
     trial = next(trial for trial in study.trials() if trial.number == number)
-    study.attach(TrialKey.of(trial), FileSystemArtifactStore(folder), path)
+    study.attach(trial.number, folder, path)
 
 
 class Site:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.cross_check import CrossCheck
 from lcsc_opt.database.judges import Judge
 from lcsc_opt.database.names import SUCCEEDED, label
-from lcsc_opt.database.nodes import NODES, KeptNodes
 
-HOLDER = "holder"  # the attribute of a study that names its last coordinator
+NODES = "nodes"  # the attribute of a study with what its workers were last seen doing
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -25,8 +25,8 @@ PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds"
 COSTS = ("images", "model_calls", "seconds", *PARTS)
 TRIAL = np.dtype(
     [
-        ("trial_id", np.int64),
         ("number", np.int64),
+        ("retry_of", np.int64),
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
@@ -39,7 +39,8 @@ TRIAL = np.dtype(
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
 where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
-zero where no number was named; costs are zero where they are not known. ``tell_index`` is the trial's place among the
+zero where no number was named; costs are zero where they are not known. ``retry_of`` is the number of the failed trial
+that this one evaluates again, else -1. ``tell_index`` is the trial's place among the
 results that the optimizer was told; where none is stored, it is the trial's number."""
 
 
@@ -50,6 +51,36 @@ class Holder:
     host: str
     process: int
     since: float
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptNodes:
+    """One look at the workers.
+
+    Attributes:
+        kept_at: seconds since 1970.
+        nodes: of each machine.
+    """
+
+    kept_at: float
+    nodes: tuple[NodeWork, ...]
+
+    def as_stored(self) -> dict[str, Any]:
+        """JSON-able."""
+        rows = [
+            {**dataclasses.asdict(node), "busy": None if node.busy is None else round(node.busy, 4)}
+            for node in self.nodes
+        ]
+        return {"kept_at": round(self.kept_at, 3), "nodes": rows}
+
+    @classmethod
+    def parse(cls, stored: Any) -> KeptNodes | None:
+        """The inverse of :meth:`as_stored`; ``None`` where nothing is kept."""
+        if not isinstance(stored, Mapping):
+            return None
+        names = [field.name for field in dataclasses.fields(NodeWork)]
+        nodes = tuple(NodeWork(**{name: row[name] for name in names}) for row in stored["nodes"])
+        return cls(float(stored["kept_at"]), nodes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,118 +323,44 @@ def is_kept(specification: Mapping[str, Any]) -> bool:
     return settings.get("keep") is not None
 
 
-Rows = list[tuple[Any, ...]]
-"""Rows of trials: study, trial, number, state, start, end, value, and the texts of ``cost`` and ``attempts``."""
-
-
 def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
-    """The study updated with its user attributes. Those that never change may be missing where they are known."""
-    changes: dict[str, Any] = {}
-    if "steps" in attributes:
-        changes["steps"] = tuple(attributes["steps"])
-    if "forked_from" in attributes:
-        changes["forked_from"] = attributes["forked_from"]
-    if specification := attributes.get("specification"):
-        changes["workers"] = int(specification.get("workers", 1))
-        changes["ordered"] = specification.get("tells", "ordered") == "ordered"
-        changes["keeps"] = is_kept(specification)
+    """The study updated with its user attributes."""
+    specification = attributes.get("specification") or {}
     return dataclasses.replace(
         study,
+        steps=tuple(attributes.get("steps") or ()),
+        forked_from=attributes.get("forked_from"),
+        workers=int(specification.get("workers", 1)),
+        ordered=specification.get("tells", "ordered") == "ordered",
+        keeps=is_kept(specification),
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),
         nodes=KeptNodes.parse(attributes.get(NODES)),
-        holder=None if (known := attributes.get(HOLDER)) is None else Holder(**known),
-        **changes,
     )
 
 
-def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> StudyHistory:
-    """The study updated with trials that are new or were read again.
-
-    Args:
-        study: as it was known.
-        rows: of trials.
-        extras: trial → name → value, for attributes that only some trials have.
-    """
-    if not rows:
-        return study
-    trials = _merge(study.trials, _trials(rows, extras))
-    attempts = _attempts(rows, extras)
-    reasons = {
-        number: tuple(str(attempt.get("reason", "unknown")) for attempt in made) for number, made in attempts.items()
-    }
-    read_again = {row[2] for row in rows}
-    kept = {number: known for number, known in study.reasons.items() if number not in read_again}
-    texts = {
-        str(attempt["reason"]): str(attempt["traceback"])
-        for made in attempts.values()
-        for attempt in made
-        if "traceback" in attempt
-    }
-    return dataclasses.replace(
-        study, trials=trials, reasons={**kept, **reasons}, tracebacks={**study.tracebacks, **texts}
-    )
-
-
-def _merge(before: Trials, fresh: Trials) -> Trials:
-    """Known and new trials, by number; rows that were read again take the place of the old ones."""
-    old = before[~np.isin(before["trial_id"], fresh["trial_id"])]
-    merged = np.concatenate([old, fresh])
-    merged = merged[np.argsort(merged["number"], kind="stable")]
-    merged.setflags(write=False)
-    return merged
-
-
-def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
-    found = np.zeros(len(rows), dtype=TRIAL)
-    _, ids, numbers, states, started, ended, values, costs, _ = zip(*rows, strict=True)
-    found["trial_id"], found["number"] = ids, numbers
-    found["tell_index"] = [
-        extras.get(key, {}).get("tell_index", number) for key, number in zip(ids, numbers, strict=True)
-    ]
-    found["inherited"] = ["inherited" in extras.get(key, {}) for key in ids]
-    found["state"] = [state.value for state in states]
-    found["started"], found["ended"] = seconds(started), seconds(ended)
-    loss = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    found["asked"] = [extras.get(key, {}).get("images") or 0 for key in ids]
-    found["loss"] = np.where(np.isin(found["state"], [state.value for state in SUCCEEDED]), loss, np.nan)
-    parsed = _parse_all(costs)
-    for name in COSTS:
-        found[name] = [cost.get(name, 0.0) for cost in parsed]
+def trials_as_array(trials: Sequence[FrozenTrial]) -> Trials:
+    """``[n]`` of :data:`TRIAL`."""
+    found = np.zeros(len(trials), dtype=TRIAL)
+    for row, trial in zip(found, trials, strict=True):
+        known = trial.user_attrs
+        row["number"], row["state"], row["inherited"] = trial.number, trial.state.value, "inherited" in known
+        row["tell_index"], row["retry_of"] = known.get("tell_index", trial.number), known.get("retry_of", -1)
+        row["started"], row["ended"] = _seconds(trial.datetime_start), _seconds(trial.datetime_complete)
+        row["loss"] = trial.value if trial.state in SUCCEEDED and trial.value is not None else np.nan
+        row["asked"] = (known.get("images") or 0) if trial.state == TrialState.FAIL else 0
+        for name in COSTS:
+            row[name] = known.get("cost", {}).get(name, 0.0)
     return found
 
 
-def seconds(moments: Sequence[Any]) -> Floats:
-    """Datetimes of Optuna's tables, which are UTC without a time zone → seconds since 1970."""
-    stamps = np.array(moments, dtype="datetime64[us]")
-    return np.where(np.isnat(stamps), np.nan, stamps.astype(np.int64) / 1e6)
+def _seconds(moment: datetime.datetime | None) -> float:
+    return np.nan if moment is None else moment.timestamp()
 
 
-def _parse_all(texts: Sequence[str | None]) -> list[dict[str, Any]]:
-    """JSON mappings, parsed all at once. If one cannot be read, they are parsed one by one, and that one is empty."""
-    try:
-        parsed = json.loads(f"[{','.join(text or '{}' for text in texts)}]")
-    except ValueError:
-        parsed = [parse(text, {}) for text in texts]
-    return [value if isinstance(value, dict) else {} for value in parsed]
-
-
-def parse(text: str | None, default: Any) -> Any:
-    """JSON; ``default`` where it cannot be read."""
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return default
-
-
-def _attempts(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """Trial number → its failed attempts; for a failed trial that stores none, one attempt with its reason."""
-    found: dict[int, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        attempts = parse(row[-1], None) or [] if row[-1] else []
-        if row[3] == TrialState.FAIL and not attempts:
-            attempts = [extras.get(row[1], {})]
-        if attempts:
-            found[row[2]] = attempts
-    return found
+def attempts_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:
+    """The failed attempts of a trial, each with its ``reason``."""
+    attempts = trial.user_attrs.get("attempts") or []
+    failed = trial.state == TrialState.FAIL and not attempts
+    return [{"reason": trial.user_attrs.get("reason", "unknown")}] if failed else attempts

@@ -11,6 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
 
+HOLDER = "holder"  # the attribute of a study that names its last coordinator
+
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
 """Grid → the name of its best point, as in the paper's tables."""
 

@@ -1,27 +1,20 @@
-"""Reads studies repeatedly, each time only what is new, for pages that refresh while a search runs.
+"""Reads studies repeatedly, each time only the trials that are new, for pages that refresh while a search runs.
 
-A refresh is a handful of SELECTs over all studies at once, through Optuna's own tables: new trials, trials that had not
-succeeded last time, attributes of studies that can change, and locks. Coefficients, most of a database, are read only
-for requested trials. Nothing is ever written.
-
-The state of a trial is read before, or together with, what its end committed, so no snapshot is needed.
+Trials come through Optuna's cache, which never reads a trial again that has ended. Nothing is ever written.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import sqlalchemy as sa
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.storages import RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.settings import near_miss
@@ -29,33 +22,31 @@ from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
-    HOLDER,
     TRIAL,
     Floats,
-    Rows,
+    Holder,
     StudyHistory,
-    parse,
-    seconds,
+    Trials,
+    attempts_of,
+    trials_as_array,
     with_attributes,
-    with_trials,
 )
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import SUCCEEDED, is_ours, is_search, split_name
-from lcsc_opt.database.nodes import NODES
-from lcsc_opt.database.tables import (
-    ARTIFACT_PREFIX,
-    ATTRIBUTES,
-    PARAMETERS,
-    STUDY_ATTRIBUTES,
-    SYSTEM_ATTRIBUTES,
-    TRIALS,
-    VALUES,
-    our_studies,
-)
+from lcsc_opt.database.names import HOLDER, SUCCEEDED, is_search, split_name
+from lcsc_opt.database.store import StoredStudy, our_studies
 
-BATCH = 400  # conditions of one statement, which databases limit
-FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")
-CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out", HOLDER, NODES)
+UNSEEN = (HOLDER, "nodes")  # attributes whose changes make no new revision
+
+
+@dataclasses.dataclass
+class _Known:
+    """A study as it was last read; ``trials`` are all of its trials, also those that the history leaves out."""
+
+    study: StoredStudy
+    created: Any
+    history: StudyHistory
+    trials: Trials
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class HistoryReader:
@@ -63,12 +54,13 @@ class HistoryReader:
 
     def __init__(self, storage: RDBStorage) -> None:
         self.storage, self._lock = storage, threading.Lock()
-        self._known: dict[str, StudyHistory] = {}
+        self._cached = get_storage(storage)
+        self._known: dict[str, _Known] = {}
         self._revisions = itertools.count(1)
 
     def names(self) -> list[str]:
         """The names of our studies, in the order in which they were created."""
-        return list(in_database(self.storage, self._study_ids))
+        return list(our_studies(self.storage))
 
     def searches(self) -> list[str]:
         """The names of our studies that are searches: all but landscapes."""
@@ -103,8 +95,10 @@ class HistoryReader:
         for name in wanted:
             split_name(name)
         with self._lock:
-            in_database(self.storage, lambda: self._refresh(wanted))
-            return tuple(self._known[name] for name in wanted if name in self._known)
+            studies = our_studies(self.storage)
+            running = in_database(self.storage, lambda: locked(self.storage, wanted))
+            there = [name for name in wanted if name in studies]
+            return tuple(self._read(name, studies[name], running=name in running) for name in there)
 
     def read_study(self, name: str) -> StudyHistory:
         """One study as it is now.
@@ -122,233 +116,100 @@ class HistoryReader:
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, a row for each number; NaN where a trial stores none."""
-        ids = trial_ids(study, numbers)
-        found = {key: json.loads(text) for key, _, text in self._attributes(ids, ["coefficients"])}
-        count = len(study.steps) or max(map(len, found.values()), default=0)
-        missing = [np.nan] * count
-        return np.array([found.get(key, missing) for key in ids], dtype=np.float64).reshape(len(ids), count)
+        found = [trial.user_attrs.get("coefficients") for trial in self._trials_of(study, numbers)]
+        count = len(study.steps) or max((len(row) for row in found if row is not None), default=0)
+        rows = [[np.nan] * count if row is None else row for row in found]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), count)
 
     def parameters(self, study: StudyHistory, numbers: Sequence[int]) -> dict[str, Floats]:
         """``sum_abs`` and ``effective`` of trials, ``[m]`` each; NaN where they are not stored."""
-        ids = trial_ids(study, numbers)
-        place = {key: i for i, key in enumerate(ids)}
-        found = {name: np.full(len(ids), np.nan) for name in ("sum_abs", "effective")}
-
-        def chosen(batch: list[int]) -> sa.Select[Any]:
-            columns = (PARAMETERS.c.trial_id, PARAMETERS.c.param_name, PARAMETERS.c.param_value)
-            named = PARAMETERS.c.param_name.in_(list(found))
-            return sa.select(*columns).where(PARAMETERS.c.trial_id.in_(batch), named)
-
-        for key, name, value in self._in_batches(ids, chosen):
-            found[name][place[key]] = value
-        return found
+        trials = self._trials_of(study, numbers)
+        return {
+            name: np.array([trial.params.get(name, np.nan) for trial in trials], dtype=np.float64)
+            for name in ("sum_abs", "effective")
+        }
 
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
-        """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored beside a trial, by filename."""
+        """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored with a trial, by filename."""
+        return StoredStudy(self.storage, study.study, study.study_id).artifacts(number)
 
-        def chosen(batch: list[int]) -> sa.Select[Any]:
-            named = SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX, autoescape=True)
-            return sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(SYSTEM_ATTRIBUTES.c.trial_id.in_(batch), named)
+    def _trials_of(self, study: StudyHistory, numbers: Sequence[int]) -> list[FrozenTrial]:
+        found = in_database(self.storage, lambda: self._cached.get_all_trials(study.study_id, deepcopy=False))
+        trials = {trial.number: trial for trial in found}
+        for number in numbers:
+            if number not in trials:
+                raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {len(trials) - 1}")
+        return [trials[number] for number in numbers]
 
-        texts = [row[0] for row in self._in_batches(trial_ids(study, [number]), chosen)]
-        described = [json.loads(json.loads(text)) for text in texts]  # Optuna stores a string of JSON
-        return sorted(described, key=lambda meta: str(meta.get("filename")))
+    def _read(self, name: str, attributes: Mapping[str, Any], *, running: bool) -> StudyHistory:
+        """Bring one study up to date."""
+        known = self._known.get(name)
+        if known is None or known.created != attributes.get("created"):
+            if known is not None:  # deleted and made again, perhaps with the same key
+                self._cached = get_storage(self.storage)
+            known = self._known[name] = self._new(name, attributes)
+        before = known.history
+        changed = {key: value for key, value in attributes.items() if key not in UNSEEN} != known.attributes
+        study = with_attributes(before, attributes)
+        if changed or not before.ended or running:
+            study, is_new = self._with_trials(known, study, attributes)
+            changed = changed or is_new
+        known.attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
+        holder = Holder(**attributes[HOLDER]) if running and attributes.get(HOLDER) else None
+        revision = next(self._revisions) if changed else before.revision
+        known.history = dataclasses.replace(study, holder=holder, revision=revision, read_at=time.time())
+        return known.history
 
-    def _attributes(self, ids: Sequence[int], keys: Sequence[str]) -> Rows:
-        def chosen(batch: list[int]) -> sa.Select[Any]:
-            columns = (ATTRIBUTES.c.trial_id, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
-            return sa.select(*columns).where(ATTRIBUTES.c.trial_id.in_(batch), ATTRIBUTES.c.key.in_(keys))
+    def _new(self, name: str, attributes: Mapping[str, Any]) -> _Known:
+        experiment, optimizer, seed = split_name(name)
+        study = StoredStudy.open(self.storage, name)
+        nothing = np.empty(0, dtype=TRIAL)
+        history = StudyHistory(study.key, name, experiment, optimizer, seed, nothing)
+        return _Known(study, attributes.get("created"), history, nothing)
 
-        return self._in_batches(ids, chosen)
-
-    def _in_batches(self, ids: Sequence[int], chosen: Any) -> Rows:
-        statements = [chosen(batch) for batch in _batches(ids)]
-
-        def fetch() -> Rows:
-            with self.storage.engine.connect() as connection:
-                return _fetch(connection, statements)
-
-        return in_database(self.storage, fetch) if statements else []
-
-    def _study_ids(self) -> dict[str, int]:
-        with self.storage.engine.connect() as connection:
-            return {name: key for name, key in our_studies(connection).items() if is_ours(name)}
-
-    def _refresh(self, names: Sequence[str]) -> None:
-        """Bring the studies of these names up to date; nothing changes unless everything could be read."""
-        ids = self._study_ids()
-        known = {name: study for name, study in self._known.items() if ids.get(name) == study.study_id}
-        running = locked(self.storage, names)
-        with self.storage.engine.connect() as connection:
-            wanted = {name: ids[name] for name in names if name in ids}
-            before = {name: known[name] for name in wanted if name in known}
-            again = _unsettled(connection, before)
-            before = {name: study for name, study in before.items() if not _is_another(study, again)}
-            studies = [before.get(name) or _empty(name, key) for name, key in wanted.items()]
-            attributes = _study_attributes(connection, studies, {study.study_id for study in before.values()})
-            described = [with_attributes(study, attributes[study.study_id]) for study in studies]
-            rows = _new_trials(connection, described, again)
-            extras = _extras(connection, described, rows)
-            updated = [with_trials(study, rows.get(study.study_id, []), extras) for study in described]
-            updated = [_with_metric(connection, study) for study in updated]
-            updated = [_with_average(connection, old, new) for old, new in zip(studies, updated, strict=True)]
-        now = time.time()
-        for old, new in zip(studies, updated, strict=True):
-            revision = next(self._revisions) if _is_changed(old, new) else old.revision
-            known[new.study] = dataclasses.replace(
-                new, holder=new.holder if new.study in running else None, revision=revision, read_at=now
-            )
-        self._known = known
-
-
-def trial_ids(study: StudyHistory, numbers: Sequence[int]) -> list[int]:
-    """The database's keys of trials.
-
-    Raises:
-        StudyStoreError: the study has no trial of that number.
-    """
-    known = dict(zip(study.trials["number"].tolist(), study.trials["trial_id"].tolist(), strict=True))
-    for number in numbers:
-        if number not in known:
-            raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {len(known) - 1}")
-    return [known[number] for number in numbers]
-
-
-def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, BATCH)):
-        yield batch
-
-
-def _fetch(connection: sa.Connection, statements: Iterable[Any]) -> Rows:
-    return [tuple(row) for statement in statements for row in connection.execute(statement)]
-
-
-def _empty(name: str, study_id: int) -> StudyHistory:
-    experiment, optimizer, seed = split_name(name)
-    return StudyHistory(study_id, name, experiment, optimizer, seed, np.empty(0, dtype=TRIAL))
-
-
-def _select_trials(*conditions: Any) -> sa.Select[Any]:
-    """Study, trial, number, state, start, end, value, its cost and its attempts, as far as committed."""
-    attributes = [ATTRIBUTES.alias(key) for key in ("cost", "attempts")]
-    joined: Any = TRIALS.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
-    for attribute in attributes:
-        joined = joined.outerjoin(
-            attribute, (attribute.c.trial_id == TRIALS.c.trial_id) & (attribute.c.key == attribute.name)
+    def _with_trials(
+        self, known: _Known, study: StudyHistory, attributes: Mapping[str, Any]
+    ) -> tuple[StudyHistory, bool]:
+        """The study with its trials as they are now, and whether any of them is new or has changed."""
+        found = in_database(self.storage, lambda: self._cached.get_all_trials(study.study_id, deepcopy=False))
+        waiting = [state.value for state in TrialState if not state.is_finished()]
+        ended = set(known.trials["number"][~np.isin(known.trials["state"], waiting)].tolist())
+        fresh = [trial for trial in found if trial.number not in ended]
+        kept = known.trials[np.isin(known.trials["number"], list(ended))]
+        trials = np.concatenate([kept, trials_as_array(fresh)])
+        trials = trials[np.argsort(trials["number"], kind="stable")]
+        is_new = trials.tobytes() != known.trials.tobytes()
+        known.trials = trials
+        forgotten = (attributes.get("retry") or {}).get("forgotten", ())
+        mended = trials["retry_of"][np.isin(trials["state"], [state.value for state in SUCCEEDED])]
+        shown = trials[~np.isin(trials["number"], [*forgotten, *mended[mended >= 0].tolist()])]
+        shown.setflags(write=False)
+        attempts = {trial.number: made for trial in fresh if (made := attempts_of(trial))}
+        reasons = {n: tuple(str(one.get("reason", "unknown")) for one in made) for n, made in attempts.items()}
+        numbers = set(shown["number"].tolist())
+        texts = {
+            str(one["reason"]): str(one["traceback"])
+            for made in attempts.values()
+            for one in made
+            if "traceback" in one
+        }
+        study = dataclasses.replace(
+            study,
+            trials=shown,
+            reasons={n: why for n, why in {**study.reasons, **reasons}.items() if n in numbers},
+            tracebacks={**study.tracebacks, **texts},
         )
-    own = [TRIALS.c[name] for name in ("study_id", "trial_id", "number", "state", "datetime_start")]
-    found = [attribute.c.value_json for attribute in attributes]
-    columns = (*own, TRIALS.c.datetime_complete, VALUES.c.value, *found)
-    return sa.select(*columns).select_from(joined).where(*conditions)
+        return self._with_names(study, {trial.number: trial for trial in found}), is_new
 
-
-def _unsettled(connection: sa.Connection, studies: Mapping[str, StudyHistory]) -> dict[int, tuple[Any, ...]]:
-    """Trials that had not ended, or had failed and may be tried again, and each study's last one.
-
-    Returns:
-        Trial → its row as it is now.
-    """
-    ids = []
-    for study in studies.values():
-        succeeded = np.isin(study.trials["state"], [state.value for state in SUCCEEDED])
-        open_ones = study.trials["trial_id"][~succeeded].tolist()
-        ids += sorted({*open_ones, *study.trials["trial_id"][-1:].tolist()})
-    statements = (_select_trials(TRIALS.c.trial_id.in_(batch)) for batch in _batches(ids))
-    return {row[1]: row for row in _fetch(connection, statements)}
-
-
-def _is_another(study: StudyHistory, rows: Mapping[int, tuple[Any, ...]]) -> bool:
-    """Whether a study was deleted and made again since it was read: its last trial is gone, or is not the same one."""
-    if not len(study.trials):
-        return False
-    last = study.trials[-1]
-    row = rows.get(int(last["trial_id"]))
-    if row is None:
-        return True
-    same = (study.study_id, int(last["number"])) == (row[0], row[2])
-    return not (same and np.array_equal(seconds([row[4]]), [last["started"]], equal_nan=True))
-
-
-def _new_trials(
-    connection: sa.Connection, studies: Sequence[StudyHistory], again: Mapping[int, tuple[Any, ...]]
-) -> dict[int, Rows]:
-    """Study → rows of trials that are new, or that were read again."""
-    last = {study.study_id: int(study.trials["trial_id"].max(initial=-1)) for study in studies}
-    rows = [row for row in again.values() if row[1] <= last.get(row[0], -1)]
-    for batch in _batches(list(last.items())):
-        newer = [(TRIALS.c.study_id == study_id) & (TRIALS.c.trial_id > key) for study_id, key in batch]
-        rows += _fetch(connection, [_select_trials(sa.or_(*newer))])
-    grouped: dict[int, Rows] = {}
-    for row in rows:
-        grouped.setdefault(row[0], []).append(row)
-    return grouped
-
-
-def _extras(
-    connection: sa.Connection, studies: Sequence[StudyHistory], rows: Mapping[int, Rows]
-) -> dict[int, dict[str, Any]]:
-    """Trial → ``inherited``, ``reason``, ``tell_index`` and ``images``, where it has them; read only where one may."""
-    ids = [
-        row[1]
-        for study in studies
-        for row in rows.get(study.study_id, ())
-        if study.forked_from or not study.ordered or row[3] == TrialState.FAIL
-    ]
-    found: dict[int, dict[str, Any]] = {}
-    for batch in _batches(ids):
-        columns = (ATTRIBUTES.c.trial_id, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
-        named = ATTRIBUTES.c.key.in_(["inherited", "reason", "tell_index", "images"])
-        for key, name, text in connection.execute(sa.select(*columns).where(ATTRIBUTES.c.trial_id.in_(batch), named)):
-            found.setdefault(key, {})[name] = parse(text, None)
-    return found
-
-
-def _study_attributes(
-    connection: sa.Connection, studies: Sequence[StudyHistory], known: set[int]
-) -> dict[int, dict[str, Any]]:
-    """Study → name → value. Attributes that never change are read only of studies that are not known yet."""
-    found: dict[int, dict[str, Any]] = {study.study_id: {} for study in studies}
-    columns = (STUDY_ATTRIBUTES.c.study_id, STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json)
-    for batch in _batches(list(found)):
-        unknown = [key for key in batch if key not in known]
-        wanted = STUDY_ATTRIBUTES.c.study_id.in_(batch) & STUDY_ATTRIBUTES.c.key.in_(CHANGING_ATTRIBUTES)
-        fixed = STUDY_ATTRIBUTES.c.study_id.in_(unknown) & STUDY_ATTRIBUTES.c.key.in_(FIXED_ATTRIBUTES)
-        chosen = sa.select(*columns).where(sa.or_(wanted, fixed))
-        for study_id, name, text in connection.execute(chosen):
-            found[study_id][name] = parse(text, None)
-    return found
-
-
-def _with_average(connection: sa.Connection, before: StudyHistory, study: StudyHistory) -> StudyHistory:
-    """An EMA grid with the name of the average that is its answer, read where it has another answer than before."""
-    if study.optimizer != EMA_GRID or study.chosen in (None, before.chosen):
+    def _with_names(self, study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> StudyHistory:
+        """The study with the name of its loss, and of an EMA grid's answer."""
+        if study.metric == "loss" and not study.keeps and study.best is not None:
+            metrics = trials[study.best].user_attrs.get("metrics") or {}
+            name = next((name for name, value in metrics.items() if value == study.searched), "loss")
+            formula, at, extractor = name.partition("@")  # one of one's own is called module:factory, too long to show
+            shown = name if name == "loss" else f"{formula.upper()}{at}{extractor.rpartition(':')[2]}"
+            study = dataclasses.replace(study, metric=shown)
+        if study.optimizer == EMA_GRID and study.chosen is not None:
+            found = np.array(trials[study.chosen].user_attrs.get("coefficients", ()), dtype=np.float64)
+            study = dataclasses.replace(study, average=average_name(found, study.steps))
         return study
-    chosen = sa.select(ATTRIBUTES.c.value_json).where(
-        ATTRIBUTES.c.trial_id == trial_ids(study, [study.chosen])[0], ATTRIBUTES.c.key == "coefficients"
-    )
-    found = np.array(parse(connection.scalar(chosen), []), dtype=np.float64)
-    return dataclasses.replace(study, average=average_name(found, study.steps))
-
-
-def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory:
-    """The study with the name of the metric that is its loss, found in its best trial."""
-    if study.metric != "loss" or study.keeps or study.best is None:
-        return study
-    chosen = sa.select(ATTRIBUTES.c.value_json).where(
-        ATTRIBUTES.c.trial_id == trial_ids(study, [study.best])[0], ATTRIBUTES.c.key == "metrics"
-    )
-    metrics = parse(connection.scalar(chosen), {}) or {}
-    name = next((name for name, value in metrics.items() if value == study.searched), "loss")
-    formula, at, extractor = name.partition("@")  # an extractor of one's own is called module:factory: too long to show
-    name = name if name == "loss" else f"{formula.upper()}{at}{extractor.rpartition(':')[2]}"
-    return dataclasses.replace(study, metric=name)
-
-
-def _is_changed(before: StudyHistory, after: StudyHistory) -> bool:
-    same = all(getattr(before, name) == getattr(after, name) for name in ("budget", "ended", "held_out", "steps"))
-    return not (same and _bytes(before.trials) == _bytes(after.trials))
-
-
-def _bytes(trials: npt.NDArray[Any]) -> bytes:
-    return bytes(trials.tobytes())

@@ -1,33 +1,33 @@
-"""The Optuna study database: open it, write candidates and results, read them back.
+"""The Optuna study database: written by the process that runs a study, read by anybody.
 
 One Optuna study stands for one (study file, optimizer, seed) and is called ``digits/LCSC/0``. The number of a trial
-is the index of its ask. Everything is reachable with plain Optuna:
+is the index of its ask, unless failed trials were evaluated again. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
-trial                  value (the loss), state (``PRUNED``, with the loss as its intermediate value, where that does
-                       not compare with others), ``datetime_start``, ``datetime_complete``; for Optuna's plots the
-                       parameters ``sum_abs`` (Σ|a|) and ``effective`` (checkpoints that matter)
+trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
+                       ``datetime_start``, ``datetime_complete``; for Optuna's plots the parameters ``sum_abs`` (Σ|a|)
+                       and ``effective`` (checkpoints that matter)
 user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
-                       each with its ``traceback``, and the ``reason`` of a failed trial; ``told_failed`` where one is
-                       evaluated again, and its optimizer told of the failure; ``held_out``, ``selection`` of trials
-                       scored on other noise, ``look_held_out``, ``look_selection`` where this did not become the
-                       study's result; ``inherited`` of trials that were taken over from another study;
+                       each with its ``traceback``, and the ``reason`` of a failed trial; ``retry_of`` where a failed
+                       trial was evaluated again; ``inherited`` of trials that were taken over from another study;
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
-                       ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
-                       how many trials may be between ask and tell; ``spread_images``), ``search_ended``, ``held_out``
-                       (the report), ``baselines`` (what was measured of EMA* and the like on held-out noise),
+                       ``created``, ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism``
+                       (``in_flight``: how many trials may be between ask and tell; ``spread_images``), ``holder``,
+                       ``search_ended``, ``measured`` (trials on selection and held-out noise), ``held_out`` (the
+                       report), ``baselines`` (what was measured of EMA* and the like on held-out noise), ``retry``,
                        ``changes``; ``ray`` (which cluster evaluates), ``nodes`` (what the workers of each machine
                        do, written now and then while a search with workers is run)
 =====================  =======================================================================================
 
-A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
-before the optimizer is told. Whoever writes holds the study's lock (:mod:`lcsc_opt.database.lock`).
+A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first
+and the state last, before the optimizer is told: a trial without its state is evaluated again. Whoever writes holds the
+study's lock (:mod:`lcsc_opt.database.lock`).
 
 Every read and write is tried again when the connection was lost. A commit may then have succeeded without its
-acknowledgement, so each write first checks whether it was committed already: nothing is lost or doubled.
+acknowledgement, so each write can be repeated: nothing is lost or doubled.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
+import itertools
 import json
 import mimetypes
 import os
@@ -45,58 +47,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import optuna
-import sqlalchemy as sa
-from optuna.artifacts import FileSystemArtifactStore
+from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.files import replacing
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
-from lcsc_opt.database import tables
-from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.history import HOLDER
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.database.connection import in_database, quiet_optuna
 from lcsc_opt.database.lock import StudyLock, lock_of
-from lcsc_opt.database.names import SUCCEEDED, differences
+from lcsc_opt.database.names import HOLDER, SUCCEEDED, differences
 from lcsc_opt.database.urls import masked
 
-TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
-RETAKE_SECONDS = 30.0
+ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
+LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
+RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
+INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "excess", "reason", "attempts")
 T = TypeVar("T")
+
+
+def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
+    """Name → user attributes of the studies that lcsc_opt made, in the order in which they were created."""
+    studies = in_database(storage, storage.get_all_studies)
+    return {study.study_name: study.user_attrs for study in studies if _is_made_by_us(study.user_attrs)}
 
 
 def study_names(storage: RDBStorage) -> list[str]:
     """The names of all studies that lcsc_opt made, in the order in which they were created."""
-
-    def read() -> list[str]:
-        with storage.engine.connect() as connection:
-            return list(tables.our_studies(connection))
-
-    return in_database(storage, read)
+    return list(our_studies(storage))
 
 
 def other_studies(storage: RDBStorage) -> int:
     """How many studies of the database were made by other programs; they are left alone."""
-
-    def count() -> int:
-        with storage.engine.connect() as connection:
-            return int(connection.scalar(sa.select(sa.func.count()).select_from(tables.STUDIES)) or 0)
-
-    return in_database(storage, count) - len(study_names(storage))
+    return sum(not _is_made_by_us(study.user_attrs) for study in in_database(storage, storage.get_all_studies))
 
 
-@dataclasses.dataclass(frozen=True)
-class TrialKey:
-    """Which trial: its number in the study, and the database's own key."""
-
-    number: int
-    trial_id: int
-
-    @classmethod
-    def of(cls, trial: FrozenTrial) -> TrialKey:
-        """The key of a trial that was read."""
-        return cls(trial.number, trial._trial_id)
+def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
+    return str(attributes.get("created_by")).startswith("lcsc_opt")
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
@@ -117,17 +107,15 @@ class StoredStudy:
     Attributes:
         storage: Optuna's.
         name: ``experiment/optimizer/seed``.
+        key: the database's own key of the study.
     """
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
-        self.storage, self.name, self._study_id = storage, name, study_id
+        self.storage, self.name, self.key = storage, name, study_id
         self._lock: StudyLock | None = None
         self._holder: dict[str, Any] = {}
-
-    @property
-    def key(self) -> int:
-        """The database's own key of the study."""
-        return self._study_id
+        self._count: int | None = None  # of trials
+        self._ids: dict[int, int] = {}  # number of a trial → the database's key
 
     @classmethod
     def open(cls, storage: RDBStorage, name: str) -> StoredStudy:
@@ -141,40 +129,25 @@ class StoredStudy:
         except KeyError as error:
             known = ", ".join(study_names(storage)) or "none"
             raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
-        if name not in study_names(storage):
+        if not _is_made_by_us(study.attributes):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         return study
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
-        """Open a study, or create it with all of ``attributes`` at once.
-
-        Two processes may race for it: one of them creates it.
-        """
-
-        def create_if_missing() -> None:
-            try:
-                storage.get_study_id_from_name(name)
-            except KeyError:
-                with contextlib.suppress(sa.exc.IntegrityError):
-                    create(storage, name, attributes)
-
-        in_database(storage, create_if_missing)
+        """Open a study, or create it with ``attributes``. Two processes may race for it: one of them creates it."""
+        if name not in our_studies(storage):
+            create(storage, name, attributes, exist_ok=True)
         return cls.open(storage, name)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The study's user attributes."""
-        return in_database(self.storage, lambda: self.storage.get_study_user_attrs(self._study_id))
+        return in_database(self.storage, lambda: self.storage.get_study_user_attrs(self.key))
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
-
-        def write() -> None:
-            self._keep_lock()
-            self.storage.set_study_user_attr(self._study_id, name, value)
-
-        in_database(self.storage, write)
+        self._write(lambda: self.storage.set_study_user_attr(self.key, name, value))
 
     def require(self, attribute: str, expected: Any, *, part: str | None = None) -> None:
         """Check that the study was made with these settings, in an attribute or one part of it.
@@ -193,9 +166,10 @@ class StoredStudy:
             )
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials in the order of their numbers."""
-        trials = in_database(self.storage, lambda: self.storage.get_all_trials(self._study_id, deepcopy=False))
-        return sorted(trials, key=lambda trial: trial.number)
+        """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""
+        forgotten = set((self.attributes.get("retry") or {}).get("forgotten", ()))
+        trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
+        return sorted((trial for trial in trials if trial.number not in forgotten), key=lambda trial: trial.number)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -211,12 +185,194 @@ class StoredStudy:
             who = f"on {holder['host']} by process {holder['process']} since {since}"
             raise StudyStoreError(f"{self.name}: is being run {who}; wait for it, or end it")
         self._lock, self._holder = lock, {"host": platform.node(), "process": os.getpid(), "since": time.time()}
+        self._count = None
         try:
             self.set_attribute(HOLDER, self._holder)
             yield
         finally:
             self._lock = None
             lock.free()
+
+    def add_candidate(
+        self, candidate: Candidate, *, tells_before: int | None = None, retry_of: int | None = None
+    ) -> int:
+        """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
+
+        Args:
+            candidate: what is evaluated.
+            tells_before: how many results were told before this ask, where tells do not follow the order of asks.
+            retry_of: the number of the failed trial that is evaluated again.
+
+        Returns:
+            The number of the trial.
+        """
+        optional = {"tells_before": tells_before, "retry_of": retry_of}
+        attributes = {**candidate_attributes(candidate), "tell_index": self._next}
+        attributes |= {name: value for name, value in optional.items() if value is not None}
+        return self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes, **_summary(candidate)))
+
+    @property
+    def _next(self) -> int:
+        """The number of the next trial."""
+        if self._count is None:
+            self._count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
+        return self._count
+
+    def _add(self, trial: FrozenTrial) -> int:
+        number, attempts = self._next, itertools.count()
+
+        def add() -> int:
+            if next(attempts):  # an earlier attempt may have been committed
+                with contextlib.suppress(KeyError):
+                    return self.storage.get_trial_id_from_study_id_trial_number(self.key, number)
+            return self.storage.create_new_trial(self.key, trial)
+
+        self._ids[number] = self._write(add)
+        self._count = number + 1
+        return number
+
+    def finish(self, number: int, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
+        """Commit a result: metrics, cost and gradient, then the value and the state.
+
+        The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
+        """
+        attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": evaluation.cost.as_dict()}
+        if evaluation.gradient is not None:
+            attributes["gradient"] = evaluation.gradient.tolist()
+        if evaluation.excess is not None:
+            attributes["excess"] = evaluation.excess
+        state = TrialState.COMPLETE if compares else TrialState.PRUNED
+        self._end(number, state, attributes, tell_index, value=evaluation.loss)
+
+    def fail(self, number: int, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
+        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last reason is the trial's."""
+        attributes = {
+            "reason": attempts[-1]["reason"],
+            "attempts": list(attempts),
+            "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
+        }
+        self._end(number, TrialState.FAIL, attributes, tell_index)
+
+    def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
+        """Commit the failed attempts of a trial that is evaluated again."""
+        self._annotate(number, {"attempts": list(attempts)})
+
+    def _end(
+        self, number: int, state: TrialState, attributes: dict[str, Any], tell_index: int, value: float | None = None
+    ) -> None:
+        if tell_index != number:
+            attributes["tell_index"] = tell_index
+        json.dumps(attributes)  # whatever cannot be written fails before anything is
+        trial_id = self._trial_id(number)
+
+        def end() -> None:
+            try:
+                self.storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+            except RuntimeError:  # it has ended: by an attempt whose commit was not acknowledged?
+                stored = self.storage.get_trial(trial_id)
+                if (stored.state, stored.value) != (state, value):
+                    raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
+
+        with contextlib.suppress(RuntimeError):  # it has ended, see below
+            self._annotate(number, attributes)
+        self._write(end)
+
+    def _annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
+        trial_id = self._trial_id(number)
+        for name, value in attributes.items():
+            self._write(functools.partial(self.storage.set_trial_user_attr, trial_id, name, value))
+
+    def _trial_id(self, number: int) -> int:
+        if number not in self._ids:
+            found = self.storage.get_trial_id_from_study_id_trial_number
+            self._ids[number] = in_database(self.storage, lambda: found(self.key, number))
+        return self._ids[number]
+
+    def retry_failed(self) -> tuple[int, int]:
+        """Have failed trials evaluated again when the study continues. The caller holds the study.
+
+        Failures after the last success are forgotten; their candidates are asked anew. A trial that failed before the
+        last success stays failed for its optimizer, since all later candidates depend on that; another trial,
+        ``retry_of`` it, gets the result.
+
+        Returns:
+            How many trials are evaluated again, and how many were forgotten.
+        """
+        trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
+        mended = {trial.user_attrs.get("retry_of") for trial in trials if trial.state in SUCCEEDED}
+        asked = [trial for trial in trials if "retry_of" not in trial.user_attrs]
+        last = max((trial.number for trial in asked if trial.state in SUCCEEDED), default=-1)
+        failed = [trial.number for trial in asked if trial.state == TrialState.FAIL and trial.number not in mended]
+        again = [number for number in failed if number < last]
+        tail = [trial.number for trial in asked if trial.number > last] if failed[-1:] > [last] else []
+        if again or tail:
+            before = self.attributes.get("retry") or {}
+            self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
+            self.set_attribute("held_out", None)
+            count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
+            forgotten = [*before.get("forgotten", ()), *tail]
+            self.set_attribute("retry", {"forgotten": forgotten, "again": again, "from": count})
+        return len(again), len(tail)
+
+    def measured(self, number: int) -> dict[str, Any]:
+        """What was measured of a trial on other noise than the search's: name → measurement."""
+        return dict((self.attributes.get("measured") or {}).get(str(number), {}))
+
+    def measure(self, number: int, measurements: Mapping[str, Any]) -> None:
+        """Write measurements of a trial on other noise than the search's, in place of earlier ones of these names."""
+        known = self.attributes.get("measured") or {}
+        self.set_attribute("measured", {**known, str(number): {**known.get(str(number), {}), **measurements}})
+
+    def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
+        """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
+        stored = in_database(self.storage, lambda: self.storage.get_study_system_attrs(self.key))
+        found = [json.loads(text) for name, text in stored.items() if name.startswith(ARTIFACT)]
+        return sorted(
+            (meta for meta in found if number is None or meta.get("trial") == number),
+            key=lambda meta: str(meta.get("filename")),
+        )
+
+    def attach(self, number: int, folder: Path, path: Path) -> None:
+        """Store a file as an Optuna artifact of the study, in place of an earlier one of this trial and name.
+
+        Args:
+            number: of the trial that it belongs to.
+            folder: of the artifacts.
+            path: the file.
+        """
+        artifact_id = str(
+            uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name} {self.attributes['created']} {number} {path.name}")
+        )
+        with replacing(folder / artifact_id) as pending:
+            pending.write_bytes(path.read_bytes())
+        mimetype, encoding = mimetypes.guess_type(path)
+        names = {"artifact_id": artifact_id, "filename": path.name, "trial": number}
+        meta = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
+        self._write(lambda: self.storage.set_study_system_attr(self.key, f"{ARTIFACT}{artifact_id}", json.dumps(meta)))
+
+    def stored_bytes(self) -> int:
+        """About how many bytes of the database it takes: the lengths of its texts, which are nearly all of it."""
+        attributes = (trial.user_attrs for trial in self.storage.get_all_trials(self.key, deepcopy=False))
+        study = (self.attributes, self.storage.get_study_system_attrs(self.key))
+        return sum(len(json.dumps(known)) for known in (*study, *attributes))
+
+    def delete(self) -> None:
+        """Delete the study with its trials, in one transaction."""
+
+        def delete() -> None:
+            with contextlib.suppress(KeyError):  # deleted by an attempt that was not acknowledged
+                self.storage.delete_study(self.key)
+
+        self._write(delete)
+
+    def _write(self, change: Callable[[], T]) -> T:
+        """Call ``change``, which may be repeated, and again where it was not committed, or where that is not known."""
+
+        def attempt() -> T:
+            self._keep_lock()
+            return change()
+
+        return in_database(self.storage, attempt)
 
     def _keep_lock(self) -> None:
         """Take the lock again where it was lost with a connection, unless somebody else ran the study meanwhile.
@@ -226,153 +382,91 @@ class StoredStudy:
         """
         if self._lock is None or self._lock.is_held():
             return
-        deadline = time.monotonic() + RETAKE_SECONDS  # a server may not have noticed yet that the connection is lost
+        deadline = time.monotonic() + RETAKE_SECONDS
         while not (taken := self._lock.take()) and time.monotonic() < deadline:
             time.sleep(RETAKE_SECONDS / 100)
-        if not taken or self.storage.get_study_user_attrs(self._study_id).get(HOLDER) != self._holder:
+        if not taken or self.storage.get_study_user_attrs(self.key).get(HOLDER) != self._holder:
             self._lock.free()
             raise StudyStoreError(f"{self.name}: another process runs this study; nothing more was written from here")
 
-    def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> TrialKey:
-        """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
 
-        ``tells_before`` is how many results were told before this ask, where tells do not follow the order of asks.
-        """
-        attributes = candidate_attributes(candidate)
-        if tells_before is not None:
-            attributes["tells_before"] = tells_before
-        number: int | None = None  # of an attempt whose commit was not acknowledged
+def create(
+    storage: RDBStorage,
+    name: str,
+    attributes: Mapping[str, Any],
+    trials: Sequence[FrozenTrial] = (),
+    *,
+    exist_ok: bool = False,
+) -> None:
+    """Create a study with trials that have ended. It is one of ours when all of it is there, not before.
 
-        def add(connection: sa.Connection) -> TrialKey:
-            nonlocal number
-            if number is not None:
-                trial_id = tables.find_running(connection, self._study_id, number, attributes)
-                if trial_id is not None:
-                    return TrialKey(number, trial_id)
-            number, trial_id = tables.insert_running(connection, self._study_id, attributes, candidate.coefficients)
-            return TrialKey(number, trial_id)
-
-        return self._write(add)
-
-    def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
-        """Commit a result: value, metrics, cost, gradient and the state, together.
-
-        The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
-        """
-        attributes: dict[str, Any] = {
-            "metrics": dict(evaluation.metrics),
-            "cost": evaluation.cost.as_dict(),
-            "tell_index": tell_index,
-        }
-        if evaluation.gradient is not None:
-            attributes["gradient"] = evaluation.gradient.tolist()
-        if evaluation.excess is not None:
-            attributes["excess"] = evaluation.excess
-        state = TrialState.COMPLETE if compares else TrialState.PRUNED
-        self._close(trial, state, attributes, value=evaluation.loss)
-
-    def fail(self, trial: TrialKey, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
-        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last reason is the trial's."""
-        attributes = {
-            "reason": attempts[-1]["reason"],
-            "attempts": list(attempts),
-            "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
-            "tell_index": tell_index,
-        }
-        self._close(trial, TrialState.FAIL, attributes, value=None)
-
-    def retry_failed(self) -> tuple[int, int]:
-        """Reopen failed trials, so that they are evaluated again when the study continues. The caller holds the study.
-
-        Failures after the last success are forgotten; their candidates are asked anew. A trial that failed before the
-        last success keeps its candidate. Its optimizer is told of the failure again, since all later candidates depend
-        on that; the new result counts everywhere else.
-
-        Returns:
-            How many trials are evaluated again, and how many were forgotten.
-        """
-        own = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
-        last = max((trial.number for trial in own if trial.state in SUCCEEDED), default=-1)
-        again = [trial for trial in own if trial.number < last and trial.state == TrialState.FAIL]
-        tail = [trial for trial in own if trial.number > last]
-        forgotten = tail if any(trial.state == TrialState.FAIL for trial in tail) else []
-
-        def change(connection: sa.Connection) -> None:
-            for trial in again:
-                tables.reopen_trial(connection, trial._trial_id, forget=("reason", "attempts", "cost"))
-                tables.replace_attributes(connection, trial._trial_id, {TOLD_FAILED: True})
-            tables.delete_trials(connection, [trial._trial_id for trial in forgotten])
-
-        if again or forgotten:
-            self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
-            self.set_attribute("held_out", None)
-            self._write(change)
-        return len(again), len(forgotten)
-
-    def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
-        """End a trial in one transaction on Optuna's tables; Optuna's interface would need one for each attribute."""
-
-        def close(connection: sa.Connection) -> None:
-            if not tables.end_trial(connection, trial.trial_id, state, attributes, value=value):
-                raise StudyStoreError(f"{self.name}: trial {trial.number} was finished by another process")
-
-        self._write(close)
-
-    def annotate(self, trial: TrialKey, attributes: Mapping[str, Any]) -> None:
-        """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
-        self._write(lambda connection: tables.replace_attributes(connection, trial.trial_id, attributes))
-
-    def artifacts(self) -> list[str]:
-        """The ids of the artifacts of its trials."""
-        named = self._read(lambda connection: tables.named_artifacts(connection, self._study_id))
-        return [artifact for _, artifact, _ in named]
-
-    def stored_bytes(self) -> int:
-        """About how many bytes of the database it takes."""
-        return self._read(lambda connection: tables.stored_bytes(connection, self._study_id))
-
-    def delete(self) -> None:
-        """Delete the study with its trials, in one transaction."""
-        self._write(lambda connection: tables.delete_study(connection, self._study_id))
-
-    def attach(self, trial: TrialKey, store: FileSystemArtifactStore, path: Path) -> None:
-        """Store a file as an Optuna artifact of a trial, in place of an earlier one of the same name.
-
-        Optuna's own ``upload_artifact`` refuses trials that have ended. The file is stored before it is named in the
-        database, and forgotten by the database before it is removed.
-        """
-        artifact_id = str(uuid.uuid4())
-        with path.open("rb") as content:
-            store.write(artifact_id, content)
-        mimetype, encoding = mimetypes.guess_type(path)
-        names = {"artifact_id": artifact_id, "filename": path.name}
-        described = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
-        replaced: set[str] = set()  # over all attempts: the first may have been committed
-        self._write(lambda connection: replaced.update(tables.name_artifact(connection, trial.trial_id, described)))
-        for old in replaced:
-            with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
-                store.remove(old)
-
-    def _read(self, read: Callable[[sa.Connection], T]) -> T:
-        def attempt() -> T:
-            with self.storage.engine.connect() as connection:
-                return read(connection)
-
-        return in_database(self.storage, attempt)
-
-    def _write(self, change: Callable[[sa.Connection], T]) -> T:
-        """Call ``change`` in one transaction, and again where it was not committed, or where that is not known."""
-
-        def attempt() -> T:
-            self._keep_lock()
-            with self.storage.scoped_session.session_factory.begin() as session:
-                return change(session.connection())
-
-        return in_database(self.storage, attempt)
+    Raises:
+        StudyStoreError: a study of that name exists, or another process creates it.
+    """
+    lock = lock_of(storage, name)
+    if not in_database(storage, lock.take):
+        if exist_ok and name in our_studies(storage):
+            return
+        raise StudyStoreError(f"{name}: is being made by another process")
+    try:
+        study = StoredStudy(storage, name, in_database(storage, lambda: _create_empty(storage, name)))
+        known = study.attributes
+        if exist_ok and _is_made_by_us(known):
+            return
+        if known or study._next:
+            if "created" not in known or _is_made_by_us(known):
+                raise StudyStoreError(f"{name}: exists already; give the study another name")
+            study.delete()  # whoever began to make it was killed
+            study = StoredStudy(storage, name, in_database(storage, lambda: _create_empty(storage, name)))
+        study.set_attribute("created", time.time())
+        for attribute, value in attributes.items():
+            if attribute not in ("created", "created_by"):
+                study.set_attribute(attribute, value)
+        for trial in trials:
+            study._add(trial)
+        study.set_attribute("created_by", f"lcsc_opt {VERSION}")
+    finally:
+        lock.free()
 
 
-def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
-    """Create a study in one transaction: it never exists without the specification that it was made from."""
-    created = {**attributes, "created_by": f"lcsc_opt {VERSION}"}
-    with storage.engine.begin() as connection:
-        tables.create_study(connection, name, created, trials)
+def _create_empty(storage: RDBStorage, name: str) -> int:
+    """The key of a study of this name, which is made where there is none."""
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        with quiet_optuna():
+            return storage.create_new_study([StudyDirection.MINIMIZE], name)
+
+
+def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) -> None:
+    """Create another study that holds every finished trial of ``source``, marked as inherited.
+
+    Args:
+        source: where the trials come from; it stays as it is.
+        name: of the new study.
+        attributes: its user attributes.
+
+    Raises:
+        StudyStoreError: a study of that name exists.
+    """
+    finished = [trial for trial in source.trials() if trial.state.is_finished()]
+    create(source.storage, name, attributes, [_inherited(trial, source.name) for trial in finished])
+
+
+def _inherited(trial: FrozenTrial, study: str) -> FrozenTrial:
+    origin = trial.user_attrs.get("inherited") or {"study": study, "trial": trial.number}
+    kept = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
+    copied = create_trial(state=trial.state, value=trial.value, user_attrs={**kept, "inherited": origin})
+    copied.datetime_start, copied.datetime_complete = trial.datetime_start, trial.datetime_complete
+    return copied
+
+
+def _summary(candidate: Candidate) -> dict[str, Any]:
+    """Parameters that Optuna's plots can show, with their ranges."""
+    found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
+    ranges = {
+        "sum_abs": FloatDistribution(1.0, LARGEST_SUM_ABS, log=True),
+        "effective": FloatDistribution(1.0, float(len(candidate.coefficients))),
+    }
+    params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
+    return {"params": params, "distributions": ranges}

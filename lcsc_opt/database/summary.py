@@ -111,7 +111,7 @@ def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Co
     """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
 
     Returns:
-        Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
+        Its number, its coefficients ``[K]`` and its user attributes with ``loss`` and what was measured of it.
 
     Raises:
         StudyStoreError: there is no such complete trial.
@@ -128,4 +128,4 @@ def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Co
         raise StudyStoreError(f"{study.name}: trial {number} is not complete")
     trial = complete[number]
     coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
-    return number, coefficients, {**trial.user_attrs, "loss": trial.value}
+    return number, coefficients, {**trial.user_attrs, **study.measured(number), "loss": trial.value}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.contact_sheet import contact_sheet
@@ -19,7 +18,7 @@ from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, TrialKey
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
 
@@ -90,12 +89,11 @@ def _note(own: StudyHistory, ema: StudyHistory | None) -> str:
 def _attach(storage: RDBStorage, study: StoredStudy, number: int, files: dict[str, bytes]) -> list[str]:
     folder = artifact_directory(storage.url)
     folder.mkdir(parents=True, exist_ok=True)
-    trial = next(TrialKey.of(trial) for trial in study.trials() if trial.number == number)
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in files.items():
             path = Path(temporary) / name
             path.write_bytes(content)
-            study.attach(trial, FileSystemArtifactStore(folder), path)
+            study.attach(number, folder, path)
     return list(files)
 
 

@@ -31,7 +31,7 @@ from lcsc_opt.database.history import is_kept
 from lcsc_opt.database.judges import judges_of
 from lcsc_opt.database.names import BASELINES, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, TrialKey
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
@@ -119,8 +119,8 @@ def score_held_out(
     Measurements of earlier calls with as many images are used again, also if such a call was interrupted.
 
     Args:
-        study: its trials get the attribute ``selection``, the chosen trial and the study get ``held_out``. For a look,
-            trials get ``look_selection`` and ``look_held_out``, and the study gets nothing.
+        study: its attribute ``measured`` gets ``selection`` of these trials and ``held_out`` of the chosen one, for a
+            look ``look_selection`` and ``look_held_out``; its ``held_out`` gets the report, but not for a look.
         objective: the study's.
         plan: how many images, and which noise.
         evaluate: evaluates one candidate; ``None`` does it in this process.
@@ -193,13 +193,13 @@ def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> Non
 
 
 def _selection_loss(study: StoredStudy, evaluate: Evaluate, trial: FrozenTrial, plan: HeldOutPlan) -> float:
-    for known in _measured(trial.user_attrs, SELECTION.group):
+    for known in _measured(study.measured(trial.number), SELECTION.group):
         if known["images"] == plan.images:
             return float(known["loss"])
     where = f"{study.name}: trial {trial.number}"
     evaluation = _evaluated(evaluate, _coefficients(trial), SELECTION, plan.images, where)
     measured = {**_numbers(evaluation), "images": plan.images}
-    study.annotate(TrialKey.of(trial), {_attribute(SELECTION.group, plan): measured})
+    study.measure(trial.number, {_attribute(SELECTION.group, plan): measured})
     return evaluation.loss
 
 
@@ -212,15 +212,15 @@ def _held_out(
     advance: Callable[..., None],
 ) -> Report:
     """The loss and the metrics of a trial on every group of noise, each written as soon as it is known."""
-    groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, judges)
+    groups = _known_groups(_measured(study.measured(trial.number), "held_out"), plan.images, judges)
     for noise in plan.noises:
         if noise.seed not in groups:
             where = f"{study.name}: trial {trial.number}"
             groups[noise.seed] = _numbers(_evaluated(evaluate, _coefficients(trial), noise, plan.images, where))
-            study.annotate(TrialKey.of(trial), {_attribute("held_out", plan): _summary(groups, plan.images)})
+            study.measure(trial.number, {_attribute("held_out", plan): _summary(groups, plan.images)})
         advance(note=f"{groups[noise.seed]['loss']:.4g}")
     if plan.keep:  # also stores measurements of looks that are used again
-        study.annotate(TrialKey.of(trial), {"held_out": _summary(groups, plan.images)})
+        study.measure(trial.number, {"held_out": _summary(groups, plan.images)})
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
 
 
@@ -310,9 +310,9 @@ def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     ema = best_ema([found for found in grids if _function_of(opened[found.study]) == searched])
     if ema is None or (coefficients := reader.answer(ema)) is None:
         return None
-    [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.chosen]
-    origin = {"study": ema.study, "trial": trial.number, "label": ema.label}
-    return _Baseline(EMA, coefficients, origin, _measured(trial.user_attrs, "held_out"))
+    assert ema.chosen is not None  # it has an answer
+    origin = {"study": ema.study, "trial": ema.chosen, "label": ema.label}
+    return _Baseline(EMA, coefficients, origin, _measured(opened[ema.study].measured(ema.chosen), "held_out"))
 
 
 def _function_of(study: StoredStudy) -> tuple[Any, Any]:

@@ -29,13 +29,14 @@ from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluat
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.database.names import SUCCEEDED
-from lcsc_opt.database.store import TOLD_FAILED, StoredStudy, TrialKey, candidate_attributes
+from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
 from lcsc_opt.search.failure_policy import FailurePolicy
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
+RETRY_OF = "retry_of"  # attribute of a trial: the failed one that it evaluates again
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
 
@@ -44,18 +45,17 @@ class _Asked:
     """A trial between ask and tell.
 
     Attributes:
-        told_failed: the optimizer was told that this trial failed. It is told the same again, whatever the result now.
         failed_now: it failed in this run.
     """
 
-    trial: TrialKey
+    number: int
     candidate: Candidate
-    parameter: Any  # Nevergrad's candidate
+    request: Request
+    parameter: Any = None  # Nevergrad's candidate; none for a failed trial that is evaluated again
     attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     future: concurrent.futures.Future[Outcome] | None = None
     outcome: Outcome | None = None
     tell_index: int | None = None
-    told_failed: bool = False
     failed_now: bool = False
 
 
@@ -96,7 +96,9 @@ class Search:
         self._environment_change = environment_change
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
-        self._stored = trials[len(self._inherited) :]
+        own = trials[len(self._inherited) :]
+        self._stored = [trial for trial in own if RETRY_OF not in trial.user_attrs]
+        self._retries = {trial.user_attrs[RETRY_OF]: trial for trial in own if RETRY_OF in trial.user_attrs}
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
         self._most_in_flight = in_flight
@@ -136,6 +138,7 @@ class Search:
             SearchFailedError: every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
+        self._evaluate_again()
         number = asked = 0
         while asked < self.budget.total:
             while self._must_tell_before(number):
@@ -143,7 +146,7 @@ class Search:
             if getattr(self._optimizer, "finished", False):
                 break
             self._in_flight.append(self._ask(number))
-            asked += self._price(request_of(self._in_flight[-1].parameter))
+            asked += self._price(self._in_flight[-1].request)
             number += 1
         while self._in_flight:
             self._tell_next(on_tell)
@@ -174,6 +177,35 @@ class Search:
                 raise StudySpecError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
         self._failing.count = 0  # failures of the other study do not count
 
+    def _evaluate_again(self) -> None:
+        """Evaluate failed trials again where that was asked for, each as another trial; the optimizer is not told."""
+        retry = self._study.attributes.get("retry") or {}
+        for trial in (trial for trial in self._stored if trial.number in retry.get("again", ())):
+            while len(self._in_flight) >= self._most_in_flight:
+                self._collect()
+            request, known = _request(trial), self._retries.get(trial.number)
+            begun = known is not None and known.number >= retry["from"]
+            candidate = Candidate(_coefficients(trial), request.images, request.noise)
+            if known is None or not begun:
+                number = self._study.add_candidate(candidate, retry_of=trial.number)
+            elif known.state.is_finished():
+                continue
+            else:
+                number = known.number
+            self._in_flight.append(self._submit(_Asked(number, candidate, request)))
+        while self._in_flight:
+            self._collect()
+        if retry.get("again"):
+            found = (trial for trial in self._study.trials() if RETRY_OF in trial.user_attrs)
+            self._retries = {trial.user_attrs[RETRY_OF]: trial for trial in found}
+        for trial in self._retries.values():
+            if isinstance(outcome := stored_outcome(trial), Evaluation):
+                self._remember_best(outcome.loss, trial.number, _request(trial))
+
+    def _collect(self) -> None:
+        self._commit_finished()
+        self._in_flight = [asked for asked in self._in_flight if asked.outcome is None]
+
     def _must_tell_before(self, number: int) -> bool:
         """Whether a result must be told before the ask of this number."""
         if self._tells == "as-completed" and number < len(self._stored):
@@ -186,12 +218,12 @@ class Search:
         candidate = candidate_of(parameter)
         if number >= len(self._stored):
             tells_before = self.told if self._tells == "as-completed" else None
-            trial = self._study.add_candidate(candidate, tells_before=tells_before)
-            return self._submit(_Asked(trial, candidate, parameter))
+            added = self._study.add_candidate(candidate, tells_before=tells_before)
+            return self._submit(_Asked(added, candidate, request_of(parameter), parameter))
         stored = self._stored[number]
-        self._verify(stored, number, candidate)
-        asked = _Asked(TrialKey.of(stored), candidate, parameter, list(stored.user_attrs.get("attempts", ())))
-        asked.told_failed = TOLD_FAILED in stored.user_attrs
+        self._verify(stored, candidate)
+        asked = _Asked(stored.number, candidate, request_of(parameter), parameter)
+        asked.attempts = list(stored.user_attrs.get("attempts", ()))
         asked.tell_index = _tell_index(stored)
         if not stored.state.is_finished():
             return self._submit(asked)
@@ -199,14 +231,13 @@ class Search:
         return asked
 
     def _submit(self, asked: _Asked) -> _Asked:
-        asked.future = self._evaluator.submit(asked.candidate, gradient=request_of(asked.parameter).gradient)
+        asked.future = self._evaluator.submit(asked.candidate, gradient=asked.request.gradient)
         return asked
 
-    def _verify(self, stored: FrozenTrial, number: int, asked: Candidate) -> None:
-        in_place = stored.number == number + len(self._inherited)
+    def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
         how = candidate_attributes(asked)
         same_way = all(stored.user_attrs.get(key) == how.get(key) for key in ("images", "noise"))
-        if in_place and same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
+        if same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._environment_change or "the same versions, BLAS and cores as before"
         raise StudyStoreError(
@@ -221,16 +252,11 @@ class Search:
                 on_tell(self)
         self._in_flight.remove(asked)
         assert asked.outcome is not None
-        request = request_of(asked.parameter)
-        if asked.told_failed:
-            loss = self._loss_told_before(asked, request)
-        else:
-            loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
-        told = None if asked.told_failed or isinstance(asked.outcome, Failure) else asked.outcome
-        attach_evaluation(asked.parameter, told)
+        loss = self._loss_to_tell(asked.outcome, asked.number, asked.request)
+        attach_evaluation(asked.parameter, None if isinstance(asked.outcome, Failure) else asked.outcome)
         self._tell(asked.parameter, loss)
         self.told += 1
-        self.spent += self._price(request)
+        self.spent += self._price(asked.request)
         on_tell(self)
         if not isinstance(asked.outcome, Failure):
             self._failing.told_success()
@@ -270,37 +296,28 @@ class Search:
         """Write a result. A failed attempt is written, too, and the same candidate may be tried again."""
         tell_index = asked.tell_index
         if tell_index is None:
-            tell_index = asked.trial.number if self._tells == "ordered" else self._committed
+            tell_index = asked.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
-            self._failing.say_why(asked.trial.number, outcome)
+            self._failing.say_why(asked.number, outcome)
             asked.attempts.append(outcome.as_attempt())
             if outcome.worth_another(len(asked.attempts), self._policy):
-                self._study.annotate(asked.trial, {"attempts": asked.attempts})
+                self._study.note_attempts(asked.number, asked.attempts)
                 self._submit(asked)
                 return
-            self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
+            self._study.fail(asked.number, asked.attempts, tell_index=tell_index)
             asked.failed_now = True
             older_run = self._older_run(asked)
-            self._failing.failed(asked.trial.number, asked.attempts, outcome, older_run=older_run)
+            self._failing.failed(asked.number, asked.attempts, outcome, older_run=older_run)
         else:
             self._failing.succeeded()
-            compares = request_of(asked.parameter).compares(self._images_per_evaluation)
-            self._study.finish(asked.trial, outcome, tell_index=tell_index, compares=compares)
+            compares = asked.request.compares(self._images_per_evaluation)
+            self._study.finish(asked.number, outcome, tell_index=tell_index, compares=compares)
         asked.outcome, asked.tell_index = outcome, tell_index
         self._committed = max(self._committed, tell_index + 1)
 
     def _older_run(self, asked: _Asked) -> bool:
         """Whether a candidate that was asked before this one may still succeed."""
-        return any(other.trial.number < asked.trial.number and other.outcome is None for other in self._in_flight)
-
-    def _loss_told_before(self, asked: _Asked, request: Request) -> float:
-        """The loss that the optimizer was told for a failed trial that is evaluated again; later asks depend on it."""
-        told = FIRST_FAILURE_LOSS if self._worst is None else self._worst
-        if isinstance(asked.outcome, Failure):
-            self._failing.add(asked.outcome)
-        elif asked.outcome is not None:
-            self._remember_best(asked.outcome.loss, asked.trial.number, request)
-        return told
+        return any(other.number < asked.number and other.outcome is None for other in self._in_flight)
 
     def _remember_best(self, loss: float, number: int, request: Request) -> None:
         if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
@@ -313,13 +330,16 @@ class Search:
             self._worst = loss if self._worst is None else max(self._worst, loss)
             self._remember_best(loss, number, request)
             return loss
-        self._failing.add(outcome)
+        if number not in self._retries or self._retries[number].state not in SUCCEEDED:
+            self._failing.add(outcome)
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
 
 
 def spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
     """What finished trials have spent of a budget, in its unit; inherited trials do not count."""
-    own = [trial for trial in trials if trial.state.is_finished() and "inherited" not in trial.user_attrs]
+    own = [
+        trial for trial in trials if trial.state.is_finished() and not {"inherited", RETRY_OF} & set(trial.user_attrs)
+    ]
     return sum(_price(_request(trial), budget, images_per_evaluation) for trial in own)
 
 
@@ -353,8 +373,7 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
 
 def _tell_index(trial: FrozenTrial) -> int | None:
     """The place of a stored result among those that are told; ``None`` before there is one."""
-    told = trial.state.is_finished() or TOLD_FAILED in trial.user_attrs
-    return int(trial.user_attrs.get("tell_index", trial.number)) if told else None  # unless closed elsewhere
+    return int(trial.user_attrs.get("tell_index", trial.number)) if trial.state.is_finished() else None
 
 
 def _request(trial: FrozenTrial) -> Request:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import NODES, KeptNodes, StudyHistory
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.nodes import NODES, KeptNodes
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import WorkerPool

@@ -61,7 +61,7 @@ def _check_trials(study: StoredStudy) -> None:
     candidate = Candidate(numbers[0], images=7, noise=Noise("search", 3))
     evaluation = Evaluation(1 / 3, {"fid": 1e-300}, Cost(images=7, seconds=0.1), gradient=numbers[1])
     keys = [study.add_candidate(candidate) for _ in range(3)]
-    require([key.number for key in keys] == [0, 1, 2], "the number of a trial is not the index of its ask")
+    require(keys == [0, 1, 2], "the number of a trial is not the index of its ask")
     require(
         {trial.state for trial in study.trials()} == {TrialState.RUNNING}, "a candidate is not there before its result"
     )

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, images_taken
-from lcsc_opt.database.nodes import KeptNodes
+from lcsc_opt.database.history import PARTS, Floats, KeptNodes, StudyHistory, Trials, images_taken
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import describe_coefficients

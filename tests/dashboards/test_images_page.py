@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import sqlalchemy as sa
 
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
 from tests.dashboard_site import Site, attach, write_study
 
@@ -81,12 +82,10 @@ def test_a_path_in_the_database_is_not_followed(site: Site, url: str, tmp_path: 
     secret = artifact_directory(url).parent / "secret.png"
     secret.write_bytes(PNG)
     wanted = wanted.format(folder=secret.parent)
-    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
-        meta = json.dumps(json.dumps({"artifact_id": wanted, "filename": "images.png", "mimetype": "image/png"}))
-        connection.execute(
-            sa.text("update trial_system_attributes set value_json = :meta where value_json like '%images.png%'"),
-            {"meta": meta},
-        )
+    study = StoredStudy.open(open_storage(url, write=True), STUDY)
+    [meta] = [one for one in study.artifacts() if (one["trial"], one["filename"]) == (1, "images.png")]
+    changed = json.dumps({**meta, "artifact_id": wanted})
+    study.storage.set_study_system_attr(study.key, f"artifacts:{meta['artifact_id']}", changed)
     assert addresses(draw(site)) == []
     assert site.request(f"/lcsc/images/file?study={STUDY}&artifact={quote(wanted)}").status_code == 404
 

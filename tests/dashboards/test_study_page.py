@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.nodes import NODES, KeptNodes
+from lcsc_opt.database.history import NODES, KeptNodes
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, add_result, write_study, written
 

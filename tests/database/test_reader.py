@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
@@ -18,9 +14,8 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import ema_coefficients, plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS, images_taken
-from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, TrialKey
+from lcsc_opt.database.store import StoredStudy, copy_study
 from tests.study_examples import STEPS, coefficients, write_study
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)
@@ -36,21 +31,6 @@ def any_storage(any_url: str) -> RDBStorage:
     return open_storage(any_url, write=True)
 
 
-@contextmanager
-def statements(storage: RDBStorage) -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that is executed meanwhile, with its parameters."""
-    seen: list[tuple[str, Any]] = []
-
-    def remember(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        seen.append((" ".join(statement.split()), parameters))
-
-    sa.event.listen(storage.engine, "before_cursor_execute", remember)
-    try:
-        yield seen
-    finally:
-        sa.event.remove(storage.engine, "before_cursor_execute", remember)
-
-
 def with_optuna(storage: RDBStorage, name: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=storage).trials
 
@@ -62,7 +42,6 @@ def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
     expected = with_optuna(any_storage, "digits/LCSC/3")
     trials = found.trials
     assert trials["number"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert trials["trial_id"].tolist() == [trial._trial_id for trial in expected]
     assert trials["state"].tolist() == [trial.state.value for trial in expected]
     assert np.array_equal(trials["loss"], [4, np.nan, 2, np.nan, np.nan, 1], equal_nan=True)
     for name in COSTS:
@@ -95,8 +74,7 @@ def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
     reader = HistoryReader(any_storage)
     first = reader.read("digits")
     study = StoredStudy.open(any_storage, "digits/LCSC/1")
-    running = TrialKey.of(with_optuna(any_storage, study.name)[2])
-    study.finish(running, Evaluation(1.0, {"fid": 1.0}, COST), tell_index=2)
+    study.finish(2, Evaluation(1.0, {"fid": 1.0}, COST), tell_index=2)
     study.add_candidate(Candidate(coefficients(3)))
     second = reader.read("digits")
     assert [two.revision > one.revision for one, two in zip(first, second, strict=True)] == [False, True, False]
@@ -111,43 +89,6 @@ def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
     assert (third.ended, third.chosen) == (True, 1)
     assert third.held_out is not None
     assert (third.held_out.loss, third.held_out.images, third.held_out.groups) == (2.5, 7, (2.5,))
-
-
-def test_a_refresh_is_a_few_statements_whatever_the_number_of_studies(storage: RDBStorage) -> None:
-    for seed in range(8):
-        write_study(storage, f"digits/LCSC/{seed}", [4.0, 2.0], running=1)
-    reader = HistoryReader(storage)
-    reader.read("digits")
-    with statements(storage) as seen:
-        reader.read("digits")
-    own = [statement for statement, _ in seen if statement.upper().startswith("SELECT") and "trials" in statement]
-    assert len(seen) <= 12
-    assert len(own) <= 3
-    assert all(statement.upper().startswith(("SELECT", "BEGIN", "PRAGMA")) for statement, _ in seen), (
-        "nothing is written"
-    )
-
-
-def test_what_never_changes_is_read_once(storage: RDBStorage) -> None:
-    study = write_study(storage, "digits/LCSC/0", [4.0])
-    reader = HistoryReader(storage)
-    reader.read("digits")
-    study.set_attribute("steps", [1, 2])
-    assert reader.read("digits")[0].steps == STEPS
-    assert HistoryReader(storage).read("digits")[0].steps == (1, 2)
-
-
-def test_coefficients_are_read_of_no_trial_that_was_not_asked_for(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0, 3.0])
-    with storage.engine.begin() as connection:  # whoever parses them fails
-        update = "UPDATE trial_user_attributes SET value_json = 'not JSON' WHERE key = 'coefficients' AND trial_id <> 2"
-        connection.execute(sa.text(update))
-    reader = HistoryReader(storage)
-    with statements(storage) as seen:
-        (study,) = reader.read("digits")
-    assert "coefficients" not in json.dumps(seen, default=str)
-    assert reader.coefficients(study, [1]).tolist() == [coefficients(1).tolist()]
-    assert reader.coefficients(study, []).shape == (0, 3)
 
 
 def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) -> None:
@@ -219,34 +160,30 @@ def test_inherited_trials_come_before_a_fork_s_own(any_storage: RDBStorage) -> N
 def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -> None:
     study = write_study(storage, "digits/LCSC/0", [])
     key = study.add_candidate(Candidate(coefficients(0)))
-    study.annotate(key, {"attempts": [{"reason": "out of memory", "seconds": 1}]})
+    study.note_attempts(key, [{"reason": "out of memory", "seconds": 1}])
     study.finish(key, Evaluation(1.0, {}, COST), tell_index=0)
     closed = study.add_candidate(Candidate(coefficients(1)))
-    storage.set_trial_state_values(closed.trial_id, optuna.trial.TrialState.FAIL)  # by another program
+    storage.set_trial_state_values(
+        with_optuna(storage, study.name)[closed]._trial_id, optuna.trial.TrialState.FAIL
+    )  # by another program
     (found,) = HistoryReader(storage).read("digits")
     assert found.reasons == {0: ("out of memory",), 1: ("unknown",)}
 
 
-def test_a_failed_trial_that_is_tried_again_is_read_again(any_storage: RDBStorage) -> None:
-    study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0])
+def test_a_failed_trial_is_gone_when_its_second_try_succeeds_and_forgotten_ones_at_once(
+    any_storage: RDBStorage,
+) -> None:
+    study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
     reader = HistoryReader(any_storage)
     reader.read("digits")
-    assert study.retry_failed() == (1, 0)
+    assert study.retry_failed() == (1, 2)
+    again = study.add_candidate(Candidate(coefficients(1)), retry_of=1)
     (running,) = reader.read("digits")
-    assert (running.trials["state"].tolist(), running.reasons) == ([1, 0, 1], {})
-    study.finish(TrialKey.of(study.trials()[1]), Evaluation(1.0, {"fid": 1.0}, COST), tell_index=1)
+    assert (running.trials["number"].tolist(), running.reasons) == ([0, 1, 2, 5], {1: ("broken",)})
+    study.finish(again, Evaluation(1.0, {"fid": 1.0}, COST), tell_index=again)
     (found,) = reader.read("digits")
-    assert (found.best, found.searched) == (1, 1.0)
-
-
-def test_attributes_that_are_no_json_do_not_stop_a_page(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    with storage.engine.begin() as connection:
-        connection.execute(
-            sa.text("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'cost' AND trial_id = 1")
-        )
-    (found,) = HistoryReader(storage).read("digits")
-    assert found.trials["images"].tolist() == [0.0, 10.0]
+    assert (found.trials["number"].tolist(), found.reasons) == ([0, 2, 5], {})
+    assert (found.best, found.searched) == (5, 1.0)
 
 
 def test_who_runs_a_study_is_told(storage: RDBStorage) -> None:
@@ -274,9 +211,9 @@ def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RD
 
 def test_artifacts_of_a_trial_are_listed(storage: RDBStorage, tmp_path: Any) -> None:
     study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    store = tmp_path
     (tmp_path / "images.png").write_bytes(b"content")
-    study.attach(TrialKey.of(study.trials()[1]), store, tmp_path / "images.png")
+    study.attach(study.trials()[1].number, store, tmp_path / "images.png")
     reader = HistoryReader(storage)
     (found,) = reader.read("digits")
     (meta,) = reader.artifacts(found, 1)

@@ -9,13 +9,12 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optuna.artifacts import FileSystemArtifactStore
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import looked_into, open_even_empty, open_storage
-from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
+from lcsc_opt.database.store import StoredStudy, copy_study, create, study_names
 from lcsc_opt.database.urls import masked
 from tests.study_examples import write_study
 
@@ -87,7 +86,7 @@ def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: Stor
         study.finish(key, Evaluation(1.0, {"fid": object()}), tell_index=0)  # type: ignore[dict-item]
     (trial,) = study.trials()
     assert trial.state == TrialState.RUNNING
-    assert "cost" not in trial.user_attrs
+    assert not {"metrics", "cost"} & set(trial.user_attrs)
 
 
 @settings(
@@ -101,7 +100,7 @@ def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[flo
 
 
 def test_numbers_count_the_asks(study: StoredStudy) -> None:
-    assert [study.add_candidate(candidate(1, 0)).number for _ in range(3)] == [0, 1, 2]
+    assert [study.add_candidate(candidate(1, 0)) for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_study_is_created_once_and_keeps_its_attributes(study: StoredStudy) -> None:
@@ -110,34 +109,66 @@ def test_a_study_is_created_once_and_keeps_its_attributes(study: StoredStudy) ->
     assert study_names(study.storage) == [NAME]
 
 
+def test_a_study_that_was_not_made_to_the_end_is_made_again(
+    study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for method in ("set_attribute", "_add"):
+        with monkeypatch.context() as patched:
+            patched.setattr(StoredStudy, method, killed)
+            with pytest.raises(Killed):
+                create(study.storage, "more/LCSC/0", {"steps": [1]}, study.trials() or [create_trial(value=1.0)])
+        assert study_names(study.storage) == [NAME]
+    study.finish(study.add_candidate(candidate(1, 0)), Evaluation(1.0), tell_index=0)
+    study.add_candidate(candidate(0, 1))
+    copy_study(study, "more/LCSC/0", {"steps": [1]})
+    more = StoredStudy.open(study.storage, "more/LCSC/0")
+    (trial,) = more.trials()
+    assert (trial.value, trial.user_attrs["inherited"]) == (1.0, {"study": NAME, "trial": 0})
+    assert trial.datetime_complete == study.trials()[0].datetime_complete
+    with pytest.raises(StudyStoreError, match="exists already"):
+        copy_study(study, "more/LCSC/0", {})
+
+
+def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) -> None:
+    theirs = optuna.create_study(study_name="theirs/LCSC/0", storage=study.storage)
+    theirs.add_trial(create_trial(value=1.0))
+    with pytest.raises(StudyStoreError, match="exists already"):
+        StoredStudy.open_or_create(study.storage, "theirs/LCSC/0", {})
+    assert (len(theirs.trials), study_names(study.storage)) == (1, [NAME])
+
+
 def test_settings_that_differ_are_named(study: StoredStudy) -> None:
     study.require("budget", {"images": 3})
     with pytest.raises(StudyStoreError, match=r"budget\.images was 3, is now 4"):
         study.require("budget", {"images": 4})
 
 
-def test_annotations_replace_earlier_ones(study: StoredStudy) -> None:
-    key = study.add_candidate(candidate(1, 0))
-    study.finish(key, Evaluation(1.0), tell_index=0)
-    study.annotate(key, {"held_out": {"loss": 1}})
-    study.annotate(key, {"held_out": {"loss": 2}})
-    assert study.trials()[0].user_attrs["held_out"] == {"loss": 2}
+def test_measurements_replace_earlier_ones_of_the_same_name(study: StoredStudy) -> None:
+    study.measure(0, {"held_out": {"loss": 1}, "selection": {"loss": 3}})
+    study.measure(0, {"held_out": {"loss": 2}})
+    assert study.measured(0) == {"held_out": {"loss": 2}, "selection": {"loss": 3}}
+    assert study.measured(1) == {}
 
 
 def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:
     key = study.add_candidate(candidate(1, 0))
     study.finish(key, Evaluation(1.0), tell_index=0)
     (tmp_path / "artifacts").mkdir()
-    store = FileSystemArtifactStore(tmp_path / "artifacts")
+    store = tmp_path / "artifacts"
     picture = tmp_path / "curve.png"
     for content in (b"first", b"second"):
         picture.write_bytes(content)
         study.attach(key, store, picture)
-    trial = optuna.load_study(study_name=NAME, storage=url).trials[0]
-    (meta,) = optuna.artifacts.get_all_artifact_meta(trial, storage=study.storage)
+    (meta,) = optuna.artifacts.get_all_artifact_meta(optuna.load_study(study_name=NAME, storage=url))
     assert (meta.filename, meta.mimetype) == ("curve.png", "image/png")
-    with store.open_reader(meta.artifact_id) as reader:
-        assert reader.read() == b"second"
+    assert (store / meta.artifact_id).read_bytes() == b"second"
+    assert [one["trial"] for one in study.artifacts()] == [key]
     assert len(list((tmp_path / "artifacts").iterdir())) == 1
 
 
@@ -222,8 +253,3 @@ def test_an_url_without_a_password_is_shown_as_it_was_given(url: str) -> None:
 
 def test_passwords_are_masked() -> None:
     assert masked("postgresql://me:p%40ss@host/db") == "postgresql://me:***@host/db"
-
-
-def test_a_trial_key_names_a_read_trial(study: StoredStudy) -> None:
-    key = study.add_candidate(candidate(1, 0))
-    assert TrialKey.of(study.trials()[0]) == key

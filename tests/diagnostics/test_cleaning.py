@@ -13,14 +13,12 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.artifacts import FileSystemArtifactStore
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
-from lcsc_opt.database.tables import models
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.diagnostics.cleaning.cache import UNFINISHED, contents, kind_of
 from lcsc_opt.diagnostics.cleaning.studies import deletable
 from lcsc_opt.training.images import feature_network
@@ -35,9 +33,9 @@ URL = "sqlite:///studies.db"
 
 def rows(url: str) -> dict[str, list[Any]]:
     """Everything in Optuna's tables."""
-    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
-        tables = models.BaseModel.metadata.sorted_tables
-        return {table.name: sorted(map(str, connection.execute(sa.select(table)))) for table in tables}
+    with open_storage(url, write=False).engine.connect() as connection:
+        (known := sa.MetaData()).reflect(connection)
+        return {table.name: sorted(map(str, connection.execute(sa.select(table)))) for table in known.sorted_tables}
 
 
 def attach(study: StoredStudy, folder: Path) -> Path:
@@ -45,8 +43,8 @@ def attach(study: StoredStudy, folder: Path) -> Path:
     (folder / "images.png").write_bytes(b"x" * 5000)
     store = artifact_directory(study.storage.url)
     store.mkdir(exist_ok=True)
-    study.attach(TrialKey.of(study.trials()[0]), FileSystemArtifactStore(store), folder / "images.png")
-    return store / study.artifacts()[0]
+    study.attach(study.trials()[0].number, store, folder / "images.png")
+    return store / str(study.artifacts()[0]["artifact_id"])
 
 
 @pytest.fixture
@@ -104,12 +102,10 @@ def test_a_file_that_a_database_names_elsewhere_is_not_deleted(url: str, tmp_pat
     study = write_study(storage, NAME, [1.0])
     file, mine = attach(study, tmp_path), tmp_path / "thesis.tex"
     mine.write_text("mine")
-    with storage.engine.begin() as connection:
-        column = "update trial_system_attributes set key = replace(key, :old, :new)"
-        connection.execute(sa.text(column), {"old": file.name, "new": "../thesis.tex"})
-    assert study.artifacts() == ["../thesis.tex"]
+    storage.set_study_system_attr(study.key, "artifacts:x", json.dumps({"artifact_id": "../thesis.tex"}))
     deletable(storage, NAME).delete()
-    assert mine.read_text() == "mine"
+    assert mine.exists()
+    assert not file.exists()
 
 
 def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:

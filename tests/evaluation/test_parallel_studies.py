@@ -13,7 +13,7 @@ from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.nodes import KeptNodes
+from lcsc_opt.database.history import KeptNodes
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import processes
 from lcsc_opt.search.plan import plans, schedule_of

@@ -18,7 +18,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import RayWorkers, on_ray, read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.nodes import KeptNodes
+from lcsc_opt.database.history import KeptNodes
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import ProcessEvaluator
 from lcsc_opt.evaluation.file_shipping import Packed

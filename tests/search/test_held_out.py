@@ -83,7 +83,8 @@ def test_one_group_is_reported_as_before(study: StoredStudy) -> None:
     assert report["loss"] == report["metrics"]["fid"] == report["groups"][0]["loss"]
     assert not {"loss_std", "metrics_std", "baselines"} & set(report)
     [trial] = [trial for trial in study.trials() if trial.number == report["trial"]]
-    assert (trial.user_attrs["held_out"]["loss"], trial.user_attrs["held_out"]["images"]) == (report["loss"], 20)
+    measured = study.measured(trial.number)["held_out"]
+    assert (measured["loss"], measured["images"]) == (report["loss"], 20)
 
 
 def test_more_groups_do_not_measure_the_known_ones_again(study: StoredStudy) -> None:
@@ -187,6 +188,7 @@ def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) ->
     report = score_held_out(study, Recording(), look)
     assert (report["images"], len(report["chosen_from"])) == (30, 4)
     assert study.attributes["held_out"] == kept
+    del before["measured"]
     assert {name: study.attributes.get(name) for name in before} == before
     for trial, known in zip(study.trials(), rows, strict=True):
         assert {name: trial.user_attrs.get(name) for name in known} == known
@@ -195,7 +197,7 @@ def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) ->
     assert again.asked == []
     assert score_held_out(study, again, dataclasses.replace(look, keep=True)) == report == study.attributes["held_out"]
     assert again.asked == []
-    assert study.trials()[report["trial"]].user_attrs["held_out"]["loss"] == report["loss"]
+    assert study.measured(report["trial"])["held_out"]["loss"] == report["loss"]
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from optuna.artifacts import FileSystemArtifactStore
 
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import TrialKey
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, mimetype, read_artifact, stored_images
 from tests.study_examples import write_study
 
@@ -24,7 +22,7 @@ def test_images_beside_the_answer_are_found(url: str, tmp_path: Path) -> None:
     folder.mkdir()
     for name, content in (("images.png", PNG), ("images.txt", b"no image"), ("curve.png", PNG)):
         (tmp_path / name).write_bytes(content)
-        study.attach(TrialKey.of(study.trials()[1]), FileSystemArtifactStore(folder), tmp_path / name)
+        study.attach(study.trials()[1].number, folder, tmp_path / name)
     reader = HistoryReader(storage)
     (history,) = reader.read("digits")
     assert stored_images(reader, history, folder, prefix="images") == [StoredImage("images.png", "image/png", PNG)]
@@ -56,14 +54,10 @@ def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path)
     study = write_study(storage, "digits/LCSC/0", [4.0])
     (tmp_path / "images.png").write_bytes(PNG)
     (tmp_path / "artifacts").mkdir()
-    study.attach(
-        TrialKey.of(study.trials()[0]), FileSystemArtifactStore(tmp_path / "artifacts"), tmp_path / "images.png"
-    )
-    with storage.engine.begin() as connection:
-        text = '"{\\\\"artifact_id\\\\": \\\\"../images.png\\\\", \\\\"filename\\\\": \\\\"images.png\\\\"}"'
-        connection.execute(
-            sa.text("UPDATE trial_system_attributes SET value_json = :text"), {"text": text.replace("\\\\", "\\")}
-        )
+    study.attach(study.trials()[0].number, tmp_path / "artifacts", tmp_path / "images.png")
+    known = f"artifacts:{study.artifacts()[0]['artifact_id']}"
+    evil = {"artifact_id": "../images.png", "filename": "images.png", "trial": 0}
+    storage.set_study_system_attr(study.key, known, json.dumps(evil))
     reader = HistoryReader(storage)
     (history,) = reader.read("digits")
     assert reader.artifacts(history, 0)[0]["artifact_id"] == "../images.png"

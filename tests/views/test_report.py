@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import TrialKey
 from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.report import write_report
 from tests.study_examples import write_study
@@ -58,7 +56,7 @@ def experiment(storage: RDBStorage, tmp_path: Path) -> RDBStorage:
     folder = artifact_directory(storage.url)
     folder.mkdir()
     (tmp_path / "images.png").write_bytes(PNG)
-    study.attach(TrialKey.of(study.trials()[2]), FileSystemArtifactStore(folder), tmp_path / "images.png")
+    study.attach(study.trials()[2].number, folder, tmp_path / "images.png")
     write_study(storage, "digits/CMA/0", [3.0], ended=False)
     return storage
 
@@ -97,7 +95,7 @@ def test_images_say_which_model_sampled_them(storage: RDBStorage, tmp_path: Path
     folder.mkdir()
     for name in ("images_1_EMA.png", "images_2_LCSC.png"):
         (tmp_path / name).write_bytes(PNG)
-        study.attach(TrialKey.of(study.trials()[1]), FileSystemArtifactStore(folder), tmp_path / name)
+        study.attach(study.trials()[1].number, folder, tmp_path / name)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     captions = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1"]
     assert [attributes["alt"] for tag, attributes in page.elements if tag == "img"] == captions

@@ -55,7 +55,7 @@ def deletable(storage: RDBStorage, name: str) -> Deletable:
     if in_database(storage, lambda: locked(storage, [name])):
         raise StudyStoreError(f"{name}: is being run, so it is not deleted; stop it first")
     folder = artifact_directory(storage.url)
-    files = [folder / artifact for artifact in study.artifacts() if is_artifact_id(artifact)]
+    files = [folder / artifact for one in study.artifacts() if is_artifact_id(artifact := str(one.get("artifact_id")))]
     sizes = []
     for file in files:
         with contextlib.suppress(OSError):  # it may be missing

@@ -103,13 +103,13 @@ def test_artifacts_are_served_as_files_that_run_nothing(url: str, tmp_path: Path
     attach(study, 1, page)
     site = Site(url)
     (summary,) = json.loads(site.get("/api/studies"))["study_summaries"]
-    trial = json.loads(site.get(f"/api/studies/{summary['study_id']}?after=0"))["trials"][1]
-    path = f"/artifacts/{summary['study_id']}/{trial['trial_id']}/{trial['artifacts'][0]['artifact_id']}"
+    (artifact,) = json.loads(site.get(f"/api/studies/{summary['study_id']}?after=0"))["artifacts"]
+    path = f"/artifacts/{summary['study_id']}/{artifact['artifact_id']}"
     answer = site.request(path)
     assert answer.text == SCRIPT
     assert "sandbox" in answer.headers["Content-Security-Policy"]
     assert "Access-Control-Allow-Origin" not in answer.headers
-    other = path.replace(trial["artifacts"][0]["artifact_id"], "0f8fad5b-d9cb-469f-a165-70867728950e")
+    other = path.replace(artifact["artifact_id"], "0f8fad5b-d9cb-469f-a165-70867728950e")
     assert site.request(other).status_code == 404
 
 
@@ -296,7 +296,7 @@ def test_the_dashboard_needs_no_torch(url: str) -> None:
         "import sys\n"
         "from werkzeug.test import Client\n"
         "from lcsc_opt.views.dashboard.server import application\n"
-        "from lcsc_opt.database.connection import open_storage\n"
+        "from lcsc_opt.database.connection import DriverError, open_storage\n"
         f"client = Client(application(open_storage({url!r}, write=False)))\n"
         "for page in ('compare', 'study', 'images', 'landscape'):\n"
         "    assert client.get(f'/lcsc/{page}', headers={'Host': 'localhost'}).status_code == 200, page\n"
