@@ -55,12 +55,6 @@ def test_files_of_mean_and_covariance_have_none_and_nothing_is_said_of_it(
     assert "judge" not in capsys.readouterr().err
 
 
-def test_who_names_held_out_metrics_gets_those(folder: Path) -> None:
-    reference = str(folder / real(folder, "real"))
-    assert judges(scores(folder, reference=reference, held_out_metrics=[])) == []
-    assert judges(scores(folder, reference=reference, held_out_metrics=[f"kid{EXTRACTOR}"])) == [f"kid{EXTRACTOR}"]
-
-
 def test_two_folders_lie_beside_the_study_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     split = {"train": real(folder, "real"), "held_out": real(folder, "others", 12)}

@@ -127,14 +127,6 @@ def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
     assert objective(place, held_out_prompts="other.txt").describe()["sampler"] == built.describe()["sampler"]
 
 
-def test_one_checkpoint_alone_is_the_lora_that_was_saved(place: Path) -> None:
-    expected = {step: place / "lora" / f"checkpoint-{step}" for step in STEPS}
-    built = objective(place)
-    for i, step in enumerate(STEPS[:2]):
-        images = built.images(np.eye(3)[i], SEARCH, 4)
-        torch.testing.assert_close(images, own_images(place, built, expected[step]), rtol=0, atol=1e-5)
-
-
 def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:
     built = objective(place)
     alphas = trajectory_alphas(built.trajectory)  # type: ignore[arg-type]
@@ -157,24 +149,6 @@ def test_the_checkpoints_of_a_unet_are_searched(place: Path) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in built.sampler.denoiser.state_dict().items())  # type: ignore[attr-defined]
 
 
-def test_schedulers_are_chosen_by_name(place: Path) -> None:
-    names = {}
-    for name in ("ddim", "dpm-solver++", "euler", None):
-        sampler = {"steps": 4, **({"name": name} if name else {})}
-        names[name] = objective(place, sampler=sampler).describe()["sampler"]["scheduler"]
-    assert list(names.values()) == [
-        "DDIMScheduler",
-        "DPMSolverMultistepScheduler",
-        "EulerDiscreteScheduler",
-        "LCMScheduler",
-    ]
-    described = objective(place, sampler={"steps": 4, "scheduler": {"original_inference_steps": 20}}).describe()
-    assert described["sampler"]["scheduler_config"]["original_inference_steps"] == 20
-    timesteps = objective(place, sampler={"name": "lcm", "timesteps": [999, 499]})
-    assert timesteps.sampler.nfe == 2
-    assert np.isfinite(timesteps(COEFFICIENTS))
-
-
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
@@ -192,20 +166,6 @@ def test_settings_that_do_not_fit_are_one_line(
     with pytest.raises(kind, match=said) as caught:
         objective(place, **changes)(COEFFICIENTS)
     assert "\n" not in str(caught.value)
-
-
-def test_a_mark_at_the_files_start_is_no_prompt_and_long_ones_are_one_line_each(
-    place: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """What is cut off is said with its line, once, and neither by diffusers nor by transformers."""
-    long = place / "long.txt"
-    long.write_text("\ufeffa cat\n\n" + "very " * 500 + "red house\n", encoding="utf-8")
-    built = objective(place, prompts="long.txt", images=4)
-    built.evaluate(Candidate(COEFFICIENTS))
-    said = [line for line in capfd.readouterr().err.splitlines() if "token" in line.lower()]
-    assert len(said) == 1
-    assert f"{long}, line 3: " in said[0]
-    assert built.sampler.prompts[0] == "a cat"  # type: ignore[attr-defined]
 
 
 def test_an_alpha_that_nothing_tells_is_said_to_be_the_rank(

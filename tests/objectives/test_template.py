@@ -39,7 +39,3 @@ def test_a_batch_that_was_found_is_no_larger_than_a_candidate(folder: Path, monk
     )
     objective.evaluate(Candidate(np.array([0.5, 0.5]), images=60))
     assert sizes == [24, 24, 12]
-
-
-def test_the_template_fits_on_a_screen() -> None:
-    assert len(TEMPLATE.read_text(encoding="utf-8").splitlines()) < 60

@@ -99,12 +99,6 @@ def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], mes
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_another_model_are_named(study: Path) -> None:
-    settings = {**COMMON, "model_settings": {"width": 5}, "sampler": "users_own_model:sample"}
-    with pytest.raises(ObjectiveError, match=r"'layers.0.bias' as \[6\] and not \[5\] and 2 more"):
-        build("torch_module.py", study, **settings)
-
-
 def test_a_batch_size_that_is_found_changes_rounding_only(study: Path) -> None:
     sampler = "users_own_model:sample"
     number = build("torch_module.py", study, **COMMON, sampler=sampler)

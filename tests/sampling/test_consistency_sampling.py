@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
-from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, Sampler, noise_levels
+from lcsc_opt.base.records import SEARCH
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, noise_levels
 
 SHAPE = (1, 4, 4)
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -84,13 +84,6 @@ def test_it_preconditions_as_song_et_al_write(sigma: float, sigma_data: float, s
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_every_image_has_its_own_level() -> None:
-    function, x = ConsistencyFunction(ToyNetwork()), images(3)
-    sigma = torch.tensor([0.002, 1.0, 80.0])
-    apart = [function(x[i : i + 1], sigma[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(function(x, sigma), torch.cat(apart))
-
-
 @given(levels)
 def test_scalings_agree_with_diffusers(sigma: float) -> None:
     scheduler = diffusers_scheduler()
@@ -103,31 +96,7 @@ def test_scalings_agree_with_diffusers(sigma: float) -> None:
     torch.testing.assert_close(found, c_skip * x + c_out * network(scaled, c_noise))
 
 
-def test_a_network_of_diffusers_that_wraps_its_output_is_unwrapped() -> None:
-    class Wrapped(ToyNetwork):
-        def forward(self, x: Tensor, c_noise: Tensor) -> Any:
-            class Output:
-                sample = super(Wrapped, self).forward(x, c_noise)
-
-            return Output()
-
-    x, sigma = images(2), torch.ones(2)
-    assert torch.equal(ConsistencyFunction(Wrapped())(x, sigma), ConsistencyFunction(ToyNetwork())(x, sigma))
-
-
 # noise levels
-
-
-@given(st.integers(2, 200), st.floats(1e-3, 0.1), st.floats(1.0, 100.0), st.floats(1.0, 10.0))
-def test_noise_levels_follow_karras_et_al(count: int, low: float, high: float, rho: float) -> None:
-    found = noise_levels(count, sigma_min=low, sigma_max=high, rho=rho)
-    # Karras et al. 2022, Eq. 5, counts from the highest level down
-    expected = [
-        (high ** (1 / rho) + i / (count - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(count)
-    ]
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx(expected[::-1], rel=1e-9)
-    assert (found.diff() > 0).all()
 
 
 @given(st.integers(2, 100))
@@ -163,19 +132,6 @@ def test_several_steps_add_noise_and_denoise_again() -> None:
     assert (len(network.calls), three_steps.nfe) == (3, 3)
 
 
-def test_steps_of_one_image_have_independent_noise() -> None:
-    class Zero(ToyNetwork):
-        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-            return 0 * super().forward(x, c_noise)
-
-    # with a network that gives zeros, what it is called with tells the noise of each step
-    network = Zero()
-    sampler(80.0, 20.0, 10.0, network=network).sample(SEARCH, 0, 500)
-    inputs = torch.stack([x.flatten() for x, _ in network.calls])
-    correlations = torch.corrcoef(inputs)[~torch.eye(3, dtype=torch.bool)]
-    assert correlations.abs().max() < 5 / inputs.shape[1] ** 0.5
-
-
 def test_several_steps_agree_with_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = diffusers_scheduler(num_train_timesteps=40, clip_denoised=False)
     scheduler.set_timesteps(timesteps=[30, 22, 0])
@@ -203,70 +159,7 @@ def test_an_image_depends_on_its_index_and_not_on_its_batch(sigmas: tuple[float,
     assert torch.equal(model.sample(SEARCH, 0, 12), whole)
 
 
-@pytest.mark.parametrize("other", [HELD_OUT, Noise("search", 1)])
-def test_another_group_of_noise_gives_other_images(other: Noise) -> None:
-    model = sampler(80.0)
-    assert not torch.isclose(model.sample(SEARCH, 0, 5), model.sample(other, 0, 5)).all(dim=(1, 2, 3)).any()
-
-
-def test_images_are_within_range() -> None:
-    network = ToyNetwork()
-    network.linear.weight.mul_(100)
-    found = sampler(80.0, network=network).sample(SEARCH, 0, 20)
-    assert found.shape == (20, *SHAPE)
-    assert (found.min(), found.max()) == (-1, 1)
-
-
-def test_the_sampler_puts_the_network_into_evaluation() -> None:
-    class Dropping(ToyNetwork):
-        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-            return nn.functional.dropout(super().forward(x, c_noise), training=self.training)
-
-    assert torch.equal(sampler(network=Dropping()).sample(SEARCH, 0, 3), sampler().sample(SEARCH, 0, 3))
-
-
-def test_a_sampler_is_a_sampler() -> None:
-    model: Sampler = sampler(80.0, 1.0)  # mypy's question, and that nothing is missing when it runs
-    assert {name for name in vars(Sampler) if not name.startswith("_")} <= set(dir(model))
-
-
 # weights and settings
-
-
-def test_loaded_weights_are_those_that_sample() -> None:
-    model, other = sampler(network=ToyNetwork(0)), sampler(network=ToyNetwork(1))
-    assert not torch.equal(model.sample(SEARCH, 0, 3), other.sample(SEARCH, 0, 3))
-    model.load(ToyNetwork(1).state_dict())
-    assert torch.equal(model.sample(SEARCH, 0, 3), other.sample(SEARCH, 0, 3))
-
-
-def test_loading_copies() -> None:
-    weights = {name: tensor.clone() for name, tensor in ToyNetwork(1).state_dict().items()}
-    model = sampler()
-    model.load(weights)
-    before = model.sample(SEARCH, 0, 3)
-    weights["linear.weight"].zero_()
-    assert torch.equal(model.sample(SEARCH, 0, 3), before)
-
-
-class Weights:
-    right: ClassVar[dict[str, Tensor]] = dict(ToyNetwork().state_dict())
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        {"linear.weight": Weights.right["linear.weight"]},
-        {**Weights.right, "more": torch.zeros(1)},
-        {**Weights.right, "linear.bias": torch.zeros(3)},
-    ],
-    ids=["missing", "unknown", "shape"],
-)
-def test_weights_that_do_not_fit_are_one_line(weights: dict[str, Tensor]) -> None:
-    with pytest.raises(ObjectiveError, match="the trajectory's weights do not fit the network: ") as caught:
-        sampler().load(weights)
-    assert "\n" not in str(caught.value)
-    assert "linear.bias" in str(caught.value) or "more" in str(caught.value)
 
 
 @pytest.mark.parametrize("sigmas", [[], [1.0, 1.0], [1.0, 2.0]])

@@ -36,21 +36,10 @@ def test_a_pipeline_a_model_and_a_file_say_the_same(pipeline: Path, part: str) -
     assert folder.scheduler["prediction_type"] == "v_prediction"
 
 
-def test_a_model_alone_has_no_scheduler(tmp_path: Path) -> None:
-    unet().save_pretrained(tmp_path / "checkpoint-100" / "unet_ema")
-    folder = DiffusersFolder.read(tmp_path / "checkpoint-100")
-    assert folder.scheduler is None
-    assert folder.classes is None
-
-
 def test_no_weights_are_read(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
     torch.save({"no": "weights"}, tmp_path / "diffusion_pytorch_model.bin")
     assert DiffusersFolder.read(tmp_path).network() is not None
-
-
-def test_sizes_may_be_two_numbers(tmp_path: Path) -> None:
-    assert written(tmp_path, sample_size=[8, 16], in_channels=2).image_shape() == (2, 8, 16)
 
 
 def written(folder: Path, **config: Any) -> DiffusersFolder:
@@ -58,22 +47,10 @@ def written(folder: Path, **config: Any) -> DiffusersFolder:
     return DiffusersFolder.read(folder)
 
 
-@pytest.mark.parametrize("sample_size", [None, [8], "8"])
-def test_an_unknown_size_is_asked_for(tmp_path: Path, sample_size: Any) -> None:
-    with pytest.raises(ObjectiveError, match=r"image_shape: .*give it, as in \[3, 32, 32\]"):
-        written(tmp_path, sample_size=sample_size, in_channels=3).image_shape()
-
-
 @pytest.mark.parametrize("name", ["", "NoSuchModel", "DDPMScheduler", "utils", "__builtins__", "UNet2DModel; x"])
 def test_only_models_of_diffusers_are_made(tmp_path: Path, name: str) -> None:
     with pytest.raises(ObjectiveError, match=r"expected a model that diffusers .* has"):
         written(tmp_path, _class_name=name).network()
-
-
-def test_a_configuration_without_sense_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ObjectiveError, match=r"model: .*: UNet2DModel: ") as caught:
-        written(tmp_path, down_block_types=["NoSuchBlock"] * 4).network()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "\x00"])

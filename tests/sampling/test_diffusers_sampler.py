@@ -183,32 +183,6 @@ def test_an_image_depends_on_its_index_alone(name: Any) -> None:
     assert differ(images(sampler, HELD_OUT, stop=6), together) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["heun", "euler", "unipc", "ddim"])
-def test_solvers_of_one_equation_agree_with_many_steps(name: Any) -> None:
-    """The denoiser is linear, so that the images stay inside the bounds and all solvers converge to one solution."""
-    config = {"prediction_type": "epsilon", "clip_sample": False, "beta_end": 0.01}
-    one, other = (
-        images(make(_Shrinking(), build_scheduler(solver, config), steps=200)) for solver in (name, "dpm-solver++")
-    )
-    assert differ(one, other) < 0.03
-
-
-class _Shrinking(nn.Module):
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        return 0.97 * x
-
-
-def test_weights_of_the_next_candidate_replace_the_ones_before() -> None:
-    sampler = make(unet(0), build_scheduler("ddim", None))
-    first = images(sampler)
-    sampler.load(unet(1).state_dict())
-    second = images(sampler)
-    assert differ(second, images(make(unet(1), build_scheduler("ddim", None)))) == 0
-    sampler.load(unet(0).state_dict())
-    assert differ(images(sampler), first) == 0
-    assert differ(first, second) > 0.1
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -252,30 +226,3 @@ def test_everything_that_changes_images_is_described() -> None:
     texts = [json.dumps(variant, sort_keys=True) for variant in variants]
     assert len(set(texts)) == len(texts)
     assert described() == described()
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "expected"),
-    [
-        ("ddpm", {}, True),
-        ("ddim", {}, False),
-        ("ddim", {"step_options": {"eta": 0.1}}, True),
-        ("dpm-solver++", {}, False),
-        ("sde-dpm-solver++", {}, True),
-        ("euler", {}, False),
-        ("euler", {"step_options": {"s_churn": 1.0, "s_tmax": 0.5}}, True),
-        ("consistency", {"steps": 1}, False),
-        ("consistency", {"steps": 2}, True),
-        ("unipc", {}, False),
-    ],
-)
-def test_noise_is_prepared_only_for_steps_that_draw(
-    monkeypatch: pytest.MonkeyPatch, name: Any, options: dict[str, Any], expected: bool
-) -> None:
-    prepared: list[int] = []
-    noise = ImageNoise(0)
-    monkeypatch.setattr(noise, "generators", lambda *_: prepared.append(1) or NOISE.generators(SEARCH, 0, IMAGES))
-    sampler = make(unet(), build_scheduler(name, None), **options)
-    sampler.noise = noise
-    images(sampler)
-    assert bool(prepared) is expected

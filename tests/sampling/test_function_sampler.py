@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, ImageNoise, NetworkSettings
 
@@ -38,11 +37,6 @@ def test_images_are_what_the_function_makes_of_the_noise() -> None:
     assert sampler.nfe == 2
 
 
-def test_images_are_clipped() -> None:
-    images = make(lambda model, noise: 9 * noise).sample(SEARCH, 0, 20)
-    assert (images.min(), images.max()) == (-1, 1)
-
-
 @pytest.mark.parametrize(("scale", "instead"), [(1, "2 * images - 1"), (1.2, "2 * images - 1"), (255, "127.5 - 1")])
 def test_images_of_another_range_are_said_once(scale: float, instead: str, capsys: pytest.CaptureFixture[str]) -> None:
     sampler = make(lambda model, noise: scale * noise.sigmoid())
@@ -51,14 +45,6 @@ def test_images_of_another_range_are_said_once(scale: float, instead: str, capsy
     (said,) = capsys.readouterr().err.splitlines()
     assert "returned no value below 0" in said
     assert instead in said
-
-
-@pytest.mark.parametrize(
-    "shown", [torch.tanh, torch.zeros_like, lambda noise: noise * torch.nan, lambda noise: 300 * noise]
-)
-def test_nothing_is_said_of_other_images(shown: Callable[[Tensor], Tensor], capsys: pytest.CaptureFixture[str]) -> None:
-    make(lambda model, noise: shown(noise)).sample(SEARCH, 0, 20)
-    assert capsys.readouterr().err == ""
 
 
 def shrink(model: nn.Module, images: Tensor) -> Tensor:
@@ -101,16 +87,6 @@ def test_a_function_whose_images_depend_on_more_than_the_noise_is_told_once(
         for start in (0, 20):
             sampler.sample(SEARCH, start, start + 20)
     assert capsys.readouterr().err.count("makes other images of the same noise when it is called again") == 1
-
-
-@torch.no_grad()
-def test_a_function_that_turns_gradients_on_leaves_none() -> None:
-    def sample(model: nn.Module, noise: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)
-        return model(noise)
-
-    assert not make(sample).sample(SEARCH, 0, 2).requires_grad
-    assert not torch.is_grad_enabled()
 
 
 def test_further_noise_belongs_to_the_images() -> None:
@@ -201,22 +177,3 @@ def test_everything_that_changes_images_is_described() -> None:
         make(sample, settings=NetworkSettings("cpu", dtype="bf16")),
     ]
     assert len({str(variant.describe()) for variant in variants}) == len(variants)
-
-
-def test_dotted_names_are_imported() -> None:
-    assert import_dotted("collections:OrderedDict", setting="model")() == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("collections", "model: expected 'module:function', got 'collections'"),
-        (":x", "model: expected 'module:function'"),
-        ("no_such_module:x", "model: 'no_such_module:x' cannot be imported: No module"),
-        ("collections:no_such", "cannot be imported: .*no_such"),
-        ("collections:__name__", "is a str; expected a function or a class"),
-    ],
-)
-def test_names_that_cannot_be_imported_are_refused(name: str, message: str) -> None:
-    with pytest.raises(ObjectiveError, match=message):
-        import_dotted(name, setting="model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,11 +28,9 @@ from lcsc_opt.sampling import (
     ImageNoise,
     LatentDecoder,
     NetworkSettings,
-    PreparedNetwork,
     build_scheduler,
 )
-from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
-from tests.unet_examples import unet
+from lcsc_opt.sampling.base import ModuleWeights
 
 SHAPE = (1, 4, 4)
 CPU = NetworkSettings("cpu")
@@ -265,11 +262,6 @@ def test_calls_are_counted_as_they_are_made(name: str) -> None:
     assert (calls[0] - 2 * plain) * of_a_call == sampler.recomputed
 
 
-def test_a_batch_in_one_call_is_not_computed_again() -> None:
-    assert consistency(Smooth(), 9.0).recomputed == 0
-    assert function(Smooth(), nfe=1).recomputed == 0
-
-
 def test_what_was_kept_in_inference_mode_serves_a_graph() -> None:
     labels = ClassLabels(3, "random", noise=ImageNoise(0))
     for sampler in (diffusers(Smooth(), "ddpm", labels=labels), consistency(Smooth(), 9.0, 2.0), function(Smooth())):
@@ -301,32 +293,6 @@ def test_a_compiled_network_has_the_same_gradient() -> None:
         for chosen in (False, True)
     )
     torch.testing.assert_close(compiled, exact, rtol=1e-4, atol=1e-6)
-
-
-def test_a_unet_of_diffusers_has_the_directional_derivative() -> None:
-    network = unet()
-    sampler = DiffusersSampler(
-        network,
-        build_scheduler("ddim", {"prediction_type": "sample"}),
-        steps=3,
-        image_shape=(1, 8, 8),
-        noise=ImageNoise(0),
-        settings=CPU,
-    )
-    found = gradient(sampler, network.state_dict().keys())
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert found.keys() == weights.keys()
-    norm = math.sqrt(sum(float(part.square().sum()) for part in found.values()))
-    direction = {name: part / norm for name, part in found.items()}
-    ahead, behind = (along(sampler, weights, direction, sign * 1e-3) for sign in (1, -1))
-    assert (ahead - behind) / 2e-3 == pytest.approx(norm, rel=2e-3)
-
-
-def test_a_float64_network_gets_and_gives_float64() -> None:
-    network = PreparedNetwork(Smooth().double(), CPU)
-    assert network.dtype == torch.float64
-    assert network(torch.zeros(2, *SHAPE, dtype=torch.float64), torch.ones(2)).dtype == torch.float64
-    assert PreparedNetwork(Smooth(), CPU).dtype == torch.float32
 
 
 class Autoencoder(nn.Module):
@@ -373,15 +339,6 @@ def test_leaves_are_the_named_floating_point_entries_each_once() -> None:
         assert not module.weight.requires_grad
 
 
-def test_flags_are_put_back_after_an_error() -> None:
-    module = Entries().requires_grad_(requires_grad=False)
-    opened = ModuleWeights(module).differentiable({"weight"})
-    with opened, contextlib.suppress(RuntimeError):
-        assert module.weight.requires_grad
-        raise RuntimeError("of the sampler")
-    assert not module.weight.requires_grad
-
-
 def test_merged_statistics_of_a_batch_normalization_have_no_gradient() -> None:
     weights = ModuleWeights(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
     reason = weights.why_no_gradient({"0.weight", "1.running_var"})
@@ -396,12 +353,3 @@ def test_an_entry_that_only_the_state_dict_has_has_no_gradient() -> None:
     assert ModuleWeights(module).why_no_gradient({"weight"}) is None
     reason = ModuleWeights(module).why_no_gradient({"weight", "doubled"})
     assert reason == "the network makes doubled only when its state dict is read"
-
-
-def test_a_forward_of_ones_own_comes_back() -> None:
-    module = Smooth()
-    own = module.forward
-    module.forward = own  # type: ignore[method-assign]
-    with recomputed_calls(module):
-        assert module.forward is not own
-    assert vars(module)["forward"] is own

@@ -18,10 +18,6 @@ def test_balanced_labels_take_turns() -> None:
     assert labels.batch(SEARCH, 2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
 
 
-def test_one_label_is_that_of_all_images() -> None:
-    assert ClassLabels(1000, 207, noise=NOISE).batch(HELD_OUT, 5, 8).tolist() == [207] * 3
-
-
 def test_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
     labels = ClassLabels(10, "random", noise=NOISE)
     drawn = labels.batch(SEARCH, 0, 500)
@@ -33,13 +29,6 @@ def test_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
     counts = torch.bincount(drawn, minlength=10)
     assert counts.min() > 25
     assert counts.max() < 80
-
-
-def test_random_labels_do_not_need_the_cache() -> None:
-    uncached = ClassLabels(10, "random", noise=ImageNoise(0, cache_bytes=0))
-    cached = ClassLabels(10, "random", noise=NOISE)
-    for _ in range(2):
-        assert torch.equal(uncached.batch(SEARCH, 3, 30), cached.batch(SEARCH, 3, 30))
 
 
 @pytest.mark.parametrize("label", [-1, 10])
@@ -83,7 +72,3 @@ def test_the_labels_that_networks_of_diffusers_embed() -> None:
     labels = choose_labels("balanced", Guidance(2.0, 10), classes=10, noise=NOISE, embedded=embedded_labels(dit))  # type: ignore[arg-type]
     assert labels is not None
     assert labels.classes == 10
-
-
-def test_a_model_without_classes_gets_no_labels() -> None:
-    assert choose_labels(None, None, classes=None, noise=NOISE) is None

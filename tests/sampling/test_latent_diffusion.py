@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.network import NetworkSettings
-from lcsc_opt.sampling.pipelines import PromptEmbeddings, load_pipeline, read_prompts
+from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler
 from tests import tiny_pipelines
 
@@ -176,26 +175,6 @@ def test_a_lora_of_several_ranks_has_the_scale_that_its_factors_hold(
         torch.testing.assert_close(layer.get_delta_weight("merged"), expected)
 
 
-def test_only_the_denoiser_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[str] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
-    load_pipeline(str(folder), NetworkSettings(device="cpu"))
-    load_pipeline(str(folder), NetworkSettings(device="cpu", compile=True))
-    assert compiled == ["UNet2DConditionModel"]
-
-
-def test_one_adapter_takes_all_loras(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("peft")
-    pipeline = load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True)
-    each = sampler(pipeline, component="lora")
-    each.load(lora(1))
-    parameters = {name: parameter.data_ptr() for name, parameter in pipeline.unet.named_parameters()}
-    each.load(lora(2))
-    assert parameters == {name: parameter.data_ptr() for name, parameter in pipeline.unet.named_parameters()}
-    assert list(pipeline.unet.peft_config) == ["merged"]
-    assert "open an issue" not in caplog.text
-
-
 def test_a_lora_of_the_text_encoder_changes_the_prompts_embeddings(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     each = sampler(load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True), component="lora")
@@ -224,31 +203,6 @@ def test_a_lora_that_does_not_fit_is_one_line(folder: Path) -> None:
         each.load(lora(1, rank=3))
     with pytest.raises(ObjectiveError, match="does not fit the one in the pipeline: it"):
         each.load(lora(1, text=True))
-
-
-def test_prompts_are_encoded_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[str] = []
-    own = pipeline.encode_prompt
-
-    def counted(
-        prompt: Any,
-        device: Any,
-        num_images_per_prompt: int,
-        do_classifier_free_guidance: bool,
-        negative_prompt: Any = None,
-    ) -> Any:
-        encoded.extend(prompt)
-        return own(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt)
-
-    monkeypatch.setattr(pipeline, "encode_prompt", counted)
-    embeddings = PromptEmbeddings(pipeline, negative_prompt="", guided=False)
-    first = embeddings.of(["a", "b", "a"])["prompt_embeds"]
-    assert torch.equal(embeddings.of(["b", "a"])["prompt_embeds"], first[[1, 0]])
-    assert encoded == ["a", "b"]
-    small = PromptEmbeddings(pipeline, negative_prompt="", guided=False, cache_bytes=0)
-    torch.testing.assert_close(small.of(["a", "b", "a"])["prompt_embeds"], first)
-    small.of(["a"])
-    assert encoded == ["a", "b", "a", "b", "a"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -344,16 +298,6 @@ def test_the_weights_that_are_merged_are_no_part_of_the_description(folder: Path
     assert adapted.describe() == before
 
 
-def test_half_precision_and_channels_last_are_settings(folder: Path, pipeline: Any) -> None:
-    expected = sampler(pipeline).sample(SEARCH, 0, 2)
-    half = sampler(load_pipeline(str(folder), NetworkSettings(device="cpu", dtype="bf16", channels_last=True)))
-    assert half.denoiser.dtype == torch.bfloat16
-    assert half.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    images = half.sample(SEARCH, 0, 2)
-    assert images.dtype == torch.float32
-    assert 0 < (images - expected).abs().mean() < 0.05
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -397,14 +341,6 @@ def test_code_in_a_pipelines_folder_never_runs(folder: Path, tmp_path: Path) -> 
         with pytest.raises(ObjectiveError, match="never run"):
             load_pipeline(str(place), NetworkSettings(device="cpu"))
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_missing_package_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else own(name))
-    load_pipeline(str(folder), NetworkSettings(device="cpu"))
-    with pytest.raises(ObjectiveError, match=r"needs peft.*pip install peft"):
-        load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True)
 
 
 def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
-from lcsc_opt.sampling.network import compile_in_place, compiled
+from lcsc_opt.sampling.network import compile_in_place
 from tests.unet_examples import unet
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -30,23 +30,11 @@ def relative(first: Tensor, second: Tensor) -> float:
     return float((first - second).norm() / second.norm())
 
 
-def test_fp32_is_the_network_itself() -> None:
-    with torch.inference_mode():
-        assert torch.equal(run(prepare()), unet()(IMAGES, TIMES).sample)
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.03), ("fp16", 0.004)])
 def test_half_precision_is_close_and_not_equal(dtype: str, tolerance: float) -> None:
     exact, half = run(prepare()), run(prepare(dtype=dtype))
     assert half.dtype == torch.float32
     assert 1e-5 < relative(half, exact) < tolerance
-
-
-def test_half_precision_keeps_the_weights_in_float32() -> None:
-    network = prepare(dtype="bf16")
-    weights = unet(1).state_dict()
-    load_weights(network.trained, weights)
-    assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
 
 
 def test_channels_last_reaches_images_and_convolutions() -> None:
@@ -131,29 +119,6 @@ def test_outputs_of_cuda_graphs_outlive_the_next_call(monkeypatch: pytest.Monkey
     assert asked[1:] == [{"mode": mode, "dynamic": False}]
 
 
-def test_without_a_mode_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module, **options: (module, options))
-    module = _InAndOut()
-    assert compiled(module, False) is module
-    assert compiled(module, True) == (module, {})
-    compile_in_place(module, False)
-    assert module._compiled_call_impl is None
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-def test_a_mode_with_graphs_samples_the_same() -> None:
-    settings = NetworkSettings(device="cpu", compile="reduce-overhead", channels_last=True, dtype="bf16")
-    network, plain = PreparedNetwork(_Small(0), settings), PreparedNetwork(_Small(0), NetworkSettings("cpu"))
-    x = torch.linspace(-1, 1, 12).reshape(3, 1, 2, 2)
-    with torch.no_grad():
-        for seed in (0, 1):
-            weights = _Small(seed).state_dict()
-            load_weights(network.trained, weights)
-            load_weights(plain.trained, weights)
-            assert relative(network(x), plain(x)) < 0.02
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_loading_keeps_every_tensor_where_it_is(channels_last: bool) -> None:
     network = PreparedNetwork(unet(0, channels=3), NetworkSettings("cpu", channels_last=channels_last))
@@ -167,20 +132,6 @@ def test_loading_keeps_every_tensor_where_it_is(channels_last: bool) -> None:
     load_weights(network.trained, weights)
     assert places() == before
     assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
-
-
-def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(module: nn.Module) -> Any:
-        def call(*arguments: Any) -> Tensor:
-            raise torch._dynamo.exc.BackendCompilerFailed(call, RuntimeError("no\nworking C++ compiler"), None)
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", failing)
-    network = PreparedNetwork(_Small(0), NetworkSettings(device="cpu", compile=True))
-    with pytest.raises(ObjectiveError, match=r"compile: .*compile: false") as caught:
-        network(torch.zeros(1, 1, 2, 2))
-    assert "\n" not in str(caught.value)
 
 
 class _Small(nn.Module):
@@ -221,11 +172,6 @@ def test_a_device_that_is_not_there_is_refused(
         NetworkSettings(device=device).torch_device()
 
 
-def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert NetworkSettings(device="cuda:1").torch_device() == torch.device("cuda", 1)
-
-
 def test_only_the_trained_part_gets_weights() -> None:
     whole = nn.ModuleDict({"trained": _Small(0), "fixed": _Small(1)})
     network = PreparedNetwork(whole, NetworkSettings("cpu"), trained=whole["trained"])
@@ -257,10 +203,3 @@ def test_outputs_are_unwrapped(wrap: Any) -> None:
     module.forward = lambda x: wrap(2 * x)  # type: ignore[method-assign]
     network = PreparedNetwork(module, NetworkSettings("cpu"))
     assert torch.equal(network(IMAGES), 2 * IMAGES)
-
-
-def test_an_output_without_images_is_refused() -> None:
-    module = _Small(0)
-    module.forward = lambda x: {"images": x}  # type: ignore[assignment, method-assign, return-value]
-    with pytest.raises(ObjectiveError, match="returned a dict; expected a tensor"):
-        PreparedNetwork(module, NetworkSettings("cpu"))(IMAGES)

@@ -32,13 +32,6 @@ def test_noise_depends_neither_on_batches_nor_on_their_order(start: int, sizes: 
     assert torch.equal(torch.cat([torch.empty(0, *SHAPE), *(parts[first] for first in sorted(parts))]), whole)
 
 
-def test_noise_is_float32_of_the_shape_asked_for() -> None:
-    noise = drawn(start=5, stop=9)
-    assert noise.dtype == torch.float32
-    assert noise.shape == (4, *SHAPE)
-    assert drawn(start=5, stop=5).shape == (0, *SHAPE)
-
-
 def test_noise_is_standard_normal() -> None:
     noise = ImageNoise(3).batch(SEARCH, 0, 4000, (1, 8, 8)).double()
     count = noise.numel()
@@ -122,26 +115,6 @@ def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> N
         assert torch.equal(noise.batch(SEARCH, start, start + size, SHAPE), drawn(start=start, stop=start + size))
         assert noise.kept_bytes <= bound * IMAGE_BYTES
         assert noise.kept_bytes + noise._free_bytes == bound * IMAGE_BYTES
-
-
-def test_the_batch_used_longest_ago_is_dropped_first() -> None:
-    noise = CountingNoise(10 * IMAGE_BYTES)
-    for start in (0, 5):
-        noise.batch(SEARCH, start, start + 5, SHAPE)
-    noise.batch(SEARCH, 0, 5, SHAPE)  # used again
-    noise.batch(SEARCH, 10, 15, SHAPE)  # drops 5 to 10
-    assert noise.draws == 3
-    noise.batch(SEARCH, 0, 5, SHAPE)
-    assert noise.draws == 3
-    noise.batch(SEARCH, 5, 10, SHAPE)
-    assert noise.draws == 4
-
-
-def test_a_batch_that_is_too_large_to_keep_is_given_all_the_same() -> None:
-    noise = CountingNoise(10 * IMAGE_BYTES)
-    noise.batch(SEARCH, 0, 5, SHAPE)
-    assert len(noise.batch(SEARCH, 0, 11, SHAPE)) == 11
-    assert noise.kept_bytes == 0
 
 
 def step_noise(noise: Noise = SEARCH, start: int = 0, stop: int = 20, *, seed: int = 0) -> torch.Tensor:

@@ -23,7 +23,6 @@ from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import OURS
 from lcsc_opt.search.studies import load_objective
 from lcsc_opt.testing import check_checkpoint, check_extractor, check_objective, check_optimizer, check_storage
-from tests.checkpoints import checkpoint_examples
 from tests.evaluation.staged_examples import Stages
 from tests.metrics.network_files import random_inception
 from tests.model_studies import write_model_study
@@ -250,14 +249,6 @@ def test_formats_keep_the_contract(tmp_path: Path, name: str) -> None:
         check_checkpoint(path, tensors | {"w": tensors["w"] + 1})
     with pytest.raises(AssertionError, match=r"w: read as torch\.float32"):
         check_checkpoint(path, tensors | {"w": tensors["w"].double()})
-
-
-@pytest.mark.parametrize("name", sorted(checkpoint_examples.EXAMPLES))
-def test_every_format_of_the_documentation_keeps_the_contract(tmp_path: Path, name: str) -> None:
-    written = checkpoint_examples.EXAMPLES[name](tmp_path / "run")
-    for path in sorted((tmp_path / "run").rglob("*.safetensors"))[:1]:
-        check_checkpoint(path, reading.read_checkpoint(path).tensors)
-    assert written
 
 
 def test_a_format_that_breaks_the_contract_is_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

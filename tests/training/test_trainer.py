@@ -17,7 +17,6 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
-from lcsc_opt.training import trainer
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.ct import Ct
 from lcsc_opt.training.recipes.edm import Edm
@@ -185,20 +184,6 @@ def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
         assert first.tobytes() != second.tobytes()
 
 
-def test_samples_that_are_not_finite_are_grey(tmp_path: Path) -> None:
-    from PIL import Image
-
-    given = job(tmp_path, Edm(batch_size=8), samples_every=4)
-    loop = trainer._Loop(given, new_accelerator("fp32"))
-    assert loop.sheets is not None
-    with torch.no_grad():
-        loop.raw.last.bias.fill_(math.nan)
-    loop.sheets.write(4, loop.raw)
-    loop.saver.close()
-    with Image.open(tmp_path / "run.samples" / "step00000004.png") as sheet:
-        assert sheet.getpixel((0, 0)) == (128, 128, 128)
-
-
 def test_a_finished_training_goes_on_to_more_steps(tmp_path: Path) -> None:
     run(job(tmp_path, Edm(batch_size=8), steps=8))
     run(job(tmp_path, Edm(batch_size=8)), resume=True)
@@ -219,13 +204,6 @@ def test_another_number_of_threads_is_said_where_it_changes_bits(
         torch.set_num_threads(1)
     assert "1 threads trained it, and 2 go on" in (said := capsys.readouterr().err)
     assert "OMP_NUM_THREADS=1 keeps them" in said
-
-
-def test_only_the_last_state_is_kept(tmp_path: Path) -> None:
-    run(job(tmp_path, Edm(batch_size=8), state_seconds=0.0))
-    states = tmp_path / "run.state"
-    assert sorted(path.name for path in states.iterdir()) == ["latest", "step20"]
-    assert (states / "latest").read_text() == "step20"
 
 
 @pytest.fixture
@@ -286,16 +264,6 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(
     trajectory = Trajectory.open(tmp_path / "run.trajectory")
     assert trajectory.steps == (4, 8)
     assert all(torch.isfinite(tensor).all() for tensor in trajectory.merge([0, 1.0]).values())
-
-
-def test_the_step_is_found_where_losses_are_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer._Loop, "_step", lambda loop: torch.tensor(math.nan if loop.step == 6 else 1.0))
-    loop = trainer._Loop(job(tmp_path, Edm(), checkpoint_every=10), new_accelerator("fp32"))
-    loop.patience = 50
-    loop.begin(resume=False)
-    with pytest.raises(TrainingError, match="the loss of step 7 is nan"):
-        list(loop.run())
-    loop.saver.close()
 
 
 def test_bf16_halves_the_arithmetic_and_not_the_weights(tmp_path: Path) -> None:
