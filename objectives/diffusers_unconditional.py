@@ -42,7 +42,6 @@ from lcsc_opt.sampling import (
     SchedulerSettings,
     build_scheduler,
     choose_labels,
-    embedded_labels,
 )
 
 
@@ -94,9 +93,7 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
         timesteps=chosen.timesteps,
         image_shape=image_shape,
         noise=noise,
-        labels=choose_labels(
-            checked.labels, guidance, classes=folder.classes, noise=noise, embedded=embedded_labels(network)
-        ),
+        labels=choose_labels(checked.labels, guidance, classes=folder.classes, noise=noise),
         guidance=guidance,
         decoder=None if checked.decoder is None else checked.decoder.build(image_shape[0]),
         timestep_scale=folder.timestep_scale,

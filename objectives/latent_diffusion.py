@@ -26,7 +26,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts, say_long_prompts
+from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts
 from lcsc_opt.sampling.text_to_image import NO_LORA_GRADIENT, LatentDiffusionSampler
 from lcsc_opt.trajectory.lora import trajectory_alphas
 
@@ -91,9 +91,6 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         given = checked.lora_alpha
         alphas = trajectory_alphas(trajectory) if given is None else LoraAlphas.constant(given)
     pipeline = _pipeline(checked)
-    for file in (checked.prompts, checked.held_out_prompts):
-        if file is not None:
-            say_long_prompts(given_path(file), pipeline)
     sampler = LatentDiffusionSampler(
         pipeline,
         component=checked.component,

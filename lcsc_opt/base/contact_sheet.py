@@ -20,7 +20,9 @@ def contact_sheet(images: npt.ArrayLike, *, columns: int = COLUMNS) -> bytes:
         images: ``[n, C, H, W]`` in [-1, 1], with one channel or three; n at least 1.
         columns: how many the sheet has at most.
     """
-    pixels = _enlarged(_bytes(np.asarray(images)))
+    levels = np.clip(np.rint((np.asarray(images, dtype=np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
+    factor = max(1, -(-SMALLEST // max(levels.shape[2:])))
+    pixels = levels.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2)  # [n, H, W, C]
     count, height, width = pixels.shape[:3]
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -31,14 +33,3 @@ def contact_sheet(images: npt.ArrayLike, *, columns: int = COLUMNS) -> bytes:
     content = io.BytesIO()
     Image.fromarray(sheet).save(content, format="PNG")
     return content.getvalue()
-
-
-def _bytes(images: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """``[n, C, H, W]`` in [-1, 1] → ``[n, H, W, C]``, 0 to 255."""
-    levels = np.clip(np.rint((images.astype(np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
-
-
-def _enlarged(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    factor = max(1, -(-SMALLEST // max(pixels.shape[1:3])))
-    return pixels.repeat(factor, axis=1).repeat(factor, axis=2)

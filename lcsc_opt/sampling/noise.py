@@ -13,14 +13,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.reproducibility import derive_seed
 
 CACHE_BYTES = 256 * 2**20
-LABEL_TABLES = ("class_embedding", "class_embedder.embedding_table")  # names in diffusers' UNet2DModel, and in its DiT
 
 Labels = Literal["balanced", "random"] | int
 """``balanced``: image i is of class i mod C; ``random``: drawn for each image; a number: all of that class."""
@@ -135,22 +134,8 @@ class Guidance:
     null_label: int
 
 
-def embedded_labels(network: nn.Module) -> int | None:
-    """How many labels a diffusers network embeds, the null label among them; ``None`` if it has no such table.
-
-    ``UNet2DModel`` has as many as classes; ``DiTTransformer2DModel`` one more, if it was trained with dropout.
-    """
-    named = (pair for pair in network.named_modules() if pair[0].endswith(LABEL_TABLES))
-    return min((module.num_embeddings for _, module in named if isinstance(module, nn.Embedding)), default=None)
-
-
 def choose_labels(
-    labels: Labels | None,
-    guidance: Guidance | None,
-    *,
-    classes: int | None,
-    noise: ImageNoise,
-    embedded: int | None = None,
+    labels: Labels | None, guidance: Guidance | None, *, classes: int | None, noise: ImageNoise
 ) -> ClassLabels | None:
     """Settings of a model with ``classes`` classes (``None`` for an unconditional one) → its labels.
 
@@ -161,11 +146,9 @@ def choose_labels(
         guidance: classifier-free guidance.
         classes: C.
         noise: random labels come from its seed.
-        embedded: how many labels the model can embed, the null label among them; ``None`` when that is not known.
 
     Raises:
-        ObjectiveError: labels for a model without classes, none for a model with classes, or a null label that the
-            model does not embed.
+        ObjectiveError: labels for a model without classes, or none for a model with classes.
     """
     if classes is None:
         if labels is not None or guidance is not None:
@@ -175,10 +158,5 @@ def choose_labels(
         return None
     if labels is None:
         raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
-    if guidance is not None and embedded is not None and not 0 <= guidance.null_label < embedded:
-        raise ObjectiveError(
-            f"guidance.null_label: the model embeds the labels 0 to {embedded - 1}, got {guidance.null_label}; "
-            "give the one that stood for no class in training, or leave guidance out"
-        )
     null_is_last = guidance is not None and guidance.null_label == classes - 1
     return ClassLabels(classes - 1 if null_is_last else classes, labels, noise=noise)

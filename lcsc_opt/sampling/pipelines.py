@@ -14,11 +14,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import quiet_libraries
-from lcsc_opt.base.progress import notice
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
-LONGEST = 10_000  # tokens; a tokenizer that says more has no limit
 CACHE_BYTES = 4 * 2**30
 
 _TWO = ("prompt_embeds", "negative_prompt_embeds")
@@ -114,19 +112,6 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not prompts:
         raise ObjectiveError(f"prompts: {path} holds no prompt; expected one a line")
     return prompts
-
-
-def say_long_prompts(path: Path, pipeline: Any) -> None:
-    """A line for each prompt of a file that is longer than what the text encoder takes; the rest is cut off."""
-    tokenizer = getattr(pipeline, "tokenizer", None)
-    most = getattr(tokenizer, "model_max_length", LONGEST)
-    if tokenizer is None or most >= LONGEST:
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        with quiet_libraries():
-            count = len(tokenizer(line.strip(), truncation=False)["input_ids"])
-        if count > most:
-            notice(f"{path}, line {number}: {count} tokens, of which the text encoder takes the first {most}")
 
 
 class PromptEmbeddings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -53,15 +54,12 @@ class LearningCurve:
         """Drop the lines after a step, and an unfinished line."""
         if not self._write or not self._path.exists():
             return
-        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode(), error=TrainingError)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(f"{line}\n")
+        write_atomically(self._path, "".join(kept).encode(), error=TrainingError)
 
 
 class SampleSheets:

@@ -28,15 +28,14 @@ class TrainingData:
     Attributes:
         name: as it was given.
         pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
-        extractor: the name of features that suit the images; ``None`` for Inception's.
-        second: the same for the second features, which held-out reports use, too.
+        features: the name of features that suit the images, and with a 2 behind it of others, for held-out reports;
+            ``None`` for Inception's.
         reference: the name of the real images in a study file; ``None`` if they must be written beside it.
     """
 
     name: str
     pixels: Tensor
-    extractor: str | None = None
-    second: str | None = None
+    features: str | None = None
     reference: str | None = None
 
     @property
@@ -73,7 +72,7 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     """
     for bundled in BUNDLED:
         if name == bundled:
-            return TrainingData(name, bundled_images(bundled)[0], name, f"{name}2")
+            return TrainingData(name, bundled_images(bundled)[0], features=name)
     path = Path(name).expanduser()
     try:
         if name == "cifar10":

@@ -309,8 +309,8 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
         "checkpoints": request.out.name,
         "model": model,
         "sampler": recipe.sampler,
-        "loss": "fid" if data.extractor is None else f"fid@{data.extractor}",
-        **({} if data.second is None else {"held_out_metrics": [f"fid@{data.second}"]}),
+        "loss": "fid" if data.features is None else f"fid@{data.features}",
+        **({} if data.features is None else {"held_out_metrics": [f"fid@{data.features}2"]}),
         "reference": data.reference or f"{model}/images.npz",
         "images": 1000,
     }

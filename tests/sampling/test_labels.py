@@ -7,8 +7,7 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
-from lcsc_opt.sampling import ClassLabels, Guidance, ImageNoise, choose_labels, embedded_labels
-from tests.unet_examples import unet
+from lcsc_opt.sampling import ClassLabels, Guidance, ImageNoise, choose_labels
 
 NOISE = ImageNoise(0)
 
@@ -51,24 +50,8 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
         (None, Guidance(2.0, 0), None, "guidance: the model has no classes"),
         (None, None, 10, "labels: the model has 10 classes; give balanced, random, or one of them"),
         (10, Guidance(2.0, 10), 11, "classes 0 to 9, got 10"),
-        (3, Guidance(2.0, 12), 11, r"guidance\.null_label: the model embeds the labels 0 to 11, got 12; give"),
     ],
 )
 def test_labels_that_do_not_suit_the_model_are_refused(labels: Any, guidance: Any, classes: Any, message: str) -> None:
     with pytest.raises(ObjectiveError, match=message):
-        choose_labels(labels, guidance, classes=classes, noise=NOISE, embedded=12)
-
-
-def test_the_labels_that_networks_of_diffusers_embed() -> None:
-    from diffusers import DiTTransformer2DModel
-
-    dit = DiTTransformer2DModel(
-        num_attention_heads=1, attention_head_dim=4, in_channels=1, num_layers=2, sample_size=4, num_embeds_ada_norm=10,
-        norm_num_groups=1,
-    )  # fmt: skip
-    assert embedded_labels(dit) == 11  # type: ignore[arg-type]  # the null label behind the classes
-    assert embedded_labels(unet(num_class_embeds=10, channels=3)) == 10
-    assert embedded_labels(unet()) is None
-    labels = choose_labels("balanced", Guidance(2.0, 10), classes=10, noise=NOISE, embedded=embedded_labels(dit))  # type: ignore[arg-type]
-    assert labels is not None
-    assert labels.classes == 10
+        choose_labels(labels, guidance, classes=classes, noise=NOISE)
