@@ -32,7 +32,6 @@ _SHADOW = "shadow_params"
 _DEEPEST = 4
 _GLANCE = 10_000  # entries of a dict among which a tensor is looked for
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_MOST_BUFFERS, _MOST_AVERAGES = 50, 20_000
 
 
 def parts_of(value: object) -> Mapping[Any, Any] | None:
@@ -194,32 +193,24 @@ def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
     models = (_entries((_entries(root) or {}).get(key)) or {} for key in GUESSED_KEYS)
     model = next((m for m in models if m and all(isinstance(n, str) and is_tensor(v) for n, v in m.items())), {})
     names = [name for name in model if name.rpartition(".")[2] not in _STATISTICS]
-    skipped = len(names) - len(averages)
-    few = 0 <= skipped <= _MOST_BUFFERS and len(names) <= _MOST_AVERAGES
-    if few and all(map(is_tensor, averages)):
-        shapes = [tuple(model[name].shape) for name in names]
-        ways = _count_ways([tuple(tensor.shape) for tensor in averages], shapes, skipped)
-        if ways[0][0] == 1:
-            found, gap = {}, 0
-            for index, tensor in enumerate(averages):
-                while shapes[index + gap] != tuple(tensor.shape) or ways[index + 1][gap] == 0:
-                    gap += 1
-                found[names[index + gap]] = tensor
-            return found
-    raise TrajectoryError(
-        f"holds {len(averages)} averages without names, which do not fit the model's {len(model)} in exactly one way: "
-        "save a state dict of them, or take the raw weights with --key model."
-    )
+    shapes = [tuple(model[name].shape) for name in names]
+    wanted = [tuple(tensor.shape) if is_tensor(tensor) else None for tensor in averages]
+    first, last = _embedded(wanted, shapes), _embedded(wanted[::-1], shapes[::-1])
+    if first is None or last is None or first != [len(names) - 1 - place for place in reversed(last)]:
+        raise TrajectoryError(
+            f"holds {len(averages)} averages without names, which do not fit the model's {len(model)} in exactly one "
+            "way: save a state dict of them, or take the raw weights with --key model."
+        )
+    return {names[place]: tensor for place, tensor in zip(first, averages, strict=True)}
 
 
-def _count_ways(short: list[Any], long: list[Any], skipped: int) -> list[list[int]]:
-    """``ways[i][g]``: in how many ways ``short[i:]`` matches parts of ``long[i + g:]`` in order, counted up to 2."""
-    ways = [[1] * (skipped + 1)]
-    for index in reversed(range(len(short))):
-        row = [0] * (skipped + 1)
-        for gap in reversed(range(skipped + 1)):
-            here = ways[-1][gap] if short[index] == long[index + gap] else 0
-            later = row[gap + 1] if gap < skipped else 0
-            row[gap] = min(here + later, 2)
-        ways.append(row)
-    return ways[::-1]
+def _embedded(short: Sequence[Any], long: Sequence[Any]) -> list[int] | None:
+    """The earliest places in ``long`` of what is in ``short``, in order; if they are the latest, there is one way."""
+    places: list[int] = []
+    candidates = iter(range(len(long)))
+    for wanted in short:
+        place = next((place for place in candidates if long[place] == wanted), None)
+        if place is None:
+            return None
+        places.append(place)
+    return places
