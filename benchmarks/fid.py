@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,15 +36,18 @@ BATCHES = {2048: 250, 128: 50, 64: 500}
 DECAY, WIDER, MEAN, SHIFT = 0.75, 1.1, 0.4, 0.01
 OFFSET = 1e-6  # pytorch-fid adds it to both covariances when the root of their product is not finite
 SMALL_ROUNDS = 20
-LEAST = {10_000: 5.0, 1_000: 20.0}  # images → our target: times faster than scipy with 2,048 features
-LARGEST_ERROR = 1e-9
 
 Statistics = tuple[np.ndarray, np.ndarray]
+Way = tuple[str, str]
+"""Who computes, and from what."""
 
 
 def main() -> None:
     """Measure, print and save."""
-    arguments = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="128 features, few images, nothing written")
+    arguments = parser.parse_args()
     print(machine())
     cases = []
     for dimension, images in QUICK_CASES if arguments.quick else CASES:
@@ -53,14 +55,6 @@ def main() -> None:
         cases.append(compare(dimension, images, rounds))
     if not arguments.quick:
         print(write_json("fid", {"cases": cases}))
-        _judge(cases)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="128 features, few images, nothing written")
-    return parser.parse_args()
 
 
 def compare(dimension: int, images: int, rounds: int) -> dict[str, Any]:
@@ -69,21 +63,20 @@ def compare(dimension: int, images: int, rounds: int) -> dict[str, Any]:
     real, samples = features(REAL, basis, seed=1), features(images, basis, seed=2, spread=WIDER, shift=SHIFT)
     seconds, values = measure(tasks(real, samples), rounds)
     exact = with_singular_values(real, samples)
-    times_faster = {}
+    print(f"{dimension} features, {images} images: FID {exact:.6f}")
+    case: dict[str, Any] = {"features": dimension, "images": images, "rounds": rounds, "fid": exact}
+    case |= {"seconds": {}, "ours_is_times_faster_than": {}, "relative_error": {}}
     for (who, source), taken in seconds.items():
+        way, median = f"{who} from {source}", statistics.median(taken)
+        found = {"median": median, "least": min(taken), "most": max(taken)}
+        case["seconds"][way] = {name: float(f"{value:.4g}") for name, value in found.items()}
+        case["relative_error"][way] = error = float(f"{abs(values[who, source] / exact - 1):.2g}")
+        line = f"  {way:30s} {median:9.4f} s  ({min(taken):.4f} to {max(taken):.4f})  off by {error:.1e}"
         if who != "ours":
-            ours = seconds.get(("ours", source), seconds["ours", "features"])
-            times_faster[_way(who, source)] = round(statistics.median(taken) / statistics.median(ours), 2)
-    case = {
-        "features": dimension,
-        "images": images,
-        "rounds": rounds,
-        "fid": exact,
-        "seconds": {_way(*way): _spread(taken) for way, taken in seconds.items()},
-        "ours_is_times_faster_than": times_faster,
-        "relative_error": {_way(*way): float(f"{abs(value / exact - 1):.2g}") for way, value in values.items()},
-    }
-    _print(case)
+            ours = statistics.median(seconds.get(("ours", source), seconds["ours", "features"]))
+            case["ours_is_times_faster_than"][way] = round(median / ours, 2)
+            line += f"  {median / ours:6.1f} times ours"
+        print(line, flush=True)
     return case
 
 
@@ -100,7 +93,7 @@ def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, 
     return np.asarray((drawn * deviations) @ basis + MEAN + shift, dtype=np.float32)
 
 
-def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callable[[], float]]:
+def tasks(real: np.ndarray, samples: np.ndarray) -> dict[Way, Callable[[], float]]:
     """(who computes, from what) → the computation. The part of the real images is done already."""
     from torch_fidelity import metric_fid
 
@@ -115,7 +108,7 @@ def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callab
 
     real_statistics = metric_fid.fid_features_to_statistics(torch.from_numpy(real))
     sample_statistics = metric_fid.fid_features_to_statistics(tensor)
-    made: dict[tuple[str, str], Callable[[], float]] = {
+    made: dict[Way, Callable[[], float]] = {
         ("scipy", "statistics"): lambda: with_root(of_samples, of_real),
         ("scipy", "features"): lambda: with_root(moments(samples), of_real),
         ("torch-fidelity", "statistics"): lambda: theirs(sample_statistics, real_statistics),
@@ -168,50 +161,17 @@ def with_singular_values(real: np.ndarray, samples: np.ndarray) -> float:
     return float(np.square(mean_1 - mean_2).sum() + np.square(root_1).sum() + np.square(root_2).sum() - 2 * between)
 
 
-def measure(
-    ways: Mapping[tuple[str, str], Callable[[], float]], rounds: int
-) -> tuple[dict[tuple[str, str], list[float]], dict[tuple[str, str], float]]:
+def measure(ways: Mapping[Way, Callable[[], float]], rounds: int) -> tuple[dict[Way, list[float]], dict[Way, float]]:
     """Seconds of each round, and the last value, by way."""
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
-    ours = [task for (who, _), task in ways.items() if who == "ours"]
-    values: dict[tuple[str, str], float] = {}
-    for task in ours:
-        task()  # the first call computes the factor of the reference
+    seconds: dict[Way, list[float]] = {way: [] for way in ways}
+    values: dict[Way, float] = {}
+    ways["ours", "features"]()  # the first call computes the factor of the reference
     for _ in range(rounds):
         for name, task in ways.items():
             start = time.perf_counter()
             values[name] = task()
             seconds[name].append(time.perf_counter() - start)
     return seconds, values
-
-
-def _way(who: str, source: str) -> str:
-    return f"{who} from {source}"
-
-
-def _spread(taken: list[float]) -> dict[str, float]:
-    found = {"median": statistics.median(taken), "least": min(taken), "most": max(taken)}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
-
-
-def _print(case: Mapping[str, Any]) -> None:
-    print(f"{case['features']} features, {case['images']} images: FID {case['fid']:.6f}")
-    for name, taken in case["seconds"].items():
-        line = f"  {name:30s} {taken['median']:9.4f} s  ({taken['least']:.4f} to {taken['most']:.4f})"
-        line += f"  off by {case['relative_error'][name]:.1e}"
-        if name in case["ours_is_times_faster_than"]:
-            line += f"  {case['ours_is_times_faster_than'][name]:6.1f} times ours"
-        print(line, flush=True)
-
-
-def _judge(cases: list[dict[str, Any]]) -> None:
-    for case in cases:
-        error = max(value for way, value in case["relative_error"].items() if "ours" in way)
-        if error > LARGEST_ERROR:
-            sys.exit(f"missed: off by {error:.1e}")
-        faster, least = case["ours_is_times_faster_than"], LEAST[case["images"]]
-        if case["features"] == max(BATCHES) and min(faster[name] for name in faster if "scipy" in name) < least:
-            sys.exit(f"missed: {least} times faster than scipy at {case['images']} images")
 
 
 if __name__ == "__main__":

@@ -60,26 +60,18 @@ def main() -> None:
         nfe = objective.evaluate(candidate).cost.model_calls // settings["images"]
         plain, gradient, ratio, parts = compare(objective, candidate, arguments.pairs)
         split = ", ".join(f"{part} {1e3 * seconds:.1f}" for part, seconds in parts.items())
-        print(
-            f"{name(file, settings, nfe)}: {1e3 * plain:8.1f} {1e3 * gradient:8.1f}  ratio {ratio:.2f}  ({split})",
-            flush=True,
-        )
-        rows.append(
-            (file, settings["images"], nfe, round(1e3 * plain, 1), round(1e3 * gradient, 1), round(ratio, 2), "", "")
-        )
+        row = (file, settings["images"], nfe, round(1e3 * plain, 1), round(1e3 * gradient, 1), round(ratio, 2), "", "")
+        print(*row[:6], split, flush=True)
+        rows.append(row)
     print("MB that the largest resident size grows by: plain, gradient")
     for file, settings in GROWING:
         nfe = settings.get("nfe", 10 if "ddpm" in file else 1)
-        plain_mb, gradient_mb = (in_fresh_process(file, settings, gradient=wanted) / 1e6 for wanted in (False, True))
-        print(f"{name(file, settings, nfe)}: {plain_mb:8.0f} {gradient_mb:8.0f}", flush=True)
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+            plain_mb, gradient_mb = (fresh.apply(growth, (file, settings, wanted)) / 1e6 for wanted in (False, True))
         rows.append((file, settings["images"], nfe, "", "", "", round(plain_mb), round(gradient_mb)))
+        print(*rows[-1], flush=True)
     header = ("objective", "images", "nfe", "plain_ms", "gradient_ms", "ratio", "plain_mb", "gradient_mb")
     print(write_csv("gradient", header, rows))
-
-
-def name(file: str, settings: dict[str, Any], nfe: int) -> str:
-    """The name of the case, in columns."""
-    return f"{file:15s} {settings['images']:6d} images {nfe:3d} NFE"
 
 
 def build(file: str, settings: dict[str, Any]) -> tuple[Objective, Candidate]:
@@ -108,27 +100,20 @@ def compare(objective: Objective, candidate: Candidate, pairs: int) -> tuple[flo
     return statistics.median(times[False]), statistics.median(times[True]), ratio, middle
 
 
-def in_fresh_process(file: str, settings: dict[str, Any], *, gradient: bool) -> int:
-    """The bytes of :func:`growth` in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(growth, (file, settings, gradient))
-
-
 def growth(file: str, settings: dict[str, Any], gradient: bool) -> int:
     """How many bytes the largest resident size grows by in one evaluation, after a small one."""
     objective, candidate = build(file, settings)
     objective.evaluate(Candidate(candidate.coefficients, images=70), gradient=gradient)
     process = Path("/proc/self")
     process.joinpath("clear_refs").write_text("5")  # the largest size so far becomes the present one
-    before = resident(process, "VmRSS")
+
+    def resident(entry: str) -> int:
+        lines = process.joinpath("status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(entry)) * 1024
+
+    before = resident("VmRSS")
     objective.evaluate(candidate, gradient=gradient)
-    return resident(process, "VmHWM") - before
-
-
-def resident(process: Path, entry: str) -> int:
-    """An entry of a process's status, in bytes."""
-    lines = process.joinpath("status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) * 1024
+    return resident("VmHWM") - before
 
 
 if __name__ == "__main__":

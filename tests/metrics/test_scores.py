@@ -244,11 +244,6 @@ def test_gradients_are_of_the_scaled_loss():
     assert float(along) == pytest.approx((ahead - behind) / (2 * step), rel=1e-5)
 
 
-def test_what_has_no_unit_or_no_reference_is_not_scaled():
-    scaled, plain = (both(loss={"precision": 1, "is": 2}, loss_scale=loss_scale) for loss_scale in ("trace", None))
-    assert scaled.weights == plain.weights
-
-
 def test_real_images_that_look_alike_have_no_scale():
     flat = Reference.of_features(Pixels(), np.zeros((60, 16)))
     with pytest.raises(MetricError, match="loss_scale: trace: fid sees no difference"):

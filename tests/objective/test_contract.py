@@ -66,15 +66,6 @@ def test_wrong_coefficients_never_reach_the_objective(wrong: list[float]) -> Non
     assert not hasattr(recorder, "candidate")
 
 
-def test_any_callable_is_an_objective() -> None:
-    objective = CoefficientFunction(weighted, STEPS, name="tests:weighted")
-    assert objective.steps == STEPS
-    assert objective([1, 1, -1]) == -1.0
-    evaluation = objective.evaluate(Candidate(np.array([0.0, 0.0, 1.0])))
-    assert evaluation.loss == 4.0
-    assert evaluation.cost.images == 0
-
-
 def test_a_callable_cannot_change_the_candidate() -> None:
     def spoil(coefficients: np.ndarray) -> float:
         coefficients[:] = 0
@@ -103,22 +94,9 @@ def test_what_is_no_number_is_an_error(returned: Any) -> None:
         function(returned).evaluate(Candidate(np.full(3, 1 / 3)))
 
 
-def test_what_a_callable_raises_reaches_the_caller() -> None:
-    def broken(_: np.ndarray) -> float:
-        raise ZeroDivisionError("of mine")
-
-    with pytest.raises(ZeroDivisionError, match="of mine"):
-        CoefficientFunction(broken, STEPS, name="broken")([1, 0, 0])
-
-
 def test_the_fingerprint_of_a_callable_is_its_name_and_the_steps() -> None:
     described = CoefficientFunction(weighted, STEPS, name="tests:weighted").describe()
     assert json.loads(json.dumps(described)) == {"callable": "tests:weighted", "steps": [10, 20, 30]}
-
-
-def test_steps_of_a_callable_are_checked() -> None:
-    with pytest.raises(StudySpecError, match=r"^steps\[1\]: expected a whole number above 5, got 4"):
-        CoefficientFunction(weighted, (5, 4, 6), name="weighted")
 
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -75,9 +75,6 @@ PLAN = HeldOutPlan(images=20, top=1)
 EMA = default_origin(STEPS)
 
 
-# what is measured
-
-
 def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured(study: StoredStudy) -> None:
     objective = TwoSpaces()
     report = score_held_out(study, objective, PLAN)
@@ -141,13 +138,6 @@ def test_what_was_measured_before_there_was_a_cross_check_is_measured_again(stud
     assert kept["metrics"] == report["metrics"], "what cannot be measured now is not lost"
 
 
-def test_baselines_that_are_asked_for_serve_it_too(study: StoredStudy) -> None:
-    objective = TwoSpaces()
-    report = score_held_out(study, objective, HeldOutPlan(images=20, top=1, baselines=True))
-    assert list(report["baselines"]) == ["last checkpoint", "default EMA"]
-    assert report["cross_check"]["against"] == "default EMA"
-
-
 def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
     study = StoredStudy.open_or_create(
         open_storage(url, write=True), STUDY, {"steps": STEPS, "fingerprint": {"objective": {}}}
@@ -163,9 +153,6 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
         compares = images == 10 and noise == SEARCH
         study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=compares)
     assert [trial.number for trial in best_trials(study.trials(), 5)] == [4, 1]
-
-
-# the warning
 
 
 def test_a_gain_that_the_second_space_does_not_show_is_a_warning(
@@ -203,37 +190,24 @@ def grouped(losses: list[float], others: list[float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("losses", "others", "line"),
+    ("losses", "others", "phrase"),
     [
         # the noise of a group moves the answer and its baseline alike, so that differences are all but exact
         ([1.0, 1.3], [3.9, 5.9], None),
-        ([1.0, 1.3], [4.1, 6.1], "the loss is 46.5 % below EMA*'s, but fid@cross_check 2.0 % above: this may please"),
-        (
-            [1.0, 1.3],
-            [3.7, 6.2],
-            "the loss is 46.5 % below EMA*'s, but fid@cross_check 1.0 % below, within its spread over 2 groups",
-        ),
-        (
-            [1.0, 1.3],
-            [3.8, 6.3],
-            "the loss is 46.5 % below EMA*'s, but fid@cross_check 1.0 % above, within its spread over 2 groups",
-        ),
-        (
-            [1.9, 2.35],
-            [4.1, 6.1],
-            "the loss is 1.2 % below EMA*'s, within its spread over 2 groups of noise, but fid@cross_check 2.0 % above"
-            ": neither is a certain gain; measure with more --groups",
-        ),
+        ([1.0, 1.3], [4.1, 6.1], "2.0 % above: this may please"),
+        ([1.0, 1.3], [3.7, 6.2], "1.0 % below, within its spread over 2 groups"),
+        ([1.0, 1.3], [3.8, 6.3], "1.0 % above, within its spread over 2 groups"),
+        ([1.9, 2.35], [4.1, 6.1], "neither is a certain gain"),
         ([1.9, 2.35], [3.9, 5.9], None),
         ([2.1, 2.3], [4.1, 6.1], None),  # nothing gained, nothing to warn of
     ],
 )
 def test_a_gain_within_its_spread_over_groups_of_noise_is_no_certain_gain(
-    losses: list[float], others: list[float], line: str | None
+    losses: list[float], others: list[float], phrase: str | None
 ) -> None:
     report = {**grouped(losses, others), "baselines": {"EMA*": grouped([2.0, 2.3], [4.0, 6.0])}}
     found = warning_of(report, cross_check_of(report, CROSS_CHECK, "EMA*"))
-    assert found is None if line is None else (found or "").startswith(line)
+    assert found is None if phrase is None else phrase in (found or "")
 
 
 def test_gains_are_shown_with_their_spread_on_the_same_noise() -> None:
@@ -244,14 +218,6 @@ def test_gains_are_shown_with_their_spread_on_the_same_noise() -> None:
     assert found.cross_check_gain_spread == pytest.approx(statistics.stdev([0.3, -0.2]) / 5.0)
     assert found.text == "against EMA*: loss -47.7 ± 3.2 %, fid@cross_check -1.0 ± 7.1 %"
     assert CrossCheck.parse(dataclasses.asdict(found)) == found
-
-
-def test_groups_that_only_one_of_them_has_tell_nothing_of_the_spread() -> None:
-    report = {**grouped([1.0], [3.7]), "baselines": {"EMA*": grouped([2.0, 2.4], [4.0, 6.0])}}
-    found = cross_check_of(report, CROSS_CHECK, "EMA*")
-    assert found is not None
-    assert (found.gain_spread, found.cross_check_gain_spread) == (None, None)
-    assert "±" not in (found.text or "")
 
 
 def test_gains_of_losses_below_zero_have_no_share_and_warn_all_the_same() -> None:
@@ -270,11 +236,6 @@ def test_without_a_baseline_there_is_a_value_and_no_warning() -> None:
     assert cross_check_of(report, "kid@clip", None) is None
 
 
-def test_a_baseline_without_the_cross_check_is_none() -> None:
-    report = {"loss": 1.0, "metrics": {CROSS_CHECK: 4.5}, "baselines": {"EMA*": {"loss": 2.0, "metrics": {}}}}
-    assert cross_check_of(report, CROSS_CHECK, "EMA*") == CrossCheck(CROSS_CHECK, 4.5)
-
-
 def test_what_is_stored_is_read_again(study: StoredStudy) -> None:
     report = score_held_out(study, TwoSpaces(cheats), PLAN)
     found = HeldOut.parse(json.loads(json.dumps(report)))
@@ -287,9 +248,6 @@ def test_what_is_stored_is_read_again(study: StoredStudy) -> None:
     assert overview(study)["warning"] == report["warning"]
 
 
-# who is told
-
-
 def test_the_headline_tells_in_how_many_seeds_it_gained_nothing(url: str) -> None:
     storage = open_storage(url, write=True)
     for seed, cross_check in enumerate((cheats, follows, cheats)):
@@ -299,8 +257,6 @@ def test_the_headline_tells_in_how_many_seeds_it_gained_nothing(url: str) -> Non
     assert (row.doubtful, row.cross_check_metric, row.seeds) == (2, CROSS_CHECK, 3)
     assert row.cross_check is not None
     assert "but fid@cross_check gained nothing in 2 of 3 seeds: compare the images" in headline([row], "FID")
-    shown = row.as_row()
-    assert (shown["cross_check"], shown["cross_check_sd"], shown["doubtful"]) == (*row.cross_check, 2)
 
 
 PROPERTY = """
@@ -334,12 +290,6 @@ def test_run_compare_show_and_evaluate_say_it(workplace: Path, capsys: pytest.Ca
     assert "this may please the loss's own features" in " ".join(capsys.readouterr().out.split())
     assert lcsc(["evaluate", STUDY]) == 0
     assert f"against EMA*: loss -{100 * found['gain']:.1f} %, fid@cross_check +" in capsys.readouterr().out
-
-
-def test_an_experiment_without_one_has_no_column(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_study(open_storage("sqlite:///studies.db", write=True), STUDY, [3.0, 1.0], held_out={"loss": 2.0})
-    assert lcsc(["compare", "small"]) == 0
-    assert "cross_check" not in capsys.readouterr().out
 
 
 def test_the_noise_of_baselines_decides_nothing(study: StoredStudy) -> None:

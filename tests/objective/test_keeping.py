@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -102,8 +100,3 @@ def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(
         optimizer.tell(asked, evaluation.loss)
     assert len(weights) > 5
     assert (np.sign(np.diff(weights)) == signs[:-1]).all()
-
-
-def test_what_is_kept_is_a_part_of_the_description(trajectory: Trajectory, tmp_path: Path) -> None:
-    assert objective(trajectory, "precision").describe()["scores"]["keep"] == "hinge"
-    assert "keep" not in objective(trajectory, None).describe()["scores"]

@@ -90,13 +90,6 @@ def test_a_candidate_chooses_how_many_images_and_which_noise(trajectory: Traject
     assert len({few.loss, other.loss, objective(EMA)}) == 3
 
 
-def test_an_evaluation_does_not_depend_on_the_ones_before_it(trajectory: Trajectory) -> None:
-    objective = build(trajectory)
-    first = objective(EMA)
-    objective(np.array([3.0, -1.0, -2.0, 1.0]))
-    assert objective(EMA) == first
-
-
 def test_the_cost_is_split_into_parts(trajectory: Trajectory) -> None:
     cost = build(trajectory).evaluate(Candidate(EMA)).cost
     parts = [cost.merge_seconds, cost.sample_seconds, cost.features_seconds, cost.metric_seconds]
@@ -109,16 +102,6 @@ def test_samples_that_are_not_finite_fail_the_evaluation(trajectory: Trajectory)
     objective.sampler.sample = lambda noise, start, stop: torch.full((stop - start, 1, 4, 4), torch.nan)  # type: ignore[method-assign]
     with pytest.raises(ObjectiveError, match="not finite"):
         objective.evaluate(Candidate(EMA))
-
-
-def test_weights_that_do_not_fit_the_network_are_one_line(tmp_path: Path) -> None:
-    with TrajectoryWriter(tmp_path / "other.trajectory") as writer:
-        for step in (1, 2):
-            writer.append(step, {"other": torch.full((3,), float(step))})
-    objective = build(Trajectory.open(tmp_path / "other.trajectory"))
-    with pytest.raises(ObjectiveError, match="do not fit the network") as caught:
-        objective([0.5, 0.5])
-    assert "\n" not in str(caught.value)
 
 
 def test_too_few_images_for_the_features_are_said(trajectory: Trajectory, capsys: pytest.CaptureFixture[str]) -> None:

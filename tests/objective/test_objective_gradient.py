@@ -224,13 +224,6 @@ def test_loss_and_metrics_are_those_of_a_plain_evaluation(name: str, trajectory:
         assert objective.evaluate(candidate).loss == plain.loss  # bit for bit what it was before
 
 
-def test_the_same_candidate_has_the_same_gradient_bit_for_bit(trajectory: Trajectory) -> None:
-    objective = build(SAMPLERS["consistency in three steps"](Network()), trajectory)
-    first = objective.evaluate(Candidate(EMA), gradient=True).gradient
-    objective.evaluate(Candidate(np.array([3.0, -1.0, -2.0, 0.0, 1.0]), noise=Noise("search", 1)), gradient=True)
-    assert np.array_equal(objective.evaluate(Candidate(EMA), gradient=True).gradient, first)  # type: ignore[arg-type]
-
-
 def test_nothing_is_left_in_the_network(trajectory: Trajectory) -> None:
     network = Network()
     objective = build(SAMPLERS["DDIM"](network), trajectory)
@@ -350,10 +343,6 @@ def test_an_objective_that_cannot_says_why(objective: Callable[[], MergeSampleSc
     assert str(caught.value) == f"a gradient was asked for, and {clause}"
 
 
-def test_an_objective_that_can_says_so(trajectory: Trajectory) -> None:
-    assert build(consistency(Network(), 9.0), trajectory).why_no_gradient() is None
-
-
 def without_graph(model: nn.Module, noise: Tensor) -> Tensor:
     with torch.no_grad():
         return one_call(model, noise)
@@ -383,23 +372,3 @@ def test_a_gradient_that_is_not_finite_fails_the_evaluation(monkeypatch: pytest.
     monkeypatch.setattr(objective.trajectory, "project", lambda gradients: np.array([1.0, np.nan, 0, 0, 0]))
     with pytest.raises(ObjectiveError, match="the gradient is not finite"):
         objective.evaluate(Candidate(EMA), gradient=True)
-
-
-def test_a_batch_of_nothing_is_refused() -> None:
-    with pytest.raises(ObjectiveError, match="gradient_batch_size from 1"):
-        build(function(Network()), gradient_batch_size=0)
-
-
-def test_samples_that_are_not_finite_fail_the_gradient_too() -> None:
-    objective = build(function(Network().double(), lambda model, noise: one_call(model, noise) * math.nan))
-    with pytest.raises(ObjectiveError, match="values that are not finite"):
-        objective.evaluate(Candidate(EMA), gradient=True)
-
-
-def test_noise_groups_have_gradients_of_their_own(trajectory: Trajectory) -> None:
-    objective = build(consistency(Network(), 9.0), trajectory)
-    first, second = (
-        objective.evaluate(Candidate(EMA, noise=noise), gradient=True).gradient
-        for noise in (SEARCH, Noise("search", 7))
-    )
-    assert not np.array_equal(first, second)  # type: ignore[arg-type]

@@ -217,24 +217,6 @@ def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_change
     assert asked == [32, 16]
 
 
-def test_a_chosen_batch_that_is_too_large_fails(tmp_path: Path) -> None:
-    objective = build(tmp_path)
-
-    def scarce(noise: Noise, start: int, stop: int) -> Tensor:
-        raise torch.OutOfMemoryError("out of memory")
-
-    objective.sampler.sample = scarce  # type: ignore[method-assign]
-    with pytest.raises(torch.OutOfMemoryError):
-        objective.evaluate(Candidate(EMA))
-    assert objective.describe()["batch_size"] == 7
-
-
-def test_stages_overlap_on_other_devices_than_the_cpu(tmp_path: Path) -> None:
-    objective = build(tmp_path)
-    assert not objective.overlaps
-    assert build(tmp_path / "gpu", device="cuda").overlaps
-
-
 @pytest.mark.parametrize(("gradient", "closed_at", "batches"), [(False, 3, 40), (True, 3, 79), (True, 43, 79)])
 def test_closing_a_pipeline_stops_between_two_batches(
     tmp_path: Path, gradient: bool, closed_at: int, batches: int

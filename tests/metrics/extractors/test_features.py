@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FeatureExtractor, extract
+from lcsc_opt.metrics import extract
 
 
 class Doubled:
@@ -29,11 +29,6 @@ def images_of(count):
     return torch.linspace(-1, 1, count * 4).reshape(count, 1, 2, 2)
 
 
-def test_extractor_is_a_protocol():
-    assert isinstance(Doubled(), FeatureExtractor)
-    assert not isinstance(torch.nn.Identity(), FeatureExtractor)
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
 def test_features_do_not_depend_on_the_batch_size(batch_size):
     extractor, images = Doubled(), images_of(10)
@@ -47,22 +42,6 @@ def test_parts_of_any_size_are_taken_in_order():
     images = images_of(10)
     parts = (part for part in images.split([4, 0, 5, 1]))
     np.testing.assert_array_equal(extract(Doubled(), parts, batch_size=3), extract(Doubled(), images))
-
-
-def test_no_graph_is_kept_but_a_call_of_its_own_keeps_one():
-    images = images_of(4).requires_grad_()
-    seen = []
-    extractor = Doubled()
-    extractor_call = extractor.__call__
-
-    class Watched(Doubled):
-        def __call__(self, batch):
-            seen.append(torch.is_grad_enabled())
-            return extractor_call(batch)
-
-    extract(Watched(), images)
-    assert seen == [False]
-    assert extractor(images).requires_grad
 
 
 def test_no_images_are_refused():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lcsc_opt.base.errors import MetricError, StudySpecError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.extractors.published import to_levels
 from lcsc_opt.metrics.reference.images import image_array, image_files
 from lcsc_opt.metrics.reference.setting import DATASETS, dataset_images, dataset_settings
@@ -76,16 +76,6 @@ def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path, cach
     assert np.array_equal(mixed[[0, 2, 3, 4]], np.repeat(all_bytes(grey), 3, axis=3))
 
 
-def test_transparency_and_palettes_become_plain_colours(tmp_path, cache):
-    image = pixels(1, channels=4)[0]
-    (tmp_path / "real").mkdir()
-    Image.fromarray(image).save(tmp_path / "real" / "a.png")
-    Image.fromarray(image[..., :3]).quantize(16).save(tmp_path / "real" / "b.png")
-    found = all_bytes(image_files(tmp_path / "real", cache=cache))
-    assert np.array_equal(found[0], image[..., :3])
-    assert found.shape == (2, 6, 8, 3)
-
-
 def test_content_follows_the_pixels_and_not_the_place(tmp_path, cache):
     first = image_files(write(tmp_path / "a", pixels()), cache=cache).content
     assert image_files(write(tmp_path / "b", pixels()), cache=cache).content == first
@@ -101,14 +91,6 @@ def test_files_are_read_once_until_one_changes(tmp_path, cache, monkeypatch):
     Image.fromarray(pixels(seed=3)[0]).save(folder / "class-0" / "000.png")
     os.utime(folder / "class-0" / "000.png", ns=(1, 1))
     assert image_files(folder, cache=cache).content != content
-
-
-def test_a_broken_note_in_the_cache_is_made_again(tmp_path, cache):
-    folder = write(tmp_path / "real", pixels())
-    content = image_files(folder, cache=cache).content
-    (note,) = cache.iterdir()
-    note.write_text('{"count": 5')
-    assert image_files(folder, cache=cache).content == content
 
 
 def test_folders_that_are_no_image_set_are_refused(tmp_path, cache):
@@ -216,26 +198,6 @@ def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
 class Explosive:
     def __reduce__(self):
         return (exec, ("raise SystemExit('the file was executed')",))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"torchvision": "CIFAR100", "split": "unlabeled"}, "CIFAR100 has no split unlabeled, only train, test"),
-        ({"torchvision": "CIFAR-10"}, "did you mean 'CIFAR10'"),
-    ],
-)
-def test_unknown_datasets_are_refused(tmp_path, settings, message):
-    with pytest.raises(MetricError, match=message):
-        dataset_images(dataset_settings(settings), root=tmp_path)  # type: ignore[arg-type]
-
-
-def test_what_is_no_dataset_is_none():
-    assert dataset_settings("photos/real") is None
-    assert dataset_settings("cifar10") is None
-    assert dataset_settings({"clip": "x"}) is None
-    with pytest.raises(StudySpecError, match="did you mean 'split'"):
-        dataset_settings({"torchvision": "CIFAR10", "splitt": "train"})
 
 
 def test_every_dataset_is_torchvisions(datasets):

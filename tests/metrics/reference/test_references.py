@@ -228,16 +228,6 @@ def test_an_object_array_in_an_npz_is_refused(tmp_path):
             build(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["stats.npz", "img512.pkl"])
-def test_metrics_of_features_need_more_than_statistics(tmp_path, name):
-    mean, cov = mean_and_covariance()
-    write_edm(tmp_path / "stats.npz", mean, cov)
-    (tmp_path / "img512.pkl").write_bytes(pickle.dumps({"fid": {"mu": mean, "sigma": cov}}))
-    with pytest.raises(MetricError, match="give the images themselves") as caught:
-        build(tmp_path / name, need=True)
-    assert str(caught.value).startswith(str(tmp_path / name))
-
-
 def test_references_of_another_extractor_are_refused(tmp_path):
     write_ours(tmp_path / "stats.npz", *mean_and_covariance())
     with pytest.raises(MetricError, match="was computed with pixels-1 and not with pixels-2"):
@@ -262,21 +252,6 @@ def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
         build(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("array", [np.zeros(3), np.zeros((1, D)), np.zeros((3, D), dtype=np.int64)])
-def test_arrays_that_are_no_features_are_refused(tmp_path, array):
-    np.save(tmp_path / "a.npy", array)
-    with pytest.raises(MetricError, match="expected features"):
-        build(tmp_path / "a.npy")
-    np.save(tmp_path / "a.npy", np.full((3, D), np.nan))
-    with pytest.raises(MetricError, match="not finite"):
-        build(tmp_path / "a.npy")
-
-
-def test_a_reference_that_is_not_there_names_the_datasets(tmp_path):
-    with pytest.raises(MetricError, match="does not exist, and no dataset is called so; known: cifar10-train"):
-        build(tmp_path / "real")
 
 
 def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
@@ -332,18 +307,6 @@ def test_a_broken_cache_says_what_to_remove(tmp_path):
     with pytest.raises(MetricError, match="remove it") as caught:
         build(folder, need=True, cache=cache)
     assert str(path) in str(caught.value)
-
-
-def test_features_in_the_cache_can_be_used_by_torch_without_a_copy(tmp_path):
-    reference = build(write_folder(tmp_path / "real"), need=True)
-    assert torch.from_numpy(reference.features).shape == (30, D)
-
-
-def test_one_image_is_no_reference(tmp_path):
-    (tmp_path / "real").mkdir()
-    Image.fromarray(images(1)[0]).save(tmp_path / "real" / "a.png")
-    with pytest.raises(MetricError, match="at least two"):
-        build(tmp_path / "real")
 
 
 def test_one_setting_serves_all_extractors():

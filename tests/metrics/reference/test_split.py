@@ -84,14 +84,6 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
     assert build({**setting, "held_out_fraction": 0.5}, tmp_path).identity != found.identity
 
 
-def test_copies_of_an_image_lie_on_one_side(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a")
-    for path in list(folder.iterdir()):
-        shutil.copy(path, folder / f"copy-{path.name}")
-    found = build({"train": str(folder), "held_out_fraction": 0.5}, tmp_path)
-    assert not rows(found) & rows(found.held_out)
-
-
 def test_arrays_are_divided_too() -> None:
     images = image_array(pixels(100, 0), source="test")
     parts = [images.part(0.2, held_out=held_out) for held_out in (False, True)]
@@ -113,15 +105,6 @@ def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
     assert (rows(found), rows(found.held_out)) == (rows(asked), rows(asked.held_out))
     whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
     assert (len(whole.known_features), whole.held_out) == (60, None)
-
-
-def test_features_that_come_later_do_not_change_the_statistics(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a")
-    first = build(str(folder), tmp_path, features=False)
-    (file,) = (tmp_path / "cache" / "references").glob("*.npz")
-    before = file.read_bytes()
-    assert build(str(folder), tmp_path, batch_size=60).identity == first.identity
-    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
