@@ -66,29 +66,29 @@ cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
-INTERRUPTED = 128 + signal.SIGINT
+_INTERRUPTED = 128 + signal.SIGINT
 _HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
-ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANGUP]))
+_ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANGUP]))
 
 # some versions of typer bring their own click, so the base of its errors is found from one of them
-USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 _signals: list[int] = []  # the signal that ended the command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``lcsc`` and exit with its status. After the first signal of :data:`ENDING`, further ones are ignored."""
+    """Run ``lcsc`` and exit with its status. After the first signal of :data:`_ENDING`, further ones are ignored."""
     let_waiting_threads_sleep()
     outlive_terminals()
-    for number in ENDING:
+    for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _end_once(number: int, _frame: Any) -> None:
-    for ignored in ENDING:
+    for ignored in _ENDING:
         signal.signal(ignored, signal.SIG_IGN)
     _signals.append(number)
     raise KeyboardInterrupt
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         status = _invoked(command, arguments)
-        if status != INTERRUPTED:
+        if status != _INTERRUPTED:
             sys.stdout.flush()
     except LcscError as error:
         complain(str(error))
@@ -113,12 +113,12 @@ def run(arguments: Sequence[str]) -> int:
         _forget_output()
         return OutputError.exit_status
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    if status == INTERRUPTED:  # some versions of typer return it in place of raising
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:  # some versions of typer return it in place of raising
         complain(
             f"interrupted; everything finished is kept, run the same command{_resuming(command, arguments)} to continue"
         )
-        return 128 + _signals[0] if _signals else INTERRUPTED
+        return 128 + _signals[0] if _signals else _INTERRUPTED
     return status
 
 
@@ -126,7 +126,7 @@ def _invoked(command: Any, arguments: Sequence[str]) -> int:
     try:
         with said_once():
             return int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
-    except USAGE_ERRORS as error:
+    except _USAGE_ERRORS as error:
         return _complain_about_usage(error)
     except SystemExit as ending:  # of typer, without a word, where nobody reads the output
         if isinstance(ending.__context__, BrokenPipeError):

@@ -18,8 +18,8 @@ from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, tab
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached
 
-SHOWN = 3  # studies named for each thing that they use
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+_SHOWN = 3  # studies named for each thing that they use
+_Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def delete(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="experiment/optimizer/seed")],
-    yes: Yes = False,
+    yes: _Yes = False,
     storage: Storage = None,
 ) -> None:
     """Delete studies from the database, but none that is being run. Their trials, figures and images go, too."""
@@ -58,7 +58,7 @@ def cache(
     unused: Annotated[
         bool, typer.Option("--unused", help="Only what no study of the database uses, and what was left unfinished.")
     ] = False,
-    yes: Yes = False,
+    yes: _Yes = False,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
@@ -114,8 +114,8 @@ def _print(entries: Sequence[Cached], folder: Path) -> None:
 def _studies(entry: Cached) -> str:
     if entry.studies is None:
         return "not known"
-    more = len(entry.studies) - SHOWN
-    names = [*entry.studies[:SHOWN], *([f"{more} more"] if more > 0 else [])]
+    more = len(entry.studies) - _SHOWN
+    names = [*entry.studies[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
     return ", ".join([*names, *(["in use now"] if entry.in_use else [])]) or "none"
 
 

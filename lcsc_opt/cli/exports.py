@@ -13,19 +13,19 @@ from lcsc_opt.cli.output import console, number, say, table
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
 
-SHOWN = 10  # coefficients, the largest ones
-DIGITS = 12  # of a hash
+_SHOWN = 10  # coefficients, the largest ones
+_DIGITS = 12  # of a hash
 
-Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a folder for diffusers.")]
-Form = Annotated[
+_Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a folder for diffusers.")]
+_Form = Annotated[
     str | None,
     typer.Option("--as", help="safetensors, pt, diffusers or lora; without it as the name of the output ends."),
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it as the checkpoints.")]
-Config = Annotated[
+_Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it as the checkpoints.")]
+_Config = Annotated[
     Path | None, typer.Option(help="A model's folder with config.json, for --as diffusers of another network.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -36,14 +36,14 @@ def add_commands(app: typer.Typer) -> None:
 
 def export(
     study: Study,
-    out: Out,
-    form: Form = None,
-    dtype: Dtype = None,
+    out: _Out,
+    form: _Form = None,
+    dtype: _Dtype = None,
     trial: Annotated[
         int | None, typer.Option(min=0, help="Its number; without it the one chosen on held-out noise.")
     ] = None,
-    config: Config = None,
-    overwrite: Overwrite = False,
+    config: _Config = None,
+    overwrite: _Overwrite = False,
     storage: Storage = None,
 ) -> None:
     """Write the merged model, with its recipe inside. To a .json file, the recipe alone."""
@@ -100,10 +100,10 @@ def print_recipe(shown: Recipe) -> None:
     for name, value in rows.items():
         summary.add_row(name, value)
     console().print(summary)
-    largest = table("step", "coefficient", "SHA-256", title=f"\nthe {min(SHOWN, len(coefficients))} largest")
+    largest = table("step", "coefficient", "SHA-256", title=f"\nthe {min(_SHOWN, len(coefficients))} largest")
     hashes = shown.checkpoint_sha256 or ("",) * len(coefficients)
-    for index in sorted(np.argsort(-np.abs(coefficients), kind="stable")[:SHOWN]):
-        largest.add_row(str(shown.steps[index]), f"{coefficients[index]:+.4f}", hashes[index][:DIGITS])
+    for index in sorted(np.argsort(-np.abs(coefficients), kind="stable")[:_SHOWN]):
+        largest.add_row(str(shown.steps[index]), f"{coefficients[index]:+.4f}", hashes[index][:_DIGITS])
     console().print(largest)
 
 
@@ -123,13 +123,13 @@ def apply(
         ),
     ],
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
-    out: Out,
-    form: Form = None,
-    dtype: Dtype = None,
+    out: _Out,
+    form: _Form = None,
+    dtype: _Dtype = None,
     key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are; else the recipe's.")] = None,
     steps: Steps = None,
-    config: Config = None,
-    overwrite: Overwrite = False,
+    config: _Config = None,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
     from lcsc_opt.exports.merging import average, coefficients_named, rebuild

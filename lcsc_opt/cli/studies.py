@@ -15,7 +15,7 @@ from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
 from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
 
-Ray = Annotated[
+_Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Evaluate on this Ray cluster: host:port of its head, or auto."),
 ]
@@ -69,7 +69,7 @@ def run(
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
-    ray: Ray = None,
+    ray: _Ray = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     accept_changes: AcceptChanges = False,
 ) -> None:
@@ -120,7 +120,7 @@ def resume(
         bool, typer.Option("--retry-failed", help="Evaluate the failed trials again, once their cause is mended.")
     ] = False,
     storage: Storage = None,
-    ray: Ray = None,
+    ray: _Ray = None,
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""

@@ -17,18 +17,18 @@ from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 if TYPE_CHECKING:
     from lcsc_opt.search.refining import Refined
 
-SHEETS = 10  # sheets of samples, by default
-RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
+_SHEETS = 10  # sheets of samples, by default
+_RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
 
 
-class Precision(str, enum.Enum):
+class _Precision(str, enum.Enum):
     """The precision of matrix products and convolutions."""
 
     fp32 = "fp32"
     bf16 = "bf16"
 
 
-class Begin(str, enum.Enum):
+class _Begin(str, enum.Enum):
     """The model to begin with."""
 
     ema = "ema"
@@ -45,11 +45,11 @@ class _Refining(FrozenModel):
     held_out: int | None = None
 
 
-Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
-From = Annotated[
-    Begin, typer.Option("--from", help="The best EMA of the checkpoints, or the best combination that STUDY found.")
+_Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
+_From = Annotated[
+    _Begin, typer.Option("--from", help="The best EMA of the checkpoints, or the best combination that STUDY found.")
 ]
-RecipeSettings = Annotated[
+_RecipeSettings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe, as in learning_rate=0.0003."),
 ]
@@ -62,13 +62,13 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
-    settings: RecipeSettings = None,
+    recipe: Annotated[str, typer.Argument(help=_RECIPE_HELP)],
+    settings: _RecipeSettings = None,
     *,
     data: Annotated[str, typer.Option(help="digits, photographs, cifar10, or a folder of images of one size.")],
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")],
-    out: Out,
+    out: _Out,
     teacher: Annotated[
         Path | None, typer.Option(help="The diffusion model that cd distils, a folder or its trajectory.")
     ] = None,
@@ -82,7 +82,7 @@ def train(
         Path | None, typer.Option(help="Train on the latents of this one of diffusers; slct trains a small one else.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
-    precision: Annotated[Precision, typer.Option(help="Of matrix products and convolutions.")] = Precision.fp32,
+    precision: Annotated[_Precision, typer.Option(help="Of matrix products and convolutions.")] = _Precision.fp32,
     samples_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between two sheets of samples: a tenth of all; 0 writes none.")
     ] = None,
@@ -104,7 +104,7 @@ def train(
         autoencoder=autoencoder,
         seed=seed,
         precision=precision.value,
-        samples_every=(max(steps // SHEETS, 1) if samples_every is None else samples_every) or None,
+        samples_every=(max(steps // _SHEETS, 1) if samples_every is None else samples_every) or None,
     )
     study = run(request, resume=resume)
     if study is not None:
@@ -122,8 +122,8 @@ def refine(
         ),
     ] = None,
     *,
-    out: Out,
-    begin: From = Begin.ema,
+    out: _Out,
+    begin: _From = _Begin.ema,
     images: Annotated[int, typer.Option(min=2, help="Sampled by all steps together.")] = 60_000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a refinement that was interrupted.")] = False,
     storage: Storage = None,
@@ -141,7 +141,7 @@ def refine(
         begun.objective,
         asked,
         out,
-        start=begun.best if begin is Begin.best else begun.ema,
+        start=begun.best if begin is _Begin.best else begun.ema,
         held_out_images=held_out or begun.held_out_images,
         resume=resume,
     )
@@ -170,11 +170,11 @@ def _print_refined(found: Refined) -> None:
 
 def neon(
     source: Annotated[str, typer.Argument(metavar="STUDY", help="experiment/optimizer/seed, or a study file.")],
-    settings: RecipeSettings = None,
+    settings: _RecipeSettings = None,
     *,
     recipe: Annotated[str, typer.Option(help="What the checkpoints were trained with: ict, ddpm, edm …")],
-    out: Out,
-    begin: From = Begin.ema,
+    out: _Out,
+    begin: _From = _Begin.ema,
     samples: Annotated[int, typer.Option(min=2, help="Images that are sampled once, and trained on.")] = 10_000,
     steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the batches and the noise.")] = 0,
@@ -188,7 +188,7 @@ def neon(
 
     asked = SelfTraining(parse_recipe(recipe, settings or ()), samples=samples, steps=steps, seed=seed)
     begun = StartingPoint.of(source, storage)
-    start = begun.best if begin is Begin.best else begun.ema
+    start = begun.best if begin is _Begin.best else begun.ema
     found = append_self_trained(begun.objective, asked, out, start=start)
     if output is Format.json:
         losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]

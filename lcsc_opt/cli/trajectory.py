@@ -16,15 +16,15 @@ from lcsc_opt.cli.output import Format, console, print_json, say, table
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
 
-SPARKS = "▁▂▃▄▅▆▇█"
-NO_SPARK = "·"  # a value that is no number
-KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
+_SPARKS = "▁▂▃▄▅▆▇█"
+_NO_SPARK = "·"  # a value that is no number
+_KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
 
 
-DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits, which halves what is read."
+_DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits, which halves what is read."
 
 
-class Stored(str, enum.Enum):
+class _Stored(str, enum.Enum):
     """How the rows of a trajectory are stored."""
 
     exact = "exact"
@@ -37,13 +37,13 @@ def pack(
     checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs, or folders of checkpoints.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
     steps: Steps = None,
-    key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
+    key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
     select: Annotated[
         list[str] | None,
         typer.Option(help="window=STEPS, interval=STEPS, last=N, first_step=STEP or last_step=STEP; may be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
-    dtype: Annotated[Stored, typer.Option(help=DTYPE_HELP)] = Stored.exact,
+    dtype: Annotated[_Stored, typer.Option(help=_DTYPE_HELP)] = _Stored.exact,
 ) -> None:
     """Pack checkpoints of one training run into one trajectory. It is memory-mapped, so that merges are quick."""
     from lcsc_opt.objective.settings import SelectionSettings
@@ -64,7 +64,7 @@ def show(
         list[Path],
         typer.Argument(metavar="PATH...", help="A packed trajectory; or files, globs, folders of checkpoints."),
     ],
-    key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
+    key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read a packed trajectory whole and compare the hashes.")
     ] = False,
@@ -108,7 +108,7 @@ def sparkline(values: Sequence[float | None], width: int = 60) -> str:
     shares = shares if len(values) > width else [[value] for value in values]
     means = [_mean(share) for share in shares]
     top = max((mean for mean in means if mean is not None), default=0.0) or 1.0
-    return "".join(NO_SPARK if mean is None else _bar(mean / top) for mean in means)
+    return "".join(_NO_SPARK if mean is None else _bar(mean / top) for mean in means)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -117,4 +117,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _bar(height: float) -> str:
-    return SPARKS[min(int(height * len(SPARKS)), len(SPARKS) - 1)]
+    return _SPARKS[min(int(height * len(_SPARKS)), len(_SPARKS) - 1)]

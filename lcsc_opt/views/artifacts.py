@@ -14,7 +14,7 @@ from lcsc_opt.database.reader import HistoryReader
 
 MOST_BYTES = 32 * 2**20  # of one image
 EMA_IMAGES = "images_1_EMA.png"
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,4 +93,4 @@ def mimetype(content: bytes) -> str | None:
     """The type of an image by its first bytes; ``None`` if it is no image. The database's own type is not trusted."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "image/webp"
-    return next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), None)
+    return next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)

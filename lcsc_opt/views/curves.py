@@ -26,14 +26,14 @@ AXES = {
 }
 """What a search spends. ``seconds`` count while it runs, not between two runs of it."""
 
-NUMBER = "%{y:.4g}"
-FEW = 10  # evaluations
+_NUMBER = "%{y:.4g}"
+_FEW = 10  # evaluations
 MOST_POINTS = 1000  # of one curve; about the width of a screen in pixels
 LEAST_PAUSE = 30.0  # seconds without an evaluation that may be an interruption
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Steps:
+class _Steps:
     """A step function that only falls: ``values [m]`` from ``positions [m]`` on; known up to ``end``."""
 
     positions: Floats
@@ -52,7 +52,7 @@ class Steps:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Curve:
+class _Curve:
     """One line of a comparison: the finished seeds of an optimizer, or one seed that is still searching.
 
     Attributes:
@@ -88,7 +88,7 @@ def default_axis(studies: Sequence[StudyHistory]) -> str:
     return "images" if any(study.trials["images"].any() for study in studies) else "evaluations"
 
 
-def curves(studies: Sequence[StudyHistory], axis: str) -> list[Curve]:
+def curves(studies: Sequence[StudyHistory], axis: str) -> list[_Curve]:
     """The curves of an experiment; optimizers in the order in which their studies were created.
 
     Raises:
@@ -143,14 +143,14 @@ def comparison_figure(
         place = {"x": 1, "xref": "paper", "y": math.log10(ema) if log_y else ema, "xanchor": "right"}
         made.add_annotation(text="EMA*", **place, yanchor="bottom", showarrow=False, font={"color": GREY})
     made.update_xaxes(title_text=AXES[axis], type="log" if log_x else "linear", tickformat="~s")
-    if axis == "evaluations" and not log_x and max(one.positions[-1] for one in drawn) < FEW:
+    if axis == "evaluations" and not log_x and max(one.positions[-1] for one in drawn) < _FEW:
         made.update_xaxes(dtick=1)  # no ticks between whole numbers
     metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
     made.update_yaxes(title_text=f"best {inert(metric)} so far (marks: held out)")
     return made.update_yaxes(type="log" if log_y else "linear", tickformat="~g")
 
 
-def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
+def curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
     """Best so far of one optimizer over its seeds, on a common axis.
 
     Args:
@@ -166,7 +166,7 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
     marks = [
         (end, study.held_out_loss) for end, study in zip(ends, studies, strict=True) if study.held_out_loss is not None
     ]
-    return Curve(
+    return _Curve(
         optimizer=studies[0].optimizer,
         seeds=tuple(study.seed for study in studies),
         finished=all(study.ended for study in studies),
@@ -178,7 +178,7 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
     )
 
 
-def best_so_far(study: StudyHistory, axis: str) -> Steps:
+def best_so_far(study: StudyHistory, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare.
 
     Raises:
@@ -191,7 +191,7 @@ def best_so_far(study: StudyHistory, axis: str) -> Steps:
         trials, positions = trials[order], positions[order]
     improved = improvements(trials["loss"])
     end = float(positions[-1]) if len(positions) else 0.0
-    return Steps(positions[improved], trials["loss"][improved], end)
+    return _Steps(positions[improved], trials["loss"][improved], end)
 
 
 def improvements(losses: Floats) -> npt.NDArray[np.intp]:
@@ -244,7 +244,7 @@ def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])
 
 
-def _add_band(made: go.Figure, one: Curve) -> None:
+def _add_band(made: go.Figure, one: _Curve) -> None:
     shared = {
         **{"x": one.positions, "mode": "lines", "legendgroup": inert(one.optimizer), "showlegend": False},
         **{"hoverinfo": "skip", "line": {"width": 0, "shape": "hv"}},
@@ -253,7 +253,7 @@ def _add_band(made: go.Figure, one: Curve) -> None:
     made.add_scatter(y=one.highest, fill="tonexty", fillcolor=with_alpha(style(one.optimizer).colour, 0.18), **shared)
 
 
-def _add_line(made: go.Figure, one: Curve) -> None:
+def _add_line(made: go.Figure, one: _Curve) -> None:
     drawn = style(one.optimizer)
     width = 2.5 if one.finished else 1.2
     made.add_scatter(
@@ -263,7 +263,7 @@ def _add_line(made: go.Figure, one: Curve) -> None:
         name=inert(one.label),
         legendgroup=inert(one.optimizer),
         line={"color": drawn.colour, "dash": drawn.dash, "width": width, "shape": "hv"},
-        hovertemplate=NUMBER,
+        hovertemplate=_NUMBER,
     )
     if not one.held_out:
         return
@@ -276,5 +276,5 @@ def _add_line(made: go.Figure, one: Curve) -> None:
         showlegend=False,
         cliponaxis=False,
         marker={"symbol": drawn.marker, "size": 10, "color": drawn.colour, "line": {"width": 1, "color": "#FFFFFF"}},
-        hovertemplate=NUMBER,
+        hovertemplate=_NUMBER,
     )

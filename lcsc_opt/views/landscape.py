@@ -23,15 +23,15 @@ from lcsc_opt.views.curves import thinned
 from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 
 MOST_CANDIDATES = 150  # of one study
-ON_GRID = 1e-9
-WIDE = 3.0  # the highest over the lowest loss, from which on colours are logarithmic
-TICKS = 6
-FARTHEST = 1.0  # how far beyond the grid an answer still widens the view, in units of the grid's side
-OUTLINE = {"width": 1.5, "color": "#FFFFFF"}
+_ON_GRID = 1e-9
+_WIDE = 3.0  # the highest over the lowest loss, from which on colours are logarithmic
+_TICKS = 6
+_FARTHEST = 1.0  # how far beyond the grid an answer still widens the view, in units of the grid's side
+_OUTLINE = {"width": 1.5, "color": "#FFFFFF"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Candidates:
+class _Candidates:
     """Candidates of one search, at most about 150: ``positions [m, 2]`` on the plane of ``trials [m]``."""
 
     study: StudyHistory
@@ -67,7 +67,7 @@ class Landscape:
     planned: Floats
     values: Floats
     space: str
-    searches: tuple[Candidates, ...]
+    searches: tuple[_Candidates, ...]
 
     @property
     def done(self) -> int:
@@ -150,19 +150,19 @@ def read_landscape(reader: HistoryReader, name: str) -> Landscape:
     axis, planned = grid_axis(*grid), grid_positions(*grid)
     values = np.full((len(axis), len(axis)), np.nan)
     nearest = np.abs(planned[:, :, None] - axis).argmin(axis=2)
-    there = np.flatnonzero((np.abs(planned - axis[nearest]) <= ON_GRID).all(axis=1))  # corners may be off the grid
+    there = np.flatnonzero((np.abs(planned - axis[nearest]) <= _ON_GRID).all(axis=1))  # corners may be off the grid
     there = there[there < len(own.trials)]
     values[nearest[there, 1], nearest[there, 0]] = own.trials["loss"][there]
     near = tuple(_near(reader, plane, products, study) for study in searches)
     return Landscape(own, labels, axis, planned, values, "coefficients" if products is None else "weights", near)
 
 
-def _near(reader: HistoryReader, plane: Plane, products: Floats | None, study: StudyHistory) -> Candidates:
+def _near(reader: HistoryReader, plane: Plane, products: Floats | None, study: StudyHistory) -> _Candidates:
     complete = study.finished[~np.isnan(study.finished["loss"])]
     evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
     trials = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
     coefficients = reader.coefficients(study, trials["number"].tolist())
-    return Candidates(study, trials, plane.project(coefficients, products))
+    return _Candidates(study, trials, plane.project(coefficients, products))
 
 
 def _point(name: str, x: float, y: float, trial: Any) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def landscape_figure(data: Landscape, *, theme: Theme = "light") -> go.Figure:
         text=[*(_with_loss(point) for point in corners), ""],
         textposition=["bottom right", "bottom right", "top right", "middle center"],
         line={"width": 1, "dash": "dot", "color": GREY},
-        marker={"symbol": "square", "size": 10, "color": GREY, "line": OUTLINE},
+        marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
         hovertemplate="%{text}<extra></extra>",
     )
     low, high = _view(data)
@@ -223,8 +223,8 @@ def _title(data: Landscape) -> str:
 def _add_contours(made: go.Figure, data: Landscape) -> None:
     """Colours are how far a loss is above the lowest, in orders of magnitude where losses differ much."""
     lowest, highest = float(np.nanmin(data.values)), float(np.nanmax(data.values))
-    wide = lowest > 0 and highest / lowest > WIDE
-    losses = (np.geomspace if wide else np.linspace)(lowest, highest, TICKS)
+    wide = lowest > 0 and highest / lowest > _WIDE
+    losses = (np.geomspace if wide else np.linspace)(lowest, highest, _TICKS)
     heights, ticks = (np.log10(x / lowest) if wide else x - lowest for x in (data.values, losses))
     metric = inert(data.study.metric)
     made.add_contour(
@@ -249,7 +249,7 @@ def _add_contours(made: go.Figure, data: Landscape) -> None:
     )
 
 
-def _add_candidates(made: go.Figure, known: Candidates) -> None:
+def _add_candidates(made: go.Figure, known: _Candidates) -> None:
     """A dot for each candidate, and a large mark for the answer."""
     drawn, label = style(known.study.optimizer), inert(known.study.label)
     name = inert(known.study.study)
@@ -272,7 +272,7 @@ def _add_candidates(made: go.Figure, known: Candidates) -> None:
             legendgroup=label,
             showlegend=not any(trace.name == label for trace in made.data),
             text=[_with_loss(answer)],
-            marker={"symbol": drawn.marker, "size": 15, "color": drawn.colour, "line": OUTLINE},
+            marker={"symbol": drawn.marker, "size": 15, "color": drawn.colour, "line": _OUTLINE},
             hovertemplate="%{text}<extra></extra>",
         )
 
@@ -284,7 +284,7 @@ def _with_loss(point: dict[str, Any]) -> str:
 def _view(data: Landscape) -> tuple[Floats, Floats]:
     """The lowest and the highest x and y that are shown: the grid, and answers that are not far from it."""
     ends = np.array([[data.axis[0]] * 2, [data.axis[-1]] * 2])
-    side = FARTHEST * float(data.axis[-1] - data.axis[0])
+    side = _FARTHEST * float(data.axis[-1] - data.axis[0])
     found = np.array([[point["x"], point["y"]] for point in data.points])
     near = found[((found >= ends[0] - side) & (found <= ends[1] + side)).all(axis=1)]
     shown = np.concatenate([ends, near])

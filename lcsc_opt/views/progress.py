@@ -16,8 +16,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import describe_coefficients
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
-RECENT = 50  # trials that the rate is computed from
-OTHER = "other"
+_RECENT = 50  # trials that the rate is computed from
+_OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def progress_of(study: StudyHistory) -> Progress:
     state = (
         "finished" if study.ended else "running" if study.running else "interrupted" if len(study.trials) else "empty"
     )
-    clock = np.sort(wall_clock(own))[-RECENT:]
+    clock = np.sort(wall_clock(own))[-_RECENT:]
     elapsed = float(clock[-1] - clock[0]) if len(clock) > 1 else 0.0
     rate = (len(clock) - 1) * (done / len(own)) / elapsed if elapsed > 0 else None
     left = (total - done) / rate if state == "running" and total and rate else None
@@ -78,7 +78,7 @@ def progress_of(study: StudyHistory) -> Progress:
 
 
 @dataclasses.dataclass(frozen=True)
-class Workers:
+class _Workers:
     """Who runs a study.
 
     Attributes:
@@ -94,13 +94,13 @@ class Workers:
     evaluating: tuple[tuple[int, float], ...]
 
 
-def workers_of(study: StudyHistory, *, now: float | None = None) -> Workers:
+def workers_of(study: StudyHistory, *, now: float | None = None) -> _Workers:
     """Who runs a study, and which trials have no result yet; ``now`` is in seconds since 1970."""
     moment, holder = time.time() if now is None else now, study.holder
     waiting = np.setdiff1d(study.trials["number"], study.finished["number"])
     rows = study.trials[np.isin(study.trials["number"], waiting)]
     ages = [(int(row["number"]), max(moment - float(row["started"]), 0.0)) for row in rows]
-    return Workers(
+    return _Workers(
         count=study.workers,
         host=None if holder is None else holder.host,
         process=None if holder is None else holder.process,
@@ -144,7 +144,7 @@ def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | Non
 def _busy(study: StudyHistory, since: float) -> float | None:
     """The share of the last trials' time that was spent on evaluation, for one worker."""
     trials = study.finished
-    trials = trials[trials["started"] >= since][-RECENT:]
+    trials = trials[trials["started"] >= since][-_RECENT:]
     elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
     return min(float(trials["seconds"].sum()) / elapsed, 1.0) if elapsed > 0 else None
 
@@ -245,4 +245,4 @@ def seconds_per_trial(study: StudyHistory) -> dict[str, float]:
     means = {part.removesuffix("_seconds"): float(complete[part].mean()) for part in PARTS}
     named = {part: seconds for part, seconds in means.items() if seconds}
     outside = seconds_outside(study, complete)[:-1]  # the last trial has no trial after it
-    return {**named, **({OTHER: float(np.median(outside))} if len(outside) else {})}
+    return {**named, **({_OTHER: float(np.median(outside))} if len(outside) else {})}

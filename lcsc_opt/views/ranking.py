@@ -28,7 +28,7 @@ from lcsc_opt.views.figures.look import number
 
 CONFIDENCE = 0.95
 
-Spread = tuple[float, float | None]
+_Spread = tuple[float, float | None]
 """Mean and sample standard deviation; ``None`` for a single seed."""
 
 
@@ -84,14 +84,14 @@ class Ranked:
     label: str
     seeds: int
     finished: int
-    searched: Spread | None
-    held_out: Spread | None
+    searched: _Spread | None
+    held_out: _Spread | None
     below_ema: float | None
     to_ema: Mapping[str, Reach]
     to_value: Mapping[str, Reach]
     difference: Difference | None
     verdict: str
-    cross_check: Spread | None = None
+    cross_check: _Spread | None = None
     cross_check_metric: str | None = None
     doubtful: int = 0
     doubted: tuple[str, ...] = ()
@@ -106,19 +106,19 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
     """
     ema = best_ema(studies)
     ordered = by_optimizer(studies)
-    best = next((group for group in ordered if held_out_losses(group)), None)
+    best = next((group for group in ordered if _held_out_losses(group)), None)
     return [_ranked(group, best, ema, value) for group in ordered]
 
 
 def _ranked(
     group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
 ) -> Ranked:
-    losses = held_out_losses(group)
+    losses = _held_out_losses(group)
     held_out = mean_and_spread(losses.values())
     other = [study.cross_check for study in group if study.cross_check is not None]
     compared = None
     if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
-        compared = difference(losses, held_out_losses(best))
+        compared = difference(losses, _held_out_losses(best))
     return Ranked(
         optimizer=group[0].optimizer,
         label=label_of(group),
@@ -140,7 +140,7 @@ def _ranked(
     )
 
 
-def held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
+def _held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
     return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
 
@@ -194,7 +194,7 @@ def mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-ALIKE = "not distinguishable"
+_ALIKE = "not distinguishable"
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
@@ -212,7 +212,7 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     mean, deviation = first.held_out
     spread = "" if deviation is None else f" ± {deviation:.2g}"
     line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{_against_ema(first, ranked)}{_doubt(first)}"
-    close = [row.label for row in known[1:] if row.verdict == ALIKE]
+    close = [row.label for row in known[1:] if row.verdict == _ALIKE]
     if close:
         return f"{line}; {_listed(close)} not distinguishable over {first.seeds} seeds"
     if len(known) > 1 and first.seeds == 1:
@@ -252,7 +252,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-BETTER = {1: "lower", -1: "higher"}
+_BETTER = {1: "lower", -1: "higher"}
 
 
 def judge_table(judges: Sequence[Judge]) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -292,7 +292,7 @@ def judges_of(summaries: Sequence[OptimizerSummary]) -> list[str]:
 
 
 def _judge_row(judge: Judge, *, compared: bool, floors: bool) -> list[str]:
-    row = [judge.metric, BETTER[judge.sign], number(judge.value, judge.spread)]
+    row = [judge.metric, _BETTER[judge.sign], number(judge.value, judge.spread)]
     if compared:
         mark = " (worse)" if judge.lost else ""
         row += [

@@ -30,10 +30,10 @@ from lcsc_opt.views.landscape import landscape_figure, landscape_names, read_lan
 from lcsc_opt.views.progress import failures_of, progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, judge_table, ranking
 
-SUFFIX = ".html"
-Table = tuple[tuple[str, ...], list[list[object]], int | None]
+_SUFFIX = ".html"
+_Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
-SECTION_TITLES = {
+_SECTION_TITLES = {
     "coefficients": "Coefficients",
     "movement": "How the best coefficients moved",
     "shape": "Shape of the best coefficients over the search",
@@ -55,8 +55,8 @@ def write_report(storage: RDBStorage, experiment: str, path: Path, *, artifacts:
         StudyStoreError: there is no such experiment.
         LcscError: the file cannot be written, or has another suffix.
     """
-    if path.suffix != SUFFIX:
-        raise LcscError(f"{path}: expected a file that ends in {SUFFIX}")
+    if path.suffix != _SUFFIX:
+        raise LcscError(f"{path}: expected a file that ends in {_SUFFIX}")
     folder = artifact_directory(storage.url) if artifacts is None else artifacts
     write_file(path, report(HistoryReader(storage), experiment, folder).encode())
     return path
@@ -99,7 +99,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
     )
 
 
-def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> Table:
+def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
     axes = ("images", "evaluations") if sampled else ("evaluations",)
     cross_check = [row.cross_check_metric for row in ranked if row.cross_check_metric is not None][:1]
@@ -119,7 +119,7 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> Table:
     return (*header[:5], *cross_check, *header[5:], *(f"{axis} to EMA*" for axis in axes)), rows, best
 
 
-def _summaries(studies: Sequence[StudyHistory]) -> Table:
+def _summaries(studies: Sequence[StudyHistory]) -> _Table:
     header = ("study", "state", "evaluations", "failed", "searched", "held out", "images", "seconds of evaluation")
     rows = [
         [
@@ -151,7 +151,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
         "state": _state(study),
         **_cross_check(study),
         "judges": judge_table(study.held_out.judges) if study.held_out is not None and study.held_out.judges else None,
-        "figures": [(SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
+        "figures": [(_SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
         "failures": [[f.reason, f.attempts, f.lost] for f in failures_of(study)],
     }
 

@@ -22,11 +22,11 @@ import sqlalchemy as sa
 from lcsc_opt.views.artifacts import MOST_BYTES, mimetype
 from lcsc_opt.views.figures.look import BLUE, Theme, figure
 
-SHEET = re.compile(r"step(\d{1,12})\.png")
-CURVE, DESCRIPTION = ".jsonl", "training.json"
-MOST_FILE = 64 * 2**20  # bytes of a curve; a line takes some 60
+_SHEET = re.compile(r"step(\d{1,12})\.png")
+_CURVE, _DESCRIPTION = ".jsonl", "training.json"
+_MOST_FILE = 64 * 2**20  # bytes of a curve; a line takes some 60
 ALIVE_SECONDS = 120.0  # after so long without a new line, a training does not count as running
-ALIVE_GAPS = 3.0  # unless its lines are rare: after so many times the longest time between two of them
+_ALIVE_GAPS = 3.0  # unless its lines are rare: after so many times the longest time between two of them
 
 
 def looked_in(url: str) -> Path:
@@ -40,8 +40,8 @@ def looked_in(url: str) -> Path:
 def find_trainings(folder: Path) -> dict[str, Path]:
     """Name → the trajectory's path without its suffix, of trainings in this folder or one level below, newest last."""
     found: dict[str, tuple[float, Path]] = {}
-    for curve in (*folder.glob(f"*{CURVE}"), *folder.glob(f"*/*{CURVE}")):
-        place = curve.with_name(curve.name.removesuffix(CURVE))
+    for curve in (*folder.glob(f"*{_CURVE}"), *folder.glob(f"*/*{_CURVE}")):
+        place = curve.with_name(curve.name.removesuffix(_CURVE))
         if not curve.is_symlink() and _description(place):
             found[str(place.relative_to(folder))] = (_changed(curve), place)
     return {name: found[name][1] for name in sorted(found, key=lambda name: (found[name][0], name))}
@@ -93,7 +93,7 @@ def read_training(name: str, place: Path) -> TrainingHistory | None:
     described = _description(place)
     if not described:
         return None
-    curve = place.with_name(place.name + CURVE)
+    curve = place.with_name(place.name + _CURVE)
     lines = _lines(curve)
     total = int(described["steps"])
     reached = bool(lines) and lines[-1][0] >= total
@@ -114,7 +114,7 @@ def read_training(name: str, place: Path) -> TrainingHistory | None:
 def _patience(seconds: Sequence[float]) -> float:
     """How many seconds without a new line a training may be running."""
     longest = max((after - before for before, after in itertools.pairwise((0.0, *seconds))), default=0.0)
-    return max(ALIVE_SECONDS, ALIVE_GAPS * longest)
+    return max(ALIVE_SECONDS, _ALIVE_GAPS * longest)
 
 
 def read_sheet(place: Path, step: int) -> bytes | None:
@@ -149,7 +149,7 @@ def training_figure(training: TrainingHistory, theme: Theme) -> go.Figure:
 def _description(place: Path) -> dict[str, Any] | None:
     """The content of ``training.json``; ``None`` if it is not valid."""
     try:
-        content = json.loads(_text(place.with_name(f"{place.name}.model") / DESCRIPTION))
+        content = json.loads(_text(place.with_name(f"{place.name}.model") / _DESCRIPTION))
     except ValueError:
         return None
     usable = (
@@ -177,13 +177,13 @@ def _sheets(place: Path) -> dict[int, Path]:
         entries = list(place.with_name(f"{place.name}.samples").iterdir())
     except OSError:
         return {}
-    named = ((SHEET.fullmatch(path.name), path) for path in entries)
+    named = ((_SHEET.fullmatch(path.name), path) for path in entries)
     return {int(match[1]): path for match, path in named if match is not None}
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= MOST_FILE else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= _MOST_FILE else ""
     except OSError:
         return ""
 

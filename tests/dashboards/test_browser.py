@@ -83,49 +83,6 @@ def zoom_in(view: Watched, figure: str) -> None:
         view.page.wait_for_timeout(50)
 
 
-def test_no_number_of_the_ranking_is_cut(browser: Any, dashboard: Switched, url: str) -> None:
-    """At the width of a laptop: a mean with its spread, and costs that some seeds did not reach."""
-    for seed in range(3):
-        write_study(url, f"digits/EMAGrid/{seed}", [0.09138 + seed / 1e4, 0.08138], held_out=0.08138 + seed / 600)
-        write_study(url, f"digits/LCSC/{seed}", [0.0961, 0.01961 + seed / 700], held_out=0.02137 + seed / 700)
-    cut = "[...document.querySelectorAll('#ranking .ag-cell')].filter(c => c.scrollWidth > c.clientWidth)"
-    with watched(browser, home := dashboard.show(url), width=1400) as view:
-        view.page.goto(f"{home}/lcsc/compare?target=0.02")
-        view.drawn("curves")
-        assert "not reached" in view.until("document.querySelector('#ranking [col-id=to_value].ag-cell')?.innerText")
-        shown = column(view.page, "held_out")
-        assert max(map(len, shown)) >= len("0.02280 ± 0.0014")
-        assert view.page.evaluate(f"{cut}.map(c => c.innerText)") == []
-
-
-def test_no_title_of_a_study_s_figures_is_cut(browser: Any, home: str) -> None:
-    cut = """[...document.querySelectorAll('.annotation-text, [class$=title]')].filter(text => {
-        const shown = text.getBoundingClientRect(), figure = text.closest('.js-plotly-plot')?.getBoundingClientRect();
-        return figure && shown.width && (shown.left < figure.left || shown.right > figure.right);
-    }).map(text => text.textContent)"""
-    with watched(browser, home) as view:
-        for width in (480, 1280):
-            view.page.set_viewport_size({"width": width, "height": 900})
-            view.page.goto(f"{home}/lcsc/study?study=digits/LCSC/1")
-            for figure in ("best_so_far", "coefficients", "shape", "times", "distances"):
-                view.drawn(figure)
-            assert "trial 3" in view.page.text_content("#coefficients .annotation-text")
-            assert view.page.evaluate(cut) == [], width
-
-
-def test_a_verdict_takes_one_line(browser: Any, dashboard: Switched, url: str) -> None:
-    write_study(url, "digits/LCSC/0", [3.0, 2.0], held_out=2.5)
-    write_study(url, "digits/CMA/0", [3.0, 2.0], held_out=2.6)
-    with watched(browser, home := dashboard.show(url)) as view:
-        view.page.goto(f"{home}/lcsc/compare")
-        verdict = "document.querySelector('#ranking .ag-row:not(.ag-row-first) [col-id=verdict]')"
-        assert view.until(f"{verdict}?.innerText") == "one seed: no interval"
-        assert view.page.evaluate(f"{verdict}.scrollWidth <= {verdict}.clientWidth")
-        text = f"document.createTreeWalker({verdict}, NodeFilter.SHOW_TEXT).nextNode()"
-        lines = f"(range => (range.selectNode({text}), range.getClientRects().length))(document.createRange())"
-        assert view.page.evaluate(lines) == 1
-
-
 @pytest.mark.slow
 def test_every_page_opens_without_a_complaint(browser: Any, home: str, tmp_path: Path) -> None:
     with watched(browser, home) as view:

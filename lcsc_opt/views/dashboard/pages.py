@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     import dash
 
 HOME = "/lcsc/"
-FIRST = ("compare", "study", "images", "landscape")  # in the menu; others follow by name
-ROOT = "optuna"  # the one that is not under HOME, since it links to itself from the root
-ROOT_TITLE, ROOT_PATH = "optuna-dashboard", "/dashboard/"
-STATIC = f"{HOME}_static"
-LINK_STYLE = (
+_FIRST = ("compare", "study", "images", "landscape")  # in the menu; others follow by name
+_ROOT = "optuna"  # the one that is not under HOME, since it links to itself from the root
+_ROOT_TITLE, ROOT_PATH = "optuna-dashboard", "/dashboard/"
+_STATIC = f"{HOME}_static"
+_LINK_STYLE = (
     "position:fixed;right:16px;bottom:12px;z-index:2000;padding:6px 12px;border-radius:6px;"
     "background:#0072B2;color:#fff;font:14px system-ui,sans-serif;text-decoration:none"
 )
-POLICY = {
+_POLICY = {
     "default-src": "'self'",
     "img-src": "'self' data: blob:",
     "style-src": "'self' 'unsafe-inline'",
@@ -46,7 +46,7 @@ POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'self'",
 }
-ARTIFACT_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
+_ARTIFACT_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -54,19 +54,19 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 def site(storage: RDBStorage) -> Application:
     """Every page over ``storage``, as one WSGI application."""
     files = {name: file.resolve() for name, file in entries("dashboards").items()}
-    ours = sorted((name for name in files if name != ROOT), key=lambda name: (_place(name), name))
+    ours = sorted((name for name in files if name != _ROOT), key=lambda name: (_place(name), name))
     menu = {name: f"{HOME}{quote(name)}" for name in ours}
     source = masked(storage.url)
     mounts = {path: _page(storage, name, files[name], _header(menu, name, source)) for name, path in menu.items()}
     home = _redirect(next(iter(menu.values()), ROOT_PATH))
     static = SharedDataMiddleware(home, {"/_static": str(Path(__file__).parent / "static")}, cache=False)
-    root = _root(storage, files[ROOT]) if ROOT in files else _redirect(HOME)
+    root = _root(storage, files[_ROOT]) if _ROOT in files else _redirect(HOME)
     mounted: Application = DispatcherMiddleware(root, {**mounts, HOME.rstrip("/"): static})
     return mounted
 
 
 def _place(name: str) -> int:
-    return FIRST.index(name) if name in FIRST else len(FIRST)
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _title(name: str) -> str:
@@ -133,13 +133,13 @@ def _dressed(app: dash.Dash, name: str, header: str) -> Application:
 
 
 def _policy(more: Mapping[str, str]) -> str:
-    return "; ".join(f"{name} {value}" for name, value in {**POLICY, **more}.items())
+    return "; ".join(f"{name} {value}" for name, value in {**_POLICY, **more}.items())
 
 
 def _head() -> str:
     return (
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="stylesheet" href="{STATIC}/lcsc.css"><script src="{STATIC}/lcsc.js"></script>'
+        f'<link rel="stylesheet" href="{_STATIC}/lcsc.css"><script src="{_STATIC}/lcsc.js"></script>'
     )
 
 
@@ -151,7 +151,7 @@ def _header(menu: Mapping[str, str], current: str, source: str) -> str:
     )
     return (
         '<a class="skip" href="#content">Skip to the content</a>'
-        f'<header class="site"><nav aria-label="Pages">{links}<a href="{ROOT_PATH}">{ROOT_TITLE}</a></nav>'
+        f'<header class="site"><nav aria-label="Pages">{links}<a href="{ROOT_PATH}">{_ROOT_TITLE}</a></nav>'
         f'<span class="source" title="the study database">{html.escape(source)}</span>'
         '<button type="button" id="theme-switch" aria-pressed="false">Dark</button></header>'
     )
@@ -198,7 +198,7 @@ def _root(storage: RDBStorage, file: Path) -> Application:
         if not request.path.startswith("/dashboard"):
             found = Response.from_app(inner, environ, buffered=True)
             if request.path.startswith("/artifacts/"):
-                found.headers["Content-Security-Policy"] = ARTIFACT_POLICY
+                found.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
             return found
         for name in ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_RANGE"):
             environ.pop(name, None)  # the page is changed below
@@ -211,7 +211,7 @@ def _root(storage: RDBStorage, file: Path) -> Application:
 def _linked(page: Response) -> Response:
     if page.mimetype != "text/html":
         return page
-    link = f'<a href="{HOME}" style="{LINK_STYLE}">Read-only here · Compare optimizers (lcsc)</a>'
+    link = f'<a href="{HOME}" style="{_LINK_STYLE}">Read-only here · Compare optimizers (lcsc)</a>'
     page.set_data(page.get_data().replace(b"</body>", f"{link}</body>".encode(), 1))
     for name in ("ETag", "Last-Modified"):
         page.headers.pop(name, None)

@@ -24,11 +24,11 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.views.dashboard.pages import HOME, Application, site
 from lcsc_opt.views.dashboard.parts import forbid_writing
 
-HOST = "127.0.0.1"
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
-CALLBACKS = "/_dash-update-component"  # the only thing of a page that is posted to; it reads
-PARAMETER = "token"
-HEADERS = {
+_HOST = "127.0.0.1"
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+_CALLBACKS = "/_dash-update-component"  # the only thing of a page that is posted to; it reads
+_PARAMETER = "token"
+_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "same-origin",
@@ -41,7 +41,7 @@ def serve(
     storage: RDBStorage,
     *,
     port: int,
-    host: str = HOST,
+    host: str = _HOST,
     token: str | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -72,7 +72,7 @@ def serve(
 
 
 def application(
-    storage: RDBStorage, *, host: str = HOST, token: str | None = None, cookie: str = "lcsc_token"
+    storage: RDBStorage, *, host: str = _HOST, token: str | None = None, cookie: str = "lcsc_token"
 ) -> Guard:
     """The whole site as one WSGI application; see :func:`serve`."""
     forbid_writing(storage)
@@ -150,20 +150,20 @@ class Guard:
         return self._answer(environ)(environ, start_response)
 
     def _refusal(self, request: Request) -> Response | None:
-        if not self._any_host and _host_name(request) not in LOOPBACK_NAMES:
+        if not self._any_host and _host_name(request) not in _LOOPBACK_NAMES:
             return _refused("this Host is not served; open the address that lcsc dashboard printed")
         if not _is_same_site(request):
             return _refused("requests from other sites are refused")
         is_callback = request.method == "POST" and request.path.startswith("/lcsc/")
-        if request.method not in {"GET", "HEAD"} and not (is_callback and request.path.endswith(CALLBACKS)):
+        if request.method not in {"GET", "HEAD"} and not (is_callback and request.path.endswith(_CALLBACKS)):
             return _refused("the dashboard only reads; the command line changes studies")
         return None
 
     def _admission(self, request: Request) -> Response:
         """Of a request without the cookie: in exchange for the token, a cookie and the same address without it."""
-        if request.method != "GET" or not _same(request.args.get(PARAMETER), str(self._token)):
+        if request.method != "GET" or not _same(request.args.get(_PARAMETER), str(self._token)):
             return _refused("open the address with the token that lcsc dashboard printed")
-        kept = {name: values for name, values in request.args.lists() if name != PARAMETER}
+        kept = {name: values for name, values in request.args.lists() if name != _PARAMETER}
         address = "/" + quote(request.path.lstrip("/\\")) + (f"?{urlencode(kept, doseq=True)}" if kept else "")
         answer = Response(status=HTTPStatus.SEE_OTHER, headers={"Location": address})
         answer.autocorrect_location_header = False
@@ -202,7 +202,7 @@ def _same(given: str | None, expected: str) -> bool:
 
 
 def _headed(answer: Response) -> Response:
-    for name, value in HEADERS.items():
+    for name, value in _HEADERS.items():
         answer.headers.setdefault(name, value)
     answer.headers.pop("Access-Control-Allow-Origin", None)  # which optuna-dashboard sends with artifacts
     return answer

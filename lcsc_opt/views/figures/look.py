@@ -38,9 +38,9 @@ STYLES = {
     "PSO": Style(SKY, "solid", "cross"),
     "RandomSearch": Style(GREY, "dot", "x"),
 }
-OTHER_COLOURS = (ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE)
-OTHER_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
-OTHER_MARKERS = ("pentagon", "hexagon", "bowtie", "hourglass", "star-triangle-up", "diamond-wide", "diamond-tall")
+_OTHER_COLOURS = (ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE)
+_OTHER_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+_OTHER_MARKERS = ("pentagon", "hexagon", "bowtie", "hourglass", "star-triangle-up", "diamond-wide", "diamond-tall")
 
 CONFIG: dict[str, Any] = {
     "displaylogo": False,
@@ -62,9 +62,9 @@ def style(optimizer: str) -> Style:
     if optimizer in STYLES:
         return STYLES[optimizer]
     index = zlib.crc32(optimizer.encode())
-    index, colour = divmod(index, len(OTHER_COLOURS))
-    index, dash = divmod(index, len(OTHER_DASHES))
-    return Style(OTHER_COLOURS[colour], OTHER_DASHES[dash], OTHER_MARKERS[index % len(OTHER_MARKERS)])
+    index, colour = divmod(index, len(_OTHER_COLOURS))
+    index, dash = divmod(index, len(_OTHER_DASHES))
+    return Style(_OTHER_COLOURS[colour], _OTHER_DASHES[dash], _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
 
 
 def with_alpha(colour: str, alpha: float) -> str:

@@ -20,15 +20,15 @@ from lcsc_opt.views.curves import comparison_figure, improvements, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
 from lcsc_opt.views.progress import FailureReason, failures_of, seconds_outside
 
-NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
-STEP_TITLE = "training step of the checkpoint"
-COEFFICIENT = "step %{x:,}: %{customdata:.4g}"
-LONGEST_REASON = 70  # characters of a label; the rest is under the pointer
-MOST_NUMBERS = 12  # studies up to which distances are written into their cells
+_NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
+_STEP_TITLE = "training step of the checkpoint"
+_COEFFICIENT = "step %{x:,}: %{customdata:.4g}"
+_LONGEST_REASON = 70  # characters of a label; the rest is under the pointer
+_MOST_NUMBERS = 12  # studies up to which distances are written into their cells
 MOST_IMPROVEMENTS, MOST_COLUMNS = 60, 250  # rows and columns of the heatmap
-MOST_BARS = 120  # in a figure of trials
-IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
-OTHER = "other"
+_MOST_BARS = 120  # in a figure of trials
+_IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
+_OTHER = "other"
 
 
 def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:
@@ -76,7 +76,7 @@ def coefficients_figure(
     """
     found = [(study, _answer(reader, study)) for study in studies if study.chosen is not None]
     if not found:
-        return empty_figure(NO_RESULT, theme)
+        return empty_figure(_NO_RESULT, theme)
     against = None if ema is None or ema.chosen is None else _answer(reader, ema)
     titles = [_heading(study, coefficients) for study, coefficients in found]
     spacing = 0.3 / (len(found) + 1)
@@ -92,7 +92,7 @@ def coefficients_figure(
             name=inert(f"{study.label}/{study.seed}"),
             customdata=coefficients,
             marker={"color": style(study.optimizer).colour, "line": {"width": 0}},
-            hovertemplate=COEFFICIENT,
+            hovertemplate=_COEFFICIENT,
             row=row,
             col=1,
         )
@@ -106,14 +106,14 @@ def coefficients_figure(
                 showlegend=row == 1,
                 customdata=against,
                 line={"color": GREY, "width": 2, "shape": "vh"},
-                hovertemplate=COEFFICIENT,
+                hovertemplate=_COEFFICIENT,
                 row=row,
                 col=1,
             )
         title = "coefficient per training step" if per_step else "coefficient"
         made.update_yaxes(title_text=title, zeroline=True, row=row, col=1)
     made.update_annotations(font_size=13, x=0, xanchor="left", align="left").update_yaxes(matches="y")
-    made.update_xaxes(tickformat="~s").update_xaxes(title_text=STEP_TITLE, row=len(found), col=1)
+    made.update_xaxes(tickformat="~s").update_xaxes(title_text=_STEP_TITLE, row=len(found), col=1)
     name = inert(f"coefficients/{found[0][0].study}/{len(found)}")
     made.update_layout(template=template(theme), uirevision=name, barmode="overlay", bargap=0)
     return made.update_layout(height=180 + 240 * len(found), showlegend=against is not None)
@@ -142,7 +142,7 @@ def as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
     divided by its interval. The first checkpoint has no such interval; its coefficient is divided by the next one.
     """
     intervals = np.diff(steps)
-    if len(intervals) == 0 or intervals.max() <= IRREGULAR * intervals.min():
+    if len(intervals) == 0 or intervals.max() <= _IRREGULAR * intervals.min():
         return coefficients, False
     return coefficients / np.concatenate([intervals[:1], intervals]), True
 
@@ -156,7 +156,7 @@ def movement_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme 
     finished = study.compared
     improved = finished["number"][improvements(finished["loss"])]
     if not len(improved):
-        return empty_figure(NO_RESULT, theme)
+        return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
     coefficients = reader.coefficients(study, shown)
     width = max(math.ceil(len(study.steps) / MOST_COLUMNS), 1)
@@ -178,7 +178,7 @@ def movement_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme 
     )
     made.update_yaxes(title_text="trial", type="category", autorange="reversed", nticks=12)
     suffix = f" (the largest of {width})" if width > 1 else ""
-    return made.update_xaxes(title_text=STEP_TITLE + suffix, tickformat="~s")
+    return made.update_xaxes(title_text=_STEP_TITLE + suffix, tickformat="~s")
 
 
 def shape_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
@@ -189,7 +189,7 @@ def shape_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "
     finished = study.compared
     place = improvements(finished["loss"])
     if not len(place):
-        return empty_figure(NO_RESULT, theme)
+        return empty_figure(_NO_RESULT, theme)
     numbers = finished["number"][place].tolist()
     stored = reader.parameters(study, numbers)
     if unknown := [i for i in range(len(numbers)) if np.isnan(stored["sum_abs"][i])]:
@@ -231,19 +231,19 @@ def times_figure(study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
     columns = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
     unnamed = np.maximum(trials["seconds"] - np.sum(list(columns.values()), axis=0), 0.0)
-    columns[OTHER] = unnamed + seconds_outside(study, trials)
-    width = math.ceil(len(trials) / MOST_BARS)
+    columns[_OTHER] = unnamed + seconds_outside(study, trials)
+    width = math.ceil(len(trials) / _MOST_BARS)
     starts = np.arange(0, len(trials), width)
     sizes = np.diff(np.append(starts, len(trials)))
     made = figure(theme, name=f"times/{study.study}", barmode="stack", bargap=0, height=340)
     for part, values in columns.items():
-        if part == OTHER or values.any():
+        if part == _OTHER or values.any():
             made.add_bar(
                 x=trials["number"][starts],
                 y=np.add.reduceat(values, starts) / sizes,
                 width=width,
                 offset=0,
-                name="other: optimizer, database, waiting" if part == OTHER else part,
+                name="other: optimizer, database, waiting" if part == _OTHER else part,
                 marker={"color": PART_COLOURS[part], "line": {"width": 0}},
                 hovertemplate="%{y:.3g} s",
             )
@@ -265,7 +265,7 @@ def failures_figure(data: Sequence[FailureReason], *, study: str = "", theme: Th
         customdata=[[inert(one.reason), trials, one.lost] for one, trials in zip(shown, numbers, strict=True)],
         hovertemplate="%{customdata[0]}<br>trials %{customdata[1]}; %{customdata[2]} lost<extra></extra>",
     )
-    texts = [one.reason if len(one.reason) <= LONGEST_REASON else f"{one.reason[:LONGEST_REASON]}…" for one in shown]
+    texts = [one.reason if len(one.reason) <= _LONGEST_REASON else f"{one.reason[:_LONGEST_REASON]}…" for one in shown]
     made.update_yaxes(autorange="reversed", tickvals=list(range(len(shown))), ticktext=[inert(text) for text in texts])
     return made.update_xaxes(title_text="failed attempts", rangemode="tozero", tickformat="d")
 
@@ -288,7 +288,7 @@ def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, 
         y=list(range(len(labels))),
         z=np.linalg.norm(found[:, None] - found[None], axis=-1),
         autocolorscale=True,
-        texttemplate="%{z:.2f}" if len(labels) <= MOST_NUMBERS else None,
+        texttemplate="%{z:.2f}" if len(labels) <= _MOST_NUMBERS else None,
         customdata=[[f"{one} to {other}" for other in labels] for one in labels],
         colorbar={"title": {"text": "distance"}, "thickness": 12},
         hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",

@@ -12,8 +12,8 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.look import Theme, figure, inert, style
 
-FIRST = ("precision", "recall")  # what a lower FID may cost
-LOSSES = ("fid", "loss")
+_FIRST = ("precision", "recall")  # what a lower FID may cost
+_LOSSES = ("fid", "loss")
 
 
 def siblings(reader: HistoryReader, name: str) -> tuple[StudyHistory, ...]:
@@ -26,7 +26,7 @@ def siblings(reader: HistoryReader, name: str) -> tuple[StudyHistory, ...]:
 def metrics_of(studies: Iterable[StudyHistory]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
     known = dict.fromkeys(name for study in studies for name in _values(study))
-    return sorted(known, key=lambda name: (_place(name, FIRST), name == "loss"))
+    return sorted(known, key=lambda name: (_place(name, _FIRST), name == "loss"))
 
 
 def trade_off_figure(
@@ -50,7 +50,7 @@ def trade_off_figure(
     for name in (x, y):
         if name is not None and name not in known:
             raise LcscError(f"{name}: no answer has this held-out metric; there are {', '.join(known) or 'none'}")
-    y = y or min(known, key=lambda name: (name == x, _place(name, LOSSES)), default=None)
+    y = y or min(known, key=lambda name: (name == x, _place(name, _LOSSES)), default=None)
     x = x or next((name for name in known if name != y), None)
     if x is None or y is None:
         return None

@@ -13,11 +13,11 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.views.figures.look import CONFIG
 
-IMAGES = (".png", ".svg", ".pdf")
-SUFFIXES = (*IMAGES, ".html", ".json")
+_IMAGES = (".png", ".svg", ".pdf")
+_SUFFIXES = (*_IMAGES, ".html", ".json")
 WIDTH = 900
-SCALE = 2  # pixels of an image for each of its figure's
-PATIENCE_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
+_SCALE = 2  # pixels of an image for each of its figure's
+_PATIENCE_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
 
 
 def write_figure(figure: go.Figure, path: Path) -> Path:
@@ -32,7 +32,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
         LcscError: it is another suffix, no browser is found, or a file cannot be written.
     """
     check_figure_names(figures)
-    images = {path: figure for path, figure in figures.items() if path.suffix in IMAGES}
+    images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
     contents = {path: _text(figure, path.suffix) for path, figure in figures.items() if path not in images}
     contents.update(_draw(images) if images else {})
     for path in figures:
@@ -47,8 +47,8 @@ def check_figure_names(paths: Iterable[Path]) -> None:
         LcscError: it is another suffix.
     """
     for path in paths:
-        if path.suffix not in SUFFIXES:
-            raise LcscError(f"{path}: expected a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        if path.suffix not in _SUFFIXES:
+            raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -98,7 +98,7 @@ async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
     import kaleido
 
     # MathJax would be loaded from elsewhere
-    async with kaleido.Kaleido(timeout=PATIENCE_SECONDS, mathjax=False) as browser:
+    async with kaleido.Kaleido(timeout=_PATIENCE_SECONDS, mathjax=False) as browser:
         return {
             path: await browser.calc_fig(
                 figure.to_dict(),
@@ -106,7 +106,7 @@ async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
                     "format": path.suffix.lstrip("."),
                     "width": figure.layout.width or WIDTH,
                     "height": figure.layout.height or WIDTH // 2,
-                    "scale": SCALE if path.suffix == ".png" else 1,
+                    "scale": _SCALE if path.suffix == ".png" else 1,
                 },
             )
             for path, figure in figures.items()
