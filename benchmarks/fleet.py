@@ -3,7 +3,7 @@
     python benchmarks/fleet.py [--seed 0] [--quick]
 
 No images are sampled. A clock replays the rules of ``lcsc_opt/search/runner.py`` (ask, evaluate, tell; ordered or as
-completed; at most ceil(1.5 W) trials between ask and tell) and of the workers' queue, which serves studies in turns.
+completed; at most ceil(1.5 W) trials between ask and tell) and of the workers' queue.
 
 * A trial takes 11.6 s for 10,000 images, as in Liu et al. 2024.
 * The coordinator's time for each trial is from ``results/store.json`` and ``results/ray_overhead.json``.
@@ -25,6 +25,7 @@ import argparse
 import collections
 import dataclasses
 import heapq
+import itertools
 import json
 import math
 import time
@@ -68,14 +69,12 @@ class Fleet:
 
     Attributes:
         workers: how many.
-        studies: how many share them.
         tells: ``ordered``, ``as-completed``; or ``images``, if the images of one candidate are spread.
-        window: trials between ask and tell, of each study.
-        trials: of each study.
+        window: trials between ask and tell.
+        trials: of the study.
     """
 
     workers: int
-    studies: int = 1
     tells: str = "ordered"
     window: int = 1
     trials: int = TRIALS
@@ -92,100 +91,73 @@ class Outcome:
     deaths: int
 
 
-class _Clock:
-    """Events in the order of their times."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._count = 0
-        self.now = 0.0
-
-    def at(self, moment: float, act: Callable[[float], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (moment, self._count, act))
-
-    def run(self) -> None:
-        while self._events:
-            self.now, _, act = heapq.heappop(self._events)
-            act(self.now)
-
-
-class _Study:
-    def __init__(self) -> None:
-        self.asked = self.told = 0
-        self.done: set[int] = set()
-
-
 class Simulation:
     """A search in which each candidate is evaluated by one worker."""
 
     def __init__(self, fleet: Fleet, rng: np.random.Generator) -> None:
-        self._fleet, self._rng, self._clock = fleet, rng, _Clock()
-        self._studies = [_Study() for _ in range(fleet.studies)]
-        self._waiting: list[list[int]] = [[] for _ in self._studies]
-        self._turn = 0
+        self._fleet, self._rng = fleet, rng
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._waiting: list[int] = []
+        self._asked = self._told = 0
+        self._done: set[int] = set()
         self._free = fleet.workers
-        self._coordinator_free = 0.0
+        self._now = self._coordinator_free = 0.0
         self._counted, self._deaths, self._last = 0.0, 0, 0.0
 
     def run(self) -> Outcome:
-        """Simulate until all studies have ended."""
-        for study in range(self._fleet.studies):
-            self._ask(study)
+        """Simulate until the study has ended: events in the order of their times."""
+        self._ask()
         self._hand_out()
-        self._clock.run()
+        while self._events:
+            self._now, _, act = heapq.heappop(self._events)
+            act()
         return Outcome(self._last, self._counted / (self._fleet.workers * self._last), self._deaths)
 
-    def _ask(self, number: int) -> None:
-        study, fleet = self._studies[number], self._fleet
-        while study.asked < fleet.trials and study.asked - study.told < fleet.window:
-            self._waiting[number].append(study.asked)
-            study.asked += 1
+    def _at(self, moment: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (moment, next(self._numbers), act))
+
+    def _ask(self) -> None:
+        while self._asked < self._fleet.trials and self._asked - self._told < self._fleet.window:
+            self._waiting.append(self._asked)
+            self._asked += 1
 
     def _hand_out(self) -> None:
-        """Give candidates to free workers. Studies take turns; one without a waiting candidate is skipped."""
-        empty = 0
-        while self._free and empty < len(self._waiting):
-            number = self._turn % len(self._waiting)
-            self._turn += 1
-            if not self._waiting[number]:
-                empty += 1
-                continue
-            empty = 0
-            trial = self._waiting[number].pop(0)
+        """Give candidates to free workers."""
+        while self._free and self._waiting:
+            trial = self._waiting.pop(0)
             self._free -= 1
             # each trial passes the coordinator, one after the other
-            self._coordinator_free = max(self._coordinator_free, self._clock.now) + COORDINATOR
-            self._evaluate(self._coordinator_free, number, trial)
+            self._coordinator_free = max(self._coordinator_free, self._now) + COORDINATOR
+            self._evaluate(self._coordinator_free, trial)
 
-    def _evaluate(self, start: float, number: int, trial: int) -> None:
+    def _evaluate(self, start: float, trial: int) -> None:
         took = duration(self._rng, self._fleet)
         dies = self._rng.exponential(self._fleet.life)
         if dies < took:
             self._deaths += 1
-            self._clock.at(start + dies, lambda _: self._died(number, trial))
-            self._clock.at(start + dies + RESTART, lambda _: self._freed())
+            self._at(start + dies, lambda: self._died(trial))
+            self._at(start + dies + RESTART, self._freed)
             return
-        self._clock.at(start + took, lambda _: self._ended(number, trial, took))
+        self._at(start + took, lambda: self._ended(trial, took))
 
-    def _died(self, number: int, trial: int) -> None:
-        self._waiting[number].insert(0, trial)
+    def _died(self, trial: int) -> None:
+        self._waiting.insert(0, trial)
         self._hand_out()
 
     def _freed(self) -> None:
         self._free += 1
         self._hand_out()
 
-    def _ended(self, number: int, trial: int, took: float) -> None:
-        self._counted, self._last = self._counted + took, self._clock.now
-        study = self._studies[number]
-        study.done.add(trial)
+    def _ended(self, trial: int, took: float) -> None:
+        self._counted, self._last = self._counted + took, self._now
+        self._done.add(trial)
         if self._fleet.tells == "ordered":
-            while study.told in study.done:
-                study.told += 1
+            while self._told in self._done:
+                self._told += 1
         else:
-            study.told = len(study.done)
-        self._ask(number)
+            self._told = len(self._done)
+        self._ask()
         self._freed()
 
 
@@ -197,27 +169,20 @@ def duration(rng: np.random.Generator, fleet: Fleet, share: float = 1.0) -> floa
 
 
 def spread_images(fleet: Fleet, rng: np.random.Generator) -> Outcome:
-    """Spread each candidate's images over all workers: merge everywhere, wait for the slowest part, score.
-
-    With several studies, one is scored while another is sampled. Only one is scored at a time.
-    """
+    """Spread each candidate's images over all workers: merge everywhere, wait for the slowest part, score."""
     share = 1.0 / fleet.workers
-    workers_free, scorer_free, counted, deaths = 0.0, 0.0, 0.0, 0
-    known = [0.0] * fleet.studies  # when each study's last candidate was scored
-    for turn in range(fleet.trials * fleet.studies):
-        study = turn % fleet.studies
-        start = max(workers_free, known[study]) + COORDINATOR + MESSAGE * fleet.workers
+    now, counted, deaths = 0.0, 0.0, 0
+    for _ in range(fleet.trials):
+        start = now + COORDINATOR + MESSAGE * fleet.workers
         slow = rng.random(fleet.workers) < fleet.stragglers
         drawn = (SECONDS - MERGE - SCORE) * share * np.exp(SPREAD * rng.standard_normal(fleet.workers))
         parts = MERGE + drawn * np.where(slow, SLOWER, 1.0)
         died = rng.random(fleet.workers) < parts / fleet.life
         deaths += int(died.sum())
-        end = start + float(parts.max()) * (2.0 if died.any() else 1.0)  # others repeat the part of a dead worker
+        # others repeat the part of a dead worker
+        now = start + float(parts.max()) * (2.0 if died.any() else 1.0) + SCORE
         counted += float(drawn.sum())
-        workers_free = end
-        scorer_free = max(scorer_free, end) + SCORE
-        known[study] = scorer_free
-    return Outcome(scorer_free, counted / (fleet.workers * scorer_free), deaths)
+    return Outcome(now, counted / (fleet.workers * now), deaths)
 
 
 def simulate(fleet: Fleet, seed: int) -> Outcome:
@@ -243,16 +208,6 @@ def tables(fleets: Sequence[int], trials: int, seed: int) -> list[str]:
             cell(**{**shared, "tells": "images", "window": 1}),
         ]
         lines.append(_row(f"{workers:,}", *cells, f"{min(most_in_flight(workers), trials):,}"))
-    lines += ["", f"## Thirty studies of {trials // 5:,} trials that share the workers", ""]
-    lines += _head("workers", "ordered", "one candidate at a time each", "images spread")
-    for workers in fleets:
-        shared = {"workers": workers, "studies": 30, "trials": trials // 5}
-        cells = [
-            cell(**shared, window=most_in_flight(workers)),
-            cell(**shared, window=1),
-            cell(**shared, window=1, tells="images"),
-        ]
-        lines.append(_row(f"{workers:,}", *cells))
     lines += ["", f"## 64 workers, one study of {trials:,} trials, on worse machines", ""]
     lines += _head("machines", "ordered", "as completed", "deaths")
     worse: dict[str, dict[str, float]] = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import lcsc_opt.base.imports  # noqa: F401 - from now on, torchvision can be imported where it does not fit torch
 from lcsc_opt.base import VERSION
-from lcsc_opt.base.waiting import let_waiting_threads_sleep as _let_waiting_threads_sleep
+from lcsc_opt.base.machine import let_waiting_threads_sleep as _let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from lcsc_opt.objective.contract import Objective

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from lcsc_opt.base.waiting import let_waiting_threads_sleep
+from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.evaluation.processes import cores
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction

@@ -18,7 +18,7 @@ from lcsc_opt.base.paths import another_folder
 
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems have none
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems have none
 
 
 def size_in_words(count: int) -> str:
@@ -135,7 +135,7 @@ def try_lock(path: Path) -> FileLock | None:
     except Timeout:
         return None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
             raise
     return lock
 

@@ -61,7 +61,7 @@ def quiet_libraries() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-OPERATORS = "torchvision._meta_registrations"
+_OPERATORS = "torchvision._meta_registrations"
 
 
 class _WithoutOperators(importlib.abc.MetaPathFinder):
@@ -74,7 +74,7 @@ class _WithoutOperators(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == OPERATORS else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == _OPERATORS else None
         if spec is None or spec.loader is None:
             return None
         register = spec.loader.exec_module

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_study_directory: contextvars.ContextVar[Path | None] = contextvars.ContextVar("study_directory", default=None)
-
 
 def cache_directory() -> Path:
     """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""
@@ -44,34 +42,27 @@ class KnownCheckpoints:
     packed: Path | None = None
 
 
-_known_checkpoints: contextvars.ContextVar[KnownCheckpoints | None] = contextvars.ContextVar(
-    "known_checkpoints", default=None
+_study: contextvars.ContextVar[tuple[Path | None, KnownCheckpoints | None]] = contextvars.ContextVar(
+    "study", default=(None, None)
 )
 
 
 @contextlib.contextmanager
-def study_checkpoints(known: KnownCheckpoints | None) -> Iterator[None]:
-    """While this is open, :func:`known_checkpoints` are these."""
-    token = _known_checkpoints.set(known)
+def study_directory(directory: Path | None, checkpoints: KnownCheckpoints | None = None) -> Iterator[None]:
+    """While this is open, :func:`given_path` looks in the study file's ``directory`` first.
+
+    ``checkpoints`` are what :func:`known_checkpoints` gives meanwhile.
+    """
+    token = _study.set((directory, checkpoints))
     try:
         yield
     finally:
-        _known_checkpoints.reset(token)
+        _study.reset(token)
 
 
 def known_checkpoints() -> KnownCheckpoints | None:
     """The checkpoints of the study whose objective is being loaded; ``None`` for a new study."""
-    return _known_checkpoints.get()
-
-
-@contextlib.contextmanager
-def study_directory(directory: Path | None) -> Iterator[None]:
-    """While this is open, :func:`given_path` looks beside the study file in ``directory`` first."""
-    token = _study_directory.set(directory)
-    try:
-        yield
-    finally:
-        _study_directory.reset(token)
+    return _study.get()[1]
 
 
 def given_path(path: str) -> Path:
@@ -81,7 +72,7 @@ def given_path(path: str) -> Path:
     gives the error.
     """
     given = Path(path).expanduser()
-    directory = _study_directory.get()
+    directory = _study.get()[0]
     if directory is None or given.is_absolute():
         return given
     beside = directory / given

@@ -23,10 +23,10 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
+_LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 
-class Advance(Protocol):
+class _Advance(Protocol):
     """``advance()`` counts one more step done; ``note`` replaces the text behind the bar."""
 
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
@@ -56,7 +56,7 @@ def _rate(speed: float) -> str:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+def progress(description: str, total: int, *, done: int = 0) -> Iterator[_Advance]:
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
     On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown, loops
@@ -80,7 +80,7 @@ def _show_nothing(steps: int = 1, *, note: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _shown(description: str, total: int, done: int) -> Iterator[Advance]:
+def _shown(description: str, total: int, done: int) -> Iterator[_Advance]:
     if sys.stderr.isatty():
         with _bar(description, total, done) as advance:
             yield advance
@@ -89,7 +89,7 @@ def _shown(description: str, total: int, done: int) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
+def _bar(description: str, total: int, done: int) -> Iterator[_Advance]:
     columns = (
         _CutColumn(lambda task: task.description),
         BarColumn(bar_width=30),
@@ -164,7 +164,7 @@ class _Lines:
         if steps == 0 and self._note == self._said:
             return  # there is nothing new
         now = time.monotonic()
-        if now - self._last >= LINE_SECONDS or self._done == self._total:
+        if now - self._last >= _LINE_SECONDS or self._done == self._total:
             self._last, self._said = now, self._note
             self._write(now - self._start)
 

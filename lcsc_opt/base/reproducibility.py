@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np  # noqa: F401 - loads the BLAS that is described
 from threadpoolctl import ThreadpoolController, threadpool_info
 
-PACKAGES = ("lcsc-opt", "torch", "numpy", "scipy", "nevergrad", "cma", "optuna", "torch-fidelity", "diffusers")
+_PACKAGES = ("lcsc-opt", "torch", "numpy", "scipy", "nevergrad", "cma", "optuna", "torch-fidelity", "diffusers")
 
 
 def environment() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "blas": sorted(set(described)),
     }
 

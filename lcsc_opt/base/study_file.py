@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings
+from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, replaced
-from lcsc_opt.base.yaml_text import parse_yaml
 
 FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
@@ -24,7 +23,7 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 Tells = Literal["ordered", "as-completed"]
 Spread = Literal["auto", "candidates", "images"]
-DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
 
@@ -203,7 +202,7 @@ class StudySpec(FrozenModel):
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return value
         listed = value if isinstance(value, (list, tuple)) else []
-        if listed and all(isinstance(device, str) and DEVICE.fullmatch(device) for device in listed):
+        if listed and all(isinstance(device, str) and _DEVICE.fullmatch(device) for device in listed):
             return tuple(listed)
         raise ValueError(
             f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"

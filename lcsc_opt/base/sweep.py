@@ -18,8 +18,8 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import excerpt
 
 VARY = "vary"
-FIXED = ("name", "storage", VARY)  # of the whole file
-IN_A_NAME = re.compile(r"[^\w.+-]+")
+_FIXED = ("name", "storage", VARY)  # of the whole file
+_IN_A_NAME = re.compile(r"[^\w.+-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
     for key, values in varied.items():
         if not isinstance(key, str) or not all(key.split(".")):
             raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {excerpt(key)}")
-        if key.split(".")[0] in FIXED:
+        if key.split(".")[0] in _FIXED:
             raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
         if not isinstance(values, list) or not values:
             raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
@@ -95,7 +95,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def _text(value: Any) -> str:
     """A value as it stands in a name: letters, digits and ``._+-``."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if text and not IN_A_NAME.search(text) else IN_A_NAME.sub("-", text).strip("-") or "none"
+    return text if text and not _IN_A_NAME.search(text) else _IN_A_NAME.sub("-", text).strip("-") or "none"
 
 
 def split_point(experiment: str) -> tuple[str, dict[str, str]]:

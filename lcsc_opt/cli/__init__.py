@@ -18,8 +18,8 @@ import typer
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import said_once
-from lcsc_opt.base.waiting import let_waiting_threads_sleep
 from lcsc_opt.cli import (
     cleaning,
     dashboard,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.base.yaml_text import parse_yaml
+from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli.output import Format
 
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database

@@ -13,13 +13,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lcsc_opt.base.errors import LcscError, NotFiniteError, ObjectiveError
-from lcsc_opt.base.memory import free_memory
+from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
-MOST_TRACEBACK = 8000  # characters of a traceback that are kept: the last ones
+_MOST_TRACEBACK = 8000  # characters of a traceback that are kept: the last ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line wherever it is shown
         retry = not isinstance(error, LcscError)
         broken = not isinstance(error, NotFiniteError)
-        text = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:] if broken else ""
+        text = "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:] if broken else ""
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
     free_memory()
     return Failure(reason, time.perf_counter() - start, retry, text)

@@ -48,7 +48,7 @@ class Link(Protocol):
         ...
 
 
-class Machines(Protocol):
+class _Machines(Protocol):
     """Where workers run."""
 
     @property
@@ -103,13 +103,13 @@ class WorkerPool:
         *,
         expected: dict[str, Any] | None = None,
         environments: Sequence[Mapping[str, str]] = (),
-        machines: Machines | None = None,
+        machines: _Machines | None = None,
     ) -> None:
         self._closing = False
         self._numbers = itertools.count()
         self._queue: dict[int, _Waiting] = {}
         self._lock = threading.RLock()
-        self._machines: Machines = ThisMachine() if machines is None else machines
+        self._machines: _Machines = ThisMachine() if machines is None else machines
         threads, statistics = self._machines.threads(workers), _Statistics()
         self._statistics = statistics
         settings = [WorkerSettings(load_objective, expected, threads, e) for e in environments or [{}] * workers]
@@ -228,7 +228,7 @@ class _Worker:
     def __init__(
         self,
         changed: Callable[[], None],
-        machines: Machines,
+        machines: _Machines,
         statistics: _Statistics,
         settings: WorkerSettings,
         number: int,

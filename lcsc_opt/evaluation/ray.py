@@ -26,10 +26,10 @@ from lcsc_opt.evaluation.worker import WorkerSettings
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
-CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
-SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
-NODE_ID = "ray.io/node-id"  # a label that every node has
+_SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
+_NODE_ID = "ray.io/node-id"  # a label that every node has
 
 Node = dict[str, Any]
 """A node, as Ray describes it."""
@@ -77,10 +77,10 @@ def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         StudySpecError: there is no Ray, no cluster, or no room.
     """
     with _connected(wanted.address, {}) as ray:
-        Room(ray, wanted, spec).check()
+        _Room(ray, wanted, spec).check()
 
 
-class Room:
+class _Room:
     """How many workers fit on a cluster.
 
     Args:
@@ -157,7 +157,7 @@ class Cluster:
         self._expected = objective.fingerprint()
         self._without: dict[str, LcscError] = {}  # nodes to be left out, by id
         self._here = ray.get_runtime_context().get_node_id()
-        self._room = Room(ray, wanted, spec)
+        self._room = _Room(ray, wanted, spec)
         fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
         self._load = NodeObjective(spec, files, fetched, software())
 
@@ -190,7 +190,7 @@ class Cluster:
         Raises:
             OSError: Ray is gone.
         """
-        selector = {"label_selector": {NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
+        selector = {"label_selector": {_NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
         try:
             actor = self._ray.remote(RayWorker)
             options: dict[str, Any] = {
@@ -260,14 +260,14 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def import_ray() -> Any:
+def _import_ray() -> Any:
     """Ray's module.
 
     Raises:
         StudySpecError: it is not installed.
     """
     if "ray" not in sys.modules:
-        os.environ.setdefault(SAID_BY_RAY, ".")
+        os.environ.setdefault(_SAID_BY_RAY, ".")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -281,7 +281,7 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
     Raises:
         StudySpecError: there is no Ray, or no cluster.
     """
-    ray = import_ray()
+    ray = _import_ray()
     own = not ray.is_initialized()
     if own:
         _connect(ray, address, environment)
@@ -319,7 +319,7 @@ def check_address(wanted: RayWorkers) -> None:
     Raises:
         StudySpecError: there is no Ray, or nothing listens there.
     """
-    import_ray()
+    _import_ray()
     _listening(wanted.address)
 
 
@@ -336,7 +336,7 @@ def _listening(address: str) -> str:
     if not host or not port.isdigit():
         raise StudySpecError(f"workers.ray: address: expected host:port, or auto, got {chosen!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise StudySpecError(f"workers.ray: nothing listens at {chosen} ({error}); {START}") from error
     return chosen

@@ -20,7 +20,7 @@ from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Worke
 CALLS_AT_ONCE = 8  # to one worker, which never has so many jobs
 _NODE_SECONDS = 1.0  # until a node that went away is known to be gone
 
-Said = tuple[str, list[Answer]]
+_Said = tuple[str, list[Answer]]
 """The id of the worker's node, and its answers so far."""
 
 
@@ -38,7 +38,7 @@ class RayWorker:
         os.environ.update(settings.environment)
         hand_notices_to(lambda message: self._notices.put(Answer.of(NOTICE, message)))
 
-    def ready(self) -> Said:
+    def ready(self) -> _Said:
         """Load the objective."""
         try:
             self._evaluator = self._thread.submit(load_evaluator, self._settings).result()  # type: ignore[assignment]
@@ -46,14 +46,14 @@ class RayWorker:
             return self._said(Answer.of(READY, error))
         return self._said(Answer(READY))
 
-    def do(self, content: bytes) -> Said:
+    def do(self, content: bytes) -> _Said:
         """Do a job, and return its answer."""
         job: Job = pickle.loads(content)  # noqa: S301 - of our own coordinator
         begin = getattr(self._evaluator, job.kind)
         future: Future[Any] = self._thread.submit(begin, *job.arguments, **job.options).result()
         return self._said(Answer.of_future(job.number, future))
 
-    def _said(self, answer: Answer) -> Said:
+    def _said(self, answer: Answer) -> _Said:
         notices = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -126,7 +126,7 @@ class RayLink:
     def _expect(self, reference: Any) -> None:
         reference.future().add_done_callback(self._take)
 
-    def _take(self, done: Future[Said]) -> None:
+    def _take(self, done: Future[_Said]) -> None:
         self._error = self._error or done.exception()
         if self._error is not None:
             self._answers.put(None)

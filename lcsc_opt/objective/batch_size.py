@@ -14,7 +14,7 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.base.memory import free_memory
+from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.metrics import Scores

@@ -13,7 +13,7 @@ from typing import Any
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
+from lcsc_opt.base.paths import KnownCheckpoints, study_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.contract import Objective
@@ -85,7 +85,7 @@ def _loading(beside: Path | None, checkpoints: KnownCheckpoints | None) -> Itera
     for folder in (beside, Path()):
         if folder is not None and str(folder.resolve()) not in sys.path:
             sys.path.append(str(folder.resolve()))
-    with study_directory(beside), study_checkpoints(checkpoints):
+    with study_directory(beside, checkpoints):
         yield
 
 

@@ -28,7 +28,7 @@ _NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are kn
     *(CHECKPOINTS, "metrics", "held_out_metrics"),
     *("batch_size", "gradient_batch_size", "device", "compile", "channels_last"),
 }
-ACCEPT = "if that cannot change a loss, continue with --accept-changes"
+_ACCEPT = "if that cannot change a loss, continue with --accept-changes"
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -57,7 +57,7 @@ def refuse_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) 
     if found and (others or (not accept and any(trial.state in SUCCEEDED for trial in study.trials()))):
         raise StudyStoreError(
             f"{study.name}: changed since it began: {found}. Put it back, or give the study another name; "
-            f"{'other checkpoints are another study' if others else ACCEPT}"
+            f"{'other checkpoints are another study' if others else _ACCEPT}"
         )
     return found
 
@@ -118,7 +118,7 @@ def check_siblings(
         if found:
             raise StudyStoreError(
                 f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(found)}. Give the "
-                f"experiment another name: lcsc run FILE name=...; where only code changed, {ACCEPT}"
+                f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
 
 

@@ -12,8 +12,8 @@ from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.evaluation import Failure
 
 MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
-MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success
-FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
+_MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success
+_FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
 
 Attempts = Sequence[Mapping[str, Any]]  # as the database stores them
 
@@ -37,7 +37,7 @@ class FailurePolicy:
         self._succeeded = False  # in this run
         self._raised = Counter[str]()  # before the first success: reason → trials whose attempts all raised it
         self._enough = 2 if has_results else 1  # such trials end the run
-        self._last_raised = deque[frozenset[str]](maxlen=MOST_IN_A_ROW)  # by trials that failed since the last success
+        self._last_raised = deque[frozenset[str]](maxlen=_MOST_IN_A_ROW)  # by trials that failed since the last success
         self._last_reason = ""
         self.count = 0
 
@@ -92,11 +92,11 @@ class FailurePolicy:
             SearchFailedError: the run ends.
         """
         self._last_raised.append(_raised(attempts))
-        if len(self._last_raised) < MOST_IN_A_ROW or len(set(self._last_raised)) > 1 or self._expected:
+        if len(self._last_raised) < _MOST_IN_A_ROW or len(set(self._last_raised)) > 1 or self._expected:
             return
         if len(self._last_raised[0]) == 1 and not older_run:
             [reason] = self._last_raised[0]
-            self._end(f"the last {MOST_IN_A_ROW} trials raised the same error at each attempt", reason)
+            self._end(f"the last {_MOST_IN_A_ROW} trials raised the same error at each attempt", reason)
 
     def add(self, failure: Failure) -> None:
         """Count a failed trial that is told."""
@@ -109,7 +109,7 @@ class FailurePolicy:
         Raises:
             SearchFailedError: the run ends.
         """
-        if told >= FEW_TRIALS and self.count > self._policy.stop_share * told:
+        if told >= _FEW_TRIALS and self.count > self._policy.stop_share * told:
             raise SearchFailedError(
                 f"{self._name}: {self.count} of {told} trials failed, more than failures.stop_share "
                 f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then: lcsc resume "

@@ -72,7 +72,7 @@ def fork(
         return plan
     longer = ObjectiveSource(source.storage, plan)
     was, now = (packed_trajectory(known.objective) for known in (before, longer))
-    plan = dataclasses.replace(plan, origin=coefficients_on(plan.origin or (), was, now, source=source.name))
+    plan = dataclasses.replace(plan, origin=_coefficients_on(plan.origin or (), was, now, source=source.name))
     create_study(plan, longer, {"forked_from": source.name})
     return plan
 
@@ -124,7 +124,7 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
     return spec.model_copy(update={"settings": {**settings, CHECKPOINTS: paths[0] if len(paths) == 1 else paths}})
 
 
-def coefficients_on(
+def _coefficients_on(
     coefficients: Sequence[float], before: Trajectory, now: Trajectory, *, source: str
 ) -> tuple[float, ...]:
     """Coefficients of ``before`` as coefficients of ``now``, ``[K]``: zero for the checkpoints that are new.

@@ -36,11 +36,11 @@ from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
-DEFAULT_TOP = 5
+_DEFAULT_TOP = 5
 EMA = "EMA*"
 LAST = "last checkpoint"
-DEFAULT_EMA = "default EMA"
-LOOK = "look_"  # prefix of the attributes of reports that are not kept as results
+_DEFAULT_EMA = "default EMA"
+_LOOK = "look_"  # prefix of the attributes of reports that are not kept as results
 MEASURED = "baselines"  # the attribute of a study that keeps the measurements of baselines
 
 Report = dict[str, Any]
@@ -62,7 +62,7 @@ class HeldOutPlan:
     """
 
     images: int = DEFAULT_IMAGES
-    top: int = DEFAULT_TOP
+    top: int = _DEFAULT_TOP
     groups: int = 1
     first_group: int = 0
     baselines: bool = False
@@ -87,7 +87,7 @@ class HeldOutPlan:
             StudySpecError: fewer images are to be kept than the study file asks for.
         """
         asked = study.attributes.get("held_out_plan")
-        planned = HeldOutSpec(images=DEFAULT_IMAGES, top=DEFAULT_TOP) if asked is None else HeldOutSpec(**asked)
+        planned = HeldOutSpec(images=DEFAULT_IMAGES, top=_DEFAULT_TOP) if asked is None else HeldOutSpec(**asked)
         images = images or planned.images
         if keep and asked is not None and images < planned.images:
             raise StudySpecError(
@@ -169,17 +169,17 @@ def score_held_out(
 
 def _attribute(name: str, plan: HeldOutPlan) -> str:
     """The name of the attribute that keeps a plan's measurements."""
-    return name if plan.keep else f"{LOOK}{name}"
+    return name if plan.keep else f"{_LOOK}{name}"
 
 
 def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
     """Earlier measurements: first those of the result, then those of looks."""
-    return [known[key] for key in (name, f"{LOOK}{name}") if known.get(key)]
+    return [known[key] for key in (name, f"{_LOOK}{name}") if known.get(key)]
 
 
 def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> None:
     """Add to the report what the judges say of the answer, compared with the baseline that was measured for it."""
-    against = next((name for name in (EMA, DEFAULT_EMA) if name in report.get("baselines", {})), None)
+    against = next((name for name in (EMA, _DEFAULT_EMA) if name in report.get("baselines", {})), None)
     metric = objective.cross_check_metric
     cross_check = None if metric is None else cross_check_of(report, metric, against)
     judges = judges_of(report, objective.judges, against, objective.floors())
@@ -285,7 +285,7 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judg
         return []
     if (ema := _ema_star(study, experiment)) is not None:
         return [ema]
-    default = _Baseline(DEFAULT_EMA, default_origin(objective.steps), {})
+    default = _Baseline(_DEFAULT_EMA, default_origin(objective.steps), {})
     if not plan.baselines:
         return [default]
     notice(
@@ -303,22 +303,21 @@ def known_ema(study: StoredStudy) -> Coefficients | None:
 
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of an experiment's EMA grids with this study's objective, and its measurements."""
-    searched = _function_of(study)
+
+    def function_of(stored: StoredStudy) -> tuple[Any, Any]:
+        fingerprint = stored.attributes["fingerprint"]
+        return fingerprint["objective"], fingerprint.get("code")
+
+    searched = function_of(study)
     reader = HistoryReader(study.storage)
     grids = [found for found in reader.read(experiment) if BASELINES.get(found.optimizer) == EMA]
     opened = {found.study: StoredStudy.open(study.storage, found.study) for found in grids}
-    ema = best_ema([found for found in grids if _function_of(opened[found.study]) == searched])
+    ema = best_ema([found for found in grids if function_of(opened[found.study]) == searched])
     if ema is None or (coefficients := reader.answer(ema)) is None:
         return None
     assert ema.chosen is not None  # it has an answer
     origin = {"study": ema.study, "trial": ema.chosen, "label": ema.label}
     return _Baseline(EMA, coefficients, origin, _measured(opened[ema.study].measured(ema.chosen), "held_out"))
-
-
-def _function_of(study: StoredStudy) -> tuple[Any, Any]:
-    """Identifies the objective and its code."""
-    fingerprint = study.attributes["fingerprint"]
-    return fingerprint["objective"], fingerprint.get("code")
 
 
 def _measure_baseline(
@@ -335,26 +334,20 @@ def _measure_baseline(
     If it cannot be evaluated, a line says so and the result is ``None``. Measurements are stored with the study one
     by one, so an interruption loses none.
     """
-    groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, judges)
+    coefficients, attribute = baseline.coefficients.tolist(), _attribute(MEASURED, plan)
+    kept = [known[baseline.name] for known in _measured(study.attributes, MEASURED) if baseline.name in known]
+    same = [known for known in kept if known["coefficients"] == coefficients]
+    groups = _known_groups([*same, *baseline.stored], plan.images, judges)
     try:
         for noise in plan.noises:
             if noise.seed not in groups:
                 evaluation = _evaluated(evaluate, baseline.coefficients, noise, plan.images, baseline.name)
                 groups[noise.seed] = _numbers(evaluation)
-                _keep(study, baseline, _summary(groups, plan.images), _attribute(MEASURED, plan))
+                measured = {**baseline.origin, **_summary(groups, plan.images), "coefficients": coefficients}
+                known = study.attributes.get(attribute) or {}
+                study.set_attribute(attribute, {**known, baseline.name: measured})
             advance()
     except SearchFailedError as error:
         notice(f"{error}; it is left out")
         return None
     return {**baseline.origin, **_summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)}
-
-
-def _kept(study: StoredStudy, baseline: _Baseline) -> list[Report]:
-    """This study's earlier measurements of the baseline with the same coefficients."""
-    known = [measured[baseline.name] for measured in _measured(study.attributes, MEASURED) if baseline.name in measured]
-    return [stored for stored in known if stored["coefficients"] == baseline.coefficients.tolist()]
-
-
-def _keep(study: StoredStudy, baseline: _Baseline, measured: Report, attribute: str) -> None:
-    known = {baseline.name: {**baseline.origin, **measured, "coefficients": baseline.coefficients.tolist()}}
-    study.set_attribute(attribute, {**(study.attributes.get(attribute) or {}), **known})

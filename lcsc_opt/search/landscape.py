@@ -32,7 +32,7 @@ from lcsc_opt.optimizers import configure
 from lcsc_opt.search.plan import StudyPlan, stored_plan
 from lcsc_opt.search.study import ObjectiveSource, create_study, run_study
 
-STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
+_STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
 
 def run_landscape(
@@ -109,7 +109,7 @@ def _plan(storage: RDBStorage, source: StoredStudy, given: dict[str, Any], image
         objective=spec.objective.model_copy(update={"settings": settings}),
         optimizers=(wanted,),
         seeds=(seed,),
-        failures=spec.failures.model_copy(update={"stop_share": STOP_SHARE}),
+        failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
         budget=BudgetSpec(evaluations=len(grid_positions(options["size"], options["margin"]))),
         held_out=None,
     )

@@ -159,12 +159,12 @@ class StudyPlan:
             "holds_out": objective.why_nothing_held_out() is None,
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
-            "checkpoints": packed_sha256(objective),
+            "checkpoints": _packed_sha256(objective),
             "directory": None if self.directory is None else str(self.directory),
         }
 
 
-def packed_sha256(objective: Objective) -> str | None:
+def _packed_sha256(objective: Objective) -> str | None:
     """The identity of the checkpoints; ``None`` if they are not packed."""
     try:
         return packed_trajectory(objective).sha256

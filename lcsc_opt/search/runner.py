@@ -125,7 +125,7 @@ class Search:
     @property
     def stored_spent(self) -> int:
         """What was spent of the budget before this run, in the budget's unit."""
-        return spent_by(self._stored, self.budget, self._images_per_evaluation)
+        return _spent_by(self._stored, self.budget, self._images_per_evaluation)
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -168,7 +168,7 @@ class Search:
                 continue
             parameter = self._optimizer.parametrization.spawn_child(new_value=_coefficients(trial))
             attach_request(parameter, request)
-            outcome = stored_outcome(trial)
+            outcome = _stored_outcome(trial)
             loss = self._loss_to_tell(outcome, trial.number, request)
             attach_evaluation(parameter, outcome if isinstance(outcome, Evaluation) else None)
             try:
@@ -199,7 +199,7 @@ class Search:
             found = (trial for trial in self._study.trials() if RETRY_OF in trial.user_attrs)
             self._retries = {trial.user_attrs[RETRY_OF]: trial for trial in found}
         for trial in self._retries.values():
-            if isinstance(outcome := stored_outcome(trial), Evaluation):
+            if isinstance(outcome := _stored_outcome(trial), Evaluation):
                 self._remember_best(outcome.loss, trial.number, _request(trial))
 
     def _collect(self) -> None:
@@ -227,7 +227,7 @@ class Search:
         asked.tell_index = _tell_index(stored)
         if not stored.state.is_finished():
             return self._submit(asked)
-        asked.outcome = stored_outcome(stored)
+        asked.outcome = _stored_outcome(stored)
         return asked
 
     def _submit(self, asked: _Asked) -> _Asked:
@@ -335,7 +335,7 @@ class Search:
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
 
 
-def spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
+def _spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
     """What finished trials have spent of a budget, in its unit; inherited trials do not count."""
     own = [
         trial for trial in trials if trial.state.is_finished() and not {"inherited", RETRY_OF} & set(trial.user_attrs)
@@ -360,7 +360,7 @@ def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     return 1 if workers == 1 else math.ceil(1.5 * workers)
 
 
-def stored_outcome(trial: FrozenTrial) -> Outcome:
+def _stored_outcome(trial: FrozenTrial) -> Outcome:
     """The evaluation or the failure of a finished trial."""
     cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:

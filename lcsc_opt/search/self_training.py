@@ -102,7 +102,7 @@ def append_self_trained(
         images = checked.images(coefficients, Noise(_NOISE_GROUP, settings.seed), settings.samples)
         begun = trajectory.merge(coefficients)
         assert isinstance(checked.sampler, NetworkSampler)
-        row = {**begun, **self_trained(checked.sampler, begun, images, settings)}
+        row = {**begun, **_self_trained(checked.sampler, begun, images, settings)}
         step = trajectory.steps[place - 1] + 1
         pending = out.with_name(f"{out.stem}.pending.trajectory")
         remove(pending)  # left by a killed process
@@ -140,7 +140,7 @@ def second_place(steps: Sequence[int]) -> int:
     raise StudySpecError("the checkpoints are one step apart and leave no room for a row; pack them with --steps")
 
 
-def self_trained(
+def _self_trained(
     sampler: NetworkSampler, weights: Mapping[str, Tensor], images: Tensor, settings: SelfTraining
 ) -> dict[str, Tensor]:
     """Train on ``images`` ``[n, C, H, W]``; gives the average of the iterates, name → trained tensor.

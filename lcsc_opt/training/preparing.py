@@ -19,9 +19,8 @@ from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import near_miss, parse_settings
+from lcsc_opt.base.settings import near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.study_file import experiment_name
-from lcsc_opt.base.yaml_text import parse_yaml
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.latents import DecoderSettings

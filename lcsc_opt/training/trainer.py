@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError, TrajectoryError
 from lcsc_opt.base.files import remove, write_atomically
-from lcsc_opt.base.interrupts import interrupt_held
+from lcsc_opt.base.machine import interrupt_held
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import LatentDecoder

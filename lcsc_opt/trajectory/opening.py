@@ -45,7 +45,7 @@ def open_or_pack(
 ) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
-    When a study continues (:func:`lcsc_opt.base.paths.study_checkpoints`), its own trajectory is opened instead.
+    When a study continues (:func:`lcsc_opt.base.paths.known_checkpoints`), its own trajectory is opened instead.
 
     Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
     steps, the key and the dtype. They stay there until somebody deletes them. A second process that asks for the same

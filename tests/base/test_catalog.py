@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.base.catalog import entries, find, shipped_directory
-from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.catalog import find, shipped_directory
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import given_path, study_directory
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
@@ -38,12 +38,6 @@ def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(
     assert find("objectives", str(here), beside=study) == here
 
 
-def test_a_users_own_files_are_listed_with_the_shipped_ones(workplace: Path) -> None:
-    assert {"digits", "function"} <= set(entries("objectives"))
-    mine = write(workplace / "objectives", "mine.py")
-    assert entries("objectives")["mine"].resolve() == mine
-
-
 def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
     with pytest.raises(StudySpecError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\)"):
         find("objectives", "digit")
@@ -72,13 +66,6 @@ def test_modules_beside_the_study_file_can_be_imported(workplace: Path, tmp_path
     settings = {"callable": "beside_it:loss", "steps": [1, 2]}
     objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=study)  # type: ignore[arg-type]
     assert objective([0.5, 0.5]) == 1.0
-
-
-@pytest.mark.parametrize("callable_", ["nothing", "no_such_module:f", "math:no_such_function"])
-def test_a_callable_that_cannot_be_imported_is_a_typed_error(callable_: str, workplace: Path) -> None:
-    settings = {"callable": callable_, "steps": [1, 2]}
-    with pytest.raises(ObjectiveError, match="callable: "):
-        load_objective(ObjectiveSpec(file="function.py", settings=settings))  # type: ignore[arg-type]
 
 
 SHIPPED = sorted(shipped_directory("studies").rglob("*.yaml"))
@@ -116,18 +103,3 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
             assert given_path(nowhere) == Path(nowhere)
         assert given_path(str(workplace / "both.pt")) == workplace / "both.pt"
     assert given_path("both.pt") == Path("both.pt")
-
-
-def test_the_study_file_directory_is_known_while_an_objective_is_built(workplace: Path) -> None:
-    study = workplace / "study"
-    study.mkdir(exist_ok=True)
-    (study / "weights.pt").touch()
-    write(
-        study,
-        "located.py",
-        "from lcsc_opt.base.paths import given_path\nfrom lcsc_opt.objective import CoefficientFunction\n\n\n"
-        "def build(settings):\n"
-        "    return CoefficientFunction(lambda a: 1.0, [1, 2], name=str(given_path(settings['path'])))\n",
-    )
-    objective = load_objective(ObjectiveSpec(file="located.py", settings={"path": "weights.pt"}), beside=study)
-    assert objective.describe()["callable"] == str(study / "weights.pt")

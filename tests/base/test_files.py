@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, unlock, write_atomically
 
 
@@ -52,14 +52,6 @@ def test_a_failure_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_no_two_writers_share_the_new_name(tmp_path: Path) -> None:
-    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
-        assert one != other
-        one.write_text("one")
-        other.write_text("other")
-    assert (tmp_path / "file").read_text() == "one"
-
-
 def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     plain_sync, plain_replace = os.fsync, os.replace
@@ -67,12 +59,6 @@ def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), plain_replace(*paths))[1])
     write_atomically(tmp_path / "file", b"x", error=MetricError)
     assert calls == ["fsync", "replace", "fsync"]
-
-
-def test_a_disk_that_refuses_is_the_error_that_was_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(MetricError, match=r"file/inside: cannot be written \("):
-        write_atomically(tmp_path / "file" / "inside", b"x", error=MetricError)
 
 
 def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_path: Path) -> None:
@@ -123,26 +109,3 @@ def test_who_comes_second_is_told_and_waits(tmp_path: Path) -> None:
         later.result(120)
     assert told == ["busy", "first is done", "made"]
     assert names(tmp_path) == []
-
-
-def test_who_comes_second_may_refuse(tmp_path: Path) -> None:
-    def refuse() -> None:
-        raise TrajectoryError("busy")
-
-    with only_process(tmp_path / "out", busy=refuse):
-        with pytest.raises(TrajectoryError, match="busy"), only_process(tmp_path / "out", busy=refuse):
-            pass
-        assert names(tmp_path) == [".out.lock"]
-
-
-def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("x")
-    out = tmp_path / "file" / "out"
-    with (
-        pytest.raises(TrajectoryError, match=r"Cannot write to .*; choose another folder"),
-        only_process(out, busy=print),
-    ):
-        pass
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
-    with pytest.raises(TrajectoryError, match="; set LCSC_CACHE to another folder"), only_process(out, busy=print):
-        pass

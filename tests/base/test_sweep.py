@@ -9,7 +9,7 @@ import pytest
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, parse_studies, parse_study, read_studies, read_study_file
-from lcsc_opt.base.sweep import replaced, short_names, split_point
+from lcsc_opt.base.sweep import short_names, split_point
 
 MINIMAL = {"name": "s", "objective": {"file": "a.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}
 IMAGES = "objective.settings.images"
@@ -65,14 +65,6 @@ def test_an_option_of_an_optimizer_is_reached_by_its_name(entry: Any) -> None:
     assert [spec.name for spec in (first, second)] == ["s,mutation=0.1", "s,mutation=0.2"]
 
 
-def test_what_is_varied_is_not_changed_in_the_content_itself() -> None:
-    content = {"objective": {"settings": {"images": 5}}}
-    assert replaced(content, ["objective", "settings", "images"], 6, where="x") == {
-        "objective": {"settings": {"images": 6}}
-    }
-    assert content == {"objective": {"settings": {"images": 5}}}
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -99,11 +91,6 @@ def test_keys_with_equal_ends_are_told_apart_by_more_of_them() -> None:
         "space": "space",
     }
     assert short_names(["images", "held_out.images"]) == {"images": "images", "held_out.images": "held_out.images"}
-
-
-def test_an_experiment_that_varies_nothing_is_no_point() -> None:
-    assert split_point("digits") == ("digits", {})
-    assert [spec.name for spec in studies({})] == ["s"]
 
 
 @pytest.mark.parametrize(
@@ -137,13 +124,6 @@ def test_what_is_wrong_is_one_line(varied: Any, said: str) -> None:
     assert said in refusal(varied, space="affine")
 
 
-def test_a_missing_name_is_said_as_elsewhere() -> None:
-    with pytest.raises(StudySpecError, match="name: missing"):
-        parse_studies(
-            {key: value for key, value in MINIMAL.items() if key != "name"} | {"vary": {IMAGES: [1]}}, source="s"
-        )
-
-
 def test_where_one_experiment_is_needed_a_sweep_is_refused() -> None:
     assert parse_study({**MINIMAL, "vary": {IMAGES: [7]}}, source="s").objective.settings == {"images": 7}
     with pytest.raises(StudySpecError, match=r"varies objective\.settings\.images and stands for 2 experiments"):
@@ -175,10 +155,3 @@ class TestOverrides:
         made = read_studies(path, [f"vary.{IMAGES}=[7, 8]", "vary.space=[affine, convex]"])
         assert [spec.name for spec in made] == [f"s,images={n},space={s}" for n in (7, 8) for s in ("affine", "convex")]
         assert [spec.name for spec in read_studies(path, ["vary={}"])] == ["s"]
-
-    def test_a_file_that_varies_nothing_takes_them_too(self, path: Path) -> None:
-        path.write_text(path.read_text().split("vary")[0])
-        assert [spec.name for spec in read_studies(path, ["vary.budget.evaluations=[1, 2]"])] == [
-            "s,evaluations=1",
-            "s,evaluations=2",
-        ]

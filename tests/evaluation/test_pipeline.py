@@ -8,7 +8,6 @@ import pytest
 
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, Pipeline, evaluate_safely
-from lcsc_opt.objective.function import CoefficientFunction
 from tests.evaluation.staged_examples import SLOW_SECONDS, Overlapping, Slow, Stages, candidate
 
 
@@ -52,14 +51,6 @@ def test_a_stage_that_fails_fails_its_candidate_only(first: float, reason: str) 
     pipeline.close()
 
 
-def test_a_loss_that_is_not_finite_is_a_failure() -> None:
-    pipeline = Pipeline(Stages())
-    outcome = pipeline.submit(candidate(6.0, -5.0, 0.0)).result()
-    pipeline.close()
-    assert isinstance(outcome, Failure)
-    assert outcome.reason == "the loss is nan"
-
-
 def test_a_gradient_is_that_of_the_objective() -> None:
     pipeline, asked = Pipeline(Stages()), candidate(0.5, 0.3, 0.2)
     outcome, expected = pipeline.submit(asked, gradient=True).result(), evaluate_safely(Stages(), asked, gradient=True)
@@ -80,8 +71,3 @@ def test_closing_stops_a_stage_in_the_middle() -> None:
     assert time.monotonic() - start < SLOW_SECONDS / 2
     assert not running.done() or running.cancelled() or running.exception() is not None
     assert waiting.cancelled() or waiting.done()
-
-
-def test_an_objective_without_stages_has_no_pipeline() -> None:
-    with pytest.raises(TypeError, match="CoefficientFunction has no stages"):
-        Pipeline(CoefficientFunction(lambda _: 0.0, (1, 2, 3), name="flat"))

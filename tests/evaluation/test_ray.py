@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.study_file import RayWorkers, on_ray, read_study_file
+from lcsc_opt.base.study_file import RayWorkers
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import KeptNodes
@@ -224,24 +223,3 @@ def test_a_node_with_other_software_and_code_is_refused_by_its_name(
         cluster.remove_node(node)
     assert "node other: has other software than the coordinator: lcsc_opt's code " in said
     assert re.search(r", nevergrad [0-9.]+ → 99.0; install the same there$", said)
-
-
-def test_a_node_without_room_for_the_trajectory_is_refused_by_its_name(
-    own_files: Path, capsys: pytest.CaptureFixture[str], cluster: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed = Packed.of(Trajectory.open(own_files / "run.trajectory"))
-    huge = dataclasses.replace(packed, path=Path("/not/there"), in_cache=Path("no"), sizes={"weights.bin": 10**18})
-    monkeypatch.setattr(Packed, "of", classmethod(lambda *_: huge))  # no node has the place, or the room
-    monkeypatch.chdir(own_files)
-    objective = {"file": SPEC.file, "settings": dict(SPEC.settings)}
-    said = refused(own_files, capsys, "--ray", cluster.address, objective=objective)
-    assert re.search(r"node (one|two): no room for the trajectory: 1000000000.00 GB, and .* GB are free in ", said)
-
-
-def test_workers_of_a_cluster_in_a_study_file(folder: Path) -> None:
-    spec = read_study_file(Path(study_file(folder, workers={"ray": 16, "gpus": 1, "cpus": 4, "address": "auto"})))
-    assert spec.workers == RayWorkers(ray=16, gpus=1, cpus=4)
-    assert on_ray(spec.workers, "head:6379") == RayWorkers(ray=16, gpus=1, cpus=4, address="head:6379")
-    assert on_ray(2, "auto") == RayWorkers(ray=2)
-    with pytest.raises(StudySpecError, match="--ray: workers counts the devices of this machine; give a number"):
-        on_ray("auto", "auto")

@@ -6,8 +6,6 @@ import os
 import pickle
 import platform
 import queue
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -79,15 +77,6 @@ def test_a_part_that_fails_fails_the_candidate_with_its_reason(pool: WorkerPool,
     assert isinstance(outcome, Failure)
     assert outcome.reason == f"RuntimeError: cannot {reason}"
     assert isinstance(after, Evaluation)
-
-
-def test_whole_candidates_go_to_whoever_is_free(pool: WorkerPool) -> None:
-    evaluator = ProcessEvaluator(pool)
-    asked = [candidate(1 - a, a, 0.0) for a in (0.1, 0.4, -2.0, 0.3)]
-    outcomes = [future.result(timeout=120) for future in [evaluator.submit(one) for one in asked]]
-    assert [outcome.loss for outcome in outcomes if isinstance(outcome, Evaluation)] == [
-        Stages().evaluate(one).loss for one in asked
-    ]
 
 
 def test_an_objective_without_stages_gives_its_loss_and_its_gradient() -> None:
@@ -230,15 +219,6 @@ def test_parts_of_another_objective_are_refused() -> None:
         pool.close()
 
 
-def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator(pool: WorkerPool) -> None:
-    outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
-    assert isinstance(outcome, Evaluation)
-    worker = int(outcome.metrics["part 0"])
-    os.kill(worker, signal.SIGINT)
-    again = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
-    assert isinstance(again, Evaluation)
-
-
 def gpus_are(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(processes, "gpus", lambda: list(names))
 
@@ -266,12 +246,6 @@ def test_each_worker_sees_its_own_device_only() -> None:
         assert [future.result(timeout=120).loss for future in futures] == [3.0, 7.0]
     finally:
         pool.close()
-
-
-def test_what_is_submitted_after_closing_is_cancelled() -> None:
-    pool = WorkerPool(Stages, 1)
-    pool.close()
-    assert pool.submit("submit", candidate(1.0, 0.0, 0.0)).cancelled()
 
 
 def test_closing_while_a_gradient_is_scored_leaves_nobody_waiting() -> None:
@@ -329,32 +303,6 @@ def test_a_worker_that_dies_again_and_again_is_given_up_with_one_line(capsys: py
     assert "worker 0 died 3 times in a row" in capsys.readouterr().err
 
 
-def unreadable() -> Stages:
-    class Local(Stages):
-        def describe(self) -> dict[str, object]:
-            return {}
-
-        def score(self, *_: object, **__: object) -> object:
-            raise Unpicklable(threading.Lock())
-
-    return Local()
-
-
-class Unpicklable(BaseException):
-    """Does not travel."""
-
-
-def test_an_error_that_does_not_travel_fails_its_own_job_only() -> None:
-    pool = WorkerPool(unreadable, 1)
-    try:
-        evaluator = ProcessEvaluator(pool)
-        for _ in range(2):
-            with pytest.raises(ObjectiveError, match="Unpicklable"):
-                evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
-    finally:
-        pool.close()
-
-
 def test_the_cores_are_divided_among_the_workers() -> None:
     pool = WorkerPool(ThreadsInLoss, 2)
     try:
@@ -363,10 +311,3 @@ def test_the_cores_are_divided_among_the_workers() -> None:
         pool.close()
     assert isinstance(outcome, Evaluation)
     assert outcome.loss == max(cores() // 2, 1)
-
-
-def test_seconds_are_those_of_the_work_and_not_of_waiting(pool: WorkerPool) -> None:
-    evaluator = SpreadEvaluator(Stages(), pool)
-    outcomes = [future.result(timeout=120) for future in [evaluator.submit(candidate(1.0, 0.0, 0.0)) for _ in range(3)]]
-    evaluator.close()
-    assert all(isinstance(outcome, Evaluation) and outcome.cost.seconds < 0.5 for outcome in outcomes)

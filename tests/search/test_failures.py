@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, copy_study
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
@@ -140,16 +139,6 @@ class TestTracebacks:
         assert "return table[self.reason" in said
         assert "in attempt" not in said, "of the library's own frames, nothing"
 
-    def test_sys_exit_is_a_failure_like_others(self, study: StoredStudy) -> None:
-        def leaving(coefficients: np.ndarray) -> float:
-            if len(study.trials()) == 3:
-                sys.exit("no more")
-            return bowl(coefficients)
-
-        search(study, leaving)
-        assert [trial.state.name for trial in study.trials()].count("FAIL") == 1
-        assert study.trials()[2].user_attrs["reason"] == "SystemExit: no more"
-
 
 class TestNothingCanSucceed:
     def test_the_same_error_again_and_again_before_any_success_ends_the_search(self, study: StoredStudy) -> None:
@@ -162,18 +151,6 @@ class TestNothingCanSucceed:
 
     def test_other_errors_each_time_do_not(self, study: StoredStudy) -> None:
         search(study, Breaking(0, 1, 2), failures=FailureSpec(retries=2))
-        assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
-
-    def test_nor_does_an_error_among_failures_of_other_kinds(self, study: StoredStudy) -> None:
-        losses = iter((math.nan, None, math.inf))
-
-        def failing(coefficients: np.ndarray) -> float:
-            loss = next(losses, bowl(coefficients))
-            if loss is None:
-                raise KeyError("b")
-            return loss
-
-        search(study, failing, failures=FailureSpec(retries=2))
         assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
 
     def test_a_file_that_is_gone_costs_a_resumed_study_two_candidates_and_not_its_budget(
@@ -218,17 +195,9 @@ class TestNothingCanSucceed:
         search(clean, bowl, 40)
         assert rows(study) == rows(clean)
 
-    def test_the_same_error_of_some_candidates_does_not(self, study: StoredStudy) -> None:
-        search(study, Breaking(*(call for call in range(99) if call % 4 in (1, 2)), reason="b"), 24, failures=TWICE)
-        assert [row[1] for row in rows(study)].count("FAIL") == 8
-
     def test_nor_do_quick_failures_that_overtake_successes(self, study: StoredStudy) -> None:
         search(study, bowl, 40, evaluator=QuickFailures(), in_flight=12, failures=FailureSpec())
         assert [row[1] for row in rows(study)].count("FAIL") == 20
-
-    def test_nor_does_it_after_a_success(self, study: StoredStudy) -> None:
-        search(study, Breaking(1, 2, 3, reason="b"), failures=FailureSpec(retries=2))
-        assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL"] + 6 * ["COMPLETE"]
 
 
 class TestRetryFailed:
@@ -313,12 +282,6 @@ class TestRetryFailed:
         with pytest.raises(Killed):
             study.retry_failed()
         assert study.attributes["search_ended"] is None
-
-    def test_trials_of_another_study_are_left_alone(self, study: StoredStudy) -> None:
-        search(study, Breaking(1))
-        copy_study(study, "heir/LCSC/0", {})
-        heir = StoredStudy.open(study.storage, "heir/LCSC/0")
-        assert heir.retry_failed() == (0, 0)
 
 
 BROKEN = "def lose(coefficients):\n    return {}['b']\n"

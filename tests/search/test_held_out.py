@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 import statistics
@@ -13,13 +12,11 @@ import optuna
 import pytest
 import yaml
 
-from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecError
+from lcsc_opt.base.errors import SearchFailedError, StudySpecError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import evaluate_safely, retrying
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from tests.model_studies import EMA_STUDY, STUDY, write_model_study
@@ -78,15 +75,6 @@ def test_several_groups_are_reported_with_their_spread(study: StoredStudy) -> No
     assert study.attributes["held_out"] == report
 
 
-def test_one_group_is_reported_as_before(study: StoredStudy) -> None:
-    report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=2))
-    assert report["loss"] == report["metrics"]["fid"] == report["groups"][0]["loss"]
-    assert not {"loss_std", "metrics_std", "baselines"} & set(report)
-    [trial] = [trial for trial in study.trials() if trial.number == report["trial"]]
-    measured = study.measured(trial.number)["held_out"]
-    assert (measured["loss"], measured["images"]) == (report["loss"], 20)
-
-
 def test_more_groups_do_not_measure_the_known_ones_again(study: StoredStudy) -> None:
     first = score_held_out(study, Recording(), HeldOutPlan(images=20, top=2))
     objective = Recording()
@@ -140,16 +128,6 @@ def test_without_a_grid_the_last_checkpoint_and_one_ema_stand_in(
     assert list(report["baselines"]) == ["last checkpoint", "default EMA"]
     assert report["baselines"]["last checkpoint"]["loss"] == 1.0  # coefficients 0, 0, 1
     assert "--optimizer EMAGrid" in capsys.readouterr().err
-
-
-def test_a_grid_of_another_objective_is_not_ema_star(study: StoredStudy) -> None:
-    grid(study).set_attribute("fingerprint", {"objective": {"kind": "other"}, "environment": {}})
-    report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=1, baselines=True))
-    assert "EMA*" not in report["baselines"]
-
-
-def test_a_grid_has_no_baseline_but_itself(study: StoredStudy) -> None:
-    assert "baselines" not in score_held_out(grid(study), Recording(), HeldOutPlan(images=20, top=1, baselines=True))
 
 
 def test_a_baseline_that_fails_does_not_lose_the_report(study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,60 +200,12 @@ def test_evaluate_prints_every_metric_and_ema_star(finished: Path, capsys: pytes
     assert optuna.load_study(study_name=STUDY, storage=STORAGE).user_attrs["held_out"] == report
 
 
-def test_evaluate_takes_the_study_files_images_or_fifty_thousand(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lcsc(["run", str(write_model_study(workplace)), "--optimizer", "LCSC"])
-    capsys.readouterr()
-    assert lcsc(["evaluate", STUDY, "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 50_000
-    Path("studies.db").unlink()
-    (workplace / "run.trajectory" / "manifest.json").unlink()
-    (workplace / "run.trajectory" / "weights.bin").unlink()
-    (workplace / "run.trajectory").rmdir()
-    lcsc(["run", str(write_model_study(workplace, held_out={"images": 40, "top": 3})), "--optimizer", "LCSC"])
-    capsys.readouterr()
-    assert lcsc(["evaluate", STUDY, "--format", "json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["images"], len(report["chosen_from"])) == (40, 3)
-
-
 def test_evaluate_refuses_an_objective_that_has_changed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = optuna.load_study(study_name=STUDY, storage=STORAGE)
     fingerprint = study.user_attrs["fingerprint"]
     study.set_user_attr("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
     assert lcsc(["evaluate", STUDY]) == 2
     assert "changed since it began: objective.kind" in capsys.readouterr().err
-
-
-class Flaky(Recording):
-    """Its first evaluation fails with ``error``."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self._error = error
-
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        evaluation = super().evaluate(candidate)
-        if len(self.asked) == 1:
-            raise self._error
-        return evaluation
-
-
-def test_what_may_go_well_another_time_is_tried_again(study: StoredStudy) -> None:
-    objective = Flaky(OSError("a worker died"))
-    evaluate = retrying(functools.partial(evaluate_safely, objective), FailureSpec(retries=1))
-    report = score_held_out(study, objective, HeldOutPlan(images=20, top=1), evaluate)
-    assert objective.groups() == [("selection", 0), ("selection", 0), ("held-out", 0)]
-    assert report == score_held_out(study, Recording(), HeldOutPlan(images=20, top=1))
-
-
-def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:
-    objective = Flaky(ObjectiveError("no such device"))
-    evaluate = retrying(functools.partial(evaluate_safely, objective), FailureSpec())
-    with pytest.raises(SearchFailedError, match="no such device"):
-        score_held_out(study, objective, HeldOutPlan(images=20, top=1), evaluate)
-    assert objective.groups() == [("selection", 0)]
 
 
 FLAKY = """

@@ -143,15 +143,6 @@ def test_it_has_the_objective_of_the_search(database: str) -> None:
     assert again.value == pytest.approx(ema.value, rel=1e-12)
 
 
-def test_run_again_it_evaluates_nothing_and_keeps_its_options(database: str) -> None:
-    study = compute(database, size=4, margin=0.5)
-    before = losses(study)
-    storage = study.storage
-    name, outcome = run_landscape(storage, StoredStudy.open(storage, "small/LCSC/0"))
-    assert outcome.startswith("finished already")
-    assert losses(StoredStudy.open(storage, name)) == before
-
-
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -168,22 +159,10 @@ def test_other_options_than_the_stored_ones_are_refused(database: str, options: 
     assert compute(database, seed=1, **options).name == "small/Landscape/1"
 
 
-def test_images_change_the_objective_of_the_landscape_alone(database: str) -> None:
-    study = compute(database, images=40)
-    assert {trial.user_attrs["cost"]["images"] for trial in study.trials()} == {40}
-    assert study.attributes["fingerprint"]["objective"]["images"] == 40
-
-
 def test_a_changed_objective_is_refused(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTS_VERSION", "2")
     with pytest.raises(StudyStoreError, match=r"small/LCSC/0: .*version"):
         compute(database)
-
-
-def test_a_landscape_of_a_landscape_is_refused(database: str) -> None:
-    compute(database)
-    with pytest.raises(StudyStoreError, match="small/Landscape/0: is a landscape; name a search of small"):
-        compute(database, source="small/Landscape/0")
 
 
 def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) -> None:

@@ -23,7 +23,7 @@ from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.optimizers.descent import FIRST_KEEP_WEIGHT, KEEP_RATE, MOST_EXCESS, DualAscent, averaging_share
+from lcsc_opt.optimizers.descent import FIRST_KEEP_WEIGHT, DualAscent
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
 from lcsc_opt.search import refining
 from lcsc_opt.search.refining import Refined, RefineSettings, refine
@@ -174,16 +174,6 @@ def test_what_it_leaves(build: Build, tmp_path: Path) -> None:
     assert searched.evaluate(Candidate(np.full(4, 0.25)), gradient=True).gradient is not None
 
 
-def test_half_types_are_refined_in_float32_and_answered_as_they_were(build: Build, tmp_path: Path) -> None:
-    found = run(build(dtype=torch.bfloat16), tmp_path / "r.trajectory")
-    assert {part.dtype for part in rows(tmp_path / "r.trajectory")[-1].values()} == {
-        torch.float32,
-        torch.bfloat16,  # the bias that is no part of it
-        torch.int64,
-    }
-    assert load_file(found.answer)["first.weight"].dtype == torch.bfloat16
-
-
 def stop_before(objective: MergeSampleScore, step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let evaluations of the given step fail."""
     evaluate = MergeSampleScore.evaluate
@@ -244,20 +234,6 @@ def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path)
     assert not torch.equal(*(load_file(answer)["first.weight"] for answer in answers))
 
 
-@pytest.mark.parametrize(("excess", "change"), [(1.0, 1.0), (-20.0, -MOST_EXCESS), (20.0, MOST_EXCESS)])
-def test_dual_ascent_counts_some_standard_errors(excess: float, change: float) -> None:
-    kept = DualAscent(0.4)
-    kept.hear(None)
-    kept.hear(Evaluation(1.0))
-    assert kept.weight == 0.4
-    kept.hear(Evaluation(1.0, excess=excess))
-    assert kept.weight == pytest.approx(0.4 * math.exp(KEEP_RATE * change))
-
-
-def test_the_first_iterate_is_the_whole_average() -> None:
-    assert averaging_share(1) == 1
-
-
 def test_what_is_not_finite_ends_it_and_names_the_step(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,13 +248,6 @@ def test_what_is_not_finite_ends_it_and_names_the_step(
     with pytest.raises(TrainingError, match=r"step 5: .*not finite; the checkpoints before it are whole in .*r\.traj"):
         run(objective, out)
     assert Trajectory.open(out).steps == (0, 1, 2, 3, 4)
-
-
-def test_a_loss_that_is_not_finite_asks_for_a_lower_rate(build: Build, tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MergeSampleScore, "evaluate", lambda *_, **__: Evaluation(math.inf))
-        with pytest.raises(TrainingError, match="step 1: the loss is inf; lower --rate"):
-            run(build(), tmp_path / "r.trajectory")
 
 
 def test_defaults_are_a_rate_that_grows_with_the_root_of_the_images_and_fifty_checkpoints() -> None:

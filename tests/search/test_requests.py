@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,19 @@ import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, copy_study
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, evaluate_safely
-from lcsc_opt.exports import chosen_trial
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import (
     Request,
-    attach_evaluation,
     attach_request,
-    candidate_of,
     coefficient_array,
     evaluation_of,
-    needs_gradient,
     request_of,
 )
 from lcsc_opt.search.runner import Search
@@ -110,22 +104,6 @@ def study(tmp_path: Path) -> StoredStudy:
     return StoredStudy.open_or_create(storage, "e/Descent/0", {})
 
 
-def test_a_request_travels_with_the_candidate() -> None:
-    parameter = descent().ask()
-    assert request_of(parameter) == Request(20, Noise("gradient", 0), gradient=True)
-    candidate = candidate_of(parameter)
-    assert (candidate.images, candidate.noise) == (20, Noise("gradient", 0))
-    assert candidate.coefficients.tolist() == parameter.value.tolist()
-
-
-def test_an_optimizer_that_says_nothing_asks_plainly() -> None:
-    parameter = coefficient_array(AffineSpace(STEPS, default_origin(STEPS)))
-    assert request_of(parameter) == Request(None, SEARCH, gradient=False)
-    assert evaluation_of(parameter) is None
-    attach_evaluation(parameter, Evaluation(2.0))
-    assert evaluation_of(parameter) == Evaluation(2.0)
-
-
 def test_the_objective_gets_what_was_asked_and_the_optimizer_the_whole_evaluation(study: StoredStudy) -> None:
     objective, optimizer = Bowl(), descent()
     search(study, optimizer, BudgetSpec(evaluations=6), objective)
@@ -187,12 +165,6 @@ def test_a_budget_in_images_counts_what_was_asked(study: StoredStudy, images: in
     assert running.spent >= images > running.spent - 100
 
 
-def test_only_plain_evaluations_compete_for_the_best(study: StoredStudy) -> None:
-    running = search(study, descent(), BudgetSpec(evaluations=5))
-    assert running.best is not None
-    assert running.best[1] == 2
-
-
 def test_inherited_trials_bring_their_gradients(study: StoredStudy) -> None:
     search(study, descent(), BudgetSpec(evaluations=4))
     copy_study(study, "f/Descent/0", {})
@@ -233,15 +205,6 @@ def test_who_follows_no_gradient_inherits_only_losses_that_compare(study: Stored
     assert own[0] == Request()
     assert running.best is not None
     assert running.best[1] in (*plain, 6)
-
-
-def test_a_trial_that_is_named_is_chosen_before_any_loss_compares(study: StoredStudy) -> None:
-    search(study, descent(), BudgetSpec(evaluations=2))
-    number, coefficients, attributes = chosen_trial(study, 1)
-    assert number == 1
-    assert coefficients.tolist() == attributes["coefficients"]
-    with pytest.raises(StudyStoreError, match="no complete trial on the search's noise yet"):
-        chosen_trial(study)
 
 
 @dataclasses.dataclass
@@ -286,18 +249,6 @@ def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -
     assert trial.user_attrs["cost"] | {"images": 7, "seconds": 0.5} == trial.user_attrs["cost"]
 
 
-def test_an_evaluation_is_timed_where_the_objective_does_not_measure_it() -> None:
-    class Slow(Answering):
-        def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-            time.sleep(0.02)
-            return super().evaluate(candidate, gradient=gradient)
-
-    for own, least in ((0.0, 0.02), (7.0, 7.0)):
-        outcome = evaluate_safely(Slow(Evaluation(1.0, cost=Cost(seconds=own))), Candidate(np.ones(3) / 3))
-        assert isinstance(outcome, Evaluation)
-        assert outcome.cost.seconds >= least
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -328,11 +279,6 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
     assert [len(trial.user_attrs["attempts"]) for trial in study.trials()] == [1, 3]
 
 
-@pytest.mark.parametrize(("name", "needs"), [("LCSCGradient", True), ("LCSC", False), ("CMA", False), ("DE", False)])
-def test_who_needs_gradients_is_known_without_a_search(name: str, needs: bool) -> None:
-    assert needs_gradient(OptimizerSpec(name=name)) is needs
-
-
 def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,13 +297,3 @@ def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
         said = capsys.readouterr().err
         assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
         assert not (tmp_path / "e.db").exists()
-
-
-def test_a_function_may_bring_its_gradient() -> None:
-    with_gradient = CoefficientFunction(lambda a: float(a @ a), STEPS, name="square", gradient=lambda a: 2 * a)
-    assert with_gradient.why_no_gradient() is None
-    evaluation = with_gradient.evaluate(Candidate(np.array([0.5, 0.25, 0.25])), gradient=True)
-    assert evaluation.gradient is not None
-    assert evaluation.gradient.tolist() == [1.0, 0.5, 0.5]
-    plain = CoefficientFunction(lambda a: 0.0, STEPS, name="square")
-    assert "no gradient of square" in str(plain.why_no_gradient())

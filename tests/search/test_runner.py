@@ -24,7 +24,6 @@ from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, evaluate_s
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search import runner
 from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, most_in_flight
 
 STEPS = tuple(range(100, 2100, 100))
@@ -167,28 +166,6 @@ def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: 
     assert found[0] == found[1]
 
 
-def test_who_watches_hears_that_there_is_still_no_result(
-    url: str, objective: Objective, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "WAIT_SECONDS", 0.01)
-    heard: list[tuple[int, int]] = []
-    waiting: list[tuple[Future[Outcome], Outcome]] = []
-
-    class Slow(InProcessEvaluator):
-        def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-            waiting.append((Future(), super().submit(candidate, gradient=gradient).result()))
-            return waiting[-1][0]
-
-    def on_tell(search: Search) -> None:
-        heard.append((search.told, search.spent))
-        if heard.count(heard[-1]) == 2:  # twice while there was nothing
-            future, outcome = waiting.pop(0)
-            future.set_result(outcome)
-
-    Search(open_study(url), optimizer(), Slow(objective), budget=BudgetSpec(evaluations=2)).run(on_tell)
-    assert heard == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2)]
-
-
 def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, objective: Objective) -> None:
     def search(study: StoredStudy, stop_after: int) -> None:
         def on_tell(running: Search) -> None:
@@ -274,12 +251,6 @@ def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
     once = FailureSpec(retries=0)
     Search(open_study(url), asked, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=5), failures=once).run()
     assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
-
-
-def test_a_study_in_which_everything_fails_is_a_failed_search(url: str) -> None:
-    objective = CoefficientFunction(lambda _: float("nan"), STEPS, name="nan")
-    with pytest.raises(SearchFailedError, match=r"all 5 trials failed; the last one: the loss is nan.*--retry-failed"):
-        run(open_study(url), objective, evaluations=5)
 
 
 def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objective: Objective) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,6 @@ from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, NetworkSettings
 from lcsc_opt.sampling.function import FunctionSampler
@@ -140,13 +138,6 @@ def test_away_from_it_is_better_where_it_loses_what_real_images_have(
     assert found.losses[0.0] == pytest.approx(objective.evaluate(Candidate(EMA)).loss, rel=1e-5)
 
 
-def test_the_same_seed_trains_the_same_and_another_another(objective: MergeSampleScore, tmp_path: Path) -> None:
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        append_self_trained(objective, settings(seed=seed), tmp_path / f"{name}.trajectory", start=lambda: EMA)
-    a, b, c = (rows(tmp_path / f"{name}.trajectory") for name in "abc")
-    assert a == b != c
-
-
 def test_an_ema_hardly_sees_the_row() -> None:
     steps = tuple(range(20, 2001, 20))
     place = second_place(steps)
@@ -192,25 +183,3 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     with pytest.raises(LcscError, match=message):
         append_self_trained(objective, asked, tmp_path / name, start=lambda: EMA)
     assert [path.name for path in tmp_path.iterdir()] == ["scales.trajectory"]
-
-
-def test_two_commands_do_not_write_one_trajectory(objective: MergeSampleScore, tmp_path: Path) -> None:
-    out = tmp_path / "n.trajectory"
-
-    def second() -> Any:
-        with pytest.raises(LcscError, match="another process writes it; wait until it is done"):
-            append_self_trained(objective, settings(), out, start=lambda: EMA)
-        return EMA
-
-    append_self_trained(objective, settings(), out, start=second)
-    assert len(Trajectory.open(out)) == len(STEPS) + 1
-
-
-def test_models_that_recipes_cannot_train_are_refused(objective: MergeSampleScore, tmp_path: Path) -> None:
-    out = tmp_path / "n.trajectory"
-    with pytest.raises(LcscError, match="no images with one network"):
-        append_self_trained(CoefficientFunction(lambda _: 0.0, STEPS, name="none"), settings(), out, start=lambda: EMA)
-    objective.sampler = copy.copy(objective.sampler)
-    objective.sampler.labels = object()  # type: ignore[attr-defined]
-    with pytest.raises(LcscError, match="has classes"):
-        append_self_trained(objective, settings(), out, start=lambda: EMA)

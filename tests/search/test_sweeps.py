@@ -103,21 +103,9 @@ def test_a_sweep_is_run_continued_and_compared(capsys: pytest.CaptureFixture[str
     assert lcsc(["compare", "sweep", "--plot", "x.html"]) == 0
 
 
-def test_a_study_of_a_sweep_is_resumed_by_its_name() -> None:
-    assert lcsc(["run", "sweep.yaml", "objective.settings.images=2"]) == 0
-    assert lcsc(["resume", "sweep,images=2/LCSC/0", "--budget", "7"]) == 0
-    assert lcsc_opt.load_study("sweep,images=2/LCSC/0").trials[-1]["number"] == 6
-
-
 def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
     assert lcsc(["run", "sweep.yaml", "vary.objective.settings.shift=[0.1,0.2]"]) == 0
     assert built() == ["2 0.1", "2 0.2", "3 0.1", "3 0.2"]
-
-
-def test_points_with_the_same_objective_share_it() -> None:
-    assert lcsc(["run", "sweep.yaml", "vary={space: [affine, convex]}"]) == 0
-    assert built() == ["5 0.1"]
-    assert {name.split("/")[0] for name in studies()} == {"sweep,space=affine", "sweep,space=convex"}
 
 
 @pytest.mark.parametrize("rehearsed", [[], ["--dry-run"]])

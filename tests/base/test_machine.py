@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lcsc_opt.base.waiting import WAITING, let_waiting_threads_sleep
+from lcsc_opt.base.machine import WAITING, let_waiting_threads_sleep
 
 
 @pytest.fixture(autouse=True)

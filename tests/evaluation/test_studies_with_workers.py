@@ -144,13 +144,6 @@ def test_a_fork_goes_on_in_the_same_way(folder: Path) -> None:
     assert begun_with("forked/CMA/0") == (1, True)
 
 
-def test_a_fork_to_an_optimizer_that_waits_spreads_its_images(folder: Path) -> None:
-    assert lcsc(["run", study_file(folder, workers=2)]) == 0
-    fork = ["fork", "e/CMA/0", "forked", "--optimizer", "LCSCGradient", "--budget", "4", "--storage", "sqlite:///e.db"]
-    assert lcsc(fork) == 0
-    assert begun_with("forked/LCSCGradient/0") == (1, True)
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -189,13 +182,6 @@ def test_devices_are_those_of_the_workers(folder: Path, monkeypatch: pytest.Monk
     assert lcsc(["run", study_file(folder, workers=listed)]) == 0
     assert stored().attributes["specification"]["workers"] == len(listed)
     assert [trial.value for trial in stored().trials()] == [4.0] * 6
-
-
-def test_a_budget_in_images_is_refused_for_a_stored_study_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["run", study_file(folder, objective=WITHOUT_STAGES)]) == 0
-    assert lcsc(["run", study_file(folder, objective=WITHOUT_STAGES, budget={"images": 100})]) == 2
-    assert "budget.images: this objective samples no images" in capsys.readouterr().err
-    assert len(asked()) == 6
 
 
 def test_what_every_worker_notices_is_said_once_a_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
