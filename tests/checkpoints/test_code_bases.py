@@ -31,11 +31,6 @@ def test_ddim_without_an_average(tmp_path):
     assert checkpoint_step(path) == 4000
 
 
-def test_optimizer_of_guided_diffusion_is_no_checkpoint(tmp_path):
-    with pytest.raises(TrajectoryError, match=r"opt000100\.pt holds no state dict"):
-        read_checkpoint(saved(tmp_path / "opt000100.pt", checkpoint_examples.optimizer_state()))
-
-
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), checkpoint_examples.net(1)])
 def test_averages_without_names_get_those_of_the_model(tmp_path, model):
     shadow = [parameter.detach() + 1 for parameter in model.parameters()]
@@ -61,14 +56,6 @@ def test_averages_that_do_not_fit_in_one_way_are_refused(tmp_path, shadow):
     with pytest.raises(TrajectoryError, match=r"exactly one way.*--key model"):
         read_checkpoint(path)
     assert same_bits(read_checkpoint(path, key="model").tensors, model)
-
-
-def test_raw_weights_beside_an_average_in_one_state_dict(tmp_path):
-    checkpoint_examples.compvis(tmp_path)
-    path = tmp_path / "epoch=000001.ckpt"
-    assert read_checkpoint(path).key == "state_dict.model_ema"
-    assert same_bits(read_checkpoint(path, key="state_dict.model").tensors, checkpoint_examples.weights(101))
-    assert len(read_checkpoint(path, key="state_dict").tensors) == 2 * len(MODEL) + 2
 
 
 def test_accelerate_folder_by_key(tmp_path):

@@ -65,15 +65,6 @@ def test_init_arguments_need_a_network(tmp_path):
         read_init_arguments(tmp_path / "m.pt")
 
 
-def test_init_argument_that_is_no_data_is_named(tmp_path):
-    net = nvlabs_examples.network(1)
-    net._init_kwargs = {"path": tmp_path}
-    nvlabs_examples.write_snapshot(tmp_path / "m.pkl", net)
-    with pytest.raises(TrajectoryError, match=r"init_kwargs\.path is a pathlib\..*PosixPath, not plain data"):
-        read_init_arguments(tmp_path / "m.pkl")
-    assert read_checkpoint(tmp_path / "m.pkl").tensors  # the weights do not care
-
-
 @pytest.mark.parametrize("part", [0.3, 0.99])
 def test_truncated_snapshot_is_refused(snapshot, part):
     content = snapshot.read_bytes()

@@ -106,13 +106,6 @@ def test_tensors_are_those_of_torch_load(tmp_path, new):
     assert all(found[name].stride() == expected[name].stride() for name in expected)
 
 
-def test_state_dict_that_was_pickled_without_torch(tmp_path):
-    path = tmp_path / "m.pkl"
-    path.write_bytes(pickle.dumps({"model": WEIGHTS, "step": 7}))
-    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
-    assert checkpoint_step(path) == 7
-
-
 def test_tensors_that_share_memory_are_mapped_once(tmp_path):
     shared = torch.randn(1000)
     found = read_checkpoint(saved(tmp_path / "m.pt", {"a": shared, "b": shared[10:]})).tensors
@@ -182,13 +175,6 @@ def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
     assert name in str(caught.value)
     assert ":" in str(caught.value).split(name)[-1]  # what to do
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("key", ["modle", "model.w", "model.w.x", "epoch"])
-def test_key_that_is_not_there(tmp_path, key):
-    path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "epoch": 1})
-    with pytest.raises(TrajectoryError, match=r"m\.pt"):
-        read_checkpoint(path, key=key)
 
 
 def test_key_continues_as_the_start_of_names(tmp_path):

@@ -62,12 +62,6 @@ def test_variances_below_zero_are_named(capsys: pytest.CaptureFixture[str]) -> N
     assert "below zero" not in capsys.readouterr().err
 
 
-def test_apply_makes_the_same_torch_file_whatever_it_is_called() -> None:
-    assert lcsc(["apply", "ema:0.9", "runs", "-o", "average.pt"]) == 0
-    assert lcsc(["apply", "average.pt", "runs", "-o", "again.pt"]) == 0
-    assert Path("again.pt").read_bytes() == Path("average.pt").read_bytes()
-
-
 def test_what_safetensors_cannot_hold_is_said_and_fits_into_a_torch_file(capsys: pytest.CaptureFixture[str]) -> None:
     Path("complex").mkdir()
     for step in (10, 20):

@@ -292,9 +292,3 @@ def test_the_best_model_so_far_is_exported_while_the_study_runs(workplace: Path)
     assert (exported["coefficients"], exported["loss"]) == (trial.user_attrs["coefficients"], trial.value)
     assert exported["held_out"] is None
     assert all(trial.state != optuna.trial.TrialState.FAIL for trial in study.trials)
-
-
-def test_exporting_writes_nothing_into_the_database(finished: Path) -> None:
-    before = (finished / "studies.db").read_bytes()
-    assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
-    assert (finished / "studies.db").read_bytes() == before

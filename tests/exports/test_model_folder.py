@@ -186,15 +186,6 @@ def test_a_lora_is_read_by_diffusers(study: StoredStudy, lora: Trajectory, tmp_p
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_a_lora_under_its_own_names_is_said_to_be_one(
-    study: StoredStudy, lora: Trajectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors"))
-    assert "--as lora writes what load_lora_weights loads" in capsys.readouterr().err
-    export(study, objective_over(lora), Destination.of(tmp_path / "lora.safetensors", form="lora"))
-    assert capsys.readouterr().err.count("--as lora") == 0
-
-
 def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
     study: StoredStudy, lora: Trajectory, tmp_path: Path
 ) -> None:
@@ -236,22 +227,3 @@ def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, 
     with pytest.raises(TrajectoryError, match="export the LoRA from its study"):
         rebuild(recipe.model_copy(update={"lora": None}), [trajectory.path], other)
     assert not other.path.exists()
-
-
-@pytest.mark.parametrize(
-    "lora",
-    [
-        {"alphas": {"configs": {"unet": {}}}},
-        {"alphas": {"configs": {"unet": {"lora_alpha": 1, "alpha_pattern": {"(": 1}}}}},
-        {"layers_per_block": 0},
-    ],
-)
-def test_a_recipe_with_a_broken_naming_is_one_line(
-    study: StoredStudy, lora: dict[str, Any], objective: Objective, tmp_path: Path
-) -> None:
-    recipe = {**json.loads(recipe_of(study, objective).as_text()), "lora": lora}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    with pytest.raises(TrajectoryError, match="broken recipe") as caught:
-        read_recipe(tmp_path / "recipe.json")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400 + len(str(tmp_path))
