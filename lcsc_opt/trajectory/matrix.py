@@ -23,7 +23,6 @@ from lcsc_opt.trajectory.layout import (
     HALVES,
     UNMERGEABLE,
     Layout,
-    TensorSpec,
     all_finite,
     check_same,
     plan,
@@ -237,7 +236,12 @@ class MatrixWriter:
                     and spec.name not in manifest.varying
                     and not torch.equal(content, before[spec.offset : spec.end])
                 ):
-                    varying.append(_mergeable(spec))
+                    if spec.dtype in UNMERGEABLE:
+                        raise TrajectoryError(
+                            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, "
+                            "float32, bfloat16 and float16 can be merged: save it as one of them."
+                        )
+                    varying.append(spec.name)
                 if hashed is not None:
                     hashed.result()
         return digest.hexdigest(), varying
@@ -289,15 +293,6 @@ def _started(
             return pool.submit(update, content)
     update(content)
     return None
-
-
-def _mergeable(spec: TensorSpec) -> str:
-    if spec.dtype in UNMERGEABLE:
-        raise TrajectoryError(
-            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, "
-            "bfloat16 and float16 can be merged: save it as one of them."
-        )
-    return spec.name
 
 
 def _continued(path: Path) -> Manifest | None:

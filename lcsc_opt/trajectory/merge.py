@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Ranges, Source, recorded
+from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, Ranges, recorded
 
 StateDict = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ class Merger:
         widened: whether results are float32 because rows were rounded to half precision; else of the rows' dtypes.
     """
 
-    source: Source
+    source: Placed
     rows: Tensor
     tensors: tuple[TensorSpec, ...]
     segments: tuple[Segment, ...]
@@ -118,15 +118,23 @@ class Merger:
         by_slot = by_slot.to(device)
         held = sum(last - first for first, last in ranges) + len(coefficients)
         flat = {segment: [self._room(segment, result) for result in merged] for segment in self.segments}
+        threads = _threads() if device == CPU else 1
+        pool = ThreadPoolExecutor(threads, "lcsc-merge", initializer=_without_further_threads)
         with (
+            pool,
             torch.autocast(device.type, enabled=False),
-            _merge_threads(device) as each,
             contextlib.closing(self.source.columns(self.segments, ranges)) as read,
         ):
             for segment, first, columns in read:
-                dtype = accumulator(segment.dtype, device)
-                tiles = self._tiles(columns.shape[1], held, dtype)
-                each(_Product(columns, first, by_slot, ranges, dtype, flat[segment]), tiles)
+                dtype, width = accumulator(segment.dtype, device), columns.shape[1]
+                tiles = iter(list(self._tiles(width, held, dtype)))  # threads share a list's iterator safely
+                parts = [whole[first : first + width] for whole in flat[segment]]
+                product = functools.partial(_multiply, by_slot, columns, ranges, dtype, tiles, parts)
+                if threads == 1:  # on a GPU this thread's stream is the one
+                    product()
+                else:
+                    for future in [pool.submit(product) for _ in range(threads)]:
+                        future.result()
         return [{spec.name: result[spec.name] for spec in self.tensors} for result in merged]
 
     def _tiles(
@@ -190,47 +198,43 @@ class Merger:
         finished.synchronize()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Product:
-    """The product of coefficients ``[B, slots]`` float64 with columns ``[slots, n]``, tile by tile.
+def _multiply(
+    coefficients: Tensor,
+    columns: Tensor,
+    ranges: Ranges,
+    dtype: torch.dtype,
+    tiles: Iterator[tuple[int, int]],
+    merged: list[Tensor],
+) -> None:
+    """Write the product of ``[B, slots]`` float64 and ``[slots, n]``, tile by tile.
 
-    Attributes:
-        columns: of a segment, the first of which is its column ``first``.
+    Args:
+        coefficients: zero for rows that are not in ``ranges``.
+        columns: of one segment.
         ranges: of the rows to read.
         dtype: what is summed in.
-        merged: ``[width]`` of the segment for each candidate, of any dtype, written to.
+        tiles: ``[start, stop)`` of the columns, the last one perhaps shorter than others.
+        merged: ``[n]`` for each candidate, of any dtype, written to.
     """
-
-    columns: Tensor
-    first: int
-    coefficients: Tensor
-    ranges: Ranges
-    dtype: torch.dtype
-    merged: list[Tensor]
-
-    def scratch(self, width: int) -> Tensor | None:
-        """Memory of one thread for rows that are widened; new memory for each tile would be slow, page by page."""
-        if self.columns.dtype == self.dtype:
-            return None
-        rows = max(last - first for first, last in self.ranges)
-        return torch.empty(rows * width, dtype=self.dtype, device=self.columns.device)
-
-    def __call__(self, start: int, stop: int, scratch: Tensor | None) -> None:
-        there = slice(self.first + start, self.first + stop)
-        alone = len(self.merged) == 1 and self.merged[0].dtype == self.dtype
+    alone = len(merged) == 1 and merged[0].dtype == dtype
+    scratch: Tensor | None = None  # for rows that are widened; new memory for each tile would be slow, page by page
+    for start, stop in tiles:
         total = None
-        for a, b in self.ranges:
-            rows = self.columns[a:b, start:stop]
-            if scratch is not None:
+        for first, last in ranges:
+            rows = columns[first:last, start:stop]
+            if rows.dtype != dtype:
+                if scratch is None:
+                    most = max(last - first for first, last in ranges)
+                    scratch = torch.empty(most * (stop - start), dtype=dtype, device=columns.device)
                 rows = scratch[: rows.numel()].view(rows.shape).copy_(rows)
-            own = self.coefficients[:, a:b].to(self.dtype)
+            own = coefficients[:, first:last].to(dtype)
             if total is None:
-                total = torch.mm(own, rows, out=self.merged[0][None, there] if alone else None)
+                total = torch.mm(own, rows, out=merged[0][None, start:stop] if alone else None)
             else:
                 total.addmm_(own, rows)
         if total is not None and not alone:
-            for flat, row in zip(self.merged, total, strict=True):
-                flat[there].copy_(row)
+            for flat, row in zip(merged, total, strict=True):
+                flat[start:stop].copy_(row)
 
 
 def used_ranges(coefficients: npt.NDArray[np.float64], slots: Sequence[int]) -> Ranges:
@@ -247,29 +251,6 @@ def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """
     matmul = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     return torch.float64 if dtype == torch.float64 or matmul.fp32_precision in ("tf32", "bf16") else torch.float32
-
-
-@contextlib.contextmanager
-def _merge_threads(device: torch.device) -> Iterator[Callable[[_Product, Iterator[tuple[int, int]]], None]]:
-    """Makes the products of all tiles: on the CPU in threads that share them, on a GPU one after the other."""
-
-    def work(product: _Product, tiles: Iterator[tuple[int, int]]) -> None:
-        scratch: Tensor | None = None
-        for start, stop in tiles:
-            scratch = product.scratch(stop - start) if scratch is None else scratch  # the first tiles are the widest
-            product(start, stop, scratch)
-
-    if device != CPU or _threads() == 1:
-        yield work
-        return
-    with ThreadPoolExecutor(_threads(), "lcsc-merge", initializer=_without_further_threads) as pool:
-
-        def share(product: _Product, tiles: Iterator[tuple[int, int]]) -> None:
-            queue = iter(list(tiles))  # next() of a list's iterator is safe between threads
-            for future in [pool.submit(work, product, queue) for _ in range(_threads())]:
-                future.result()
-
-        yield share
 
 
 def _threads() -> int:

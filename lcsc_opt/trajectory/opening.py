@@ -6,7 +6,6 @@ folder, which may have grown, or from the cache if the folder is gone.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
-from lcsc_opt.trajectory.layout import EXACT, check_same, row_sha256
+from lcsc_opt.trajectory.layout import EXACT
 from lcsc_opt.trajectory.manifest import load_manifest, trajectory_sha256
 from lcsc_opt.trajectory.matrix import checked_dtype
 from lcsc_opt.trajectory.packing import (
@@ -145,10 +144,11 @@ def _open_known(
         return found
     sources = _sources(patterns, key, steps)
     own = [source for source in sources if source.step in known.steps]
-    if not known.moved and (found := _in_cache(cache, known, fingerprint(own, key, dtype))) is not None:
+    identity = fingerprint(own, key, dtype)
+    if not known.moved and (found := _in_cache(cache, known, identity)) is not None:
         if not own:
             notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
-        elif not _holds(found, own, key, dtype):
+        elif found.metadata.get(PLAN) != identity:
             notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
         elif len(sources) > len(own) and not known.selected:
             notice(_grown(named, len(sources), known))
@@ -185,24 +185,6 @@ def _grown(named: str, there: int, known: KnownCheckpoints) -> str:
         f"{named}: holds {there} checkpoints now, and the study goes on with its own {len(known.steps)}; to begin on "
         f"all of them: lcsc fork STUDY NAME --checkpoints {named}"
     )
-
-
-def _holds(packed: Trajectory, own: Sequence[Source], key: str | None, dtype: str) -> bool:
-    """Whether the files hold the packed weights; they are only read if ``packed`` was not made from them."""
-    if packed.metadata.get(PLAN) == fingerprint(own, key, dtype):
-        return True
-    if tuple(source.step for source in own) != packed.steps:
-        return False
-    manifest, key = load_manifest(packed.path), key or packed.metadata.get("key")
-    with contextlib.suppress(TrajectoryError), progress("compare with the packed copy", len(own)) as advance:
-        for source, sha256 in zip(own, packed.checkpoint_sha256, strict=True):
-            tensors = read_checkpoint(source.path, key=key).tensors
-            check_same(manifest.layout, tensors, manifest.stored)
-            if row_sha256(manifest.layout, tensors) != sha256:
-                return False
-            advance()
-        return True
-    return False  # one is no checkpoint of this model any more
 
 
 def _in_cache(cache: Path, known: KnownCheckpoints, made_from: str | None = None) -> Trajectory | None:

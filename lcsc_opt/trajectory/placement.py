@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,19 +33,6 @@ BUFFERS = 3  # one is combined, one is there or nearly, and the disk has work
 READERS = 4  # threads; a disk has work while one of them waits for the other
 
 
-class Source(Protocol):
-    """What gives a merge the columns that it combines, on ``device``."""
-
-    device: torch.device
-
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:
-        """All columns of these segments in order, some at a time, valid until the next ones are asked for.
-
-        Rows in other slots may hold anything.
-        """
-        ...
-
-
 class Mapped:
     """The file as it is mapped: the system keeps what fits into memory.
 
@@ -59,7 +46,10 @@ class Mapped:
         self._rows = rows
 
     def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:  # noqa: ARG002
-        """See :class:`Source`."""
+        """All columns of these segments in order, some at a time, valid until the next ones are asked for.
+
+        Rows in other slots may hold anything.
+        """
         for segment in segments:
             yield segment, 0, self._rows[:, segment.start : segment.stop].view(segment.dtype)
 
@@ -77,7 +67,7 @@ class Streamed:
         self._path, (self._slots, self._row_bytes), self.device = path, shape, device
 
     def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:
-        """See :class:`Source`."""
+        """See :class:`Mapped`."""
         reads = [read for segment in segments for read in self.reads(segment)]
         gpu = self.device.type == "cuda"
         size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
@@ -154,14 +144,18 @@ class Resident:
             torch.cuda.synchronize(self.device)
 
     def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:  # noqa: ARG002
-        """See :class:`Source`."""
+        """See :class:`Mapped`."""
         for segment in segments:
             yield segment, 0, self._columns[segment]
 
 
+Placed = Mapped | Streamed | Resident
+"""What gives a merge the columns that it combines, on its ``device``."""
+
+
 def place(
     path: Path, rows: Tensor, segments: Sequence[Segment], ranges: Ranges, device: torch.device, how: Placement | None
-) -> Source:
+) -> Placed:
     """Choose where columns are merged from, and say so unless it is the map.
 
     On a GPU from its own memory if they fit into a part of what is free; on the CPU, which also serves devices other

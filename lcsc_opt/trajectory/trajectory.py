@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,13 @@ class Trajectory:
         manifest = load_manifest(path)
         if not manifest.checkpoints:
             raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
-        return cls(path, manifest if steps is None else _only(manifest, steps, path), stamp)
+        if steps is not None:
+            kept = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
+            if missing := sorted(set(steps) - {saved.step for saved in kept}):
+                there = len(manifest.checkpoints)
+                raise TrajectoryError(f"{path} has no checkpoint of step {missing[0]}: it holds {there} others.")
+            manifest = manifest.model_copy(update={"checkpoints": kept})
+        return cls(path, manifest, stamp)
 
     def on(self, device: torch.device | str, *, how: Placement | None = None) -> Trajectory:
         """The same trajectory, merged and projected on ``device``, in the fastest way possible.
@@ -92,7 +99,7 @@ class Trajectory:
         return placed
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _open, (self.path, self.steps)
+        return functools.partial(Trajectory.open, steps=self.steps), (self.path,)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -191,12 +198,18 @@ class Trajectory:
             StudySpecError: not ``[K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        [merged] = self._merge(check_coefficients(coefficients, len(self))[None])
+        [merged] = self.merge_many(check_coefficients(coefficients, len(self))[None])
         return merged
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
         """The combinations for ``coefficients`` ``[B, K]`` in one read: those of :meth:`merge` up to rounding."""
-        return self._merge(check_coefficients(coefficients, len(self), axes=2))
+        rows = check_coefficients(coefficients, len(self), axes=2)
+        self._check_unchanged()
+        merged = self._merger.merge(rows)
+        self._check_unchanged()
+        return merged
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -264,14 +277,6 @@ class Trajectory:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
-    def _merge(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
-        self._check_unchanged()
-        merged = self._merger.merge(rows)
-        self._check_unchanged()
-        return merged
-
     def _float64_tiles(self) -> Iterator[Tensor]:
         self._check_unchanged()
         with contextlib.closing(self._merger.float64_tiles()) as tiles:
@@ -288,19 +293,6 @@ class Trajectory:
         if not kept:
             raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
-
-
-def _open(path: Path, steps: tuple[int, ...]) -> Trajectory:
-    return Trajectory.open(path, steps=steps)
-
-
-def _only(manifest: Manifest, steps: Sequence[int], path: Path) -> Manifest:
-    """The manifest with only the checkpoints of these steps."""
-    kept = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
-    if missing := sorted(set(steps) - {saved.step for saved in kept}):
-        there = len(manifest.checkpoints)
-        raise TrajectoryError(f"{path} has no checkpoint of step {missing[0]}: it holds {there} others.")
-    return manifest.model_copy(update={"checkpoints": kept})
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -140,11 +140,6 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
 
 
-def test_a_saver_takes_no_step_to_resume_from(tmp_path: Path) -> None:
-    with pytest.raises(TrajectoryError, match="resume: expected 'restart', got 4"):
-        TrajectorySaver(tmp_path / "run.trajectory", every=2, resume=4)  # type: ignore[arg-type]
-
-
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, main=False)
     saver.load_state_dict({"step": 3})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -202,13 +202,6 @@ def test_kohyas_names_for_sdxl_need_the_unets_configuration() -> None:
         to_diffusers(weights)  # diffusers would take it for one of down_blocks.4.1
 
 
-def test_kohyas_modules_are_converted_all_or_none() -> None:
-    stems = ("lora_unet_input_blocks_4_1_proj_in", "lora_unet_mid_block_attentions_0_proj_in")
-    weights = {f"{stem}.lora_{part}.weight": torch.ones(1, 1) for stem in stems for part in ("down", "up")}
-    with pytest.raises(TrajectoryError, match="does not know the names"):
-        to_diffusers(weights, unet_config=tiny_pipelines.unet(layers_per_block=2).config)
-
-
 PATTERNS = {"alpha_pattern": {"to_q": 1.0, "mid_block.*.to_k": 5.0, "conv1": 3.0}, "rank_pattern": {"to_q": 4}}
 
 
@@ -284,14 +277,6 @@ def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(saved: Saved, 
         torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"configs": {"": {}}}', '{"configs": {"": {"lora_alpha": "x"}}}'])
-def test_packed_alphas_that_are_none_are_one_line(tmp_path: Path, text: str) -> None:
-    with TrajectoryWriter(tmp_path / "t", metadata={"lora_alphas": text}) as writer:
-        writer.append(1, {"unet.x.lora_A.weight": torch.ones(1, 3), "unet.x.lora_B.weight": torch.ones(2, 1)})
-    with pytest.raises(TrajectoryError, match="configuration of"):
-        trajectory_alphas(Trajectory.open(tmp_path / "t"))
-
-
 @pytest.mark.parametrize("place", [".", "unet_lora"])
 @pytest.mark.parametrize("key", [None, "unet_lora"])
 def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path, place: str, key: str | None) -> None:
@@ -305,29 +290,6 @@ def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path
     assert alphas.configs == {
         "": LoraScale(lora_alpha=ALPHA, alpha_pattern={}, use_rslora=False)
     }  # and nothing that names a folder of this machine
-
-
-def test_alphas_are_found_from_another_folder_than_it_was_packed_in(
-    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = [saved("peft", seed, tmp_path / f"checkpoint-{seed}")[0] for seed in (1, 2)]
-    monkeypatch.chdir(tmp_path)
-    trajectory = pack([file.relative_to(tmp_path) for file in files], tmp_path / "t", steps=[1, 2])
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert trajectory.sources == tuple(map(str, files))
-    assert trajectory_alphas(without_packed_alphas(trajectory)).configs[""].lora_alpha == ALPHA
-
-
-def test_pefts_configuration_counts_for_names_of_diffusers_too(tmp_path: Path) -> None:
-    network = adapted_unet(1, alpha_pattern={"to_k": 5.0})
-    save_peft(network, tmp_path)
-    save_file(
-        {n: t.clone() for n, t in load_file(save_diffusers(network, tmp_path)).items()}, tmp_path / "x.safetensors"
-    )
-    ours = dense(load_file(tmp_path / "x.safetensors"), read_alphas(tmp_path / "x.safetensors"))
-    for name, delta in deltas(network).items():
-        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
 
 def test_alphas_that_are_gone_are_asked_for(saved: Saved, tmp_path: Path) -> None:

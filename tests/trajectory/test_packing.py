@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import size_in_words
 from lcsc_opt.trajectory import Selection, Trajectory, TrajectoryWriter, open_or_pack, pack, packing
 from lcsc_opt.trajectory.exact_merge import Combination, PackedCheckpoints, merge_exactly
 from lcsc_opt.trajectory.opening import check_checkpoints
@@ -43,19 +41,10 @@ def test_packed_in_the_order_of_steps(files, tmp_path):
     assert "run.trajectory.partial" not in names(tmp_path)
 
 
-def test_packed_and_written_trajectories_are_the_same(files, tmp_path):
-    assert pack(files, tmp_path / "a").sha256 == make_trajectory(tmp_path / "b").sha256
-
-
 def test_given_steps_win(files, tmp_path):
     trajectory = pack(files[:3], tmp_path / "t", steps=[30, 10, 20])
     assert trajectory.steps == (10, 20, 30)
     assert same_bits(trajectory.checkpoint(2), state_dict(STEPS[0]))
-
-
-def test_mixed_formats_of_one_model(files, tmp_path):
-    torch.save({f"module.{name}": tensor for name, tensor in state_dict(600).items()}, tmp_path / "model600.pt")
-    assert same_bits(pack([*files, tmp_path / "model600.pt"], tmp_path / "t").checkpoint(-1), state_dict(600))
 
 
 def test_key_of_the_first_is_taken_from_all(tmp_path):
@@ -104,29 +93,6 @@ def test_partial_of_other_sources_is_not_continued(files, tmp_path, monkeypatch,
         files = [*files, tmp_path / "model000600.pt"]
     expected = state_dict(STEPS[0] + (change == "content"))
     assert same_bits(pack(files, tmp_path / "t").checkpoint(0), expected)
-
-
-def test_all_is_on_the_disk_when_the_bar_says_so(files, tmp_path, monkeypatch):
-    seen, sync = [], os.fsync
-
-    @contextlib.contextmanager
-    def progress(*_, **__):
-        yield lambda **_: seen.append(Trajectory.open(tmp_path / "t.partial").steps if manifest.exists() else ())
-
-    manifest = tmp_path / "t.partial" / "manifest.json"
-    monkeypatch.setattr(packing, "progress", progress)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.05), sync(descriptor)))  # a slow disk
-    pack(files, tmp_path / "t")
-    assert len(seen) == len(STEPS)
-    assert seen[-1] == STEPS
-
-
-def test_existing_output_needs_overwrite(files, tmp_path):
-    pack(files[:2], tmp_path / "t")
-    with pytest.raises(TrajectoryError, match="--overwrite"):
-        pack(files, tmp_path / "t")
-    assert len(Trajectory.open(tmp_path / "t")) == 2
-    assert len(pack(files, tmp_path / "t", overwrite=True)) == len(STEPS)
 
 
 def test_overwrite_never_removes_anything_else(files, tmp_path):
@@ -218,18 +184,6 @@ def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch)
         check_checkpoints(files, cache=tmp_path / "cache", key=None, selection=Selection(), dtype=None)
 
 
-def test_what_packing_takes_of_the_disk_is_said_before_it_begins(files, tmp_path, capsys):
-    cache = tmp_path / "cache"
-    check_checkpoints(files, cache=cache, key=None, selection=Selection(), dtype=None)
-    announced = capsys.readouterr().err
-    assert not cache.exists()
-    packed = open_or_pack(files, cache=cache)
-    assert f"{size_in_words(packed.nbytes)} of its disk" in announced
-    assert capsys.readouterr().err.startswith(announced)
-    check_checkpoints(files, cache=cache, key=None, selection=Selection(), dtype=None)
-    assert capsys.readouterr().err == ""
-
-
 def test_packed_trajectory_opens_as_it_is(files, tmp_path):
     torch.save({"ema": state_dict(1)}, tmp_path / "m1.pt")
     torch.save({"ema": state_dict(2)}, tmp_path / "m2.pt")
@@ -271,17 +225,6 @@ def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
     assert len(paths) == 8
 
 
-def test_checkpoints_of_a_study_are_stored_as_it_says(files, tmp_path):
-    packed = open_or_pack(files, cache=tmp_path / "cache", dtype="float16")
-    assert packed.stored == "float16"
-    assert open_or_pack(files, cache=tmp_path / "cache", dtype="float16").path == packed.path
-    assert open_or_pack(packed.path, cache=tmp_path / "cache").stored == "float16"  # however it was packed
-    with pytest.raises(TrajectoryError, match="stores float16, not exact: leave exact out, or name the checkpoints"):
-        open_or_pack(packed.path, cache=tmp_path / "cache", dtype="exact")
-    with pytest.raises(TrajectoryError, match="dtype: expected exact, float16, bfloat16, got 'int8'"):
-        open_or_pack(files, cache=tmp_path / "cache", dtype="int8")
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dtype):
     trajectory = pack(files, tmp_path / "t", dtype=dtype)
@@ -313,24 +256,6 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     refused = pytest.raises(TrajectoryError, match="'w' at step 1 holds NaN or infinity in float16")
     with TrajectoryWriter(tmp_path / "t", dtype="float16") as writer, refused:
         writer.append(1, {"w": torch.tensor([1e5])})
-
-
-def test_interrupted_study_goes_on_packing(files, tmp_path, monkeypatch):
-    cache, plain = tmp_path / "cache", packing.read_checkpoint
-
-    def reading(path, *, key):
-        if path == files[3]:
-            raise KeyboardInterrupt
-        return plain(path, key=key)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(packing, "read_checkpoint", reading)
-        with pytest.raises(KeyboardInterrupt):
-            open_or_pack(files, cache=cache)
-    read = []
-    monkeypatch.setattr(packing, "read_checkpoint", lambda path, *, key: read.append(path) or plain(path, key=key))
-    assert open_or_pack(files, cache=cache).steps == STEPS
-    assert read == files[3:]
 
 
 def pack_step_by_step(files, cache, told):
@@ -379,17 +304,6 @@ def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch
         assert [worker.recv() for _ in files][-1] == trajectory.sha256
     assert trajectory.steps == STEPS
     assert names(tmp_path / "cache" / "trajectories") == {trajectory.path.name}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
-def test_lock_of_a_killed_process_is_nobodys(files, tmp_path):
-    with another_process(files, tmp_path / "cache") as (process, worker):
-        for _ in range(2):
-            worker.send("go on")
-        assert [worker.recv() for _ in range(3)] == ["read"] * 3
-        process.kill()
-        process.join()
-        assert open_or_pack(files, cache=tmp_path / "cache").steps == STEPS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merge
-from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
+from tests.trajectory.trajectory_examples import STEPS, state_dict
 
 K = len(STEPS)
 COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
@@ -100,11 +100,3 @@ def test_names_and_shapes_that_do_not_fit_are_said(trajectory: Trajectory) -> No
         trajectory.project({"other": torch.ones(3)})
     with pytest.raises(TrajectoryError, match=r"has 'bias' as \[4\] and not \[3\]"):
         trajectory.project({"bias": torch.ones(4)})
-
-
-def test_a_trajectory_that_was_written_over_is_noticed(tmp_path: Path) -> None:
-    trajectory = make_trajectory(tmp_path / "run.trajectory")
-    make_trajectory(tmp_path / "other.trajectory", STEPS[:2])
-    (tmp_path / "other.trajectory" / "manifest.json").replace(tmp_path / "run.trajectory" / "manifest.json")
-    with pytest.raises(TrajectoryError, match="changed since it was opened"):
-        trajectory.project({"bias": torch.ones(3)})

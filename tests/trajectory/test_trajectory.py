@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 import sys
 
 import numpy as np
@@ -147,19 +146,6 @@ def test_bad_coefficients_are_refused(trajectory, coefficients, message):
         trajectory.merge(coefficients)
 
 
-def test_tensors_are_taken_as_coefficients(trajectory):
-    assert same_bits(trajectory.merge(torch.eye(K)[2]), state_dict(STEPS[2]))
-
-
-def test_description(trajectory):
-    assert trajectory.steps == STEPS
-    assert len(trajectory) == K
-    floating = [tensor for tensor in state_dict(0).values() if tensor.is_floating_point()]
-    assert trajectory.parameters == sum(tensor.numel() for tensor in floating)
-    assert set(trajectory.names) == set(state_dict(0))
-    assert trajectory.nbytes == (trajectory.path / "weights.bin").stat().st_size
-
-
 def test_sha256_follows_the_content_and_not_the_place(trajectory, tmp_path):
     assert make_trajectory(tmp_path / "again").sha256 == trajectory.sha256
     assert make_trajectory(tmp_path / "shorter", STEPS[:-1]).sha256 != trajectory.sha256
@@ -200,22 +186,6 @@ def test_checkpoint_that_is_not_there(trajectory):
             trajectory.checkpoint(index)
 
 
-def test_appending_leaves_an_open_trajectory_usable(trajectory):
-    with TrajectoryWriter(trajectory.path) as writer:
-        writer.append(600, state_dict(600))
-    assert same_bits(trajectory.merge(np.eye(K)[1]), state_dict(STEPS[1]))
-    assert Trajectory.open(trajectory.path).steps == (*STEPS, 600)
-
-
-def test_overwritten_checkpoints_are_noticed(trajectory):
-    with TrajectoryWriter(trajectory.path, keep_last=K) as writer:
-        writer.append(600, state_dict(600))
-    with pytest.raises(TrajectoryError, match="open it again"):
-        trajectory.merge(np.full(K, 1 / K))
-    with pytest.raises(TrajectoryError, match="open it again"):
-        trajectory.gram()
-
-
 def test_slots_are_not_the_order_of_steps(tmp_path):
     with TrajectoryWriter(tmp_path / "ring", keep_last=3) as writer:
         for step in range(1, 10):
@@ -228,12 +198,6 @@ def test_slots_are_not_the_order_of_steps(tmp_path):
         torch.testing.assert_close(merged["double"], expected)
     gaps = [torch.dist(state_dict(a)["double"], state_dict(a + 1)["double"]) for a in (7, 8)]
     assert (trajectory.difference_norms() >= torch.stack(gaps).numpy()).all()
-
-
-def test_a_trajectory_travels_as_its_path(trajectory):
-    copy = pickle.loads(pickle.dumps(trajectory))
-    assert copy.sha256 == trajectory.sha256
-    assert same_bits(copy.checkpoint(2), trajectory.checkpoint(2))
 
 
 def merge_one(path):

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
 from tests.processes import CONTEXT, forked
 from tests.trajectory.ended_writers import append_for_ever, ends_of_interpreters
-from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
+from tests.trajectory.trajectory_examples import same_bits, state_dict
 
 
 def append(path, *steps, **options):
@@ -35,15 +35,6 @@ def assert_whole(path, steps):
 def test_only_multiples_of_every_are_saved(tmp_path):
     assert append(tmp_path / "t", 0, 5, 10, 15, every=10) == [True, False, True, False]
     assert_whole(tmp_path / "t", [0, 10])
-
-
-def test_module_on_the_go(tmp_path):
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step in (1, 2):
-            model(torch.randn(4, 3, generator=torch.Generator().manual_seed(step)))
-            assert writer.append(step, model)
-    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(-1), model.state_dict())
 
 
 class Averaging(nn.Module):
@@ -101,12 +92,6 @@ def test_keep_last_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_pat
             assert writer.steps == tuple(range(max(1, step - 2), step + 1))
     row = Trajectory.open(path).nbytes // 3
     assert (path / "weights.bin").stat().st_size == 4 * row
-
-
-def test_keep_last_may_shrink_when_continued(tmp_path):
-    append(tmp_path / "t", 1, 2, 3, 4)
-    append(tmp_path / "t", 5, keep_last=2)
-    assert_whole(tmp_path / "t", [4, 5])
 
 
 def test_tensor_that_varied_once_stays_varying(tmp_path):
@@ -169,16 +154,6 @@ def test_what_cannot_be_merged_may_be_kept_but_not_change(tmp_path, monkeypatch,
     ]
 
 
-def test_another_model_is_refused(tmp_path):
-    append(tmp_path / "t", 1)
-    other = state_dict(2) | {"bias": torch.ones(4)}
-    with (
-        TrajectoryWriter(tmp_path / "t") as writer,
-        pytest.raises(TrajectoryError, match=r"'bias'.*\[4\].*\[3\]"),
-    ):
-        writer.append(2, other)
-
-
 def other(step):
     return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state_dict(step).items()}
 
@@ -203,14 +178,6 @@ def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp
         assert same_bits(trajectory.checkpoint(-1), other(6))
 
 
-def test_resuming_from_before_all_that_is_kept_begins_them_again(tmp_path):
-    append(tmp_path / "t", 5, 6, keep_last=2)
-    with TrajectoryWriter(tmp_path / "t", resume=3, keep_last=2) as writer:
-        assert writer.steps == ()
-        writer.append(4, other(4))
-    assert Trajectory.open(tmp_path / "t").steps == (4,)
-
-
 @pytest.mark.parametrize("resume", [5, 9])
 def test_resuming_from_the_last_step_or_a_later_one_drops_nothing(tmp_path, capsys, resume):
     append(tmp_path / "t", 1, 5)
@@ -219,19 +186,6 @@ def test_resuming_from_the_last_step_or_a_later_one_drops_nothing(tmp_path, caps
         pass
     assert (tmp_path / "t" / "manifest.json").read_bytes() == before
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_resuming_is_refused_by_a_disk_as_a_whole(tmp_path, monkeypatch, name):
-    append(tmp_path / "t", 1, 2)
-    with monkeypatch.context() as patch:
-        interrupt(patch, name, 2 if name == "fsync" else 1, OSError(28, "No space left on device"))
-        with pytest.raises(TrajectoryError, match="No space left"):
-            TrajectoryWriter(tmp_path / "t", resume=1)
-    assert_whole(tmp_path / "t", [1, 2])
-    with TrajectoryWriter(tmp_path / "t", resume=1):  # the lock went
-        pass
-    assert_whole(tmp_path / "t", [1])
 
 
 @pytest.mark.parametrize("step", [-1, 1.5, "3", None, 2**63])
@@ -247,26 +201,6 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
     assert not (tmp_path / "t").exists()
 
 
-def test_folder_that_holds_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(TrajectoryError, match=r"holds 'thesis.tex'"):
-        TrajectoryWriter(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_place_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(TrajectoryError, match="Cannot write to"):
-        TrajectoryWriter(tmp_path / "file" / "t")
-
-    def denied(*_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "open", denied)
-    with pytest.raises(TrajectoryError, match="Permission denied"):
-        TrajectoryWriter(tmp_path / "t")
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_second_writer_is_kept_out_until_the_first_closes(tmp_path):
     with TrajectoryWriter(tmp_path / "t") as writer:
@@ -276,16 +210,6 @@ def test_second_writer_is_kept_out_until_the_first_closes(tmp_path):
     append(tmp_path / "t", 2)
     with pytest.raises(TrajectoryError, match="is closed"):
         writer.append(3, state_dict(3))
-
-
-def test_broken_manifest_does_not_leave_the_lock_behind(tmp_path):
-    append(tmp_path / "t", 1)
-    good = (tmp_path / "t" / "manifest.json").read_bytes()
-    (tmp_path / "t" / "manifest.json").write_text("{")
-    with pytest.raises(TrajectoryError, match="is broken"):
-        TrajectoryWriter(tmp_path / "t")
-    (tmp_path / "t" / "manifest.json").write_bytes(good)
-    append(tmp_path / "t", 2)
 
 
 class Stop(BaseException):
@@ -366,33 +290,6 @@ def test_same_writer_goes_on_after_the_disk_refused(tmp_path, monkeypatch, name)
             assert_whole(path, [2, 3])
 
 
-def test_a_row_is_hashed_in_its_order(tmp_path):
-    """What is small at once, but behind what is large and waits for a thread."""
-    sizes = {"a": 3, "b": 3_000_000, "c": 3, "d": 5000, "e": 3}
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step in (1, 2):
-            writer.append(step, {name: torch.full((size,), float(step)) for name, size in sizes.items()})
-    Trajectory.open(tmp_path / "t").verify()
-
-
-def test_weights_reach_the_disk_before_the_manifest_names_them(tmp_path, monkeypatch):
-    calls = []
-
-    def note(name, plain):
-        def call(*arguments):
-            calls.append(name)
-            return plain(*arguments)
-
-        return call
-
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for name in ("write", "fsync", "replace"):
-            monkeypatch.setattr(os, name, note(name, getattr(os, name)))
-        writer.append(1, state_dict(1))
-    assert [name for name, _ in itertools.groupby(calls)] == ["write", "fsync", "replace", "fsync"]
-    assert calls.count("fsync") == 3  # weights, manifest, folder
-
-
 def held_sync(monkeypatch):
     """Hold the first sync until the event is set; gives what happened, in order."""
     release, calls = threading.Event(), []
@@ -447,17 +344,6 @@ def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, 
         assert writer.steps == (1,)
         writer.append(4, state_dict(4), wait=False)
     assert_whole(tmp_path / "t", [1, 4])
-
-
-def test_refused_disk_is_told_at_the_end(tmp_path, monkeypatch):
-    writer = TrajectoryWriter(tmp_path / "t")
-    writer.append(1, state_dict(1))
-    interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"))
-    writer.append(2, state_dict(2), wait=False)
-    with pytest.raises(TrajectoryError, match="Input/output error"):
-        writer.close()
-    assert append(tmp_path / "t", 2) == [True]  # the lock went, too
-    assert_whole(tmp_path / "t", [1, 2])
 
 
 def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch):
@@ -547,13 +433,3 @@ def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):
         writer.append(1, weights | {"bias": weights["bias"].as_subclass(Interrupting)})
         writer.append(2, state_dict(2))
     assert_whole(tmp_path / "t", [1, 2])
-
-
-def test_rows_left_by_a_crash_are_used_again(tmp_path):
-    trajectory = make_trajectory(tmp_path / "t")
-    row = trajectory.nbytes // len(trajectory)
-    with (tmp_path / "t" / "weights.bin").open("ab") as file:
-        file.write(b"\xff" * (row + 17))
-    append(tmp_path / "t", 600)
-    assert_whole(tmp_path / "t", [*STEPS, 600])
-    assert (tmp_path / "t" / "weights.bin").stat().st_size == (len(STEPS) + 1) * row + 17

@@ -9,11 +9,9 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
-from torch import nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background, matrix
@@ -107,19 +105,6 @@ def test_the_loop_neither_writes_nor_syncs_nor_hashes_nor_looks_at_numbers(tmp_p
     assert not {name for name, by_the_loop in seen if by_the_loop}
 
 
-def test_one_copy_is_held_and_the_next_append_waits_for_it(tmp_path, monkeypatch):
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        release = held(monkeypatch, "write")
-        assert writer.append(1, state_dict(1), wait=False)
-        with ThreadPoolExecutor() as pool:
-            later = pool.submit(writer.append, 2, state_dict(2), wait=False)
-            assert not wait([later], timeout=0.2).done
-            release.set()
-            assert later.result(120)
-        assert writer.steps == (1, 2)
-    assert_steps(tmp_path / "t", [1, 2])
-
-
 def ended(writer):
     """Wait for what goes on in the background, without a look at how it ended."""
     while writer._background.running:
@@ -151,25 +136,6 @@ def test_what_is_wrong_with_a_checkpoint_is_told_later(tmp_path, told_by):
     assert_steps(tmp_path / "t", [2] if told_by == "close" else [2, 6])
 
 
-@pytest.mark.parametrize("name", ["write", "fsync", "replace"])
-def test_what_the_disk_refuses_is_told_once_with_what_is_saved(tmp_path, monkeypatch, name):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    told = r"^Cannot write to .*t: No space left on device; up to step 1 all is saved, append later ones again\.$"
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        writer.append(1, state_dict(1))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, full)
-            assert writer.append(2, state_dict(2), wait=False)
-            with pytest.raises(TrajectoryError, match=told):
-                writer.flush()
-        writer.flush()
-        assert writer.steps == (1,)
-        assert writer.append(2, state_dict(2), wait=False)
-    assert_steps(tmp_path / "t", [1, 2])
-
-
 def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
     with TrajectoryWriter(tmp_path / "t", keep_last=2) as writer:
         with pytest.raises(TrajectoryError, match="holds no tensor"):
@@ -198,45 +164,6 @@ def test_another_first_checkpoint_may_follow_one_that_was_refused(tmp_path, dtyp
             writer.flush()
         writer.append(1, {"w": torch.ones(5), "v": torch.ones(2)}, wait=False)
     assert Trajectory.open(tmp_path / "t").checkpoint(0)["w"].tolist() == [1] * 5
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_resumed_training_comes_by_a_second_time(tmp_path, dtype):
-    with TrajectoryWriter(tmp_path / "t", dtype=dtype) as writer:
-        assert [writer.append(step, state_dict(step), wait=False) for step in (1, 2, 3)] == [True] * 3
-    before = (tmp_path / "t" / "manifest.json").read_bytes()
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        assert [writer.append(step, state_dict(step), wait=False) for step in (1, 3)] == [False] * 2
-        writer.flush()
-        assert (tmp_path / "t" / "manifest.json").read_bytes() == before
-        assert writer.append(2, state_dict(7), wait=False) is False
-        with pytest.raises(TrajectoryError, match="Step 2 is saved already, with other weights"):
-            writer.append(4, state_dict(4), wait=False)
-        assert writer.append(4, state_dict(4), wait=False)
-    assert Trajectory.open(tmp_path / "t").steps == (1, 2, 3, 4)
-
-
-def test_modes_of_autograd_may_change_between_appends(tmp_path):
-    model = nn.Linear(3, 2)
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step, mode in enumerate((torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode)):
-            with mode():
-                writer.append(step, model, wait=False)
-    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(3), model.state_dict())
-
-
-def test_no_memory_for_the_copy_says_what_to_do(tmp_path, monkeypatch):
-    def no_memory(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    weights = state_dict(1)
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "empty", no_memory)
-            with pytest.raises(TrajectoryError, match=r"No memory for a copy .* GB: append with wait=True"):
-                writer.append(1, weights, wait=False)
-        writer.append(1, weights)
-    assert_steps(tmp_path / "t", [1])
 
 
 class OnGPU(torch.Tensor):
@@ -356,20 +283,6 @@ def test_interrupted_beginning_saves_once_or_not_at_all(tmp_path, monkeypatch, a
     steps = Trajectory.open(tmp_path / "t").steps
     assert steps in ((1, 2), (2,)) if after else steps == (2,)
     assert_steps(tmp_path / "t", steps)
-
-
-def test_interrupted_closing_leaves_the_writer_open_until_saving_has_ended(tmp_path, monkeypatch):
-    writer = TrajectoryWriter(tmp_path / "t")
-    release = held(monkeypatch, "write")
-    writer.append(1, state_dict(1), wait=False)
-    interrupted_once(monkeypatch, after=True)
-    with pytest.raises(KeyboardInterrupt):
-        writer.close()
-    with pytest.raises(TrajectoryError, match="Another writer"):
-        TrajectoryWriter(tmp_path / "t")
-    release.set()
-    writer.close()
-    assert_steps(tmp_path / "t", [1])
 
 
 FORGOTTEN = """
