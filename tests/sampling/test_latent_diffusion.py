@@ -197,7 +197,7 @@ def test_a_lora_that_does_not_fit_is_one_line(folder: Path) -> None:
         each.load(wrong)
     assert "\n" not in str(caught.value)
     with pytest.raises(ObjectiveError, match="part that StableDiffusionPipeline lacks"):
-        each.load({"prior.x.lora_A.weight": torch.ones(1, 3), "prior.x.lora_B.weight": torch.ones(2, 1)})
+        each.load({f"text_encoder_2.x.lora_{part}.weight": torch.ones(1, 1) for part in "AB"})
     each.load(lora(1))
     with pytest.raises(ObjectiveError, match=r"lora_A.weight. as \[3, 8\] and not \[2, 8\]"):
         each.load(lora(1, rank=3))
