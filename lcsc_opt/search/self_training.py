@@ -27,6 +27,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.descent import averaging_share
 from lcsc_opt.sampling.consistency import ConsistencySampler
 from lcsc_opt.sampling.network import NetworkSampler, load_weights
+from lcsc_opt.training.networks import descend
 from lcsc_opt.training.recipes import Recipe
 from lcsc_opt.training.recipes.base import Batch
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -153,7 +154,7 @@ def _self_trained(
     recipe = settings.recipe
     network: nn.Module = copy.deepcopy(sampler.network)
     load_weights(network, weights)
-    with torch.inference_mode(mode=False), torch.enable_grad():
+    with torch.inference_mode(mode=False):
         network.train().requires_grad_(requires_grad=True)
         parameters = dict(network.named_parameters())
         average = {name: part.detach().clone() for name, part in parameters.items()}
@@ -163,37 +164,25 @@ def _self_trained(
         device = next(iter(parameters.values())).device
         generator = torch.Generator(device)
         own = sampler.function.noise_scale if isinstance(sampler, ConsistencySampler) else recipe.noise_scale
-        with progress("training on its own samples", settings.steps) as advance:
-            for step in range(settings.steps):
-                generator.manual_seed(derive_seed(settings.seed, _NOISE_GROUP, step))
-                chosen = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
-                batch = Batch(
-                    images=images[chosen.cpu()].to(device),
-                    step=settings.steps - 1,
-                    steps=settings.steps,
-                    network=network,
-                    target=target,
-                    generator=generator,
-                    noise_scale=own,
-                )
-                try:
-                    loss = recipe.loss(batch)
-                except (TypeError, ValueError, RuntimeError) as error:
-                    reason = " ".join(str(error).split())[:200]
-                    raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        f"step {step + 1} on its own samples: the loss is {loss.item()}; lower learning_rate"
-                    )
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                with torch.no_grad():
-                    for name, part in average.items():
-                        part.lerp_(parameters[name], averaging_share(step + 1))
-                    if rate is not None:
-                        torch._foreach_lerp_(list(target.parameters()), list(parameters.values()), 1 - rate)
-                advance(note=f"loss {loss.item():.4g}")
+
+        def loss(step: int) -> Tensor:
+            generator.manual_seed(derive_seed(settings.seed, _NOISE_GROUP, step))
+            chosen = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
+            batch, last = images[chosen.cpu()].to(device), settings.steps - 1
+            try:
+                return recipe.loss(Batch(batch, last, settings.steps, network, target, generator, noise_scale=own))
+            except (TypeError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
+
+        @torch.no_grad()
+        def follow(done: int) -> None:
+            for name, part in average.items():
+                part.lerp_(parameters[name], averaging_share(done))
+            if rate is not None:
+                torch._foreach_lerp_(list(target.parameters()), list(parameters.values()), 1 - rate)
+
+        descend(loss, optimizer, steps=settings.steps, description="training on its own samples", after=follow)
     return average
 
 

@@ -169,7 +169,7 @@ class Asks(Narrow):
 @pytest.mark.parametrize(
     ("changes", "name", "message"),
     [
-        ({"recipe": Diverges()}, "n.trajectory", "step 1 on its own samples: the loss is nan; lower learning_rate"),
+        ({"recipe": Diverges()}, "n.trajectory", "training on its own samples: the loss of step 1 is nan"),
         ({"recipe": Asks()}, "n.trajectory", "--recipe asks: it cannot train this model"),
         ({"recipe": Cd()}, "n.trajectory", "cd needs a teacher; give ct or ict"),
         ({}, "neon", "end the name in .trajectory"),
