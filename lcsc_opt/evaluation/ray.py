@@ -27,11 +27,11 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
 _CONNECT_SECONDS = 5.0
-START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
+_START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
 _SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
 _NODE_ID = "ray.io/node-id"  # a label that every node has
 
-Node = dict[str, Any]
+_Node = dict[str, Any]
 """A node, as Ray describes it."""
 
 
@@ -53,7 +53,7 @@ def ray_cluster(
         spec: of the objective.
         objective: as it was loaded here.
         study: the study file's folder.
-        packed: the objective's trajectory, where it has one that is packed.
+        packed: the objective's trajectory, if it has one that is packed.
 
     Raises:
         StudySpecError: there is no Ray, or no cluster.
@@ -80,54 +80,52 @@ def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         _Room(ray, wanted, spec).check()
 
 
-class _Room:
-    """How many workers fit on a cluster.
+def check_address(wanted: RayWorkers) -> None:
+    """Refuse an address at which there is certainly no cluster, without asking Ray.
 
-    Args:
-        ray: the module, connected.
-        wanted: what each worker needs.
-        spec: of the objective.
+    Raises:
+        StudySpecError: there is no Ray, or nothing listens there.
     """
+    _import_ray()
+    _listening(wanted.address)
+
+
+class _Room:
+    """How many workers fit on a cluster, ``gpus`` for each of them."""
 
     def __init__(self, ray: Any, wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         self._ray, self._wanted = ray, wanted
         uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self.nodes())
         self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[_Node]:
         """The nodes that are alive."""
         return [node for node in self._ray.nodes() if node["Alive"]]
 
-    def on(self, node: Node) -> int:
+    def on(self, node: _Node) -> int:
         """How many workers fit on a node that has nothing else to do."""
         needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
         return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
 
-    def check(self) -> list[Node]:
+    def check(self) -> list[_Node]:
         """The nodes that have room. A notice says if there is too little room for all workers.
 
         Raises:
             StudySpecError: no node has room for a worker.
         """
-        fitting = [node for node in self.nodes() if self.on(node)]
+        wanted, nodes = self._wanted, self.nodes()
+        fitting = [node for node in nodes if self.on(node)]
         if not fitting:
-            raise StudySpecError(f"workers.ray: {self._too_small()}")
-        room = sum(self.on(node) for node in fitting)
-        if room < self._wanted.ray:
-            notice(
-                f"the cluster has room for {room} of {self._wanted.ray} workers; the others begin when nodes join it"
+            cpus, gpus = ([_has(node, name) for node in nodes] for name in ("CPU", "GPU"))
+            raise StudySpecError(
+                f"workers.ray: {wanted.ray} workers with {self.gpus:g} GPUs and {wanted.cpus:g} CPUs each are asked "
+                f"for, and the cluster has {sum(gpus):g} GPUs and {sum(cpus):g} CPUs on {len(nodes)} nodes, at most "
+                f"{max(gpus):g} and {max(cpus):g} on one: lower gpus and cpus, or add nodes"
             )
+        room = sum(self.on(node) for node in fitting)
+        if room < wanted.ray:
+            notice(f"the cluster has room for {room} of {wanted.ray} workers; the others begin when nodes join it")
         return fitting
-
-    def _too_small(self) -> str:
-        nodes = self.nodes()
-        there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
-        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
-        return (
-            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
-            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
-            "gpus and cpus, or add nodes"
-        )
 
 
 class Cluster:
@@ -156,17 +154,19 @@ class Cluster:
         self._ray, self._wanted = ray, wanted
         self._expected = objective.fingerprint()
         self._without: dict[str, LcscError] = {}  # nodes to be left out, by id
-        self._here = ray.get_runtime_context().get_node_id()
         self._room = _Room(ray, wanted, spec)
-        fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
+        fetched = None
+        if packed is not None:  # an actor reads the trajectory on this machine
+            on_this = self._on_node(ray.get_runtime_context().get_node_id())
+            files_here = ray.remote(Files).options(num_cpus=0, max_restarts=-1, **on_this).remote(packed.path)
+            fetched = (Packed.of(packed), Read(files_here))
         self._load = NodeObjective(spec, files, fetched, software())
 
     def pool(self) -> WorkerPool:
         """The workers, which begin as nodes have room for them."""
-        environments = [{} if self._room.gpus else {VISIBLE: ""}] * self._wanted.ray
-        return WorkerPool(
-            self._load, self._wanted.ray, expected=self._expected, environments=environments, machines=self
-        )
+        workers = self._wanted.ray
+        environments = [{} if self._room.gpus else {VISIBLE: ""}] * workers
+        return WorkerPool(self._load, workers, expected=self._expected, environments=environments, machines=self)
 
     def check(self) -> None:
         """Refuse a cluster that could not evaluate the objective; else get its nodes ready.
@@ -175,10 +175,25 @@ class Cluster:
             StudySpecError: no node has room for a worker; one has other software, or no room for the trajectory.
             LcscError: a node could not load the objective.
         """
-        fitting = self._room.check()
-        asked = {node["NodeID"]: self._ask(node) for node in fitting}
-        for node in fitting:
-            self._check(node, asked[node["NodeID"]])
+        remote = self._ray.remote(_check_here)
+        asked = []
+        for identity in [node["NodeID"] for node in self._room.check()]:
+            # tried again if its process is killed, but not if it raises an error itself
+            options = {"num_cpus": 0, "max_retries": 2, **self._on_node(identity)}
+            asked.append((identity, remote.options(**options).remote(self._load)))
+        for identity, answer in asked:
+            name = node_name(self._ray, identity)
+            try:
+                error = self._ray.get(answer)
+            except self._ray.exceptions.RayError as failed:
+                if identity not in [node["NodeID"] for node in self._room.nodes()]:
+                    continue  # it went away meanwhile
+                said = [line.strip() for line in str(failed).splitlines() if line.strip()] or [type(failed).__name__]
+                raise StudySpecError(
+                    f"node {name}: lcsc_opt does not run there ({said[-1]}); install what is here"
+                ) from failed
+            if error is not None:
+                raise type(error)(f"node {name}: {error}")
 
     def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
         """The CPUs that each worker has."""
@@ -190,21 +205,19 @@ class Cluster:
         Raises:
             OSError: Ray is gone.
         """
-        selector = {"label_selector": {_NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
+        options: dict[str, Any] = {
+            **{"num_cpus": self._wanted.cpus, "num_gpus": self._room.gpus, "max_concurrency": CALLS_AT_ONCE},
+            **{"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"},
+        }
+        if self._without:
+            options["label_selector"] = {_NODE_ID: f"!in({','.join(self._without)})"}
         try:
-            actor = self._ray.remote(RayWorker)
-            options: dict[str, Any] = {
-                "num_cpus": self._wanted.cpus,
-                "num_gpus": self._room.gpus,
-                "max_concurrency": CALLS_AT_ONCE,
-            }
-            options |= {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD", **selector}
-            return RayLink(self._ray, actor.options(**options).remote(settings))
+            return RayLink(self._ray, self._ray.remote(RayWorker).options(**options).remote(settings))
         except self._ray.exceptions.RayError as error:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
     def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """Leave out the node of this worker from now on, where there are others."""
+        """Leave out the node of this worker from now on, if there are others."""
         assert isinstance(link, RayLink)
         said = type(error)(f"node {node_name(self._ray, link.node)}: {error}")
         known = link.node in self._without
@@ -215,49 +228,22 @@ class Cluster:
             notice(f"{said}; the search goes on without it")
         return None
 
-    def _files(self, packed: Trajectory) -> Any:
-        """The actor that reads the trajectory on this machine."""
-        strategy = self._strategy(self._here)
-        return self._ray.remote(Files).options(num_cpus=0, max_restarts=-1, **strategy).remote(packed.path)
-
-    def _ask(self, node: Node) -> Any:
-        remote = self._ray.remote(_check_here)
-        # tried again where its process is killed, but not where it raises an error itself
-        return remote.options(num_cpus=0, max_retries=2, **self._strategy(node["NodeID"])).remote(self._load)
-
-    def _check(self, node: Node, asked: Any) -> None:
-        name = node_name(self._ray, node["NodeID"])
-        try:
-            error = self._ray.get(asked)
-        except self._ray.exceptions.RayError as failed:
-            if node["NodeID"] not in [other["NodeID"] for other in self._room.nodes()]:
-                return  # it went away meanwhile
-            raise StudySpecError(
-                f"node {name}: lcsc_opt does not run there ({_last_line(failed)}); install what is here"
-            ) from failed
-        if error is not None:
-            raise type(error)(f"node {name}: {error}")
-
-    def _strategy(self, node: str) -> dict[str, Any]:
+    def _on_node(self, identity: str) -> dict[str, Any]:
+        """The options of what is to run on this node."""
         scheduling = importlib.import_module("ray.util.scheduling_strategies")
-        return {"scheduling_strategy": scheduling.NodeAffinitySchedulingStrategy(node, soft=False)}
+        return {"scheduling_strategy": scheduling.NodeAffinitySchedulingStrategy(identity, soft=False)}
 
 
 def _check_here(load: NodeObjective) -> LcscError | None:
     return load.check()
 
 
-def _has(node: Node, resource: str) -> float:
+def _has(node: _Node, resource: str) -> float:
     return float(node["Resources"].get(resource, 0.0))
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _import_ray() -> Any:
@@ -282,54 +268,32 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
         StudySpecError: there is no Ray, or no cluster.
     """
     ray = _import_ray()
-    own = not ray.is_initialized()
-    if own:
-        _connect(ray, address, environment)
-    try:
+    if ray.is_initialized():
         yield ray
-    finally:
-        if own:
-            ray.shutdown()
-
-
-def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
-    """Connect to the cluster. Raises StudySpecError where that fails."""
+        return
     chosen = _listening(address)
     before = signal.getsignal(signal.SIGTERM)
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
-        ray.init(
-            address=chosen,
-            runtime_env=dict(environment),
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-        )
-    except Exception as error:  # of many kinds
-        ray.shutdown()
-        raise StudySpecError(
-            f"workers.ray: no Ray cluster can be reached at {chosen} ({_first_line(error)}); {START}"
-        ) from error
+        try:
+            ray.init(address=chosen, runtime_env=dict(environment), **quiet)
+        except Exception as error:  # of many kinds
+            raise StudySpecError(
+                f"workers.ray: no Ray cluster can be reached at {chosen} ({_first_line(error)}); {_START}"
+            ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # since Ray replaces it
+        yield ray
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # since Ray replaces it
-
-
-def check_address(wanted: RayWorkers) -> None:
-    """Refuse an address at which there is certainly no cluster, without asking Ray.
-
-    Raises:
-        StudySpecError: there is no Ray, or nothing listens there.
-    """
-    _import_ray()
-    _listening(wanted.address)
+        ray.shutdown()
 
 
 def _listening(address: str) -> str:
     """The address, checked: something must listen there, since Ray itself would try for minutes."""
     chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if "://" in chosen:
-        raise StudySpecError(
-            f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto"
-        )
+        raise StudySpecError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster; give host:port, or auto")
     if chosen == "auto":
         return chosen
     host, _, port = chosen.rpartition(":")
@@ -338,5 +302,5 @@ def _listening(address: str) -> str:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise StudySpecError(f"workers.ray: nothing listens at {chosen} ({error}); {START}") from error
+        raise StudySpecError(f"workers.ray: nothing listens at {chosen} ({error}); {_START}") from error
     return chosen
