@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.modules import is_module, is_network, network_weights
 from lcsc_opt.checkpoints.pickles import Record, is_tensor, kind, shown
@@ -126,12 +128,12 @@ def inner_step(content: Any) -> int | None:
     return next((value for value in values if type(value) is int and 0 <= value < 10**18), None)
 
 
-def wrapper_prefix(names: Sequence[str]) -> str:
-    """The prefixes of ``DataParallel`` and ``torch.compile`` that every name carries."""
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of ``DataParallel`` and ``torch.compile`` where every name carries them."""
     prefix = ""
     for _ in range(8):
-        prefix += next((w for w in _WRAPPERS if names and all(n.startswith(prefix + w) for n in names)), "")
-    return prefix
+        prefix += next((w for w in _WRAPPERS if tensors and all(n.startswith(prefix + w) for n in tensors)), "")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _entries(value: Any) -> Mapping[Any, Any] | None:

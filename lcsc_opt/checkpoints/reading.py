@@ -20,7 +20,7 @@ from lcsc_opt.checkpoints.keys import (
     named_content,
     other_keys,
     parts_of,
-    wrapper_prefix,
+    strip_wrappers,
 )
 from lcsc_opt.checkpoints.modules import init_arguments, is_network
 from lcsc_opt.checkpoints.names import named_step, numbered_step
@@ -136,12 +136,6 @@ def checkpoint_step(path: str | Path) -> int:
     if step is None:
         raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
     return step
-
-
-def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of ``DataParallel`` and ``torch.compile`` where every name carries them."""
-    prefix = wrapper_prefix(list(tensors))
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def module_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def difference(given: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> str | None:
-    """How names and shapes differ from those that are expected, in words; ``None`` where they are the same.
+    """How names and shapes differ from those that are expected, in words; ``None`` if they are the same.
 
     Args:
         given: name → shape.

@@ -26,7 +26,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.exact_merge import Combination
 
-ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state dict of a .pt file
+ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and next to the state dict of a .pt file
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
 _FORMAT = 1
 
@@ -35,7 +35,7 @@ _Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class LoraNaming(pydantic.BaseModel):
-    """What the names and the scale of a LoRA depend on, beside its tensors.
+    """What the names and the scale of a LoRA depend on, apart from its tensors.
 
     Attributes:
         component: ``unet`` or ``transformer``, for modules whose names do not tell.
@@ -63,7 +63,7 @@ class Recipe(pydantic.BaseModel):
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: of all checkpoints together.
         constant: tensors that were copied, since they are the same in all checkpoints.
-        key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
+        key: which state dict of each checkpoint file; ``None`` if the training loop wrote the trajectory.
         dtype: of the exported model; ``None`` is each tensor's own.
         statistics: tensors that were computed from the merged model, such as those of batch normalization, as a
             safetensors file in hexadecimal digits.
@@ -160,7 +160,13 @@ def recipe_of(
         )
     trial, coefficients, attributes = chosen_trial(study, number)
     trajectory = packed_trajectory(objective)
-    _check_same_checkpoints(study, trajectory)
+    known = study.attributes["fingerprint"]["objective"].get("trajectory")
+    other = isinstance(known, str) and known != trajectory.sha256
+    if other or tuple(study.attributes["steps"]) != trajectory.steps:  # these would give another model, silently
+        raise StudyStoreError(
+            f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
+            "put them back, or start a new study"
+        )
     return Recipe.of(
         trajectory,
         coefficients,
@@ -182,18 +188,6 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     if isinstance(objective.trajectory, Trajectory):
         return objective.trajectory
     raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
-
-
-def _check_same_checkpoints(study: StoredStudy, trajectory: Trajectory) -> None:
-    """Check that the checkpoints are the study's: others would give another model, silently."""
-    attributes = study.attributes
-    known = attributes["fingerprint"]["objective"].get("trajectory")
-    other = isinstance(known, str) and known != trajectory.sha256
-    if other or tuple(attributes["steps"]) != trajectory.steps:
-        raise StudyStoreError(
-            f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
-            "put them back, or start a new study"
-        )
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -226,7 +226,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         model = self._model()
         step = _step_within(model, self._radius, floor=self._config.damping * self._scale)
         if any(asked.stage is stage and not math.isnan(asked.promised) for asked in self._pending.values()):
-            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # beside a step not told yet
+            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # next to a step not told yet
         if np.linalg.norm(step) < _SHORTEST_STEP:
             return _Asked(stage, stage.centre + self._random(_SMALLEST_RADIUS))  # nothing left to gain by the model
         base = stage.losses[stage.best] if stage.points else math.nan

@@ -1,4 +1,4 @@
-"""Requests of an optimizer beside coefficients, and evaluations that it is told beside a loss.
+"""What an optimizer asks for in addition to coefficients, and what it is told in addition to a loss.
 
 Nevergrad's ask and tell carry a candidate and a number. An optimizer that wants other noise, fewer images or a gradient
 attaches that to the candidate that it asks, and finds the whole evaluation there when it is told.
@@ -47,7 +47,7 @@ def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
 
 
 def request_of(parameter: ng.p.Parameter) -> Request:
-    """How a candidate is to be evaluated; plainly where its optimizer said nothing."""
+    """How a candidate is to be evaluated; plainly if its optimizer said nothing."""
     request: Request = parameter._meta.get(_REQUEST, Request())
     return request
 
@@ -60,12 +60,12 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:
-    """Hand the whole evaluation to the optimizer that is told its loss next; ``None`` where it failed."""
+    """Hand the whole evaluation to the optimizer that is told its loss next; ``None`` if it failed."""
     parameter._meta[_EVALUATION] = evaluation
 
 
 def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
-    """A candidate's evaluation; ``None`` where it failed, or where plain Nevergrad told only a loss."""
+    """A candidate's evaluation; ``None`` if it failed, or if plain Nevergrad told only a loss."""
     evaluation: Evaluation | None = parameter._meta.get(_EVALUATION)
     return evaluation
 

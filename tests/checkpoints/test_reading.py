@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.keys import GUESSED_KEYS
-from lcsc_opt.checkpoints.reading import strip_wrappers
+from lcsc_opt.checkpoints.keys import GUESSED_KEYS, strip_wrappers
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from tests.trajectory.trajectory_examples import same_bits, state_dict
 
