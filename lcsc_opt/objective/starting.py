@@ -24,7 +24,7 @@ Ask = Callable[[str, str], "str | None"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Draft:
+class _Draft:
     """The draft of a study file.
 
     Attributes:
@@ -38,7 +38,7 @@ class Draft:
     missing: tuple[str, ...]
 
 
-def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
+def draft(folder: Path, *, reference: str | None, ask: Ask) -> _Draft:
     """Look at checkpoints, and draft a study file for them.
 
     Args:
@@ -71,7 +71,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         if lora_flavour(names) is None
         else "  - LCSCQuadratic    # needs only losses; a LoRA in a pipeline has no gradient"
     )
-    return Draft(_text(folder, kind, lines, found, search), found, tuple(missing))
+    return _Draft(_text(folder, kind, lines, found, search), found, tuple(missing))
 
 
 def _look(folder: Path) -> tuple[tuple[int, ...], tuple[str, ...], Path]:

@@ -261,12 +261,16 @@ class DinoV2Extractor(PublishedNetwork):
         source = "facebook/dinov2-large" if weights is None else str(weights)
         try:
             with quiet_libraries():
-                network = Dinov2Model.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+                network, found = Dinov2Model.from_pretrained(
+                    source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                )
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise MetricError(
                 f"{source}: cannot be read ({reason}); give the folder in weights: {{dinov2: PATH}}, {self.published}"
             ) from error
+        if any(found[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            raise ValueError("transformers would draw the rest at random")
         used = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         embeddings = network.embeddings
         patches = self.size // int(embeddings.patch_embeddings.patch_size[0])

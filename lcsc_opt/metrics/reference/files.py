@@ -46,7 +46,7 @@ INERT = {  # all that a pickle of arrays names, in any module of numpy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReferenceFile:
+class _ReferenceFile:
     """The content of a reference file: mean and covariance, features, or images.
 
     Attributes:
@@ -66,7 +66,7 @@ class ReferenceFile:
     images: ImageSet | None = None
 
 
-def read_reference_file(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
+def read_reference_file(path: Path, extractor: str, *, images: bool) -> _ReferenceFile:
     """What ``path`` holds for one extractor.
 
     Args:
@@ -83,13 +83,13 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
                 return _from_npz(path, extractor, images=images)
             case ".npy":
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping fails for a file that is cut off
-                return ReferenceFile(features=_features(np.array(mapped)))
+                return _ReferenceFile(features=_features(np.array(mapped)))
             case ".safetensors":
                 short = safetensors.torch.load_file(path)  # numpy has no bfloat16
                 arrays = {name: (part.float() if part.itemsize < 4 else part).numpy() for name, part in short.items()}
                 if "features" in arrays:
-                    return ReferenceFile(features=_features(arrays["features"]))
-                return ReferenceFile(*_statistics(arrays))
+                    return _ReferenceFile(features=_features(arrays["features"]))
+                return _ReferenceFile(*_statistics(arrays))
             case _:
                 return _from_edm2(path, extractor)
 
@@ -145,15 +145,15 @@ def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
         yield archive
 
 
-def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
+def _from_npz(path: Path, extractor: str, *, images: bool) -> _ReferenceFile:
     with _opened(path) as archive:
         if IMAGES in archive and (images or extractor != INCEPTION or "mu" not in archive):
             pixels = image_array(archive[IMAGES], source=str(path))
-            found = ReferenceFile(*_statistics(archive)) if extractor == INCEPTION and "mu" in archive else None
-            return dataclasses.replace(found or ReferenceFile(), images=pixels)
+            found = _ReferenceFile(*_statistics(archive)) if extractor == INCEPTION and "mu" in archive else None
+            return dataclasses.replace(found or _ReferenceFile(), images=pixels)
         if "features" in archive:
-            return ReferenceFile(features=_features(archive["features"]))
-        return ReferenceFile(*_statistics(archive))
+            return _ReferenceFile(features=_features(archive["features"]))
+        return _ReferenceFile(*_statistics(archive))
 
 
 def _statistics(
@@ -185,7 +185,7 @@ class _Unpickler(pickle._Unpickler):  # C's takes gigabytes for a few bytes that
         return INERT[name]
 
 
-def _from_edm2(path: Path, extractor: str) -> ReferenceFile:
+def _from_edm2(path: Path, extractor: str) -> _ReferenceFile:
     with path.open("rb") as file:
         stored = _Unpickler(file).load()
     name = EDM2_NAMES.get(extractor)
@@ -200,4 +200,4 @@ def _from_edm2(path: Path, extractor: str) -> ReferenceFile:
             "compare with each other, not with EDM2's"
         )
     known = {"mu": statistics["mu"], "sigma": statistics["sigma"]}
-    return ReferenceFile(*_statistics({**known, **({"count": count} if (count := stored.get("num_images")) else {})}))
+    return _ReferenceFile(*_statistics({**known, **({"count": count} if (count := stored.get("num_images")) else {})}))

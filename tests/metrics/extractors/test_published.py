@@ -4,6 +4,7 @@ import copy
 import importlib
 import pickle
 import random
+import shutil
 import sys
 import urllib.error
 import zipfile
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints import read_checkpoint
@@ -196,6 +197,20 @@ def test_files_that_are_not_its_weights_are_refused(tmp_path, kind, content, mes
         kind(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_a_folder_of_another_dinov2_is_refused(tmp_path, files, change):
+    folder = tmp_path / "other"
+    shutil.copytree(files["dinov2"], folder)
+    weights = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del weights["layernorm.weight"]
+    else:
+        weights["embeddings.register_tokens"] = torch.zeros(1, 4, 64)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MetricError, match="belongs to another network"):
+        DinoV2Extractor(folder)
 
 
 def rewritten(archive, path, *, member, content, compression=zipfile.ZIP_STORED):
