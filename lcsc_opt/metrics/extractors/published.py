@@ -261,14 +261,14 @@ class DinoV2Extractor(PublishedNetwork):
         source = "facebook/dinov2-large" if weights is None else str(weights)
         try:
             with quiet_libraries():
-                network, found = Dinov2Model.from_pretrained(
-                    source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-                )
+                options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+                loaded: Any = Dinov2Model.from_pretrained(source, dtype=torch.float32, **options)
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise MetricError(
                 f"{source}: cannot be read ({reason}); give the folder in weights: {{dinov2: PATH}}, {self.published}"
             ) from error
+        network, found = loaded
         if any(found[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
             raise ValueError("transformers would draw the rest at random")
         used = {name: tensor.clone() for name, tensor in network.state_dict().items()}
