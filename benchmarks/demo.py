@@ -16,10 +16,9 @@ from common import RESULTS, machine, write_csv
 from optuna.storages import RDBStorage
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.comparing import best_ema
+from lcsc_opt.database.comparing import OptimizerSummary, best_ema, over_seeds
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import OptimizerSummary, over_seeds
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.writing import write_figures

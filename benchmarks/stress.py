@@ -1,8 +1,8 @@
-"""Injects every fault of docs/reliability.md and prints the results; exits with 1 if one is not as required.
+"""Injects kills, coordinators, endings and accidents, and prints the results; exits with 1 if one is not as required.
 
     python benchmarks/stress.py [--quick] [--only WORD]
 
-Writes ``results/stress.md``; with ``--only`` it replaces only these rows. ``--quick`` writes nothing.
+Writes ``results/stress.md``, but not with ``--only`` or ``--quick``.
 """
 
 from __future__ import annotations
@@ -27,32 +27,13 @@ from stress_accidents import (
     rewound_training,
     smaller_budget,
 )
-from stress_databases import (
-    disk_full,
-    eight_coordinators,
-    lock_held,
-    paused_coordinator,
-    shared_database,
-    terminated_backend,
-)
+from stress_databases import eight_coordinators, paused_coordinator
 from stress_endings import endings
 from stress_kills import commit_points, kills_postgres, random_kills, workers_killed, workers_orphaned
-from stress_objectives import (
-    environment_changed,
-    failing_objective,
-    failing_worker,
-    replay,
-    trajectory_swapped,
-    weights_swapped,
-)
 from stress_postgres import postgres_server
-from stress_ray import ray_killed
 from stress_search import Clean, Row, Work, search, sqlite_url
 
-ON_A_SERVER = (
-    *("random_kills_postgres", "terminated_backend", "shared_database"),
-    *("eight_coordinators_postgres", "paused_postgres"),
-)
+ON_A_SERVER = ("random_kills_postgres", "eight_coordinators_postgres", "paused_postgres")
 TABLE = "| fault | injected | required | found | ok |"
 
 
@@ -72,9 +53,7 @@ def main() -> None:
     text = _markdown(rows, time.perf_counter() - start, quick=arguments.quick)
     print(f"\n{text}")
     page = RESULTS / "stress.md"
-    if arguments.only and not arguments.quick and page.exists():
-        text = _with_rows(page.read_text(), text, arguments.only)
-    if not arguments.quick:
+    if not arguments.quick and not arguments.only:
         RESULTS.mkdir(exist_ok=True)
         page.write_text(text)
     sys.exit(any(row.ok is False for row in rows))
@@ -101,26 +80,15 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
             ("commit_points", lambda: commit_points(folder, clean, every=20 if quick else 1)),
             ("workers_killed", lambda: workers_killed(folder, clean, kills=1 if quick else 3)),
             ("workers_orphaned", lambda: workers_orphaned(folder, clean)),
-            ("ray_killed", lambda: ray_killed(folder, workers=4 if quick else 20, whole=1 if quick else 5)),
-            ("failing_objective", lambda: failing_objective(folder)),
-            ("failing_worker", lambda: failing_worker(folder, clean)),
-            ("lock_held", lambda: lock_held(folder, clean, seconds=3 if quick else 30)),
-            ("disk_full", lambda: disk_full(folder, clean, rounds=2 if quick else 6)),
-            ("terminated_backend", lambda: terminated_backend(server, clean, times=3 if quick else 20)),
-            ("shared_database", lambda: shared_database(server, clean, repeats=1 if quick else 10)),
             ("eight_coordinators_sqlite", lambda: eight_coordinators(folder, None, repeats=2 if quick else 20)),
             ("eight_coordinators_postgres", lambda: eight_coordinators(folder, server, repeats=2 if quick else 20)),
             ("paused_sqlite", lambda: paused_coordinator(folder, None, clean, times=2 if quick else 10)),
             ("paused_postgres", lambda: paused_coordinator(folder, server, clean, times=2 if quick else 10)),
-            ("trajectory_swapped", lambda: trajectory_swapped(folder)),
-            ("weights_swapped", lambda: weights_swapped(folder)),
-            ("environment_changed", lambda: environment_changed(folder)),
             ("endings", lambda: endings(folder, number=42 if quick else 504)),
             ("rewound_training", lambda: rewound_training(folder, kills=6 if quick else 50)),
             ("grown_folder", lambda: grown_folder(folder, kills=3 if quick else 30)),
             ("smaller_budget", lambda: smaller_budget(folder, kills=3 if quick else 30)),
             ("file_of_studies", lambda: file_of_studies(folder, kills=3 if quick else 30)),
-            ("replay", lambda: replay(folder, trials=1000 if quick else 10_000)),
         ]
         for name, fault in faults:
             if only not in name:
@@ -151,15 +119,6 @@ def _markdown(rows: list[Row], seconds: float, *, quick: bool) -> str:
         cells = (row.fault, row.injected, row.required, row.found, _answer(row))
         lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     return "\n".join([*head, *lines, ""])
-
-
-def _with_rows(page: str, measured: str, only: str) -> str:
-    """The page with the new rows, each in place of its fault's old row. The page says which rows are new."""
-    head, start, table = page.partition(TABLE)
-    rows = {line.split(" | ")[0]: line for line in measured.partition(TABLE)[2].splitlines()[2:]}
-    again = f"After it `--only {only}`, {_today()}: {', '.join(fault.removeprefix('| ') for fault in rows)}.\n\n"
-    lines = [rows.pop(line.split(" | ")[0], line) for line in table.splitlines()]
-    return "\n".join([f"{head}{again}{start}{lines[0]}", *lines[1:], *rows.values(), ""])
 
 
 def _today() -> str:

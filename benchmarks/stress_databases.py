@@ -1,4 +1,4 @@
-"""Faults of databases: locked, full, disconnected, and used by several coordinators at once."""
+"""Several coordinators of one study at once, and one that is stopped."""
 
 from __future__ import annotations
 
@@ -8,78 +8,15 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psycopg
-from stress_postgres import NO_SERVER, Server
+from stress_postgres import Server
 from stress_search import Child, Clean, Row, Work, damage, opened, search, sqlite_url, verdict
 
 from lcsc_opt.database.store import StoredStudy
-
-DISK_FULL = "database or disk is full"
-
-
-def lock_held(folder: Path, clean: Clean, *, seconds: float) -> Row:
-    """Hold SQLite's write lock for a while, and poll as a dashboard does."""
-    work = Work("CMA", evaluations=150)
-    expected = clean.rows(work)
-    url, stop = sqlite_url(folder, "locked"), folder / "stop-polling"
-    coordinator = Child(lambda: search(url, work))
-    wait_for_trials(url, 20, coordinator)
-    reader = Child(lambda: _poll(url, work.name, stop))
-    locker = Child(lambda: _hold_lock(url, seconds))
-    kind, answer = coordinator.result()
-    stop.touch()
-    polls, slowest, errors = reader.value()
-    held, before, after = locker.value()
-    problems = [f"the search: {kind} {answer}"] * bool(kind) + errors + damage(url, work, expected)
-    if before != after:
-        problems.append(f"{after - before} trials were written while the lock was held")
-    found, ok = verdict(
-        problems,
-        f"held {held:.0f} s from trial {before} on; {polls} polls, none failed, slowest {slowest:.1f} s; rows equal",
-    )
-    return Row(
-        "another process holds SQLite's write lock; a dashboard polls during the run",
-        f"lock held for {seconds:g} s; load_study, trials and best_trial without a pause",
-        "nothing fails, nothing lost",
-        found,
-        ok and polls > 0 and held >= seconds,
-    )
-
-
-def _poll(url: str, name: str, stop: Path) -> tuple[int, float, list[str]]:
-    """Read the study with plain Optuna until ``stop`` exists, with a new storage each time and with one that stays."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    polls, slowest, errors = 0, 0.0, []
-    stays = optuna.storages.RDBStorage(url)
-    while not stop.exists():
-        start = time.monotonic()
-        try:
-            for storage in (url, stays):
-                study = optuna.load_study(study_name=name, storage=storage)
-                if any(trial.state.is_finished() for trial in study.trials):
-                    _ = study.best_trial
-        except Exception as error:
-            errors.append(f"a poll: {type(error).__name__}: {error}")
-        polls, slowest = polls + 1, max(slowest, time.monotonic() - start)
-    return polls, slowest, errors
-
-
-def _hold_lock(url: str, seconds: float) -> tuple[float, int, int]:
-    connection = sqlite3.connect(_file(url), isolation_level=None, timeout=60)
-    connection.execute("BEGIN IMMEDIATE")
-    start = time.monotonic()
-    count = "SELECT count(*) FROM trials"
-    (before,) = connection.execute(count).fetchone()
-    time.sleep(seconds)
-    (after,) = connection.execute(count).fetchone()
-    connection.execute("ROLLBACK")
-    return time.monotonic() - start, before, after
 
 
 def _file(url: str) -> str:
@@ -104,70 +41,6 @@ def _trials(url: str) -> int:
 def wait_for_trials(url: str, count: int, child: Child) -> None:
     while _trials(url) < count and not child.wait(0.01):
         pass
-
-
-def disk_full(folder: Path, clean: Clean, *, rounds: int) -> Row:
-    """Search on a file system that fills up; each time it is made somewhat larger."""
-    row = ("disk full at commit", f"{rounds} times on a small tmpfs, each time started once more while full")
-    required = "typed error, no traceback; resume equals the clean run"
-    work = Work(evaluations=60, checkpoints=500, pause=0)
-    place = folder / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place], capture_output=True)
-    if mounted.returncode != 0:
-        return Row(*row, required, "a tmpfs cannot be mounted here (needs root)", None)
-    try:
-        expected = clean.rows(work)
-        url, problems, stored = sqlite_url(place, "full"), [], []
-        for number in range(rounds):
-            _resize(place, f"{300 + 100 * number}k")
-            for _ in range(2):
-                kind, message = Child(lambda: search(url, work)).result()
-                if kind != "StudyStoreError" or DISK_FULL not in message:
-                    problems.append(f"after {_trials(url)} trials: {kind} {message}")
-            stored.append(_trials(url))
-        _resize(place, "64m")
-        Child(lambda: search(url, work)).value()
-        problems += damage(url, work, expected)
-    finally:
-        subprocess.run(["umount", place], check=True)
-    text, ok = verdict(
-        problems, f"StudyStoreError ({DISK_FULL}) after {', '.join(map(str, stored))} trials; continued study equal"
-    )
-    return Row(*row, required, text, ok)
-
-
-def _resize(place: Path, size: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
-
-
-def terminated_backend(server: Server | None, clean: Clean, *, times: int) -> Row:
-    """Terminate every connection of a search at random instants."""
-    row = ("PostgreSQL backend terminated mid-run", f"{times} times")
-    required = "reconnects; one row each; equals the clean run"
-    if server is None:
-        return Row(*row, required, NO_SERVER, None)
-    chance, problems, hit, seed = random.Random(7), [], 0, 0
-    while hit < times:
-        work = Work("LCSC", seed, evaluations=60, pause=0.005)
-        url = server.new_database()
-        expected = clean.rows(work)
-        child = Child(functools.partial(search, url, work))
-        wait_for_trials(url, 1, child)
-        while hit < times and not child.wait(chance.uniform(0.05, 0.3)):
-            hit += _terminate(server, url)
-        kind, message = child.result()
-        problems += [f"{kind}: {message}"] * bool(kind) or damage(url, work, expected)
-        seed += 1
-    found, ok = verdict(problems, f"{hit} terminations over {seed} studies, each reconnected; one row each, equal")
-    return Row(*row, required, found, ok)
-
-
-def _terminate(server: Server, url: str) -> bool:
-    """Terminate all connections to the database. Whether there was one."""
-    chosen = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
-    with server.connect() as connection:
-        return bool(connection.execute(chosen, (url.rpartition("/")[2],)).fetchall())
 
 
 def eight_coordinators(folder: Path, server: Server | None, *, repeats: int) -> Row:
@@ -216,40 +89,6 @@ def _coordinate(url: str, start: tuple[int, int], leave: tuple[int, int]) -> Non
         study = StoredStudy.open_or_create(storage, "stress/race/0", {})
         with study.hold():
             os.read(leave[0], 1)
-
-
-def shared_database(server: Server | None, clean: Clean, *, repeats: int) -> Row:
-    """Four studies with one coordinator each, and a fifth with two coordinators, all in one database at once."""
-    row = ("6 coordinators in one PostgreSQL database", f"{repeats} times: 4 of different studies, 2 of the same one")
-    required = "each study as alone on SQLite; one of the two is refused, StudyStoreError"
-    if server is None:
-        return Row(*row, required, NO_SERVER, None)
-    problems, studies = list[str](), 0
-    for repeat in range(repeats):
-        works = [Work(name, repeat, pause=0.02) for name in ("LCSC", "CMA", "DE", "OnePlusOne")]
-        works.append(Work("LCSC", 1000 + repeat, pause=0.02))
-        expected = [clean.rows(work) for work in works]
-        url, start = server.new_database(), os.pipe()
-        coordinators = [Child(functools.partial(_after, start, url, work)) for work in [*works, works[-1]]]
-        os.close(start[1])
-        ended = [child.result() for child in coordinators]
-        os.close(start[0])
-        *own, one, other = ended
-        if sorted(kind for kind, _ in (one, other)) != ["", "StudyStoreError"]:
-            problems.append(f"two of the same one: {one}, {other}")
-        problems += [f"a study of its own: {kind} {answer}" for kind, answer in own if kind]
-        for work, trials in zip(works, expected, strict=True):
-            problems += damage(url, work, trials)
-            studies += 1
-    found, ok = verdict(problems, f"{studies} studies equal, {repeats} × StudyStoreError")
-    return Row(*row, required, found, ok)
-
-
-def _after(start: tuple[int, int], url: str, work: Work) -> int:
-    """Search when all processes may begin."""
-    os.close(start[1])
-    os.read(start[0], 1)  # ends when the parent closes its end
-    return search(url, work)
 
 
 def paused_coordinator(folder: Path, server: Server | None, clean: Clean, *, times: int) -> Row:

@@ -36,7 +36,7 @@ from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 
-COMMITTING = ("add_candidate", "finish", "fail", "annotate", "set_attribute")
+COMMITTING = ("add_candidate", "finish", "fail", "note_attempts", "set_attribute")
 
 
 def random_kills(folder: Path, clean: Clean, *, workers: int, kills: int, server: Server | None = None) -> Row:

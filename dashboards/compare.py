@@ -14,9 +14,9 @@ from dash import Input, Output, State, ctx, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.comparing import over_seeds
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import over_seeds
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number, style

@@ -13,9 +13,9 @@ from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, print_texts, say, table
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
+    from lcsc_opt.database.comparing import OptimizerSummary
     from lcsc_opt.database.history import StudyHistory
     from lcsc_opt.database.store import StoredStudy
-    from lcsc_opt.database.summary import OptimizerSummary
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def compare(
 
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
+    from lcsc_opt.database.comparing import comparison_rows, different_samples, over_seeds
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
     from lcsc_opt.views.ranking import comparison_table
     from lcsc_opt.views.sweep import is_sweep, points_of
 
@@ -82,8 +82,7 @@ def _say_of_each(studies: Sequence[StudyHistory]) -> None:
 
 def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Format) -> None:
     """Print a row for each optimizer at each point."""
-    from lcsc_opt.database.comparing import FIRST
-    from lcsc_opt.database.summary import over_seeds
+    from lcsc_opt.database.comparing import FIRST, over_seeds
     from lcsc_opt.views.ranking import judges_of
     from lcsc_opt.views.sweep import sweep_rows, varied_keys
 
@@ -179,7 +178,7 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.database.cross_check import CrossCheck
+    from lcsc_opt.database.judges import CrossCheck
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
     from lcsc_opt.search.study import ObjectiveSource, open_study

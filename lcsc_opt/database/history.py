@@ -12,8 +12,7 @@ import numpy.typing as npt
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.cross_check import CrossCheck
-from lcsc_opt.database.judges import Judge
+from lcsc_opt.database.judges import CrossCheck, Judge
 from lcsc_opt.database.names import SUCCEEDED, label
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing

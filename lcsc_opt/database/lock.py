@@ -7,11 +7,14 @@ free it about ten seconds after the holder's machine has vanished. A process tha
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
+import os
+import platform
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from filelock import FileLock
@@ -19,9 +22,11 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import lock_beside, try_lock, unlock
-from lcsc_opt.database.connection import DriverError
+from lcsc_opt.database.connection import DriverError, in_database
+from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
 
+RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS, POLL_SECONDS = 2.0, 0.05  # whoever asks whether a study runs holds its lock for a moment
 KEEPALIVES = {
     "tcp_keepalives_idle": 5,
@@ -95,6 +100,50 @@ class _AdvisoryLock:
                 self._connection.invalidate()  # closes it, which frees the lock whatever state it is in
                 self._connection.close()
             self._connection = None
+
+
+class Coordinator:
+    """The process that runs a study: it holds the lock, and the study's attribute ``holder`` names it."""
+
+    def __init__(self, storage: RDBStorage, study: str, study_id: int) -> None:
+        self._storage, self._study, self._study_id = storage, study, study_id
+        self._lock = lock_of(storage, study)
+        self._me = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
+
+    def begin(self) -> None:
+        """Take the lock.
+
+        Raises:
+            StudyStoreError: within seconds; the message says who holds it.
+        """
+        if not in_database(self._storage, self._lock.take):
+            holder = in_database(self._storage, self._holder) or {"host": "a machine", "process": "?", "since": 0.0}
+            since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
+            who = f"on {holder['host']} by process {holder['process']} since {since}"
+            raise StudyStoreError(f"{self._study}: is being run {who}; wait for it, or end it")
+        in_database(self._storage, lambda: self._storage.set_study_user_attr(self._study_id, HOLDER, self._me))
+
+    def check(self) -> None:
+        """Take the lock again where it was lost with a connection, unless somebody else ran the study meanwhile.
+
+        Raises:
+            StudyStoreError: somebody did.
+        """
+        if self._lock.is_held():
+            return
+        deadline = time.monotonic() + RETAKE_SECONDS
+        while not (taken := self._lock.take()) and time.monotonic() < deadline:
+            time.sleep(RETAKE_SECONDS / 100)
+        if not taken or self._holder() != self._me:
+            self._lock.free()
+            raise StudyStoreError(f"{self._study}: another process runs this study; nothing more was written from here")
+
+    def end(self) -> None:
+        """Give the lock up."""
+        self._lock.free()
+
+    def _holder(self) -> Any:
+        return self._storage.get_study_user_attrs(self._study_id).get(HOLDER)
 
 
 def lock_of(storage: RDBStorage, study: str) -> StudyLock:

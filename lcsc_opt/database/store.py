@@ -26,21 +26,18 @@ A candidate is committed, in one transaction, before it is evaluated. Of its res
 and the state last, before the optimizer is told: a trial without its state is evaluated again. Whoever writes holds the
 study's lock (:mod:`lcsc_opt.database.lock`).
 
-Every read and write is tried again when the connection was lost. A commit may then have succeeded without its
-acknowledgement, so each write can be repeated: nothing is lost or doubled.
+Every read and write is tried again when the connection was lost. Each write can be repeated, since its commit may have
+succeeded without its acknowledgement: nothing is lost or doubled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import itertools
 import json
 import mimetypes
-import os
-import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,13 +55,12 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.connection import in_database, quiet_optuna
-from lcsc_opt.database.lock import StudyLock, lock_of
-from lcsc_opt.database.names import HOLDER, SUCCEEDED, differences
+from lcsc_opt.database.lock import Coordinator, lock_of
+from lcsc_opt.database.names import SUCCEEDED, differences
 from lcsc_opt.database.urls import masked
 
 ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
-RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "excess", "reason", "attempts")
 T = TypeVar("T")
 
@@ -112,8 +108,7 @@ class StoredStudy:
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
         self.storage, self.name, self.key = storage, name, study_id
-        self._lock: StudyLock | None = None
-        self._holder: dict[str, Any] = {}
+        self._coordinator: Coordinator | None = None
         self._count: int | None = None  # of trials
         self._ids: dict[int, int] = {}  # number of a trial → the database's key
 
@@ -178,20 +173,13 @@ class StoredStudy:
         Raises:
             StudyStoreError: within seconds; the message says who holds it.
         """
-        lock = lock_of(self.storage, self.name)
-        if not in_database(self.storage, lock.take):
-            holder = self.attributes.get(HOLDER) or {"host": "another machine", "process": "?", "since": 0.0}
-            since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
-            who = f"on {holder['host']} by process {holder['process']} since {since}"
-            raise StudyStoreError(f"{self.name}: is being run {who}; wait for it, or end it")
-        self._lock, self._holder = lock, {"host": platform.node(), "process": os.getpid(), "since": time.time()}
-        self._count = None
+        self._coordinator, self._count = Coordinator(self.storage, self.name, self.key), None
         try:
-            self.set_attribute(HOLDER, self._holder)
+            self._coordinator.begin()
             yield
         finally:
-            self._lock = None
-            lock.free()
+            self._coordinator.end()
+            self._coordinator = None
 
     def add_candidate(
         self, candidate: Candidate, *, tells_before: int | None = None, retry_of: int | None = None
@@ -369,25 +357,11 @@ class StoredStudy:
         """Call ``change``, which may be repeated, and again where it was not committed, or where that is not known."""
 
         def attempt() -> T:
-            self._keep_lock()
+            if self._coordinator is not None:
+                self._coordinator.check()
             return change()
 
         return in_database(self.storage, attempt)
-
-    def _keep_lock(self) -> None:
-        """Take the lock again where it was lost with a connection, unless somebody else ran the study meanwhile.
-
-        Raises:
-            StudyStoreError: somebody did.
-        """
-        if self._lock is None or self._lock.is_held():
-            return
-        deadline = time.monotonic() + RETAKE_SECONDS
-        while not (taken := self._lock.take()) and time.monotonic() < deadline:
-            time.sleep(RETAKE_SECONDS / 100)
-        if not taken or self.storage.get_study_user_attrs(self.key).get(HOLDER) != self._holder:
-            self._lock.free()
-            raise StudyStoreError(f"{self.name}: another process runs this study; nothing more was written from here")
 
 
 def create(

@@ -4,7 +4,7 @@
 writes them, and ``figures`` keeps figures with the study.
 """
 
-from lcsc_opt.database.summary import chosen_trial
+from lcsc_opt.database.comparing import chosen_trial
 from lcsc_opt.exports.figures import attach_figures
 from lcsc_opt.exports.recipe import Recipe, read_recipe
 

@@ -20,8 +20,8 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.database.comparing import chosen_trial
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import chosen_trial
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.exact_merge import Combination

@@ -26,9 +26,8 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, 
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.cross_check import cross_check_of, doubted, warning_of
 from lcsc_opt.database.history import is_kept
-from lcsc_opt.database.judges import judges_of
+from lcsc_opt.database.judges import cross_check_of, doubted, judges_of, warning_of
 from lcsc_opt.database.names import BASELINES, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -131,7 +130,7 @@ def score_held_out(
         ``selection`` losses. With several groups, ``loss`` and ``metrics`` are means, and ``loss_std`` and
         ``metrics_std`` are their sample standard deviations. ``baselines``, if some were measured: name → ``loss``,
         ``metrics``, … and its origin. ``judges`` and ``cross_check``, if the objective has some: see
-        :class:`lcsc_opt.database.judges.Judge` and :class:`lcsc_opt.database.cross_check.CrossCheck`. ``warning``, and
+        :class:`lcsc_opt.database.judges.Judge` and :class:`lcsc_opt.database.judges.CrossCheck`. ``warning``, and
         ``doubted`` with the names of metrics, if these did not follow the loss.
 
     Raises:

@@ -22,11 +22,11 @@ from lcsc_opt.base.progress import notice, said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.database.comparing import comparison_rows
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.summary import comparison_rows
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.records import NodeWork
+from lcsc_opt.database.comparing import describe_coefficients
 from lcsc_opt.database.history import PARTS, Floats, KeptNodes, StudyHistory, Trials, images_taken
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import describe_coefficients
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
 _RECENT = 50  # trials that the rate is computed from

@@ -12,17 +12,18 @@ from scipy.special import stdtrit
 
 from lcsc_opt.database.comparing import (
     EMA_GRID,
+    OptimizerSummary,
     below_ema,
     best_ema,
     by_optimizer,
     floors_of,
     label_of,
     mean_and_spread,
+    over_seeds,
     samples,
 )
 from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.judges import Judge
-from lcsc_opt.database.summary import OptimizerSummary, over_seeds
 from lcsc_opt.views.curves import AXES, best_so_far
 from lcsc_opt.views.figures.look import number
 

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.comparing import best_ema
+from lcsc_opt.database.comparing import best_ema, describe_coefficients, different_samples, over_seeds
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut, StudyHistory
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import describe_coefficients, different_samples, over_seeds
 from lcsc_opt.views.curves import best_so_far
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study

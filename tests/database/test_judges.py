@@ -11,9 +11,8 @@ import pytest
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.cross_check import CrossCheck, cross_check_of, doubted, warning_of
 from lcsc_opt.database.history import HeldOut, StudyHistory
-from lcsc_opt.database.judges import Judge, judges_of
+from lcsc_opt.database.judges import CrossCheck, Judge, cross_check_of, doubted, judges_of, warning_of
 from lcsc_opt.views.ranking import comparison_table, judge_table
 from tests.history_examples import history
 from tests.study_examples import write_study

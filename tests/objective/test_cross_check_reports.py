@@ -16,8 +16,8 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coeffi
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.cross_check import CrossCheck, cross_check_of, warning_of
 from lcsc_opt.database.history import HeldOut
+from lcsc_opt.database.judges import CrossCheck, cross_check_of, warning_of
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
