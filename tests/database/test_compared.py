@@ -16,8 +16,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, copy_study
 from lcsc_opt.views.curves import best_so_far, curves
 from lcsc_opt.views.ranking import cost_to_reach, headline, ranking
-from tests.history_examples import history
-from tests.study_examples import STEPS, coefficients, write_study
+from tests.study_examples import STEPS, coefficients
 
 FRESH = Noise("search", 7)
 
@@ -100,9 +99,3 @@ def test_before_the_first_check_there_is_no_number(storage: RDBStorage) -> None:
 def test_trials_of_a_fork_keep_their_noise(storage: RDBStorage) -> None:
     copy_study(write(storage, "digits/LCSC/0", ASKED), "more/LCSC/0", {"steps": STEPS, "forked_from": "digits/LCSC/0"})
     assert read(storage, StoredStudy.open(storage, "more/LCSC/0")).best == 4
-
-
-def test_objectives_without_images_compare_as_ever(storage: RDBStorage) -> None:
-    found = read(storage, write_study(storage, "digits/LCSC/0", [4.0, 2.0, 3.0], images=0))
-    assert (found.best, found.searched) == (1, 2.0)
-    assert history([4.0, 2.0, 3.0], images=0.0).compared["loss"].tolist() == [4, 2, 3]

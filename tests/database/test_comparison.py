@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
@@ -98,15 +96,6 @@ def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str)
     assert best_so_far(found, "images").values.size == 0
 
 
-def test_a_study_that_only_failed(storage: RDBStorage) -> None:
-    found = read(storage, write_study(storage, "digits/LCSC/0", [None, None], ended=False))
-    assert (found.evaluations, len(found.failed), found.searched, found.chosen) == (2, 2, None, None)
-
-
-def test_the_earlier_of_equals_is_the_best(storage: RDBStorage) -> None:
-    assert read(storage, write_study(storage, "digits/LCSC/0", [2.0, 1.0, 1.0])).chosen == 1
-
-
 METRICS = [
     ("fid", "FID"),
     ("kid@clip", "KID@clip"),
@@ -127,10 +116,6 @@ def test_a_loss_that_may_have_a_penalty_is_no_metric(storage: RDBStorage) -> Non
     assert (found.metric, found.keeps) == ("loss", True)
 
 
-def test_a_study_without_a_result_has_a_loss(storage: RDBStorage) -> None:
-    assert read(storage, write_study(storage, "digits/LCSC/0", [])).metric == "loss"
-
-
 @pytest.mark.parametrize(
     ("name", "parts"), [("digits/LCSC/0", ("digits", "LCSC", 0)), ("a/b/EMAGrid/12", ("a/b", "EMAGrid", 12))]
 )
@@ -147,28 +132,6 @@ def test_other_names_are_not_ours(name: str) -> None:
 
 
 # an experiment
-
-
-def test_the_studies_of_an_experiment_in_the_order_of_their_creation(storage: RDBStorage) -> None:
-    names = ["digits/LCSC/0", "digits/EMAGrid/0", "faces/LCSC/0", "digits/LCSC/1", "somebody's own study"]
-    for name in names:
-        write_study(storage, name, [1.0])
-    assert [study.study for study in HistoryReader(storage).read("digits")] == [names[0], names[1], names[3]]
-
-
-def test_an_experiment_that_is_not_there_is_named_with_what_there_is(storage: RDBStorage) -> None:
-    with pytest.raises(StudyStoreError, match=r"^digits: no such experiment; the database holds: none$"):
-        HistoryReader(storage).read("digits")
-    write_study(storage, "faces/LCSC/0", [1.0])
-    write_study(storage, "digits/LCSC/0", [1.0])
-    message = r"^digit: no such experiment \(did you mean 'digits'\?\); the database holds: digits, faces$"
-    with pytest.raises(StudyStoreError, match=message):
-        HistoryReader(storage).read("digit")
-
-
-def test_grids_are_called_as_in_the_papers() -> None:
-    labels = [summary(optimizer=name).label for name in ("EMAGrid", "PowerEMAGrid", "LCSC", "CMA")]
-    assert labels == ["EMA*", "power-EMA*", "LCSC", "CMA"]
 
 
 def test_the_best_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
@@ -247,12 +210,3 @@ def test_coefficients_are_described_by_a_few_numbers() -> None:
         "largest_step": 30,
     }
     json.dumps(found)
-
-
-@given(st.integers(1, 30))
-def test_equal_coefficients_all_matter(count: int) -> None:
-    found = describe_coefficients(np.full(count, 1 / count), range(count))
-    assert found["effective"] == pytest.approx(count)
-    assert found["sum_abs"] == pytest.approx(1)
-    assert found["negative"] == 0
-    assert describe_coefficients(np.eye(count)[0], range(count))["effective"] == 1

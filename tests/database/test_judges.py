@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut, StudyHistory
 from lcsc_opt.database.judges import CrossCheck, Judge, cross_check_of, doubted, judges_of, warning_of
 from lcsc_opt.views.ranking import comparison_table, judge_table
 from tests.history_examples import history
-from tests.study_examples import write_study
 
 SIGNS = {"precision": -1, "near": 1}
 
@@ -153,20 +150,3 @@ def test_all_optimizers_stand_in_one_table_precision_and_recall_first() -> None:
         ],
     )
     assert comparison_table(studies[2:]) is None
-
-
-@pytest.mark.parametrize(("count", "left"), [(2, ()), (12, ("judge_10", "judge_11"))])
-def test_the_table_of_a_terminal_has_what_fits(
-    count: int, left: tuple[str, ...], url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    judges = [dataclasses.asdict(Judge(f"judge_{number}", 1, 0.123)) for number in range(count)]
-    write_study(
-        open_storage(url, write=True), "small/LCSC/0", [3.0, 1.0], held_out={"trial": 1, "loss": 2.0, "judges": judges}
-    )
-    assert lcsc(["compare", "small", "--storage", url]) == 0
-    printed = capsys.readouterr().out
-    assert max(len(line) for line in printed.splitlines()) <= 120
-    header = next(line for line in printed.splitlines() if "judge_0" in line)
-    assert header.split()[:3] == ["optimizer", "held-out", "FID"]
-    assert [name for name in left if name in header] == []
-    assert all(name in printed for name in left), "named below the table"

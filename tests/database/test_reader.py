@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 import numpy as np
@@ -219,16 +218,3 @@ def test_artifacts_of_a_trial_are_listed(storage: RDBStorage, tmp_path: Any) -> 
     (meta,) = reader.artifacts(found, 1)
     assert meta["filename"] == "images.png"
     assert reader.artifacts(found, 0) == []
-
-
-def test_threads_may_share_a_reader(storage: RDBStorage) -> None:
-    for seed in range(3):
-        write_study(storage, f"digits/LCSC/{seed}", [4.0, 2.0], running=1)
-    reader, found = HistoryReader(storage), []
-    threads = [threading.Thread(target=lambda: found.append(reader.read("digits"))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [len(studies) for studies in found] == [3] * 6
-    assert {study.trials["state"].tolist() == [1, 1, 0] for studies in found for study in studies} == {True}

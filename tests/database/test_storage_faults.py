@@ -124,15 +124,6 @@ def test_a_dashboard_that_polls_during_a_run_disturbs_nothing(url: str, objectiv
     assert trials_of(study) == clean
 
 
-def test_a_reader_never_waits_for_a_reader(url: str) -> None:
-    open_study(url).add_candidate(ONE)
-    reader = open_storage(url, write=False)
-    with contextlib.closing(sqlite3.connect(file_of(url), isolation_level=None)) as other:
-        other.execute("BEGIN")
-        other.execute("SELECT * FROM trials").fetchall()
-        assert len(StoredStudy.open(reader, "e/o/0").trials()) == 1
-
-
 MODULE = """
 import os
 import numpy as np
@@ -198,16 +189,6 @@ def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> optuna.storages.RDBSto
 LOCKED = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database is locked"))
 LOST = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("it is gone"), connection_invalidated=True)
 FULL = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
-
-
-def test_a_folder_that_may_not_be_written_is_named(storage: optuna.storages.RDBStorage) -> None:
-    """SQLite says of the database what is true of its folder."""
-
-    def work() -> None:
-        raise sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError(connection.READ_ONLY))
-
-    with pytest.raises(StudyStoreError, match=r"let this user write its folder, or give another --storage$"):
-        in_database(storage, work)
 
 
 def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failures: int) -> int:

@@ -13,9 +13,8 @@ from optuna.trial import TrialState, create_trial
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.connection import looked_into, open_even_empty, open_storage
+from lcsc_opt.database.connection import looked_into, open_storage
 from lcsc_opt.database.store import StoredStudy, copy_study, create, study_names
-from lcsc_opt.database.urls import masked
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
@@ -97,16 +96,6 @@ def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[flo
     study.add_candidate(candidate(*values))
     stored = np.array(study.trials()[-1].user_attrs["coefficients"], dtype=np.float64)
     assert stored.tobytes() == np.array(values, dtype=np.float64).tobytes()
-
-
-def test_numbers_count_the_asks(study: StoredStudy) -> None:
-    assert [study.add_candidate(candidate(1, 0)) for _ in range(3)] == [0, 1, 2]
-
-
-def test_a_study_is_created_once_and_keeps_its_attributes(study: StoredStudy) -> None:
-    again = StoredStudy.open_or_create(study.storage, NAME, {"steps": [7]})
-    assert again.attributes["steps"] == [1, 2]
-    assert study_names(study.storage) == [NAME]
 
 
 def test_a_study_that_was_not_made_to_the_end_is_made_again(
@@ -220,15 +209,6 @@ def test_a_database_that_is_looked_into_is_not_made(tmp_path: Path) -> None:
         pass
 
 
-def test_what_shall_be_shown_while_it_fills_is_made_empty(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'new.db'}"
-    assert study_names(open_even_empty(url)) == []
-    write_study(open_storage(url, write=True), "digits/LCSC/0", [1.0])
-    assert study_names(open_even_empty(url)) == ["digits/LCSC/0"]
-    with pytest.raises(StudyStoreError, match=r"folder .* does not exist"):
-        open_even_empty(f"sqlite:///{tmp_path / 'nowhere' / 'new.db'}")
-
-
 @pytest.mark.parametrize("script", ["", "CREATE TABLE notes (text)"])
 def test_reading_makes_no_tables_in_another_programs_database(script: str, tmp_path: Path) -> None:
     file = tmp_path / "other.db"
@@ -239,17 +219,3 @@ def test_reading_makes_no_tables_in_another_programs_database(script: str, tmp_p
     with pytest.raises(StudyStoreError, match="holds no studies"):
         open_storage(f"sqlite:///{file}", write=False)
     assert file.read_bytes() == before
-
-
-def test_an_unknown_study_names_the_known_ones(study: StoredStudy) -> None:
-    with pytest.raises(StudyStoreError, match=f"digits/CMA/0: no such study .* it holds: {NAME}"):
-        StoredStudy.open(study.storage, "digits/CMA/0")
-
-
-@pytest.mark.parametrize("url", ["sqlite:///Läufe 1/studies.db", "sqlite:////data/a b:c.db", "postgresql://me@host/db"])
-def test_an_url_without_a_password_is_shown_as_it_was_given(url: str) -> None:
-    assert masked(url) == url
-
-
-def test_passwords_are_masked() -> None:
-    assert masked("postgresql://me:p%40ss@host/db") == "postgresql://me:***@host/db"
