@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.reading import checkpoint_step, read_checkpoint
+from lcsc_opt.testing.requiring import require
 
 CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of the file that are left after a cut
 
@@ -38,41 +39,36 @@ def check_checkpoint(
     _compare(read_checkpoint(path, key=key).tensors, tensors)
     if step is not None:
         found = checkpoint_step(path)
-        if found != step:
-            raise AssertionError(f"{path}: its step is read as {found}, expected {step}")
+        require(found == step, f"{path}: its step is read as {found}, expected {step}")
     if path.is_file():
-        _check_truncated(path, tensors, key)
+        with tempfile.TemporaryDirectory() as folder:
+            for share in CUTS:
+                _check_cut(path, Path(folder) / path.name, share, tensors, key)
 
 
 def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    if found.keys() != expected.keys():
-        apart = sorted(found.keys() ^ expected.keys())
-        raise AssertionError(f"other tensors than were saved: {', '.join(apart[:3])}")
+    apart = sorted(found.keys() ^ expected.keys())
+    require(not apart, f"other tensors than were saved: {', '.join(apart[:3])}")
     for name, tensor in expected.items():
         read = found[name]
-        if (read.dtype, read.shape) != (tensor.dtype, tensor.shape):
-            raise AssertionError(
-                f"{name}: read as {read.dtype} {list(read.shape)}, saved as {tensor.dtype} {list(tensor.shape)}"
-            )
+        require(
+            (read.dtype, read.shape) == (tensor.dtype, tensor.shape),
+            f"{name}: read as {read.dtype} {list(read.shape)}, saved as {tensor.dtype} {list(tensor.shape)}",
+        )
         bits = (one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in (read, tensor))
-        if not torch.equal(*bits):
-            raise AssertionError(f"{name}: other numbers than were saved")
+        require(torch.equal(*bits), f"{name}: other numbers than were saved")
 
 
-def _check_truncated(path: Path, tensors: Mapping[str, Tensor], key: str | None) -> None:
+def _check_cut(path: Path, cut: Path, share: float, tensors: Mapping[str, Tensor], key: str | None) -> None:
     content = path.read_bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        cut = Path(folder) / path.name
-        for share in CUTS:
-            cut.write_bytes(content[: int(share * len(content))])
-            try:
-                _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
-            except TrajectoryError as error:
-                if str(cut) not in str(error):
-                    raise AssertionError(f"a truncated file is refused without its name: {error}") from error
-            except AssertionError as error:
-                raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
-            except Exception as error:
-                raise AssertionError(
-                    f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
-                ) from error
+    cut.write_bytes(content[: int(share * len(content))])
+    try:
+        _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
+    except TrajectoryError as error:
+        require(str(cut) in str(error), f"a truncated file is refused without its name: {error}")
+    except AssertionError as error:
+        raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
+    except Exception as error:
+        raise AssertionError(
+            f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
+        ) from error

@@ -169,7 +169,7 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
             model, study = request.beside(".model"), request.beside(".yaml")
             write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, job.noise_scale))
             if not (resume and study.exists()):
-                write_atomically(study, study_text(request, recipe, data, latents).encode(), error=TrainingError)
+                write_atomically(study, _study_text(request, recipe, data, latents).encode(), error=TrainingError)
         accelerator.wait_for_everyone()
         train(job, accelerator=accelerator, resume=resume)
         if not writes:
@@ -301,7 +301,7 @@ def _write_description(request: Request, recipe: Recipe, data: TrainingData, *, 
         data.write_reference(path.with_name("images.npz"))
 
 
-def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: Latents | None) -> str:
+def _study_text(request: Request, recipe: Recipe, data: TrainingData, latents: Latents | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
     model = request.beside(".model").name
     settings: dict[str, Any] = {

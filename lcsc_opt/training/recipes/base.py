@@ -67,7 +67,7 @@ class Recipe(FrozenModel):
     name: ClassVar[str]
     kind: ClassVar[Kind]
     begins_from: ClassVar[tuple[Kind, ...]]  # whose weights it can go on from
-    optimizer: ClassVar[Literal["Adam", "RAdam"]]
+    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
     noise_scale: ClassVar[float] = SONG_NOISE
     curriculum: ClassVar[bool] = False  # whether a step depends on how many there will be
     needs: ClassVar[Literal["teacher", "from"] | None] = None

@@ -25,7 +25,6 @@ class Ddpm(Recipe):
     name: ClassVar[str] = "ddpm"
     kind: ClassVar[Kind] = "ddpm"
     begins_from: ClassVar[tuple[Kind, ...]] = ("ddpm",)
-    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
 
     timesteps: Count = 1000
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,7 +24,6 @@ class Edm(Recipe):
     name: ClassVar[str] = "edm"
     kind: ClassVar[Kind] = "edm"
     begins_from: ClassVar[tuple[Kind, ...]] = ("edm",)
-    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
     noise_scale: ClassVar[float] = EDM_NOISE
 
     sigma_min: Positive = 0.002

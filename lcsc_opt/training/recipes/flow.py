@@ -27,7 +27,6 @@ class Flow(Recipe):
     name: ClassVar[str] = "flow"
     kind: ClassVar[Kind] = "flow"
     begins_from: ClassVar[tuple[Kind, ...]] = ("flow",)
-    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
 
     coupling: Literal["optimal-transport", "independent"] = "optimal-transport"
 
