@@ -22,8 +22,8 @@ from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec, all_finite, pl
 from lcsc_opt.trajectory.manifest import trajectory_sha256
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-AT_ONCE = 2**18  # numbers converted to float64 at once
-MOST_WARNINGS = 5  # of one kind
+_AT_ONCE = 2**18  # numbers converted to float64 at once
+_MOST_WARNINGS = 5  # of one kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] |
     squares = 0.0
     for name in after:
         if after[name].is_floating_point():
-            flat = (torch.split(tensor.detach().reshape(-1), AT_ONCE) for tensor in (before[name], after[name]))
+            flat = (torch.split(tensor.detach().reshape(-1), _AT_ONCE) for tensor in (before[name], after[name]))
             squares += sum(float((b.double() - a.double()).square().sum()) for a, b in zip(*flat, strict=True))
     return _finite(math.sqrt(squares))
 
@@ -286,5 +286,5 @@ def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _at_most(lines: list[str]) -> list[str]:
-    more = [f"… and {len(lines) - MOST_WARNINGS} more like this"] if len(lines) > MOST_WARNINGS else []
-    return lines[:MOST_WARNINGS] + more
+    more = [f"… and {len(lines) - _MOST_WARNINGS} more like this"] if len(lines) > _MOST_WARNINGS else []
+    return lines[:_MOST_WARNINGS] + more

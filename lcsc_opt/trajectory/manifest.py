@@ -22,10 +22,10 @@ from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec, arrange
 
 LOCK = "writer.lock"  # held by the process that writes
-MOST_SCALARS = 2**48  # of one tensor
+_MOST_SCALARS = 2**48  # of one tensor
 
-Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
-Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+_Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
 class _Model(pydantic.BaseModel):
@@ -35,10 +35,10 @@ class _Model(pydantic.BaseModel):
 class SavedCheckpoint(_Model):
     """One checkpoint: its training step, its row, where it came from, and the SHA-256 of the row."""
 
-    step: Whole
-    slot: Whole
+    step: _Whole
+    slot: _Whole
     source: str
-    sha256: Sha256
+    sha256: _Sha256
 
 
 class Manifest(_Model):
@@ -76,7 +76,7 @@ class Manifest(_Model):
         for spec in self.tensors:
             if spec.dtype not in DTYPES:
                 raise ValueError(f"tensor {spec.name!r} has an unknown dtype {spec.dtype!r}")
-            if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > MOST_SCALARS:
+            if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > _MOST_SCALARS:
                 raise ValueError(f"tensor {spec.name!r} has an impossible shape")
         if arrange((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
             raise ValueError("tensors are not where their shapes and dtypes put them")

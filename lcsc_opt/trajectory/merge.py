@@ -26,9 +26,9 @@ from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, Ranges, r
 StateDict = dict[str, Tensor]
 
 TILE_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
-DEVICE_TILE_BYTES = 256 * 2**20
+_DEVICE_TILE_BYTES = 256 * 2**20
 PROJECTION_TILE_BYTES = 4 * 2**20  # larger ones leave the cache between the two steps of a projection
-MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
+_MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class Merger:
         self, columns: int, rows: int, dtype: torch.dtype, at_most: int | None = None
     ) -> Iterator[tuple[int, int]]:
         """``[start, stop)`` such that ``rows`` rows of ``dtype`` take ``at_most`` bytes, or a thread's share."""
-        share = (at_most or TILE_BYTES // _threads()) if self.source.device == CPU else DEVICE_TILE_BYTES
+        share = (at_most or TILE_BYTES // _threads()) if self.source.device == CPU else _DEVICE_TILE_BYTES
         width = max(share // (rows * dtype.itemsize), FEWEST_COLUMNS)
         return ((start, min(start + width, columns)) for start in range(0, columns, width))
 
@@ -255,7 +255,7 @@ def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def _threads() -> int:
     """How many a merge takes: as many as torch would."""
-    return min(torch.get_num_threads(), MOST_THREADS)
+    return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 def _without_further_threads() -> None:

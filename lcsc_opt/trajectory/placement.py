@@ -21,16 +21,16 @@ from lcsc_opt.trajectory.layout import Segment
 Placement = Literal["mapped", "resident", "streamed"]
 Ranges = list[tuple[int, int]]
 """Slots as ranges ``[first, last)``."""
-Columns = tuple[Segment, int, Tensor]
+_Columns = tuple[Segment, int, Tensor]
 """A segment, the first of some of its columns, and these, ``[slots, n]``."""
 
 CPU = torch.device("cpu")
-SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
-SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
+_SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
+_SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
 FEWEST_COLUMNS = 256
-BUFFERS = 3  # one is combined, one is there or nearly, and the disk has work
-READERS = 4  # threads; a disk has work while one of them waits for the other
+_BUFFERS = 3  # one is combined, one is there or nearly, and the disk has work
+_READERS = 4  # threads; a disk has work while one of them waits for the other
 
 
 class Mapped:
@@ -45,7 +45,7 @@ class Mapped:
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
 
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:  # noqa: ARG002
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[_Columns]:  # noqa: ARG002
         """All columns of these segments in order, some at a time, valid until the next ones are asked for.
 
         Rows in other slots may hold anything.
@@ -66,36 +66,36 @@ class Streamed:
     def __init__(self, path: Path, shape: tuple[int, int], device: torch.device) -> None:
         self._path, (self._slots, self._row_bytes), self.device = path, shape, device
 
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[_Columns]:
         """See :class:`Mapped`."""
         reads = [read for segment in segments for read in self.reads(segment)]
         gpu = self.device.type == "cuda"
         size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
-        hosts = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(BUFFERS)]
+        hosts = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(_BUFFERS)]
         copied: dict[int, torch.cuda.Event] = {}
         used = [slot for first, last in slots for slot in range(first, last)]
 
         def begin(number: int, pool: ThreadPoolExecutor) -> tuple[Tensor, list[Future[None]]]:
-            (segment, start, stop), place = reads[number], number % BUFFERS
+            (segment, start, stop), place = reads[number], number % _BUFFERS
             if place in copied:
                 copied[place].synchronize()
             width = (stop - start) * segment.dtype.itemsize
             part, first = hosts[place][: self._slots * width].view(self._slots, width), segment.start
             first += start * segment.dtype.itemsize
-            shares = (used[reader::READERS] for reader in range(READERS))
+            shares = (used[reader::_READERS] for reader in range(_READERS))
             return part.view(segment.dtype), [pool.submit(self._read, some, first, part) for some in shares]
 
-        with ThreadPoolExecutor(READERS, "lcsc-read") as pool:
-            ahead = collections.deque(begin(number, pool) for number in range(min(BUFFERS - 1, len(reads))))
+        with ThreadPoolExecutor(_READERS, "lcsc-read") as pool:
+            ahead = collections.deque(begin(number, pool) for number in range(min(_BUFFERS - 1, len(reads))))
             for number, (segment, start, _) in enumerate(reads):
                 part, reading = ahead.popleft()
                 for future in reading:
                     future.result()
-                if number + BUFFERS - 1 < len(reads):  # into the buffer of the columns before these
-                    ahead.append(begin(number + BUFFERS - 1, pool))
+                if number + _BUFFERS - 1 < len(reads):  # into the buffer of the columns before these
+                    ahead.append(begin(number + _BUFFERS - 1, pool))
                 if gpu:
                     part = part.to(self.device, non_blocking=True)
-                    copied[number % BUFFERS] = recorded(self.device)
+                    copied[number % _BUFFERS] = recorded(self.device)
                 yield segment, start, part
 
     def reads(self, segment: Segment) -> Iterator[tuple[Segment, int, int]]:
@@ -143,7 +143,7 @@ class Resident:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:  # noqa: ARG002
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[_Columns]:  # noqa: ARG002
         """See :class:`Mapped`."""
         for segment in segments:
             yield segment, 0, self._columns[segment]
@@ -174,7 +174,7 @@ def place(
     """
     gpu = device.type == "cuda"
     device, size = device if gpu else CPU, len(rows) * sum(segment.stop - segment.start for segment in segments)
-    room = SHARE_OF_DEVICE * _free_on(device) if gpu else SHARE_OF_MEMORY * _memory()
+    room = _SHARE_OF_DEVICE * _free_on(device) if gpu else _SHARE_OF_MEMORY * _memory()
     how = how or (("resident" if gpu else "mapped") if size <= room else "streamed")
     if how == "mapped":
         if gpu:
