@@ -3,7 +3,7 @@
 import pytest
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.names import FORMULAS, MetricName, parse_loss, parse_names
+from lcsc_opt.metrics.names import FORMULAS, MetricName, parse_loss
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -66,7 +66,3 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
 def test_losses_that_make_no_sense_are_refused(loss, message):
     with pytest.raises(MetricError, match=message):
         parse_loss(loss)
-
-
-def test_a_metric_listed_twice_is_computed_once():
-    assert parse_names(["kid", "fid", "kid@inception"]) == (MetricName("kid"), MetricName("fid"))

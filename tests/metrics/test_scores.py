@@ -195,13 +195,6 @@ def test_settings_that_make_no_sense_are_refused(own, tmp_path, real_features, s
         build_scores(loss="fid@own_extractors:plain", cache=tmp_path, **settings)
 
 
-def test_weights_that_no_metric_uses_are_said(own, tmp_path, real_features, capsys):
-    build_scores(
-        loss="fid@own_extractors:plain", reference=real_features, weights={"clip": "missing.pt"}, cache=tmp_path
-    )
-    assert "no metric uses clip" in capsys.readouterr().err
-
-
 class LargePixels(Pixels):
     name = "large-pixels"
 

@@ -39,11 +39,6 @@ def test_doubling_ends_two_doublings_after_the_gain_did() -> None:
     assert rates.asked == [4, 8, 16, 32, 64, 128, 256]
 
 
-def test_of_sizes_that_are_equally_fast_the_smallest_is_taken() -> None:
-    speeds = {4: 50.0, 8: 97.0, 16: 98.0, 32: 100.0}
-    assert fastest_size(Rates(lambda size: speeds.get(size, 10.0))) == 8
-
-
 def test_doubling_ends_where_memory_does() -> None:
     rates = Rates(lambda size: float(size) if size <= 100 else None)
     assert fastest_size(rates) == 64

@@ -71,13 +71,6 @@ def test_an_own_extractor_that_cuts_the_graph_is_named(cut):
         image_gradient(Network(cut), images(), rows())
 
 
-def test_an_own_network_whose_weights_ask_for_gradients_keeps_none():
-    extractor = Network()
-    extractor.layer.requires_grad_(True)
-    image_gradient(extractor, images(), rows())
-    assert extractor.layer.weight.grad is None
-
-
 class Wide(Network):
     """Its graph is a hundred times larger than images and features."""
 
@@ -112,15 +105,6 @@ def most_held(function):
         kept = function()
     del kept
     return most[0]
-
-
-def test_parts_hold_no_graph_until_the_gradient_comes_back():
-    whole, parts = (
-        most_held(lambda kind=kind: features_with_graph(kind(), images(40).requires_grad_()))
-        for kind in (Wide, WideInParts)
-    )
-    assert whole > 40 * 1000 * 8
-    assert parts < whole / 50
 
 
 def test_the_gradient_in_images_holds_the_graph_of_one_part():

@@ -315,6 +315,9 @@ def test_one_setting_serves_all_extractors():
     assert references_by_extractor(dataset, ["inception"]) == {"inception": dataset}
     assert references_by_extractor({"clip": dataset}, ["clip"]) == {"clip": dataset}
     assert references_by_extractor(None, ["inception"]) == {}
+    both = {"train": "a", "held_out": "b"}
+    assert references_by_extractor(both, ["inception", "clip"]) == {"inception": both, "clip": both}
+    assert references_by_extractor({"clip": both}, ["clip"]) == {"clip": both}
 
 
 def test_saved_statistics_are_loaded_bit_for_bit_and_as_pytorch_fid_reads_them(tmp_path):

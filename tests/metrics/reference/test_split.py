@@ -16,7 +16,7 @@ from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import build_reference
 from lcsc_opt.metrics.reference.images import image_array, shared_images
-from lcsc_opt.metrics.reference.setting import check_reference, references_by_extractor
+from lcsc_opt.metrics.reference.setting import check_reference
 
 
 class SplitPixels:
@@ -84,14 +84,6 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
     assert build({**setting, "held_out_fraction": 0.5}, tmp_path).identity != found.identity
 
 
-def test_arrays_are_divided_too() -> None:
-    images = image_array(pixels(100, 0), source="test")
-    parts = [images.part(0.2, held_out=held_out) for held_out in (False, True)]
-    assert sum(part.count for part in parts) == 100
-    assert 5 <= parts[1].count <= 40
-    assert len({images.content, *(part.content for part in parts)}) == 3
-
-
 def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,9 +130,3 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
     with pytest.raises(MetricError, match=r"no folder, \.zip or dataset"):
         build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
-
-
-def test_one_split_serves_all_extractors_or_each_has_its_own() -> None:
-    both = {"train": "a", "held_out": "b"}
-    assert references_by_extractor(both, ["inception", "clip"]) == {"inception": both, "clip": both}
-    assert references_by_extractor({"clip": both}, ["clip"]) == {"clip": both}
