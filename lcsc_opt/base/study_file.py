@@ -272,15 +272,6 @@ def _expand_optimizer(entry: Any) -> Any:
     return entry
 
 
-def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
-    """Parse and validate a study file that stands for one experiment; the arguments are those of :func:`read_studies`.
-
-    Raises:
-        StudySpecError: one line that names every wrong key with its path; or the file varies settings.
-    """
-    return parse_study(_content(path, overrides), source=_source(path, overrides))
-
-
 def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:
     """Parse and validate one study file: an experiment, or one for each point of its sweep.
 
@@ -292,11 +283,7 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     Raises:
         StudySpecError: one line that names every wrong key with its path.
     """
-    return parse_studies(_content(path, overrides), source=_source(path, overrides))
-
-
-def _source(path: Path, overrides: Sequence[str]) -> str:
-    return " ".join([str(path), *overrides])
+    return parse_studies(_content(path, overrides), source=" ".join([str(path), *overrides]))
 
 
 def _content(path: Path, overrides: Sequence[str]) -> Any:

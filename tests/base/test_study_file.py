@@ -15,15 +15,8 @@ import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.base.study_file import (
-    DEFAULT_STORAGE,
-    OptimizerSpec,
-    SpaceSpec,
-    StudySpec,
-    experiment_name,
-    parse_study,
-    read_study_file,
-)
+from lcsc_opt.base.study_file import DEFAULT_STORAGE, OptimizerSpec, SpaceSpec, StudySpec, experiment_name, parse_study
+from tests.study_files import read_study_file
 
 MINIMAL = """
 name: digits

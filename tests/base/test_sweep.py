@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, parse_studies, parse_study, read_studies, read_study_file
+from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, parse_studies, parse_study, read_studies
 from lcsc_opt.base.sweep import short_names, split_point
+from tests.study_files import read_study_file
 
 MINIMAL = {"name": "s", "objective": {"file": "a.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}
 IMAGES = "objective.settings.images"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.evaluation.file_shipping import Packed, other_software, software
 from lcsc_opt.trajectory import Trajectory
+from tests.study_files import read_study_file
 
 ray = pytest.importorskip("ray")
 

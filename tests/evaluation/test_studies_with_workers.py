@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
@@ -18,6 +17,7 @@ from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import processes
 from lcsc_opt.search.plan import plans, schedule_of
 from tests.evaluation.staged_examples import IMAGES, STEPS, Stages, study_file
+from tests.study_files import read_study_file
 
 OBJECTIVE = """
 from tests.evaluation.staged_examples import Stages

@@ -14,7 +14,7 @@ from diffusers import DPMSolverMultistepScheduler
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError, MetricError, StudySpecError, TrainingError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
-from lcsc_opt.base.study_file import ObjectiveSpec, read_study_file
+from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, extract, frechet_distance
 from lcsc_opt.objective import trained
@@ -27,6 +27,7 @@ from lcsc_opt.training import images, preparing
 from lcsc_opt.training.images import Bundled, bundled_images, second_network
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.ict import Ict
+from tests.study_files import read_study_file
 
 ROOT = Path(__file__).parents[2]
 TINY = {"images": 70, "batch_size": 32, "training_steps": 6, "checkpoint_every": 2}
