@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure, number
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, workers_of
+from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, waiting_of
 from lcsc_opt.views.ranking import judge_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -168,14 +169,11 @@ def _progress(study: StudyHistory, state: Progress) -> list[Any]:
 
 
 def _workers(study: StudyHistory) -> str:
-    workers = workers_of(study)
-    if workers.host is None:
-        return f"{workers.count}, not running"
-    return f"{workers.count}, run from {workers.host}"
+    return f"{study.workers}, " + ("not running" if study.holder is None else f"run from {study.holder.host}")
 
 
 def _evaluating(study: StudyHistory) -> list[Any]:
-    waiting = workers_of(study).evaluating
+    waiting = waiting_of(study)
     if not waiting:
         return []
     if not study.running:
@@ -188,12 +186,14 @@ def _evaluating(study: StudyHistory) -> list[Any]:
 
 def _nodes(study: StudyHistory) -> Any:
     """A row for each machine, while the study runs."""
-    now = nodes_of(study)
-    if now is None:
+    kept = nodes_of(study)
+    if kept is None:
         return ""
-    rows = [[node.name or "before they began", node.alive, _busy(node), node.deaths] for node in now.nodes]
-    old = f", {parts.duration(now.seconds)} ago" if now.seconds > OLD_SECONDS else ""
-    said = html.P(f"{now.alive} of {now.asked} workers answer{old}.", className="note")
+    rows = [[node.name or "before they began", node.alive, _busy(node), node.deaths] for node in kept.nodes]
+    seconds = time.time() - kept.kept_at
+    old = f", {parts.duration(seconds)} ago" if seconds > OLD_SECONDS else ""
+    alive = sum(node.alive for node in kept.nodes)
+    said = html.P(f"{alive} of {study.workers} workers answer{old}.", className="note")
     return parts.section("Workers", said, parts.table(("machine", "alive", "busy", "died"), rows))
 
 

@@ -56,13 +56,13 @@ def _options(
     """Search the linear combination of saved checkpoints that samples best."""
 
 
-training.add_commands(app)
-studies.add_commands(app)
-results.add_commands(app)
-exports.add_commands(app)
-landscape.add_commands(app)
-dashboard.add_commands(app)
-cleaning.add_commands(app)
+for _command in (
+    *(training.train, training.refine, training.neon),
+    *(studies.init, studies.run, studies.resume, studies.fork, studies.list_, studies.show),
+    *(results.compare, results.report, results.evaluate, exports.export, exports.apply),
+    *(landscape.landscape, dashboard.dashboard, cleaning.delete, cleaning.cache),
+):
+    app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(trajectory.app, name="trajectory")
 
 

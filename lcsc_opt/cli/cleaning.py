@@ -22,12 +22,6 @@ _SHOWN = 3  # studies named for each thing that they use
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's commands into the app."""
-    for command in (delete, cache):
-        app.command()(command)
-
-
 def delete(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="experiment/optimizer/seed")],
     yes: _Yes = False,
@@ -76,8 +70,16 @@ def cache(
     found = [entry for entry in contents(folder, opened) if entry.unused or not unused]
     if output is Format.json:
         print_json([_row(entry, folder) for entry in found])
+    elif not found:
+        say(f"{folder}: nothing to list")
     else:
-        _print(found, folder)
+        shown = table("", "kind", "size", "last used", "studies", title=f"{folder}: {_total(found)}")
+        shown.columns[1].justify = shown.columns[4].justify = "left"
+        for entry in found:
+            row = _row(entry, folder)
+            day, size = str(row["last_used"]).partition("T")[0], size_in_words(entry.bytes)
+            shown.add_row(str(row["path"]), entry.kind, size, day, _studies(entry))
+        console().print(shown)
     if clear:
         _clear([entry for entry in found if not entry.in_use], yes=yes)
 
@@ -96,31 +98,11 @@ def _total(entries: Sequence[Cached]) -> str:
     return size_in_words(sum(entry.bytes for entry in entries))
 
 
-def _print(entries: Sequence[Cached], folder: Path) -> None:
-    if not entries:
-        say(f"{folder}: nothing to list")
-        return
-    shown = table("", "kind", "size", "last used", "studies", title=f"{folder}: {_total(entries)}")
-    for column in (shown.columns[1], shown.columns[4]):
-        column.justify = "left"
-    for entry in entries:
-        name = str(entry.path.relative_to(folder))
-        shown.add_row(
-            name, entry.kind, size_in_words(entry.bytes), _moment(entry).strftime("%Y-%m-%d"), _studies(entry)
-        )
-    console().print(shown)
-
-
 def _studies(entry: Cached) -> str:
     if entry.studies is None:
         return "not known"
-    more = len(entry.studies) - _SHOWN
-    names = [*entry.studies[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
-    return ", ".join([*names, *(["in use now"] if entry.in_use else [])]) or "none"
-
-
-def _moment(entry: Cached) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(entry.used_at).astimezone()
+    more = [f"{len(entry.studies) - _SHOWN} more"] * (len(entry.studies) > _SHOWN)
+    return ", ".join([*entry.studies[:_SHOWN], *more, *["in use now"] * entry.in_use]) or "none"
 
 
 def _row(entry: Cached, folder: Path) -> dict[str, object]:
@@ -128,7 +110,7 @@ def _row(entry: Cached, folder: Path) -> dict[str, object]:
         "path": str(entry.path.relative_to(folder)),
         "kind": entry.kind,
         "bytes": entry.bytes,
-        "last_used": _moment(entry).isoformat(timespec="seconds"),
+        "last_used": datetime.datetime.fromtimestamp(entry.used_at).astimezone().isoformat(timespec="seconds"),
         "studies": None if entry.studies is None else list(entry.studies),
         "in_use": entry.in_use,
     }

@@ -10,11 +10,6 @@ from lcsc_opt.cli.options import Storage
 from lcsc_opt.cli.output import say
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's command into the app."""
-    app.command()(dashboard)
-
-
 def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     host: Annotated[

@@ -28,12 +28,6 @@ _Config = Annotated[
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's commands into the app."""
-    for command in (export, apply):
-        app.command()(command)
-
-
 def export(
     study: Study,
     out: _Out,

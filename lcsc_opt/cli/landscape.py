@@ -12,11 +12,6 @@ from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's commands into the app."""
-    app.command("landscape")(landscape)
-
-
 def landscape(
     study: Annotated[str, typer.Argument(help="experiment/optimizer/seed, any search of the experiment")],
     grid: Annotated[

@@ -18,12 +18,6 @@ if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.store import StoredStudy
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's commands into the app."""
-    for command in (compare, report, evaluate):
-        app.command()(command)
-
-
 def compare(
     experiment: Annotated[str, typer.Argument(help="The name of a study file, such as digits.")],
     plot: Annotated[

@@ -21,16 +21,6 @@ _Ray = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's commands into the app."""
-    app.command("init")(init)
-    app.command("run")(run)
-    app.command("resume")(resume)
-    app.command("fork")(fork)
-    app.command("list")(list_)
-    app.command("show")(show)
-
-
 def init(
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),

@@ -55,12 +55,6 @@ _RecipeSettings = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put this module's commands into the app."""
-    for command in (train, refine, neon):
-        app.command()(command)
-
-
 def train(
     recipe: Annotated[str, typer.Argument(help=_RECIPE_HELP)],
     settings: _RecipeSettings = None,

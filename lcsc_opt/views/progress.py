@@ -77,55 +77,15 @@ def progress_of(study: StudyHistory) -> Progress:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Workers:
-    """Who runs a study.
-
-    Attributes:
-        count: how many workers evaluate at once.
-        host: the machine of the process that coordinates them; ``None`` if nobody runs the study.
-        process: the number of that process.
-        evaluating: (trial, seconds since its ask) for each trial without a result, the longest first.
-    """
-
-    count: int
-    host: str | None
-    process: int | None
-    evaluating: tuple[tuple[int, float], ...]
-
-
-def workers_of(study: StudyHistory, *, now: float | None = None) -> _Workers:
-    """Who runs a study, and which trials have no result yet; ``now`` is in seconds since 1970."""
-    moment, holder = time.time() if now is None else now, study.holder
-    waiting = np.setdiff1d(study.trials["number"], study.finished["number"])
-    rows = study.trials[np.isin(study.trials["number"], waiting)]
+def waiting_of(study: StudyHistory, *, now: float | None = None) -> list[tuple[int, float]]:
+    """(trial, seconds since its ask) for each trial without a result, the longest first; ``now`` counts from 1970."""
+    moment = time.time() if now is None else now
+    rows = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
     ages = [(int(row["number"]), max(moment - float(row["started"]), 0.0)) for row in rows]
-    return _Workers(
-        count=study.workers,
-        host=None if holder is None else holder.host,
-        process=None if holder is None else holder.process,
-        evaluating=tuple(sorted(ages, key=lambda age: (-age[1], age[0]))),
-    )
+    return sorted(ages, key=lambda age: (-age[1], age[0]))
 
 
-@dataclasses.dataclass(frozen=True)
-class NodesNow:
-    """The state of a study's workers.
-
-    Attributes:
-        nodes: the workers of each machine.
-        alive: how many workers answer, on all machines.
-        asked: how many workers were asked for.
-        seconds: the age of this information.
-    """
-
-    nodes: tuple[NodeWork, ...]
-    alive: int
-    asked: int
-    seconds: float
-
-
-def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | None:
+def nodes_of(study: StudyHistory, *, now: float | None = None) -> KeptNodes | None:
     """The last stored state of a running study's workers; ``now`` is in seconds since 1970.
 
     If the searching process itself evaluates, its state is computed from the last trials. ``None`` if nobody runs the
@@ -133,12 +93,10 @@ def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | Non
     """
     if study.holder is None:
         return None
-    moment, kept = time.time() if now is None else now, study.nodes
-    if kept is None or kept.kept_at < study.holder.since:  # none, or from an earlier run
-        here = NodeWork(study.holder.host, 1, _busy(study, study.holder.since), 0)
-        kept = KeptNodes(moment, (here,) if study.workers == 1 else ())
-    alive = sum(node.alive for node in kept.nodes)
-    return NodesNow(kept.nodes, alive, study.workers, max(moment - kept.kept_at, 0.0))
+    if study.nodes is not None and study.nodes.kept_at >= study.holder.since:  # not from an earlier run
+        return study.nodes
+    here = NodeWork(study.holder.host, 1, _busy(study, study.holder.since), 0)
+    return KeptNodes(time.time() if now is None else now, (here,) if study.workers == 1 else ())
 
 
 def _busy(study: StudyHistory, since: float) -> float | None:

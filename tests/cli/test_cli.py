@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import lcsc_opt
 from lcsc_opt.cli import run as lcsc
@@ -258,7 +258,6 @@ def test_evaluate_chooses_again_among_more(tiny: Path, capsys: pytest.CaptureFix
     assert len(report["chosen_from"]) == 4
     study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
     assert study.user_attrs["held_out"] == report
-    assert study.trials[report["trial"]].user_attrs["held_out"]["loss"] == report["loss"]
 
 
 def test_a_function_is_held_out_where_it_has_another_one_for_that(
@@ -322,16 +321,10 @@ def test_an_objective_that_always_fails_is_a_failed_search(tiny: Path, capsys: p
 BAD_STUDIES = [
     ({"optimisers": ["LCSC"]}, "optimisers: unknown key (did you mean 'optimizers'?)"),
     ({"budget": {"evaluations": "many"}}, "budget.evaluations: expected"),
-    ({"budget": {"evaluations": 5, "images": 5}}, "budget: expected either evaluations or images"),
     ({"space": "afine"}, "did you mean 'affine'?"),
-    ({"optimizers": ["LSCS"]}, "LSCS: no such optimizer (did you mean 'LCSC'?)"),
     ({"optimizers": [{"LCSC": {"mutaton": 1}}]}, "mutaton: no such option (did you mean 'mutation'?)"),
-    ({"optimizers": [{"LCSC": {"mutation": -1}}]}, "mutation: expected a number above 0, got -1"),
-    ({"optimizers": [{"CMA": {"step_size": "big"}}]}, "step_size: expected a number above 0"),
     ({"objective": {"file": "functoin.py"}}, "no such file in objectives (did you mean 'function'?)"),
-    ({"objective": {"file": "digits.py", "settings": {"images": 10}}}, "objective.settings: images: expected"),
     ({"objective": {"file": "digits.py", "settings": {"imges": 10}}}, "did you mean 'images'?"),
-    ({"seeds": [0, 0]}, "seeds: 0 is given twice"),
 ]
 
 
@@ -343,19 +336,6 @@ def test_a_wrong_study_file_is_one_line(
     assert lcsc(["run", "tiny.yaml"]) == 2
     assert message in complaint(capsys)
     assert not Path("studies.db").exists() or optuna.get_all_study_names(database()) == []
-
-
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [([10], "at least 2 checkpoints"), ([10, 30, 20], "steps must increase"), ([10, 10], "steps must increase")],
-)
-def test_wrong_steps_are_one_line(
-    steps: list[int], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = {"callable": "my_losses:loss", "steps": steps}
-    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
-    assert lcsc(["run", "tiny.yaml"]) == 2
-    assert message in complaint(capsys)
 
 
 def test_a_study_that_exists_with_other_settings_is_refused_and_kept(
@@ -391,24 +371,6 @@ def test_wrong_arguments_are_one_line(
     assert message in complaint(capsys)
 
 
-def test_pack_and_show_a_trajectory(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for step in (100, 200, 300):
-        save_file({"w": torch.randn(4, 3, generator=generator)}, workplace / f"model{step:06d}.safetensors")
-    files = [str(path) for path in sorted(workplace.glob("*.safetensors"))]
-    assert lcsc(["trajectory", "pack", *files, "-o", "runs.trajectory"]) == 0
-    capsys.readouterr()
-    assert lcsc(["trajectory", "show", "runs.trajectory", "--verify", "--format", "json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert (shown["steps"], shown["parameters"], shown["intervals"]) == ([100, 200, 300], 12, [100])
-    assert lcsc(["trajectory", "show", "runs.trajectory"]) == 0
-    assert "█" in capsys.readouterr().out  # the norms of the differences, drawn
-    save_file({"v": torch.zeros(4, 3)}, workplace / "model000400.safetensors")
-    assert lcsc(["trajectory", "pack", *files, "model000400.safetensors", "-o", "more.trajectory"]) == 2
-    assert "model000400" in capsys.readouterr().err.splitlines()[-1]
-    assert not Path("more.trajectory").exists()
-
-
 @pytest.fixture
 def small_digits(workplace: Path) -> Path:
     """A digits study that trains for seconds."""
@@ -432,7 +394,7 @@ def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixtu
     assert study.best_trial.user_attrs["cost"]["images"] == 100
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
     chosen = study.trials[study.user_attrs["held_out"]["trial"]]
-    artifacts = optuna.artifacts.get_all_artifact_meta(chosen, storage=database())
+    artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=database())
     assert sorted(meta.filename for meta in artifacts) == ["images_1_EMA.png", "images_2_LCSC.png"]
 
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0

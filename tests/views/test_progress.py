@@ -11,14 +11,13 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut, Holder, KeptNodes
 from lcsc_opt.views.progress import (
     FailureReason,
-    NodesNow,
     failure_reasons,
     failures_of,
     nodes_of,
     overview,
     progress_of,
     seconds_per_trial,
-    workers_of,
+    waiting_of,
 )
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
@@ -85,34 +84,25 @@ def test_inherited_trials_are_no_progress() -> None:
     assert progress_of(study).done == 1
 
 
-def test_workers_are_told_with_what_they_evaluate() -> None:
+def test_trials_without_a_result_are_told_with_their_age() -> None:
     study = history([3.0], ended=False, running=2, workers=2, holder=ALIVE)
-    found = workers_of(study, now=1050.0)
-    assert (found.count, found.host, found.process) == (2, "node1", 42)
-    assert found.evaluating == ((1, 48.5), (2, 47.0))
-    assert workers_of(history([1.0])).host is None
+    assert waiting_of(study, now=1050.0) == [(1, 48.5), (2, 47.0)]
 
 
 def test_what_workers_of_each_machine_do_is_what_was_kept_last() -> None:
-    nodes = (NodeWork("one", 2, 0.5, 0), NodeWork("two", 0, None, 3))
-    study = history([3.0], ended=False, workers=4, holder=ALIVE)
-    study = dataclasses.replace(study, nodes=KeptNodes(1040.0, nodes))
-    assert nodes_of(study, now=1050.0) == NodesNow(nodes, alive=2, asked=4, seconds=10.0)
-    before = dataclasses.replace(study, nodes=KeptNodes(890.0, nodes))  # the holder runs it since 900
-    assert nodes_of(before, now=1050.0) == NodesNow((), alive=0, asked=4, seconds=0.0)
+    kept = KeptNodes(1040.0, (NodeWork("one", 2, 0.5, 0), NodeWork("two", 0, None, 3)))
+    study = dataclasses.replace(history([3.0], ended=False, workers=4, holder=ALIVE), nodes=kept)
+    assert nodes_of(study, now=1050.0) == kept
+    before = dataclasses.replace(study, nodes=KeptNodes(890.0, kept.nodes))  # the holder runs it since 900
+    assert nodes_of(before, now=1050.0) == KeptNodes(1050.0, ())
     assert nodes_of(dataclasses.replace(study, holder=None), now=1050.0) is None
 
 
 def test_the_process_that_searches_is_a_worker_whose_trials_say_how_busy_it_is() -> None:
     study = history([3.0, 2.0, 1.0], ended=False, seconds=1.0, gap=0.5, holder=ALIVE)
-    found = nodes_of(study, now=1050.0)
-    assert found is not None
-    [here] = found.nodes
-    assert (here.name, here.alive, here.deaths, found.alive, found.asked) == ("node1", 1, 0, 1, 1)
-    assert here.busy == pytest.approx(3 / 4)
-    new = nodes_of(history([], ended=False, holder=ALIVE), now=1050.0)
-    assert new is not None
-    assert new.nodes == (NodeWork("node1", 1, None, 0),)
+    assert nodes_of(study, now=1050.0) == KeptNodes(1050.0, (NodeWork("node1", 1, 0.75, 0),))
+    new = history([], ended=False, holder=ALIVE)
+    assert nodes_of(new, now=1050.0) == KeptNodes(1050.0, (NodeWork("node1", 1, None, 0),))
 
 
 def test_failures_are_grouped_by_reason() -> None:
