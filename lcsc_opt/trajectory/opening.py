@@ -6,6 +6,7 @@ folder, which may have grown, or from the cache if the folder is gone.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
-from lcsc_opt.trajectory.layout import EXACT
+from lcsc_opt.trajectory.layout import EXACT, check_same, row_sha256
 from lcsc_opt.trajectory.manifest import load_manifest, trajectory_sha256
 from lcsc_opt.trajectory.matrix import checked_dtype
 from lcsc_opt.trajectory.packing import (
@@ -148,7 +149,7 @@ def _open_known(
     if not known.moved and (found := _in_cache(cache, known, identity)) is not None:
         if not own:
             notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
-        elif found.metadata.get(PLAN) != identity:
+        elif found.metadata.get(PLAN) != identity and not _holds(found, own, key):
             notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
         elif len(sources) > len(own) and not known.selected:
             notice(_grown(named, len(sources), known))
@@ -185,6 +186,19 @@ def _grown(named: str, there: int, known: KnownCheckpoints) -> str:
         f"{named}: holds {there} checkpoints now, and the study goes on with its own {len(known.steps)}; to begin on "
         f"all of them: lcsc fork STUDY NAME --checkpoints {named}"
     )
+
+
+def _holds(packed: Trajectory, own: Sequence[Source], key: str | None) -> bool:
+    """Whether the files, which were touched or copied, still hold the packed weights; they are read for that."""
+    manifest, key = load_manifest(packed.path), key or packed.metadata.get("key")
+    with contextlib.suppress(TrajectoryError):  # one is no checkpoint of this model any more
+        for source, saved in zip(own, manifest.checkpoints, strict=False):
+            tensors = read_checkpoint(source.path, key=key).tensors
+            check_same(manifest.layout, tensors, manifest.stored)
+            if (source.step, row_sha256(manifest.layout, tensors)) != (saved.step, saved.sha256):
+                return False
+        return len(own) == len(manifest.checkpoints)
+    return False
 
 
 def _in_cache(cache: Path, known: KnownCheckpoints, made_from: str | None = None) -> Trajectory | None:
