@@ -14,12 +14,9 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
-                       ``created``, ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism``
-                       (``in_flight``: how many trials may be between ask and tell; ``spread_images``), ``holder``,
-                       ``search_ended``, ``measured`` (trials on selection and held-out noise), ``held_out`` (the
-                       report), ``baselines`` (what was measured of EMA* and the like on held-out noise), ``retry``,
-                       ``changes``; ``ray`` (which cluster evaluates), ``nodes`` (what the workers of each machine
-                       do, written now and then while a search with workers is run)
+                       ``created``, ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism``,
+                       ``holder``, ``search_ended``, ``measured`` (trials on other noise), ``held_out`` (the report),
+                       ``baselines`` (EMA* and the like on held-out noise), ``retry``, ``changes``, ``ray``, ``nodes``
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first
@@ -61,7 +58,7 @@ from lcsc_opt.database.urls import masked
 
 ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
-INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "excess", "reason", "attempts")
+MAKING_SECONDS = 30.0  # how long another process may take to make a study
 T = TypeVar("T")
 
 
@@ -86,9 +83,7 @@ def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
-    """The attributes of a trial that describe its candidate; images and noise only where they differ from the
-    defaults.
-    """
+    """The attributes of a trial that describe its candidate; images and noise only where they are not the defaults."""
     attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
     if candidate.images is not None:
         attributes["images"] = candidate.images
@@ -98,13 +93,7 @@ def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
 
 
 class StoredStudy:
-    """One study of the database: written by one runner, read by anybody.
-
-    Attributes:
-        storage: Optuna's.
-        name: ``experiment/optimizer/seed``.
-        key: the database's own key of the study.
-    """
+    """One study of the database, ``experiment/optimizer/seed``; ``key`` is the database's own key of it."""
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
         self.storage, self.name, self.key = storage, name, study_id
@@ -338,12 +327,6 @@ class StoredStudy:
         meta = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
         self._write(lambda: self.storage.set_study_system_attr(self.key, f"{ARTIFACT}{artifact_id}", json.dumps(meta)))
 
-    def stored_bytes(self) -> int:
-        """About how many bytes of the database it takes: the lengths of its texts, which are nearly all of it."""
-        attributes = (trial.user_attrs for trial in self.storage.get_all_trials(self.key, deepcopy=False))
-        study = (self.attributes, self.storage.get_study_system_attrs(self.key))
-        return sum(len(json.dumps(known)) for known in (*study, *attributes))
-
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
 
@@ -378,10 +361,13 @@ def create(
         StudyStoreError: a study of that name exists, or another process creates it.
     """
     lock = lock_of(storage, name)
-    if not in_database(storage, lock.take):
+    deadline = time.monotonic() + MAKING_SECONDS
+    while not in_database(storage, lock.take):
         if exist_ok and name in our_studies(storage):
             return
-        raise StudyStoreError(f"{name}: is being made by another process")
+        if time.monotonic() > deadline:
+            raise StudyStoreError(f"{name}: is being made by another process")
+        time.sleep(0.05)
     try:
         study = StoredStudy(storage, name, in_database(storage, lambda: _create_empty(storage, name)))
         known = study.attributes
@@ -410,29 +396,6 @@ def _create_empty(storage: RDBStorage, name: str) -> int:
     except KeyError:
         with quiet_optuna():
             return storage.create_new_study([StudyDirection.MINIMIZE], name)
-
-
-def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) -> None:
-    """Create another study that holds every finished trial of ``source``, marked as inherited.
-
-    Args:
-        source: where the trials come from; it stays as it is.
-        name: of the new study.
-        attributes: its user attributes.
-
-    Raises:
-        StudyStoreError: a study of that name exists.
-    """
-    finished = [trial for trial in source.trials() if trial.state.is_finished()]
-    create(source.storage, name, attributes, [_inherited(trial, source.name) for trial in finished])
-
-
-def _inherited(trial: FrozenTrial, study: str) -> FrozenTrial:
-    origin = trial.user_attrs.get("inherited") or {"study": study, "trial": trial.number}
-    kept = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
-    copied = create_trial(state=trial.state, value=trial.value, user_attrs={**kept, "inherited": origin})
-    copied.datetime_start, copied.datetime_complete = trial.datetime_start, trial.datetime_complete
-    return copied
 
 
 def _summary(candidate: Candidate) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec, only_one, read_studies
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import HOLDER, is_ours
-from lcsc_opt.database.store import StoredStudy, copy_study, study_names
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.exports import chosen_trial

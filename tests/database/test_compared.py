@@ -10,10 +10,11 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, copy_study
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far, curves
 from lcsc_opt.views.ranking import cost_to_reach, headline, ranking
 from tests.study_examples import STEPS, coefficients

@@ -17,7 +17,8 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import connection
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, copy_study, study_names
+from lcsc_opt.database.copying import copy_study
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction

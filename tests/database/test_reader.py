@@ -12,9 +12,10 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import ema_coefficients, plain_averages
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import COSTS, images_taken
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, copy_study
+from lcsc_opt.database.store import StoredStudy
 from tests.study_examples import STEPS, coefficients, write_study
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)

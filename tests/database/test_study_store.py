@@ -14,7 +14,8 @@ from optuna.trial import TrialState, create_trial
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import looked_into, open_storage
-from lcsc_opt.database.store import StoredStudy, copy_study, create, study_names
+from lcsc_opt.database.copying import copy_study
+from lcsc_opt.database.store import StoredStudy, create, study_names
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"

@@ -19,7 +19,8 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, copy_study
+from lcsc_opt.database.copying import copy_study
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import (

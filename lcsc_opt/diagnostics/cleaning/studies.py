@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 from optuna.storages import RDBStorage
@@ -60,5 +61,7 @@ def deletable(storage: RDBStorage, name: str) -> Deletable:
     for file in files:
         with contextlib.suppress(OSError):  # it may be missing
             sizes.append(file.stat().st_size)
-    trials = in_database(storage, lambda: storage.get_n_trials(study.key))
-    return Deletable(study, trials, tuple(files), study.stored_bytes() + sum(sizes))
+    trials = in_database(storage, lambda: storage.get_all_trials(study.key, deepcopy=False))
+    stored = (study.attributes, *(trial.user_attrs for trial in trials))
+    size = sum(len(json.dumps(known)) for known in stored)  # nearly all of its rows
+    return Deletable(study, len(trials), tuple(files), size + sum(sizes))

@@ -19,9 +19,10 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, copy_study
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, inert
 from lcsc_opt.views.figures.study import (
