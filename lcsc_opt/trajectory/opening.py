@@ -192,12 +192,12 @@ def _holds(packed: Trajectory, own: Sequence[Source], key: str | None) -> bool:
     """Whether the files, which were touched or copied, still hold the packed weights; they are read for that."""
     manifest, key = load_manifest(packed.path), key or packed.metadata.get("key")
     with contextlib.suppress(TrajectoryError):  # one is no checkpoint of this model any more
-        for source, saved in zip(own, manifest.checkpoints, strict=False):
+        for source, step, sha256 in zip(own, packed.steps, packed.checkpoint_sha256, strict=False):
             tensors = read_checkpoint(source.path, key=key).tensors
             check_same(manifest.layout, tensors, manifest.stored)
-            if (source.step, row_sha256(manifest.layout, tensors)) != (saved.step, saved.sha256):
+            if (source.step, row_sha256(manifest.layout, tensors)) != (step, sha256):
                 return False
-        return len(own) == len(manifest.checkpoints)
+        return len(own) == len(packed)
     return False
 
 
