@@ -87,7 +87,7 @@ def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float 
     return relative(statistics.fmean(losses), statistics.fmean(loss for loss in beside if loss is not None))
 
 
-def judges_over_seeds(studies: Sequence[StudyHistory]) -> dict[str, tuple[float, float | None]]:
+def _judges_over_seeds(studies: Sequence[StudyHistory]) -> dict[str, tuple[float, float | None]]:
     """Judge → mean and spread over the studies that were judged by it; precision and recall first."""
     found: dict[str, list[float]] = {}
     for study in studies:
@@ -191,7 +191,7 @@ def _over_seeds(group: Sequence[StudyHistory], ema: StudyHistory | None) -> Opti
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         below_ema=below_ema(group, ema),
-        judges=judges_over_seeds(group),
+        judges=_judges_over_seeds(group),
         held_out_images=tuple(sorted({images for study in group if (images := study.held_out_images) is not None})),
     )
 

@@ -26,11 +26,11 @@ from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, url
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a line says so
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
-CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
+_CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
 # PostgreSQL: connection lost, rolled back to end a deadlock, too many connections, lock timeout, idle for too long,
 # shutdown, crash of another backend, starting up
-TRANSIENT_SQLSTATES = ("08", "40", "53300", "55P03", "25P03", "57P01", "57P02", "57P03")
+_TRANSIENT_SQLSTATES = ("08", "40", "53300", "55P03", "25P03", "57P01", "57P02", "57P03")
 LOCKED = ("database is locked", "database table is locked")
 READ_ONLY = "attempt to write a readonly database"
 T = TypeVar("T")
@@ -160,7 +160,7 @@ def _connect_args(url: sa.URL) -> dict[str, Any]:
 def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
     """Connect, and create Optuna's missing tables; try again when another process creates them at the same time."""
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
-    pauses = iter(CREATION_SECONDS)
+    pauses = iter(_CREATION_SECONDS)
     with quiet_optuna():
         while True:
             try:
@@ -307,4 +307,4 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(found, sa.exc.OperationalError):
         return False
     state = getattr(found.orig, "sqlstate", getattr(found.orig, "pgcode", ""))
-    return state is None or str(state).startswith(TRANSIENT_SQLSTATES)  # None: the server cannot be reached
+    return state is None or str(state).startswith(_TRANSIENT_SQLSTATES)  # None: the server cannot be reached

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, create_trial
 
 from lcsc_opt.database.store import StoredStudy, create
 
-INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "excess", "reason", "attempts")
+_INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "excess", "reason", "attempts")
 
 
 def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) -> None:
@@ -29,7 +29,7 @@ def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) ->
 
 def _inherited(trial: FrozenTrial, study: str) -> FrozenTrial:
     origin = trial.user_attrs.get("inherited") or {"study": study, "trial": trial.number}
-    kept = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
+    kept = {key: trial.user_attrs[key] for key in _INHERITED if key in trial.user_attrs}
     copied = create_trial(state=trial.state, value=trial.value, user_attrs={**kept, "inherited": origin})
     copied.datetime_start, copied.datetime_complete = trial.datetime_start, trial.datetime_complete
     return copied

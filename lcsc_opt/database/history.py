@@ -251,7 +251,7 @@ class StudyHistory:
     @property
     def compared(self) -> Trials:
         """:attr:`finished`, in which the losses that do not compare with others are NaN."""
-        return compared_only(self.finished)
+        return _compared_only(self.finished)
 
     @property
     def failed(self) -> Trials:
@@ -261,7 +261,7 @@ class StudyHistory:
     @property
     def best(self) -> int | None:
         """The number of the trial with the lowest loss that compares; of equal ones the earlier."""
-        known = compared_only(self.trials)
+        known = _compared_only(self.trials)
         known = known[~np.isnan(known["loss"])]
         return int(known["number"][known["loss"].argmin()]) if len(known) else None
 
@@ -291,7 +291,7 @@ class StudyHistory:
         }
 
 
-def compared_only(trials: Trials) -> Trials:
+def _compared_only(trials: Trials) -> Trials:
     """A copy in which the losses that do not compare with others are NaN."""
     kept = trials.copy()
     kept["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
@@ -306,7 +306,7 @@ def images_taken(trials: Trials) -> Floats:
     Args:
         trials: at least all finished ones of a study.
     """
-    plain = trials["images"][~np.isnan(compared_only(trials)["loss"])].max(initial=0.0)
+    plain = trials["images"][~np.isnan(_compared_only(trials)["loss"])].max(initial=0.0)
     asked = np.where(trials["asked"] > 0, trials["asked"], plain)
     return np.where(trials["state"] == TrialState.FAIL.value, asked, trials["images"])
 

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # the metrics that keep: precision guards
-SINGLE_GROUP_NOISE = 0.02  # of the baseline's value; with one group, which has no spread, a smaller change is noise
+_OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # the metrics that keep: precision guards
+_SINGLE_GROUP_NOISE = 0.02  # of the baseline's value; with one group, which has no spread, a smaller change is noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ def judges_of(
             continue
         value, spread = _value(report, metric)
         judge = Judge(metric, sign, value, spread, floor=floors.get(metric))
-        if (baseline := baseline_of(report, metric, against)) is not None:
-            gain = Gain.of(report, baseline, metric, sign)
+        if (baseline := _baseline_of(report, metric, against)) is not None:
+            gain = _Gain.of(report, baseline, metric, sign)
             before = _value(baseline, metric)
             judge = dataclasses.replace(
                 judge,
@@ -96,7 +96,7 @@ def _as_good_as_real(judge: Judge) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gain:
+class _Gain:
     """How much better a number is than a baseline's: ``mean``, and ``spread`` over ``groups`` of noise if known."""
 
     mean: float
@@ -105,7 +105,7 @@ class Gain:
     groups: int
 
     @classmethod
-    def of(cls, report: Mapping[str, Any], baseline: Mapping[str, Any], metric: str | None, sign: int = 1) -> Gain:
+    def of(cls, report: Mapping[str, Any], baseline: Mapping[str, Any], metric: str | None, sign: int = 1) -> _Gain:
         """The gain in a metric or in the loss. The spread is that of differences on the same noise."""
         theirs = {group["seed"]: group for group in baseline.get("groups") or ()}
         pairs = [(group, theirs[group["seed"]]) for group in report.get("groups") or () if group["seed"] in theirs]
@@ -122,7 +122,7 @@ class Gain:
     @property
     def lost(self) -> bool:
         """Whether it is a loss beyond noise."""
-        noise = SINGLE_GROUP_NOISE * abs(self.baseline) if self.spread is None else self.spread
+        noise = _SINGLE_GROUP_NOISE * abs(self.baseline) if self.spread is None else self.spread
         return self.mean < -noise
 
     @property
@@ -145,7 +145,7 @@ class Gain:
         return f"{far}{where}{beside}{note}"
 
 
-def baseline_of(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
+def _baseline_of(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
     """The baseline of that name in a held-out report; ``None`` where the metric was not measured for it."""
     found: Mapping[str, Any] | None = (report.get("baselines") or {}).get(name)
     return found if found is not None and metric in found["metrics"] else None
@@ -215,10 +215,10 @@ def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) 
     value = report["metrics"].get(metric)
     if value is None:
         return None
-    baseline = baseline_of(report, metric, against)
+    baseline = _baseline_of(report, metric, against)
     if baseline is None:
         return CrossCheck(metric, value)
-    found = Gain.of(report, baseline, None), Gain.of(report, baseline, metric)
+    found = _Gain.of(report, baseline, None), _Gain.of(report, baseline, metric)
     return CrossCheck(metric, value, against, *(gain.share for gain in found), *(gain.spread_share for gain in found))
 
 
@@ -234,14 +234,14 @@ def warning_of(
     if not doubts:
         return None
     against = _against(cross_check, judges)
-    loss = Gain.of(report, report["baselines"][against], None)
+    loss = _Gain.of(report, report["baselines"][against], None)
     own = None if cross_check is None else cross_check.metric
     clauses = [judge.text for judge in judges if judge.metric in doubts and judge.metric != own]
     doubt = "what it gained there it lost here; compare the images of both before you use it"
-    if not kept and any(name.partition("@")[0] in OF_SINGLE_IMAGES for name in doubts):
+    if not kept and any(name.partition("@")[0] in _OF_SINGLE_IMAGES for name in doubts):
         doubt += ", or search with keep: precision"
     if own in doubts:
-        other = Gain.of(report, report["baselines"][against], own)
+        other = _Gain.of(report, report["baselines"][against], own)
         clauses = [f"{own} {other.text()}", *clauses]
         doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
     if not loss.certain:
@@ -253,10 +253,10 @@ def doubted(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: S
     """The metrics that did not improve with the loss; none where the loss is not below the baseline's."""
     against = _against(cross_check, judges)
     baseline = (report.get("baselines") or {}).get(against)
-    if baseline is None or Gain.of(report, baseline, None).mean <= 0:
+    if baseline is None or _Gain.of(report, baseline, None).mean <= 0:
         return ()
     own = None if cross_check is None else cross_check.metric
-    cheated = own is not None and own in baseline["metrics"] and not Gain.of(report, baseline, own).certain
+    cheated = own is not None and own in baseline["metrics"] and not _Gain.of(report, baseline, own).certain
     lost = [judge.metric for judge in judges if judge.lost and judge.metric != own]
     return (*([own] if cheated and own is not None else []), *lost)
 

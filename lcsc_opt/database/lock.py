@@ -26,20 +26,20 @@ from lcsc_opt.database.connection import DriverError, in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
 
-RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
+_RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS, POLL_SECONDS = 2.0, 0.05  # whoever asks whether a study runs holds its lock for a moment
-KEEPALIVES = {
+_KEEPALIVES = {
     "tcp_keepalives_idle": 5,
     "tcp_keepalives_interval": 2,
     "tcp_keepalives_count": 3,
 }  # seconds, seconds, times
-HELD = (
+_HELD = (
     "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
-class StudyLock(Protocol):
+class _StudyLock(Protocol):
     """The lock of one study."""
 
     def take(self) -> bool:
@@ -81,7 +81,7 @@ class _AdvisoryLock:
         self.free()
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection = connection
-        for name, value in {**KEEPALIVES, "idle_session_timeout": 0}.items():
+        for name, value in {**_KEEPALIVES, "idle_session_timeout": 0}.items():
             connection.exec_driver_sql(f"SET {name} = {value}")
         if connection.scalar(sa.select(sa.func.pg_try_advisory_lock(self._key))):
             return True
@@ -131,9 +131,9 @@ class Coordinator:
         """
         if self._lock.is_held():
             return
-        deadline = time.monotonic() + RETAKE_SECONDS
+        deadline = time.monotonic() + _RETAKE_SECONDS
         while not (taken := self._lock.take()) and time.monotonic() < deadline:
-            time.sleep(RETAKE_SECONDS / 100)
+            time.sleep(_RETAKE_SECONDS / 100)
         if not taken or self._holder() != self._me:
             self._lock.free()
             raise StudyStoreError(f"{self._study}: another process runs this study; nothing more was written from here")
@@ -146,7 +146,7 @@ class Coordinator:
         return self._storage.get_study_user_attrs(self._study_id).get(HOLDER)
 
 
-def lock_of(storage: RDBStorage, study: str) -> StudyLock:
+def lock_of(storage: RDBStorage, study: str) -> _StudyLock:
     """The lock of a study, not taken yet. The study itself need not exist.
 
     Raises:
@@ -166,7 +166,7 @@ def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     if storage.engine.dialect.name != "postgresql":
         return set()
     with storage.engine.connect() as connection:
-        held = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(HELD)}
+        held = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(_HELD)}
     return {study for study in studies if _key(study) % 2**64 in held}
 
 

@@ -56,9 +56,9 @@ from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, differences
 from lcsc_opt.database.urls import masked
 
-ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
-LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
-MAKING_SECONDS = 30.0  # how long another process may take to make a study
+_ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
+_LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
+_MAKING_SECONDS = 30.0  # how long another process may take to make a study
 T = TypeVar("T")
 
 
@@ -303,7 +303,7 @@ class StoredStudy:
     def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
         """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
         stored = in_database(self.storage, lambda: self.storage.get_study_system_attrs(self.key))
-        found = [json.loads(text) for name, text in stored.items() if name.startswith(ARTIFACT)]
+        found = [json.loads(text) for name, text in stored.items() if name.startswith(_ARTIFACT)]
         return sorted(
             (meta for meta in found if number is None or meta.get("trial") == number),
             key=lambda meta: str(meta.get("filename")),
@@ -325,7 +325,7 @@ class StoredStudy:
         mimetype, encoding = mimetypes.guess_type(path)
         names = {"artifact_id": artifact_id, "filename": path.name, "trial": number}
         meta = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
-        self._write(lambda: self.storage.set_study_system_attr(self.key, f"{ARTIFACT}{artifact_id}", json.dumps(meta)))
+        self._write(lambda: self.storage.set_study_system_attr(self.key, f"{_ARTIFACT}{artifact_id}", json.dumps(meta)))
 
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
@@ -361,7 +361,7 @@ def create(
         StudyStoreError: a study of that name exists, or another process creates it.
     """
     lock = lock_of(storage, name)
-    deadline = time.monotonic() + MAKING_SECONDS
+    deadline = time.monotonic() + _MAKING_SECONDS
     while not in_database(storage, lock.take):
         if exist_ok and name in our_studies(storage):
             return
@@ -402,7 +402,7 @@ def _summary(candidate: Candidate) -> dict[str, Any]:
     """Parameters that Optuna's plots can show, with their ranges."""
     found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
     ranges = {
-        "sum_abs": FloatDistribution(1.0, LARGEST_SUM_ABS, log=True),
+        "sum_abs": FloatDistribution(1.0, _LARGEST_SUM_ABS, log=True),
         "effective": FloatDistribution(1.0, float(len(candidate.coefficients))),
     }
     params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
