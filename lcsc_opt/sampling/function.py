@@ -29,8 +29,8 @@ class FunctionSampler(NetworkSampler):
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
     noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
-    and remember nothing: images would no longer depend only on their index. The first two images are sampled again,
-    alone; a notice says if they differ.
+    and remember nothing: images would no longer depend only on their index. The first two images are sampled again
+    before the 1st, 2nd, 4th, 8th, … further candidate, with the weights that made them; a notice says if they differ.
 
     Args:
         model: gets the merged weights.
@@ -67,7 +67,9 @@ class FunctionSampler(NetworkSampler):
         any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._parameters = None if any_keyword else set(parameters)  # None: it takes any
         self._network = PreparedNetwork(model, settings)
-        self._nfe, self._looked_at = nfe, False
+        self._nfe = nfe
+        self._first: tuple[dict[str, Tensor], Tensor, Noise, int] | None = None  # weights and the images of them
+        self._loads: int | None = 0  # since the first images; None if they are compared no more
         self._told = {"nfe": nfe} if self._parameters is not None and "nfe" in self._parameters else {}
         if labels is not None and not self._has("labels"):
             raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
@@ -84,6 +86,14 @@ class FunctionSampler(NetworkSampler):
         """Model calls per image that a backward pass makes again: all if there are several and no compiler, else 0."""
         return 0 if self._nfe == 1 or self._network.settings.compile else self._nfe
 
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network."""
+        if self._first is not None and self._loads is not None:
+            self._loads += 1
+            if self._loads & (self._loads - 1) == 0:
+                self._compare(*self._first)
+        super().load(weights)
+
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].
 
@@ -92,9 +102,12 @@ class FunctionSampler(NetworkSampler):
         """
         images = self._images(noise, start, stop)
         # not while statistics of batch normalization are being estimated, from just these batches
-        if not self._looked_at and not any(_estimates(module) for module in self._network.module.modules()):
-            self._looked_at = True
-            self._look_at(images.detach(), noise, start)
+        if self._first is None and not any(_estimates(module) for module in self._network.module.modules()):
+            self._look_at(images.detach())
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            self._first = weights, images[:2].detach().clone(), noise, start
+            if self._network.settings.compile:  # another size would be compiled for this alone
+                self._loads = None
         return raised(images if torch.is_grad_enabled() else images.detach()).clamp(-1, 1)
 
     def _images(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -135,21 +148,24 @@ class FunctionSampler(NetworkSampler):
     def _has(self, parameter: str) -> bool:
         return self._parameters is None or parameter in self._parameters
 
-    @torch.no_grad()
-    def _look_at(self, images: Tensor, noise: Noise, start: int) -> None:
-        """Warn if images seem to have another range, or depend on more than weights and noise."""
+    def _look_at(self, images: Tensor) -> None:
+        """Warn if the first images seem to have another range. Clipped to [-1, 1], they would be too bright."""
         low, high = (float(value) for value in images.aminmax())
-        if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
+        if 0 <= low < high:
             most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
             notice(
                 f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
                 f"images in [-1, 1]: let it return {instead}"
             )
-        if self._network.settings.compile:  # another size would be compiled for this alone
-            return
-        again = self._images(noise, start, start + len(images[:2]))
-        difference = float((again - images[:2]).clamp(-2, 2).abs().mean())
+
+    @torch.no_grad()
+    def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:
+        """Warn, once, if these weights give other images than before: they depend on more than weights and noise."""
+        super().load(weights)
+        again = self._images(noise, start, start + len(images))
+        difference = float((again - images).clamp(-2, 2).abs().mean())
         if difference > (SAME if self._network.settings.dtype == "fp32" else SAME_IN_HALF):
+            self._loads = None
             notice(
                 f"the sampler {self.name} makes other images of the same noise when it is called again for two of them "
                 f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, "
