@@ -106,7 +106,9 @@ class Stream:
 
     def opcode(self) -> int:
         """The next byte, counted as an opcode."""
-        self.spend(1)
+        self._opcodes += 1
+        if self._opcodes > _MOST_OPCODES:
+            raise TrajectoryError(_TOO_LARGE)
         code: int = self.data[self.position]
         self.position += 1
         return code
@@ -114,11 +116,13 @@ class Stream:
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes."""
         start = self.position
-        self.skip(size)
+        end = self.position = start + size
         self._bytes += size
+        if size < 0 or end > len(self.data):
+            raise TrajectoryError(MALFORMED)
         if self._bytes > _MOST_BYTES:
             raise TrajectoryError(_TOO_LARGE)
-        return bytes(self.data[start : self.position])
+        return bytes(self.data[start:end])
 
     def readline(self) -> bytes:
         """The next line, which is a name in all pickles since protocol 2."""
@@ -177,8 +181,9 @@ class InertUnpickler(_Reader):  # type: ignore[misc]
             TrajectoryError: malformed, too large, or made to harm.
         """
         try:
-            while (code := self._stream.opcode()) != pickle.STOP[0]:
-                self.dispatch[code](self)
+            opcode, dispatch, stop = self._stream.opcode, self.dispatch, pickle.STOP[0]
+            while (code := opcode()) != stop:
+                dispatch[code](self)
             return self.stack.pop()
         except TrajectoryError:
             raise
