@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import dash
 import dash_ag_grid
-from dash import Input, Output, State, ctx, dcc, html, no_update
+from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.sweep import split_point
@@ -63,6 +63,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         Input("theme", "data"),
         *(Input(control, "value") for control in CONTROLS),
         State("seen", "data"),
+        State("ranking", "columnDefs"),
     )
     def draw(
         _: int,
@@ -74,6 +75,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         across: str | None,
         up: str | None,
         seen: str,
+        columns: Any,
     ) -> tuple[Any, ...]:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
@@ -83,7 +85,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up)
         if now == seen:
             return (*[no_update] * 11, parts.rhythm(studies), no_update)
-        shown = _shown(studies, theme, axis, scale, target, columns=set(ctx.triggered_prop_ids.values()) != {"tick"})
+        shown = _shown(studies, theme, axis, scale, target, columns)
         metrics = metrics_of(traded)
         chosen = (name if name in metrics else None for name in (across, up))
         drawn = trade_off_figure(traded, *chosen, theme=theme) or empty_figure(ONE_METRIC, theme)
@@ -105,18 +107,19 @@ def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
 
 
 def _shown(
-    studies: Sequence[StudyHistory], theme: Any, axis: str, scale: Sequence[str], target: float | None, *, columns: bool
+    studies: Sequence[StudyHistory], theme: Any, axis: str, scale: Sequence[str], target: float | None, columns: Any
 ) -> tuple[Any, ...]:
     """Headline, curves, and the ranking's columns and rows.
 
-    Without ``columns``, as in a refresh, the columns stay as they are: a reader may have made them wider.
+    Columns that are what they were are not sent again: a reader may have made them wider.
     """
     ranked = ranking(studies, value=target)
     figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
     metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
     cross_check = next((row.cross_check_metric for row in ranked if row.cross_check_metric is not None), None)
-    listed = _columns(metric, axis, target, cross_check) if columns else no_update
-    return headline(ranked, metric), figure, listed, [_row(row, axis) for row in ranked]
+    listed = _columns(metric, axis, target, cross_check)
+    sent = no_update if listed == columns else listed
+    return headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked]
 
 
 def _offer_csv(app: dash.Dash) -> None:

@@ -160,9 +160,11 @@ def test_a_refresh_without_news_sends_nothing_but_the_rhythm(site: Site) -> None
 
 def test_a_refresh_with_a_new_result_sends_the_figure_but_leaves_the_columns(site: Site, url: str) -> None:
     study = write_study(url, "digits/CMA/0", [3.0], ended=False)
-    seen = draw(site)["seen"]["data"]
+    first = draw(site)
+    seen, columns = first["seen"]["data"], first["ranking"]["columnDefs"]
     add_result(study, 0.5)
-    news = draw(site, triggered="tick", seen=seen)
+    assert draw(site, triggered="tick", seen=seen, ranking=[])["ranking"]["columnDefs"] == columns, "lost before"
+    news = draw(site, triggered="tick", seen=seen, ranking=columns)
     assert news["ranking"].keys() == {"rowData"}
     assert news["seen"]["data"] != seen
     assert "0.5" in json.dumps(news["studies"])
