@@ -2,6 +2,9 @@
 
     python benchmarks/matrix.py [--quick] [--only WORD]
 
+Other Pythons, users and dependencies run the quick tests of every room, other processors those of the rooms where
+numbers are made; ``--quick`` runs these alone.
+
 Each environment is made from the source distribution, in a folder of its own: with the versions of constraints.txt by
 ``make setup``, with the lowest or newest ones that pyproject.toml allows by uv. What this machine lacks is skipped,
 with the reason. Writes ``results/matrix.md``; ``--quick``, with many conditions in a row, and ``--only`` write nothing.
@@ -31,7 +34,7 @@ NOBODY = "65534"
 HERE = "{}.{}".format(*sys.version_info)
 DEBIAN = "/usr/bin/python3"
 OLDEST = {"OPENBLAS_CORETYPE": "Nehalem", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-QUICK_TESTS = ("base", "checkpoints", "coefficients", "database", "metrics", "objective", "optimizers", "testing")
+ROOMS_OF_NUMBERS = ("base", "checkpoints", "coefficients", "database", "metrics", "objective", "optimizers", "testing")
 MANY_CORES = """
 import os
 os.cpu_count = lambda: 64
@@ -55,6 +58,7 @@ class Row:
         variables: of the environment.
         cores: ``1`` for one core; ``64`` for a machine that claims so many.
         memory_folder: whether there is a /dev/shm; otherwise TMPDIR is elsewhere, too.
+        rooms: of the tests; none for all of them.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Row:
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cores: int | None = None
     memory_folder: bool = True
+    rooms: tuple[str, ...] = ()
 
     @property
     def environment(self) -> str:
@@ -73,12 +78,12 @@ class Row:
 
 
 ROWS = (
-    Row("this Python"),
-    *(Row(f"OpenBLAS for {kernel}", variables={"OPENBLAS_CORETYPE": kernel}) for kernel in ("Haswell", "SkylakeX")),
-    Row("the oldest kernels of OpenBLAS, ATen and oneDNN", variables=OLDEST),
-    Row("64 cores, faked", cores=64),
-    Row("one core", cores=1),
-    Row("no /dev/shm, TMPDIR elsewhere", memory_folder=False),
+    Row("OpenBLAS for Haswell", variables={"OPENBLAS_CORETYPE": "Haswell"}),
+    Row("OpenBLAS for SkylakeX", variables={"OPENBLAS_CORETYPE": "SkylakeX"}, rooms=ROOMS_OF_NUMBERS),
+    Row("the oldest kernels of OpenBLAS, ATen and oneDNN", variables=OLDEST, rooms=ROOMS_OF_NUMBERS),
+    Row("64 cores, faked", cores=64, rooms=ROOMS_OF_NUMBERS),
+    Row("one core", cores=1, rooms=ROOMS_OF_NUMBERS),
+    Row("no /dev/shm, TMPDIR elsewhere", memory_folder=False, rooms=ROOMS_OF_NUMBERS),
     Row("Debian's Python, not root, spaces and umlauts", python=DEBIAN, folder="Größen und Maße", root=False),
     *(Row(f"Python {version}", python=version) for version in ("3.10", "3.11", "3.12", "3.13") if version != HERE),
     Row("lowest dependencies", python="3.10", packages="lowest"),
@@ -106,7 +111,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
     rows = [row for row in (QUICK_ROWS if arguments.quick else ROWS) if arguments.only in row.name]
-    tests = " ".join(f"tests/{room}" for room in QUICK_TESTS) if arguments.quick else "tests"
+    if arguments.quick:
+        rows = [dataclasses.replace(row, rooms=ROOMS_OF_NUMBERS) for row in rows]
     lines, red, start = [], False, time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="lcsc-matrix-", dir="/tmp") as folder:
         work = Path(folder)
@@ -115,18 +121,27 @@ def main() -> None:
         for number, row in enumerate(rows):
             began = time.perf_counter()
             try:
-                failed, result = run(row, checkout(row, work, archive), tests)
+                failed, result = run(row, checkout(row, work, archive))
             except SkippedError as reason:
                 failed, result = False, f"skipped: {reason}"
             red = red or failed
             seconds = time.perf_counter() - began
-            lines.append(f"| {row.name} | {Path(row.python).name} | {row.packages} | {result} | {seconds:.0f} |")
+            rooms = "of numbers" if row.rooms else "all"
+            lines.append(
+                f"| {row.name} | {Path(row.python).name} | {row.packages} | {rooms} | {result} | {seconds:.0f} |"
+            )
             left = (time.perf_counter() - start) / (number + 1) * (len(rows) - number - 1)
             print(f"{row.name}: {result} ({seconds:.0f} s; about {left / 60:.0f} min left)", flush=True)
-    table = ["| | Python | dependencies | result | seconds, with set-up |", "|---|---|---|---|---|", *lines, ""]
+    table = [
+        "| | Python | dependencies | rooms | result | seconds, with set-up |",
+        "|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
     if not (arguments.quick or arguments.only):
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        head = ["# The quick tests elsewhere", "", f"`make matrix`, {today}.", "", machine(), ""]
+        said = f"`make matrix`, {today}. Rooms of numbers: {', '.join(ROOMS_OF_NUMBERS)}."
+        head = ["# The quick tests elsewhere", "", said, "", machine(), ""]
         (RESULTS / "matrix.md").write_text("\n".join([*head, *table]))
     sys.exit(red)
 
@@ -199,9 +214,10 @@ def execute(*command: str, cwd: Path) -> None:
         raise SystemExit(f"{' '.join(command)}: ended with {done.returncode}")
 
 
-def run(row: Row, folder: Path, tests: str) -> tuple[bool, str]:
+def run(row: Row, folder: Path) -> tuple[bool, str]:
     """Run the tests as the row says: whether they are red, and their last line."""
     variables = {**os.environ, **row.variables, "HOME": str(folder.parent), "PYTEST_ADDOPTS": "-m 'not slow' -q"}
+    tests = " ".join(f"tests/{room}" for room in row.rooms) or "tests"
     command = ["make", "test", f"TESTS={tests}"]
     if row.cores == 1:
         command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
