@@ -99,6 +99,7 @@ class StoredStudy:
         self.storage, self.name, self.key = storage, name, study_id
         self._coordinator: Coordinator | None = None
         self._count: int | None = None  # of trials
+        self._known: dict[str, Any] | None = None  # attributes, while nobody else writes them
         self._ids: dict[int, int] = {}  # number of a trial → the database's key
 
     @classmethod
@@ -126,12 +127,19 @@ class StoredStudy:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The study's user attributes."""
-        return in_database(self.storage, lambda: self.storage.get_study_user_attrs(self.key))
+        """The study's user attributes. While :meth:`hold` is open they are read once: nobody else writes them."""
+        if self._known is not None:
+            return dict(self._known)
+        attributes = in_database(self.storage, lambda: self.storage.get_study_user_attrs(self.key))
+        if self._coordinator is not None:
+            self._known = dict(attributes)
+        return attributes
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
         self._write(lambda: self.storage.set_study_user_attr(self.key, name, value))
+        if self._known is not None:
+            self._known[name] = json.loads(json.dumps(value))
 
     def require(self, attribute: str, expected: Any, *, part: str | None = None) -> None:
         """Check that the study was made with these settings, in an attribute or one part of it.
@@ -168,7 +176,7 @@ class StoredStudy:
             yield
         finally:
             self._coordinator.end()
-            self._coordinator = None
+            self._coordinator = self._known = None
 
     def add_candidate(
         self, candidate: Candidate, *, tells_before: int | None = None, retry_of: int | None = None
