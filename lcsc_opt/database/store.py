@@ -230,10 +230,10 @@ class StoredStudy:
         self._end(number, state, attributes, tell_index, value=evaluation.loss)
 
     def fail(self, number: int, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
-        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last reason is the trial's."""
+        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last one is marked ``last``."""
         attributes = {
+            "attempts": [*attempts[:-1], {**attempts[-1], "last": True}],  # first: a search that goes on looks there
             "reason": attempts[-1]["reason"],
-            "attempts": list(attempts),
             "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
         }
         self._end(number, TrialState.FAIL, attributes, tell_index)

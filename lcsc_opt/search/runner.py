@@ -225,9 +225,14 @@ class Search:
         asked = _Asked(stored.number, candidate, request_of(parameter), parameter)
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         asked.tell_index = _tell_index(stored)
-        if not stored.state.is_finished():
-            return self._submit(asked)
-        asked.outcome = _stored_outcome(stored)
+        if stored.state.is_finished():
+            asked.outcome = _stored_outcome(stored)
+        elif asked.attempts and asked.attempts[-1].get("last"):  # a crash came between it and the trial's state
+            last = asked.attempts.pop()
+            asked.future = concurrent.futures.Future()
+            asked.future.set_result(Failure(last["reason"], last["seconds"], False, last.get("traceback", "")))
+        else:
+            self._submit(asked)
         return asked
 
     def _submit(self, asked: _Asked) -> _Asked:

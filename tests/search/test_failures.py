@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import NotFiniteError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Evaluation
@@ -117,6 +118,32 @@ def rows(study: StoredStudy) -> list[tuple[int, str, float | None, bytes]]:
     again = {t.user_attrs["retry_of"]: t for t in trials if "retry_of" in t.user_attrs}
     found = [again.get(t.number, t) for t in trials if "retry_of" not in t.user_attrs]
     return [(i, t.state.name, t.value, np.array(t.user_attrs["coefficients"]).tobytes()) for i, t in enumerate(found)]
+
+
+@pytest.mark.parametrize("written", [1, 2, 3])  # attempts, reason, cost; the state comes last
+def test_a_failure_that_a_crash_cut_off_is_not_evaluated_again(
+    study: StoredStudy, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, names = study.storage.set_trial_user_attr, list[str]()
+
+    def cut_off(trial_id: int, name: str, value: Any) -> None:
+        write(trial_id, name, value)
+        if names or (name == "attempts" and len(value) == 2):
+            names.append(name)
+        if len(names) == written:
+            raise Killed
+
+    twice = FailureSpec(retries=1, stop_share=1.0)
+    monkeypatch.setattr(study.storage, "set_trial_user_attr", cut_off)
+    with pytest.raises(Killed):
+        search(study, Breaking(0, 1, reason="b"), failures=twice)
+    monkeypatch.undo()
+    going_on = Breaking()
+    search(study, going_on, failures=twice)
+    [first, *others] = study.trials()
+    assert first.state == TrialState.FAIL
+    assert len(first.user_attrs["attempts"]) == 2
+    assert going_on.calls == len(others) == 7
 
 
 class TestTracebacks:
