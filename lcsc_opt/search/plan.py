@@ -28,7 +28,7 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.database.names import is_ours, split_name
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.processes import environments, workers_for_this_machine
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -178,10 +178,9 @@ def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) ->
     All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
     name the same files use the same checkpoints, too.
     """
-    for name in study_names(storage):
+    for name, stored in our_studies(storage).items():
         if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
             continue
-        stored = StoredStudy.open(storage, name).attributes
         kept = (stored.get("specification") or {}).get("objective")
         if not (stored.get("checkpoints") and kept and kept["file"] == spec.file):
             continue

@@ -188,11 +188,9 @@ class Search:
             candidate = Candidate(_coefficients(trial), request.images, request.noise)
             if known is None or not begun:
                 number = self._study.add_candidate(candidate, retry_of=trial.number)
-            elif known.state.is_finished():
-                continue
-            else:
-                number = known.number
-            self._in_flight.append(self._submit(_Asked(number, candidate, request)))
+                self._in_flight.append(self._submit(_Asked(number, candidate, request)))
+            elif not known.state.is_finished():
+                self._in_flight.append(self._continue(_Asked(known.number, candidate, request), known))
         while self._in_flight:
             self._collect()
         if retry.get("again"):
@@ -223,11 +221,15 @@ class Search:
         stored = self._stored[number]
         self._verify(stored, candidate)
         asked = _Asked(stored.number, candidate, request_of(parameter), parameter)
-        asked.attempts = list(stored.user_attrs.get("attempts", ()))
         asked.tell_index = _tell_index(stored)
+        return self._continue(asked, stored)
+
+    def _continue(self, asked: _Asked, stored: FrozenTrial) -> _Asked:
+        """Take a trial from where the database has it: finished, failed but for its state, or to be evaluated."""
+        asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
             asked.outcome = _stored_outcome(stored)
-        elif asked.attempts and asked.attempts[-1].get("last"):  # a crash came between it and the trial's state
+        elif asked.attempts and asked.attempts[-1].get("last"):
             last = asked.attempts.pop()
             asked.future = concurrent.futures.Future()
             asked.future.set_result(Failure(last["reason"], last["seconds"], False, last.get("traceback", "")))
