@@ -90,14 +90,14 @@ class Evaluation:
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
         gradient: ``[K]`` float64, of the loss with respect to the coefficients; ``None`` where not wanted.
-        excess: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
+        violation: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
     """
 
     loss: float
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cost: Cost = Cost()
     gradient: Coefficients | None = dataclasses.field(default=None, compare=False)
-    excess: float | None = None
+    violation: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

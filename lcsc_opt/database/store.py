@@ -224,8 +224,8 @@ class StoredStudy:
         attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": evaluation.cost.as_dict()}
         if evaluation.gradient is not None:
             attributes["gradient"] = evaluation.gradient.tolist()
-        if evaluation.excess is not None:
-            attributes["excess"] = evaluation.excess
+        if evaluation.violation is not None:
+            attributes["violation"] = evaluation.violation
         state = TrialState.COMPLETE if compares else TrialState.PRUNED
         self._end(number, state, attributes, tell_index, value=evaluation.loss)
 

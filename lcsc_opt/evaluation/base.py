@@ -113,7 +113,7 @@ def _plain(answer: object) -> Evaluation:
         metrics={name: _number(f"metrics.{name}", value) for name, value in answer.metrics.items()},
         cost=Cost(**{name: _number(f"cost.{name}", value) for name, value in cost.items()}),
         gradient=None if answer.gradient is None else np.asarray(answer.gradient, dtype=np.float64),
-        excess=None if answer.excess is None else float(_number("excess", answer.excess)),
+        violation=None if answer.violation is None else float(_number("violation", answer.violation)),
     )
 
 

@@ -231,7 +231,7 @@ def clusters(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def sliced(samples: Tensor, reference: Reference) -> Tensor:
-    """The sliced Wasserstein distance (Bonneel et al. 2015), squared, times D: the judge that MIND proposes.
+    """The sliced Wasserstein distance (Bonneel et al. 2015), squared, times D: the metric that MIND proposes.
 
     The mean over directions of the squared distance between the sorted projections (Berthet et al. 2026). The factor D
     makes a shift of the mean count as in FID.

@@ -166,7 +166,7 @@ class Scores:
         """The metrics of an evaluation of a search, or of a held-out report."""
         if not held_out:
             return self._metrics
-        return tuple(dict.fromkeys((*self._held_out_metrics, *self.judges)))
+        return tuple(dict.fromkeys((*self._held_out_metrics, *self.evaluation_metrics)))
 
     def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
         """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
@@ -197,7 +197,7 @@ class Scores:
         return MetricName("fid", other[0]) if other else None
 
     @functools.cached_property
-    def judges(self) -> tuple[MetricName, ...]:
+    def evaluation_metrics(self) -> tuple[MetricName, ...]:
         """The metrics of held-out reports that are not the loss.
 
         If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them.
@@ -208,7 +208,9 @@ class Scores:
             if reference is not None and reference.features is not None and len(reference.features) > NEIGHBOURHOOD:
                 formulas = REPORTED if reference.held_out is None else (*REPORTED, *REPORTED_WITH_HELD_OUT)
                 found += [MetricName(formula, name) for formula in formulas]
-        return tuple(judge for judge in dict.fromkeys(found) if self.keep is not None or judge not in self._named_loss)
+        return tuple(
+            metric for metric in dict.fromkeys(found) if self.keep is not None or metric not in self._named_loss
+        )
 
     @functools.cached_property
     def splits(self) -> dict[str, float]:
@@ -218,40 +220,40 @@ class Scores:
         """
         if not any(name in self.extractors for name in self._report):
             return {}
-        metrics = [metric for metric in (*self._named_loss, *self.judges) if metric.needs_reference]
+        metrics = [metric for metric in (*self._named_loss, *self.evaluation_metrics) if metric.needs_reference]
         names = dict.fromkeys(metric.extractor for metric in metrics)
         found = {name: _split_distance(self.references[name]) for name in names}
         return {name: distance for name, distance in found.items() if distance}
 
     @property
     def signs(self) -> dict[str, int]:
-        """Judge → 1, or −1 if higher is better; ``fdr``, of all extractors together, is one of them."""
-        return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
+        """Metric → 1, or −1 if higher is better; ``fdr``, of all extractors together, is one of them."""
+        return {**{str(metric): metric.sign for metric in self.evaluation_metrics}, **({FDR: 1} if self.splits else {})}
 
-    def floors(self) -> dict[str, float]:
-        """Judge → its value for held-out real images in place of samples: about that of a perfect model.
+    def real_halves(self) -> dict[str, float]:
+        """Metric → its value for held-out real images in place of samples: about that of a perfect model.
 
         It is empty if fewer than four images are held out.
         """
         found: dict[str, float] = {}
         computed: dict[str, FeatureMetrics] = {}
-        for judge in self.judges:
-            name, reference = judge.extractor, self.references[judge.extractor]
-            if reference.held_out is None or not judge.needs_reference:
+        for metric in self.evaluation_metrics:
+            name, reference = metric.extractor, self.references[metric.extractor]
+            if reference.held_out is None or not metric.needs_reference:
                 continue
             unseen = reference.held_out.known_features
             if len(unseen) <= NEIGHBOURHOOD:
                 continue
-            if judge.formula == "nearer_train":
+            if metric.formula == "nearer_train":
                 real = len(reference.known_features)
-                found[str(judge)] = real / (real + len(unseen))
+                found[str(metric)] = real / (real + len(unseen))
                 continue
             if name not in computed:
                 computed[name] = FeatureMetrics(reference, device=self.device)
                 computed[name].update(torch.from_numpy(unseen))
             # the distance between the two sets of real images, either way
-            formula: Formula = "fid" if judge.formula == "fid_held_out" else judge.formula
-            found[str(judge)] = computed[name].compute(formula)
+            formula: Formula = "fid" if metric.formula == "fid_held_out" else metric.formula
+            found[str(metric)] = computed[name].compute(formula)
         if self.splits and all(self.references[name].held_out is not None for name in self.splits):
             found[FDR] = 1.0  # by its definition
         return found

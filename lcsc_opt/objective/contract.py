@@ -120,15 +120,15 @@ class Objective(abc.ABC):
         return None
 
     @property
-    def judges(self) -> Mapping[str, int]:
+    def evaluation_metrics(self) -> Mapping[str, int]:
         """Held-out metrics that are not the loss → 1, or -1 where higher is better.
 
         Reports compare each with its value at EMA*, and warn if the loss got better and one of these got worse.
         """
         return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
 
-    def floors(self) -> Mapping[str, float]:
-        """Judge → its value for held-out real images; empty where none are held out."""
+    def real_halves(self) -> Mapping[str, float]:
+        """Metric → its value for held-out real images in place of samples; empty if none are held out."""
         return {}
 
     @property

@@ -124,15 +124,15 @@ class MergeSampleScore(StagedObjective):
         return None if metric is None else str(metric)
 
     @property
-    def judges(self) -> Mapping[str, int]:
+    def evaluation_metrics(self) -> Mapping[str, int]:
         """The held-out metrics that are not the loss."""
         with self._metric_threads():
             return self.scores.signs
 
-    def floors(self) -> Mapping[str, float]:
-        """Judge → its value for held-out real images."""
+    def real_halves(self) -> Mapping[str, float]:
+        """Metric → its value for held-out real images in place of samples."""
         with self._metric_threads():
-            return self.scores.floors()
+            return self.scores.real_halves()
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
@@ -248,7 +248,7 @@ class MergeSampleScore(StagedObjective):
             loss, metrics = whole.compute()
             violation = whole.violation()
         cost = Cost.of_parts([part.cost for part in parts]) + watch.cost()
-        return Evaluation(loss, metrics, cost, excess=violation), back
+        return Evaluation(loss, metrics, cost, violation=violation), back
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()

@@ -79,9 +79,8 @@ class ImageObjectiveSettings(FrozenModel):
             to ``float16`` or ``bfloat16``.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported with the loss in every evaluation.
-        held_out_metrics: reported on noise other than the search's. The default is the judges: precision, recall,
-            ``sliced`` and ``near`` if the reference is images, and FID in features that the loss does not see, if
-            these are available.
+        held_out_metrics: reported on noise other than the search's. The default is precision, recall, ``sliced`` and
+            ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
             features of the loss where it names no others.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then

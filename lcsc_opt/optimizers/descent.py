@@ -8,7 +8,7 @@ from lcsc_opt.base.records import Evaluation
 
 AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
 FIRST_KEEP_WEIGHT = 0.1  # of the metric that is kept, in units of the loss
-KEEP_RATE, MOST_EXCESS = 0.05, 3.0  # of its dual ascent: rate per standard error, most standard errors
+KEEP_RATE, MOST_VIOLATION = 0.05, 3.0  # of its dual ascent: rate per standard error, most standard errors
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
 
@@ -32,6 +32,6 @@ class DualAscent:
 
     def hear(self, evaluation: Evaluation | None) -> None:
         """Adjust the weight after an evaluation; without a kept metric nothing changes."""
-        if evaluation is not None and evaluation.excess is not None:
-            excess = min(max(evaluation.excess, -MOST_EXCESS), MOST_EXCESS)
-            self.weight *= math.exp(KEEP_RATE * excess)
+        if evaluation is not None and evaluation.violation is not None:
+            violation = min(max(evaluation.violation, -MOST_VIOLATION), MOST_VIOLATION)
+            self.weight *= math.exp(KEEP_RATE * violation)

@@ -143,7 +143,7 @@ def score_held_out(
             f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
             "budget where this one is spent"
         )
-    judges = objective.judges
+    judges = objective.evaluation_metrics
     baselines = _baselines(study, objective, plan, judges)
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
@@ -181,7 +181,7 @@ def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> Non
     against = next((name for name in (EMA, _DEFAULT_EMA) if name in report.get("baselines", {})), None)
     metric = objective.cross_check_metric
     cross_check = None if metric is None else cross_check_of(report, metric, against)
-    judges = judges_of(report, objective.judges, against, objective.floors())
+    judges = judges_of(report, objective.evaluation_metrics, against, objective.real_halves())
     report["judges"] = [dataclasses.asdict(judge) for judge in judges]
     if cross_check is not None:
         report["cross_check"] = dataclasses.asdict(cross_check)

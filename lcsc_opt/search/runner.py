@@ -373,8 +373,8 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")
         known = None if gradient is None else np.array(gradient, dtype=np.float64)
-        excess = trial.user_attrs.get("excess")
-        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known, excess)
+        violation = trial.user_attrs.get("violation")
+        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known, violation)
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 
 

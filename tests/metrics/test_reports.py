@@ -54,7 +54,7 @@ def reported(real: Reference, **changes: Any) -> Scores:
 
 
 def names(scores: Scores) -> list[str]:
-    return [str(judge) for judge in scores.judges]
+    return [str(metric) for metric in scores.evaluation_metrics]
 
 
 # other features
@@ -101,9 +101,9 @@ def test_reports_have_them_and_searches_do_not() -> None:
     assert names(found) == DEFAULT
     assert list(score(found, held_out=True)[1]) == ["fid", *DEFAULT, "fdr"]
     assert list(score(found)[1]) == ["fid"]
-    assert found.floors() == {}
+    assert found.real_halves() == {}
     plain = Scores({"inception": reference()})
-    assert (plain.judges, plain.describe()) == ((), found.describe())
+    assert (plain.evaluation_metrics, plain.describe()) == ((), found.describe())
     assert names(reported(reference(), held_out_metrics=["kid"])) == ["kid", *DEFAULT]
 
 
@@ -147,7 +147,7 @@ def direct_authenticity(real: Any, samples: Any) -> float:
 def test_held_out_images_are_compared_with_and_have_values_of_their_own() -> None:
     found = reported(dataclasses.replace(reference(count=80, seed=1), held_out=reference(count=40, seed=3)))
     assert names(found) == [*DEFAULT, "fid_held_out", "nearer_train", "authenticity"]
-    values, floors = score(found, images(50, 2), held_out=True)[1], found.floors()
+    values, floors = score(found, images(50, 2), held_out=True)[1], found.real_halves()
     real, other, own = flat(80, 1), flat(40, 3), flat(50, 2)
     assert values["fid_held_out"] == pytest.approx(direct_fid(own, other), rel=1e-4)
     assert floors["fid_held_out"] == pytest.approx(direct_fid(real, other), rel=1e-4)
@@ -159,7 +159,7 @@ def test_held_out_images_are_compared_with_and_have_values_of_their_own() -> Non
     assert values["fdr"] == pytest.approx(direct_fid(own, real) / direct_fid(other, real), rel=1e-4)
     assert floors["fdr"] == 1
     few = reported(dataclasses.replace(reference(), held_out=reference(count=3, seed=3)))
-    assert few.floors() == {"fdr": 1}
+    assert few.real_halves() == {"fdr": 1}
 
 
 def test_copies_of_real_images_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,10 @@ class Traded(Objective):
         self.evaluations, self._judged = 0, judged
 
     @property
-    def judges(self) -> Mapping[str, int]:
+    def evaluation_metrics(self) -> Mapping[str, int]:
         return {"precision": -1, "near": 1} if self._judged else {}
 
-    def floors(self) -> Mapping[str, float]:
+    def real_halves(self) -> Mapping[str, float]:
         return {"precision": 0.9}
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:

@@ -50,8 +50,8 @@ def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(trajector
     assert baseline is not None
     penalty = baseline.penalty(evaluation.metrics["hinge"], IMAGES)
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
-    assert evaluation.excess == baseline.violation(evaluation.metrics["hinge"], IMAGES)
-    assert (penalty > 0) == (evaluation.excess > 1)
+    assert evaluation.violation == baseline.violation(evaluation.metrics["hinge"], IMAGES)
+    assert (penalty > 0) == (evaluation.violation > 1)
 
 
 def test_losses_and_gradients_of_parts_are_those_of_the_whole(trajectory: Trajectory) -> None:
@@ -62,7 +62,7 @@ def test_losses_and_gradients_of_parts_are_those_of_the_whole(trajectory: Trajec
     parts = [worker.sample(candidate, worker.prepare(candidate), *range_, gradient=True) for range_ in ranges]
     found, back = main.score(candidate, parts, gradient=True)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
-    assert found.excess == pytest.approx(expected.excess, rel=1e-4)
+    assert found.violation == pytest.approx(expected.violation, rel=1e-4)
     slopes = [worker.slope(candidate, *range_, rows)[0] for range_, rows in zip(ranges, back, strict=True) if rows]
     assert np.sum(slopes, axis=0) == pytest.approx(expected.gradient, rel=1e-4)
 
@@ -95,7 +95,7 @@ def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(
         if request.gradient:
             assert request.keep_weight is not None
             weights.append(request.keep_weight)
-            signs.append(np.sign(evaluation.excess or 0))
+            signs.append(np.sign(evaluation.violation or 0))
         attach_evaluation(asked, evaluation)
         optimizer.tell(asked, evaluation.loss)
     assert len(weights) > 5

@@ -137,7 +137,7 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(trajectory: Tr
     assert searched.metrics["fid"] == pytest.approx(build(trajectory)(EMA), rel=1e-12)
     assert list(objective.evaluate(Candidate(EMA, noise=SELECTION)).metrics) == ["kid", "fid"], "its loss decides"
     assert list(objective.evaluate(Candidate(EMA, noise=HELD_OUT)).metrics) == ["kid", "fid", "recall"]
-    assert objective.judges == {"fid": 1, "recall": -1}
+    assert objective.evaluation_metrics == {"fid": 1, "recall": -1}
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
 
 

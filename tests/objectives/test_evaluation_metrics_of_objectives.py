@@ -1,4 +1,4 @@
-"""Which judges objectives over images take from their settings."""
+"""Which evaluation metrics objectives over images take from their settings."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def scores(folder: Path, **changes: Any) -> Scores:
     return ImageObjectiveSettings(checkpoints="any", **settings(folder, **changes)).scores()
 
 
-def judges(found: Scores) -> list[str]:
-    return [str(judge) for judge in found.judges]
+def evaluation_metrics(found: Scores) -> list[str]:
+    return [str(metric) for metric in found.evaluation_metrics]
 
 
 def test_a_folder_has_them_and_its_features_are_read_when_a_report_needs_them(folder: Path) -> None:
     found = scores(folder, reference=str(folder / real(folder, "real")))
     described = found.describe()
     assert found.references[EXTRACTOR.removeprefix("@")].features is None
-    assert judges(found) == DEFAULT
+    assert evaluation_metrics(found) == DEFAULT
     assert found.describe() == described
-    assert found.floors() == {}
+    assert found.real_halves() == {}
 
 
 def test_files_of_mean_and_covariance_have_none_and_nothing_is_said_of_it(
@@ -51,7 +51,7 @@ def test_files_of_mean_and_covariance_have_none_and_nothing_is_said_of_it(
     settings(folder)  # which writes the file
     found = scores(folder, reference=str(folder / "reference.npz"))
     capsys.readouterr()
-    assert judges(found) == []
+    assert evaluation_metrics(found) == []
     assert "judge" not in capsys.readouterr().err
 
 
@@ -59,9 +59,9 @@ def test_two_folders_lie_beside_the_study_file(folder: Path, monkeypatch: pytest
     monkeypatch.chdir(folder)
     split = {"train": real(folder, "real"), "held_out": real(folder, "others", 12)}
     found = scores(folder, reference=split)
-    assert judges(found) == [*DEFAULT, *HELD_OUT]
-    floors = found.floors()
-    assert list(floors) == list(found.signs) == [*judges(found), "fdr"]
+    assert evaluation_metrics(found) == [*DEFAULT, *HELD_OUT]
+    floors = found.real_halves()
+    assert list(floors) == list(found.signs) == [*evaluation_metrics(found), "fdr"]
     assert floors[f"nearer_train{EXTRACTOR}"] == 20 / 32
     assert found.describe() == scores(folder, reference=split["train"], held_out_metrics=[]).describe()
     ImageObjectiveSettings(checkpoints="any", **settings(folder, reference=split))._located()
