@@ -28,7 +28,6 @@ from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts
 from lcsc_opt.sampling.text_to_image import NO_LORA_GRADIENT, LatentDiffusionSampler
-from lcsc_opt.trajectory.lora import trajectory_alphas
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
 
@@ -89,7 +88,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     alphas = None
     if checked.component == "lora":
         given = checked.lora_alpha
-        alphas = trajectory_alphas(trajectory) if given is None else LoraAlphas.constant(given)
+        alphas = trajectory.lora_alphas() if given is None else LoraAlphas.constant(given)
     pipeline = _pipeline(checked)
     sampler = LatentDiffusionSampler(
         pipeline,

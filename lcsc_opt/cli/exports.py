@@ -44,7 +44,7 @@ def export(
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import merging, writing
-    from lcsc_opt.exports.recipe import recipe_of
+    from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.study import objective_of
 
     alone = out.suffix == ".json"
@@ -53,7 +53,7 @@ def export(
     stored = study_in(opened, study)
     objective = objective_of(stored)
     if to is None:
-        made = recipe_of(stored, objective, number=trial, dtype=dtype)
+        made = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
         write_atomically(out, made.as_text().encode(), error=StudyStoreError)
     else:
         made = merging.export(stored, objective, to, number=trial)
@@ -127,7 +127,7 @@ def apply(
 ) -> None:
     """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
     from lcsc_opt.exports.merging import average, coefficients_named, rebuild
-    from lcsc_opt.exports.recipe import read_recipe
+    from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
 
     given = parse_steps(steps)
@@ -135,7 +135,7 @@ def apply(
         to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
         made = average(checkpoints, named, to, name=Path(recipe).name, key=key, steps=given)
     else:
-        followed = read_recipe(Path(recipe))
+        followed = Recipe.read(Path(recipe))
         if form is None and followed.lora is not None and out.suffix == ".safetensors":
             form = "lora"  # as it was exported before
         to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)

@@ -214,9 +214,9 @@ def show(
 
     if Path(study).exists() or Path(study).suffix:
         from lcsc_opt.cli.exports import print_recipe
-        from lcsc_opt.exports.recipe import read_recipe
+        from lcsc_opt.exports.recipe import Recipe
 
-        recipe = read_recipe(Path(study))
+        recipe = Recipe.read(Path(study))
         print_json(recipe.model_dump()) if output is Format.json else print_recipe(recipe)
         return
     opened = to_read(storage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def show(
     """Show what is in a trajectory, and what looks wrong with it. It also shows how far the weights move."""
     from lcsc_opt.trajectory.inspection import inspect
 
-    described = dataclasses.asdict(inspect(paths, key=key, verify=verify))
+    described = inspect(paths, key=key, verify=verify)
     if output is Format.json:
         print_json(described)
     else:

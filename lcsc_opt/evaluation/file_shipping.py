@@ -29,7 +29,6 @@ from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.opening import part_of
 
 _MOST_BYTES = 100 * 2**20  # of data that settings name; larger data has to be on every machine
 _PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
@@ -191,10 +190,10 @@ class Packed:
         """
         known, cached = KnownCheckpoints(self.sha256, self.steps), cache_directory() / self.in_cache
         for path in (self.path, cached):
-            if part_of(path, known) is not None:
+            if Trajectory.holding(path, known) is not None:
                 return path
         with only_process(cached, busy=lambda: None):  # another worker on this machine fetches it: wait
-            if part_of(cached, known) is None:
+            if Trajectory.holding(cached, known) is None:
                 self._fetch(cached, read)
         return cached
 

@@ -1,16 +1,11 @@
 """The results of a search: figures, the merged model as a file, and the recipe to make it again elsewhere.
 
-``recipe`` says how a model was merged, ``merging`` makes models (of a study, of a recipe, without a study), ``writing``
-writes them, and ``figures`` keeps figures with the study.
+``recipe`` says how a model was merged, ``exact_merge`` merges with the same bits everywhere, ``merging`` makes models
+(of a study, of a recipe, without a study) in the forms of ``writing``, and ``figures`` keeps figures with the study.
 """
 
 from lcsc_opt.database.comparing import chosen_trial
 from lcsc_opt.exports.figures import attach_figures
-from lcsc_opt.exports.recipe import Recipe, read_recipe
+from lcsc_opt.exports.recipe import Recipe
 
-__all__ = [
-    "Recipe",
-    "attach_figures",
-    "chosen_trial",
-    "read_recipe",
-]
+__all__ = ["Recipe", "attach_figures", "chosen_trial"]

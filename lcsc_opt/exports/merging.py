@@ -20,12 +20,11 @@ from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory, recipe_of
-from lcsc_opt.exports.writing import CONFIG, Destination, check_fits, config_of, read_config, write
+from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
+from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
+from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory, open_or_pack
-from lcsc_opt.trajectory.exact_merge import CheckpointFiles, PackedCheckpoints, cast, merge_exactly
-from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.packing import find_sources
 
 
@@ -40,23 +39,18 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         StudyStoreError: the checkpoints are not those of the study, no such trial, or the file cannot be written.
         TrajectoryError: the checkpoints are damaged.
     """
-    recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
-    config = None
-    if to.form == "diffusers":
-        config = config_of(objective) if to.config is None else read_config(to.config)
-        if config is None:
-            raise ObjectiveError(
-                f"{to.path}: the objective's network has no configuration of diffusers; pass --config FOLDER of a "
-                "model that diffusers saved"
-            )
+    recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
+    networks: Any = (getattr(objective.sampler, name, None) for name in ("network", "denoiser"))  # or of a pipeline
+    own = (str(network.to_json_string()) for network in networks if hasattr(network, "to_json_string"))
+    config = to.config_text(next(own, None))
     trajectory = packed_trajectory(objective)
     if to.form == "lora":
         recipe = recipe.model_copy(update={"lora": _lora_of(study, objective, trajectory)})
-    weights = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype)
+    weights = merge_exactly(trajectory, recipe)
     if statistics := objective.statistics(np.array(recipe.coefficients)):
         weights |= (kept := cast(dict(statistics), to.dtype))
         recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
-    write(weights, recipe, to, config=config)
+    to.write(weights, recipe, config)
     if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
     return recipe
@@ -89,30 +83,25 @@ def rebuild(
         TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
         StudyStoreError: the disk refuses.
     """
-    combination = recipe.combination()
     if to.config is None and beside is not None and (beside / CONFIG).is_file():
         to = dataclasses.replace(to, config=beside)
-    config = _given_config(to)
-    to = dataclasses.replace(to, dtype=to.dtype or recipe.dtype)
+    config = to.config_text()
     if len(patterns) == 1 and is_packed(Path(patterns[0])):
-        checkpoints: CheckpointFiles | PackedCheckpoints = PackedCheckpoints(Trajectory.open(patterns[0]))
+        checkpoints: CheckpointFiles | Trajectory = Trajectory.open(patterns[0])
     else:
         key = recipe.key if key is None else key
-        found = find_sources(find_checkpoints(patterns, key=key), steps)
-        checkpoints = CheckpointFiles({source.step: source.path for source in found}, key=key)
+        checkpoints = CheckpointFiles(find_sources(find_checkpoints(patterns, key=key), steps), key=key)
     naming = recipe.lora
     if naming is None and to.form == "lora":  # the checkpoints' own names were kept
         naming = LoraNaming(alphas=checkpoints.lora_alphas())
-    recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": naming})
-    if config is not None:  # checked with one checkpoint, before all of them are read
-        check_fits(config, checkpoints.read(checkpoints.steps[0]))
-    weights = merge_exactly(checkpoints, combination, dtype=to.dtype)
+    recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
+    weights = merge_exactly(checkpoints, recipe)
     if recipe.statistics is not None:
         try:
             weights |= load(bytes.fromhex(recipe.statistics))
         except (ValueError, SafetensorError) as error:
             raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
-    write(weights, recipe, to, config=config)
+    to.write(weights, recipe, config)
     return recipe
 
 
@@ -141,26 +130,18 @@ def average(
         ObjectiveError: a folder of diffusers without a configuration.
         StudyStoreError: the disk refuses.
     """
-    config = _given_config(to)
+    config = to.config_text()
     trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
-    weights = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype)
-    write(weights, recipe, to, config=config)
+    weights = merge_exactly(trajectory, recipe)
+    to.write(weights, recipe, config)
     if negative := [each for each, tensor in weights.items() if each.endswith("running_var") and (tensor < 0).any()]:
         notice(
             f"{to.path}: {negative[0]} holds variances below zero, as signed coefficients make them: estimate them on "
             "images (torch.optim.swa_utils.update_bn) before you use the model"
         )
     return recipe
-
-
-def _given_config(to: Destination) -> str | None:
-    if to.form != "diffusers":
-        return None
-    if to.config is None:
-        raise ObjectiveError(f"{to.path}: pass --config FOLDER of the model, which checkpoints and recipes do not hold")
-    return read_config(to.config)
 
 
 def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -> LoraNaming:
@@ -172,7 +153,7 @@ def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -
         known = known.get(name) if isinstance(known, dict) else None
     return LoraNaming(
         component="unet" if getattr(pipeline, "transformer", None) is None else "transformer",
-        alphas=LoraAlphas(**known) if known else trajectory_alphas(trajectory),
+        alphas=LoraAlphas(**known) if known else trajectory.lora_alphas(),
         layers_per_block=layers if isinstance(layers, int) else None,
     )
 

@@ -24,7 +24,6 @@ from lcsc_opt.database.comparing import chosen_trial
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.exact_merge import Combination
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and next to the state dict of a .pt file
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
@@ -123,6 +122,74 @@ class Recipe(pydantic.BaseModel):
             **others,
         )
 
+    @classmethod
+    def of_trial(
+        cls, study: StoredStudy, objective: Objective, *, number: int | None = None, dtype: str | None = None
+    ) -> Recipe:
+        """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
+
+        Raises:
+            ObjectiveError: the objective has no weights.
+            StudyStoreError: the checkpoints are not those of the study, or there is no such complete trial.
+        """
+        if objective.trajectory is None:
+            raise ObjectiveError(
+                f"{study.name}: its objective combines no weights, so there is no model to export; with checkpoints: "
+                f"lcsc show {study.name} --format json > c.json, then lcsc apply c.json CHECKPOINTS"
+            )
+        trial, coefficients, attributes = chosen_trial(study, number)
+        trajectory = packed_trajectory(objective)
+        known = study.attributes["fingerprint"]["objective"].get("trajectory")
+        other = isinstance(known, str) and known != trajectory.sha256
+        if other or tuple(study.attributes["steps"]) != trajectory.steps:  # these would give another model, silently
+            raise StudyStoreError(
+                f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
+                "put them back, or start a new study"
+            )
+        return cls.of(
+            trajectory,
+            coefficients,
+            study=study.name,
+            trial=trial,
+            dtype=dtype,
+            loss=float(attributes["loss"]),
+            metrics=attributes.get("metrics", {}),
+            held_out=attributes.get("held_out"),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
+
+        Raises:
+            TrajectoryError: there is none, or it cannot be read.
+        """
+        path = path / FILE if (path / FILE).is_file() else path
+        if not path.exists():
+            raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
+        text: Any = None
+        try:
+            if path.suffix == ".json":
+                text = path.read_bytes()
+            elif path.suffix == ".safetensors":
+                text = read_metadata(path).get(ENTRY)
+            elif path.is_file():
+                content = read_content(path)
+                text = content.get(ENTRY) if isinstance(content, dict) else None
+        except (OSError, ValueError, TrajectoryError) as error:
+            raise TrajectoryError(
+                f"{path} holds no recipe that can be read: name a model that lcsc exported."
+            ) from error
+        if not isinstance(text, (str, bytes)):
+            raise TrajectoryError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
+        try:
+            return cls.model_validate_json(text)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
+            raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
+
     @property
     def title(self) -> str:
         """The name of the model, for people."""
@@ -132,51 +199,13 @@ class Recipe(pydantic.BaseModel):
         """One line of JSON; floats are written so that they are read again bit for bit."""
         return json.dumps(self.model_dump())
 
-    def combination(self) -> Combination:
-        """The combination to be merged.
+    def checked_coefficients(self) -> Coefficients:
+        """``[K]``.
 
         Raises:
-            StudySpecError: its coefficients do not sum to one.
+            StudySpecError: they do not sum to one.
         """
-        coefficients = check_coefficients(self.coefficients, len(self.steps))
-        return Combination(
-            self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
-        )
-
-
-def recipe_of(
-    study: StoredStudy, objective: Objective, *, number: int | None = None, dtype: str | None = None
-) -> Recipe:
-    """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
-
-    Raises:
-        ObjectiveError: the objective has no weights.
-        StudyStoreError: the checkpoints are not those of the study, or there is no such complete trial.
-    """
-    if objective.trajectory is None:
-        raise ObjectiveError(
-            f"{study.name}: its objective combines no weights, so there is no model to export; with checkpoints: "
-            f"lcsc show {study.name} --format json > c.json, then lcsc apply c.json CHECKPOINTS"
-        )
-    trial, coefficients, attributes = chosen_trial(study, number)
-    trajectory = packed_trajectory(objective)
-    known = study.attributes["fingerprint"]["objective"].get("trajectory")
-    other = isinstance(known, str) and known != trajectory.sha256
-    if other or tuple(study.attributes["steps"]) != trajectory.steps:  # these would give another model, silently
-        raise StudyStoreError(
-            f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
-            "put them back, or start a new study"
-        )
-    return Recipe.of(
-        trajectory,
-        coefficients,
-        study=study.name,
-        trial=trial,
-        dtype=dtype,
-        loss=float(attributes["loss"]),
-        metrics=attributes.get("metrics", {}),
-        held_out=attributes.get("held_out"),
-    )
+        return check_coefficients(self.coefficients, len(self.steps))
 
 
 def packed_trajectory(objective: Objective) -> Trajectory:
@@ -188,34 +217,3 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     if isinstance(objective.trajectory, Trajectory):
         return objective.trajectory
     raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
-
-    Raises:
-        TrajectoryError: there is none, or it cannot be read.
-    """
-    path = path / FILE if (path / FILE).is_file() else path
-    if not path.exists():
-        raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
-    text: Any = None
-    try:
-        if path.suffix == ".json":
-            text = path.read_bytes()
-        elif path.suffix == ".safetensors":
-            text = read_metadata(path).get(ENTRY)
-        elif path.is_file():
-            content = read_content(path)
-            text = content.get(ENTRY) if isinstance(content, dict) else None
-    except (OSError, ValueError, TrajectoryError) as error:
-        raise TrajectoryError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
-    if not isinstance(text, (str, bytes)):
-        raise TrajectoryError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
-    try:
-        return Recipe.model_validate_json(text)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
-        raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error

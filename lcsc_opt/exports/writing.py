@@ -18,7 +18,6 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing, why_refused
 from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
-from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.lora import to_diffusers
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
@@ -89,39 +88,72 @@ class Destination:
             raise StudySpecError(f"{path}: the folder {path.absolute().parent} does not exist")
         return cls(path, typing.cast("Form", form), dtype, config)
 
+    def config_text(self, default: str | None = None) -> str | None:
+        """``config.json`` for the form ``diffusers``, ``None`` for other forms.
 
-def config_of(objective: Objective) -> str | None:
-    """The configuration of the objective's network as diffusers writes it; ``None`` for a network of another kind."""
-    for name in ("network", "denoiser"):  # the second, of a whole pipeline
-        network: Any = getattr(objective.sampler, name, None)
-        if hasattr(network, "to_json_string"):
-            return str(network.to_json_string())
-    return None
+        Args:
+            default: of the objective's network, where the user named no folder.
+
+        Raises:
+            ObjectiveError: it is not there, or is another kind of file.
+        """
+        if self.form != "diffusers":
+            return None
+        if self.config is None:
+            if default is None:
+                raise ObjectiveError(f"{self.path}: has no configuration of diffusers; pass --config FOLDER of a model")
+            return default
+        file = self.config / CONFIG if self.config.is_dir() else self.config
+        try:
+            text = file.read_text(encoding="utf-8")
+            content = json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ObjectiveError(f"--config: {file} is no configuration that can be read: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get(_CLASS), str):
+            raise ObjectiveError(f"--config: {file} names no class of diffusers as {_CLASS}; name a model's folder")
+        return text
+
+    def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None) -> None:
+        """Write weights and recipe as a whole; no reader ever sees half of it.
+
+        Args:
+            weights: name → tensor.
+            recipe: how they were merged.
+            config: from :meth:`config_text`.
+
+        Raises:
+            ObjectiveError: the weights do not fit the configuration.
+            TrajectoryError: the form is ``lora``, and the weights are not a LoRA.
+            StudyStoreError: the disk refuses.
+        """
+        if self.form == "diffusers":
+            _check_fits(str(config), weights)
+        if self.form == "lora":
+            naming = recipe.lora or LoraNaming()
+            layers = naming.layers_per_block
+            unet = None if layers is None else types.SimpleNamespace(layers_per_block=layers)
+            weights = to_diffusers(weights, naming.alphas, component=naming.component, unet_config=unet)
+        text = recipe.as_text()
+        try:
+            with replacing(self.path) as path:
+                if self.form == "diffusers":
+                    path.mkdir()
+                    (path / CONFIG).write_text(str(config), encoding="utf-8")
+                    (path / FILE).write_text(text, encoding="utf-8")
+                if self.form == "pt":
+                    with path.open("wb") as file:  # of a path, torch would write the name into the file
+                        torch.save({"state_dict": weights, ENTRY: text}, file)
+                else:
+                    file_in = path / _WEIGHTS if self.form == "diffusers" else path
+                    write_safetensors(weights, file_in, {"format": "pt", ENTRY: text})
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
+            needed = sum(tensor.nbytes for tensor in weights.values())
+            reason = why_refused(error, self.path.absolute().parent, needed)
+            raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 
 
-def read_config(path: Path) -> str:
-    """``config.json`` of a model that diffusers saved; ``path`` is the file or its folder.
-
-    Raises:
-        ObjectiveError: it is not there, or is another kind of file.
-    """
-    file = path / CONFIG if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ObjectiveError(f"--config: {file} is no configuration that can be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get(_CLASS), str):
-        raise ObjectiveError(f"--config: {file} names no class of diffusers as {_CLASS}; name a model's folder")
-    return text
-
-
-def check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
-    """Check that weights fit the model of a configuration: diffusers would fill gaps with random numbers.
-
-    Raises:
-        ObjectiveError: there is no such model, or a tensor does not fit it; the message names the first one.
-    """
+def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that do not fit the model of a configuration: diffusers would fill gaps with random numbers."""
     import diffusers
 
     settings = json.loads(config)
@@ -139,43 +171,3 @@ def check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
             f"the merged model does not fit the configuration's: it {differs}; pass --config FOLDER of the right one, "
             "or --as safetensors"
         )
-
-
-def write(weights: dict[str, Tensor], recipe: Recipe, to: Destination, *, config: str | None = None) -> None:
-    """Write weights and recipe as a whole; no reader ever sees half of it.
-
-    Args:
-        weights: name → tensor.
-        recipe: how they were merged.
-        to: where and in which form.
-        config: of diffusers; the form ``diffusers`` needs it.
-
-    Raises:
-        ObjectiveError: the weights do not fit the configuration.
-        TrajectoryError: the form is ``lora``, and the weights are not a LoRA.
-        StudyStoreError: the disk refuses.
-    """
-    if to.form == "diffusers":
-        check_fits(str(config), weights)
-    if to.form == "lora":
-        naming = recipe.lora or LoraNaming()
-        unet = types.SimpleNamespace(layers_per_block=naming.layers_per_block)
-        config_of_unet = None if naming.layers_per_block is None else unet
-        weights = to_diffusers(weights, naming.alphas, component=naming.component, unet_config=config_of_unet)
-    text = recipe.as_text()
-    try:
-        with replacing(to.path) as path:
-            if to.form == "diffusers":
-                path.mkdir()
-                (path / CONFIG).write_text(str(config), encoding="utf-8")
-                (path / FILE).write_text(text, encoding="utf-8")
-            if to.form == "pt":
-                with path.open("wb") as file:  # of a path, torch would write the name into the file
-                    torch.save({"state_dict": weights, ENTRY: text}, file)
-            else:
-                file_in = path / _WEIGHTS if to.form == "diffusers" else path
-                write_safetensors(weights, file_in, {"format": "pt", ENTRY: text})
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
-        needed = sum(tensor.nbytes for tensor in weights.values())
-        reason = why_refused(error, to.path.absolute().parent, needed)
-        raise StudyStoreError(f"{to.path}: cannot be written: {reason}") from error

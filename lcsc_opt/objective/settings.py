@@ -24,7 +24,7 @@ from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics, merged_statistics
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.opening import check_checkpoints, open_or_pack
+from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -80,8 +80,8 @@ def _look(folder: Path) -> tuple[tuple[int, ...], tuple[str, ...], Path]:
         trajectory = Trajectory.open(folder)
         return trajectory.steps, trajectory.names, folder
     sources = find_sources(find_checkpoints(folder))
-    checkpoint = read_checkpoint(sources[0].path)
-    return tuple(source.step for source in sources), tuple(checkpoint.tensors), sources[0].path
+    first = next(iter(sources.values()))
+    return tuple(sources), tuple(read_checkpoint(first).tensors), first
 
 
 def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, dict[str, tuple[str | None, str]]]:

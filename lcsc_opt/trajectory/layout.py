@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -16,13 +17,13 @@ from lcsc_opt.checkpoints.weights import difference, shapes_of
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
 EXACT = "exact"
-HALVES = ("float16", "bfloat16")  # dtypes that rows may be rounded to
 MERGED = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_HALVES = ("float16", "bfloat16")  # dtypes that rows may be rounded to
 _INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 UNMERGEABLE = (
     *("complex32", "complex64", "complex128"),
@@ -31,6 +32,17 @@ UNMERGEABLE = (
 DTYPES: dict[str, torch.dtype] = MERGED | {name: getattr(torch, name) for name in (*_INTEGERS, *UNMERGEABLE)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out (first_step, last_step, a glob or a list)."
+
+
+def stored_dtype(dtype: str) -> str | None:
+    """What rows are rounded to, ``float16`` or ``bfloat16``; ``None`` for ``exact``.
+
+    Raises:
+        TrajectoryError: there is no such way to store rows.
+    """
+    if dtype not in (EXACT, *_HALVES):
+        raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(_HALVES)}, got {dtype!r}.")
+    return None if dtype == EXACT else dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +82,6 @@ class TensorSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """The specs in the order of their bytes, and the length of a row, a multiple of 64 bytes."""
-
-    tensors: tuple[TensorSpec, ...]
-    row_bytes: int
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape."""
-        return {spec.name: spec.shape for spec in self.tensors}
-
-
-@dataclasses.dataclass(frozen=True)
 class Segment:
     """Neighbouring tensors of one dtype, without a gap between them: bytes ``[start, stop)`` of all rows."""
 
@@ -114,89 +113,99 @@ class Segment:
             yield spec, (spec.offset - self.start) // self.dtype.itemsize
 
 
-def plan(tensors: Mapping[str, Tensor], stored: str | None = None) -> Layout:
-    """Lay out the rows for checkpoints like this one.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The specs in the order of their bytes, and the length of a row, a multiple of 64 bytes."""
 
-    Args:
-        tensors: of one checkpoint.
-        stored: what floating-point tensors are rounded to, one of ``HALVES``; ``None`` keeps the dtype of each.
+    tensors: tuple[TensorSpec, ...]
+    row_bytes: int
 
-    Raises:
-        TrajectoryError: no tensor at all, or one whose kind or dtype cannot be stored.
-    """
-    if not tensors:
-        raise TrajectoryError("The checkpoint holds no tensor: pass the state dict of the model.")
-    return arrange((name, tuple(t.shape), _dtype_name(name, t, stored)) for name, t in tensors.items())
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], stored: str | None = None) -> Layout:
+        """The layout of rows for checkpoints like this one.
 
+        Args:
+            tensors: of one checkpoint.
+            stored: what floating-point tensors are rounded to; ``None`` keeps the dtype of each.
 
-def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
-    """Place tensors ``(name, shape, dtype)`` in a row: one dtype after the other, aligned, sorted by name inside."""
-    specs: list[TensorSpec] = []
-    end = 0
-    ordered = sorted(described, key=lambda item: (_rank(item[2]), item[0]))
-    for _, neighbours in itertools.groupby(ordered, key=lambda item: _rank(item[2])):
-        end = _aligned(end)
-        for name, shape, dtype in neighbours:
-            specs.append(TensorSpec(name, shape, dtype, end))
-            end = specs[-1].end
-    return Layout(tuple(specs), max(_aligned(end), ALIGNMENT))
+        Raises:
+            TrajectoryError: no tensor at all, or one whose kind or dtype cannot be stored.
+        """
+        if not tensors:
+            raise TrajectoryError("The checkpoint holds no tensor: pass the state dict of the model.")
+        return cls.arranged((name, tuple(t.shape), _dtype_name(name, t, stored)) for name, t in tensors.items())
 
+    @classmethod
+    def arranged(cls, described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
+        """Place tensors ``(name, shape, dtype)`` in a row: each dtype aligned, after the other; by name inside."""
 
-def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
-    """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
-    alike = itertools.groupby(layout.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
-    groups = [tuple(specs) for (dtype, varies), specs in alike if varies and dtype in MERGED]
-    return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
+        def rank(item: tuple[str, tuple[int, ...], str]) -> int:
+            return list(MERGED).index(item[2]) if item[2] in MERGED else len(MERGED)
 
+        specs: list[TensorSpec] = []
+        end = 0
+        ordered = sorted(described, key=lambda item: (rank(item), item[0]))
+        for _, neighbours in itertools.groupby(ordered, key=rank):
+            end = _aligned(end)
+            for name, shape, dtype in neighbours:
+                specs.append(TensorSpec(name, shape, dtype, end))
+                end = specs[-1].end
+        return cls(tuple(specs), max(_aligned(end), ALIGNMENT))
 
-def check_same(layout: Layout, tensors: Mapping[str, Tensor], stored: str | None = None) -> None:
-    """Compare a later checkpoint with the first one, by name.
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape."""
+        return {spec.name: spec.shape for spec in self.tensors}
 
-    Raises:
-        TrajectoryError: naming the first tensors that are missing, unexpected, or of another shape or dtype.
-    """
-    if (differs := difference(shapes_of(tensors), layout.shapes)) is not None:
-        raise TrajectoryError(f"The checkpoint does not fit the first one: it {differs}. {_SAME_MODEL}")
-    for spec in layout.tensors:
-        dtype = _dtype_name(spec.name, tensors[spec.name], stored)
-        if dtype != spec.dtype:
-            raise TrajectoryError(
-                f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
-            )
+    def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
+        """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
+        alike = itertools.groupby(self.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
+        groups = [tuple(specs) for (dtype, varies), specs in alike if varies and dtype in MERGED]
+        return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
 
+    def check(self, tensors: Mapping[str, Tensor], stored: str | None = None) -> None:
+        """Compare a later checkpoint with the first one, by name.
 
-def row_parts(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, Tensor]]:
-    """The bytes of a row in order, ``[n]`` uint8 on the CPU: each tensor with its spec, padding with ``None``.
+        Raises:
+            TrajectoryError: naming the first tensors that are missing, unexpected, or of another shape or dtype.
+        """
+        if (differs := difference(shapes_of(tensors), self.shapes)) is not None:
+            raise TrajectoryError(f"The checkpoint does not fit the first one: it {differs}. {_SAME_MODEL}")
+        for spec in self.tensors:
+            dtype = _dtype_name(spec.name, tensors[spec.name], stored)
+            if dtype != spec.dtype:
+                raise TrajectoryError(
+                    f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
+                )
 
-    One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that are
-    not merged may be given as their bytes, too.
-    """
-    end = 0
-    for spec in layout.tensors:
-        if spec.offset > end:
-            yield None, torch.zeros(spec.offset - end, dtype=torch.uint8, device="cpu")
-        plain = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
-        plain = plain.to(spec.torch_dtype) if spec.merged else plain
-        yield spec, plain.contiguous().reshape(-1).view(torch.uint8)
-        end = spec.end
-    if layout.row_bytes > end:
-        yield None, torch.zeros(layout.row_bytes - end, dtype=torch.uint8, device="cpu")
+    def row_parts(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, Tensor]]:
+        """The bytes of a row in order, ``[n]`` uint8 on the CPU: each tensor with its spec, padding with ``None``.
 
+        One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that
+        are not merged may be given as their bytes, too.
+        """
+        end = 0
+        for spec in self.tensors:
+            if spec.offset > end:
+                yield None, torch.zeros(spec.offset - end, dtype=torch.uint8, device="cpu")
+            plain = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
+            plain = plain.to(spec.torch_dtype) if spec.merged else plain
+            yield spec, plain.contiguous().reshape(-1).view(torch.uint8)
+            end = spec.end
+        if self.row_bytes > end:
+            yield None, torch.zeros(self.row_bytes - end, dtype=torch.uint8, device="cpu")
 
-def row_sha256(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of the row of a checkpoint."""
-    digest = hashlib.sha256()
-    for _, content in row_parts(layout, tensors):
-        digest.update(content.numpy().data)
-    return digest.hexdigest()
+    def row_sha256(self, tensors: Mapping[str, Tensor]) -> str:
+        """The SHA-256 of the row of a checkpoint."""
+        digest = hashlib.sha256()
+        for _, content in self.row_parts(tensors):
+            digest.update(content.numpy().data)
+        return digest.hexdigest()
 
-
-def all_finite(values: Tensor) -> bool:
-    """Whether no number of this floating-point tensor is NaN or infinite; takes no memory.
-
-    NaN and infinity show in the extremes, which are found thirty times faster than ``isfinite`` of each number.
-    """
-    return not values.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values))
+    def sha256(self, rows: Iterable[tuple[int, str]]) -> str:
+        """The identity of K checkpoints: names, shapes, dtypes, and step and SHA-256 of each row."""
+        described = [(spec.name, spec.shape, spec.dtype) for spec in self.tensors]
+        return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
 
 
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
@@ -206,10 +215,6 @@ def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
         raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
     dtype = _NAMES[tensor.dtype]
     return stored if stored is not None and dtype in MERGED else dtype
-
-
-def _rank(dtype: str) -> int:
-    return list(MERGED).index(dtype) if dtype in MERGED else len(MERGED)
 
 
 def _aligned(offset: int) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import mmap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,30 +17,27 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec, arrange
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec
 
 LOCK = "writer.lock"  # held by the process that writes
 _MOST_SCALARS = 2**48  # of one tensor
 
-_Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, strict=True)
-
-
-class SavedCheckpoint(_Model):
+class _SavedCheckpoint(pydantic.BaseModel):
     """One checkpoint: its training step, its row, where it came from, and the SHA-256 of the row."""
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
     step: _Whole
     slot: _Whole
     source: str
-    sha256: _Sha256
+    sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
-class Manifest(_Model):
-    """The whole manifest, validated: offsets are the ones that :func:`arrange` gives, slots are distinct.
+class Manifest(pydantic.BaseModel):
+    """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
         row_bytes: of a row.
@@ -53,23 +48,20 @@ class Manifest(_Model):
         metadata: the writer's notes.
     """
 
+    model_config = pydantic.ConfigDict(frozen=True, strict=True)
+
     format: Literal[1] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
     stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
-    checkpoints: tuple[SavedCheckpoint, ...] = ()
+    checkpoints: tuple[_SavedCheckpoint, ...] = ()
     metadata: dict[str, str] = {}
 
     @property
     def layout(self) -> Layout:
         """Where the tensors lie in a row."""
         return Layout(self.tensors, self.row_bytes)
-
-    @property
-    def slots(self) -> int:
-        """How many rows ``weights.bin`` has to have."""
-        return 1 + max((saved.slot for saved in self.checkpoints), default=-1)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -78,7 +70,7 @@ class Manifest(_Model):
                 raise ValueError(f"tensor {spec.name!r} has an unknown dtype {spec.dtype!r}")
             if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > _MOST_SCALARS:
                 raise ValueError(f"tensor {spec.name!r} has an impossible shape")
-        if arrange((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
+        if Layout.arranged((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
             raise ValueError("tensors are not where their shapes and dtypes put them")
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
@@ -89,74 +81,80 @@ class Manifest(_Model):
             raise ValueError("steps do not increase")
         return self
 
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read and validate the manifest of the trajectory at ``path``.
 
-def trajectory_sha256(tensors: Iterable[TensorSpec], rows: Iterable[tuple[int, str]]) -> str:
-    """The identity of K checkpoints: names, shapes and dtypes of their tensors, steps, and SHA-256 of each row."""
-    described = [(spec.name, spec.shape, spec.dtype) for spec in tensors]
-    return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
+        Raises:
+            TrajectoryError: it is not there, cannot be read, or says something impossible.
+        """
+        try:
+            return cls.model_validate_json((path / MANIFEST).read_bytes())
+        except OSError as error:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                reason = f"Cannot read {path / MANIFEST}: {error.strerror}."
+            elif not path.exists():
+                reason = f"There is no trajectory at {path}: make one with `lcsc trajectory pack`."
+            elif (path / WEIGHTS).exists():
+                reason = f"{path} holds no whole checkpoint yet: append one, or pack again."
+            else:
+                reason = f"{path} is not a trajectory, {MANIFEST} is missing: pack the checkpoints first."
+            raise TrajectoryError(reason) from None
+        except (pydantic.ValidationError, RecursionError) as error:
+            reason = "nested too deeply"
+            if isinstance(error, pydantic.ValidationError):
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
+            raise TrajectoryError(f"{path / MANIFEST} is broken ({reason}): pack again.") from error
+
+    def save(self, path: Path) -> None:
+        """Replace the manifest at ``path`` so that a reader sees the old one or the new one, also after a crash.
+
+        Raises:
+            OSError: the disk refused; the old manifest is then still there, or the new one is complete.
+        """
+        with replacing(path / MANIFEST) as pending:
+            pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+
+    def free_slot(self) -> int:
+        """The first row that no checkpoint has."""
+        used = {saved.slot for saved in self.checkpoints}
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
+
+    def with_checkpoint(
+        self, step: int, slot: int, source: str, sha256: str, *, keep_last: int | None, varying: Iterable[str]
+    ) -> Manifest:
+        """This manifest and one more checkpoint: the ``keep_last`` last ones, and tensors that ``varying`` adds."""
+        checkpoints = (*self.checkpoints, _SavedCheckpoint(step=step, slot=slot, source=source, sha256=sha256))
+        kept = checkpoints if keep_last is None else checkpoints[-keep_last:]
+        return self.model_copy(update={"checkpoints": kept, "varying": tuple(sorted({*self.varying, *varying}))})
+
+    def sha256_of(self, steps: Collection[int]) -> str:
+        """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
+        return self.layout.sha256((saved.step, saved.sha256) for saved in self.checkpoints if saved.step in steps)
+
+    def map_rows(self, path: Path) -> Tensor:
+        """The matrix at ``path``, ``[slots, row_bytes]`` uint8, mapped read-only and shared with other processes.
+
+        Raises:
+            TrajectoryError: the file is shorter, or cannot be mapped.
+        """
+        slots = 1 + max((saved.slot for saved in self.checkpoints), default=-1)
+        path, size = path / WEIGHTS, slots * self.row_bytes
+        try:
+            with path.open("rb") as file:
+                there = file.seek(0, 2)
+                if there < size:
+                    raise TrajectoryError(f"{path} is truncated: {there} bytes of {size}. Copy it or pack again.")
+                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError, OverflowError) as error:
+            raise TrajectoryError(f"Cannot map {path}: {error}.") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+            return torch.frombuffer(mapped, dtype=torch.uint8).view(slots, self.row_bytes)
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Read and validate the manifest of the trajectory at ``path``.
-
-    Raises:
-        TrajectoryError: it is not there, cannot be read, or says something impossible.
-    """
-    try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except (pydantic.ValidationError, RecursionError) as error:
-        reason = "nested too deeply"
-        if isinstance(error, pydantic.ValidationError):
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
-        raise TrajectoryError(f"{path / MANIFEST} is broken ({reason}): pack again.") from error
-
-
-def unreadable(path: Path, error: OSError) -> TrajectoryError:
-    """What to tell a user whose trajectory at ``path`` has no manifest that can be read."""
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return TrajectoryError(f"Cannot read {path / MANIFEST}: {error.strerror}.")
-    if not path.exists():
-        return TrajectoryError(f"There is no trajectory at {path}: make one with `lcsc trajectory pack`.")
-    if (path / WEIGHTS).exists():
-        return TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
-    return TrajectoryError(f"{path} is not a trajectory, {MANIFEST} is missing: pack the checkpoints first.")
-
-
-def save_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest at ``path`` so that a reader sees the old one or the new one, also after a crash.
-
-    Raises:
-        OSError: the disk refused; the old manifest is then still there, or the new one is complete.
-    """
-    text = manifest.model_dump_json(indent=1, exclude_none=True)
-    with replacing(path / MANIFEST) as pending:
-        pending.write_text(text, encoding="utf-8")
-
-
-def is_trajectory_file(name: str) -> bool:
-    """Whether a file of this name may lie in a trajectory's folder."""
-    return name in (MANIFEST, WEIGHTS, LOCK) or is_pending(name)
-
-
-def map_rows(path: Path, manifest: Manifest) -> Tensor:
-    """The matrix, ``[slots, row_bytes]`` uint8, mapped read-only and shared with all processes that map it.
-
-    Raises:
-        TrajectoryError: the file is shorter, or cannot be mapped.
-    """
-    path, size = path / WEIGHTS, manifest.slots * manifest.row_bytes
-    try:
-        with path.open("rb") as file:
-            there = file.seek(0, 2)
-            if there < size:
-                raise TrajectoryError(f"{path} is truncated: {there} bytes of {size}. Copy it or pack again.")
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, OverflowError) as error:
-        raise TrajectoryError(f"Cannot map {path}: {error}.") from error
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
-        return torch.frombuffer(mapped, dtype=torch.uint8).view(manifest.slots, manifest.row_bytes)
+def foreign_files(path: Path) -> list[str]:
+    """The names of what does not belong into a trajectory's folder, sorted."""
+    return sorted(e.name for e in path.iterdir() if e.name not in (MANIFEST, WEIGHTS, LOCK) and not is_pending(e.name))

@@ -1,4 +1,4 @@
-"""The rows of ``weights.bin``, written one after the other and then named in the manifest."""
+"""The rows of ``weights.bin``, written one after the other and then named in the manifest; and a background thread."""
 
 from __future__ import annotations
 
@@ -18,26 +18,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock, unlock
 from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import (
-    EXACT,
-    HALVES,
-    UNMERGEABLE,
-    Layout,
-    all_finite,
-    check_same,
-    plan,
-    row_parts,
-    row_sha256,
-)
-from lcsc_opt.trajectory.manifest import (
-    LOCK,
-    Manifest,
-    SavedCheckpoint,
-    is_trajectory_file,
-    load_manifest,
-    map_rows,
-    save_manifest,
-)
+from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, stored_dtype
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 AT_ONCE_BYTES = 2**14  # as many are hashed sooner than a thread wakes
@@ -60,7 +42,7 @@ class MatrixWriter:
         dtype: str | None = None,
     ) -> None:
         self.path = path
-        self._keep_last, self._dtype = keep_last, checked_dtype(dtype)
+        self._keep_last, self._stored = keep_last, None if dtype is None else stored_dtype(dtype)
         self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
@@ -68,9 +50,9 @@ class MatrixWriter:
             self._lock = _locked(path)
             undo.callback(unlock, self._lock)
             self._written = self._committed = _continued(path)  # what rows hold; what the disk is known to have
-            there = None if self._written is None else self._written.stored or EXACT
-            if there is not None and self._dtype not in (None, there):
-                raise TrajectoryError(f"{path} stores {there}, not {self._dtype}: leave the dtype out, or begin anew.")
+            if dtype is not None and self._written is not None and self._written.stored != self._stored:
+                there = self._written.stored or EXACT
+                raise TrajectoryError(f"{path} stores {there}, not {dtype}: leave the dtype out, or begin anew.")
             self._weights = os.open(path / WEIGHTS, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             undo.callback(os.close, self._weights)
             sync_folder(path.parent)
@@ -102,8 +84,8 @@ class MatrixWriter:
             raise TrajectoryError(f"Another process opened the writer of {self.path}: append in that one only.")
         manifest = self._current()
         if manifest is None:
-            return plan(tensors, self._stored)
-        check_same(manifest.layout, tensors, manifest.stored)
+            return Layout.of(tensors, self._stored)
+        manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
 
     def truncate(self, last: int) -> int:
@@ -112,7 +94,7 @@ class MatrixWriter:
         Raises:
             TrajectoryError: the disk refuses.
         """
-        last, manifest = whole_step(last), self._current()
+        last, manifest = self.whole_step(last), self._current()
         kept = () if manifest is None else tuple(saved for saved in manifest.checkpoints if saved.step <= last)
         if manifest is None or len(kept) == len(manifest.checkpoints):
             return 0
@@ -120,13 +102,28 @@ class MatrixWriter:
         self.commit()
         return len(manifest.checkpoints) - len(kept)
 
+    @staticmethod
+    def whole_step(step: int) -> int:
+        """A step as a number.
+
+        Raises:
+            TrajectoryError: it is not whole, or cannot be stored.
+        """
+        try:
+            number = operator.index(step)
+        except TypeError:
+            raise TrajectoryError(f"A step is a whole number, not {step!r}.") from None
+        if not 0 <= number < 2**63:
+            raise TrajectoryError(f"A step cannot be {number}.")
+        return number
+
     def is_new(self, step: int) -> bool:
         """Whether ``step`` comes after all saved ones; False when it is one of them.
 
         Raises:
             TrajectoryError: it lies between saved steps, or is no step at all.
         """
-        step, steps = whole_step(step), self.steps
+        step, steps = self.whole_step(step), self.steps
         if not steps or step > steps[-1]:
             return True
         if step not in steps:
@@ -158,24 +155,17 @@ class MatrixWriter:
         manifest = manifest or Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not new:
             [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
-            if row_sha256(layout, tensors) != saved.sha256:
+            if layout.row_sha256(tensors) != saved.sha256:
                 raise TrajectoryError(
                     f"Step {step} is saved already, with other weights: open the writer with resume=STEP where "
                     "training goes on from an earlier step, or write the new run to another trajectory."
                 )
             return False
-        used = {saved.slot for saved in manifest.checkpoints}
-        slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+        slot = manifest.free_slot()
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
-        checkpoints = (*manifest.checkpoints, SavedCheckpoint(step=step, slot=slot, source=source, sha256=sha256))
-        self._written = manifest.model_copy(
-            update={
-                "checkpoints": checkpoints if self._keep_last is None else checkpoints[-self._keep_last :],
-                "varying": tuple(sorted({*manifest.varying, *varying})),
-                "metadata": {**manifest.metadata, **self._metadata},
-            }
-        )
+        added = manifest.with_checkpoint(step, slot, source, sha256, keep_last=self._keep_last, varying=varying)
+        self._written = added.model_copy(update={"metadata": {**manifest.metadata, **self._metadata}})
         return True
 
     def commit(self) -> None:
@@ -191,15 +181,11 @@ class MatrixWriter:
         try:
             with self._as_trajectory_error():
                 os.fsync(self._weights)
-                save_manifest(self.path, manifest)
+                manifest.save(self.path)
         except BaseException:
             self._failed = True
             raise
         self._committed = manifest
-
-    @property
-    def _stored(self) -> str | None:
-        return None if self._dtype == EXACT else self._dtype
 
     def _current(self) -> Manifest | None:
         if self._failed:  # before or after the manifest was replaced
@@ -216,14 +202,14 @@ class MatrixWriter:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
         digest, varying = hashlib.sha256(), []
-        before = map_rows(self.path, manifest)[manifest.checkpoints[-1].slot] if manifest.checkpoints else None
+        before = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot] if manifest.checkpoints else None
         os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
-            for spec, content in row_parts(manifest.layout, tensors):
+            for spec, content in manifest.layout.row_parts(tensors):
                 hashed = _started(pool, digest.update, content.numpy().data)
                 for first in range(0, len(content), WRITE_BYTES):
                     some = content[first : first + WRITE_BYTES]
-                    if spec is not None and spec.merged and not all_finite(some.view(spec.torch_dtype)):
+                    if spec is not None and spec.merged and not _all_finite(some.view(spec.torch_dtype)):
                         within = "" if manifest.stored is None else f" in {manifest.stored}"
                         raise TrajectoryError(
                             f"Tensor {spec.name!r} at step {step} holds NaN or infinity{within}: leave this checkpoint "
@@ -258,30 +244,12 @@ class MatrixWriter:
             raise TrajectoryError(f"Cannot write to {self.path}: {error.strerror or error}{saved}.") from error
 
 
-def checked_dtype(dtype: str | None) -> str | None:
-    """How rows are stored.
+def _all_finite(values: Tensor) -> bool:
+    """Whether no number of this floating-point tensor is NaN or infinite; takes no memory.
 
-    Raises:
-        TrajectoryError: there is no such dtype.
+    NaN and infinity show in the extremes, which are found thirty times faster than ``isfinite`` of each number.
     """
-    if dtype is not None and dtype not in (EXACT, *HALVES):
-        raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(HALVES)}, got {dtype!r}.")
-    return dtype
-
-
-def whole_step(step: int) -> int:
-    """A step as a number.
-
-    Raises:
-        TrajectoryError: it is not whole, or cannot be stored.
-    """
-    try:
-        number = operator.index(step)
-    except TypeError:
-        raise TrajectoryError(f"A step is a whole number, not {step!r}.") from None
-    if not 0 <= number < 2**63:
-        raise TrajectoryError(f"A step cannot be {number}.")
-    return number
+    return not values.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values))
 
 
 def _started(
@@ -296,21 +264,20 @@ def _started(
 
 
 def _continued(path: Path) -> Manifest | None:
-    return load_manifest(path) if (path / MANIFEST).exists() else None
+    return Manifest.load(path) if (path / MANIFEST).exists() else None
 
 
 def _locked(path: Path) -> FileLock:
     """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish."""
     path.mkdir(parents=True, exist_ok=True)
-    names = [entry.name for entry in path.iterdir()]
-    foreign = [name for name in names if not is_trajectory_file(name)]
-    if foreign and MANIFEST not in names:
-        raise TrajectoryError(f"{path} is not a trajectory, it holds {min(foreign)!r}: name a new folder.")
+    if (foreign := foreign_files(path)) and not (path / MANIFEST).exists():
+        raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")
     lock = try_lock(path / LOCK)
     if lock is None:
         raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
-    for name in filter(is_pending, names):
-        remove(path / name)
+    for entry in list(path.iterdir()):
+        if is_pending(entry.name):
+            remove(entry)
     return lock
 
 
@@ -318,3 +285,69 @@ def _write_all(descriptor: int, content: Tensor) -> None:
     left = content.numpy().data
     while left:
         left = left[os.write(descriptor, left) :]
+
+
+class Background:
+    """Makes one call at a time in a thread of its own.
+
+    An ending interpreter waits for the call. Later, in functions of :mod:`atexit`, no thread can start, and the call is
+    made at once in the calling thread. Ctrl-C at any moment leaves a call that can be waited for again.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, name)
+        self._process = os.getpid()
+        self._begun = False
+        self._errors: list[BaseException] = []
+
+    @property
+    def running(self) -> bool:
+        """Whether a call may be running; never in a forked process, which does not have the thread."""
+        return self._begun and self._process == os.getpid()
+
+    def start(self, function: Callable[[], object]) -> None:
+        """Call ``function``, after the previous call has ended.
+
+        Raises:
+            BaseException: the error of the previous call; ``function`` is then not called.
+        """
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException as error:
+                self._errors.append(error)
+            self._begun = False
+
+        self.finish()
+        self._begun = True
+        try:
+            self._pool.submit(call)
+        except RuntimeError:  # the interpreter is ending
+            self._begun = False
+            function()
+
+    def check(self) -> None:
+        """Raise the error of an ended call, without waiting.
+
+        Raises:
+            BaseException: the error of the ended call; only once.
+        """
+        if not self.running:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the call. If the user interrupts the waiting, the call goes on and can be waited for again.
+
+        Raises:
+            BaseException: the error of the call; only once.
+        """
+        if self.running:
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending, and has waited
+                self._pool.submit(int).result()  # the pool's only thread has then ended the call
+            self._begun = False
+        if self._errors:
+            raise self._errors.pop()

@@ -7,7 +7,6 @@ tile and thread is faster than one product of many threads, and far more so wher
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import weakref
@@ -21,9 +20,12 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, Ranges, recorded
+from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, recorded
 
 StateDict = dict[str, Tensor]
+_Ranges = list[tuple[int, int]]
+"""Slots as ranges ``[first, last)``."""
 
 TILE_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
 _DEVICE_TILE_BYTES = 256 * 2**20
@@ -31,29 +33,23 @@ PROJECTION_TILE_BYTES = 4 * 2**20  # larger ones leave the cache between the two
 _MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Merger:
     """Combines the rows of a matrix; results are on the device of the source.
 
     On a GPU it works on a stream of its own, next to a sampler's, and what it returns is finished.
 
-    Attributes:
+    Args:
         source: of the columns.
         rows: ``[slots, row_bytes]`` uint8, mapped.
-        tensors: of a checkpoint.
-        segments: those that vary and are combined.
-        slots: ``[K]``, of the checkpoints in the order of their steps.
-        varying: the names of tensors that are not the same in all checkpoints.
-        widened: whether results are float32 because rows were rounded to half precision; else of the rows' dtypes.
+        manifest: of the rows. Results are float32 if it says that rows were rounded, else of the rows' dtypes.
     """
 
-    source: Placed
-    rows: Tensor
-    tensors: tuple[TensorSpec, ...]
-    segments: tuple[Segment, ...]
-    slots: Sequence[int]
-    varying: frozenset[str]
-    widened: bool
+    def __init__(self, source: Placed, rows: Tensor, manifest: Manifest) -> None:
+        self.source, self._rows, self._tensors = source, rows, manifest.tensors
+        self.slots = [saved.slot for saved in manifest.checkpoints]  # [K], in the order of their steps
+        self._varying, self._widened = frozenset(manifest.varying), manifest.stored is not None
+        self.segments = manifest.layout.segments(self._varying)  # what is combined
+        self._memory = _ReusedMemory()
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
         """The combinations for ``[B, K]``; see :meth:`Trajectory.merge`."""
@@ -63,7 +59,7 @@ class Merger:
             for candidate, row in enumerate(coefficients):
                 nonzero = np.flatnonzero(row)
                 if len(nonzero) == 1 and row[nonzero[0]] == 1.0:
-                    merged[candidate] |= self._copy(int(nonzero[0]), self.tensors)
+                    merged[candidate] |= self._copy(int(nonzero[0]), self._tensors)
                 else:
                     combined.append(candidate)
             if combined:
@@ -77,13 +73,13 @@ class Merger:
         The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer
         to each other than to zero, and what they have in common would cost the digits in which they differ.
         """
-        device, ranges = self.source.device, ranges_of(self.slots)
+        device, ranges = self.source.device, _ranges_of(self.slots)
         flat = {segment: _flat(gradients, segment, device) for segment in self.segments}
         wanted = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
         projected = torch.zeros(max(self.slots) + 1, dtype=torch.float64, device=device)
         with (
             torch.autocast(device.type, enabled=False),
-            contextlib.closing(self.source.columns(wanted, ranges)) as read,
+            contextlib.closing(self.source.columns(wanted, self.slots)) as read,
         ):
             for segment, first, columns in read:
                 gradient, dtype = flat[segment][first : first + columns.shape[1]], flat[segment].dtype
@@ -103,16 +99,19 @@ class Merger:
     def float64_tiles(self) -> Generator[Tensor]:
         """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time."""
         order = torch.tensor(self.slots, device=self.source.device)
-        for segment, _, columns in self.source.columns(self.segments, ranges_of(self.slots)):
-            dtype = accumulator(segment.dtype, self.source.device)
+        for segment, _, columns in self.source.columns(self.segments, self.slots):
+            dtype = _accumulator(segment.dtype, self.source.device)
             for start, stop in self._tiles(columns.shape[1], 2 * len(self.slots), dtype):  # of float64
                 yield columns[:, start:stop].index_select(0, order).double()
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
         together = {spec.name for segment in self.segments for spec in segment.tensors}
-        others = tuple(spec for spec in self.tensors if spec.name not in together)
+        others = tuple(spec for spec in self._tensors if spec.name not in together)
         merged = [self._copy(int(row.argmax()), others) for row in coefficients]
-        device, ranges = self.source.device, used_ranges(coefficients, self.slots)
+        device, slots = self.source.device, self.slots
+        used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=0), strict=True) if some]
+        slots = used if 2 * len(used) <= len(slots) else slots  # one block of rows is read faster than many
+        ranges = _ranges_of(slots)
         by_slot = torch.zeros(len(coefficients), max(self.slots) + 1, dtype=torch.float64, device="cpu")
         by_slot[:, list(self.slots)] = torch.from_numpy(coefficients)
         by_slot = by_slot.to(device)
@@ -123,10 +122,10 @@ class Merger:
         with (
             pool,
             torch.autocast(device.type, enabled=False),
-            contextlib.closing(self.source.columns(self.segments, ranges)) as read,
+            contextlib.closing(self.source.columns(self.segments, slots)) as read,
         ):
             for segment, first, columns in read:
-                dtype, width = accumulator(segment.dtype, device), columns.shape[1]
+                dtype, width = _accumulator(segment.dtype, device), columns.shape[1]
                 tiles = iter(list(self._tiles(width, held, dtype)))  # threads share a list's iterator safely
                 parts = [whole[first : first + width] for whole in flat[segment]]
                 product = functools.partial(_multiply, by_slot, columns, ranges, dtype, tiles, parts)
@@ -135,7 +134,7 @@ class Merger:
                 else:
                     for future in [pool.submit(product) for _ in range(threads)]:
                         future.result()
-        return [{spec.name: result[spec.name] for spec in self.tensors} for result in merged]
+        return [{spec.name: result[spec.name] for spec in self._tensors} for result in merged]
 
     def _tiles(
         self, columns: int, rows: int, dtype: torch.dtype, at_most: int | None = None
@@ -147,7 +146,7 @@ class Merger:
 
     def _room(self, segment: Segment, result: StateDict) -> Tensor:
         """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
-        dtype = torch.float32 if self.widened else segment.dtype
+        dtype = torch.float32 if self._widened else segment.dtype
         if self.source.device == CPU:
             flat, tensors = self._memory.take(segment, dtype)
             result.update(tensors)
@@ -159,11 +158,11 @@ class Merger:
 
     def _copy(self, index: int, specs: tuple[TensorSpec, ...]) -> StateDict:
         """Tensors of checkpoint ``index``, bit for bit."""
-        row, there = self.rows[self.slots[index]], self._constants
+        row, there = self._rows[self.slots[index]], self._constants
         return {
             spec.name: there[spec.name].clone()
             if spec.name in there
-            else spec.copy_from(row, widened=self.widened).to(self.source.device)
+            else spec.copy_from(row, widened=self._widened).to(self.source.device)
             for spec in specs
         }
 
@@ -172,12 +171,8 @@ class Merger:
         """Tensors that are the same in all checkpoints, on a GPU: they need not travel each time."""
         if self.source.device == CPU:
             return {}
-        row, same = self.rows[self.slots[0]], [spec for spec in self.tensors if spec.name not in self.varying]
-        return {spec.name: spec.copy_from(row, widened=self.widened).to(self.source.device) for spec in same}
-
-    @functools.cached_property
-    def _memory(self) -> _ReusedMemory:
-        return _ReusedMemory()
+        row, same = self._rows[self.slots[0]], [spec for spec in self._tensors if spec.name not in self._varying]
+        return {spec.name: spec.copy_from(row, widened=self._widened).to(self.source.device) for spec in same}
 
     @functools.cached_property
     def _stream(self) -> torch.cuda.Stream:
@@ -201,7 +196,7 @@ class Merger:
 def _multiply(
     coefficients: Tensor,
     columns: Tensor,
-    ranges: Ranges,
+    ranges: _Ranges,
     dtype: torch.dtype,
     tiles: Iterator[tuple[int, int]],
     merged: list[Tensor],
@@ -237,13 +232,7 @@ def _multiply(
                 flat[start:stop].copy_(row)
 
 
-def used_ranges(coefficients: npt.NDArray[np.float64], slots: Sequence[int]) -> Ranges:
-    """Which rows to read: those that no candidate uses are left out when they are at least half of all."""
-    used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=0), strict=True) if some]
-    return ranges_of(used if 2 * len(used) <= len(slots) else slots)
-
-
-def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def _accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What products of this dtype are summed in: float64 for float64, float32 for all others.
 
     float64 also where the process allows products of float32 in fewer bits: that setting must not change while another
@@ -270,8 +259,7 @@ def _openmp() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def ranges_of(slots: Sequence[int]) -> Ranges:
-    """Slots as ranges."""
+def _ranges_of(slots: Sequence[int]) -> _Ranges:
     numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
     groups = [[slot for _, slot in group] for _, group in numbered]
     return [(group[0], group[-1] + 1) for group in groups]
@@ -279,7 +267,7 @@ def ranges_of(slots: Sequence[int]) -> Ranges:
 
 def _flat(gradients: Mapping[str, Tensor], segment: Segment, device: torch.device) -> Tensor:
     """The gradients in the order of a segment's columns, ``[n]`` on the device; zero for tensors without one."""
-    dtype = accumulator(segment.dtype, device)
+    dtype = _accumulator(segment.dtype, device)
     parts = [
         gradients[spec.name].detach().to(device, dtype).reshape(-1)
         if spec.name in gradients

@@ -1,21 +1,25 @@
-"""Many checkpoint files → one packed trajectory."""
+"""Checkpoints as users name them → a packed trajectory: packed, or opened where it is packed already.
+
+A study knows its checkpoints by their steps and their hash. When it continues, it gets exactly these again: from the
+folder, which may have grown, or from the cache if the folder is gone.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
+import glob
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process, size_in_words, sync_folder
-from lcsc_opt.base.paths import another_folder
+from lcsc_opt.base.paths import KnownCheckpoints, another_folder, known_checkpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import (
@@ -27,22 +31,15 @@ from lcsc_opt.checkpoints.finding import (
     steps_in_words,
 )
 from lcsc_opt.checkpoints.lora import alphas_metadata
-from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.layout import EXACT, plan
-from lcsc_opt.trajectory.manifest import is_trajectory_file, load_manifest
-from lcsc_opt.trajectory.matrix import MatrixWriter, checked_dtype
+from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
+from lcsc_opt.trajectory.manifest import Manifest, foreign_files
+from lcsc_opt.trajectory.matrix import Background, MatrixWriter
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-PLAN = "pack_sha256"  # the metadata entry that tells whether a partial was made from the same sources
-EVERYTHING = Selection()
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Source:
-    """One checkpoint that is not packed yet."""
-
-    step: int
-    path: Path
+_PLAN = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was made
+_EVERYTHING = Selection()
+_Sources = Mapping[int, Path]
+"""Training step → checkpoint that is not packed yet, in the order of the steps."""
 
 
 def pack(
@@ -51,7 +48,7 @@ def pack(
     *,
     steps: Sequence[int] | None = None,
     key: str | None = None,
-    selection: Selection = EVERYTHING,
+    selection: Selection = _EVERYTHING,
     overwrite: bool = False,
     dtype: str = EXACT,
 ) -> Trajectory:
@@ -76,23 +73,86 @@ def pack(
             twice, checkpoints of different models, too little disk space, ``out`` exists, or another process packs to
             it.
     """
-    checked_dtype(dtype)
+    stored_dtype(dtype)
     out = Path(out)
     if out.exists() and not _is_trajectory(out):
         raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
     if out.exists() and not overwrite:
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-    sources = selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
+    sources = _selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
 
     def busy() -> None:
         raise TrajectoryError(f"Another process packs to {out}: wait until it is done.")
 
     with only_process(out, busy=busy):
-        return pack_sources(sources, out, key, fingerprint(sources, key, dtype), dtype)
+        return _pack(sources, out, key, _fingerprint(sources, key, dtype), dtype)
 
 
-def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> list[Source]:
-    """The checkpoints with their steps, in the order of the steps. No weights are read.
+def open_or_pack(
+    patterns: Patterns,
+    *,
+    cache: Path,
+    key: str | None = None,
+    selection: Selection = _EVERYTHING,
+    steps: Sequence[int] | None = None,
+    dtype: str | None = None,
+) -> Trajectory:
+    """Open a packed trajectory, or pack checkpoints once and open the result from then on.
+
+    When a study continues (:func:`lcsc_opt.base.paths.known_checkpoints`), its own trajectory is opened instead.
+
+    Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
+    steps, the key and the dtype. They stay there until somebody deletes them. A second process that asks for the same
+    waits for the first. After an interruption the next call continues where it stopped.
+
+    Args:
+        patterns: one packed trajectory, or what :func:`pack` takes.
+        cache: the folder for files that can be made again.
+        key: as for :func:`pack`; for a packed trajectory it must be the one it was packed with.
+        selection: as for :func:`pack`; for a packed trajectory none, since its checkpoints were selected already.
+        steps: as for :func:`pack`.
+        dtype: as for :func:`pack`, ``None`` is ``exact``; for a packed trajectory it must be the one it stores.
+
+    Raises:
+        TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
+    """
+    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    if (known := known_checkpoints()) is not None:
+        return _open_known(known, alone, cache, key, steps, dtype or EXACT)
+    if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
+        return _open_packed(Path(alone[0]).expanduser(), key, selection, steps, dtype)
+    sources = _selected(find_sources(find_checkpoints(alone, key=key), steps), selection)
+    return _packed_once(sources, cache, key, dtype or EXACT)
+
+
+def check_checkpoints(
+    patterns: Patterns, *, cache: Path, key: str | None, selection: Selection, dtype: str | None
+) -> None:
+    """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
+
+    Raises:
+        TrajectoryError: as :func:`open_or_pack`.
+    """
+    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    packed = len(alone) == 1 and is_packed(Path(alone[0]).expanduser())
+    if (known := known_checkpoints()) is not None:
+        if known.packed is not None:
+            return
+        own = _there_now(alone, key, None).keys() & set(known.steps)
+        if packed or len(own) == len(known.steps) or (not known.moved and _in_cache(cache, known) is not None):
+            return
+        raise _not_there(alone, known)
+    if packed:
+        _open_packed(Path(alone[0]).expanduser(), key, selection, None, dtype)
+        return
+    sources = _selected(find_sources(find_checkpoints(alone, key=key)), selection)
+    out = _place(cache, _fingerprint(sources, key, dtype or EXACT))
+    if not out.exists() and not is_packed(_partial(out)):
+        _check_room(out, read_checkpoint(next(iter(sources.values())), key=key), len(sources), dtype or EXACT)
+
+
+def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> dict[int, Path]:
+    """The checkpoints by their steps, in the order of the steps. No weights are read.
 
     Raises:
         TrajectoryError: a checkpoint does not tell its step, another number of steps than of checkpoints, or a step
@@ -102,59 +162,53 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> l
         steps = [checkpoint_step(path) for path in paths]
     if len(steps) != len(paths):
         raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
-    sources = sorted(Source(int(step), path) for step, path in zip(steps, paths, strict=True))
-    for earlier, later in itertools.pairwise(sources):
-        if earlier.step == later.step:
-            alike = checkpoint_series(earlier.path) == checkpoint_series(later.path)
+    sources: dict[int, Path] = {}
+    for step, path in sorted(zip(map(int, steps), paths, strict=True)):
+        if (earlier := sources.get(step)) is not None:
+            alike = checkpoint_series(earlier) == checkpoint_series(path)
             advice = "Leave one out." if alike else several_series("The list", paths)
-            raise TrajectoryError(f"Step {later.step} is there twice: {earlier.path} and {later.path}. {advice}")
+            raise TrajectoryError(f"Step {step} is there twice: {earlier} and {path}. {advice}")
+        sources[step] = path
     return sources
 
 
-def selected(sources: list[Source], selection: Selection) -> list[Source]:
-    """The sources that ``selection`` takes; a notice says which.
-
-    Raises:
-        TrajectoryError: fewer than two are left.
-    """
-    chosen = [sources[position] for position in selection.choose([source.step for source in sources])]
+def _selected(sources: _Sources, selection: Selection) -> dict[int, Path]:
+    """The sources that ``selection`` takes, two or more; a notice says which."""
+    every = list(sources)
+    steps = [every[position] for position in selection.choose(every)]
     if selection.given:
-        steps = [source.step for source in chosen]
         intervals = {later - earlier for earlier, later in itertools.pairwise(steps)}
         apart = " to ".join(str(interval) for interval in sorted({min(intervals), max(intervals)}))
         notice(f"of {len(sources)} checkpoints, selected {steps_in_words(steps)}, {apart} apart")
-    return chosen
+    return {step: sources[step] for step in steps}
 
 
-def fingerprint(sources: Sequence[Source], key: str | None, dtype: str = EXACT) -> str:
+def _fingerprint(sources: _Sources, key: str | None, dtype: str) -> str:
     """SHA-256, in hex, of the paths, sizes, times and steps of the checkpoints, the key and the dtype."""
     described = []
-    for source in sources:
+    for step, path in sources.items():
         try:
-            files = [source.path, *source.path.rglob("*")] if source.path.is_dir() else [source.path]
-            status = [file.stat() for file in files if file.is_file()]
+            status = [file.stat() for file in [path, *path.rglob("*")] if file.is_file()]
         except OSError as error:
-            raise TrajectoryError(f"{source.path} cannot be read: {error.strerror}.") from error
+            raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
         newest = max((s.st_mtime_ns for s in status), default=0)
-        described.append((source.step, str(source.path.resolve()), sum(s.st_size for s in status), newest))
+        described.append((step, str(path.resolve()), sum(s.st_size for s in status), newest))
     stored = [] if dtype == EXACT else [dtype]
     return hashlib.sha256(json.dumps([described, key, *stored]).encode()).hexdigest()
 
 
-def partial_of(out: Path) -> Path:
-    """Where a trajectory grows until it is complete."""
-    return out.with_name(f"{out.name}.partial")
+# packing
 
 
-def pack_sources(sources: list[Source], out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
+def _pack(sources: _Sources, out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``identity`` stopped. No other process may do so meanwhile."""
-    partial = partial_of(out)
+    partial = _partial(out)
     if partial.exists():
         if not _is_trajectory(partial):
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         same = False
         with contextlib.suppress(TrajectoryError):
-            same = load_manifest(partial).metadata.get(PLAN) == identity
+            same = Manifest.load(partial).metadata.get(_PLAN) == identity
         if not same:  # what an interrupted call with other sources left
             shutil.rmtree(partial)
     _fill(out, sources, key, identity, dtype)
@@ -168,37 +222,37 @@ def pack_sources(sources: list[Source], out: Path, key: str | None, identity: st
     return Trajectory.open(out)
 
 
-def _fill(out: Path, sources: list[Source], key: str | None, identity: str, dtype: str) -> None:
+def _fill(out: Path, sources: _Sources, key: str | None, identity: str, dtype: str) -> None:
     """Write rows, and sync them to the disk while later ones are read and written."""
-    partial = partial_of(out)
+    partial, paths = _partial(out), list(sources.values())
     first: Checkpoint | None = None
     metadata: dict[str, str] = {}
     if is_packed(partial):
-        key = load_manifest(partial).metadata["key"]
+        key = Manifest.load(partial).metadata["key"]
     else:
-        first = read_checkpoint(sources[0].path, key=key)
+        first = read_checkpoint(paths[0], key=key)
         key = first.key
-        check_room(out, first, len(sources), dtype)
-        metadata = alphas_metadata(first.tensors, sources[-1].path, key)
-    texts, committing = {PLAN: identity, "key": key, **metadata}, Background("lcsc-commit")
+        _check_room(out, first, len(sources), dtype)
+        metadata = alphas_metadata(first.tensors, paths[-1], key)
+    texts, committing = {_PLAN: identity, "key": key, **metadata}, Background("lcsc-commit")
     with contextlib.closing(MatrixWriter(partial, metadata=texts, dtype=dtype)) as writer:
         done = len(writer.steps)
         try:
             with progress("pack", len(sources), done=done) as advance:
-                for source in sources[done:]:
-                    checkpoint = first or read_checkpoint(source.path, key=key)
+                for step, path in list(sources.items())[done:]:
+                    checkpoint = first or read_checkpoint(path, key=key)
                     first = None  # frees its memory for the next one
                     try:
                         layout = writer.check(checkpoint.tensors)
-                        writer.write(source.step, layout, checkpoint.tensors, source=str(source.path.absolute()))
+                        writer.write(step, layout, checkpoint.tensors, source=str(path.absolute()))
                     except TrajectoryError as error:
-                        raise TrajectoryError(f"{source.path}: {error}") from error
+                        raise TrajectoryError(f"{path}: {error}") from error
                     if not committing.running:
                         committing.start(writer.commit)
-                    if source is sources[-1]:
+                    if path is paths[-1]:
                         committing.finish()
                         writer.commit()  # before the progress bar says that all is done
-                    advance(note=f"step {source.step}")
+                    advance(note=f"step {step}")
         except BaseException as error:
             with contextlib.suppress(TrajectoryError):  # the first error says more
                 committing.finish()
@@ -207,13 +261,9 @@ def _fill(out: Path, sources: list[Source], key: str | None, identity: str, dtyp
             raise
 
 
-def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
-    """Say how much of the disk a trajectory takes, from its first checkpoint; nothing is written.
-
-    Raises:
-        TrajectoryError: the disk is too small.
-    """
-    needed = plan(first.tensors, None if dtype == EXACT else dtype).row_bytes * checkpoints
+def _check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
+    """Say how much of the disk a trajectory takes, from its first checkpoint, or refuse; nothing is written."""
+    needed = Layout.of(first.tensors, stored_dtype(dtype)).row_bytes * checkpoints
     there = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -225,4 +275,127 @@ def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> No
 
 
 def _is_trajectory(path: Path) -> bool:
-    return path.is_dir() and all(is_trajectory_file(entry.name) for entry in path.iterdir())
+    return path.is_dir() and not foreign_files(path)
+
+
+def _partial(out: Path) -> Path:
+    """Where a trajectory grows until it is complete."""
+    return out.with_name(f"{out.name}.partial")
+
+
+# opening
+
+
+def _place(cache: Path, identity: str) -> Path:
+    return cache / "trajectories" / f"{identity[:24]}.trajectory"
+
+
+def _packed_once(sources: _Sources, cache: Path, key: str | None, dtype: str) -> Trajectory:
+    identity = _fingerprint(sources, key, dtype)
+    out = _place(cache, identity)
+    if not out.exists():
+        with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
+            if not out.exists():  # another process may have made it meanwhile
+                return _pack(sources, out, key, identity, dtype)
+    return Trajectory.open(out)
+
+
+def _open_packed(
+    path: Path, key: str | None, selection: Selection, steps: Sequence[int] | None, dtype: str | None
+) -> Trajectory:
+    trajectory = Trajectory.open(path)
+    packed, there = trajectory.metadata.get("key", ""), trajectory.stored or EXACT
+    if asked := [*selection.given, *(["steps"] if steps is not None else [])]:
+        left_out = ", ".join(asked)
+        raise TrajectoryError(f"{path} is packed: leave out {left_out}, or name the checkpoints it was made from.")
+    if key not in (None, packed):
+        raise TrajectoryError(f"{path} was packed with the key {packed!r}, not {key!r}: leave it out, or pack again.")
+    if dtype not in (None, there):
+        raise TrajectoryError(f"{path} stores {there}, not {dtype}: leave {dtype} out, or pack again.")
+    return trajectory
+
+
+def _open_known(
+    known: KnownCheckpoints,
+    patterns: Sequence[str | Path],
+    cache: Path,
+    key: str | None,
+    steps: Sequence[int] | None,
+    dtype: str,
+) -> Trajectory:
+    """Exactly the checkpoints that a study knows: from its packed trajectory or the cache, else packed again."""
+    if known.packed is not None and (found := Trajectory.holding(known.packed, known)) is not None:
+        return found
+    named = ", ".join(map(str, patterns))
+    alone = Path(patterns[0]).expanduser() if len(patterns) == 1 else None
+    if alone is not None and is_packed(alone) and (found := Trajectory.holding(alone, known)) is not None:
+        _say_grown(named, len(Manifest.load(alone).checkpoints), known)
+        return found
+    sources = _there_now(patterns, key, steps)
+    own = {step: path for step, path in sources.items() if step in known.steps}
+    identity = _fingerprint(own, key, dtype)
+    if not known.moved and (found := _in_cache(cache, known, identity)) is not None:
+        if not own:
+            notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
+        elif found.metadata.get(_PLAN) != identity and not _still_hold(own, found, key):
+            notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
+        elif not known.selected:
+            _say_grown(named, len(sources), known)
+        return found
+    if len(own) == len(known.steps):
+        made = _packed_once(own, cache, key, dtype)
+        if made.sha256 == known.sha256:
+            return made
+    raise _not_there(patterns, known)
+
+
+def _not_there(patterns: Sequence[str | Path], known: KnownCheckpoints) -> TrajectoryError:
+    named = ", ".join(map(str, patterns))
+    begun_with = f"the {len(known.steps)} checkpoints that the study was begun with"
+    span = f"(steps {known.steps[0]} to {known.steps[-1]})"
+    there = any(glob.has_magic(str(pattern)) or Path(pattern).expanduser().exists() for pattern in patterns)
+    found = f"does not hold {begun_with} {span}, or not with these weights" if there else f"is gone, with {begun_with}"
+    return TrajectoryError(
+        f"{named}: {found}, and the cache has no packed copy of them: put them back, or say where they are now (lcsc "
+        "run FILE objective.settings.checkpoints=PLACE), or give the study another name"
+    )
+
+
+def _there_now(patterns: Sequence[str | Path], key: str | None, steps: Sequence[int] | None) -> dict[int, Path]:
+    """The sources that exist now; empty if they are gone or no longer form a trajectory."""
+    try:
+        return find_sources(find_checkpoints(patterns, key=key), steps)
+    except TrajectoryError:
+        return {}
+
+
+def _say_grown(named: str, there: int, known: KnownCheckpoints) -> None:
+    if there > len(known.steps):
+        notice(
+            f"{named}: holds {there} checkpoints now, and the study goes on with its own {len(known.steps)}; to begin "
+            f"on all of them: lcsc fork STUDY NAME --checkpoints {named}"
+        )
+
+
+def _still_hold(sources: _Sources, packed: Trajectory, key: str | None) -> bool:
+    """Whether the files, which were touched or copied, still hold the packed weights; they are read for that."""
+    manifest, key = Manifest.load(packed.path), key or packed.metadata.get("key")
+    if tuple(sources) != packed.steps:
+        return False
+    try:
+        for path, sha256 in zip(sources.values(), packed.checkpoint_sha256, strict=True):
+            tensors = read_checkpoint(path, key=key).tensors
+            manifest.layout.check(tensors, manifest.stored)
+            if manifest.layout.row_sha256(tensors) != sha256:
+                return False
+    except TrajectoryError:  # one is no checkpoint of this model any more
+        return False
+    return True
+
+
+def _in_cache(cache: Path, known: KnownCheckpoints, made_from: str | None = None) -> Trajectory | None:
+    """The known checkpoints in the cache; of several packed copies the one made from these sources, else the newest."""
+    folders = [path for path in (cache / "trajectories").glob("*.trajectory") if is_packed(path)]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [packed for path in folders if (packed := Trajectory.holding(path, known)) is not None]
+    return min(found, key=lambda packed: packed.metadata.get(_PLAN) != made_from, default=None)

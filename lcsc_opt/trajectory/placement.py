@@ -19,8 +19,6 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.trajectory.layout import Segment
 
 Placement = Literal["mapped", "resident", "streamed"]
-Ranges = list[tuple[int, int]]
-"""Slots as ranges ``[first, last)``."""
 _Columns = tuple[Segment, int, Tensor]
 """A segment, the first of some of its columns, and these, ``[slots, n]``."""
 
@@ -45,7 +43,7 @@ class Mapped:
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
 
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[_Columns]:  # noqa: ARG002
+    def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:  # noqa: ARG002
         """All columns of these segments in order, some at a time, valid until the next ones are asked for.
 
         Rows in other slots may hold anything.
@@ -54,7 +52,7 @@ class Mapped:
             yield segment, 0, self._rows[:, segment.start : segment.stop].view(segment.dtype)
 
 
-class Streamed:
+class _Streamed:
     """Read for each merge: while some columns are combined, the next are read into memory of fixed size.
 
     Args:
@@ -66,14 +64,13 @@ class Streamed:
     def __init__(self, path: Path, shape: tuple[int, int], device: torch.device) -> None:
         self._path, (self._slots, self._row_bytes), self.device = path, shape, device
 
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[_Columns]:
+    def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:
         """See :class:`Mapped`."""
         reads = [read for segment in segments for read in self.reads(segment)]
         gpu = self.device.type == "cuda"
         size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
         hosts = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(_BUFFERS)]
         copied: dict[int, torch.cuda.Event] = {}
-        used = [slot for first, last in slots for slot in range(first, last)]
 
         def begin(number: int, pool: ThreadPoolExecutor) -> tuple[Tensor, list[Future[None]]]:
             (segment, start, stop), place = reads[number], number % _BUFFERS
@@ -82,7 +79,7 @@ class Streamed:
             width = (stop - start) * segment.dtype.itemsize
             part, first = hosts[place][: self._slots * width].view(self._slots, width), segment.start
             first += start * segment.dtype.itemsize
-            shares = (used[reader::_READERS] for reader in range(_READERS))
+            shares = (slots[reader::_READERS] for reader in range(_READERS))
             return part.view(segment.dtype), [pool.submit(self._read, some, first, part) for some in shares]
 
         with ThreadPoolExecutor(_READERS, "lcsc-read") as pool:
@@ -119,42 +116,49 @@ class Streamed:
             raise TrajectoryError(f"Cannot read {self._path}: {error.strerror}.") from error
 
 
-class Resident:
+class _Resident:
     """In the memory of a device, copied there once.
 
     Args:
         streamed: what brings the columns there.
-        slots: how many rows there are.
+        rows: how many there are.
         segments: what is copied.
-        ranges: the rows that are used.
+        slots: the rows that are used.
         name: of the trajectory, for the progress.
     """
 
-    def __init__(self, streamed: Streamed, slots: int, segments: Sequence[Segment], ranges: Ranges, name: str) -> None:
+    def __init__(
+        self, streamed: _Streamed, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str
+    ) -> None:
         self.device = streamed.device
         self._columns = {
-            segment: torch.empty(slots, segment.width, dtype=segment.dtype, device=self.device) for segment in segments
+            segment: torch.empty(rows, segment.width, dtype=segment.dtype, device=self.device) for segment in segments
         }
         parts = sum(len(list(streamed.reads(segment))) for segment in segments)
         with progress(f"{name} to {self.device}", parts) as advance:
-            for segment, start, part in streamed.columns(segments, ranges):
+            for segment, start, part in streamed.columns(segments, slots):
                 self._columns[segment][:, start : start + part.shape[1]].copy_(part)
                 advance()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[_Columns]:  # noqa: ARG002
+    def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:  # noqa: ARG002
         """See :class:`Mapped`."""
         for segment in segments:
             yield segment, 0, self._columns[segment]
 
 
-Placed = Mapped | Streamed | Resident
+Placed = Mapped | _Streamed | _Resident
 """What gives a merge the columns that it combines, on its ``device``."""
 
 
 def place(
-    path: Path, rows: Tensor, segments: Sequence[Segment], ranges: Ranges, device: torch.device, how: Placement | None
+    path: Path,
+    rows: Tensor,
+    segments: Sequence[Segment],
+    slots: Sequence[int],
+    device: torch.device,
+    how: Placement | None,
 ) -> Placed:
     """Choose where columns are merged from, and say so unless it is the map.
 
@@ -165,7 +169,7 @@ def place(
         path: of the file.
         rows: ``[slots, row_bytes]`` uint8, mapped.
         segments: what a merge combines.
-        ranges: the rows that are used.
+        slots: the rows that are used.
         device: where merged tensors are wanted.
         how: ``resident`` or ``streamed`` on any device, ``mapped`` on the CPU only; ``None`` chooses.
 
@@ -174,32 +178,30 @@ def place(
     """
     gpu = device.type == "cuda"
     device, size = device if gpu else CPU, len(rows) * sum(segment.stop - segment.start for segment in segments)
-    room = _SHARE_OF_DEVICE * _free_on(device) if gpu else _SHARE_OF_MEMORY * _memory()
+    room = _room(device)
     how = how or (("resident" if gpu else "mapped") if size <= room else "streamed")
     if how == "mapped":
         if gpu:
             raise TrajectoryError(f"{path} cannot be mapped into {device}: choose 'resident' or 'streamed'.")
         return Mapped(rows)
-    streamed, name = Streamed(path, (rows.shape[0], rows.shape[1]), device), path.parent.name
+    streamed, name = _Streamed(path, (rows.shape[0], rows.shape[1]), device), path.parent.name
     if how == "resident":
         with contextlib.suppress(torch.OutOfMemoryError):  # others have taken the memory meanwhile
-            resident = Resident(streamed, len(rows), segments, ranges, name)
+            resident = _Resident(streamed, len(rows), segments, slots, name)
             notice(f"{name}: its checkpoints ({size_in_words(size)}) are kept in the memory of {device}")
             return resident
     notice(f"{name}: its checkpoints ({size_in_words(size)}) are streamed for each merge")
     return streamed
 
 
-def _free_on(device: torch.device) -> int:
-    """Bytes, also those that this process has taken from the device and does not use."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _memory() -> float:
-    """Bytes of the machine; infinite where the system does not say."""
+def _room(device: torch.device) -> float:
+    """Bytes that columns may take, on a GPU or of the machine's memory; infinite where the system does not say."""
+    if device.type == "cuda":  # what this process has taken and does not use is free, too
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _SHARE_OF_DEVICE * (free + unused)
     try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return float("inf")
 

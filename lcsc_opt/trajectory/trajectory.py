@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +20,22 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.lora import (
+    ADAPTER_CONFIG,
+    PACKED_ALPHAS,
+    LoraAlphas,
+    lora_flavour,
+    lora_modules,
+    read_alphas,
+)
 from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.trajectory.layout import TensorSpec, segments
-from lcsc_opt.trajectory.manifest import Manifest, load_manifest, map_rows, trajectory_sha256, unreadable
-from lcsc_opt.trajectory.merge import Merger, StateDict, ranges_of
+from lcsc_opt.trajectory.layout import TensorSpec
+from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import Mapped, Placement, place
 
 
@@ -38,15 +46,22 @@ class Trajectory:
     for another process, it is only its path and steps.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         self.path = path
         self._manifest = manifest
         self._stamp = stamp
-        self._slots = [saved.slot for saved in manifest.checkpoints]
-        self._rows = map_rows(path, manifest)
-        mapped, combined = Mapped(self._rows), segments(manifest.layout, self.varying)
-        self._widened = manifest.stored is not None
-        self._merger = Merger(mapped, self._rows, manifest.tensors, combined, self._slots, self.varying, self._widened)
+        self._rows = manifest.map_rows(path)
+        self._merger = Merger(Mapped(self._rows), self._rows, manifest)
+
+    @classmethod
+    def holding(cls, path: Path, known: KnownCheckpoints) -> Trajectory | None:
+        """The known checkpoints among those of the trajectory at ``path``; ``None`` if they are not there."""
+        try:
+            if Manifest.load(path).sha256_of(known.steps) == known.sha256:
+                return cls.open(path, steps=known.steps)
+        except TrajectoryError:  # being written, broken, or gone
+            pass
+        return None
 
     @classmethod
     def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
@@ -62,7 +77,7 @@ class Trajectory:
         """
         path = Path(path)
         stamp = _stamp(path)  # before reading, so that a later change is noticed
-        manifest = load_manifest(path)
+        manifest = Manifest.load(path)
         if not manifest.checkpoints:
             raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
         if steps is not None:
@@ -91,18 +106,17 @@ class Trajectory:
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
         """
-        self._check_unchanged()
-        placed, ranges = copy.copy(self), ranges_of(self._slots)
-        source = place(self.path / WEIGHTS, self._rows, self._merger.segments, ranges, torch.device(device), how)
-        placed._merger = dataclasses.replace(self._merger, source=source)
-        self._check_unchanged()
+        placed, merger, rows = copy.copy(self), self._merger, self._rows
+        with self._unchanged():
+            source = place(self.path / WEIGHTS, rows, merger.segments, merger.slots, torch.device(device), how)
+        placed._merger = Merger(source, rows, self._manifest)
         return placed
 
     def __reduce__(self) -> tuple[object, ...]:
         return functools.partial(Trajectory.open, steps=self.steps), (self.path,)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._manifest.checkpoints)
 
     def __repr__(self) -> str:
         return f"<Trajectory {str(self.path)!r}: {len(self)} checkpoints of {self.parameters} parameters>"
@@ -155,14 +169,13 @@ class Trajectory:
     @property
     def sha256(self) -> str:
         """The hash of the trajectory's names, shapes, dtypes, steps and the bytes of all rows."""
-        return trajectory_sha256(self.tensors, zip(self.steps, self.checkpoint_sha256, strict=True))
+        return self._manifest.sha256_of(self.steps)
 
     @property
     def checkpoint_sha256(self) -> tuple[str, ...]:
         """The SHA-256 of each checkpoint's row, ``[K]``."""
         return tuple(saved.sha256 for saved in self._manifest.checkpoints)
 
-    @torch.inference_mode(mode=False)
     def checkpoint(self, index: int) -> StateDict:
         """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit, on the CPU.
 
@@ -173,11 +186,9 @@ class Trajectory:
         """
         if not -len(self) <= index < len(self):
             raise TrajectoryError(f"There is no checkpoint {index}: {self.path} holds {len(self)}.")
-        self._check_unchanged()
-        row = self._rows[self._slots[index]]
-        saved = {spec.name: spec.copy_from(row, widened=self._widened) for spec in self.tensors}
-        self._check_unchanged()
-        return saved
+        row, widened = self._rows[self._merger.slots[index]], self.stored is not None
+        with self._unchanged():
+            return {spec.name: spec.copy_from(row, widened=widened) for spec in self.tensors}
 
     @property
     def device(self) -> torch.device:
@@ -201,18 +212,12 @@ class Trajectory:
         [merged] = self.merge_many(check_coefficients(coefficients, len(self))[None])
         return merged
 
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
     def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
         """The combinations for ``coefficients`` ``[B, K]`` in one read: those of :meth:`merge` up to rounding."""
         rows = check_coefficients(coefficients, len(self), axes=2)
-        self._check_unchanged()
-        merged = self._merger.merge(rows)
-        self._check_unchanged()
-        return merged
+        with self._unchanged():
+            return self._merger.merge(rows)
 
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
         """From the gradient of a function of the merged weights to its gradient in the coefficients, ``[K]`` float64.
 
@@ -229,10 +234,8 @@ class Trajectory:
         expected = self._manifest.layout.shapes
         if (differs := difference(expected | shapes_of(gradients), expected)) is not None:  # not all need have one
             raise TrajectoryError(f"The gradients do not fit the trajectory: their model {differs}. Use its own names.")
-        self._check_unchanged()
-        projected = self._merger.project(gradients)
-        self._check_unchanged()
-        return projected
+        with self._unchanged():
+            return self._merger.project(gradients)
 
     def gram(self) -> npt.NDArray[np.float64]:
         """Inner products of the checkpoints after their mean is subtracted: ``[K, K]`` float64.
@@ -262,8 +265,34 @@ class Trajectory:
         try:
             weights, manifest = ((self.path / name).stat().st_mtime_ns for name in (WEIGHTS, MANIFEST))
         except OSError as error:
-            raise unreadable(self.path, error) from None
+            raise TrajectoryError(f"Cannot read {self.path}: {error.strerror}.") from error
         return weights > manifest
+
+    def lora_alphas(self) -> LoraAlphas:
+        """The alphas of LoRA checkpoints whose tensors do not hold them, from the metadata or beside the last source.
+
+        Raises:
+            TrajectoryError: only the PEFT checkpoints tell the alpha, and they are gone; or the metadata is broken.
+        """
+        if all(module.alpha is not None for module in lora_modules(self.names)):
+            return LoraAlphas()
+        if text := self.metadata.get(PACKED_ALPHAS):
+            try:
+                return LoraAlphas.model_validate_json(text)
+            except ValueError as error:
+                raise TrajectoryError(f"{self.path}: the configuration of its LoRA is broken.") from error
+        source = self.sources[-1]
+        there = bool(source) and Path(source).exists()
+        if there and (found := read_alphas(source, key=self.metadata.get("key"))) is not None:
+            return found
+        if lora_flavour(self.names) == "peft" and not there:
+            where = source or "the checkpoint"
+            raise TrajectoryError(
+                f"{self.path}: the LoRA's alpha stands in {ADAPTER_CONFIG} next to {where}, which is not there: "
+                "give lora_alpha."
+            )
+        notice(f"{self.path}: the LoRA's alpha is taken to be its rank, as diffusers does; give lora_alpha otherwise")
+        return LoraAlphas()
 
     def verify(self) -> None:
         """Hash every row again.
@@ -278,27 +307,33 @@ class Trajectory:
                 advance()
 
     def _float64_tiles(self) -> Iterator[Tensor]:
-        self._check_unchanged()
-        with contextlib.closing(self._merger.float64_tiles()) as tiles:
+        with self._unchanged(), contextlib.closing(self._merger.float64_tiles()) as tiles:
             yield from tiles
-        self._check_unchanged()
 
-    def _check_unchanged(self) -> None:
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """While this is open, rows are read, without gradients. Refuse if one was overwritten before or meanwhile."""
+        self._check()
+        with torch.inference_mode(mode=False), torch.no_grad():
+            yield
+        self._check()
+
+    def _check(self) -> None:
         """Refuse if a writer has overwritten a used row since opening. Appended rows do no harm."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
-        now = load_manifest(self.path)
+        now = Manifest.load(self.path)
         kept = now.layout == self._manifest.layout and set(self._manifest.checkpoints) <= set(now.checkpoints)
         if not kept:
             raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    """Identifies a version of the manifest: every write makes a new file."""
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Identifies a version of the manifest: every write makes a new file. ``None`` if it is not there."""
     try:
         status = (path / MANIFEST).stat()
-    except OSError as error:
-        raise unreadable(path, error) from None
+    except OSError:
+        return None
     return status.st_ino, status.st_mtime_ns, status.st_size

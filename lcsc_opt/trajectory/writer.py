@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import module_weights
-from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
-from lcsc_opt.trajectory.matrix import MatrixWriter, whole_step
+from lcsc_opt.trajectory.matrix import Background, MatrixWriter
 from lcsc_opt.trajectory.placement import recorded
 
 
@@ -61,8 +60,10 @@ class TrajectoryWriter:
         resume: int | None = None,
     ) -> None:
         self.path = Path(path)
-        self._every = _at_least_one("every", every)
-        keep_last = None if keep_last is None else _at_least_one("keep_last", keep_last)
+        for name, value in (("every", every), ("keep_last", 1 if keep_last is None else keep_last)):
+            if not isinstance(value, int) or value < 1:
+                raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+        self._every = every
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
@@ -157,33 +158,30 @@ class TrajectoryWriter:
                 checkpoint that was not waited for, errors in its weights and of the disk are raised by the next append
                 (which then takes nothing), flush or close. Earlier checkpoints stay as they were.
         """
-        step = whole_step(step)
+        step = MatrixWriter.whole_step(step)
         if not self._appending.acquire(blocking=False):
             raise TrajectoryError(f"Step {step} comes while another is appended: append from one thread, no handler.")
         try:
-            return self._append(step, weights, source=source, wait=wait)
+            self._background.check()
+            if step % self._every:
+                return False
+            tensors = _named_tensors(weights)
+            self._background.finish()
+            layout = self._saver.check(tensors)
+            if wait:
+                return self._save(step, layout, tensors, source)
+            new = self._saver.is_new(step)
+            staged, copied = self._staged(layout, tensors)
+
+            def save() -> None:
+                for event in copied:
+                    event.synchronize()
+                self._save(step, layout, staged, source)
+
+            self._background.start(save)
+            return new
         finally:
             self._appending.release()
-
-    def _append(self, step: int, weights: Mapping[str, Tensor] | nn.Module, *, source: str, wait: bool) -> bool:
-        self._background.check()
-        if step % self._every:
-            return False
-        tensors = _named_tensors(weights)
-        self._background.finish()
-        layout = self._saver.check(tensors)
-        if wait:
-            return self._save(step, layout, tensors, source)
-        new = self._saver.is_new(step)
-        staged, copied = self._staged(layout, tensors)
-
-        def save() -> None:
-            for event in copied:
-                event.synchronize()
-            self._save(step, layout, staged, source)
-
-        self._background.start(save)
-        return new
 
     def _save(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], source: str) -> bool:
         new = self._saver.write(step, layout, tensors, source=source)
@@ -200,8 +198,16 @@ class TrajectoryWriter:
         From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
         kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
         """
-        gpus = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
-        buffer, staged = self._room(layout.row_bytes, pinned=bool(gpus)), {}
+        gpus, size = {tensor.device for tensor in tensors.values() if tensor.is_cuda}, layout.row_bytes
+        if self._buffer is None or len(self._buffer) != size or (gpus and not self._buffer.is_pinned()):
+            self._buffer = None  # freed before the new one is made
+            try:
+                self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=bool(gpus))
+            except (RuntimeError, MemoryError) as error:
+                raise TrajectoryError(
+                    f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
+                ) from error
+        buffer, staged = self._buffer, {}
         for spec in layout.tensors:
             there, tensor = buffer[spec.offset : spec.end], tensors[spec.name].detach()
             if spec.merged:
@@ -210,19 +216,6 @@ class TrajectoryWriter:
                 tensor = tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8)
             staged[spec.name] = there.copy_(tensor, non_blocking=tensor.is_cuda)
         return staged, [recorded(device) for device in gpus]
-
-    def _room(self, size: int, *, pinned: bool) -> Tensor:
-        buffer = self._buffer
-        if buffer is None or len(buffer) != size or (pinned and not buffer.is_pinned()):
-            self._buffer = None  # freed before the new one is made
-            try:
-                buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-            except (RuntimeError, MemoryError) as error:
-                raise TrajectoryError(
-                    f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
-                ) from error
-            self._buffer = buffer
-        return buffer
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:
@@ -238,9 +231,3 @@ def _named_tensors(weights: object) -> Mapping[str, Tensor]:
             instead = "pass it alone" if isinstance(tensor, Mapping) else "leave it out"
             raise TrajectoryError(f"Entry {name!r} is {type(tensor).__name__}, not a tensor: {instead}.")
     return weights
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
-    return value

@@ -153,7 +153,7 @@ def packed(workplace: Path) -> Path:
     file = model_studies.write_model_study(workplace, budget={"evaluations": 3})
     opened = "open_or_pack(path, cache=cache_directory())"
     module = model_studies.OBJECTIVE.replace("Trajectory.open(path)", opened)
-    imports = "from lcsc_opt.base.paths import cache_directory\nfrom lcsc_opt.trajectory.opening import open_or_pack\n"
+    imports = "from lcsc_opt.base.paths import cache_directory\nfrom lcsc_opt.trajectory import open_or_pack\n"
     (workplace / "small_model.py").write_text(imports + module)
     file.write_text(file.read_text().replace("run.trajectory", "checkpoints"))
     assert lcsc(["run", str(file)]) == 0

@@ -49,7 +49,7 @@ def own_files(folder: Path) -> Path:
     (own / "ray_own_objective.py").write_text(
         "from pathlib import Path\n"
         "from lcsc_opt.base.paths import cache_directory, given_path\n"
-        "from lcsc_opt.trajectory.opening import open_or_pack\n"
+        "from lcsc_opt.trajectory import open_or_pack\n"
         f"import {module}\n\n\n"
         "def build(settings):\n"
         "    number = float(given_path(settings['data']).read_text())\n"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
-from lcsc_opt.exports import read_recipe
+from lcsc_opt.exports import Recipe
 from lcsc_opt.trajectory import pack
 from tests.model_studies import STEPS, state_dict, write_checkpoints
 
@@ -44,7 +44,7 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     merged = pack("runs", "all.trajectory").merge(expected)
     for name, tensor in load_file("average.safetensors").items():
         torch.testing.assert_close(tensor, merged[name])
-    assert read_recipe(Path("average.safetensors")).coefficients == tuple(expected.tolist())
+    assert Recipe.read(Path("average.safetensors")).coefficients == tuple(expected.tolist())
     assert lcsc(["show", "average.safetensors"]) == 0
     assert lcsc(["apply", "average.safetensors", "runs", "-o", "again.safetensors"]) == 0
     assert Path("again.safetensors").read_bytes() == Path("average.safetensors").read_bytes()

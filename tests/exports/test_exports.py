@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.exports import Recipe
+from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, read_checkpoint
-from lcsc_opt.trajectory.exact_merge import Combination, PackedCheckpoints, merge_exactly
 from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
 from tests.processes import Lcsc, finished_trials, wait_until
 
@@ -94,8 +96,8 @@ def test_every_form_holds_the_same_weights(name: str, dtype: str | None, finishe
     assert lcsc(["export", STUDY, "-o", name, "--trial", "9", *options]) == 0
     trajectory = Trajectory.open(finished / "run.trajectory")
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
-    combination = Combination.of(trajectory, study.trials[9].user_attrs["coefficients"])
-    expected = merge_exactly(PackedCheckpoints(trajectory), combination, dtype=dtype)
+    coefficients = np.array(study.trials[9].user_attrs["coefficients"])
+    expected = merge_exactly(trajectory, Recipe.of(trajectory, coefficients, study=STUDY, dtype=dtype))
     assert bits(read_checkpoint(name).tensors) == bits(expected)
 
 
@@ -174,7 +176,7 @@ def test_apply_to_other_checkpoints_is_refused(finished: Path, capsys: pytest.Ca
         save_file(weights, others / f"model{step:06d}.safetensors")
     capsys.readouterr()
     assert lcsc(["apply", "best.safetensors", "others", "-o", "out.safetensors"]) == 2
-    assert "model000030.safetensors: not the checkpoint that was combined at step 30" in complaint(capsys)
+    assert "model000030.safetensors: not the checkpoint that was combined" in complaint(capsys)
     (others / "model000030.safetensors").unlink()
     assert lcsc(["apply", "best.safetensors", "others", "-o", "out.safetensors"]) == 2
     assert "missing: 30." in complaint(capsys)

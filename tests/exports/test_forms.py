@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.exports import read_recipe
+from lcsc_opt.exports import Recipe
+from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, merge_exactly
 from tests.model_studies import like, state_dict, write_model_study
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -96,9 +96,9 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     _, *arguments = shlex.split(rows()[form])
     assert lcsc(arguments) == 0
     path = Path(arguments[arguments.index("-o") + 1])
-    recipe = read_recipe(path)
+    recipe = Recipe.read(path)
     trajectory = Trajectory.open("run.trajectory")
-    expected = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=recipe.dtype)
+    expected = merge_exactly(trajectory, recipe)
     loaded = load(path)
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

@@ -19,14 +19,13 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.exports import read_recipe
+from lcsc_opt.exports import Recipe
+from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.exports.merging import export, rebuild
-from lcsc_opt.exports.recipe import recipe_of
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, merge_exactly
 
 STEPS = (1, 2, 3)
 COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
@@ -86,12 +85,12 @@ def objective(network: Any, tmp_path: Path) -> Objective:
 def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> None:
     study.finish(study.add_candidate(Candidate(COEFFICIENTS[::-1])), Evaluation(1.5), tell_index=1)
     study.add_candidate(Candidate(COEFFICIENTS))  # is being evaluated
-    assert recipe_of(study, objective).trial == 1  # the best so far
+    assert Recipe.of_trial(study, objective).trial == 1  # the best so far
     study.set_attribute("held_out", {"trial": 0, "loss": 2.0})
-    assert recipe_of(study, objective).trial == 0  # chosen on other noise
-    assert recipe_of(study, objective, number=1).coefficients == tuple(COEFFICIENTS[::-1])
+    assert Recipe.of_trial(study, objective).trial == 0  # chosen on other noise
+    assert Recipe.of_trial(study, objective, number=1).coefficients == tuple(COEFFICIENTS[::-1])
     with pytest.raises(StudyStoreError, match="trial 2 is not complete"):
-        recipe_of(study, objective, number=2)
+        Recipe.of_trial(study, objective, number=2)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -106,13 +105,13 @@ def test_from_pretrained_loads_the_folder(
         tmp_path / "best", torch_dtype=kind, output_loading_info=True, low_cpu_mem_usage=False
     )
     assert not any(info.values()), info
-    expected = merge_exactly(PackedCheckpoints(objective.trajectory), recipe.combination(), dtype=dtype)  # type: ignore[arg-type, attr-defined]
+    expected = merge_exactly(objective.trajectory, recipe)  # type: ignore[arg-type]
     assert loaded.state_dict().keys() == expected.keys()
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == kind
         assert torch.equal(tensor, expected[name])
     assert loaded.config.block_out_channels == [8]
-    assert read_recipe(tmp_path / "best") == recipe
+    assert Recipe.read(tmp_path / "best") == recipe
     with safe_open(tmp_path / "best" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["lcsc_recipe"]) == recipe.model_dump(mode="json")
 
@@ -127,7 +126,7 @@ def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
     (tmp_path / "best" / "stale").write_text("of an earlier export")
     network.save_pretrained(tmp_path / "original")
     to = Destination.of(tmp_path / "best", config=tmp_path / "original", overwrite=True)
-    rebuild(read_recipe(tmp_path / "best"), [tmp_path / "run.trajectory"], to)
+    rebuild(Recipe.read(tmp_path / "best"), [tmp_path / "run.trajectory"], to)
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
@@ -179,7 +178,7 @@ def test_a_lora_is_read_by_diffusers(study: StoredStudy, lora: Trajectory, tmp_p
     for name, tensor in loaded.items():
         assert tensor.dtype == torch.float16
         torch.testing.assert_close(tensor.float(), merged[name], rtol=2**-10, atol=1e-6)
-    assert read_recipe(tmp_path / "best.safetensors") == recipe
+    assert Recipe.read(tmp_path / "best.safetensors") == recipe
 
     rebuild(recipe, [tmp_path / "lora.trajectory"], Destination.of(tmp_path / "again.safetensors", form="lora"))
     again, first = (load_file(tmp_path / f"{name}.safetensors") for name in ("again", "best"))
@@ -218,7 +217,7 @@ def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, 
     assert set(exported) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}
 
     again = Destination.of(tmp_path / "again.safetensors", form="lora")
-    rebuild(read_recipe(tmp_path / "best.safetensors"), [trajectory.path], again)
+    rebuild(Recipe.read(tmp_path / "best.safetensors"), [trajectory.path], again)
     rebuilt = load_file(again.path)
     assert rebuilt.keys() == exported.keys()
     assert all(torch.equal(rebuilt[name], exported[name]) for name in exported)

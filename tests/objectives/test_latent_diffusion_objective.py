@@ -18,7 +18,6 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import read_checkpoint
-from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines
 
 pytest.importorskip("peft")
@@ -129,7 +128,7 @@ def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
 
 def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:
     built = objective(place)
-    alphas = trajectory_alphas(built.trajectory)  # type: ignore[arg-type]
+    alphas = built.trajectory.lora_alphas()  # type: ignore[union-attr]
     save_file(to_diffusers(built.trajectory.merge(COEFFICIENTS), alphas), tmp_path / "merged.safetensors")
     expected = own_images(place, built, tmp_path / "merged.safetensors")
     torch.testing.assert_close(built.images(COEFFICIENTS, SEARCH, 4), expected, rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, row_parts
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, Layout
 
 described = st.dictionaries(
     st.text(min_size=1, max_size=4),
@@ -18,7 +18,7 @@ described = st.dictionaries(
 
 @given(described)
 def test_tensors_never_overlap_and_regions_are_aligned(tensors):
-    layout = arrange((name, shape, dtype) for name, (shape, dtype) in tensors.items())
+    layout = Layout.arranged((name, shape, dtype) for name, (shape, dtype) in tensors.items())
     end, previous = 0, None
     for spec in layout.tensors:
         assert spec.offset >= end
@@ -36,18 +36,18 @@ def test_tensors_never_overlap_and_regions_are_aligned(tensors):
 def test_layout_does_not_depend_on_the_order_of_the_state_dict(tensors, random):
     items = [(name, shape, dtype) for name, (shape, dtype) in tensors.items()]
     shuffled = random.sample(items, len(items))
-    assert arrange(items) == arrange(shuffled)
+    assert Layout.arranged(items) == Layout.arranged(shuffled)
 
 
 def test_parts_fill_the_row_exactly():
     tensors = {"a": torch.ones(3), "b": torch.ones(5, dtype=torch.float64), "c": torch.tensor(True)}
-    layout = plan(tensors)
-    assert sum(len(content) for _, content in row_parts(layout, tensors)) == layout.row_bytes
+    layout = Layout.of(tensors)
+    assert sum(len(content) for _, content in layout.row_parts(tensors)) == layout.row_bytes
 
 
 def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
     tensors = {"z": torch.tensor([1 + 2j, 3 - 1j]).conj(), "t": torch.arange(6.0).view(2, 3).t()}
-    contents = {spec.name: content for spec, content in row_parts(plan(tensors), tensors) if spec}
+    contents = {spec.name: content for spec, content in Layout.of(tensors).row_parts(tensors) if spec}
     assert contents["z"].view(torch.complex64).tolist() == [1 - 2j, 3 + 1j]
     assert contents["t"].view(torch.float32).tolist() == [0, 3, 1, 4, 2, 5]
 
@@ -63,7 +63,7 @@ def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
 )
 def test_first_difference_is_named(other, message):
     with pytest.raises(TrajectoryError, match=message):
-        check_same(plan({"w": torch.ones(2)}), other)
+        Layout.of({"w": torch.ones(2)}).check(other)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_first_difference_is_named(other, message):
 )
 def test_tensors_that_cannot_be_stored_are_refused(tensor):
     with pytest.raises(TrajectoryError, match="'w' is sparse"):
-        plan({"w": tensor})
+        Layout.of({"w": tensor})
 
 
 def test_nothing_to_store_is_refused():
     with pytest.raises(TrajectoryError, match="no tensor"):
-        plan({})
+        Layout.of({})

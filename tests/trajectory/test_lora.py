@@ -22,7 +22,6 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
-from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines
 
 pytest.importorskip("peft")
@@ -272,7 +271,7 @@ def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(saved: Saved, 
     trajectory, networks = saved_trajectory(saved, tmp_path, flavour)
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
-    ours = dense(trajectory.checkpoint(1), trajectory_alphas(trajectory))
+    ours = dense(trajectory.checkpoint(1), trajectory.lora_alphas())
     for name, delta in deltas(networks[1]).items():
         torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
@@ -294,19 +293,19 @@ def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path
 
 def test_alphas_that_are_gone_are_asked_for(saved: Saved, tmp_path: Path) -> None:
     trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, "peft")[0])
-    assert trajectory_alphas(trajectory).configs[""].lora_alpha == ALPHA
+    assert trajectory.lora_alphas().configs[""].lora_alpha == ALPHA
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
     with pytest.raises(TrajectoryError, match="give lora_alpha"):
-        trajectory_alphas(trajectory)
+        trajectory.lora_alphas()
 
 
 def test_an_alpha_that_is_assumed_is_said(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, "diffusers")[0])
     capsys.readouterr()
-    trajectory_alphas(trajectory)
+    trajectory.lora_alphas()
     assert capsys.readouterr().err == ""
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
-    trajectory_alphas(trajectory)
+    trajectory.lora_alphas()
     assert "alpha is taken to be its rank" in capsys.readouterr().err

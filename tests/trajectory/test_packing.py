@@ -7,14 +7,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.exports import Recipe
+from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Selection, Trajectory, TrajectoryWriter, open_or_pack, pack, packing
-from lcsc_opt.trajectory.exact_merge import Combination, PackedCheckpoints, merge_exactly
-from lcsc_opt.trajectory.opening import check_checkpoints
+from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
@@ -193,7 +195,7 @@ def test_packed_trajectory_opens_as_it_is(files, tmp_path):
     assert open_or_pack(packed, cache=tmp_path / "cache", key="ema").path == packed
     with pytest.raises(TrajectoryError, match="with the key 'ema', not 'model'"):
         open_or_pack(packed, cache=tmp_path / "cache", key="model")
-    with pytest.raises(TrajectoryError, match="packed already: leave out last, steps"):
+    with pytest.raises(TrajectoryError, match="is packed: leave out last, steps"):
         open_or_pack(packed, cache=tmp_path / "cache", selection=Selection(last=2), steps=[1, 2])
     assert not (tmp_path / "cache").exists()
 
@@ -244,7 +246,7 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
     row = [0.5, -0.25, 0.25, 1.5, -1.0]
     merged = sum(a * weights["weight"].double() for a, weights in zip(row, rounded, strict=True))
     torch.testing.assert_close(trajectory.merge(row)["weight"], merged.float())
-    exact = merge_exactly(PackedCheckpoints(trajectory), Combination.of(trajectory, row))
+    exact = merge_exactly(trajectory, Recipe.of(trajectory, np.array(row), study="tests"))
     torch.testing.assert_close(exact, trajectory.merge(row))
     assert exact["weight"].dtype == torch.float32
     with TrajectoryWriter(trajectory.path) as writer:  # goes on as it began

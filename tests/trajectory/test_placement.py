@@ -163,33 +163,25 @@ def test_a_streamed_trajectory_is_read_again_after_an_error(trajectory: Trajecto
 def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
     trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(trajectory.on("cpu")._merger.source, placement.Mapped)
+    trajectory.on("cpu")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(placement, "_memory", lambda: 100.0)
-    assert isinstance(trajectory.on("cpu")._merger.source, placement.Streamed)
+    monkeypatch.setattr(placement, "_room", lambda _device: 100.0)
+    trajectory.on("cpu")
     assert "are streamed for each merge" in capsys.readouterr().err
 
 
-def test_a_device_without_room_left_streams(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_room_left_streams(
+    trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("meanwhile")
 
-    monkeypatch.setattr(placement, "Resident", full)
-    assert isinstance(trajectory.on("cpu", how="resident")._merger.source, placement.Streamed)
+    monkeypatch.setattr(placement, "_Resident", full)
+    trajectory.on("cpu", how="resident")
+    assert "are streamed for each merge" in capsys.readouterr().err
 
 
 def test_the_map_is_not_for_gpus(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_free_on", lambda _device: 10**9)
+    monkeypatch.setattr(placement, "_room", lambda _device: 1e9)
     with pytest.raises(TrajectoryError, match="cannot be mapped into cuda:0: choose 'resident' or 'streamed'"):
         trajectory.on("cuda:0", how="mapped")
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_products_are_never_of_fewer_bits(device: str) -> None:
-    precision = torch.get_float32_matmul_precision()
-    assert merge.accumulator(torch.bfloat16, torch.device(device)) == torch.float32
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert merge.accumulator(torch.bfloat16, torch.device(device)) == torch.float64
-    finally:
-        torch.set_float32_matmul_precision(precision)

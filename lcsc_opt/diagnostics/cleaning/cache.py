@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import PENDING, lock_beside, remove, try_lock, unlock
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.trajectory.manifest import LOCK, load_manifest, trajectory_sha256
+from lcsc_opt.trajectory.manifest import LOCK, Manifest
 
 FOLDERS = ("", "trajectories", "references", "datasets", "batch-sizes")
 KINDS = {
@@ -158,15 +158,10 @@ def _using(path: Path, kind: str, studies: Sequence[_Study]) -> list[_Study] | N
 def _of_trajectory(path: Path, studies: Sequence[_Study]) -> list[_Study]:
     """The studies whose checkpoints are in the trajectory, perhaps among others."""
     try:
-        manifest = load_manifest(path)
+        manifest = Manifest.load(path)
     except TrajectoryError:  # broken: nobody can use it
         return []
-
-    def hash_of(steps: tuple[int, ...]) -> str:
-        rows = [(saved.step, saved.sha256) for saved in manifest.checkpoints if saved.step in steps]
-        return trajectory_sha256(manifest.tensors, rows)
-
-    hashes = {steps: hash_of(steps) for steps in {study.steps for study in studies}}
+    hashes = {steps: manifest.sha256_of(steps) for steps in {study.steps for study in studies}}
     return [study for study in studies if study.checkpoints == hashes[study.steps]]
 
 

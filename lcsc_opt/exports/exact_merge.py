@@ -11,7 +11,6 @@ Memory: one checkpoint, and a float64 sum of each of its elements.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -22,118 +21,56 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.lora import LoraAlphas, read_alphas
-from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.trajectory.layout import DTYPES, MERGED, check_same, plan, row_sha256
-from lcsc_opt.trajectory.lora import trajectory_alphas
-from lcsc_opt.trajectory.manifest import trajectory_sha256
+from lcsc_opt.exports.recipe import Recipe
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout
 from lcsc_opt.trajectory.merge import StateDict
-from lcsc_opt.trajectory.trajectory import Trajectory
 
 ELEMENTS = 2**18  # processed at once; few enough to stay in a cache
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Combination:
-    """The checkpoints and coefficients of a merge: enough to make it again elsewhere.
-
-    Attributes:
-        steps: ``[K]`` training steps, increasing.
-        coefficients: ``[K]`` float64, sum to one.
-        checkpoint_sha256: ``[K]``, of each checkpoint's row as a packed trajectory holds it.
-        trajectory_sha256: of the K checkpoints with names, shapes and dtypes; :attr:`Trajectory.sha256`.
-        constant: names of the tensors that are the same in all checkpoints; they are copied.
-    """
-
-    steps: tuple[int, ...]
-    coefficients: Coefficients
-    checkpoint_sha256: tuple[str, ...]
-    trajectory_sha256: str
-    constant: frozenset[str]
-
-    @classmethod
-    def of(cls, trajectory: Trajectory, coefficients: npt.ArrayLike) -> Combination:
-        """The combination of a trajectory's checkpoints with ``[K]`` coefficients.
-
-        Raises:
-            StudySpecError: not ``[K]``, not finite, or another sum than one.
-        """
-        checked = check_coefficients(coefficients, len(trajectory))
-        constant = frozenset(trajectory.names) - trajectory.varying
-        return cls(trajectory.steps, checked, trajectory.checkpoint_sha256, trajectory.sha256, constant)
-
-
 class CheckpointFiles:
-    """Checkpoints as they were saved, one file or folder each.
+    """Checkpoints as they were saved, one file or folder each; what a merge needs of a :class:`Trajectory`.
 
     Args:
         paths: step → path.
         key: which state dict of each, as in :func:`read_checkpoint`.
     """
 
+    stored = None  # rows keep their dtypes
+
     def __init__(self, paths: Mapping[int, Path], *, key: str | None = None) -> None:
-        self._paths, self._key = dict(paths), key
-        self.stored: str | None = None  # what rows are rounded to
+        self.steps, self.sources, self._key = tuple(paths), tuple(map(str, paths.values())), key
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The steps of the files."""
-        return tuple(self._paths)
-
-    def read(self, step: int) -> Mapping[str, Tensor]:
+    def checkpoint(self, index: int) -> Mapping[str, Tensor]:
         """The file's tensors, mapped from the file if the format allows it; never write to them."""
-        return read_checkpoint(self._paths[step], key=self._key).tensors
-
-    def name(self, step: int) -> str:
-        """The path."""
-        return str(self._paths[step])
+        return read_checkpoint(self.sources[index], key=self._key).tensors
 
     def lora_alphas(self) -> LoraAlphas:
         """The alphas of a LoRA whose tensors do not hold them, from the configuration next to the last file."""
-        return read_alphas(self._paths[max(self._paths)], key=self._key) or LoraAlphas()
+        return read_alphas(self.sources[self.steps.index(max(self.steps))], key=self._key) or LoraAlphas()
 
 
-class PackedCheckpoints(CheckpointFiles):
-    """The checkpoints of a packed trajectory."""
-
-    def __init__(self, trajectory: Trajectory) -> None:
-        super().__init__(dict.fromkeys(trajectory.steps, trajectory.path))
-        self._trajectory, self.stored = trajectory, trajectory.stored
-
-    def read(self, step: int) -> Mapping[str, Tensor]:
-        """A copy of one row."""
-        return self._trajectory.checkpoint(self.steps.index(step))
-
-    def name(self, step: int) -> str:
-        """Path and step."""
-        return f"{self._trajectory.path}: step {step}"
-
-    def lora_alphas(self) -> LoraAlphas:
-        """The alphas of a LoRA whose tensors do not hold them."""
-        return trajectory_alphas(self._trajectory)
-
-
-def merge_exactly(checkpoints: CheckpointFiles, combination: Combination, *, dtype: str | None = None) -> StateDict:
+def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> StateDict:
     """Merge checkpoints with the same bits as on every other machine; each checkpoint is verified.
 
     A single coefficient of exactly 1 gives that checkpoint. Constant tensors are copied; integers and bools come from
     the checkpoint with the largest coefficient, the first of those that tie. Checkpoints whose coefficient is zero
-    are not read.
+    are not read. Floating-point tensors of the result are of the recipe's dtype.
 
     Args:
         checkpoints: the source; it may hold more than needed.
-        combination: what to merge.
-        dtype: of the floating-point tensors of the result (``float32``, ``float16``, ``bfloat16``, ``float64``);
-            ``None`` keeps the dtype of each.
+        recipe: what to merge.
 
     Raises:
-        TrajectoryError: a checkpoint is missing or has other weights than the combination's, or a weight is too large
-            for ``dtype``.
+        StudySpecError: the recipe's coefficients do not sum to one.
+        TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
+            its dtype.
     """
-    coefficients = combination.coefficients
-    needed = {combination.steps[index]: int(index) for index in np.flatnonzero(coefficients)}
+    coefficients = recipe.checked_coefficients()
+    needed = {recipe.steps[index]: int(index) for index in np.flatnonzero(coefficients)}
     if missing := sorted(needed.keys() - set(checkpoints.steps)):
         raise TrajectoryError(
             f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
@@ -143,37 +80,37 @@ def merge_exactly(checkpoints: CheckpointFiles, combination: Combination, *, dty
     layout, sums, copies = None, dict[str, npt.NDArray[np.float64]](), StateDict()
     with progress("merge", len(needed)) as advance:
         for step, index in needed.items():
-            tensors, name = checkpoints.read(step), checkpoints.name(step)
-            layout = layout or plan(tensors, checkpoints.stored)
+            place = checkpoints.steps.index(step)
+            tensors, name = checkpoints.checkpoint(place), f"Step {step} {checkpoints.sources[place]}".rstrip()
+            layout = layout or Layout.of(tensors, checkpoints.stored)
             try:
-                check_same(layout, tensors, checkpoints.stored)
+                layout.check(tensors, checkpoints.stored)
             except TrajectoryError as error:
                 raise TrajectoryError(f"{name}: {error}") from error
-            sha256, expected = row_sha256(layout, tensors), combination.checkpoint_sha256[index]
+            sha256, expected = layout.row_sha256(tensors), recipe.checkpoint_sha256[index]
             if sha256 != expected:
                 raise TrajectoryError(
-                    f"{name}: not the checkpoint that was combined at step {step}: its weights have the SHA-256 "
+                    f"{name}: not the checkpoint that was combined: its weights have the SHA-256 "
                     f"{sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the right --key."
                 )
             for spec in layout.tensors:
-                if spec.merged and spec.name not in combination.constant:
+                if spec.merged and spec.name not in recipe.constant:
                     _add(sums, spec.name, float(coefficients[index]), tensors[spec.name])
                 elif index == coefficients.argmax():
                     copies[spec.name] = tensors[spec.name].detach().clone()
             advance(note=f"step {step}")
             del tensors  # free the memory before the next one is read
     assert layout is not None  # coefficients sum to one, so at least one is not zero
-    rows = zip(combination.steps, combination.checkpoint_sha256, strict=True)
-    if trajectory_sha256(layout.tensors, rows) != combination.trajectory_sha256:
+    if layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True)) != recipe.trajectory_sha256:
         raise TrajectoryError(
             "The checkpoints hold the bytes that the recipe names, under other tensor names, shapes or dtypes: "
             "use the files as they were saved."
         )
-    result = cast(copies, dtype)
+    result = cast(copies, recipe.dtype)
     for spec in layout.tensors:
         if spec.name in sums:  # each is freed as soon as it is rounded
             own = spec.dtype if checkpoints.stored is None else "float32"
-            result[spec.name] = _rounded(spec.name, sums.pop(spec.name), dtype or own).view(spec.shape)
+            result[spec.name] = _rounded(spec.name, sums.pop(spec.name), recipe.dtype or own).view(spec.shape)
     return {spec.name: result[spec.name] for spec in layout.tensors}
 
 
@@ -189,23 +126,6 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
         else _rounded(name, _widened(tensor.detach().reshape(-1)), dtype).view(tensor.shape)
         for name, tensor in tensors.items()
     }
-
-
-def round_to(values: npt.NDArray[np.float64], dtype: str) -> Tensor:
-    """``[n]`` float64 → ``[n]`` of ``dtype``, to the nearest, ties to even; infinite where too large.
-
-    torch would round twice on the way to the 16-bit types, through float32.
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        if dtype != "bfloat16":
-            return torch.from_numpy(values.astype(dtype))
-        nearest = values.astype(np.float32)
-    # rounding to odd float32 first makes the second rounding correct
-    away = np.abs(nearest.astype(np.float64)) > np.abs(values)
-    inexact = nearest.astype(np.float64) != values
-    bits = (nearest.view(np.uint32) - away) | inexact  # towards zero, then odd
-    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return torch.from_numpy(rounded.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
 
 
 def _add(sums: dict[str, npt.NDArray[np.float64]], name: str, coefficient: float, tensor: Tensor) -> None:
@@ -229,10 +149,25 @@ def _widened(flat: Tensor) -> npt.NDArray[np.float64]:
 
 
 def _rounded(name: str, values: npt.NDArray[np.float64], dtype: str) -> Tensor:
-    """``[n]`` float64, rounded once."""
+    """``[n]`` float64 → ``[n]`` of ``dtype``, rounded once, to the nearest, ties to even.
+
+    torch would round twice on the way to the 16-bit types, through float32.
+    """
     result = torch.empty(len(values), dtype=DTYPES[dtype], device="cpu")
     for start in range(0, len(values), ELEMENTS):
-        result[start : start + ELEMENTS] = round_to(values[start : start + ELEMENTS], dtype)
+        some = values[start : start + ELEMENTS]
+        with np.errstate(over="ignore", under="ignore"):
+            nearest = some.astype(np.float32 if dtype == "bfloat16" else dtype)
+        if dtype == "bfloat16":  # rounding to odd float32 first makes the second rounding correct
+            away = np.abs(nearest.astype(np.float64)) > np.abs(some)
+            inexact = nearest.astype(np.float64) != some
+            bits = (nearest.view(np.uint32) - away) | inexact  # towards zero, then odd
+            rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            result[start : start + ELEMENTS].view(torch.int16).copy_(
+                torch.from_numpy(rounded.astype(np.uint16).view(np.int16))
+            )
+        else:
+            result[start : start + ELEMENTS] = torch.from_numpy(nearest)
     if not bool(torch.isfinite(result).all()):
         raise TrajectoryError(f"Tensor {name!r} has values too large for {dtype}: pass --dtype float32, or bfloat16.")
     return result
