@@ -33,7 +33,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.images import bundled_images, feature_network, second_network
+from lcsc_opt.training.images import bundled_images, feature_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
@@ -149,7 +149,7 @@ class Judges:
 
     def __init__(self) -> None:
         images, _ = bundled_images("digits")
-        networks = (feature_network("digits"), second_network("digits"))
+        networks = (feature_network("digits"), feature_network("digits", second=True))
         self._references: dict[str, Reference] = {
             f"{half}{number}": Reference.of_images(network, images[first::2])
             for number, network in zip(("", "2"), networks, strict=True)

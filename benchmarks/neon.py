@@ -24,7 +24,7 @@ from torch import Tensor
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.search.self_training import SelfTraining, append_self_trained, with_weight
-from lcsc_opt.training.recipes.ict import Ict
+from lcsc_opt.training.recipes.consistency import Ict
 from lcsc_opt.trajectory import Trajectory
 
 OPTIMIZERS = ("LCSC", "LCSCGradient")

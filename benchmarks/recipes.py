@@ -20,7 +20,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +30,7 @@ import torch
 import yaml
 from common import RESULTS, machine, write_json
 from PIL import Image
+from torch import nn
 
 import lcsc_opt
 from lcsc_opt.base.records import HELD_OUT, Candidate
@@ -38,7 +39,6 @@ from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.training import preparing, trainer
 from lcsc_opt.training.data import as_floats
-from lcsc_opt.training.preparing import Request
 from lcsc_opt.training.recipes import RECIPES, Batch
 
 TURN = 20  # steps; our loop then saves a checkpoint
@@ -81,11 +81,11 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def request(name: str, folder: Path, steps: int) -> Request:
-    """The request of ``lcsc train NAME``."""
+def training(name: str, folder: Path, steps: int) -> trainer.Training:
+    """What ``lcsc train NAME`` asks for."""
     edm = folder / "edm.model"
-    return Request(
-        recipe=name,
+    return trainer.Training(
+        recipe=RECIPES[name](),
         data="digits",
         out=folder / f"{name}.trajectory",
         steps=steps,
@@ -97,16 +97,22 @@ def request(name: str, folder: Path, steps: int) -> Request:
 
 def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """FID, if the training is one that counts, and seconds a step."""
-    jobs: list[trainer.Job] = []
+    made: list[Callable[..., trainer.Trainer]] = []
 
-    def remembered(job: trainer.Job, **how: Any) -> None:
-        jobs.append(dataclasses.replace(job, network=copy.deepcopy(job.network)))
-        trainer.train(job, **how)
+    def remembered(training: trainer.Training, network: nn.Module, images: torch.Tensor, **how: Any) -> trainer.Trainer:
+        first = copy.deepcopy(network)
 
-    with mock.patch.object(preparing, "train", remembered):
-        study_file = preparing.run(request(name, folder, arguments.steps))
+        def another(**changes: Any) -> trainer.Trainer:
+            own = {**how, "accelerator": trainer.new_accelerator("fp32")}
+            return trainer.Trainer(dataclasses.replace(training, **changes), copy.deepcopy(first), images, **own)
+
+        made.append(another)
+        return trainer.Trainer(training, network, images, **how)
+
+    with mock.patch.object(preparing, "Trainer", remembered):
+        study_file = preparing.run(training(name, folder, arguments.steps))
     assert study_file is not None  # there is only one process
-    loops = costs(jobs[0], arguments.rounds)
+    loops = costs(made[0], arguments.rounds)
     if arguments.costs:
         return loops
     trained = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
@@ -144,12 +150,13 @@ def picture(images: torch.Tensor, path: Path) -> None:
     shown.resize((shown.width * ZOOM, shown.height * ZOOM), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
-def costs(job: trainer.Job, rounds: int) -> dict[str, Any]:
+def costs(make: Callable[..., trainer.Trainer], rounds: int) -> dict[str, Any]:
     """Milliseconds per step of both loops (medians of their turns), and the median of the rounds' ratios."""
-    job = dataclasses.replace(job, steps=TURN * (rounds + 1), checkpoint_every=TURN)
     turns: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
-        loops = {"ours": _ours(job, Path(folder)), "plain": _plain(job)}
+        out, steps = Path(folder) / "turn.trajectory", TURN * (rounds + 1)
+        ours, other = (make(out=out, steps=steps, checkpoint_every=TURN, samples_every=None) for _ in range(2))
+        loops = {"ours": _ours(ours), "plain": _plain(other)}
         for turn in range(rounds + 1):  # the first one warms up
             for way in sorted(loops, reverse=turn % 2 == 0):
                 start = _clocks()
@@ -166,10 +173,8 @@ def costs(job: trainer.Job, rounds: int) -> dict[str, Any]:
     return row
 
 
-def _ours(job: trainer.Job, folder: Path) -> Generator[None]:
+def _ours(loop: trainer.Trainer) -> Generator[None]:
     """Our loop; stops after each turn, when the checkpoint of the turn is on the disk."""
-    own = dataclasses.replace(job, out=folder / "turn.trajectory", network=copy.deepcopy(job.network))
-    loop = trainer._Loop(own, trainer.new_accelerator("fp32"))
     loop.begin(resume=False)
     try:
         for _ in loop.run():
@@ -180,31 +185,31 @@ def _ours(job: trainer.Job, folder: Path) -> Generator[None]:
         loop.saver.close()
 
 
-def _plain(job: trainer.Job) -> Generator[None]:
-    """The plain loop; stops after each turn."""
-    network, recipe = copy.deepcopy(job.network).train(), job.recipe
-    average = copy.deepcopy(network) if recipe.target_rate(0, job.steps) is not None else None
+def _plain(made: trainer.Trainer) -> Generator[None]:
+    """The plain loop with the parts of a trainer; stops after each turn."""
+    network, recipe, steps = made.raw, made.training.recipe, made.training.steps
+    average = made.average
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = getattr(torch.optim, recipe.optimizer)(trained, lr=recipe.learning_rate)
     generator = torch.Generator()
-    for step in range(job.steps):
+    for step in range(steps):
         generator.manual_seed(derive_seed(0, "training", step, 0))
-        chosen = torch.randint(len(job.images), (recipe.batch_size,), generator=generator)
+        chosen = torch.randint(len(made.images), (recipe.batch_size,), generator=generator)
         batch = Batch(
-            images=as_floats(job.images[chosen]),
+            images=as_floats(made.images[chosen]),
             step=step,
-            steps=job.steps,
+            steps=steps,
             network=network,
             target=network if average is None else average,
             generator=generator,
-            noise_scale=job.noise_scale,
-            teacher=job.teacher,
+            noise_scale=made.noise_scale,
+            teacher=made.teacher,
         )
         loss = recipe.loss(batch)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        rate = recipe.target_rate(step, job.steps)
+        rate = recipe.target_rate(step, steps)
         if average is not None and rate is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - rate)

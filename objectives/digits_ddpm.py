@@ -16,7 +16,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.trained import SmallModel, TrainedSettings
 from lcsc_opt.training.networks import small_unet
-from lcsc_opt.training.recipes.ddpm import Ddpm
+from lcsc_opt.training.recipes.diffusion import Ddpm
 
 MODEL = SmallModel(
     name="digits-ddpm",

@@ -35,8 +35,8 @@ from lcsc_opt.objective.trained import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
 from lcsc_opt.training.networks import torch_threads
-from lcsc_opt.training.recipes import Recipe
-from lcsc_opt.training.trainer import beside
+from lcsc_opt.training.recipes import TrainingRecipe
+from lcsc_opt.training.trainer import Training, beside
 from lcsc_opt.trajectory import Trajectory
 
 VERSION = 1  # raise it when the same settings would train another model
@@ -53,21 +53,19 @@ class TrainedModel(FrozenModel):
     checkpoint_every: Annotated[int, Field(ge=1)] = 5
     training_seed: Annotated[int, Field(ge=0)] = 0
 
-    def parsed(self) -> Recipe:
+    def parsed(self) -> TrainingRecipe:
         """The recipe with its settings.
 
         Raises:
             TrainingError: there is no such recipe, or it trains on latents.
             StudySpecError: it has no such setting, or the value is wrong.
         """
-        recipe = preparing.parse_recipe(self.recipe, self.written())
+        recipe = preparing.parse_recipe(
+            self.recipe, [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
+        )
         if recipe.latent:
             raise TrainingError(f"{self.recipe}: is of latents; lcsc train {self.recipe} leaves a study file for it")
         return recipe
-
-    def written(self) -> list[str]:
-        """The settings as ``KEY=VALUE``, as ``lcsc train`` takes them."""
-        return [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
 
 
 class Settings(TrainedSettings, TrainedModel):
@@ -123,17 +121,16 @@ def trained(checked: Settings, cache: Path) -> Path:
     return path
 
 
-def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
-    needs = checked.parsed().needs
-    request = preparing.Request(
-        recipe=checked.recipe,
+def _train(checked: Settings, path: Path, before: Path | None) -> None:
+    recipe = checked.parsed()
+    training = Training(
+        recipe=recipe,
         data=checked.dataset,
         out=path,
         steps=checked.training_steps,
         checkpoint_every=checked.checkpoint_every,
-        settings=checked.written(),
-        teacher=teacher if needs == "teacher" else None,
-        begin=teacher if needs == "from" else None,
+        teacher=before if recipe.needs == "teacher" else None,
+        begin=before if recipe.needs == "from" else None,
         seed=checked.training_seed,
     )
     resume = (beside(path, ".state") / "latest").is_file()
@@ -141,7 +138,7 @@ def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
         for suffix in preparing.LEAVES:
             remove(beside(path, suffix))
     with torch.enable_grad(), torch_threads(THREADS):
-        preparing.run(request, resume=resume)
+        preparing.run(training, resume=resume)
 
 
 def _is_whole(path: Path) -> bool:

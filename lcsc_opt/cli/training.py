@@ -83,15 +83,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
     """Train a model that leaves a trajectory to search. Learning curve, model folder and study file lie beside it."""
-    from lcsc_opt.training.preparing import Request, run
+    from lcsc_opt.training.preparing import parse_recipe, run
+    from lcsc_opt.training.trainer import Training
 
-    request = Request(
-        recipe=recipe,
+    training = Training(
+        recipe=parse_recipe(recipe, settings or ()),
         data=data,
         out=out,
         steps=steps,
         checkpoint_every=checkpoint_every,
-        settings=settings or (),
         teacher=teacher,
         begin=begin,
         network=network,
@@ -100,7 +100,7 @@ def train(
         precision=precision.value,
         samples_every=(max(steps // _SHEETS, 1) if samples_every is None else samples_every) or None,
     )
-    study = run(request, resume=resume)
+    study = run(training, resume=resume)
     if study is not None:
         say(f"{out}: trained; next: lcsc run {shlex.quote(str(study))}")
 

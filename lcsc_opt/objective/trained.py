@@ -38,10 +38,10 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
 )
-from lcsc_opt.training.images import Bundled, bundled_images, feature_network, second_network
+from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 from lcsc_opt.training.networks import descend, initialize, torch_threads
-from lcsc_opt.training.recipes import Batch, Recipe
-from lcsc_opt.training.recipes.base import ConsistencyRecipe
+from lcsc_opt.training.recipes import Batch, TrainingRecipe
+from lcsc_opt.training.recipes.consistency import ConsistencyRecipe
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 THREADS = 2  # the README's numbers are of weights that two threads trained, on any number of cores
@@ -108,7 +108,7 @@ class TrainedSettings(FrozenModel):
 
         def for_reports() -> dict[str, Reference]:
             own = {INCEPTION: known} if self.held_out_metrics is None else {}
-            return {**own, CROSS_CHECK: reference(second_network(dataset))}
+            return {**own, CROSS_CHECK: reference(feature_network(dataset, second=True))}
 
         known = reference(feature_network(dataset))
         scores = Scores(
@@ -139,7 +139,7 @@ class SmallModel:
 
     name: str
     dataset: Bundled
-    recipe: Recipe
+    recipe: TrainingRecipe
     image_shape: tuple[int, int, int]
     architecture: str
     network: Callable[[], nn.Module]

@@ -33,7 +33,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
-from lcsc_opt.training.curve import LearningCurve
+from lcsc_opt.training.trainer import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
 
 _NOISE_GROUP = "refine"
@@ -262,7 +262,7 @@ class _Run:
                 self._step(evaluation)
                 self.seconds = time.monotonic() - began
                 writer.append(self.done, self.model.weights, wait=False)
-                curve.add([evaluation.loss])
+                curve.losses.append(evaluation.loss)
                 curve.write(self.done, self.seconds)
                 if time.monotonic() - saved_at >= _STATE_SECONDS or self.done == settings.steps:
                     writer.flush()  # the state is never ahead of the checkpoints

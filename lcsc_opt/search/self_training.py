@@ -28,8 +28,7 @@ from lcsc_opt.optimizers.descent import averaging_share
 from lcsc_opt.sampling.consistency import ConsistencySampler
 from lcsc_opt.sampling.network import NetworkSampler, load_weights
 from lcsc_opt.training.networks import descend
-from lcsc_opt.training.recipes import Recipe
-from lcsc_opt.training.recipes.base import Batch
+from lcsc_opt.training.recipes import Batch, TrainingRecipe
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 _NOISE_GROUP = "neon"
@@ -47,7 +46,7 @@ class SelfTraining:
         seed: of the samples, the batches and the noise.
     """
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     samples: int = 10_000
     steps: int = 200
     seed: int = 0

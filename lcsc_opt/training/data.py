@@ -1,24 +1,30 @@
-"""Training images: the bundled ones, CIFAR-10, or a folder. All have one size, and are held in memory."""
+"""What is trained on: the bundled images, CIFAR-10 or a folder, held in memory; and their latents."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import zlib
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from lcsc_opt.base.errors import MetricError, TrainingError
-from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.errors import MetricError, ObjectiveError, TrainingError
+from lcsc_opt.base.files import replacing
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.reference.images import ImageSet, image_files
 from lcsc_opt.metrics.reference.setting import dataset_images, dataset_settings
+from lcsc_opt.sampling.latents import load_autoencoder
 from lcsc_opt.training.images import Bundled, bundled_images
+from lcsc_opt.training.networks import descend, initialize
 
 AT_ONCE = 500  # images that are decoded at once
 BUNDLED: tuple[Bundled, ...] = ("digits", "photographs")
+FINAL_STD = 0.5  # of latents: sigma_data of the recipes
+KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly changes the images
+BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000  # of the small autoencoder; at most so many steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,7 @@ class TrainingData:
         pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
         features: the name of features that suit the images, and with a 2 behind it of others, for held-out reports;
             ``None`` for Inception's.
-        reference: the name of the real images in a study file; ``None`` if they must be written beside it.
+        reference: the name of the real images in a study file; ``None`` if they must be written for it.
     """
 
     name: str
@@ -43,21 +49,6 @@ class TrainingData:
         """``[C, H, W]``."""
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
-
-    @property
-    def fingerprint(self) -> str:
-        """The number of images and a checksum of their pixels, as a training's description has them."""
-        return f"{len(self.pixels):,} images, CRC-32 {zlib.crc32(self.pixels.contiguous().numpy().data):08x}"
-
-    def write_reference(self, path: Path) -> None:
-        """Write the images as an ``.npz`` that a study file can name.
-
-        Raises:
-            TrainingError: the disk refuses.
-        """
-        content = io.BytesIO()
-        np.savez_compressed(content, arr_0=as_bytes(self.pixels).permute(0, 2, 3, 1).numpy())
-        write_atomically(path, content.getvalue(), error=TrainingError)
 
 
 def load_images(name: str, *, cache: Path) -> TrainingData:
@@ -98,3 +89,127 @@ def as_bytes(images: Tensor) -> Tensor:
 def as_floats(images: Tensor) -> Tensor:
     """``[n, C, H, W]`` from 0 … 255 to [-1, 1]; floats stay as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def read_autoencoder(folder: Path, image_shape: tuple[int, int, int]) -> nn.Module:
+    """An ``AutoencoderKL`` or ``AutoencoderTiny`` that takes such images.
+
+    Raises:
+        TrainingError: there is none, or it takes other images.
+    """
+    try:
+        autoencoder = load_autoencoder(folder)
+    except ObjectiveError as error:
+        raise TrainingError(f"--autoencoder: {str(error).removeprefix('decoder: ')}") from error
+    channels = cast("Any", autoencoder).config["in_channels"]
+    if channels != image_shape[0]:
+        raise TrainingError(f"--autoencoder: {folder} takes {channels} channels, and the images have {image_shape[0]}")
+    return autoencoder
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """The latents of all images. If the autoencoder gives a distribution, its mode is taken.
+
+    Args:
+        autoencoder: of diffusers; it is moved to the device.
+        pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
+        device: where it is run.
+
+    Returns:
+        ``[n, c, h, w]``, each channel with mean 0 and standard deviation :data:`FINAL_STD`; and the settings
+        ``decoder`` of a study file that undo it, all but ``autoencoder``.
+
+    Raises:
+        TrainingError: the decoded images have another size, or a channel of the latents is constant.
+    """
+    network = cast("Any", autoencoder.eval().to(device))
+
+    def encoded(part: Tensor) -> Tensor:
+        output = network.encode(as_floats(part).to(device))
+        latents: Tensor = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+        return latents
+
+    shape, back = pixels.shape[1:], network.decode(encoded(pixels[:1])).sample
+    if back.shape[1:] != shape:
+        raise TrainingError(
+            f"--autoencoder: images {list(shape)} come back as {list(back.shape[1:])}; give images of a size that it "
+            "halves without a rest"
+        )
+    raw = torch.cat([encoded(part).cpu() for part in torch.split(pixels, BATCH)])
+    mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
+    if not (std > 1e-6).all():
+        raise TrainingError("--autoencoder: a channel of its latents is the same for all images; train it on such ones")
+    scaling = {"raw_mean": mean.tolist(), "raw_std": std.tolist(), "final_std": FINAL_STD}
+    values = (raw - mean[:, None, None]) / std[:, None, None] * FINAL_STD
+    return values, {**scaling, "low": -1.0, "batch_size": 256}
+
+
+def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """``[c, h, w]`` of the latents of :func:`train_autoencoder`: half the sides, two channels for grey images.
+
+    Raises:
+        TrainingError: a side is odd.
+    """
+    channels, height, width = image_shape
+    if height % 2 or width % 2:
+        raise TrainingError(f"the small autoencoder halves images of even sides, got {height}x{width}")
+    return 2 if channels == 1 else 4, height // 2, width // 2
+
+
+def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int) -> nn.Module:
+    """A small ``AutoencoderKL`` that halves the images' sides, trained and written into ``folder``.
+
+    The loss is the squared error plus, with a small weight, the KL divergence of Kingma & Welling 2014, Eq. 10.
+
+    Args:
+        pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
+        folder: for diffusers' ``from_pretrained``; an autoencoder that exists there is read instead.
+        seed: of weights, batches and noise.
+        device: where it is trained.
+        steps: of training; more than :data:`STEPS` are not needed, and not made.
+
+    Raises:
+        TrainingError: the loss is not finite, or the disk refuses.
+    """
+    channels, height, width = pixels.shape[1:]
+    if (folder / "config.json").is_file():
+        return read_autoencoder(folder, (channels, height, width))
+    from diffusers import AutoencoderKL
+
+    steps = min(steps, STEPS)
+    notice(
+        f"a small autoencoder of these images is trained first, {steps:,} steps; --autoencoder takes one of your own"
+    )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "autoencoder"))
+    network: Any = cast("Any", AutoencoderKL)(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[16, 32],
+        latent_channels=small_latent_shape((channels, height, width))[0],
+        norm_num_groups=4,
+        sample_size=max(height, width),
+        mid_block_add_attention=False,
+    )
+    initialize(network, generator)
+    network.to(device)
+
+    def loss_of_step(_step: int) -> Tensor:
+        images = as_floats(pixels[torch.randint(len(pixels), (BATCH,), generator=generator)]).to(device)
+        known = network.encode(images).latent_dist
+        drawn = known.mean + known.std * torch.randn(known.mean.shape, generator=generator).to(device)
+        loss: Tensor = F.mse_loss(network.decode(drawn).sample, images) + KL_WEIGHT * known.kl().mean()
+        return loss
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descend(loss_of_step, optimizer, steps=steps, schedule=schedule, description="training a small autoencoder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as pending:
+            network.save_pretrained(pending, safe_serialization=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return cast("nn.Module", network)

@@ -90,9 +90,6 @@ class _Settings:
     epochs: int
     seed: int
 
-    def as_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
-
     def generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
 
@@ -102,15 +99,15 @@ _PHOTOGRAPHS = _Settings("photographs", (3, SIZE, SIZE), (2, 2, 2), 2 * ROWS * C
 SETTINGS: dict[Bundled, _Settings] = {"digits": _DIGITS, "photographs": _PHOTOGRAPHS}
 
 
-class ClassifierExtractor(nn.Module):
+class _Classifier(nn.Module):
     """A classifier of three convolutions and a hidden layer of features, differentiable in the images.
 
     SiLU is smooth and does not saturate. No layer mixes images of a batch. Weights are He normal, biases zero.
     """
 
-    def __init__(self, settings: _Settings, generator: torch.Generator) -> None:
+    def __init__(self, settings: _Settings) -> None:
         super().__init__()
-        self._settings = settings
+        self._settings, self.dimension = settings, settings.dimension
         channels, height, width = settings.image_shape
         first, second, third = settings.strides
         shrunk = first * second * third
@@ -121,6 +118,7 @@ class ClassifierExtractor(nn.Module):
         self.hidden = nn.Linear(64 * (height // shrunk) * (width // shrunk), settings.dimension, device="meta")
         self.head = nn.Linear(settings.dimension, settings.classes, device="meta")
         self.to_empty(device="cpu")
+        generator = settings.generator("weights")
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
@@ -131,11 +129,6 @@ class ClassifierExtractor(nn.Module):
     def name(self) -> str:
         """``<images>-<dimension>-<hash of the weights>``."""
         return f"{self._settings.name}-{self.dimension}-{weights_hash(self.state_dict())}"
-
-    @property
-    def dimension(self) -> int:
-        """The number of features, D."""
-        return self._settings.dimension
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
@@ -153,13 +146,8 @@ class ClassifierExtractor(nn.Module):
             x = F.silu(convolution(x))
         return F.silu(self.hidden(x.flatten(1)))
 
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, D]`` and logits ``[B, classes]``, from one pass."""
-        features = self(images)
-        return features, self.head(features)
 
-
-def feature_network(name: Bundled, *, cache: Path | None = None, **changes: Any) -> ClassifierExtractor:
+def feature_network(name: Bundled, *, second: bool = False, cache: Path | None = None, **changes: Any) -> _Classifier:
     """The classifier of these images: read from the cache, or trained and written there.
 
     On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
@@ -167,16 +155,18 @@ def feature_network(name: Bundled, *, cache: Path | None = None, **changes: Any)
 
     Args:
         name: of the images.
+        second: another network with other features, which no search uses.
         cache: a folder, created when it does not exist; ``None`` is the user's.
         changes: ``seed``, ``dimension`` or ``epochs`` in place of the usual ones.
 
     Raises:
         MetricError: the cached file is broken or cannot be written.
     """
-    settings = dataclasses.replace(SETTINGS[name], **changes)
-    digest = hashlib.sha256(settings.as_json().encode()).hexdigest()[:16]
-    path = (cache or cache_directory()) / f"{name}-network-{digest}.safetensors"
-    network = ClassifierExtractor(settings, settings.generator("weights"))
+    other = {"seed": SECOND_SEED, "dimension": SECOND_DIMENSION} if second else {}
+    settings = dataclasses.replace(SETTINGS[name], **{**other, **changes})
+    text = json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}, sort_keys=True)
+    path = (cache or cache_directory()) / f"{name}-network-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    network = _Classifier(settings)
     if path.exists():
         try:
             network.load_state_dict(load_file(path))
@@ -185,11 +175,11 @@ def feature_network(name: Bundled, *, cache: Path | None = None, **changes: Any)
     else:
         with torch_threads(1):  # small layers gain nothing from more
             _train(network, settings)
-        write_atomically(path, save(network.state_dict(), {"settings": settings.as_json()}), error=MetricError)
+        write_atomically(path, save(network.state_dict(), {"settings": text}), error=MetricError)
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _train(network: ClassifierExtractor, settings: _Settings) -> None:
+def _train(network: _Classifier, settings: _Settings) -> None:
     images, classes = bundled_images(settings.name)
     order = torch.randperm(len(images), generator=settings.generator("split"))
     trained = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
@@ -205,19 +195,16 @@ def _train(network: ClassifierExtractor, settings: _Settings) -> None:
 
     def loss(_step: int) -> Tensor:
         batch = next(batches)
-        return F.cross_entropy(network.features_and_logits(images[batch])[1], classes[batch])
+        return F.cross_entropy(network.head(network(images[batch])), classes[batch])
 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     descend(loss, optimizer, steps=steps, schedule=schedule, description=f"training the {settings.name} extractor")
 
 
-def second_network(name: Bundled, *, cache: Path | None = None) -> ClassifierExtractor:
-    """Another network of the same images, with other features. No search uses it."""
-    return feature_network(name, seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache)
-
-
 digits_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "digits")
-second_digits_extractor: Callable[[], FeatureExtractor] = functools.partial(second_network, "digits")
+second_digits_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "digits", second=True)
 photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "photographs")
-second_photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(second_network, "photographs")
+second_photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(
+    feature_network, "photographs", second=True
+)
 """``fid@digits``, ``fid@digits2``, ``fid@photographs`` and ``fid@photographs2``, named in ``metrics/names.py``."""

@@ -20,8 +20,8 @@ from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunc
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
 from lcsc_opt.training.recipes.base import Denoiser, Kind, column
 
-UNET = "unet"
-BETAS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
+_UNET = "unet"
+_BETAS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,37 @@ class Model:
     folder: DiffusersFolder
     network: nn.Module
     kind: Kind
+
+    @classmethod
+    def read(cls, path: Path, option: str) -> Model:
+        """A model that a training or diffusers' ``save_pretrained`` wrote: its network and its scheduler.
+
+        Args:
+            path: a pipeline's folder, or a model's folder with ``scheduler/`` next to it.
+            option: the command-line option that named it, for errors.
+
+        Raises:
+            TrainingError: it does not exist, is no model, has no weights, or does not say how it was trained.
+        """
+        try:
+            folder = DiffusersFolder.read(path)
+            network = folder.network()
+        except ObjectiveError as error:
+            raise TrainingError(f"{option}: {str(error).removeprefix('model: ')}") from error
+        kind, path = _kind(folder.scheduler or {}), folder.path
+        if kind is None:
+            name = (folder.scheduler or {}).get("_class_name", "no scheduler_config.json")
+            raise TrainingError(f"{option}: {path} does not say how its network was trained: {name}")
+        component = next((inside for inside in (path / _UNET, path) if (inside / "config.json").is_file()), path)
+        try:
+            with quiet_libraries():
+                loaded: nn.Module = cast("Any", type(network)).from_pretrained(
+                    component, local_files_only=True, use_safetensors=True
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(f"{option}: {path} holds no weights that can be loaded: {reason}") from error
+        return cls(folder, loaded, kind)
 
     @property
     def noise_scale(self) -> float:
@@ -55,53 +86,20 @@ class Model:
             sigma_data = float(config.get("sigma_data", 0.5))
             return ConsistencyFunction(network, sigma_data=sigma_data, sigma_min=0.0, noise_scale=self.noise_scale)
         if self.kind == "ddpm":
-            return BetaDenoiser(network, config)
+            return _BetaDenoiser(network, config)
         raise TrainingError(f"--teacher: {self.folder.path} is a {self.kind} model; expected a diffusion model")
 
 
-def read_model(path: Path, option: str) -> Model:
-    """A model that a training or diffusers' ``save_pretrained`` wrote: its network and its scheduler.
-
-    Args:
-        path: a pipeline's folder, or a model's folder with ``scheduler/`` next to it.
-        option: the command-line option that named it, for errors.
-
-    Raises:
-        TrainingError: it does not exist, is no model, has no weights, or does not say how it was trained.
-    """
-    try:
-        folder = DiffusersFolder.read(path)
-        network = folder.network()
-    except ObjectiveError as error:
-        raise TrainingError(f"{option}: {str(error).removeprefix('model: ')}") from error
-    kind = _kind(folder)
-    if kind is None:
-        name = (folder.scheduler or {}).get("_class_name", "no scheduler_config.json")
-        raise TrainingError(f"{option}: {folder.path} does not say how its network was trained: {name}")
-    path = folder.path
-    component = next((inside for inside in (path / UNET, path) if (inside / "config.json").is_file()), path)
-    try:
-        with quiet_libraries():
-            loaded: nn.Module = cast("Any", type(network)).from_pretrained(
-                component, local_files_only=True, use_safetensors=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{option}: {path} holds no weights that can be loaded: {reason}") from error
-    return Model(folder, loaded, kind)
-
-
-def _kind(folder: DiffusersFolder) -> Kind | None:
+def _kind(scheduler: Mapping[str, Any]) -> Kind | None:
     """How a model was trained, as its scheduler says."""
-    config = folder.scheduler or {}
-    name, predicts = str(config.get("_class_name", "")), str(config.get("prediction_type", "epsilon"))
+    name, predicts = str(scheduler.get("_class_name", "")), str(scheduler.get("prediction_type", "epsilon"))
     if name == "CMStochasticIterativeScheduler":
         return "consistency"
     if name.startswith("FlowMatch") or predicts == "flow_prediction":
         return "flow"
     if name.startswith("EDM"):
         return "edm"
-    return "ddpm" if predicts in BETAS and name.endswith("Scheduler") else None
+    return "ddpm" if predicts in _BETAS and name.endswith("Scheduler") else None
 
 
 def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
@@ -110,12 +108,10 @@ def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any],
     Raises:
         TrainingError: the disk refuses.
     """
+    scale = {} if timestep_scale == 1 else {TIMESTEP_SCALE: timestep_scale}
     configs = {
-        f"{UNET}/config.json": json.loads(cast("Any", network).to_json_string()),
-        "scheduler/scheduler_config.json": {
-            **scheduler,
-            **({} if timestep_scale == 1 else {TIMESTEP_SCALE: timestep_scale}),
-        },
+        f"{_UNET}/config.json": json.loads(cast("Any", network).to_json_string()),
+        "scheduler/scheduler_config.json": {**scheduler, **scale},
     }
     for name, config in configs.items():
         write_atomically(folder / name, (json.dumps(config, indent=2) + "\n").encode(), error=TrainingError)
@@ -128,13 +124,13 @@ def write_weights(folder: Path, network: nn.Module) -> None:
         TrainingError: the disk refuses.
     """
     try:
-        with replacing(folder / UNET) as pending:
+        with replacing(folder / _UNET) as pending:
             cast("Any", network).save_pretrained(pending, safe_serialization=True)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-class BetaDenoiser(nn.Module):
+class _BetaDenoiser(nn.Module):
     """D(x; sigma) of a network that was trained on a schedule of betas.
 
     The network's input is x / sqrt(1 + sigma^2), the variance-preserving image at that noise level (Karras et al. 2022,
@@ -152,18 +148,15 @@ class BetaDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``[N, C, H, W]`` at noise levels ``[N]`` → ``[N, C, H, W]``."""
         kept = column((1 + sigma**2).rsqrt())  # sqrt(alpha_bar)
-        output = network_output(self.network, kept * x, self._timesteps(sigma))
+        logs, wanted = self.levels.log(), sigma.log()
+        above = torch.searchsorted(logs, wanted.contiguous()).clamp(1, len(logs) - 1)
+        share = (wanted - logs[above - 1]) / (logs[above] - logs[above - 1])
+        output = network_output(self.network, kept * x, (above - 1 + share).clamp(0, len(logs) - 1))
         if self.predicts == "sample":
             return output
         if self.predicts == "v_prediction":
             return kept * (kept * x) - kept * column(sigma) * output
         return x - column(sigma) * output
-
-    def _timesteps(self, sigma: Tensor) -> Tensor:
-        logs, wanted = self.levels.log(), sigma.log()
-        above = torch.searchsorted(logs, wanted.contiguous()).clamp(1, len(logs) - 1)
-        share = (wanted - logs[above - 1]) / (logs[above] - logs[above - 1])
-        return (above - 1 + share).clamp(0, len(logs) - 1)
 
 
 @functools.lru_cache(maxsize=8)

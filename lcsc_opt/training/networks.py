@@ -9,24 +9,34 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.progress import progress
 
 
-def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any) -> nn.Module:
+def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
     """A ``UNet2DModel`` without attention, one layer a block: ``(x [N, C, H, W], t [N]) -> .sample [N, C, H, W]``.
 
     Args:
         image_shape: ``[C, H, W]``, square; the sides can be halved once for each width after the first.
-        widths: channels at each resolution, multiples of four; each width after the first halves the resolution.
+        widths: channels at each resolution, multiples of four; each width after the first halves the resolution. By
+            default the sides are halved once, and again while they stay whole and at least eight pixels.
         options: further arguments of ``UNet2DModel``.
+
+    Raises:
+        TrainingError: without widths, the images are not square, or cannot be halved once.
     """
     from diffusers import UNet2DModel
 
-    channels, size, _ = image_shape  # the options below are lists, since a study's fingerprint is JSON
-    usual = {
+    channels, size, width = image_shape
+    if widths is None:
+        if size != width or size % 2:
+            raise TrainingError(f"--network: the small U-Net takes square images of an even side, got {size}x{width}")
+        halvings = 1
+        while size % 2 ** (halvings + 1) == 0 and size // 2 ** (halvings + 1) >= 8:
+            halvings += 1
+        widths = [(16 if size <= 8 else 32) * min(2**level, 4) for level in range(halvings + 1)]
+    usual = {  # with lists, since a study's fingerprint is JSON
         "sample_size": size,
         "in_channels": channels,
         "out_channels": channels,
@@ -39,27 +49,6 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any
     }
     model: nn.Module = cast("Any", UNet2DModel)(**{**usual, **options})
     return model
-
-
-class PatchedUNet(nn.Module):
-    """A :func:`small_unet` whose pixels are patches of the image, which saves most of its work at full resolution.
-
-    Args:
-        image_shape: ``[C, H, W]``.
-        widths: of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
-        patch: side of a patch in pixels.
-    """
-
-    def __init__(self, image_shape: Sequence[int], widths: Sequence[int], *, patch: int) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        self.patch = patch
-        self.unet = small_unet((channels * patch**2, height // patch, width // patch), widths)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
-        patches = self.unet(functional.pixel_unshuffle(x, self.patch), t).sample
-        return functional.pixel_shuffle(patches, self.patch)
 
 
 @torch.no_grad()
@@ -106,10 +95,7 @@ def descend(
             value = loss(step)
             number = float(value.detach())
             if not math.isfinite(number):
-                raise TrainingError(
-                    f"{description}: the loss of step {step + 1} is {number}; lower the learning rate, or look at the "
-                    "data"
-                )
+                raise TrainingError(f"{description}: the loss of step {step + 1} is {number}; lower the learning rate")
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -129,21 +115,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def default_widths(shape: Sequence[int]) -> tuple[int, ...]:
-    """Channels of a small U-Net at each resolution.
-
-    The sides are halved once, and again while they stay whole and at least eight pixels.
-
-    Raises:
-        TrainingError: the images are not square, or cannot be halved once.
-    """
-    _, height, width = shape
-    if height != width or height % 2:
-        raise TrainingError(f"--network: the small U-Net takes square images of an even side, got {height}x{width}")
-    halvings = 1
-    while height % 2 ** (halvings + 1) == 0 and height // 2 ** (halvings + 1) >= 8:
-        halvings += 1
-    first = 16 if height <= 8 else 32
-    return tuple(first * min(2**level, 4) for level in range(halvings + 1))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -17,168 +17,33 @@ from torch import nn
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.study_file import experiment_name
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.latents import DecoderSettings
-from lcsc_opt.training.data import TrainingData, load_images
-from lcsc_opt.training.latents import Latents, encode, read_autoencoder, small_latent_shape, train_autoencoder
-from lcsc_opt.training.models import Model, read_model, write_config, write_weights
-from lcsc_opt.training.networks import default_widths, initialize, small_unet
-from lcsc_opt.training.recipes import RECIPES, Recipe
+from lcsc_opt.training.data import (
+    TrainingData,
+    as_bytes,
+    encode,
+    load_images,
+    read_autoencoder,
+    small_latent_shape,
+    train_autoencoder,
+)
+from lcsc_opt.training.models import Model, write_config, write_weights
+from lcsc_opt.training.networks import initialize, small_unet
+from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
 from lcsc_opt.training.recipes.base import timestep_scale
-from lcsc_opt.training.trainer import Job, beside, last_step, new_accelerator, train
+from lcsc_opt.training.trainer import Trainer, Training, beside, new_accelerator
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
 LEAVES = (".trajectory", ".state", ".model", ".jsonl", ".yaml", ".samples")  # suffixes of what a training writes
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The request of ``lcsc train``.
-
-    Attributes:
-        recipe: its name.
-        data: ``digits``, ``photographs``, ``cifar10``, a folder or a zip file.
-        out: the trajectory.
-        steps: of training.
-        checkpoint_every: steps between two checkpoints.
-        settings: ``KEY=VALUE`` of the recipe.
-        teacher: the folder of a diffusion model that is distilled.
-        begin: the folder of a model whose weights training begins with.
-        network: the folder, or the ``config.json``, of a network of diffusers; without it a small U-Net.
-        autoencoder: the folder of an autoencoder; the model is then trained on its latents.
-        seed: of all random numbers.
-        precision: of matrix products and convolutions.
-        samples_every: steps between two sheets of samples; ``None`` writes none.
-    """
-
-    recipe: str
-    data: str
-    out: Path
-    steps: int
-    checkpoint_every: int
-    settings: Sequence[str] = ()
-    teacher: Path | None = None
-    begin: Path | None = None
-    network: Path | None = None
-    autoencoder: Path | None = None
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    samples_every: int | None = None
-
-    def beside(self, suffix: str) -> Path:
-        """Another file or folder of the training."""
-        return beside(self.out, suffix)
-
-    @property
-    def description(self) -> Path:
-        """The file with everything that decides the weights."""
-        return self.beside(".model") / "training.json"
-
-    def described(self, recipe: Recipe) -> dict[str, Any]:
-        """Everything that decides the weights, as JSON."""
-        paths = {
-            "teacher": self.teacher,
-            "from": self.begin,
-            "network": self.network,
-            "autoencoder": self.autoencoder,
-        }
-        return {
-            "recipe": recipe.name,
-            **recipe.model_dump(),
-            "data": self.data,
-            "steps": self.steps,
-            "checkpoint_every": self.checkpoint_every,
-            "seed": self.seed,
-            "precision": self.precision,
-            **{name: None if path is None else str(path) for name, path in paths.items()},
-        }
-
-
-def run(request: Request, *, resume: bool = False) -> Path | None:
-    """Train, and leave a trajectory, a model's folder and a study file.
-
-    Args:
-        request: what is trained.
-        resume: continue from the files of an earlier call.
-
-    Returns:
-        The study file, in the process that has written it; ``None`` in others.
-
-    Raises:
-        TrainingError: the request is wrong, or the loss is not finite.
-        TrajectoryError: a checkpoint cannot be written.
-        StudySpecError: a setting that the recipe does not have.
-    """
-    recipe = parse_recipe(request.recipe, request.settings)
-    _check_request(request, recipe, resume=resume)
-    data = load_images(request.data, cache=cache_directory())
-    teacher = None if request.teacher is None else read_model(request.teacher, "--teacher")
-    denoiser = None if teacher is None else teacher.denoiser()
-    begin = _beginning(request, recipe, teacher)
-    accelerator = new_accelerator(request.precision)
-    latents: Latents | None = None
-    if request.autoencoder is None:
-        shape = small_latent_shape(data.shape) if recipe.latent else data.shape
-    else:
-        autoencoder = read_autoencoder(request.autoencoder, data.shape)
-        latents = encode(autoencoder, data.pixels, device=accelerator.device)
-        shape = cast("tuple[int, int, int]", tuple(latents.values.shape[1:]))
-    if teacher is not None:
-        _check_fits(teacher.folder, shape, "--teacher")
-    network = _network(request, recipe, shape, begin)
-
-    def busy() -> None:
-        raise TrainingError(f"{request.out}: another process trains it; wait until it is done, or name another one")
-
-    writes, own_decoder = accelerator.is_main_process, request.beside(".model") / "autoencoder"
-    with only_process(request.beside(".model"), busy=busy) if writes else contextlib.nullcontext():
-        if writes:
-            if not resume:
-                _check_free(request)  # again: what is above has only read, and took its time
-            _write_description(request, recipe, data, resume=resume)
-        if recipe.latent and latents is None:  # trained last, when everything else is known to fit
-            with accelerator.main_process_first():
-                autoencoder = train_autoencoder(
-                    data.pixels, own_decoder, seed=request.seed, device=accelerator.device, steps=request.steps
-                )
-            latents = encode(autoencoder, data.pixels, device=accelerator.device)
-        folder = own_decoder if request.autoencoder is None else request.autoencoder.absolute()
-        decoder = None if latents is None else DecoderSettings.model_validate(latents.decoder(str(folder)))
-        job = Job(
-            recipe=recipe,
-            network=network,
-            images=data.pixels if latents is None else latents.values,
-            out=request.out,
-            steps=request.steps,
-            checkpoint_every=request.checkpoint_every,
-            seed=request.seed,
-            precision=request.precision,
-            noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
-            samples_every=request.samples_every,
-            decoder=None if decoder is None else decoder.build(shape[0]),
-            keeps_start=begin is not None and begin.kind == recipe.kind,
-            teacher=denoiser,
-        )
-        if writes:
-            model, study = request.beside(".model"), request.beside(".yaml")
-            write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, job.noise_scale))
-            if not (resume and study.exists()):
-                write_atomically(study, _study_text(request, recipe, data, latents).encode(), error=TrainingError)
-        accelerator.wait_for_everyone()
-        train(job, accelerator=accelerator, resume=resume)
-        if not writes:
-            return None
-        _write_average(request, network)
-        return request.beside(".yaml")
-
-
-def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
+def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
     """The recipe of that name, with ``KEY=VALUE`` in place of its defaults.
 
     Raises:
@@ -199,81 +64,173 @@ def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
     return parse_settings(RECIPES[name], given, source=name)
 
 
-def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
+def run(training: Training, *, resume: bool = False) -> Path | None:
+    """Train, and leave a trajectory, a model's folder and a study file.
+
+    Args:
+        training: what is trained.
+        resume: continue from the files of an earlier call.
+
+    Returns:
+        The study file, in the process that has written it; ``None`` in others.
+
+    Raises:
+        TrainingError: the request is wrong, or the loss is not finite.
+        TrajectoryError: a checkpoint cannot be written.
+    """
+    _check(training)
+    accelerator = new_accelerator(training.precision)
+    if not accelerator.is_main_process:
+        _train(training, accelerator, resume=resume)
+        return None
+
+    def busy() -> None:
+        raise TrainingError(f"{training.out}: another process trains it; wait until it is done, or name another one")
+
+    with only_process(beside(training.out, ".model"), busy=busy):
+        (_check_unchanged if resume else _check_free)(training)
+        network = _train(training, accelerator, resume=resume)
+        trajectory = Trajectory.open(training.out)
+        with torch.no_grad():  # an average of the checkpoints: a good teacher or start
+            network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
+        write_weights(beside(training.out, ".model"), network.cpu())
+    return beside(training.out, ".yaml")
+
+
+def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
+    """Read what the training needs, write what belongs to it, and train. Gives the network."""
+    recipe, model, device = training.recipe, beside(training.out, ".model"), accelerator.device
+    data = load_images(training.data, cache=cache_directory())
+    teacher = None if training.teacher is None else Model.read(training.teacher, "--teacher")
+    denoiser = None if teacher is None else teacher.denoiser()
+    begin = _beginning(training, teacher)
+    shape: Sequence[int] = data.shape
+    images, decoder = data.pixels, None
+    if training.autoencoder is not None:
+        images, scaling = encode(read_autoencoder(training.autoencoder, data.shape), images, device=device)
+        decoder = {"autoencoder": str(training.autoencoder.absolute()), **scaling}
+        shape = images.shape[1:]
+    elif recipe.latent:
+        shape = small_latent_shape(data.shape)
+    if teacher is not None:
+        _check_fits(teacher.folder, shape, "--teacher")
+    network = _network(training, shape, begin)
+    if recipe.latent and decoder is None:  # trained last, when everything else is known to fit
+        folder = model / "autoencoder"
+        with accelerator.main_process_first():
+            own = train_autoencoder(images, folder, seed=training.seed, device=device, steps=training.steps)
+        images, scaling = encode(own, images, device=device)
+        decoder = {"autoencoder": str(folder), **scaling}
+    noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
+    if accelerator.is_main_process:
+        text = json.dumps(_described(training), indent=2) + "\n"
+        write_atomically(_description(training), text.encode(), error=TrainingError)
+        if data.reference is None:
+            _write_images(data, model / "images.npz")
+        write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, noise_scale))
+        study = beside(training.out, ".yaml")
+        if not (resume and study.exists()):
+            write_atomically(study, _study_text(training, data, decoder).encode(), error=TrainingError)
+    accelerator.wait_for_everyone()
+    Trainer(
+        training,
+        network,
+        images,
+        accelerator=accelerator,
+        noise_scale=noise_scale,
+        decoder=None if decoder is None else DecoderSettings.model_validate(decoder).build(shape[0]),
+        keeps_start=begin is not None and begin.kind == recipe.kind,
+        teacher=denoiser,
+    ).train(resume=resume)
+    return network
+
+
+def _check(training: Training) -> None:
     """Refuse a wrong request, as far as that is known before anything is read."""
-    if request.steps < 2 * request.checkpoint_every:
+    name, needs = training.recipe.name, training.recipe.needs
+    if training.steps < 2 * training.checkpoint_every:
         raise TrainingError(
-            f"{request.steps} steps with a checkpoint every {request.checkpoint_every} leave fewer than two"
+            f"{training.steps} steps with a checkpoint every {training.checkpoint_every} leave fewer than two"
         )
-    if recipe.needs == "teacher" and request.teacher is None:
-        raise TrainingError(f"{recipe.name} distils a diffusion model: name its folder with --teacher")
-    if recipe.needs != "teacher" and request.teacher is not None:
-        raise TrainingError(f"--teacher: {recipe.name} has none")
-    if recipe.needs == "from" and request.begin is None:
-        raise TrainingError(f"{recipe.name} tunes a diffusion model: name its folder with --from")
-    if request.begin is not None and request.network is not None:
+    if needs is not None and (training.teacher if needs == "teacher" else training.begin) is None:
+        raise TrainingError(f"{name} needs a diffusion model: name its folder with --{needs}")
+    if needs != "teacher" and training.teacher is not None:
+        raise TrainingError(f"--teacher: {name} has none")
+    if training.begin is not None and training.network is not None:
         raise TrainingError("--network: --from says it already")
-    if resume:
-        _check_unchanged(request, recipe)
-    else:
-        _check_free(request)
 
 
-def _check_free(request: Request) -> None:
-    if there := next((path for path in map(request.beside, LEAVES) if path.exists()), None):
-        goes_on = "--resume goes on" if request.description.exists() else "it is of no training: move it away"
+def _check_free(training: Training) -> None:
+    if there := next((path for suffix in LEAVES if (path := beside(training.out, suffix)).exists()), None):
+        goes_on = "--resume goes on" if _description(training).exists() else "it is of no training: move it away"
         raise TrainingError(f"{there}: is there already: {goes_on}, or name another trajectory")
 
 
-def _check_unchanged(request: Request, recipe: Recipe) -> None:
+def _check_unchanged(training: Training) -> None:
+    path, now = _description(training), _described(training)
     try:
-        before = json.loads(request.description.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"{request.out}: there is nothing to go on with ({request.description} is not there); leave --resume out "
-            "to begin"
+            f"{training.out}: there is nothing to go on with ({path} is not there); leave --resume out to begin"
         ) from error
-    now = request.described(recipe)
-    free = set() if recipe.curriculum else {"steps"}  # without a curriculum, a longer training continues a shorter one
-    for name in now.keys() - free:
+    # without a curriculum, a longer training continues a shorter one
+    longer = not training.recipe.curriculum and training.steps >= before.get("steps", 0)
+    for name in now.keys() - ({"steps"} if longer else set()):
         if before.get(name) != now[name]:
             raise TrainingError(f"{name}: the training began with {before.get(name)!r}, and goes on with that")
-    if (made := last_step(request.out)) > request.steps:
-        raise TrainingError(f"--steps {request.steps}: {made} are made already; give a larger number to go on")
 
 
-def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model | None:
+def _description(training: Training) -> Path:
+    """The file with everything that decides the weights."""
+    return beside(training.out, ".model") / "training.json"
+
+
+def _described(training: Training) -> dict[str, Any]:
+    """Everything that decides the weights, as JSON."""
+    paths = {"teacher": training.teacher, "from": training.begin, "network": training.network}
+    paths["autoencoder"] = training.autoencoder
+    return {
+        "recipe": training.recipe.name,
+        **training.recipe.model_dump(),
+        **{name: getattr(training, name) for name in ("data", "steps", "checkpoint_every", "seed", "precision")},
+        **{name: None if path is None else str(path) for name, path in paths.items()},
+    }
+
+
+def _beginning(training: Training, teacher: Model | None) -> Model | None:
     """The model whose weights the network begins with, and whose architecture it has."""
-    if request.begin is None:
-        takes_teachers = teacher is not None and teacher.kind in recipe.begins_from and request.network is None
+    recipe = training.recipe
+    if training.begin is None:
+        takes_teachers = teacher is not None and teacher.kind in recipe.begins_from and training.network is None
         return teacher if takes_teachers else None
-    model = read_model(request.begin, "--from")
+    model = Model.read(training.begin, "--from")
     if model.kind not in recipe.begins_from:
         raise TrainingError(
-            f"--from: {request.begin} is a {model.kind} model, and {recipe.name} begins from "
+            f"--from: {training.begin} is a {model.kind} model, and {recipe.name} begins from "
             f"{' or '.join(recipe.begins_from)}"
         )
     return model
 
 
-def _network(request: Request, recipe: Recipe, shape: Sequence[int], begin: Model | None) -> nn.Module:
+def _network(training: Training, shape: Sequence[int], begin: Model | None) -> nn.Module:
     """The network with the weights that training begins with."""
     if begin is not None:
         _check_fits(begin.folder, shape, "--from")
         network = begin.folder.network()
         network.load_state_dict(begin.network.state_dict())
     else:
-        if request.network is None:
-            network = small_unet(shape, default_widths(shape), **recipe.network_options)
+        if training.network is None:
+            network = small_unet(shape, **training.recipe.network_options)
         else:
             try:
-                folder = DiffusersFolder.read(request.network)
+                folder = DiffusersFolder.read(training.network)
                 network = folder.network()
             except ObjectiveError as error:
                 raise TrainingError(f"--network: {str(error).removeprefix('model: ')}") from error
             _check_fits(folder, shape, "--network")
-        initialize(network, torch.Generator().manual_seed(derive_seed(request.seed, "weights")))
-    recipe.prepare(network)
+        initialize(network, torch.Generator().manual_seed(derive_seed(training.seed, "weights")))
+    training.recipe.prepare(network)
     return network
 
 
@@ -290,34 +247,28 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
         )
 
 
-def _write_description(request: Request, recipe: Recipe, data: TrainingData, *, resume: bool) -> None:
-    path, images = request.description, data.fingerprint
-    before = json.loads(path.read_text(encoding="utf-8")).get("images", images) if resume else images
-    if before != images:
-        notice(f"{request.data}: the run before this one had {before}, and this one has {images}")
-    text = json.dumps({**request.described(recipe), "images": images}, indent=2) + "\n"
-    write_atomically(path, text.encode(), error=TrainingError)
-    if data.reference is None:
-        data.write_reference(path.with_name("images.npz"))
+def _write_images(data: TrainingData, path: Path) -> None:
+    """The images as an ``.npz`` that a study file can name as its reference."""
+    content = io.BytesIO()
+    np.savez_compressed(content, arr_0=as_bytes(data.pixels).permute(0, 2, 3, 1).numpy())
+    write_atomically(path, content.getvalue(), error=TrainingError)
 
 
-def _study_text(request: Request, recipe: Recipe, data: TrainingData, latents: Latents | None) -> str:
+def _study_text(training: Training, data: TrainingData, decoder: Mapping[str, Any] | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
-    model = request.beside(".model").name
+    model = beside(training.out, ".model").name
     settings: dict[str, Any] = {
-        "checkpoints": request.out.name,
+        "checkpoints": training.out.name,
         "model": model,
-        "sampler": recipe.sampler,
+        "sampler": training.recipe.sampler,
         "loss": "fid" if data.features is None else f"fid@{data.features}",
         **({} if data.features is None else {"held_out_metrics": [f"fid@{data.features}2"]}),
         "reference": data.reference or f"{model}/images.npz",
         "images": 1000,
     }
-    if latents is not None:
-        own = f"{model}/autoencoder"
-        settings["decoder"] = latents.decoder(
-            own if request.autoencoder is None else str(request.autoencoder.absolute())
-        )
+    if decoder is not None:
+        own = {"autoencoder": f"{model}/autoencoder"} if training.autoencoder is None else {}
+        settings["decoder"] = {**decoder, **own}
     study: Mapping[str, Any] = {
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
@@ -326,15 +277,7 @@ def _study_text(request: Request, recipe: Recipe, data: TrainingData, latents: L
         "storage": "sqlite:///studies.db",
         "held_out": {"images": 10000, "top": 5},
     }
-    file, name = request.beside(".yaml").name, experiment_name(request.beside("").name) or "training"
-    head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {shlex.quote(file)}\n"
+    file, name = beside(training.out, ".yaml").name, experiment_name(beside(training.out, "").name) or "training"
+    head = f"# {training.recipe.name} on {data.name}, {training.steps} steps: lcsc run {shlex.quote(file)}\n"
     head += f"name: {json.dumps(name)}\n"  # in quotes, since it may look like a number
     return head + yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-
-
-@torch.no_grad()
-def _write_average(request: Request, network: nn.Module) -> None:
-    """Write an average of the checkpoints as the weights of the model's folder: a good teacher or start."""
-    trajectory = Trajectory.open(request.out)
-    network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
-    write_weights(request.beside(".model"), network.cpu())

@@ -7,8 +7,10 @@ process. So a training that was interrupted continues as if it had not been.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import json
 import math
 import shutil
 import time
@@ -19,58 +21,57 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import TrainingError, TrajectoryError
+from lcsc_opt.base.contact_sheet import contact_sheet
+from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import remove, write_atomically
 from lcsc_opt.base.machine import interrupt_held
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.training.curve import LearningCurve, SampleSheets
+from lcsc_opt.sampling import DiffusersSampler, ImageNoise, LatentDecoder, NetworkSettings, build_scheduler
 from lcsc_opt.training.data import as_floats
-from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe, timestep_scale
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
 STATE_SECONDS = 60.0  # between two states; a crash costs about this time
-CHECKED_EVERY = 50  # steps between two looks at the loss on a device where each look waits for the device
-LATEST = "latest"
+_CHECKED_EVERY = 50  # steps between two looks at the loss on a device where each look waits for the device
+_SHEET_IMAGES = 32
+_LATEST = "latest"
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A training: the recipe, the network, the images, and how long.
+class Training:
+    """What ``lcsc train`` is asked for.
 
     Attributes:
         recipe: the loss, and its settings.
-        network: with its first weights.
-        images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8; or latents.
+        data: ``digits``, ``photographs``, ``cifar10``, a folder or a zip file.
         out: the trajectory.
         steps: of training.
         checkpoint_every: steps between two checkpoints.
-        seed: of the batches and the noise.
+        teacher: the folder of a diffusion model that is distilled.
+        begin: the folder of a model whose weights training begins with.
+        network: the folder, or the ``config.json``, of a network of diffusers; without it a small U-Net.
+        autoencoder: the folder of an autoencoder; the model is then trained on its latents.
+        seed: of all random numbers.
         precision: of matrix products and convolutions.
-        noise_scale: factor of ln(sigma) in the network's noise input.
         samples_every: steps between two sheets of samples; ``None`` writes none.
-        decoder: latents → images, for the samples.
-        keeps_start: whether the first weights are saved as the checkpoint of step 0.
-        teacher: of a distillation; a module, if it has weights.
-        state_seconds: between two states.
     """
 
-    recipe: Recipe
-    network: nn.Module
-    images: Tensor
+    recipe: TrainingRecipe
+    data: str
     out: Path
     steps: int
     checkpoint_every: int
+    teacher: Path | None = None
+    begin: Path | None = None
+    network: Path | None = None
+    autoencoder: Path | None = None
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    noise_scale: float = 250.0
+    precision: Precision = "fp32"
     samples_every: int | None = None
-    decoder: LatentDecoder | None = None
-    keeps_start: bool = False
-    teacher: Denoiser | None = None
-    state_seconds: float = STATE_SECONDS
 
 
 def beside(out: Path, suffix: str) -> Path:
@@ -78,7 +79,7 @@ def beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name.removesuffix(".trajectory") + suffix)
 
 
-def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
+def new_accelerator(precision: Precision) -> Any:
     """Accelerate's view of the devices of this process.
 
     Raises:
@@ -86,61 +87,90 @@ def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
     """
     try:
         from accelerate import Accelerator
+
+        return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
     except ImportError as error:
         raise TrainingError(f"Accelerate cannot be imported ({error}): pip install accelerate") from error
-    try:
-        return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
     except ValueError as error:
         raise TrainingError(f"--precision {precision}: {' '.join(str(error).split())}") from error
 
 
-def train(job: Job, *, accelerator: Any, resume: bool) -> None:
-    """Train to the end.
+class LearningCurve:
+    """``{"step", "loss", "seconds"}`` in each line; the loss is the mean since the line before.
 
     Args:
-        job: what is trained.
-        accelerator: from :func:`new_accelerator`.
-        resume: continue from the last state.
+        path: of the file.
+        write: whether this process writes.
 
-    Raises:
-        TrainingError: the loss is not finite; earlier checkpoints are whole.
-        TrajectoryError: a checkpoint cannot be written.
+    Attributes:
+        losses: those of the line that is not written yet.
     """
-    loop = _Loop(job, accelerator)
-    try:
-        loop.begin(resume=resume)
-        if accelerator.num_processes == 1:
-            with interrupt_held() as stop:
-                loop.run_to_the_end(stop)
-        else:  # an interrupt reaches them in different steps, and a state is saved by all in the same one
-            loop.run_to_the_end(lambda: False)
-    except KeyboardInterrupt:
-        if accelerator.is_main_process:
-            saved = (loop.latest or "step0").removeprefix("step")
-            where = "there" if saved == str(loop.step) else f"step {saved}"
-            notice(f"{job.out}: stopped after step {loop.step}; with --resume the same command goes on from {where}")
-        raise
-    finally:
-        loop.saver.close()
+
+    def __init__(self, path: Path, *, write: bool = True) -> None:
+        self._path, self._write = path, write
+        self.losses: list[float] = []
+
+    def write(self, step: int, seconds: float) -> None:
+        """Write a line for the losses that were added since the last line."""
+        mean = math.fsum(self.losses) / len(self.losses)
+        self.losses = []
+        if self._write:
+            line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after a step, and an unfinished line."""
+        if not self._write or not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(f"{line}\n")
+        write_atomically(self._path, "".join(kept).encode(), error=TrainingError)
 
 
-class _Loop:
-    """A training that can be stopped after a state and continued."""
+class Trainer:
+    """A training that can be stopped after a state and continued.
 
-    def __init__(self, job: Job, accelerator: Any) -> None:
-        self.job, self.accelerator = job, accelerator
-        network = job.network.train()
-        rate = job.recipe.target_rate(0, job.steps)
-        self.average = None if rate is None else copy.deepcopy(network).requires_grad_(requires_grad=False)
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer: Any = getattr(torch.optim, job.recipe.optimizer)(trained, lr=job.recipe.learning_rate)
+    Args:
+        training: what is trained, and how long.
+        network: with its first weights.
+        images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8; or latents.
+        accelerator: from :func:`new_accelerator`.
+        noise_scale: factor of ln(sigma) in the network's noise input.
+        decoder: latents → images, for the samples.
+        keeps_start: whether the first weights are saved as the checkpoint of step 0.
+        teacher: of a distillation; a module, if it has weights.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        network: nn.Module,
+        images: Tensor,
+        *,
+        accelerator: Any,
+        noise_scale: float = 250.0,
+        decoder: LatentDecoder | None = None,
+        keeps_start: bool = False,
+        teacher: Denoiser | None = None,
+    ) -> None:
+        self.training, self.images, self.accelerator = training, images, accelerator
+        self.noise_scale, self._keeps_start, self.teacher = noise_scale, keeps_start, teacher
+        recipe = training.recipe
+        follows = recipe.target_rate(0, training.steps) is not None
+        self.average = copy.deepcopy(network.train()).requires_grad_(requires_grad=False) if follows else None
+        trained = [parameter for parameter in network.train().parameters() if parameter.requires_grad]
+        optimizer: Any = getattr(torch.optim, recipe.optimizer)(trained, lr=recipe.learning_rate)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.raw = accelerator.unwrap_model(self.network)
-        for module in (self.average, job.teacher):
+        for module in (self.average, teacher):
             if isinstance(module, nn.Module):
                 module.to(accelerator.device)
         self.saver = TrajectorySaver(
-            job.out, every=job.checkpoint_every, accelerator=accelerator, metadata={"recipe": job.recipe.name}
+            training.out, every=training.checkpoint_every, accelerator=accelerator, metadata={"recipe": recipe.name}
         )
         self.step, self.seconds = 0, 0.0
         self.waiting: list[Tensor] = []  # losses that nobody has looked at yet
@@ -148,59 +178,74 @@ class _Loop:
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
         self.generator = torch.Generator(accelerator.device)
-        self.curve = LearningCurve(beside(job.out, ".jsonl"), write=accelerator.is_main_process)
-        self.sheets = None
-        if job.samples_every is not None and accelerator.is_main_process:
-            self.sheets = SampleSheets(
-                beside(job.out, ".samples"),
-                recipe=job.recipe,
-                network=self.raw,
-                image_shape=tuple(job.images.shape[1:]),
-                noise_scale=job.noise_scale,
-                decoder=job.decoder,
-                device=accelerator.device,
+        self.curve = LearningCurve(beside(training.out, ".jsonl"), write=accelerator.is_main_process)
+        self.sampler = None
+        if training.samples_every is not None and accelerator.is_main_process:
+            self.sampler = DiffusersSampler(
+                copy.deepcopy(self.raw).requires_grad_(requires_grad=False),  # modes, graphs, noise of training stay
+                build_scheduler(None, recipe.scheduler()),
+                **recipe.sampler,
+                image_shape=tuple(images.shape[1:]),
+                noise=ImageNoise(0),
+                decoder=decoder,
+                timestep_scale=timestep_scale(recipe.kind, noise_scale),
+                settings=NetworkSettings(str(accelerator.device)),
             )
-        self.patience = 1 if accelerator.device.type == "cpu" else CHECKED_EVERY
-        self.states = beside(job.out, ".state")
+        self.states = beside(training.out, ".state")
         self.saved_at = time.monotonic()
 
+    def train(self, *, resume: bool) -> None:
+        """Train to the end; with ``resume``, from the last state.
+
+        Raises:
+            TrainingError: the loss is not finite; earlier checkpoints are whole.
+            TrajectoryError: a checkpoint cannot be written.
+        """
+        try:
+            self.begin(resume=resume)
+            if self.accelerator.num_processes == 1:
+                with interrupt_held() as stop:
+                    self._run_to_the_end(stop)
+            else:  # an interrupt reaches them in different steps, and a state is saved by all in the same one
+                self._run_to_the_end(lambda: False)
+        except KeyboardInterrupt:
+            if self.accelerator.is_main_process:
+                saved = (self._latest or "step0").removeprefix("step")
+                where = "there" if saved == str(self.step) else f"step {saved}"
+                notice(
+                    f"{self.training.out}: stopped after step {self.step}; "
+                    f"with --resume the same command goes on from {where}"
+                )
+            raise
+        finally:
+            self.saver.close()
+
     @property
-    def latest(self) -> str | None:
+    def _latest(self) -> str | None:
         """The name of the last state, ``stepN``."""
         try:
-            return (self.states / LATEST).read_text(encoding="utf-8")
+            return (self.states / _LATEST).read_text(encoding="utf-8")
         except OSError:
             return None
 
     def state_dict(self) -> dict[str, Any]:
         """The state that Accelerate saves with its own."""
-        began = self.curve.begun
-        return {"step": self.step, "seconds": self.seconds, "threads": self._threads(), "losses": began}
+        return {"step": self.step, "seconds": self.seconds, "losses": self.curve.losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that Accelerate has loaded."""
-        self.step, self.seconds, self.curve.begun = int(state["step"]), float(state["seconds"]), list(state["losses"])
-        before, now = state.get("threads"), self._threads()
-        if before is not None and before != now and self.accelerator.is_main_process:
-            notice(
-                f"{self.job.out}: {before} threads trained it, and {now} go on, so what comes has other last digits; "
-                f"OMP_NUM_THREADS={before} keeps them"
-            )
-
-    def _threads(self) -> int | None:
-        """The number of torch's threads on a CPU, since sums depend on it; ``None`` on other devices."""
-        return torch.get_num_threads() if self.accelerator.device.type == "cpu" else None
+        self.step, self.seconds, self.curve.losses = int(state["step"]), float(state["seconds"]), list(state["losses"])
 
     def begin(self, *, resume: bool) -> None:
         """Load the last state, or save the first one."""
-        name = self.latest if resume else None
+        out, name = self.training.out, self._latest if resume else None
         if resume and name in (None, "step0") and self.accelerator.is_main_process:
-            if name is None and (made := last_step(self.job.out)) > 0:
+            if name is None and out.exists():
                 raise TrainingError(
-                    f"{self.states}: is not there, and without it the training of {made:,} steps cannot go on; its "
-                    "checkpoints are whole: search them, or train anew under another name"
+                    f"{self.states}: is not there, and without it the training cannot go on; its checkpoints are "
+                    "whole: search them, or train anew under another name"
                 )
-            remove(self.job.out)  # its rows are made again
+            remove(out)  # its rows are made again
         self.accelerator.wait_for_everyone()
         if name is None:
             self.saver.begin(0)
@@ -212,71 +257,73 @@ class _Loop:
                 raise TrainingError(
                     f"{self.states}: cannot be gone on from ({reason}); train anew elsewhere"
                 ) from error
-        if self.job.keeps_start and self.step == 0:
+        if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.raw)
         if name is None:
-            self.save_state()
+            self._save_state()
         else:
             self.curve.rewind(self.step)
 
-    def run_to_the_end(self, stop: Callable[[], bool]) -> None:
+    def _run_to_the_end(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or to the one after which ``stop`` says so, and save the state."""
-        if self.accelerator.is_main_process:
-            with progress(f"training {self.job.recipe.name}", self.job.steps, done=self.step) as advance:
-                for loss in self.run():
+        main = self.accelerator.is_main_process
+        shown = progress(f"training {self.training.recipe.name}", self.training.steps, done=self.step)
+        with shown if main else contextlib.nullcontext() as advance:
+            for loss in self.run():
+                if advance is not None:
                     advance(note="" if loss is None else f"loss {loss:.4g}")
-                    if stop():
-                        break
-        else:
-            for _ in self.run():
-                pass
-        self.save_state()
+                if stop():
+                    break
+        self._save_state()
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
         from accelerate.utils import broadcast_object_list
 
-        job, began = self.job, time.monotonic() - self.seconds
-        while self.step < job.steps:
+        training, began = self.training, time.monotonic() - self.seconds
+        patience = 1 if self.accelerator.device.type == "cpu" else _CHECKED_EVERY
+        while self.step < training.steps:
             self.waiting.append(self._step())
             self.step += 1
             self.seconds = time.monotonic() - began
-            due = self.step % job.checkpoint_every == 0
+            due = self.step % training.checkpoint_every == 0
             shown = None
-            if due or len(self.waiting) >= self.patience or self.step == job.steps:
+            if due or len(self.waiting) >= patience or self.step == training.steps:
                 shown = self._look()
             if due:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
-                late = [time.monotonic() - self.saved_at >= job.state_seconds]
+                late = [time.monotonic() - self.saved_at >= STATE_SECONDS]
                 if bool(broadcast_object_list(late)[0]):  # in all processes when the main one finds that it is time
-                    self.save_state()
-            if self.sheets is not None and job.samples_every and self.step % job.samples_every == 0:
-                self.sheets.write(self.step, self.raw)
+                    self._save_state()
+            if self.sampler is not None and training.samples_every and self.step % training.samples_every == 0:
+                self._write_sheet(self.sampler)
             yield shown
 
     def _step(self) -> Tensor:
-        job = self.job
-        self.generator.manual_seed(derive_seed(job.seed, "training", self.step, self.accelerator.process_index))
+        recipe, steps = self.training.recipe, self.training.steps
+        self.generator.manual_seed(
+            derive_seed(self.training.seed, "training", self.step, self.accelerator.process_index)
+        )
         chosen = torch.randint(
-            len(job.images), (job.recipe.batch_size,), generator=self.generator, device=self.generator.device
+            len(self.images), (recipe.batch_size,), generator=self.generator, device=self.generator.device
         )
         batch = Batch(
-            images=as_floats(job.images[chosen.to(job.images.device)].to(self.accelerator.device)),
+            images=as_floats(self.images[chosen.to(self.images.device)].to(self.accelerator.device)),
             step=self.step,
-            steps=job.steps,
+            steps=steps,
             network=self.network,
             target=self.raw if self.average is None else self.average,
             generator=self.generator,
-            noise_scale=job.noise_scale,
-            teacher=job.teacher,
+            noise_scale=self.noise_scale,
+            teacher=self.teacher,
         )
         with torch.enable_grad(), self.accelerator.autocast():
-            loss = job.recipe.loss(batch)
+            loss = recipe.loss(batch)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
-        rate = job.recipe.target_rate(self.step, job.steps)
+        rate = recipe.target_rate(self.step, steps)
         if rate is not None and self.average is not None:  # theta^- ← mu theta^- + (1 - mu) theta
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
@@ -290,32 +337,32 @@ class _Loop:
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss of step {step} is {loss}: lower learning_rate, or look at the data; "
-                    f"the checkpoints before it are whole in {self.job.out}"
+                    f"the checkpoints before it are whole in {self.training.out}"
                 )
-        self.curve.add(losses)
+        self.curve.losses.extend(losses)
         return float(losses[-1])
 
-    def save_state(self) -> None:
+    @torch.no_grad()
+    def _write_sheet(self, sampler: DiffusersSampler) -> None:
+        """Sample with the weights after this step, always from the same noise, and write ``stepN.png``."""
+        sampler.load(self.raw.state_dict())
+        images = sampler.sample(HELD_OUT, 0, _SHEET_IMAGES).float().nan_to_num().cpu().numpy()
+        file = beside(self.training.out, ".samples") / f"step{self.step:08d}.png"
+        write_atomically(file, contact_sheet(images), error=TrainingError)
+
+    def _save_state(self) -> None:
         """Write the state that training continues from, then remove the state before it."""
         name = f"step{self.step}"
         if self.waiting:
             self._look()  # before weights are saved that are not finite
-        if (self.states / name).is_dir() and self.latest == name:
+        if (self.states / name).is_dir() and self._latest == name:
             return
         self.accelerator.save_state(str(self.states / name))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_atomically(self.states / LATEST, name.encode(), error=TrainingError)
+            write_atomically(self.states / _LATEST, name.encode(), error=TrainingError)
             for old in self.states.iterdir():
                 if old.is_dir() and old.name != name:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
-
-
-def last_step(path: Path) -> int:
-    """The last step that a trajectory holds; 0 where there is none."""
-    try:
-        return Trajectory.open(path).steps[-1]
-    except TrajectoryError:
-        return 0

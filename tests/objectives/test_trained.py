@@ -24,9 +24,9 @@ from lcsc_opt.sampling import DiffusersFolder, ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.training import images, preparing
-from lcsc_opt.training.images import Bundled, bundled_images, second_network
+from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 from lcsc_opt.training.recipes import Batch
-from lcsc_opt.training.recipes.ict import Ict
+from lcsc_opt.training.recipes.consistency import Ict
 from tests.study_files import read_study_file
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported(name: str) -> N
     assert reported.loss == reported.metrics["fid"]
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
     assert objective.describe() == described
-    second = second_network(dataset(name))
+    second = feature_network(dataset(name), second=True)
     features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
     real = Reference.of_images(second, FEW[dataset(name)][0]).frechet
     assert reported.metrics["fid@cross_check"] == pytest.approx(fid(features, real.mean, real.cov), rel=1e-4)
@@ -205,9 +205,9 @@ def test_the_teacher_is_trained_before_and_once(recipe: str, monkeypatch: pytest
     trained = []
     run = preparing.run
 
-    def counted(request: preparing.Request, **how: Any) -> Path | None:
-        trained.append(request.recipe)
-        return run(request, **how)
+    def counted(training: Any, **how: Any) -> Path | None:
+        trained.append(training.recipe.name)
+        return run(training, **how)
 
     monkeypatch.setattr(preparing, "run", counted)
     teacher = {**EDM, "training_seed": len(recipe)}
@@ -227,7 +227,7 @@ def test_an_interrupted_recipe_goes_on_to_the_same_weights(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_write_average", killed)
+        patch.setattr(preparing, "write_weights", killed)
         with pytest.raises(KeyboardInterrupt):
             build("ct")
     assert build("ct")([0.2, 0.3, 0.5]) == whole([0.2, 0.3, 0.5])

@@ -20,7 +20,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, NetworkSettings
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.search.self_training import SelfTraining, append_self_trained, second_place, with_weight
-from lcsc_opt.training.recipes import Cd, Recipe
+from lcsc_opt.training.recipes import Cd, TrainingRecipe
 from lcsc_opt.training.recipes.base import Batch, Kind
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
@@ -40,7 +40,7 @@ class Scale(nn.Module):
         return self.scale * x
 
 
-class Narrow(Recipe):
+class Narrow(TrainingRecipe):
     """Learns nine tenths of the standard deviation of the images: what trains on its own samples grows narrower."""
 
     name: ClassVar[str] = "narrow"

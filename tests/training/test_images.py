@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, extract
 from lcsc_opt.testing import check_extractor
 from lcsc_opt.training import images
-from lcsc_opt.training.images import Bundled, ClassifierExtractor, bundled_images, feature_network
+from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def digits(cache: Path) -> ClassifierExtractor:
+def digits(cache: Path) -> Any:
     return feature_network("digits", epochs=3, cache=cache)
 
 
 @pytest.fixture(scope="module")
-def photographs(cache: Path) -> ClassifierExtractor:
+def photographs(cache: Path) -> Any:
     return feature_network("photographs", epochs=2, cache=cache)
 
 
@@ -58,7 +59,7 @@ def test_crops_and_their_parts_are_where_they_should_be() -> None:
 def test_a_few_epochs_already_classify(name: Bundled, right: float, request: pytest.FixtureRequest) -> None:
     extractor = request.getfixturevalue(name)
     pixels, labels = bundled_images(name)
-    assert float((extractor.features_and_logits(pixels)[1].argmax(1) == labels).double().mean()) > right
+    assert float((extractor.head(extractor(pixels)).argmax(1) == labels).double().mean()) > right
     assert (extractor.dimension, extractor.name.rpartition("-")[0]) == (64, f"{name}-64")
     check_extractor(extractor, pixels[:7])
     assert extract(extractor, pixels[:1000]).std(axis=0).min() > 1e-3
@@ -77,9 +78,7 @@ def test_worse_images_have_a_larger_distance(name: Bundled, request: pytest.Fixt
     assert fids[2] > 3 * fids[0]
 
 
-def test_a_second_call_reads_the_cache(
-    cache: Path, digits: ClassifierExtractor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_call_reads_the_cache(cache: Path, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_train", lambda *_: pytest.fail("trained again"))
     again = feature_network("digits", epochs=3, cache=cache)
     assert again.name == digits.name
@@ -112,7 +111,7 @@ def test_a_broken_cache_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 1, 16, 16), (4, 64)])
-def test_images_of_another_shape_are_refused(digits: ClassifierExtractor, shape: tuple[int, ...]) -> None:
+def test_images_of_another_shape_are_refused(digits: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(MetricError, match=r"expected \[B, 1, 8, 8\]"):
         digits(torch.zeros(shape))
 
@@ -122,5 +121,5 @@ def test_the_usual_training_generalizes(tmp_path: Path) -> None:
     pixels, labels = bundled_images("digits")
     settings = images.SETTINGS["digits"]
     unseen = torch.randperm(len(pixels), generator=settings.generator("split"))[:359]
-    logits = feature_network("digits", cache=tmp_path).features_and_logits(pixels[unseen])[1]
-    assert float((logits.argmax(1) == labels[unseen]).double().mean()) > 0.95
+    network = feature_network("digits", cache=tmp_path)
+    assert float((network.head(network(pixels[unseen])).argmax(1) == labels[unseen]).double().mean()) > 0.95

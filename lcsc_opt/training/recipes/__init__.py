@@ -1,16 +1,10 @@
-"""The recipes that ``lcsc train`` knows, one file each."""
+"""The recipes that ``lcsc train`` knows."""
 
-from lcsc_opt.training.recipes.base import Batch, Recipe
-from lcsc_opt.training.recipes.cd import Cd
-from lcsc_opt.training.recipes.ct import Ct
-from lcsc_opt.training.recipes.ddpm import Ddpm
-from lcsc_opt.training.recipes.ect import Ect
-from lcsc_opt.training.recipes.edm import Edm
-from lcsc_opt.training.recipes.flow import Flow
-from lcsc_opt.training.recipes.ict import Ict
-from lcsc_opt.training.recipes.slct import Slct
+from lcsc_opt.training.recipes.base import Batch, TrainingRecipe
+from lcsc_opt.training.recipes.consistency import Cd, Ct, Ect, Ict, Slct
+from lcsc_opt.training.recipes.diffusion import Ddpm, Edm, Flow
 
-RECIPES: dict[str, type[Recipe]] = {
+RECIPES: dict[str, type[TrainingRecipe]] = {
     "ddpm": Ddpm,
     "edm": Edm,
     "ct": Ct,
@@ -21,4 +15,4 @@ RECIPES: dict[str, type[Recipe]] = {
     "slct": Slct,
 }
 
-__all__ = ["RECIPES", "Batch", "Recipe"]
+__all__ = ["RECIPES", "Batch", "TrainingRecipe"]

@@ -10,10 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 
 Kind = Literal["ddpm", "edm", "flow", "consistency"]
+Coupling = Literal["optimal-transport", "independent"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -47,16 +49,41 @@ class Batch:
     noise_scale: float = SONG_NOISE
     teacher: Denoiser | None = None
 
-    def normal(self) -> Tensor:
-        """Standard normal noise of the images' shape."""
-        return torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
+    def normal(self, coupling: Coupling = "independent") -> Tensor:
+        """Standard normal noise of the images' shape.
+
+        With ``optimal-transport`` it is in the order that makes the sum of the squared distances to the images smallest
+        (Pooladian et al. 2023; Tong et al. 2023, Alg. 2). With as many of one as of the other, all of equal mass, the
+        optimal plan is a permutation.
+
+        Raises:
+            TrainingError: POT is not installed.
+        """
+        noise = torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
+        if coupling == "independent":
+            return noise
+        try:
+            import ot
+        except ImportError as error:
+            raise TrainingError(f"POT cannot be imported ({error}): pip install POT") from error
+        cost = torch.cdist(self.images.flatten(1).double().cpu(), noise.flatten(1).double().cpu()) ** 2
+        plan = ot.emd([], [], cost.numpy())  # empty weights: uniform ones
+        return noise[torch.from_numpy(plan).argmax(1).to(noise.device)]
 
     def normal_each(self) -> Tensor:
         """One standard normal number an image: ``[N]``."""
         return torch.randn(len(self.images), generator=self.generator, device=self.images.device)
 
+    def function(self, sigma_data: float, sigma_min: float = 0.0, *, target: bool = False) -> ConsistencyFunction:
+        """The consistency function of the network, or of its target, with the boundary at ``sigma_min``.
 
-class Recipe(FrozenModel):
+        At 0 it is the denoiser D(x; sigma) of Karras et al. 2022, Eq. 7 with the coefficients of Table 1.
+        """
+        network = self.target if target else self.network
+        return ConsistencyFunction(network, sigma_data=sigma_data, sigma_min=sigma_min, noise_scale=self.noise_scale)
+
+
+class TrainingRecipe(FrozenModel):
     """Settings that every recipe has; its own are those of its paper, in the paper's words where these are words.
 
     Attributes:
@@ -72,6 +99,8 @@ class Recipe(FrozenModel):
     curriculum: ClassVar[bool] = False  # whether a step depends on how many there will be
     needs: ClassVar[Literal["teacher", "from"] | None] = None
     latent: ClassVar[bool] = False
+    sampler: ClassVar[dict[str, Any]] = {"steps": 10}  # of a study of the model: the scheduler of its folder
+    network_options: ClassVar[dict[str, Any]] = {}  # of a small U-Net, where they differ from the usual ones
 
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
@@ -81,7 +110,7 @@ class Recipe(FrozenModel):
         raise NotImplementedError
 
     def target_rate(self, step: int, steps: int) -> float | None:  # noqa: ARG002
-        """The rate of the target's moving average after a step; ``None`` where there is none."""
+        """The rate of the target's moving average after a step; ``None`` if there is no average."""
         return None
 
     def scheduler(self) -> dict[str, Any]:
@@ -91,64 +120,10 @@ class Recipe(FrozenModel):
     def prepare(self, network: nn.Module) -> None:
         """What of the network is fixed, before its first step."""
 
-    @property
-    def sampler(self) -> dict[str, Any]:
-        """``sampler`` of a study of the model: the scheduler of its folder."""
-        return {"steps": 10}
 
-    @property
-    def network_options(self) -> dict[str, Any]:
-        """Options of a small U-Net that differ from the usual ones."""
-        return {}
-
-
-class ConsistencyRecipe(Recipe):
-    """One whose model gives an image from any noise level in one step, with the boundary at the lowest level.
-
-    Attributes:
-        sigma_min: epsilon, the lowest noise level.
-        sigma_max: T, the highest one; the papers have 80, for 32×32 images.
-        sigma_data: the data's standard deviation.
-    """
-
-    kind: ClassVar[Kind] = "consistency"
-    begins_from: ClassVar[tuple[Kind, ...]] = ("consistency", "edm")
-    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "RAdam"
-
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 20.0
-    sigma_data: Positive = 0.5
-
-    def function(self, batch: Batch, *, target: bool = False) -> ConsistencyFunction:
-        """F of the student or of its target (Song et al. 2023, Eq. 5)."""
-        return ConsistencyFunction(
-            batch.target if target else batch.network,
-            sigma_data=self.sigma_data,
-            sigma_min=self.sigma_min,
-            noise_scale=batch.noise_scale,
-        )
-
-    def scheduler(self) -> dict[str, Any]:
-        """Multistep consistency sampling."""
-        return consistency_scheduler(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
-
-    @property
-    def sampler(self) -> dict[str, Any]:
-        """One step."""
-        return {"steps": 1}
-
-
-def consistency_scheduler(*, sigma_min: float, sigma_max: float, sigma_data: float) -> dict[str, Any]:
-    """Of a consistency model: multistep sampling, Song et al. 2023, Alg. 1."""
-    return {
-        "_class_name": "CMStochasticIterativeScheduler",
-        "num_train_timesteps": 40,
-        "sigma_min": sigma_min,
-        "sigma_max": sigma_max,
-        "sigma_data": sigma_data,
-        "rho": 7.0,
-        "clip_denoised": True,
-    }
+def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, Table 1), ``[N]``."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def timestep_scale(kind: Kind, noise_scale: float) -> float:
