@@ -1,15 +1,13 @@
 """Reading one checkpoint from the files that people save, and choosing many; ``docs/formats.md`` lists the formats.
 
-``reading`` is the entry. ``torch_files``, ``weights`` (safetensors) and ``folders`` read the containers, ``pickles``
-the pickles of torch and NVlabs without running anything in them. ``keys`` finds the state dict in a file's content,
-``modules`` names the weights of pickled networks, ``names`` reads paths, ``lora`` knows adapters. ``finding`` finds and
-selects the checkpoints of a run.
+``reading`` is the entry, and knows safetensors and folders. ``torch_files`` and ``pickles`` read what torch and NVlabs
+pickled without running anything in it, and ``content`` finds the state dict there. ``finding`` finds, orders and
+selects the checkpoints of a run, ``lora`` knows adapters, ``weights`` writes and compares models.
 """
 
-from lcsc_opt.checkpoints.names import checkpoint_series
+from lcsc_opt.checkpoints.finding import checkpoint_series, checkpoint_step
 from lcsc_opt.checkpoints.reading import (
     Checkpoint,
-    checkpoint_step,
     module_weights,
     read_checkpoint,
     read_init_arguments,

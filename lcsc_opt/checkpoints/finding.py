@@ -1,7 +1,8 @@
-"""Finding the checkpoints of a training run: files, globs, and folders full of them."""
+"""Finding the checkpoints of a training run: files, globs and folders of them; their steps, and which to take."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections import Counter
@@ -11,10 +12,10 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_hidden
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS, checkpoint_series
-from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES
+from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata, read_step
 
+MANIFEST = "manifest.json"  # of a packed trajectory
+WEIGHTS = "weights.bin"
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
 # DeepSpeed, NVlabs and Lightning
@@ -131,15 +132,11 @@ def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
     else:
         counts += Counter(map(checkpoint_series, lone))
     if len(counts) > 1 and max(counts.values()) > 1:
-        raise several_series(place, paths)
+        named = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items()))
+        raise TrajectoryError(
+            f"{place} holds several series of checkpoints: {named}. Name the files of one, or a glob."
+        )
     return sorted(paths, key=_natural)
-
-
-def several_series(place: str, paths: Sequence[Path]) -> TrajectoryError:
-    """The error for checkpoints that do not belong to one trajectory."""
-    counts = sorted(Counter(map(checkpoint_series, paths)).items())
-    named = ", ".join(f"{series} ({count})" for series, count in counts)
-    return TrajectoryError(f"{place} holds several series of checkpoints: {named}. Name the files of one, or a glob.")
 
 
 def _natural(path: Path) -> tuple[object, ...]:
@@ -209,7 +206,7 @@ class Selection:
             rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "no rule"
             raise TrajectoryError(
                 f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2: "
-                f"there are {steps_in_words(steps)}."
+                f"there are steps {', '.join(map(str, steps[:3]))} … {steps[-1]}."
             )
         return chosen
 
@@ -224,8 +221,79 @@ def _on_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
     return sorted(-position for _, position in nearest.values())
 
 
-def steps_in_words(steps: Sequence[int]) -> str:
-    """A list of steps for a message, however long it is."""
-    if len(steps) <= 6:
-        return f"step{'s' * (len(steps) != 1)} {', '.join(map(str, steps))}"
-    return f"{len(steps)} steps {', '.join(map(str, steps[:3]))}, …, {steps[-1]}"
+_NAMED = r"(?:step|iter|iteration)s?[=_-]?([0-9]{1,18})(?![0-9])"
+_WHOLE = r"(?<![0-9.])([0-9]{1,18})(?![0-9]|\.[0-9])"  # not a part of 0.9999
+_SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
+_FOLDER = r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?"
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """The training step of a checkpoint; no weights are read.
+
+    It is ``step`` or ``ss_steps`` of the safetensors metadata; else the number behind "step" or "iter" in the
+    name; else ``global_step``, ``step`` or ``iteration`` inside a torch file; else the last whole number in the name
+    (``model012345.pt``); else N of a folder ``checkpoint-N`` around it.
+
+    Raises:
+        TrajectoryError: there is no number in any of these places.
+    """
+    path = Path(path)
+    with contextlib.suppress(TrajectoryError):  # of a damaged file, the name tells
+        metadata = read_metadata(path) if path.is_file() else {}
+        for text in (metadata.get("step", ""), metadata.get("ss_steps", "")):
+            if text.isascii() and text.isdigit() and len(text) <= 18:
+                return int(text)
+    name = _bare(path.name)
+    if found := re.findall(_NAMED, name, flags=re.IGNORECASE):
+        return int(found[-1])
+    with contextlib.suppress(TrajectoryError):
+        if path.suffix in TORCH_SUFFIXES and path.is_file() and (step := read_step(path)) is not None:
+            return step
+    if found := re.findall(_WHOLE, name):
+        return int(found[-1])
+    for folder in path.absolute().parts[-2:-4:-1]:
+        if around := re.fullmatch(_FOLDER, folder):
+            return int(around[1])
+    raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
+
+
+def checkpoint_series(path: str | Path) -> str:
+    """The series in a folder that a checkpoint belongs to: its name without step, epoch and metrics.
+
+    ``ema_0.9999_012345.pt`` is of ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
+    ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``. Only checkpoints of one series make a
+    trajectory.
+    """
+    path = Path(path)
+    own = _without_suffix(path.name)
+    if (name := _series(own)) is not None:
+        return name
+    folders = path.parts[:-1]
+    for depth in (1, 2):
+        around = folders[-depth] if len(folders) >= depth else ""
+        if re.fullmatch(_FOLDER, around):
+            rest = (*folders[len(folders) - depth + 1 :], own)
+            return "/".join((_series(_without_suffix(around)) or "step", *rest))
+    return own
+
+
+def _series(name: str) -> str | None:
+    """``name`` without its step, settings such as ``epoch=3`` and separators that are left; ``None`` without a step."""
+    hidden = _bare(name)
+    found = [*re.finditer(_NAMED, hidden, flags=re.IGNORECASE)] or [*re.finditer(_WHOLE, hidden)]
+    if not found:
+        return None
+    bare = re.sub(_SETTING, "", name[: found[-1].start()] + name[found[-1].end() :])
+    return re.sub(r"([-_. ])[-_. ]+", r"\1", bare).strip("-_. ") or "step"
+
+
+def _without_suffix(name: str) -> str:
+    for suffix in (*_SUFFIXES, ".index.json"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _bare(name: str) -> str:
+    """``name`` without its suffix, and with its precision (``fp16``) blotted out, whose digits are not a step."""
+    hidden = _without_suffix(name)
+    return re.sub(r"(?:fp|bf|float)[0-9]+", lambda match: "x" * len(match[0]), hidden, flags=re.IGNORECASE)

@@ -19,8 +19,7 @@ import pydantic
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.reading import read_metadata
+from lcsc_opt.checkpoints.reading import find_weights, read_metadata
 
 Flavour = Literal["diffusers", "peft", "kohya"]
 
@@ -42,8 +41,6 @@ _KOHYA = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-
-
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _OLD_TEXT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -68,8 +65,25 @@ class LoraModule:
     up: str
     alpha: str | None
 
+    def factors(self, weights: Mapping[str, Tensor], alphas: LoraAlphas) -> tuple[Tensor, Tensor, float]:
+        """``down [rank, in(, h, w)]``, ``up [out, rank(, 1, 1)]`` and the scale of their product, alpha / rank.
 
-class LoraScale(pydantic.BaseModel):
+        Raises:
+            TrajectoryError: shapes that are no factors of one product.
+        """
+        down, up = weights[self.down], weights[self.up]
+        linear = down.dim() == 2 and up.dim() == 2
+        convolution = down.dim() == 4 and up.dim() == 4 and up.shape[2:] == (1, 1)
+        if not (linear or convolution) or up.shape[1] != len(down) or not len(down):
+            raise TrajectoryError(
+                f"{self.name}: factors of shapes {list(down.shape)} and {list(up.shape)} make no product; expected "
+                "[rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
+            )
+        alpha = alphas.of(self, len(down)) if self.alpha is None else float(weights[self.alpha])
+        return down, up, alpha / len(down)
+
+
+class _Scale(pydantic.BaseModel):
     """What of PEFT's configuration decides a LoRA's scale; other entries may name folders of the machine."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
@@ -99,12 +113,35 @@ class LoraAlphas(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True)
 
-    configs: dict[str, LoraScale] = {}
+    configs: dict[str, _Scale] = {}
 
     @classmethod
     def constant(cls, alpha: float) -> LoraAlphas:
         """The same alpha for every module."""
-        return cls(configs={"": LoraScale(lora_alpha=alpha)})
+        return cls(configs={"": _Scale(lora_alpha=alpha)})
+
+    @classmethod
+    def read(cls, path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
+        """The alphas in a LoRA file's header, or in ``adapter_config.json`` next to it or one folder up.
+
+        Args:
+            path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
+            key: which weights of the folder, as in :func:`read_checkpoint`.
+
+        Raises:
+            TrajectoryError: the configuration cannot be read, or is not one of a LoRA.
+        """
+        file = Path(path)
+        if file.is_dir():
+            with contextlib.suppress(TrajectoryError):  # the configuration may lie in the folder itself
+                file = find_weights(file, key).file
+        if text := read_metadata(file).get(_ADAPTER_METADATA):
+            return _parsed(file, text, by_component=True)
+        folder = file if file.is_dir() else file.parent
+        for config in (folder / ADAPTER_CONFIG, folder.absolute().parent / ADAPTER_CONFIG):
+            if config.is_file():
+                return _parsed(config, config.read_bytes(), by_component=False)
+        return None
 
     def of(self, module: LoraModule, rank: int) -> float:
         """The alpha of ``module``, such that its product is multiplied by alpha / rank."""
@@ -117,17 +154,8 @@ class LoraAlphas(pydantic.BaseModel):
         return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LoraFactors:
-    """``down [rank, in(, h, w)]``, ``up [out, rank(, 1, 1)]`` and ``scale``, alpha / rank, of one module."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-
 def lora_flavour(names: Iterable[str]) -> Flavour | None:
-    """The flavour of a state dict with these ``names``; ``None`` when it holds no LoRA factor."""
+    """The flavour of a state dict with these ``names``, or ``None`` if it holds no LoRA factor."""
     downs = [name for name in names if name.endswith(tuple(down for down, _ in PAIRS))]
     if not downs:
         return None
@@ -180,48 +208,6 @@ def _place(flavour: Flavour, stem: str, *, old: bool) -> tuple[str, str]:
     return component, path
 
 
-def lora_factors(weights: Mapping[str, Tensor], module: LoraModule, alphas: LoraAlphas | None = None) -> LoraFactors:
-    """The factors of one module.
-
-    Raises:
-        TrajectoryError: shapes that are no factors of one product.
-    """
-    down, up = weights[module.down], weights[module.up]
-    linear = down.dim() == 2 and up.dim() == 2
-    convolution = down.dim() == 4 and up.dim() == 4 and up.shape[2:] == (1, 1)
-    if not (linear or convolution) or up.shape[1] != len(down) or not len(down):
-        raise TrajectoryError(
-            f"{module.name}: factors of shapes {list(down.shape)} and {list(up.shape)} make no product; expected "
-            "[rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
-        )
-    rank = len(down)
-    alpha = (alphas or LoraAlphas()).of(module, rank) if module.alpha is None else float(weights[module.alpha])
-    return LoraFactors(down, up, alpha / rank)
-
-
-def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
-    """The alphas in a LoRA file's header, or in ``adapter_config.json`` next to it or one folder up; else ``None``.
-
-    Args:
-        path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
-        key: which weights of the folder, as in :func:`read_checkpoint`.
-
-    Raises:
-        TrajectoryError: the configuration cannot be read, or is not one of a LoRA.
-    """
-    file = Path(path)
-    if file.is_dir():
-        with contextlib.suppress(TrajectoryError):  # the configuration may lie in the folder itself
-            file = find_weights(file, key).file
-    if text := read_metadata(file).get(_ADAPTER_METADATA):
-        return _parsed(file, text, by_component=True)
-    folder = file if file.is_dir() else file.parent
-    for config in (folder / ADAPTER_CONFIG, folder.absolute().parent / ADAPTER_CONFIG):
-        if config.is_file():
-            return _parsed(config, config.read_bytes(), by_component=False)
-    return None
-
-
 def _parsed(path: Path, text: str | bytes, *, by_component: bool) -> LoraAlphas:
     """``{"unet.lora_alpha": 8}`` in a header → component ``unet``; entries without a component belong to ``""``."""
     configs: dict[str, dict[str, Any]] = {}
@@ -233,23 +219,6 @@ def _parsed(path: Path, text: str | bytes, *, by_component: bool) -> LoraAlphas:
         return LoraAlphas.model_validate({"configs": configs or {"": {}}})
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's errors are of many lines
         raise TrajectoryError(f"{path}: not the configuration of a LoRA, with a number lora_alpha.") from error
-
-
-def alphas_metadata(names: Iterable[str], source: Path, key: str) -> dict[str, str]:
-    """The metadata entry that keeps the alphas of a LoRA in its packed trajectory; empty for other weights.
-
-    Args:
-        names: of the tensors.
-        source: a checkpoint, as :func:`read_alphas` takes it.
-        key: which weights of the checkpoint.
-    """
-    if lora_flavour(names) is None:
-        return {}
-    try:
-        alphas = read_alphas(source, key=key)
-    except TrajectoryError:
-        return {}  # the error comes when the alphas are needed
-    return {} if alphas is None else {PACKED_ALPHAS: alphas.model_dump_json(exclude_unset=True)}
 
 
 def _whole(pattern: str) -> str:

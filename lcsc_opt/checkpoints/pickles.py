@@ -73,13 +73,12 @@ class Record:
 class Span:
     """``size`` bytes of the file from ``start``, which were not read; those of a storage have a ``dtype``.
 
-    A storage in a zip starts with its local header there. In files of torch < 1.6, ``start`` is known at the end.
+    In files of torch < 1.6, ``start`` is known at the end.
     """
 
     start: int
     size: int
     dtype: torch.dtype = torch.uint8
-    in_zip: bool = False
 
 
 @dataclasses.dataclass(slots=True, eq=False)

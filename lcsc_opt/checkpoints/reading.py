@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.folders import find_weights, is_index, read_index
-from lcsc_opt.checkpoints.keys import (
-    guess_key,
-    inner_step,
-    look_up,
-    named_content,
-    other_keys,
-    parts_of,
-    strip_wrappers,
-)
-from lcsc_opt.checkpoints.modules import init_arguments, is_network
-from lcsc_opt.checkpoints.names import named_step, numbered_step
-from lcsc_opt.checkpoints.pickles import MALFORMED, Record, TensorRef, is_tensor, kind, shown
-from lcsc_opt.checkpoints.torch_files import MappedTensors, read_content
-from lcsc_opt.checkpoints.weights import read_header_texts, read_safetensors
+from lcsc_opt.checkpoints.content import Content
+from lcsc_opt.checkpoints.pickles import MALFORMED, is_tensor, kind, shown
+from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
 _MOST_TENSORS = 100_000
 _LONGEST_NAME = 2_000
 _REPEATED = 16  # how much larger than the file its tensors may be, where they share memory
@@ -65,7 +56,6 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     with _naming(path):
-        _check_there(path)
         if not path.is_dir():
             return _read_file(path, key)
         found = find_weights(path, key)
@@ -84,9 +74,18 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
         return {}
+    with _naming(path), _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_step(path: Path) -> int | None:
+    """The training step inside a file of torch.
+
+    Raises:
+        TrajectoryError: as :func:`read_checkpoint`.
+    """
     with _naming(path):
-        _check_there(path)
-        return read_header_texts(path)
+        return Content(read_content(path)).step
 
 
 def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
@@ -104,38 +103,7 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
     """
     path = Path(path)
     with _naming(path):
-        _check_there(path)
-        network = (parts_of(read_content(path)) or {}).get(key)
-        if not isinstance(network, Record) or not is_network(network):
-            message = f"holds no network of NVlabs' code under {shown(key)!r}: expected network-snapshot-*.pkl."
-            raise TrajectoryError(message)
-        return init_arguments(network)
-
-
-def checkpoint_step(path: str | Path) -> int:
-    """The training step of a checkpoint; no weights are read.
-
-    It is ``step`` or ``ss_steps`` of the safetensors metadata; else the number behind "step" or "iter" in the
-    name; else ``global_step``, ``step`` or ``iteration`` inside a torch file; else the last whole number in the name
-    (``model012345.pt``); else N of a folder ``checkpoint-N`` around it.
-
-    Raises:
-        TrajectoryError: there is no number in any of these places, or the file cannot be read.
-    """
-    path = Path(path)
-    metadata = read_metadata(path) if path.is_file() else {}
-    for text in (metadata.get("step", ""), metadata.get("ss_steps", "")):
-        if text.isascii() and text.isdigit() and len(text) <= 18:
-            return int(text)
-    step = named_step(path)
-    if step is None and path.suffix in TORCH_SUFFIXES and path.is_file():
-        with _naming(path):
-            step = inner_step(named_content(read_content(path)))
-    if step is None:
-        step = numbered_step(path)
-    if step is None:
-        raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
-    return step
+        return Content(read_content(path)).init_arguments(key)
 
 
 def module_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -144,14 +112,18 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
     Of a module that averages a model, such as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these are the
     averaged weights under the model's names.
     """
-    state = module.state_dict()
-    return strip_wrappers(look_up(state, guess_key(state) or ""))
+    content = Content(module.state_dict())
+    return _unwrapped(content.state_dict(content.guess()))
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Whatever goes wrong while this is open becomes one line that begins with ``path``."""
     try:
+        if not path.exists():
+            raise TrajectoryError("does not exist: check the path.")
+        if path.stat().st_size == 0:
+            raise TrajectoryError("is empty: the save was interrupted; leave it out.")
         yield
     except TrajectoryError as error:
         raise TrajectoryError(f"{path} {error}") from error
@@ -161,34 +133,30 @@ def _naming(path: Path) -> Iterator[None]:
         raise TrajectoryError(f"{path} {MALFORMED}") from error
 
 
-def _check_there(path: Path) -> None:
-    if not path.exists():
-        raise TrajectoryError("does not exist: check the path.")
-    if path.stat().st_size == 0:
-        raise TrajectoryError("is empty: the save was interrupted; leave it out.")
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise TrajectoryError(MALFORMED) from error
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
     metadata: Mapping[str, str] = {}
     content: Any
-    if is_index(path):
+    if _is_index(path):
         content = _read_shards(path)
     elif path.suffix == ".safetensors":
-        content, metadata = read_safetensors(path)
+        with _opened(path) as file:
+            content, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     elif path.suffix in TORCH_SUFFIXES:
-        content = named_content(read_content(path))
+        content = read_content(path)
     else:
         raise TrajectoryError(f"is not a checkpoint: expected .safetensors, {', '.join(TORCH_SUFFIXES)}.")
-    found = guess_key(content) if key is None else key
-    if found is None:
-        parts = parts_of(content)
-        if parts is None:
-            raise TrajectoryError(f"holds {kind(content)}, not a state dict: save model.state_dict().")
-        there = ", ".join(shown(name) for name in list(parts)[:8])
-        raise TrajectoryError(f"holds no state dict in a usual place: pass --key; it has {there or 'nothing'}.")
-    if key is None and found and (others := other_keys(content, found)):
+    content = Content(content)
+    found = content.guess() if key is None else key
+    if key is None and (others := content.others(found)):
         notice(f"{path.name}: taking {found!r}; there is also {', '.join(map(shown, others))} (choose with --key).")
-    return Checkpoint(strip_wrappers(_tensors(path, look_up(content, found), found)), found, metadata)
+    return Checkpoint(_unwrapped(_tensors(path, content.state_dict(found), found)), found, dict(metadata))
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
@@ -202,22 +170,123 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
             raise TrajectoryError(
                 f"has {kind(value)} at {where!r}, not a tensor: pass --key, or save the weights alone."
             )
-    mapped = MappedTensors(path) if any(isinstance(value, TensorRef) for value in state.values()) else None
-    tensors = {name: mapped.tensor(v) if mapped and isinstance(v, TensorRef) else v for name, v in state.items()}
+    tensors = map_tensors(path, state)
     claimed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    size = sum(file.stat().st_size for file in (path.parent.glob("*") if is_index(path) else [path]) if file.is_file())
+    size = sum(file.stat().st_size for file in (path.parent.glob("*") if _is_index(path) else [path]) if file.is_file())
     if claimed > _REPEATED * size + 2**24:
         message = f"has tensors of {claimed / 2**30:,.1f} GiB in a file of {size / 2**30:,.1f} GiB: leave it out."
         raise TrajectoryError(message)
     return tensors
 
 
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of ``DataParallel`` and ``torch.compile`` where every name carries them."""
+    prefix = ""
+    for _ in range(8):
+        prefix += next((w for w in _WRAPPERS if tensors and all(n.startswith(prefix + w) for n in tensors)), "")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _is_index(path: Path) -> bool:
+    """Whether this is an index such as ``model.safetensors.index.json``, which lists the files of split weights."""
+    return path.name.endswith(".json") and ".index." in path.name
+
+
 def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        names = json.loads(index.read_bytes())["weight_map"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TrajectoryError("is no index of weights: save the model again, or name its files.") from error
+    files: dict[str, list[str]] = {}
+    for name, file in names:
+        if not isinstance(file, str) or not _is_plain_name(file) or _is_index(Path(file)):
+            raise TrajectoryError(f"names a file outside of its folder ({shown(file)}): leave it out.")
+        files.setdefault(file, []).append(name)
     tensors: dict[str, Tensor] = {}
-    for file, names in read_index(index).items():
+    for file, wanted in files.items():
         shard = _read_file(index.parent / file, "").tensors
-        missing = next((name for name in names if name not in shard), None)
-        if missing is not None:
-            raise TrajectoryError(f"lists {shown(missing)!r}, which is not in {shown(file)}: save the model again.")
-        tensors.update((name, shard[name]) for name in names)
+        if missing := [name for name in wanted if name not in shard]:
+            raise TrajectoryError(f"lists {shown(missing[0])!r}, which is not in {shown(file)}: save the model again.")
+        tensors.update((name, shard[name]) for name in wanted)
     return tensors
+
+
+# folders that are one checkpoint, of diffusers, Accelerate, PEFT, and whole pipelines
+
+_COMPONENTS = (
+    *("unet_ema", "transformer_ema", "prior_ema"),
+    *("unet", "transformer", "prior", "unet_lora", "transformer_lora"),
+)
+_WEIGHTS_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "pytorch_lora_weights.bin",
+    "adapter_model.bin",
+    "pytorch_model.bin",
+)
+_NAMED_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
+
+
+class _Found(NamedTuple):
+    """The file of a folder that has the weights.
+
+    Attributes:
+        file: a weights file, or the index of several.
+        key: the key that chooses this file in the folder; ``""`` when it lies in the folder itself.
+        rest: the rest of the key, which finds the state dict in the file; with ``None`` it is guessed.
+        others: keys of other components that a user could choose; empty where the user has chosen.
+    """
+
+    file: Path
+    key: str
+    rest: str | None = ""
+    others: tuple[str, ...] = ()
+
+
+def find_weights(folder: Path, key: str | None) -> _Found:
+    """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
+
+    Raises:
+        TrajectoryError: there are none, or several of which none can be preferred.
+    """
+    if key in (None, "", folder.name) and (file := _weights_file(folder)):
+        return _Found(file, key or "")
+    if not key:
+        there = [(name, file) for name in _COMPONENTS if (file := _weights_file(folder / name))]
+        if not there:
+            raise TrajectoryError("holds no weights that are known: name the file itself, or pass --key SUBFOLDER.")
+        return _Found(there[0][1], there[0][0], others=tuple(name for name, _ in there[1:]))
+    first, _, rest = key.partition(".")
+    for name, left in ((key, ""), (first, rest)):
+        if not _is_plain_name(name):
+            continue
+        if not left and (file := _weights_file(folder / name)):
+            return _Found(file, name)
+        for suffix in _NAMED_FILES:
+            if (file := folder / f"{name}{suffix}").is_file():
+                return _Found(file, name, rest=left or None)
+    raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
+
+
+def _is_plain_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+
+
+def _weights_file(folder: Path) -> Path | None:
+    for name in _WEIGHTS_FILES:
+        for candidate in (folder / name, folder / f"{name}.index.json"):
+            if candidate.is_file():
+                return candidate
+    for name in _WEIGHTS_FILES:
+        stem, _, suffix = name.rpartition(".")
+        variants = [*folder.glob(f"{stem}.*.{suffix}"), *folder.glob(f"{stem}.{suffix}.index.*.json")]
+        variants = [file for file in variants if "-of-" not in file.name]  # the parts that an index lists
+        if len(variants) > 1:
+            names = ", ".join(sorted(file.name for file in variants)[:4])
+            raise TrajectoryError(f"holds several variants of its weights ({names}): name one of these files.")
+        if variants:
+            return variants[0]
+    return None

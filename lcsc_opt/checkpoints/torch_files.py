@@ -6,6 +6,7 @@ import math
 import mmap
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.modules import script_weights
 from lcsc_opt.checkpoints.pickles import MALFORMED, InertUnpickler, Span, Stream, TensorRef
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
@@ -36,15 +36,11 @@ def read_content(path: Path) -> Any:
     def read_nested(span: Span) -> Any:
         if span.start not in nested:
             inner = Stream(data[: span.start + span.size], span.start)
-            nested[span.start] = _read_legacy(inner) if _load(inner) == _LEGACY_MAGIC else None
+            nested[span.start] = _read_legacy(inner) if InertUnpickler(inner).load() == _LEGACY_MAGIC else None
         return nested[span.start]
 
     content = InertUnpickler(stream, nested=read_nested).load()
     return _read_legacy(stream) if type(content) is int and content == _LEGACY_MAGIC else content
-
-
-def _load(stream: Stream) -> Any:
-    return InertUnpickler(stream).load()
 
 
 def _read_zip(data: memoryview, file: BinaryIO) -> Any:
@@ -62,35 +58,25 @@ def _read_zip(data: memoryview, file: BinaryIO) -> Any:
         info = entries.get(name)
         if info is None or info.compress_type != zipfile.ZIP_STORED or (size or 0) > info.file_size:
             raise TrajectoryError(MALFORMED)
-        return Span(info.header_offset, info.file_size if size is None else size, dtype, in_zip=True)
+        header = bytes(data[info.header_offset : info.header_offset + 30])  # which alone tells its length
+        if len(header) < 30 or not header.startswith(_ZIP_SIGNATURE):
+            raise TrajectoryError(MALFORMED)
+        start = info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+        return Span(start, info.file_size if size is None else size, dtype)
 
     pickled = member(pickles[0], torch.uint8)
-    start = _content_start(data, pickled)
-    stream = Stream(data[: start + pickled.size], start)
-    load = InertUnpickler(stream, storage=lambda dtype, key, size: member(f"{folder}data/{key}", dtype, size)).load
-    return script_weights(load()) if f"{folder}constants.pkl" in entries else load()
-
-
-def _content_start(data: memoryview, span: Span) -> int:
-    """Where the bytes of a span begin; in a zip they follow a header, which alone tells its length."""
-    if not span.in_zip:
-        return span.start
-    header = bytes(data[span.start : span.start + 30]) if span.start >= 0 else b""
-    if len(header) < 30 or not header.startswith(_ZIP_SIGNATURE):
-        raise TrajectoryError(MALFORMED)
-    name, extra = struct.unpack_from("<HH", header, 26)
-    start: int = span.start + 30 + name + extra
-    return start
+    stream = Stream(data[: pickled.start + pickled.size], pickled.start)
+    return InertUnpickler(stream, storage=lambda dtype, key, size: member(f"{folder}data/{key}", dtype, size)).load()
 
 
 def _read_legacy(stream: Stream) -> Any:
     """After the magic number: protocol, machine, object and keys; then each storage: its length, its bytes."""
     storages: dict[str, Span] = {}
-    _load(stream), _load(stream)
+    InertUnpickler(stream).load(), InertUnpickler(stream).load()
     content = InertUnpickler(
         stream, storage=lambda dtype, key, size: storages.setdefault(key, Span(-1, size, dtype))
     ).load()
-    for key in _load(stream):
+    for key in InertUnpickler(stream).load():
         storage = storages[key] if type(key) is str and key in storages else None
         count = struct.unpack("<q", stream.read(8))[0]
         if storage is None or count * storage.dtype.itemsize < storage.size:
@@ -99,38 +85,37 @@ def _read_legacy(stream: Stream) -> Any:
     return content
 
 
-class MappedTensors:
-    """Makes tensors of :class:`TensorRef`, mapped from the file they are in."""
+def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str, Tensor]:
+    """The tensors of these references, mapped from the file; those whose bytes are not aligned are copied.
 
-    def __init__(self, path: Path) -> None:
-        size = path.stat().st_size
-        self._file = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-        with path.open("rb") as file:
-            self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        self._made: dict[tuple[int, int, int], torch.UntypedStorage] = {}
+    Raises:
+        TrajectoryError: one reaches out of its storage, or its storage out of the file.
+    """
+    size = path.stat().st_size
+    file = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    made: dict[tuple[int, int, int], torch.UntypedStorage] = {}
+    tensors = {}
+    for name, ref in refs.items():
+        if isinstance(ref, Tensor):
+            tensors[name] = ref
+            continue
+        start, length, itemsize = known = (ref.storage.start, ref.storage.size, ref.dtype.itemsize)
+        _check_ref(ref)
+        if not 0 <= start <= start + length <= size:
+            raise TrajectoryError(MALFORMED)
+        if known not in made:
+            mapped = file[start : start + length]
+            made[known] = mapped.clone() if start % itemsize else mapped
+        source: Any = made[known]
+        tensors[name] = torch.empty(0, dtype=ref.dtype).set_(source, ref.offset, ref.shape, ref.stride)
+    return tensors
 
-    def tensor(self, ref: TensorRef) -> Tensor:
-        """Map one tensor; it is copied where its bytes are not aligned.
 
-        Raises:
-            TrajectoryError: it reaches out of its storage, or the storage out of the file.
-        """
-        numbers = (ref.offset, *ref.shape, *ref.stride)
-        possible = len(ref.shape) == len(ref.stride) and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
-        if not possible or math.prod(ref.shape) >= 2**48:
-            raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
-        last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.stride, strict=True))
-        if 0 not in ref.shape and (last + 1) * ref.dtype.itemsize > ref.storage.size:
-            raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
-        storage: Any = self._storage(ref.storage, ref.dtype.itemsize)
-        return torch.empty(0, dtype=ref.dtype).set_(storage, ref.offset, ref.shape, ref.stride)
-
-    def _storage(self, span: Span, itemsize: int) -> torch.UntypedStorage:
-        known = (span.start, span.size, itemsize)
-        if known not in self._made:
-            start = _content_start(self._data, span)
-            if not 0 <= start <= start + span.size <= len(self._data):
-                raise TrajectoryError(MALFORMED)
-            mapped = self._file[start : start + span.size]
-            self._made[known] = mapped.clone() if start % itemsize else mapped
-        return self._made[known]
+def _check_ref(ref: TensorRef) -> None:
+    numbers = (ref.offset, *ref.shape, *ref.stride)
+    possible = len(ref.shape) == len(ref.stride) and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    if not possible or math.prod(ref.shape) >= 2**48:
+        raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
+    last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.stride, strict=True))
+    if 0 not in ref.shape and (last + 1) * ref.dtype.itemsize > ref.storage.size:
+        raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")

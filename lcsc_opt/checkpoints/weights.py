@@ -1,4 +1,4 @@
-"""Weights in memory and in files of safetensors: reading, writing, their digest, and how two models differ."""
+"""Weights in memory: writing them as safetensors, their digest, and how two models differ."""
 
 from __future__ import annotations
 
@@ -7,43 +7,12 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.pickles import MALFORMED
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, mapped from the file, and the texts of the header.
-
-    Raises:
-        TrajectoryError: truncated, or not safetensors.
-        OSError: it cannot be opened.
-    """
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-
-
-def read_header_texts(path: Path) -> dict[str, str]:
-    """The texts of a safetensors header; the tensors are not read.
-
-    Raises:
-        TrajectoryError, OSError: as :func:`read_safetensors`.
-    """
-    with _opened(path) as file:
-        return dict(file.metadata() or {})
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise TrajectoryError(MALFORMED) from error
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
@@ -53,7 +22,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
 
     Raises:
         TrajectoryError: a tensor has a dtype that safetensors does not know.
-        OSError, SafetensorError: the disk refuses.
+        OSError, safetensors.SafetensorError: the disk refuses.
     """
     try:
         save_file(tensors, path, metadata=dict(texts))
@@ -87,7 +56,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def difference(given: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> str | None:
-    """How names and shapes differ from those that are expected, in words; ``None`` if they are the same.
+    """How names and shapes differ from those that are expected, in words, or ``None`` if they are the same.
 
     Args:
         given: name → shape.

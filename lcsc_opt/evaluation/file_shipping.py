@@ -25,7 +25,7 @@ from lcsc_opt.base.paths import KnownCheckpoints, cache_directory, given_path, s
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
+from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.trajectory import Trajectory

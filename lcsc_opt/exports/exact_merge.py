@@ -22,7 +22,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import read_checkpoint
-from lcsc_opt.checkpoints.lora import LoraAlphas, read_alphas
+from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout
@@ -50,7 +50,7 @@ class CheckpointFiles:
 
     def lora_alphas(self) -> LoraAlphas:
         """The alphas of a LoRA whose tensors do not hold them, from the configuration next to the last file."""
-        return read_alphas(self.sources[self.steps.index(max(self.steps))], key=self._key) or LoraAlphas()
+        return LoraAlphas.read(self.sources[self.steps.index(max(self.steps))], key=self._key) or LoraAlphas()
 
 
 def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> StateDict:

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.imports import quiet_libraries
-from lcsc_opt.checkpoints.lora import (
-    PAIRS,
-    LoraAlphas,
-    LoraModule,
-    lora_factors,
-    lora_flavour,
-    lora_modules,
-)
+from lcsc_opt.checkpoints.lora import PAIRS, LoraAlphas, LoraModule, lora_flavour, lora_modules
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 
 ADAPTER = "merged"
@@ -134,12 +127,11 @@ def to_diffusers(
         places = _kohya_places(modules, unet_config)
     converted = {}
     for module in modules:
-        factors = lora_factors(weights, module, alphas)
+        down, up, scale = module.factors(weights, alphas or LoraAlphas())
         where, path = places[module.name]
-        down, up = PAIRS[2] if where.startswith("text_encoder") else PAIRS[0]  # text encoders: by their older suffix
-        converted[f"{where}.{path}{down}"] = factors.down
-        scaled = factors.up if factors.scale == 1.0 else (factors.up.double() * factors.scale).to(factors.up.dtype)
-        converted[f"{where}.{path}{up}"] = scaled
+        suffixes = PAIRS[2] if where.startswith("text_encoder") else PAIRS[0]  # text encoders: by their older suffix
+        converted[f"{where}.{path}{suffixes[0]}"] = down
+        converted[f"{where}.{path}{suffixes[1]}"] = up if scale == 1.0 else (up.double() * scale).to(up.dtype)
     return converted
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.reading import checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint
 from lcsc_opt.testing.requiring import require
 
 CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of the file that are left after a cut

@@ -16,7 +16,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
-from lcsc_opt.checkpoints.names import numbered_step
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -166,14 +165,10 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
     """The steps (empty if they are not known), the paths in their order, and warnings about the steps."""
     steps: dict[Path, int] = {}
     for path in paths:
-        step: int | None
         try:
-            step = checkpoint_step(path)
-        except TrajectoryError:  # if the file is damaged, only its name can tell
-            step = numbered_step(path)
-        if step is None:
+            steps[path] = checkpoint_step(path)
+        except TrajectoryError:
             return [], paths, [f"the steps are not known: {path} does not tell its own"]
-        steps[path] = step
     paths = sorted(paths, key=lambda path: steps[path])  # stable: natural order for equal steps
     pairs = [
         f"step {steps[later]} is there twice: {earlier} and {later}"

@@ -22,15 +22,8 @@ from lcsc_opt.base.files import only_process, size_in_words, sync_folder
 from lcsc_opt.base.paths import KnownCheckpoints, another_folder, known_checkpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint
-from lcsc_opt.checkpoints.finding import (
-    Patterns,
-    Selection,
-    find_checkpoints,
-    is_packed,
-    several_series,
-    steps_in_words,
-)
-from lcsc_opt.checkpoints.lora import alphas_metadata
+from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import Background, MatrixWriter
@@ -166,7 +159,7 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
     for step, path in sorted(zip(map(int, steps), paths, strict=True)):
         if (earlier := sources.get(step)) is not None:
             alike = checkpoint_series(earlier) == checkpoint_series(path)
-            advice = "Leave one out." if alike else several_series("The list", paths)
+            advice = "Leave one out." if alike else "Name the files of one series."
             raise TrajectoryError(f"Step {step} is there twice: {earlier} and {path}. {advice}")
         sources[step] = path
     return sources
@@ -179,7 +172,7 @@ def _selected(sources: _Sources, selection: Selection) -> dict[int, Path]:
     if selection.given:
         intervals = {later - earlier for earlier, later in itertools.pairwise(steps)}
         apart = " to ".join(str(interval) for interval in sorted({min(intervals), max(intervals)}))
-        notice(f"of {len(sources)} checkpoints, selected {steps_in_words(steps)}, {apart} apart")
+        notice(f"of {len(sources)} checkpoints, selected {len(steps)}: steps {steps[0]} to {steps[-1]}, {apart} apart")
     return {step: sources[step] for step in steps}
 
 
@@ -233,7 +226,9 @@ def _fill(out: Path, sources: _Sources, key: str | None, identity: str, dtype: s
         first = read_checkpoint(paths[0], key=key)
         key = first.key
         _check_room(out, first, len(sources), dtype)
-        metadata = alphas_metadata(first.tensors, paths[-1], key)
+        with contextlib.suppress(TrajectoryError):  # the error comes when the alphas are needed
+            if lora_flavour(first.tensors) and (alphas := LoraAlphas.read(paths[-1], key=key)):
+                metadata = {PACKED_ALPHAS: alphas.model_dump_json(exclude_unset=True)}
     texts, committing = {_PLAN: identity, "key": key, **metadata}, Background("lcsc-commit")
     with contextlib.closing(MatrixWriter(partial, metadata=texts, dtype=dtype)) as writer:
         done = len(writer.steps)

@@ -22,15 +22,14 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
 from lcsc_opt.checkpoints.lora import (
     ADAPTER_CONFIG,
     PACKED_ALPHAS,
     LoraAlphas,
     lora_flavour,
     lora_modules,
-    read_alphas,
 )
-from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.layout import TensorSpec
@@ -283,7 +282,7 @@ class Trajectory:
                 raise TrajectoryError(f"{self.path}: the configuration of its LoRA is broken.") from error
         source = self.sources[-1]
         there = bool(source) and Path(source).exists()
-        if there and (found := read_alphas(source, key=self.metadata.get("key"))) is not None:
+        if there and (found := LoraAlphas.read(source, key=self.metadata.get("key"))) is not None:
             return found
         if lora_flavour(self.names) == "peft" and not there:
             where = source or "the checkpoint"

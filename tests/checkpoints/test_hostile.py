@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.keys import GUESSED_KEYS
+from lcsc_opt.checkpoints.content import GUESSED_KEYS
 from lcsc_opt.trajectory import read_checkpoint
 from tests.checkpoints import nvlabs_examples
 from tests.checkpoints.read_in_a_child import in_a_child
@@ -30,7 +30,7 @@ PROTOCOL = b"\x80\x04"
 def zipped(path: Path, content: bytes, storages: dict[str, bytes] | None = None, **options: Any) -> None:
     """A file as torch.save lays it out, around any pickle."""
     with zipfile.ZipFile(path, "w", **options) as archive:
-        archive.writestr("m/data.pkl", content)
+        archive.writestr("m/data.pkl", PROTOCOL + content + b".")
         for key, data in (storages or {"0": bytes(64)}).items():
             archive.writestr(f"m/data/{key}", data)
 
@@ -63,9 +63,9 @@ def tensor(shape: bytes, stride: bytes, *, count: int = 16, offset: int = 0) -> 
     return call("torch._utils._rebuild_tensor_v2", storage(count), number(offset), shape, stride, b"\x89", ordered)
 
 
-def state_dict(*values: bytes) -> bytes:
-    entries = b"".join(text(f"w{index}") + value for index, value in enumerate(values))
-    return PROTOCOL + b"}(" + entries + b"u."
+def weights(*values: bytes) -> bytes:
+    """A state dict."""
+    return b"}(" + b"".join(text(f"w{index}") + value for index, value in enumerate(values)) + b"u"
 
 
 PLAIN = tensor(numbers(4), numbers(1))
@@ -83,242 +83,191 @@ def module(state: bytes) -> bytes:
     return call("torch_utils.persistence._reconstruct_persistent_obj", meta)
 
 
-def hash_without_end(path: Path) -> None:
-    """Some 600 bytes that ``torch.load(weights_only=True)`` does not come back from."""
-    pairs = (b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
-    key = b")q\0" + b"".join(pairs)
-    zipped(path, b"\x80\x02}" + text("a") + b"(" + key + b"tsh\x3cK\x01s.")
-
-
-def hash_too_deep(path: Path) -> None:
-    zipped(path, PROTOCOL + b"}" + b")" + b"\x85" * 900_000 + b"K\x01s.")
-
-
-def colliding_keys(path: Path) -> None:
-    keys = b"".join(number(index * (2**61 - 1)) + b"N" for index in range(1, 100_000))
-    zipped(path, PROTOCOL + b"}(" + keys + b"u.")
-
-
-def nested_lists(path: Path) -> None:
-    zipped(path, PROTOCOL + b"}" + text("model") + b"]" * 800_000 + b"a" * 799_999 + b"s.")
-
-
-def nested_records(path: Path) -> None:
-    record = b"cargparse\nNamespace\n)\x81"
-    zipped(path, PROTOCOL + b"}" + text("model") + record * 100_000 + b"b" * 99_999 + b"s.")
-
-
-def laughing_dicts(path: Path) -> None:
-    keys = ("ema", "model", "state_dict", "net", "params", "network", "unet", "model_ema")
-    levels = b"}\x94" + b"".join(
-        b"}(" + b"".join(text(key) + b"h" + bytes([level]) for key in keys) + b"u\x94" for level in range(60)
-    )
-    zipped(path, PROTOCOL + levels + b".")
-
-
-def dict_in_itself(path: Path) -> None:
-    """A dict that holds itself under every key that is guessed, on 13^5 paths, beside many numbers."""
-    inside = b"".join(text(key) + b"h\0" for key in GUESSED_KEYS)
-    path.write_bytes(PROTOCOL + b"}\x94(" + inside + many_numbers(9_000) + b"u.")
-
-
-def dicts_around_one(path: Path) -> None:
-    """Dicts in dicts, all of them different, with one that is large inside them 13^4 times."""
-
-    def around(depth: int) -> bytes:
-        return b"}(" + b"".join(text(k) + around(depth - 1) for k in GUESSED_KEYS) + b"u" if depth else b"h\0"
-
-    path.write_bytes(PROTOCOL + b"}\x94(" + many_numbers(9_900) + b"u0" + around(4) + b".")
-
-
 def many_numbers(count: int) -> bytes:
     return b"".join(number(index) + b"N" for index in range(count))
 
 
-def many_opcodes(path: Path) -> None:
-    zipped(path, PROTOCOL + b"\x8f\x94" * 5_000_000 + b".")
+def texts(values: Iterable[str], behind: bytes) -> bytes:
+    """Each value as a key, with the same object behind it."""
+    return b"".join(text(value) + behind for value in values)
 
 
-def many_marks(path: Path) -> None:
-    zipped(path, PROTOCOL + b"(" * 20_000_000 + b".")
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n\x94"
+NO_PARTS = text("_parameters") + b"}" + text("_modules")  # and then the modules
 
 
-def much_text(path: Path) -> None:
-    zipped(path, PROTOCOL + b"](" + text("\N{OCTOPUS}" + "x" * 10_000_000) * 7 + b"e.")
+def hash_without_end() -> bytes:
+    """Some 600 bytes that ``torch.load(weights_only=True)`` does not come back from."""
+    pairs = (b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
+    return b"}" + text("a") + b"(" + b")q\0" + b"".join(pairs) + b"tsh\x3cK\x01s"
 
 
-def large_memo_index(path: Path) -> None:
-    zipped(path, PROTOCOL + b"N" + b"r" + struct.pack("<I", 2**32 - 1) + b".")
+def laughing_dicts() -> bytes:
+    keys = ("ema", "model", "state_dict", "net", "params", "network", "unet", "model_ema")
+    return b"}\x94" + b"".join(b"}(" + texts(keys, b"h" + bytes([level])) + b"u\x94" for level in range(60))
 
 
-def claimed_bytes(path: Path) -> None:
-    path.write_bytes(PROTOCOL + b"\x96" + struct.pack("<Q", 2**40) + b"abc.")
+def averages_without_names() -> bytes:
+    shadow = b"}" + text("shadow_params") + b"](" + PLAIN + b"\x94" + b"h\0" * 15_000 + b"es"
+    model = b"}(" + texts(map(str, range(15_040)), b"h\0") + b"u"
+    return b"}(" + text("ema") + shadow + text("model") + model + b"u"
 
 
-def allocating_call(path: Path) -> None:
-    zipped(path, state_dict(call("builtins.bytearray", number(2**40))))
+# pickles in a zip as torch.save lays it out; a function gets a path that the attack would write to
+ZIPPED: dict[str, Callable[[Path], bytes]] = {
+    # time and depth: hashing, recursion, shared parts, sheer numbers
+    "hash_without_end": lambda _: hash_without_end(),
+    "hash_too_deep": lambda _: b"}" + b")" + b"\x85" * 100_000 + b"K\x01s",
+    "colliding_keys": lambda _: b"}(" + b"".join(number(i * (2**61 - 1)) + b"N" for i in range(1, 100_000)) + b"u",
+    "nested_lists": lambda _: b"}" + text("model") + b"]" * 100_000 + b"a" * 99_999 + b"s",
+    "nested_records": lambda _: b"}" + text("model") + b"cargparse\nNamespace\n)\x81" * 50_000 + b"b" * 49_999 + b"s",
+    "laughing_dicts": lambda _: laughing_dicts(),
+    "many_opcodes": lambda _: b"\x8f\x94" * 5_000_000,
+    "many_marks": lambda _: b"(" * 5_000_000,
+    # one list of 100,000 pairs is made into 50,000 dicts
+    "many_pairs": lambda _: (
+        b"](" + b"](" + b"K\x01K\x02\x86" * 100_000 + b"e\x85\x94"
+        b"ccollections\nOrderedDict\n\x94" + b"h\x01h\0R" * 100_000 + b"e"
+    ),
+    "averages_without_names": lambda _: averages_without_names(),
+    # texts
+    "much_text": lambda _: b"](" + text("\N{OCTOPUS}" + "x" * 10_000_000) * 7 + b"e",
+    "long_key": lambda _: b"}" + text("\N{OCTOPUS}" * 14_000_000) + b"Ns",
+    "long_wrapper": lambda _: b"}" + text("module." * 3_000_000) + PLAIN + b"s",
+    "long_function_name": lambda _: (
+        b"](" + text("a." * 5_000_000) + text("f") + b"\x93\x94" + b"h\0)R" * 200_000 + b"e"
+    ),
+    "long_storage_key": lambda _: (
+        b"](" + b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0" * 20_000_000) + text("cpu")
+        + b"K\0t\x94" + b"h\0Q" * 200_000 + b"e"
+    ),
+    "many_wrappers": lambda _: (
+        PLAIN + b"\x940}(" + texts(("module." * 280 + str(i) for i in range(30_000)), b"h\0") + b"u"
+    ),
+    # memory that is only claimed
+    "large_memo_index": lambda _: b"N" + b"r" + struct.pack("<I", 2**32 - 1),
+    "allocating_call": lambda _: weights(call("builtins.bytearray", number(2**40))),
+    "claimed_storage": lambda _: weights(tensor(numbers(2**40), numbers(1), count=2**40)),
+    # tensors
+    "outside_of_storage": lambda _: weights(tensor(numbers(4), numbers(1), offset=13)),
+    "stride_outside": lambda _: weights(tensor(numbers(4, 2), numbers(5, 1))),
+    "negative_stride": lambda _: weights(tensor(numbers(4), numbers(-1), offset=8)),
+    "negative_offset": lambda _: weights(tensor(numbers(4), numbers(1), offset=-8)),
+    "expanded": lambda _: weights(tensor(numbers(2**40), numbers(0))),
+    "expanded_often": lambda _: weights(*[tensor(numbers(2**20), numbers(0))] * 2000),
+    "shape_that_overflows": lambda _: weights(tensor(numbers(2**40, 2**40, 2**40), numbers(0, 0, 0))),
+    "shape_of_lists": lambda _: weights(tensor(doubled(b")", b"\x86", 50), numbers(1))),
+    "many_times_one_tensor": lambda _: PLAIN + b"\x940}(" + texts(map(str, range(30_000)), b"h\0") + b"u",
+    # one list of 200,000 numbers is the shape of 50,000 tensors
+    "long_shapes": lambda _: (
+        b"](" + b"](" + b"K\x01" * 200_000 + b"e\x94" + REBUILD + storage(16) + b"\x94"
+        + b"h\x01(h\x02K\0h\0h\0\x89NtR" * 50_000 + b"e"
+    ),
+    "many_arguments": lambda _: (
+        b"](" + REBUILD + b"(" + storage(16) + b"K\0))\x89N" + b"N" * 300_000 + b"t\x94" + b"h\0h\x01R" * 100_000 + b"e"
+    ),
+    # code
+    "system": lambda ran: weights(PLAIN, call("posix.system", text(f"touch {ran}"))),
+    "evaluated": lambda ran: weights(PLAIN, call("builtins.eval", text(f"open({str(ran)!r}, 'w')"))),
+    "behind_the_weights": lambda ran: (
+        b"}(" + text("ema") + weights(PLAIN) + text("x")
+        + call("functools.partial", b"cposix\nsystem\n", text(f"touch {ran}")) + b"u"
+    ),
+    "built_in_a_file": lambda ran: b"cnumpy\nload\n)\x81" + text(str(ran)) + b"b",  # as some __setstate__ would run it
+}  # fmt: skip
 
 
-def claimed_storage(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(2**40), numbers(1), count=2**40)))
+def around(depth: int) -> bytes:
+    """Dicts in dicts, all of them different, with the first object of the pickle inside them 13^depth times."""
+    return b"}(" + b"".join(text(k) + around(depth - 1) for k in GUESSED_KEYS) + b"u" if depth else b"h\0"
 
 
-def outside_of_storage(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(4), numbers(1), offset=13)))
+def loaded(inner: bytes) -> bytes:
+    """A file of torch inside a pickle."""
+    return call("torch.storage._load_from_bytes", b"B" + struct.pack("<I", len(inner)) + inner)
 
 
-def stride_outside(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(4, 2), numbers(5, 1))))
+def nested_often() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(4).untyped_storage(), buffer, _use_new_zipfile_serialization=False)
+    inner = b"B" + struct.pack("<I", len(buffer.getvalue())) + buffer.getvalue() + b"\x94"
+    function = b"ctorch.storage\n_load_from_bytes\n("
+    return b"](" + function + inner + b"tR" + (function + b"h\0tR") * 100_000 + b"e"
 
 
-def negative_stride(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(4), numbers(-1), offset=8)))
+def nested_in_nested() -> bytes:
+    inner = weights(PLAIN)
+    for _ in range(200):
+        inner = loaded(PROTOCOL + inner + b".")
+    return inner
 
 
-def negative_offset(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(4), numbers(1), offset=-8)))
+def laughing_modules() -> bytes:
+    content = module(b"}(" + NO_PARTS + b"}u") + b"\x94"
+    for level in range(60):
+        children = b"}(" + texts("abcdefgh", b"h" + bytes([level])) + b"u"
+        content += b"0" + module(b"}(" + NO_PARTS + children + b"u") + b"\x94"
+    return b"}(" + text("ema") + content + b"u"
 
 
-def expanded(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(2**40), numbers(0))))
+def long_names_of_modules() -> bytes:
+    leaf = module(b"}(" + NO_PARTS + b"}u") + b"\x94"
+    middle = module(b"}(" + NO_PARTS + b"}h\x01h\0su") + b"\x94"
+    whole = module(b"}(" + NO_PARTS + b"}(" + texts(map(str, range(20_000)), b"h\x02") + b"uu")
+    return leaf + b"0" + text("n" * 20_000_000) + b"\x94" + b"0" + middle + b"0}" + text("ema") + whole + b"s"
 
 
-def expanded_often(path: Path) -> None:
-    zipped(path, state_dict(*[tensor(numbers(2**20), numbers(0))] * 2000))
-
-
-def shape_that_overflows(path: Path) -> None:
-    zipped(path, state_dict(tensor(numbers(2**40, 2**40, 2**40), numbers(0, 0, 0))))
-
-
-def shape_of_lists(path: Path) -> None:
-    zipped(path, state_dict(tensor(doubled(b")", b"\x86", 50), numbers(1))))
-
-
-def long_shapes(path: Path) -> None:
-    """One list of 200,000 numbers is the shape of 50,000 tensors."""
-    shape = b"](" + b"K\x01" * 200_000 + b"e\x94"
-    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n\x94"
-    again = b"h\x01(h\x02K\0h\0h\0\x89NtR"
-    zipped(path, PROTOCOL + b"](" + shape + rebuild + storage(16) + b"\x94" + again * 50_000 + b"e.")
-
-
-def many_arguments(path: Path) -> None:
-    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n\x94"
-    arguments = b"(" + storage(16) + b"K\0))\x89N" + b"N" * 300_000 + b"t\x94"
-    zipped(path, PROTOCOL + b"](" + rebuild + arguments + b"h\0h\x01R" * 100_000 + b"e.")
-
-
-def many_pairs(path: Path) -> None:
-    """One list of 100,000 pairs is made into 50,000 dicts."""
-    pairs = b"](" + b"K\x01K\x02\x86" * 100_000 + b"e\x85\x94"
-    zipped(path, PROTOCOL + b"](" + pairs + b"ccollections\nOrderedDict\n\x94" + b"h\x01h\0R" * 100_000 + b"e.")
-
-
-def long_function_name(path: Path) -> None:
-    name = text("a." * 5_000_000) + text("f") + b"\x93\x94"
-    zipped(path, PROTOCOL + b"](" + name + b"h\0)R" * 200_000 + b"e.")
-
-
-def long_names_of_modules(path: Path) -> None:
-    leaf = module(b"}(" + text("_parameters") + b"}" + text("_modules") + b"}u") + b"\x94"
-    name = text("n" * 20_000_000) + b"\x94"
-    middle = module(b"}(" + text("_parameters") + b"}" + text("_modules") + b"}h\x01h\0su") + b"\x94"
-    children = b"}(" + b"".join(text(str(index)) + b"h\x02" for index in range(20_000)) + b"u"
-    whole = module(b"}(" + text("_parameters") + b"}" + text("_modules") + children + b"u")
-    path.write_bytes(PROTOCOL + leaf + b"0" + name + b"0" + middle + b"0}" + text("ema") + whole + b"s.")
-
-
-def long_key(path: Path) -> None:
-    zipped(path, PROTOCOL + b"}" + text("\U0001f419" * 14_000_000) + b"Ns.")
-
-
-def long_storage_key(path: Path) -> None:
-    identity = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0" * 20_000_000) + text("cpu") + b"K\0t\x94"
-    zipped(path, PROTOCOL + b"](" + identity + b"h\0Q" * 200_000 + b"e.")
-
-
-def many_wrappers(path: Path) -> None:
-    names = b"".join(text("module." * 280 + str(index)) + b"h\0" for index in range(30_000))
-    zipped(path, PROTOCOL + PLAIN + b"\x940}(" + names + b"u.")
-
-
-def many_times_one_tensor(path: Path) -> None:
-    names = b"".join(text(str(index)) + b"h\0" for index in range(99_000))
-    zipped(path, PROTOCOL + PLAIN + b"\x940}(" + names + b"u.")
-
-
-def many_names_left_out(path: Path) -> None:
+def many_names_left_out() -> bytes:
     """Every network of very many shares the list of buffers that are not saved."""
     left_out = b"](" + b"K\x01" * 300_000 + b"e\x94"
-    parts = text("_parameters") + b"}" + text("_non_persistent_buffers_set") + b"h\0" + text("_modules")
+    parts = text("_non_persistent_buffers_set") + b"h\0" + NO_PARTS
     leaf = module(b"}(" + text("_buffers") + b"}(" + text("a") + b"K\1u" + parts + b"}u") + b"\x94"
-    children = b"}(" + b"".join(text(str(index)) + b"h\x01" for index in range(50_000)) + b"u"
-    whole = module(b"}(" + text("_parameters") + b"}" + text("_modules") + children + b"u")
-    path.write_bytes(PROTOCOL + left_out + b"0" + leaf + b"0}" + text("ema") + whole + b"s.")
+    whole = module(b"}(" + NO_PARTS + b"}(" + texts(map(str, range(50_000)), b"h\x01") + b"uu")
+    return left_out + b"0" + leaf + b"0}" + text("ema") + whole + b"s"
 
 
-def compressed(path: Path) -> None:
-    zipped(path, state_dict(PLAIN), {"0": bytes(550 * 2**20)}, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
+ENDLESS = b"}\x94(" + NO_PARTS + b"}" + text("a")
+# pickles in a file of their own
+BARE: dict[str, Callable[[Path], bytes]] = {
+    "plain_pickle": lambda ran: call("os.system", text(f"touch {ran}")),
+    "nested_attack": lambda ran: weights(loaded(PROTOCOL + call("posix.system", text(f"touch {ran}")) + b".")),
+    "nested_often": lambda _: nested_often(),
+    "nested_in_nested": lambda _: nested_in_nested(),
+    "claimed_bytes": lambda _: b"\x96" + struct.pack("<Q", 2**40) + b"abc",
+    # itself under every key that is guessed, on 13^5 paths, and many numbers
+    "dict_in_itself": lambda _: b"}\x94(" + texts(GUESSED_KEYS, b"h\0") + many_numbers(9_000) + b"u",
+    "dicts_around_one": lambda _: b"}\x94(" + many_numbers(9_900) + b"u0" + around(4),
+    "endless_module": lambda _: b"}" + text("ema") + module(ENDLESS + module(b"h\0") + b"su") + b"s",
+    "laughing_modules": lambda _: laughing_modules(),
+    "long_names_of_modules": lambda _: long_names_of_modules(),
+    "many_names_left_out": lambda _: many_names_left_out(),
+}
+
+SCRIPT_MODULE = b"c__torch__\nM\n)\x81\x94"
 
 
-def compressed_pickle(path: Path) -> None:
-    zipped(path, PROTOCOL + b"}" * 50_000_000, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
+def laughing_scripts() -> bytes:
+    """Modules that hold the one before eight times, the innermost with many tensors; names as long as they may be."""
+    content = SCRIPT_MODULE + b"}(" + text("0") + PLAIN + b"q\xff" + texts(map(str, range(1, 9_000)), b"h\xff") + b"ub"
+    for level in range(30):
+        children = texts((f"{n}{'x' * 30}" for n in "abcdefgh"), b"h" + bytes([level]))
+        content += b"0" + SCRIPT_MODULE + b"}(" + children + b"ub"
+    return content
+
+
+# pickles of torch.jit.save, whose zip is laid out in the same way
+SCRIPTS: dict[str, Callable[[Path], bytes]] = {
+    "endless_script": lambda _: SCRIPT_MODULE + b"}(" + text("a") + b"h\0" + text("b") + b"h\0ub",
+    "laughing_scripts": lambda _: laughing_scripts(),
+    "script_of_code": lambda ran: call("posix.system", text(f"touch {ran}")),
+}
 
 
 def large_directory(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("m/data.pkl", state_dict(PLAIN))
-        for index in range(30_000):
+        archive.writestr("m/data.pkl", PROTOCOL + weights(PLAIN) + b".")
+        for index in range(10_000):
             archive.writestr(f"{index:0300d}", b"")
-
-
-def reduced(name: str, *arguments: bytes) -> Callable[[Path], None]:
-    return lambda path: zipped(path, state_dict(PLAIN, call(name, *arguments)))
-
-
-def system(path: Path) -> None:
-    reduced("posix.system", text(f"touch {path.parent / 'ran'}"))(path)
-
-
-def evaluated(path: Path) -> None:
-    reduced("builtins.eval", text(f"open({str(path.parent / 'ran')!r}, 'w')"))(path)
-
-
-def behind_the_weights(path: Path) -> None:
-    hidden = call("functools.partial", b"cposix\nsystem\n", text(f"touch {path.parent / 'ran'}"))
-    zipped(path, PROTOCOL + b"}(" + text("ema") + state_dict(PLAIN)[2:-1] + text("x") + hidden + b"u.")
-
-
-def plain_pickle(path: Path) -> None:
-    path.write_bytes(PROTOCOL + call("os.system", text(f"touch {path.parent / 'ran'}")) + b".")
-
-
-def built_in_a_file(path: Path) -> None:
-    """The attack is in the state of an object, as ``__setstate__`` of some class would run it."""
-    zipped(path, PROTOCOL + b"cnumpy\nload\n)\x81" + text(str(path.parent / "ran")) + b"b.")
-
-
-def nested_attack(path: Path) -> None:
-    inner = PROTOCOL + call("posix.system", text(f"touch {path.parent / 'ran'}")) + b"."
-    loaded = call("torch.storage._load_from_bytes", b"B" + struct.pack("<I", len(inner)) + inner)
-    path.write_bytes(state_dict(loaded))
-
-
-def nested_often(path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(torch.zeros(4).untyped_storage(), buffer, _use_new_zipfile_serialization=False)
-    inner = buffer.getvalue()
-    loaded = b"ctorch.storage\n_load_from_bytes\n(B" + struct.pack("<I", len(inner)) + inner + b"\x94tR"
-    again = b"ctorch.storage\n_load_from_bytes\n(h\0tR"
-    path.write_bytes(PROTOCOL + b"](" + loaded + again * 100_000 + b"e.")
-
-
-def nested_in_nested(path: Path) -> None:
-    inner = state_dict(PLAIN)
-    for _ in range(200):
-        inner = PROTOCOL + call("torch.storage._load_from_bytes", b"B" + struct.pack("<I", len(inner)) + inner) + b"."
-    path.write_bytes(inner)
 
 
 def legacy_attack(path: Path) -> None:
@@ -327,51 +276,9 @@ def legacy_attack(path: Path) -> None:
 
 
 def legacy_storage_that_is_not_there(path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({"w": torch.zeros(8)}, buffer, _use_new_zipfile_serialization=False)
-    content = buffer.getvalue()
+    torch.save({"w": torch.zeros(8)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
     path.write_bytes(content[:-40] + struct.pack("<q", 2**60) + content[-32:])
-
-
-def endless_module(path: Path) -> None:
-    state = b"}\x94(" + text("_parameters") + b"}" + text("_modules") + b"}" + text("a")
-    path.write_bytes(PROTOCOL + b"}" + text("ema") + module(state + module(b"h\0") + b"su") + b"s.")
-
-
-def laughing_modules(path: Path) -> None:
-    content = module(b"}(" + text("_parameters") + b"}" + text("_modules") + b"}u") + b"\x94"
-    for level in range(60):
-        children = b"}(" + b"".join(text(n) + b"h" + bytes([level]) for n in "abcdefgh") + b"u"
-        content += b"0" + module(b"}(" + text("_parameters") + b"}" + text("_modules") + children + b"u") + b"\x94"
-    path.write_bytes(PROTOCOL + b"}(" + text("ema") + content + b"u.")
-
-
-def script(path: Path, content: bytes) -> None:
-    """An archive as torch.jit.save lays it out, around any pickle."""
-    zipped(path, content)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("m/constants.pkl", b"\x80\x02).")
-
-
-SCRIPT_MODULE = b"c__torch__\nM\n)\x81\x94"
-
-
-def endless_script(path: Path) -> None:
-    script(path, PROTOCOL + SCRIPT_MODULE + b"}(" + text("a") + b"h\0" + text("b") + b"h\0ub.")
-
-
-def laughing_scripts(path: Path) -> None:
-    """Modules that hold the one before eight times, the innermost with many tensors; names as long as they may be."""
-    tensors = b"".join(text(str(index)) + (PLAIN + b"q\xff" if index == 0 else b"h\xff") for index in range(9_000))
-    content = SCRIPT_MODULE + b"}(" + tensors + b"ub"
-    for level in range(30):
-        children = b"".join(text(f"{n}{'x' * 30}") + b"h" + bytes([level]) for n in "abcdefgh")
-        content += b"0" + SCRIPT_MODULE + b"}(" + children + b"ub"
-    script(path, PROTOCOL + content + b".")
-
-
-def script_of_code(path: Path) -> None:
-    script(path, PROTOCOL + call("posix.system", text(f"touch {path.parent / 'ran'}")) + b".")
 
 
 def source_that_runs(path: Path) -> None:
@@ -380,19 +287,22 @@ def source_that_runs(path: Path) -> None:
     nvlabs_examples.write_snapshot(path, nvlabs_examples.network(1, attack=f"open({str(marker)!r}, 'w').close()"))
 
 
-def averages_without_names(path: Path) -> None:
-    one = PLAIN + b"\x94"
-    shadow = b"}" + text("shadow_params") + b"](" + one + b"h\0" * 15_000 + b"es"
-    model = b"}(" + b"".join(text(str(index)) + b"h\0" for index in range(15_040)) + b"u"
-    zipped(path, PROTOCOL + b"}(" + text("ema") + shadow + text("model") + model + b"u.")
+COMPRESSED: dict[str, Any] = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+FILES: dict[str, Callable[[Path], object]] = {
+    "compressed.pt": lambda path: zipped(path, weights(PLAIN), {"0": bytes(50 * 2**20)}, **COMPRESSED),
+    "compressed_pickle.pt": lambda path: zipped(path, b"}" * 5_000_000, **COMPRESSED),
+    "large_directory.pt": large_directory,
+    "legacy_attack.pt": legacy_attack,
+    "legacy_storage_that_is_not_there.pt": legacy_storage_that_is_not_there,
+    "source_that_runs.pkl": source_that_runs,
+}
 
 
-def long_wrapper(path: Path) -> None:
-    zipped(path, PROTOCOL + b"}" + text("module." * 3_000_000) + PLAIN + b"s.")
-
-
-def header(path: Path, content: bytes, *, size: int | None = None, data: bytes = b"") -> None:
-    path.write_bytes(struct.pack("<Q", len(content) if size is None else size) + content + data)
+def header(content: bytes | str | dict[str, Any], *, size: int | None = None, data: int = 0) -> bytes:
+    """A safetensors file with this header."""
+    content = json.dumps(content) if isinstance(content, dict) else content
+    content = content.encode() if isinstance(content, str) else content
+    return struct.pack("<Q", len(content) if size is None else size) + content + bytes(data)
 
 
 def entry(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
@@ -400,74 +310,51 @@ def entry(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[s
 
 
 EMPTY = json.dumps(entry(0, 0, [0]))
-SAFETENSORS = {
-    "header_of_a_terabyte": lambda path: header(path, b"{}", size=2**40),
-    "header_of_the_whole_range": lambda path: header(path, b"{}", size=2**64 - 1),
-    "header_longer_than_the_file": lambda path: header(path, b"{}", size=200),
-    "header_of_80_megabytes": lambda path: header(path, b" " * 80 * 2**20),
-    "deep_header": lambda path: header(path, b'{"a":' + b"[" * 1_000_000),
-    "overlapping": lambda path: header(
-        path, json.dumps({"a": entry(0, 16, [4]), "b": entry(8, 24, [4])}).encode(), data=bytes(24)
-    ),
-    "hole": lambda path: header(
-        path, json.dumps({"a": entry(0, 16, [4]), "b": entry(32, 48, [4])}).encode(), data=bytes(48)
-    ),
-    "huge_shape": lambda path: header(path, json.dumps({"a": entry(0, 16, [2**40, 2**40])}).encode(), data=bytes(16)),
-    "beyond_the_file": lambda path: header(path, json.dumps({"a": entry(0, 2**40, [2**38])}).encode(), data=bytes(16)),
-    "unknown_dtype": lambda path: header(path, json.dumps({"a": entry(0, 16, [4], "F99")}).encode(), data=bytes(16)),
-    "many_tensors": lambda path: header(
-        path, ("{" + ",".join(f'"{index}":{EMPTY}' for index in range(120_000)) + "}").encode()
-    ),
+SAFETENSORS: dict[str, Callable[[], bytes]] = {
+    "header_of_a_terabyte": lambda: header("{}", size=2**40),
+    "header_of_the_whole_range": lambda: header("{}", size=2**64 - 1),
+    "header_longer_than_the_file": lambda: header("{}", size=200),
+    "header_of_80_megabytes": lambda: header(b" " * 80 * 2**20),
+    "deep_header": lambda: header('{"a":' + "[" * 1_000_000),
+    "overlapping": lambda: header({"a": entry(0, 16, [4]), "b": entry(8, 24, [4])}, data=24),
+    "hole": lambda: header({"a": entry(0, 16, [4]), "b": entry(32, 48, [4])}, data=48),
+    "huge_shape": lambda: header({"a": entry(0, 16, [2**40, 2**40])}, data=16),
+    "beyond_the_file": lambda: header({"a": entry(0, 2**40, [2**38])}, data=16),
+    "unknown_dtype": lambda: header({"a": entry(0, 16, [4], "F99")}, data=16),
+    "many_tensors": lambda: header("{" + ",".join(f'"{index}":{EMPTY}' for index in range(100_001)) + "}"),
 }
-PICKLES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    function.__name__: (suffix, function)
-    for suffix, functions in (
-        (
-            ".pt",
-            (
-                hash_without_end, hash_too_deep, colliding_keys, nested_lists, nested_records, laughing_dicts,
-                many_opcodes, many_marks, much_text, large_memo_index, claimed_bytes, allocating_call, claimed_storage,
-                outside_of_storage, stride_outside, negative_stride, negative_offset, expanded, expanded_often,
-                shape_that_overflows, shape_of_lists, compressed, compressed_pickle,
-                large_directory, system, evaluated, behind_the_weights, built_in_a_file, legacy_attack,
-                legacy_storage_that_is_not_there, long_shapes, many_arguments, many_pairs, long_function_name,
-                long_key, long_storage_key, many_wrappers, many_times_one_tensor, averages_without_names, long_wrapper,
-                endless_script, laughing_scripts, script_of_code,
-            ),
-        ),
-        (
-            ".pkl",
-            (
-                plain_pickle, nested_attack, nested_often, nested_in_nested, endless_module, laughing_modules,
-                dict_in_itself, dicts_around_one, long_names_of_modules, many_names_left_out,
-                source_that_runs,
-            ),
-        ),
-    )
-    for function in functions
-}  # fmt: skip
-FILES = {f"{name}{suffix}": write for name, (suffix, write) in PICKLES.items()} | {
-    f"{name}.safetensors": write for name, write in SAFETENSORS.items()
-}
+NAMES = [
+    *(f"{name}.pt" for name in (*ZIPPED, *SCRIPTS)), *(f"{name}.pkl" for name in BARE), *FILES,
+    *(f"{name}.safetensors" for name in SAFETENSORS),
+]  # fmt: skip
 # the weights of these are good: they are read, and the rest of the file never runs or costs anything
 GOOD = {"behind_the_weights.pt", "source_that_runs.pkl", "many_wrappers.pt", "many_times_one_tensor.pt"}
+
+
+def write(path: Path) -> None:
+    name, ran = path.stem, path.parent / "ran"
+    if path.name in FILES:
+        FILES[path.name](path)
+    elif name in ZIPPED | SCRIPTS:
+        zipped(path, (ZIPPED | SCRIPTS)[name](ran))
+    else:
+        path.write_bytes(SAFETENSORS[name]() if name in SAFETENSORS else PROTOCOL + BARE[name](ran) + b".")
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("hostile")
     save_file({"w": torch.ones(3)}, folder / "warm.safetensors")
-    paths = []
-    for name, write in FILES.items():
-        (folder / name).mkdir()
-        write(folder / name / name)
-        paths.append(folder / name / name)
-    zipped(folder / "warm.pt", state_dict(PLAIN))  # what is written here is read, where nothing is wrong with it
+    paths = [folder / name / name for name in NAMES]
+    for path in paths:
+        path.parent.mkdir()
+        write(path)
+    zipped(folder / "warm.pt", weights(PLAIN))  # what is written here is read, where nothing is wrong with it
     lines = in_a_child(paths, warm=folder / "warm.pt")
     return {Path(line["path"]).name: line for line in lines}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_hostile_file_is_answered_soon_and_nothing_runs(answers, name):
     answer = answers[name]
     assert answer["outcome"] == ("read" if name in GOOD else "refused"), answer["message"]

@@ -63,11 +63,3 @@ def test_init_arguments_need_a_network(tmp_path):
     torch.save({"ema": {"w": torch.ones(2)}}, tmp_path / "m.pt")
     with pytest.raises(TrajectoryError, match=r"no network of NVlabs' code under 'ema'"):
         read_init_arguments(tmp_path / "m.pt")
-
-
-@pytest.mark.parametrize("part", [0.3, 0.99])
-def test_truncated_snapshot_is_refused(snapshot, part):
-    content = snapshot.read_bytes()
-    snapshot.write_bytes(content[: int(len(content) * part)])
-    with pytest.raises(TrajectoryError, match="truncated"):
-        read_checkpoint(snapshot)

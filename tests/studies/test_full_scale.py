@@ -108,7 +108,7 @@ def test_a_rehearsal_finds_the_published_files(path: Path, workplace: Path, caps
     said = capsys.readouterr()
     assert said.out.count("/LCSC/0") == len(read_studies(path))
     for last in last_steps(path):
-        assert f"selected steps {last - PAPER[path.stem][0]}, {last - 1000}, {last}," in said.err
+        assert f"selected 3: steps {last - PAPER[path.stem][0]} to {last}," in said.err
     assert set(workplace.rglob("*")) == before
 
 

@@ -13,12 +13,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.lora import (
     LoraAlphas,
-    LoraFactors,
-    LoraScale,
-    lora_factors,
     lora_flavour,
     lora_modules,
-    read_alphas,
 )
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
@@ -118,14 +114,14 @@ def saved_trajectory(saved: Saved, folder: Path, flavour: str) -> tuple[Trajecto
 def dense(weights: dict[str, Tensor], alphas: LoraAlphas | None = None) -> dict[str, Tensor]:
     """Path of each module, with underscores for dots → its ΔW."""
     return {
-        module.path.replace(".", "_"): delta(lora_factors(weights, module, alphas)) for module in lora_modules(weights)
+        module.path.replace(".", "_"): delta(*module.factors(weights, alphas or LoraAlphas()))
+        for module in lora_modules(weights)
     }
 
 
-def delta(factors: LoraFactors) -> Tensor:
+def delta(down: Tensor, up: Tensor, scale: float) -> Tensor:
     """ΔW = alpha / rank · up · down, ``[out, in(, h, w)]``, as large as the module's weight."""
-    product = factors.up.flatten(1) @ factors.down.flatten(1)
-    return factors.scale * product.view(factors.up.shape[0], *factors.down.shape[1:])
+    return scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
 
 
 def load_into_pipeline(source: Any, folder: Path) -> Any:
@@ -140,7 +136,7 @@ def test_products_are_those_that_peft_computes(tmp_path: Path, flavour: str) -> 
     path = SAVERS[flavour](network, tmp_path)
     weights = read_checkpoint(path).tensors
     assert lora_flavour(weights) == flavour
-    ours = dense(weights, read_alphas(path))
+    ours = dense(weights, LoraAlphas.read(path))
     theirs = deltas(network)
     assert ours.keys() == {name.replace(".", "_") for name in theirs}
     assert {value.dim() for value in ours.values()} == {2, 4}
@@ -152,7 +148,7 @@ def test_products_are_those_that_peft_computes(tmp_path: Path, flavour: str) -> 
 def test_any_flavour_is_converted_to_what_a_pipeline_loads(tmp_path: Path, flavour: str) -> None:
     network = adapted_unet(1)
     path = SAVERS[flavour](network, tmp_path / "lora")
-    converted = to_diffusers(read_checkpoint(path).tensors, read_alphas(path))
+    converted = to_diffusers(read_checkpoint(path).tensors, LoraAlphas.read(path))
     assert all(name.startswith("unet.") for name in converted)
     loaded = deltas(load_into_pipeline(converted, tmp_path).unet)
     for name, delta in deltas(network).items():
@@ -209,7 +205,7 @@ def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, 
     network = adapted_unet(1, **changes)
     for save in (save_diffusers, save_peft):
         path = save(network, tmp_path / save.__name__)
-        ours = dense(read_checkpoint(path).tensors, read_alphas(path))
+        ours = dense(read_checkpoint(path).tensors, LoraAlphas.read(path))
         for name, delta in deltas(network).items():
             torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
@@ -253,7 +249,7 @@ def test_a_configuration_that_is_none_is_one_line(saved: Saved, tmp_path: Path, 
     path, _ = saved("peft", 1, tmp_path)
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(TrajectoryError, match="LoRA") as caught:
-        read_alphas(path)
+        LoraAlphas.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -284,11 +280,10 @@ def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path
     saved("peft", 1, folder / "unet_lora")
     if place == ".":
         (folder / "unet_lora" / "adapter_config.json").rename(folder / "adapter_config.json")
-    alphas = read_alphas(folder, key=key)
+    alphas = LoraAlphas.read(folder, key=key)
     assert alphas is not None
-    assert alphas.configs == {
-        "": LoraScale(lora_alpha=ALPHA, alpha_pattern={}, use_rslora=False)
-    }  # and nothing that names a folder of this machine
+    scale = {"lora_alpha": ALPHA, "alpha_pattern": {}, "use_rslora": False}
+    assert alphas.model_dump() == {"configs": {"": scale}}  # and nothing that names a folder of this machine
 
 
 def test_alphas_that_are_gone_are_asked_for(saved: Saved, tmp_path: Path) -> None:

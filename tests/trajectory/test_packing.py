@@ -163,7 +163,7 @@ def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
     selection = Selection(first_step=200, interval=200, last=2)
     trajectory = pack(paths, tmp_path / "t", selection=selection, steps=[200, 300, 500, 100, 400])
     assert trajectory.steps == (300, 500)
-    assert "of 5 checkpoints, selected steps 300, 500, 200 apart" in capsys.readouterr().err
+    assert "of 5 checkpoints, selected 2: steps 300 to 500, 200 apart" in capsys.readouterr().err
     with pytest.raises(TrajectoryError, match="leaves 1 of 5"):
         pack(files, tmp_path / "u", selection=Selection(first_step=500))
     with pytest.raises(TrajectoryError, match="window 3 leaves 1 of 5"):
@@ -174,7 +174,7 @@ def test_step_twice_in_two_series_says_how_to_choose(tmp_path):
     for step in (1, 2):
         for name in ("model", "ema_0.999_"):
             save_file(state_dict(step), tmp_path / f"{name}{step:06d}.safetensors")
-    with pytest.raises(TrajectoryError, match=r"there twice.*ema_0\.999 \(2\), model \(2\).*glob"):
+    with pytest.raises(TrajectoryError, match=r"there twice.*the files of one series"):
         pack(sorted(tmp_path.iterdir()), tmp_path / "t")
 
 
