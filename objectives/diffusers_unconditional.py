@@ -34,14 +34,13 @@ from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
+    ClassLabels,
     DecoderSettings,
     DiffusersFolder,
     DiffusersSampler,
-    Guidance,
     Labels,
     SchedulerSettings,
     build_scheduler,
-    choose_labels,
 )
 
 
@@ -84,7 +83,7 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
             "type; sampler.scheduler says others"
         )
     network = folder.network()
-    guidance = None if checked.guidance is None else Guidance(checked.guidance.scale, checked.guidance.null_label)
+    guidance = None if checked.guidance is None else (checked.guidance.scale, checked.guidance.null_label)
     image_shape = checked.image_shape or folder.image_shape()
     return DiffusersSampler(
         network,
@@ -93,8 +92,7 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
         timesteps=chosen.timesteps,
         image_shape=image_shape,
         noise=noise,
-        labels=choose_labels(checked.labels, guidance, classes=folder.classes, noise=noise),
-        guidance=guidance,
+        labels=ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance),
         decoder=None if checked.decoder is None else checked.decoder.build(image_shape[0]),
         timestep_scale=folder.timestep_scale,
         step_options=chosen.step,

@@ -59,7 +59,6 @@ from lcsc_opt.sampling import (
     RawOutput,
     Sampler,
     build_scheduler,
-    choose_labels,
     load_weights,
 )
 from lcsc_opt.trajectory import read_checkpoint
@@ -123,7 +122,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     checked = parse_settings(Settings, settings, source="objective.settings")
     denoiser = _denoiser(checked)
     noise = checked.noise()
-    labels = choose_labels(checked.labels, None, classes=denoiser.label_dim or None, noise=noise)
+    labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
     return checked.objective(_sampler(checked, denoiser, labels), checked.trajectory())
 
 

@@ -26,8 +26,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts
-from lcsc_opt.sampling.text_to_image import NO_LORA_GRADIENT, LatentDiffusionSampler
+from lcsc_opt.sampling.text_to_image import NO_LORA_GRADIENT, LatentDiffusionSampler, load_pipeline, read_prompts
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
 

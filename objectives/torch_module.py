@@ -31,7 +31,7 @@ from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
-from lcsc_opt.sampling import FunctionSampler, Labels, choose_labels
+from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -65,7 +65,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         image_shape=checked.image_shape,
         nfe=checked.nfe,
         noise=noise,
-        labels=choose_labels(checked.labels, None, classes=checked.classes, noise=noise),
+        labels=ClassLabels.choose(checked.labels, classes=checked.classes, noise=noise),
         options=checked.sampler_settings,
         settings=checked.network_settings(),
         name=f"{checked.model} {checked.model_settings}, {checked.sampler}",

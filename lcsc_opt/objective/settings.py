@@ -21,7 +21,7 @@ from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
-from lcsc_opt.sampling.batch_norm import BatchNormStatistics, merged_statistics
+from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
@@ -229,8 +229,8 @@ class ImageObjectiveSettings(FrozenModel):
     def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
         if self.batch_norm == "merge" or not isinstance(sampler, DifferentiableSampler):
             return None
-        network = sampler.weights.trained
-        merged = merged_statistics(network, trajectory.varying)
+        statistics = BatchNormStatistics(sampler)
+        merged = statistics.merged(trajectory.varying)
         if not merged:
             return None
         if self.batch_norm is None:
@@ -238,7 +238,7 @@ class ImageObjectiveSettings(FrozenModel):
                 f"{merged[0]}: statistics of batch normalization are estimated again for each candidate, since merged "
                 "variances may be negative; batch_norm: merge in the objective's settings combines them instead"
             )
-        return BatchNormStatistics(sampler, network)
+        return statistics
 
 
 def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:

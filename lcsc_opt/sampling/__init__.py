@@ -8,7 +8,7 @@ from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOut
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder, load_autoencoder
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
-from lcsc_opt.sampling.noise import ClassLabels, Guidance, ImageNoise, Labels, choose_labels
+from lcsc_opt.sampling.noise import ClassLabels, ImageNoise, Labels
 
 __all__ = [
     "SCHEDULERS",
@@ -21,7 +21,6 @@ __all__ = [
     "DiffusersSampler",
     "EdmDenoiser",
     "FunctionSampler",
-    "Guidance",
     "HeunSampler",
     "HeunSchedule",
     "ImageNoise",
@@ -33,7 +32,6 @@ __all__ = [
     "Sampler",
     "SchedulerSettings",
     "build_scheduler",
-    "choose_labels",
     "load_autoencoder",
     "load_weights",
     "noise_levels",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, network_output
 from lcsc_opt.sampling.noise import ImageNoise
 
 SONG_NOISE, EDM_NOISE = 250.0, 0.25
@@ -55,13 +55,6 @@ class ConsistencyFunction(nn.Module):
         return c_skip * x + c_out * network_output(self.network, c_in * x, self.noise_scale * sigma.log())
 
 
-def network_output(network: nn.Module, x: Tensor, c_noise: Tensor) -> Tensor:
-    """The tensor that a network gives; networks of diffusers wrap it."""
-    output = network(x, c_noise)
-    images: Tensor = output if isinstance(output, Tensor) else output.sample
-    return images
-
-
 def noise_levels(count: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """``[count]`` float64 noise levels from ``sigma_min`` up to ``sigma_max`` (Karras et al. 2022, Eq. 5)."""
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
@@ -94,21 +87,9 @@ class ConsistencySampler(NetworkSampler):
             raise ObjectiveError(f"sigmas: expected at least one noise level, decreasing, got {list(sigmas)}")
         if sigmas[-1] <= function.sigma_min:
             raise ObjectiveError(f"sigmas: expected levels above {function.sigma_min}, got {sigmas[-1]}")
-        self.function = function
-        self._network = PreparedNetwork(function, settings, trained=function.network)
-        self.image_shape = tuple(image_shape)
-        self.sigmas = tuple(float(sigma) for sigma in sigmas)
-        self.noise = noise
-
-    @property
-    def nfe(self) -> int:
-        """Model calls per image."""
-        return len(self.sigmas)
-
-    @property
-    def recomputed(self) -> int:
-        """Model calls per image that a backward pass makes again: all but the last."""
-        return self.nfe - 1
+        super().__init__(function, settings, trained=function.network, image_shape=image_shape, noise=noise)
+        self.function, self.sigmas = function, tuple(float(sigma) for sigma in sigmas)
+        self.nfe, self.recomputed = len(self.sigmas), len(self.sigmas) - 1  # all but the last
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -126,11 +107,9 @@ class ConsistencySampler(NetworkSampler):
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
         return {
+            **super().describe(),
             "sampler": "consistency",
             "sigmas": list(self.sigmas),
             "sigma_data": self.function.sigma_data,
             "sigma_min": self.function.sigma_min,
-            "image_shape": list(self.image_shape),
-            "noise_seed": self.noise.seed,
-            "dtype": self._network.settings.dtype,
         }

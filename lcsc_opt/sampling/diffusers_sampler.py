@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -19,21 +19,13 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel, near_miss
 from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
-from lcsc_opt.sampling.noise import ClassLabels, Guidance, ImageNoise
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
+from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 SchedulerName = Literal[
-    "ddpm",
-    "ddim",
-    "dpm-solver++",
-    "sde-dpm-solver++",
-    "unipc",
-    "heun",
-    "euler",
-    "euler-ancestral",
-    "consistency",
+    "ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "euler-ancestral", "consistency",
     "lcm",
-]
+]  # fmt: skip
 
 SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
     "ddpm": ("DDPMScheduler", {}),  # Ho et al. 2020
@@ -87,7 +79,15 @@ def build_scheduler(
     Raises:
         ObjectiveError: no name and no configuration, an unknown option, or values that the scheduler refuses.
     """
-    kind, fixed = _scheduler_class(name, config)
+    import diffusers
+
+    class_name, fixed = SCHEDULERS[name] if name else (str((config or {}).get("_class_name", "")), {})
+    kind: Any = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        found = (
+            f"the pipeline's {class_name!r} is none of diffusers'" if class_name else "there is no pipeline's to take"
+        )
+        raise ObjectiveError(f"sampler.name: {found}; name one of {', '.join(SCHEDULERS)}")
     known = [option for option in inspect.signature(kind.__init__).parameters if option != "self"]
     changes = {**fixed, **(options or {})}
     if unknown := [option for option in changes if option not in known]:
@@ -97,7 +97,7 @@ def build_scheduler(
         )
     try:
         with without_deprecations():
-            return kind.from_config(dict(config or {}), **changes)
+            return cast("Any", kind).from_config(dict(config or {}), **changes)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ObjectiveError(f"sampler.scheduler: {kind.__name__}: {' '.join(str(error).split())}") from error
 
@@ -110,22 +110,6 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
-def _scheduler_class(name: SchedulerName | None, config: Mapping[str, Any] | None) -> tuple[Any, dict[str, str]]:
-    import diffusers
-
-    if name is not None:
-        class_name, fixed = SCHEDULERS[name]
-        return getattr(diffusers, class_name), fixed
-    class_name = str((config or {}).get("_class_name", ""))
-    kind = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        found = (
-            f"the pipeline's {class_name!r} is none of diffusers'" if class_name else "there is no pipeline's to take"
-        )
-        raise ObjectiveError(f"sampler.name: {found}; name one of {', '.join(SCHEDULERS)}")
-    return kind, {}
-
-
 class DiffusersSampler(NetworkSampler):
     """Images from a network called as ``network(x, timesteps [N], class_labels=…)`` and a scheduler of diffusers.
 
@@ -136,8 +120,7 @@ class DiffusersSampler(NetworkSampler):
         timesteps: the steps themselves, for schedulers that take them, such as those of consistency models.
         image_shape: ``[C, H, W]``.
         noise: where all noise comes from.
-        labels: the classes of a class-conditional network.
-        guidance: classifier-free guidance towards the labels.
+        labels: the classes of a class-conditional network, with the guidance towards them.
         decoder: latents → images, if the network makes latents.
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
         settings: how the network is run.
@@ -146,7 +129,7 @@ class DiffusersSampler(NetworkSampler):
         timestep_scale: the network is told the scheduler's timesteps times this.
 
     Raises:
-        ObjectiveError: the scheduler does not take these steps or options; guidance without labels; no such device.
+        ObjectiveError: the scheduler does not take these steps or options; no such device.
     """
 
     def __init__(
@@ -159,7 +142,6 @@ class DiffusersSampler(NetworkSampler):
         image_shape: Sequence[int],
         noise: ImageNoise,
         labels: ClassLabels | None = None,
-        guidance: Guidance | None = None,
         decoder: LatentDecoder | None = None,
         step_options: Mapping[str, Any] | None = None,
         settings: NetworkSettings | None = None,
@@ -167,38 +149,24 @@ class DiffusersSampler(NetworkSampler):
         calls: int = 1,
         timestep_scale: float = 1.0,
     ) -> None:
-        if guidance is not None and labels is None:
-            raise ObjectiveError("guidance: the model has no classes to guide to")
-        self.scheduler = scheduler
-        self.image_shape = tuple(image_shape)
-        self.noise, self.labels, self.guidance, self.decoder = noise, labels, guidance, decoder
+        shared: dict[str, Any] = {"image_shape": image_shape, "noise": noise, "labels": labels, "decoder": decoder}
+        super().__init__(network, settings, trained=trained, **shared)
+        self.scheduler, self._timestep_scale = scheduler, timestep_scale
         self._schedule = _schedule(scheduler, steps, timesteps)
         self._step_options = _step_options(scheduler, step_options or {})
-        self._network = PreparedNetwork(network, settings, trained=trained)
-        self._timestep_scale = timestep_scale
-        if decoder is not None:
-            decoder.to(self._network.device)
         learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learned and type(scheduler).__name__ == "DDPMScheduler"
-        self._calls_of_a_step = calls * (1 if guidance is None else 2)
-        self._model_calls = len(self._timesteps()) * self._calls_of_a_step
+        self._guidance = None if labels is None else labels.guidance
+        calls_of_a_step = calls * (1 if self._guidance is None else 2)
+        self.nfe = len(self._timesteps()) * calls_of_a_step
+        self.recomputed = self.nfe - calls_of_a_step  # all but those of the last step
         self._draws = self._try_schedule()
-
-    @property
-    def nfe(self) -> int:
-        """Model calls per image; guidance takes two a step."""
-        return self._model_calls
-
-    @property
-    def recomputed(self) -> int:
-        """Model calls per image that a backward pass makes again: all but those of the last step."""
-        return self.nfe - self._calls_of_a_step
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
         z = self.noise.batch(noise, start, stop, self.image_shape).to(self._network.device, self._network.dtype)
         images: Tensor = z * self.scheduler.init_noise_sigma
-        labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
+        labels = self._labels(noise, start, stop)
         options = dict(self._step_options)
         if self._draws:
             options["generator"] = self.noise.generators(noise, start, stop)
@@ -208,24 +176,18 @@ class DiffusersSampler(NetworkSampler):
             output = self._predict(scaled, timestep, labels, again=step < len(timesteps) - 1)
             images = self.scheduler.step(output, timestep, images, **options).prev_sample
         self._timesteps()  # multistep schedulers hold outputs, and with them the graph
-        decoded = images if self.decoder is None else self.decoder(images)
-        return decoded.clamp(-1, 1)
+        return self._decoded(images)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
         return {
+            **super().describe(),
             "sampler": type(self.scheduler).__name__,
             "scheduler": _plain(self.scheduler.config),
             "steps": self._schedule,
             "step_options": self._step_options,
             "network": type(self._network.trained).__name__,
             "architecture": _plain(getattr(self._network.module, "config", {})),
-            "decoder": None if self.decoder is None else self.decoder.describe(),
-            "image_shape": list(self.image_shape),
-            "labels": None if self.labels is None else self.labels.describe(),
-            "guidance": None if self.guidance is None else [self.guidance.scale, self.guidance.null_label],
-            "noise_seed": self.noise.seed,
-            "dtype": self._network.settings.dtype,
             **({} if self._timestep_scale == 1 else {"timestep_scale": self._timestep_scale}),
         }
 
@@ -267,15 +229,15 @@ class DiffusersSampler(NetworkSampler):
         times = times.to(images.device).expand(len(images))
         if labels is None:
             return self._kept(self._network(images, times, again=again))
-        if self.guidance is None:
+        if self._guidance is None:
             return self._kept(self._network(images, times, class_labels=labels, again=again))
-        null = torch.full_like(labels, self.guidance.null_label)
-        classes = torch.cat([labels, null])
+        scale, null_label = self._guidance
+        classes = torch.cat([labels, torch.full_like(labels, null_label)])
         both = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=classes, again=again)
         conditional, unconditional = both.chunk(2)
         channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
         difference = conditional[:, :channels] - unconditional[:, :channels]
-        guided = unconditional[:, :channels] + self.guidance.scale * difference
+        guided = unconditional[:, :channels] + scale * difference
         return self._kept(torch.cat([guided, conditional[:, channels:]], dim=1))
 
     def _kept(self, output: Tensor) -> Tensor:
@@ -285,8 +247,6 @@ class DiffusersSampler(NetworkSampler):
 
 def _schedule(scheduler: Any, steps: int | None, timesteps: Sequence[int] | None) -> dict[str, Any]:
     """The arguments of ``set_timesteps``."""
-    if (steps is None) == (timesteps is None):
-        raise ObjectiveError("sampler: expected either steps or timesteps")
     if steps is not None:
         return {"num_inference_steps": steps}
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 
@@ -161,23 +161,12 @@ class HeunSampler(NetworkSampler):
         decoder: LatentDecoder | None = None,
         settings: NetworkSettings | None = None,
     ) -> None:
-        self.schedule, self.image_shape = schedule, tuple(image_shape)
-        self.noise, self.labels, self.decoder = noise, labels, decoder
-        self._denoiser = denoiser
-        self._network = PreparedNetwork(denoiser, settings, trained=denoiser.network)
-        if decoder is not None:
-            decoder.to(self._network.device)
+        shared: dict[str, Any] = {"image_shape": image_shape, "noise": noise, "labels": labels, "decoder": decoder}
+        super().__init__(denoiser, settings, trained=denoiser.network, **shared)
+        self.schedule, self._denoiser = schedule, denoiser
         self._dtype = torch.float32 if self._network.device.type == "mps" else torch.float64
-
-    @property
-    def nfe(self) -> int:
-        """Network calls per image."""
-        return (2 * self.schedule.steps - 1) * self._denoiser.calls
-
-    @property
-    def recomputed(self) -> int:
-        """Model calls per image that a backward pass makes again: all but the last."""
-        return self.nfe - self._denoiser.calls
+        self.nfe = (2 * schedule.steps - 1) * denoiser.calls
+        self.recomputed = self.nfe - denoiser.calls  # all but the last
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -187,36 +176,31 @@ class HeunSampler(NetworkSampler):
             return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(device).to(self._dtype)
 
         levels = [denoiser.rounded(sigma) if sigma else 0.0 for sigma in self.schedule.levels()]
-        labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(device)
+        labels = self._labels(noise, start, stop)
         x = levels[0] * draw(0)
         for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
             raised = denoiser.rounded(self.schedule.raised(sigma))
             if raised > sigma:
                 x = x + self.schedule.s_noise * math.sqrt(raised**2 - sigma**2) * draw(1 + step)
-            slope = self._slope(x, raised, labels, again=lower > 0)
-            euler = x + (lower - raised) * slope
+            derivative = self._derivative(x, raised, labels, again=lower > 0)
+            euler = x + (lower - raised) * derivative
             if lower > 0:  # Heun's step; the last one is Euler's
-                x = x + (lower - raised) * (slope + self._slope(euler, lower, labels, again=True)) / 2
+                x = x + (lower - raised) * (derivative + self._derivative(euler, lower, labels, again=True)) / 2
             else:
                 x = euler
-        images = x.to(self._network.dtype)
-        decoded = images if self.decoder is None else self.decoder(images)
-        return decoded.clamp(-1, 1)
+        return self._decoded(x.to(self._network.dtype))
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
         return {
+            **super().describe(),
             "sampler": "edm-heun",
             "schedule": {name: str(value) for name, value in dataclasses.asdict(self.schedule).items()},
-            "image_shape": list(self.image_shape),
-            "labels": None if self.labels is None else self.labels.describe(),
             "network": self._denoiser.config,
-            "decoder": None if self.decoder is None else self.decoder.describe(),
-            "noise_seed": self.noise.seed,
-            "dtype": self._network.settings.dtype,
         }
 
-    def _slope(self, x: Tensor, sigma: float, labels: Tensor | None, *, again: bool) -> Tensor:
+    def _derivative(self, x: Tensor, sigma: float, labels: Tensor | None, *, again: bool) -> Tensor:
+        """dx/dsigma."""
         dtype = self._network.dtype
         level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)
         arguments = () if labels is None else (labels,)

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.base import recomputed_calls
-from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork, raised
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 SAME, SAME_IN_HALF = 1 / 255, 0.05  # mean differences that rounding may make: half a level of 8 bits; in half types
@@ -29,8 +29,8 @@ class FunctionSampler(NetworkSampler):
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
     noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
-    and remember nothing: images would no longer depend only on their index. The first two images are sampled again
-    before the 1st, 2nd, 4th, 8th, … further candidate, with the weights that made them; a notice says if they differ.
+    and remember nothing: images would no longer depend only on their index. The first two images are sampled once more;
+    a notice says if they differ.
 
     Args:
         model: gets the merged weights.
@@ -60,39 +60,19 @@ class FunctionSampler(NetworkSampler):
         settings: NetworkSettings | None = None,
         name: str | None = None,
     ) -> None:
-        self.function, self.options = function, dict(options or {})
-        self.image_shape, self.noise, self.labels = tuple(image_shape), noise, labels
+        super().__init__(model, settings, image_shape=image_shape, noise=noise, labels=labels)
+        self.function, self.options, self.nfe = function, dict(options or {}), nfe
+        self.recomputed = 0 if nfe == 1 or self._network.settings.compile else nfe  # not where a compiler would see it
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         parameters = inspect.signature(function).parameters
         any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        self._parameters = None if any_keyword else set(parameters)  # None: it takes any
-        self._network = PreparedNetwork(model, settings)
-        self._nfe = nfe
-        self._first: tuple[dict[str, Tensor], Tensor, Noise, int] | None = None  # weights and the images of them
-        self._loads: int | None = 0  # since the first images; None if they are compared no more
-        self._told = {"nfe": nfe} if self._parameters is not None and "nfe" in self._parameters else {}
-        if labels is not None and not self._has("labels"):
+        self._looked, self._draws = False, "draw" in parameters
+        if "nfe" in parameters:
+            self.options = {"nfe": nfe, **self.options}
+        if labels is not None and not (any_keyword or "labels" in parameters):
             raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
-        if unknown := [option for option in self.options if not self._has(option)]:
+        if unknown := [option for option in self.options if not (any_keyword or option in parameters)]:
             raise ObjectiveError(f"sampler_settings: the sampler {self.name} has no parameter {unknown[0]!r}")
-
-    @property
-    def nfe(self) -> int:
-        """Model calls per image."""
-        return self._nfe
-
-    @property
-    def recomputed(self) -> int:
-        """Model calls per image that a backward pass makes again: all if there are several and no compiler, else 0."""
-        return 0 if self._nfe == 1 or self._network.settings.compile else self._nfe
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network."""
-        if self._first is not None and self._loads is not None:
-            self._loads += 1
-            if self._loads & (self._loads - 1) == 0:
-                self._compare(*self._first)
-        super().load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].
@@ -101,14 +81,13 @@ class FunctionSampler(NetworkSampler):
             ObjectiveError: the function returned something else.
         """
         images = self._images(noise, start, stop)
-        # not while statistics of batch normalization are being estimated, from just these batches
-        if self._first is None and not any(_estimates(module) for module in self._network.module.modules()):
-            self._look_at(images.detach())
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-            self._first = weights, images[:2].detach().clone(), noise, start
-            if self._network.settings.compile:  # another size would be compiled for this alone
-                self._loads = None
-        return raised(images if torch.is_grad_enabled() else images.detach()).clamp(-1, 1)
+        modules = self._network.module.modules()
+        estimating = any(isinstance(module, _BatchNorm) and module.training for module in modules)  # from these batches
+        if not self._looked and not estimating:
+            self._looked = True
+            self._look_at(images.detach(), noise, start)
+        images = images if torch.is_grad_enabled() else images.detach()
+        return images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)
 
     def _images(self, noise: Noise, start: int, stop: int) -> Tensor:
         """What the function returns, checked."""
@@ -117,14 +96,14 @@ class FunctionSampler(NetworkSampler):
         def draw(index: int) -> Tensor:  # a copy: the function may write to it, and other candidates need the original
             return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(device, dtype, copy=True)
 
-        options = {**self._told, **self.options}
+        options = dict(self.options)
         if self.labels is not None:
             options["labels"] = self.labels.batch(noise, start, stop).to(device, copy=True)
-        if self._parameters is not None and "draw" in self._parameters:
+        if self._draws:
             options["draw"] = draw
         again = recomputed_calls(self._network.module) if self.recomputed else contextlib.nullcontext()
         with self._network.arithmetic(), again, torch.set_grad_enabled(torch.is_grad_enabled()):
-            images: Any = self.function(self._network.callable, draw(0), **options)
+            images: Any = self.function(self._network.module, draw(0), **options)
         if not isinstance(images, Tensor):
             raise ObjectiveError(f"the sampler {self.name} returned a {type(images).__name__}; expected a tensor")
         if images.ndim != 4 or len(images) != stop - start or not images.is_floating_point():
@@ -136,43 +115,26 @@ class FunctionSampler(NetworkSampler):
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
-        return {
-            "sampler": self.name,
-            "options": {**self._told, **self.options},
-            "image_shape": list(self.image_shape),
-            "labels": None if self.labels is None else self.labels.describe(),
-            "noise_seed": self.noise.seed,
-            "dtype": self._network.settings.dtype,
-        }
+        return {**super().describe(), "sampler": self.name, "options": self.options}
 
-    def _has(self, parameter: str) -> bool:
-        return self._parameters is None or parameter in self._parameters
-
-    def _look_at(self, images: Tensor) -> None:
-        """Warn if the first images seem to have another range. Clipped to [-1, 1], they would be too bright."""
+    def _look_at(self, images: Tensor, noise: Noise, start: int) -> None:
+        """Warn if the first images seem to have another range, or if two of them are others when sampled alone."""
         low, high = (float(value) for value in images.aminmax())
-        if 0 <= low < high:
+        if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
             most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
             notice(
                 f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
                 f"images in [-1, 1]: let it return {instead}"
             )
-
-    @torch.no_grad()
-    def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:
-        """Warn, once, if these weights give other images than before: they depend on more than weights and noise."""
-        super().load(weights)
-        again = self._images(noise, start, start + len(images))
-        difference = float((again - images).clamp(-2, 2).abs().mean())
+        if self._network.settings.compile:  # another size would be compiled for this alone
+            return
+        first = images[:2].clone()
+        with torch.no_grad():
+            again = self._images(noise, start, start + len(first))
+        difference = float((again - first).clamp(-2, 2).abs().mean())
         if difference > (SAME if self._network.settings.dtype == "fp32" else SAME_IN_HALF):
-            self._loads = None
             notice(
                 f"the sampler {self.name} makes other images of the same noise when it is called again for two of them "
-                f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, "
-                "remembers earlier calls, or draws random numbers of its own; so the loss depends on more than the "
-                "coefficients"
+                f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, or "
+                "draws random numbers of its own; so the loss depends on more than the coefficients"
             )
-
-
-def _estimates(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.training

@@ -1,10 +1,11 @@
-"""How a network is run (device, arithmetic, compiled or not), and how merged weights get into it."""
+"""How a network is run (device, arithmetic, compiled or not), how it gets merged weights, and what samplers share."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Noise
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.sampling.base import ModuleWeights, recomputed
+from lcsc_opt.sampling.latents import LatentDecoder
+from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Compile = Literal[False, True, "reduce-overhead", "max-autotune"]
@@ -65,14 +69,12 @@ class PreparedNetwork:
     Weights are copied into the parameters that are there, so that a compiled graph stays valid.
 
     Args:
-        module: the network; it is moved to the device and put into evaluation mode.
+        module: the network; it is moved to the device, put into evaluation mode, and compiled in place if the settings
+            say so.
         settings: how it is run.
-        trained: the part of it that the checkpoints hold; ``None`` is all of it.
+        trained: the part of it that the checkpoints hold; all of it by default.
 
     Attributes:
-        module: the network.
-        callable: the same, compiled if the settings say so.
-        device: where both are.
         dtype: of images in and out: float64 if the network's weights are float64, else float32.
         weights: the weights of ``trained``, for gradients.
 
@@ -92,33 +94,28 @@ class PreparedNetwork:
         self.dtype = torch.float64 if doubles else torch.float32
         if self.settings.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        self.callable: Any = compiled(self.module, self.settings.compile)
+        compile_in_place(self.module, self.settings.compile)
 
     def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
 
-        Tensors among the arguments are expected on :attr:`device`. If the network wraps its output, as those of
-        diffusers do, the tensor inside is returned.
-
         Args:
             images: noisy images.
-            arguments: of the network.
+            arguments: of the network; tensors on :attr:`device`.
             again: whether a backward pass repeats this call instead of keeping its activations; worth it for all calls
                 but the last of a batch.
             keywords: of the network.
         """
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        call = functools.partial(network_output, self.module)
         with self.arithmetic():
-            if again:
-                output = recomputed(self.callable, images, *arguments, **keywords)
-            else:
-                output = self.callable(images, *arguments, **keywords)
-        return raised(_unwrapped(output))
+            output = recomputed(call, images, *arguments, **keywords) if again else call(images, *arguments, **keywords)
+        return output.to(torch.promote_types(output.dtype, torch.float32))
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """While this is open, :attr:`callable` computes in the dtype of the settings, on tensors of any dtype.
+        """While this is open, the network computes in the dtype of the settings, on tensors of any dtype.
 
         Raises:
             ObjectiveError: ``torch.compile`` failed, for want of a compiler perhaps; it does so at the first call.
@@ -137,58 +134,86 @@ class PreparedNetwork:
 
 
 class NetworkSampler:
-    """The common part of all samplers of one network."""
+    """The common part of all samplers of one network.
 
-    _network: PreparedNetwork
+    Args:
+        module: everything that is called for an image.
+        settings: how it is run.
+        trained: the part of it that gets the merged weights; all of it by default.
+        image_shape: of the noise of one image, ``[C, H, W]``.
+        noise: where all noise comes from.
+        labels: the classes of a class-conditional network.
+        decoder: latents → images, if the network makes latents.
+
+    Attributes:
+        nfe: model calls per image.
+        recomputed: how many of these a backward pass makes again.
+        weights: the network's weights, for gradients.
+    """
+
+    nfe: int
+    recomputed: int
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: NetworkSettings | None,
+        *,
+        trained: nn.Module | None = None,
+        image_shape: Sequence[int],
+        noise: ImageNoise,
+        labels: ClassLabels | None = None,
+        decoder: LatentDecoder | None = None,
+    ) -> None:
+        self._network = PreparedNetwork(module, settings, trained=trained)
+        self.weights = self._network.weights
+        self.image_shape, self.noise, self.labels, self.decoder = tuple(image_shape), noise, labels, decoder
+        if decoder is not None:
+            decoder.to(self._network.device)
 
     @property
     def network(self) -> nn.Module:
         """The module whose weights the checkpoints hold."""
         return self._network.trained
 
-    @property
-    def weights(self) -> ModuleWeights:
-        """The network's weights, for gradients."""
-        return self._network.weights
-
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
-        load_weights(self._network.trained, weights)
+        load_weights(self.network, weights)
+
+    def describe(self) -> dict[str, object]:
+        """Settings that change the images."""
+        return {
+            "image_shape": list(self.image_shape),
+            "labels": None if self.labels is None else self.labels.describe(),
+            "decoder": None if self.decoder is None else self.decoder.describe(),
+            "noise_seed": self.noise.seed,
+            "dtype": self._network.settings.dtype,
+        }
+
+    def _labels(self, noise: Noise, start: int, stop: int) -> Tensor | None:
+        return None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
+
+    def _decoded(self, images: Tensor) -> Tensor:
+        """What the network made as images in [-1, 1]."""
+        return (images if self.decoder is None else self.decoder(images)).clamp(-1, 1)
 
 
-def compiled(module: nn.Module, how: Compile) -> Any:
-    """What to call in place of ``module``: compiled if the settings say so.
+def compile_in_place(module: Any, how: Compile) -> None:
+    """Compile ``module`` for all that hold and call it.
 
     The modes with CUDA graphs overwrite the last output with the next, so callers get a copy. Each batch size gets a
     graph of its own: there are few (a full batch, and the rest), and one graph for all would be slower.
     """
-    if not how:
-        return module
-    if how is True:
-        return torch.compile(module)
-    graphs: Any = torch.compile(module, mode=how, dynamic=False)
-    graphs.register_forward_hook(lambda _module, _inputs, output: _copied(output))
-    return graphs
-
-
-def compile_in_place(module: Any, how: Compile) -> None:
-    """Compile a module in place, where others hold and call it, such as a pipeline; otherwise as :func:`compiled`."""
     if how is True:
         module.compile()
     elif how:
         module.compile(mode=how, dynamic=False)
         call = module._compiled_call_impl
-        module._compiled_call_impl = lambda *arguments, **keywords: _copied(call(*arguments, **keywords))
 
+        def copied(*arguments: Any, **keywords: Any) -> Any:
+            return pytree.tree_map_only(Tensor, Tensor.clone, call(*arguments, **keywords))  # gradients flow through
 
-def _copied(output: Any) -> Any:
-    """The same structure with copies of its tensors. Gradients flow through the copies."""
-    return pytree.tree_map_only(Tensor, Tensor.clone, output)
-
-
-def raised(images: Tensor) -> Tensor:
-    """Images of half types as float32; others as they are."""
-    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        module._compiled_call_impl = copied
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -206,7 +231,13 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     network.load_state_dict(weights)
 
 
-def _unwrapped(output: Any) -> Tensor:
+def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
+    """The tensor that a network gives. Some wrap it: diffusers' as ``sample``, others in a tuple.
+
+    Raises:
+        ObjectiveError: it gives something else.
+    """
+    output = network(*inputs, **keywords)
     if isinstance(output, Tensor):
         return output
     inside = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)

@@ -6,7 +6,6 @@ image's index, so the noise depends neither on the batch size nor on how images 
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -97,16 +96,45 @@ class ClassLabels:
         classes: C; labels are 0 to C − 1.
         labels: how they are chosen.
         noise: random labels come from its seed.
+        guidance: scale and null label of classifier-free guidance (Ho and Salimans 2022): null + scale (conditional −
+            null), with two model calls a step. The null label stood for a dropped label in training.
 
     Raises:
         ObjectiveError: the label is none of the classes.
     """
 
-    def __init__(self, classes: int, labels: Labels, *, noise: ImageNoise) -> None:
+    def __init__(
+        self, classes: int, labels: Labels, *, noise: ImageNoise, guidance: tuple[float, int] | None = None
+    ) -> None:
         if isinstance(labels, int) and not 0 <= labels < classes:
             raise ObjectiveError(f"labels: the model has the classes 0 to {classes - 1}, got {labels}")
-        self.classes, self.labels = classes, labels
-        self._noise = noise
+        self.classes, self.labels, self.guidance, self._noise = classes, labels, guidance, noise
+
+    @classmethod
+    def choose(
+        cls,
+        labels: Labels | None,
+        *,
+        classes: int | None,
+        noise: ImageNoise,
+        guidance: tuple[float, int] | None = None,
+    ) -> ClassLabels | None:
+        """The labels of a model with ``classes`` classes (``None``: an unconditional one) from its settings.
+
+        If the null label is the last of the model's classes, that class is not sampled.
+
+        Raises:
+            ObjectiveError: labels for a model without classes, or none for a model with classes.
+        """
+        if classes is None:
+            if labels is not None or guidance is not None:
+                wrong = "guidance" if labels is None else "labels"
+                raise ObjectiveError(f"{wrong}: the model has no classes; leave it out")
+            return None
+        if labels is None:
+            raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
+        null_is_last = guidance is not None and guidance[1] == classes - 1
+        return cls(classes - 1 if null_is_last else classes, labels, noise=noise, guidance=guidance)
 
     def batch(self, noise: Noise, start: int, stop: int) -> Tensor:
         """Classes of the images ``start`` to ``stop``: ``[stop - start]`` int64."""
@@ -118,45 +146,4 @@ class ClassLabels:
 
     def describe(self) -> dict[str, object]:
         """What decides the classes."""
-        return {"classes": self.classes, "labels": self.labels}
-
-
-@dataclasses.dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022): null + scale (conditional − null).
-
-    Attributes:
-        scale: 1 is the conditional model alone; every step calls the model twice per image.
-        null_label: the class that stood for a dropped label when the model was trained.
-    """
-
-    scale: float
-    null_label: int
-
-
-def choose_labels(
-    labels: Labels | None, guidance: Guidance | None, *, classes: int | None, noise: ImageNoise
-) -> ClassLabels | None:
-    """Settings of a model with ``classes`` classes (``None`` for an unconditional one) → its labels.
-
-    If the null label is the last of the model's classes, that class is not sampled.
-
-    Args:
-        labels: how classes are chosen.
-        guidance: classifier-free guidance.
-        classes: C.
-        noise: random labels come from its seed.
-
-    Raises:
-        ObjectiveError: labels for a model without classes, or none for a model with classes.
-    """
-    if classes is None:
-        if labels is not None or guidance is not None:
-            raise ObjectiveError(
-                f"{'guidance' if labels is None else 'labels'}: the model has no classes; leave it out"
-            )
-        return None
-    if labels is None:
-        raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
-    null_is_last = guidance is not None and guidance.null_label == classes - 1
-    return ClassLabels(classes - 1 if null_is_last else classes, labels, noise=noise)
+        return {"classes": self.classes, "labels": self.labels, "guidance": self.guidance and list(self.guidance)}

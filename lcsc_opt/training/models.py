@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.imports import quiet_libraries
-from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction, network_output
+from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
+from lcsc_opt.sampling.network import network_output
 from lcsc_opt.training.recipes.base import Denoiser, Kind, column
 
 _UNET = "unet"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
-from lcsc_opt.sampling import ClassLabels, DiffusersSampler, Guidance, ImageNoise, NetworkSettings
+from lcsc_opt.sampling import ClassLabels, DiffusersSampler, ImageNoise, NetworkSettings
 from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, build_scheduler, without_deprecations
 from tests.unet_examples import unet
 
@@ -137,8 +137,7 @@ def test_guidance_and_learned_variance_give_the_pipelines_images(monkeypatch: py
         steps=6,
         image_shape=shape,
         noise=NOISE,
-        labels=ClassLabels(1000, 3, noise=NOISE),
-        guidance=Guidance(scale, null_label=1000) if scale > 1 else None,
+        labels=ClassLabels(1000, 3, noise=NOISE, guidance=(scale, 1000) if scale > 1 else None),
         settings=CPU,
     )
     assert sampler.nfe == (12 if scale > 1 else 6)
@@ -172,8 +171,7 @@ def test_ddpm_uses_the_learned_variance_and_others_leave_it(monkeypatch: pytest.
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_an_image_depends_on_its_index_alone(name: Any) -> None:
     network = unet(num_class_embeds=3)
-    labels = ClassLabels(3, "random", noise=NOISE)
-    options = {"labels": labels, "guidance": Guidance(2.0, null_label=0)}
+    options = {"labels": ClassLabels(3, "random", noise=NOISE, guidance=(2.0, 0))}
     config = {"prediction_type": "v_prediction", "num_train_timesteps": 200}
     together = images(make(network, build_scheduler(name, config), **options), stop=6)  # type: ignore[arg-type]
     sampler = make(network, build_scheduler(name, config), **options)  # type: ignore[arg-type]
@@ -186,10 +184,8 @@ def test_an_image_depends_on_its_index_alone(name: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 10, "timesteps": [3, 1]}, "either steps or timesteps"),
         ({"steps": 5000}, "refuses"),
         ({"step_options": {"etta": 1}}, "no option 'etta'; it has eta"),
-        ({"guidance": Guidance(2.0, 0)}, "no classes to guide to"),
     ],
 )
 def test_what_the_scheduler_does_not_take_is_refused(options: dict[str, Any], message: str) -> None:
@@ -219,7 +215,7 @@ def test_everything_that_changes_images_is_described() -> None:
         described(step_options={"eta": 1.0}),
         described(labels=labels),
         described(labels=ClassLabels(3, 1, noise=NOISE)),
-        described(labels=labels, guidance=Guidance(2.0, 0)),
+        described(labels=ClassLabels(3, "balanced", noise=NOISE, guidance=(2.0, 0))),
         described(settings=NetworkSettings("cpu", dtype="bf16")),
         make(unet(norm_eps=1e-3), build_scheduler("ddim", None)).describe(),
     ]

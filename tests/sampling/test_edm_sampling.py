@@ -104,8 +104,8 @@ def test_heun_is_the_one_of_diffusers() -> None:
     for timestep in scheduler.timesteps:
         scheduler.scale_model_input(x, timestep)
         sigma = scheduler.sigmas[scheduler.step_index]
-        slope = (x - network(x, sigma.expand(200))) / sigma
-        x = scheduler.step(slope, timestep, x).prev_sample.detach()
+        derivative = (x - network(x, sigma.expand(200))) / sigma
+        x = scheduler.step(derivative, timestep, x).prev_sample.detach()
         calls += 1
     assert calls == sampler.nfe == 17
     assert (images(sampler) - x.clamp(-1, 1)).abs().max() < 1e-5

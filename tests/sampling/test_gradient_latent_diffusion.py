@@ -12,8 +12,7 @@ import torch
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.network import NetworkSettings
-from lcsc_opt.sampling.pipelines import load_pipeline
-from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler
+from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline
 from tests import tiny_pipelines
 
 pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
-from lcsc_opt.sampling import ClassLabels, Guidance, ImageNoise, choose_labels
+from lcsc_opt.sampling import ClassLabels, ImageNoise
 
 NOISE = ImageNoise(0)
 
@@ -38,7 +38,7 @@ def test_a_label_that_is_no_class_is_refused(label: int) -> None:
 
 def test_the_null_class_at_the_end_is_not_sampled() -> None:
     for null_label, classes in ((10, 10), (0, 11), (1000, 11)):
-        labels = choose_labels("balanced", Guidance(2.0, null_label), classes=11, noise=NOISE)
+        labels = ClassLabels.choose("balanced", classes=11, noise=NOISE, guidance=(2.0, null_label))
         assert labels is not None
         assert labels.classes == classes
 
@@ -47,11 +47,11 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
     ("labels", "guidance", "classes", "message"),
     [
         ("balanced", None, None, "labels: the model has no classes"),
-        (None, Guidance(2.0, 0), None, "guidance: the model has no classes"),
+        (None, (2.0, 0), None, "guidance: the model has no classes"),
         (None, None, 10, "labels: the model has 10 classes; give balanced, random, or one of them"),
-        (10, Guidance(2.0, 10), 11, "classes 0 to 9, got 10"),
+        (10, (2.0, 10), 11, "classes 0 to 9, got 10"),
     ],
 )
 def test_labels_that_do_not_suit_the_model_are_refused(labels: Any, guidance: Any, classes: Any, message: str) -> None:
     with pytest.raises(ObjectiveError, match=message):
-        choose_labels(labels, guidance, classes=classes, noise=NOISE)
+        ClassLabels.choose(labels, classes=classes, noise=NOISE, guidance=guidance)

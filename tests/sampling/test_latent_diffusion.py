@@ -15,8 +15,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.network import NetworkSettings
-from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts
-from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler
+from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 from tests import tiny_pipelines
 
 pytest.importorskip("transformers")

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcsc_opt.sampling.consistency import EDM_NOISE, network_output
+from lcsc_opt.sampling.consistency import EDM_NOISE
+from lcsc_opt.sampling.network import network_output
 from lcsc_opt.training.recipes.base import (
     Batch,
     Count,
