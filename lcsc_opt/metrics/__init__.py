@@ -7,10 +7,8 @@
     scores.py           the loss, the metrics of searches and reports, and the references
     image_metrics.py    images of one evaluation → loss, metrics, gradients: update, merge, compute
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
-    constraint.py       a metric that a search may not make worse than at EMA*
 
-    moments.py          count, mean and scatter of features, which merge
-    frechet.py          two means and covariances → FID, with everything about the reference computed once
+    frechet.py          moments of features, which merge; two means and covariances → FID
     distances.py        KID, precision and recall, shares of copies; what sees single samples, clusters, projections
     extractors/         images → features [N, D]: published networks, and those of users
     reference/          the real images, as an extractor sees them; kept by content
@@ -20,8 +18,7 @@ package stays cheap.
 """
 
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
-from lcsc_opt.metrics.frechet import FrechetReference, frechet_distance
-from lcsc_opt.metrics.moments import Moments
+from lcsc_opt.metrics.frechet import FrechetReference, Moments, frechet_distance
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import Scores
 

@@ -26,52 +26,36 @@ if TYPE_CHECKING:
     from lcsc_opt.metrics.reference.reference import Reference
 
 SUBSET_SIZE = 1000  # torch-fidelity's defaults, which published numbers are computed with
-SUBSETS = 100
+SUBSETS, SUBSET_SEED = 100, 2020
 
 
-def subset_size(samples: int, real: int) -> int:
-    """Images in a subset: torch-fidelity's 1,000, or all there are where there are fewer."""
-    return min(SUBSET_SIZE, samples, real)
-
-
-def kernel_distance(samples: Tensor, real: Tensor, *, seed: int) -> float:
+def kernel_distance(
+    samples: Tensor, real: Tensor, *, seed: int = SUBSET_SEED, gradient: bool = False
+) -> tuple[float, Tensor]:
     """Mean over random subsets of the unbiased squared MMD with the kernel ``(xᵀy / D + 1)³``; may be below zero.
 
     Args:
         samples: ``[N, D]`` float32.
         real: ``[M, D]`` as ``samples``, on the same device.
         seed: of the subsets.
-    """
-    distances = [
-        _squared_mmd(_base(x, x), _base(y, y), _base(x, y))
-        for x, y in ((samples[rows], real[real_rows]) for rows, real_rows in _subsets(samples, real, seed))
-    ]
-    return float(torch.stack(distances).mean())
-
-
-def kernel_distance_and_gradient(samples: Tensor, real: Tensor, *, seed: int) -> tuple[float, Tensor]:
-    """:func:`kernel_distance` and its derivative in the samples; one subset is in memory at a time.
-
-    Args:
-        samples: ``[N, D]`` float32.
-        real: ``[M, D]`` as ``samples``, on the same device.
-        seed: of the subsets.
+        gradient: whether the derivative is computed, too; one subset is in memory at a time.
 
     Returns:
-        The distance, and the gradient ``[N, D]`` float64 on the device of ``samples``.
+        The distance, and its derivative in the samples: ``[N, D]`` float64 on their device, zero without ``gradient``.
     """
-    distances, gradient = [], torch.zeros_like(samples, dtype=torch.float64)
+    distances, total = [], torch.zeros_like(samples, dtype=torch.float64)
     for rows, real_rows in _subsets(samples, real, seed):
         x, y = samples[rows], real[real_rows]
         inside, across = _base(x, x), _base(x, y)
         distances.append(_squared_mmd(inside, _base(y, y), across))
-        gradient[rows] += _gradient(x, y, inside, across)  # the rows of a subset are different ones
-    return float(torch.stack(distances).mean()), gradient / len(distances)
+        if gradient:
+            total[rows] += _gradient(x, y, inside, across)  # the rows of a subset are different ones
+    return float(torch.stack(distances).mean()), total / len(distances)
 
 
 def _subsets(samples: Tensor, real: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of the samples and rows of the real images: the subsets that torch-fidelity draws."""
-    size = subset_size(len(samples), len(real))
+    size = min(SUBSET_SIZE, len(samples), len(real))
     # Subsets as large as both sets are the sets themselves: the same value every time.
     subsets = 1 if size == len(samples) == len(real) else SUBSETS
     generator = np.random.RandomState(seed)  # the one that torch-fidelity draws its subsets from
@@ -99,9 +83,9 @@ def _squared_mmd(inside: Tensor, inside_real: Tensor, across: Tensor) -> Tensor:
 def _gradient(x: Tensor, y: Tensor, inside: Tensor, across: Tensor) -> Tensor:
     """``[m, D]``: the derivative of :func:`_squared_mmd` in ``x``, with ``∂ (xᵀy / D + 1)³ / ∂x = 3 (…)² y / D``."""
     m, dimension = x.shape
-    slopes = inside**2
-    slopes.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
-    return (6 / dimension) * (slopes @ x / (m * (m - 1)) - across**2 @ y / m**2)
+    weights = inside**2
+    weights.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
+    return (6 / dimension) * (weights @ x / (m * (m - 1)) - across**2 @ y / m**2)
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -112,7 +96,7 @@ NEIGHBOURHOOD = 3  # k of Kynkäänniemi et al. 2019, and torch-fidelity's defau
 BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 
-def radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
+def _radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
     """``[N]``: distance of each of ``[N, D]`` features to its k-th nearest other; k is ``neighbour``, below N."""
     found = [
         torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
@@ -121,19 +105,16 @@ def radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
     return torch.cat(found)
 
 
-def coverage(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Tensor) -> tuple[float, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019).
+def _real_radii(samples: Tensor, reference: Reference) -> Tensor:
+    """``[M]``: distance of each real image to its third nearest other."""
+    return reference.once("radii", samples.device, _radii)
 
-    Args:
-        samples: ``[N, D]``.
-        real: ``[M, D]``.
-        sample_radii: ``[N]``, of :func:`radii`.
-        real_radii: ``[M]``.
 
-    Returns:
-        The fraction of samples inside the sphere of some real image, and of real images inside the sphere of some
-        sample (Eq. 1 and 2).
+def precision_and_recall(samples: Tensor, reference: Reference) -> tuple[float, float]:
+    """The fraction of samples inside the sphere of some real image, and of real images inside the sphere of some sample
+    (Kynkäänniemi et al. 2019, Eq. 1 and 2). There are at least four of both.
     """
+    real, real_radii, sample_radii = _real(samples, reference), _real_radii(samples, reference), _radii(samples)
     realistic = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     step = _rows_at_once(len(real))
@@ -144,29 +125,32 @@ def coverage(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Te
     return realistic / len(samples), int(covered.sum()) / len(real)
 
 
-def nearer_share(samples: Tensor, real: Tensor, other: Tensor) -> float:
-    """The share of samples ``[N, D]`` whose nearest of ``real`` [M, D] is nearer than their nearest of ``other``."""
-    nearer = 0
-    for rows in torch.split(samples, _rows_at_once(max(len(real), len(other)))):
-        nearer += int((torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1)).sum())
-    return nearer / len(samples)
+def _nearer_train(samples: Tensor, reference: Reference) -> Tensor:
+    """The share of samples that are nearer to a real image of the loss than to any held-out one."""
+    real, other = _real(samples, reference), _real(samples, reference.unseen)
+    return (
+        torch.cat(
+            [
+                torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1)
+                for rows in torch.split(samples, _rows_at_once(max(len(real), len(other))))
+            ]
+        )
+        .double()
+        .mean()
+    )
 
 
-def authentic_share(samples: Tensor, real: Tensor, apart: Tensor) -> float:
+def _authenticity(samples: Tensor, reference: Reference) -> Tensor:
     """The share of samples farther from their nearest real image than that is from its own nearest.
 
     Alaa et al. 2022 (arXiv 2102.08921), Eq. 7, as dgm-eval computes it.
-
-    Args:
-        samples: ``[N, D]``.
-        real: ``[M, D]``.
-        apart: ``[M]`` distance of each real image to the nearest other one.
     """
-    authentic = 0
+    real, authentic = _real(samples, reference), []
+    apart = reference.once("nearest", samples.device, lambda features: _radii(features, 1))
     for rows in torch.split(samples, _rows_at_once(len(real))):
         distances, nearest = torch.cdist(rows, real).min(dim=1)
-        authentic += int((apart[nearest] < distances).sum())
-    return authentic / len(samples)
+        authentic.append(apart[nearest] < distances)
+    return torch.cat(authentic).double().mean()
 
 
 def _rows_at_once(columns: int) -> int:
@@ -183,12 +167,7 @@ Distance = Callable[[Tensor, "Reference"], Tensor]
 """Samples ``[N, D]`` and the reference → a number, with a graph back to the samples."""
 
 
-def near(samples: Tensor, reference: Reference) -> Tensor:
-    """Mean distance of a sample to its nearest real image."""
-    return _near_each(samples, reference).mean()
-
-
-def _near_each(samples: Tensor, reference: Reference) -> Tensor:
+def _near(samples: Tensor, reference: Reference) -> Tensor:
     """``[N]``: the distance of each sample to its nearest real image."""
     real = _real(samples, reference)
     chosen = torch.cat([torch.cdist(rows, real).argmin(dim=1) for rows in _blocks(samples, len(real))])
@@ -196,25 +175,20 @@ def _near_each(samples: Tensor, reference: Reference) -> Tensor:
     return distances
 
 
-def hinge(samples: Tensor, reference: Reference) -> Tensor:
-    """How far samples lie outside the neighbourhoods of real images: mean relu(min_j |f − r_j|² / radius_j² − 1).
+def _hinge(samples: Tensor, reference: Reference) -> Tensor:
+    """``[N]``: how far samples lie outside the neighbourhoods of real images: relu(min_j |f − r_j|² / radius_j² − 1).
 
     It is zero for samples that precision counts: those inside the sphere of some real image. The radius is that image's
     distance to its third nearest real image (Kynkäänniemi et al. 2019, Eq. 1).
     """
-    return _hinge_each(samples, reference).mean()
-
-
-def _hinge_each(samples: Tensor, reference: Reference) -> Tensor:
-    """``[N]``: how far each sample is outside, zero where it is inside."""
     real = _real(samples, reference)
-    spheres = reference.radii(samples.device).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
+    spheres = _real_radii(samples, reference).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
     chosen = torch.cat([(torch.cdist(rows, real) / spheres).argmin(dim=1) for rows in _blocks(samples, len(real))])
     ratios = (samples - real[chosen]).square().sum(dim=1) / spheres[chosen].square()
     return F.relu(ratios - 1)
 
 
-def clusters(samples: Tensor, reference: Reference) -> Tensor:
+def _clusters(samples: Tensor, reference: Reference) -> Tensor:
     """The Fréchet distance between diagonal Gaussians of each of ten clusters of real images, in their proportions.
 
     A sample belongs to clusters as ``softmax(−|f − centre|² / the mean squared distance of real images to theirs)``.
@@ -230,7 +204,7 @@ def clusters(samples: Tensor, reference: Reference) -> Tensor:
     return (shares * distances.sum(dim=1)).sum()
 
 
-def sliced(samples: Tensor, reference: Reference) -> Tensor:
+def _sliced(samples: Tensor, reference: Reference) -> Tensor:
     """The sliced Wasserstein distance (Bonneel et al. 2015), squared, times D: the metric that MIND proposes.
 
     The mean over directions of the squared distance between the sorted projections (Berthet et al. 2026). The factor D
@@ -246,27 +220,31 @@ def sliced(samples: Tensor, reference: Reference) -> Tensor:
     return samples.shape[1] * (widths.to(samples) * apart).sum()
 
 
-def cmmd(samples: Tensor, reference: Reference) -> Tensor:
+def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
     """1000 times the squared MMD of features of length one, with a Gaussian kernel of width 10, biased.
 
     ``cmmd@clip`` is the metric of Jayasumana et al. 2024, in the features of CLIP ViT-B/32 in place of ViT-L/14@336.
     """
     own = F.normalize(samples, dim=1)
     real = F.normalize(_real(samples, reference), dim=1)
-    inside = reference.once("kernel", samples.device, _own_kernel_mean)
+
+    def of_reference(features: Tensor) -> float:
+        unit = F.normalize(features.double(), dim=1)
+        return float(_kernel_mean(unit, unit))
+
+    inside = reference.once("kernel", samples.device, of_reference)
     return KERNEL_SCALE * (_kernel_mean(own, own) + inside - 2 * _kernel_mean(own, real))
 
 
+EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}  # of single samples; the metric is their mean
 FIDELITY: Mapping[Formula, Distance] = {
-    "near": near,
-    "hinge": hinge,
-    "clusters": clusters,
-    "sliced": sliced,
-    "cmmd": cmmd,
+    "near": lambda samples, reference: _near(samples, reference).mean(),
+    "hinge": lambda samples, reference: _hinge(samples, reference).mean(),
+    "clusters": _clusters,
+    "sliced": _sliced,
+    "cmmd": _cmmd,
 }
-
-
-EACH: Mapping[Formula, Distance] = {"near": _near_each, "hinge": _hinge_each}  # per sample; the metric is the mean
+COPIES: Mapping[Formula, Distance] = {"nearer_train": _nearer_train, "authenticity": _authenticity}  # no gradient
 
 
 def _real(samples: Tensor, reference: Reference) -> Tensor:
@@ -283,11 +261,6 @@ def _sorted_projections(features: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(features.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
     return (features @ F.normalize(drawn, dim=0).to(features)).sort(dim=0).values
-
-
-def _own_kernel_mean(features: Tensor) -> float:
-    unit = F.normalize(features.double(), dim=1)
-    return float(_kernel_mean(unit, unit))
 
 
 def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
@@ -315,6 +288,6 @@ def _clusters_of(features: Tensor) -> tuple[Tensor, ...]:
 
 
 def _root(variances: Tensor) -> Tensor:
-    """The square root, with slope zero at zero."""
+    """The square root, with the derivative zero at zero."""
     positive = variances > 0
     return torch.where(positive, torch.where(positive, variances, 1.0).sqrt(), 0.0)

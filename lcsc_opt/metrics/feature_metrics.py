@@ -1,9 +1,7 @@
 """The metrics of one extractor's features: ``update`` with batches, ``merge`` with other parts, ``compute``.
 
-FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes. FID is the distance of
-``frechet.py``. The Inception Score is computed by torch-fidelity. KID uses its subsets, precision and recall its
-neighbourhoods, but here they run where the networks do (``distances.py``), and distances inside the reference are
-computed only once. The other metrics are those of ``distances.py``.
+FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes; it computes the
+Inception Score itself. The others run where the networks do, and what concerns the reference alone is computed once.
 """
 
 from __future__ import annotations
@@ -17,19 +15,16 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import (
+    COPIES,
     EACH,
     FIDELITY,
     NEIGHBOURHOOD,
-    authentic_share,
-    coverage,
+    SUBSET_SEED,
     kernel_distance,
-    kernel_distance_and_gradient,
-    nearer_share,
-    radii,
+    precision_and_recall,
 )
-from lcsc_opt.metrics.extractors.base import full_precision
 from lcsc_opt.metrics.extractors.published import torch_fidelity_module
-from lcsc_opt.metrics.moments import Array, Moments
+from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -38,9 +33,7 @@ FeatureState = tuple[Moments, Features | None, Features | None]
 """What some images gave: moments, features ``[n, D]``, logits ``[n, classes]``; what is not needed is missing. It can
 be pickled, and merges with that of other images."""
 
-# torch-fidelity's defaults, which published numbers are computed with.
-SCORE_SPLITS = 10
-SUBSET_SEED = 2020
+SCORE_SPLITS = 10  # torch-fidelity's default
 
 
 class FeatureMetrics:
@@ -77,13 +70,13 @@ class FeatureMetrics:
         self._gradients: dict[Formula, Array] = {}
 
     def update(self, features: Tensor | None, logits: Tensor | None = None) -> None:
-        """Add features ``[B, D]`` and logits ``[B, classes]``, whichever are needed."""
+        """Add features ``[B, D]`` and logits ``[B, classes]`` of float32 or float64, whichever are needed."""
         if logits is not None:
-            self._logits.append(full_precision(logits.detach()).cpu().numpy())
+            self._logits.append(logits.detach().cpu().numpy())
         if features is not None and self._keeps:
-            self._rows.append(full_precision(features.detach()).cpu().numpy())
+            self._rows.append(features.detach().cpu().numpy())
         elif features is not None:
-            self._moments.update(full_precision(features.detach()))
+            self._moments.update(features.detach())
 
     @property
     def state(self) -> FeatureState:
@@ -103,34 +96,30 @@ class FeatureMetrics:
         Raises:
             MetricError: the features do not allow it.
         """
-        if formula in ("precision", "recall") and formula not in self._values:
-            samples, real = self._samples_and_real(NEIGHBOURHOOD + 1)
-            real_radii = self.reference.radii(self._device)
-            both = coverage(samples, real, radii(samples), real_radii)
+        if formula in self._values:
+            return self._values[formula]
+        if formula in ("precision", "recall"):
+            both = precision_and_recall(self._samples(NEIGHBOURHOOD + 1), self.reference)
             self._values["precision"], self._values["recall"] = both
-        if formula not in self._values:
+        else:
             self._values[formula] = self._computed(formula)
         return self._values[formula]
 
     def _computed(self, formula: Formula) -> float:
         match formula:
-            case "fid":
-                return self._fid(self.reference)
-            case "fid_held_out":
-                return self._fid(self.reference.unseen)
+            case "fid" | "fid_held_out":
+                known = (self.reference if formula == "fid" else self.reference.unseen).frechet
+                many = self._moments.count > 0
+                return (
+                    known.distance_from_moments(self._moments) if many else known.distance_from_features(self._kept())
+                )
             case "kid":
-                return kernel_distance(*self._samples_and_real(2), seed=SUBSET_SEED)
+                return kernel_distance(*self._samples_and_real())[0]
             case "is":
                 return self._inception_score()
-            case "nearer_train":
-                samples, real = self._samples_and_real(1)
-                return nearer_share(samples, real, self.reference.unseen.features_on(self._device).to(samples.dtype))
-            case "authenticity":
-                apart = self.reference.once("nearest", self._device, lambda features: radii(features, 1))
-                return authentic_share(*self._samples_and_real(1), apart)
             case _:
                 with torch.no_grad():
-                    return float(FIDELITY[formula](self._samples(), self.reference))
+                    return float({**FIDELITY, **COPIES}[formula](self._samples(), self.reference))
 
     @torch.inference_mode(mode=False)
     def gradient(self, formula: Formula) -> Array:
@@ -147,7 +136,7 @@ class FeatureMetrics:
             case "fid":
                 value, gradient = self.reference.frechet.distance_and_gradient(self._kept())
             case "kid":
-                value, tensor = kernel_distance_and_gradient(*self._samples_and_real(2), seed=SUBSET_SEED)
+                value, tensor = kernel_distance(*self._samples_and_real(), gradient=True)
                 gradient = tensor.cpu().numpy()
             case _:
                 with torch.enable_grad():
@@ -163,12 +152,6 @@ class FeatureMetrics:
         with torch.no_grad():
             return float(EACH[formula](self._samples(), self.reference).double().std())
 
-    def _fid(self, reference: Reference) -> float:
-        """Squared Fréchet distance (Heusel et al. 2017)."""
-        if self._moments.count:
-            return reference.frechet.distance_from_moments(self._moments)
-        return reference.frechet.distance_from_features(self._kept())
-
     def _inception_score(self) -> float:
         """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
         logits = _joined(self._logits)
@@ -178,16 +161,20 @@ class FeatureMetrics:
         result = metric.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
         return float(result[metric.KEY_METRIC_ISC_MEAN])
 
-    def _samples(self) -> Tensor:
+    def _samples(self, fewest: int = 1) -> Tensor:
+        """The features where distances are computed, at least ``fewest``; there are enough real ones, too."""
         if len(self.reference.known_features) <= NEIGHBOURHOOD:
             raise MetricError(f"this metric needs more than {NEIGHBOURHOOD} reference images")
-        return torch.from_numpy(self._kept()).to(self._device)
-
-    def _samples_and_real(self, fewest: int) -> tuple[Tensor, Tensor]:
-        """Both sets of features where distances are computed, in the type of the samples."""
         samples = torch.from_numpy(self._kept()).to(self._device)
         if len(samples) < fewest:
             raise MetricError(f"this metric needs at least {fewest} images, got {len(samples)}")
+        return samples
+
+    def _samples_and_real(self) -> tuple[Tensor, Tensor]:
+        """Both sets for KID, in the type of the samples."""
+        samples = torch.from_numpy(self._kept()).to(self._device)
+        if len(samples) < 2:
+            raise MetricError(f"this metric needs at least 2 images, got {len(samples)}")
         return samples, self.reference.features_on(self._device).to(samples.dtype)
 
     def _kept(self) -> Features:

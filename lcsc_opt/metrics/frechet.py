@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians (Dowson & Landau 1982), squared, as FID uses it.
+"""Moments of features, and the squared Fréchet distance between two Gaussians (Dowson & Landau 1982): FID.
 
 ``FID = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½`` (Heusel et al. 2017, Eq. 6). With ``Σ₁ = R Rᵀ`` the last
 trace is the sum of the square roots of the eigenvalues of the symmetric ``Rᵀ Σ₂ R``, which has the
@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.moments import Array, Moments, as_covariance, as_features, as_mean
+
+Array = npt.NDArray[np.float64]
 
 # A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
-BLOCK = 256  # columns at once: as fast as LAPACK's own, which does the same
+BLOCK = 256  # rows or columns of a symmetric or triangular matrix at once; the other half is not computed
+TOLERANCE = 1e-5  # covariances are accepted with the rounding of float32; what is further off is a mistake
 
 
 def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.ArrayLike, cov_2: npt.ArrayLike) -> float:
@@ -45,6 +49,103 @@ def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.Ar
     return FrechetReference(mean_1, cov_1).distance(mean_2, cov_2)
 
 
+class Moments:
+    """Count, mean and scatter of features: the sum of the outer products of the deviations from the mean.
+
+    Features come all at once (:meth:`of`) or in batches (:meth:`update`), which are added on their device in float64
+    without waiting for it. Moments of parts merge into those of the whole, in any order up to rounding.
+
+    Args:
+        count: N.
+        mean: ``[D]`` float64.
+        scatter: ``[D, D]`` float64.
+
+    Attributes:
+        count: N.
+    """
+
+    def __init__(self, count: int = 0, mean: Array | None = None, scatter: Array | None = None) -> None:
+        self.count = count
+        self._origin = torch.empty(0) if mean is None else torch.from_numpy(mean)
+        self._sum = torch.zeros_like(self._origin)  # of the deviations from the origin
+        self._about_origin = torch.empty(0) if scatter is None else torch.from_numpy(scatter)
+
+    @classmethod
+    def of(cls, features: npt.ArrayLike) -> Moments:
+        """The moments of ``features``: ``[N, D]``, N at least 1.
+
+        Raises:
+            MetricError: they are not finite.
+        """
+        checked = _as_features(features)
+        mean = checked.mean(axis=0)
+        deviations = checked - mean
+        return cls(len(checked), mean, deviations.T @ deviations)
+
+    @torch.inference_mode(mode=False)  # tensors made in inference mode could not be changed outside of it
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Add ``[B, D]`` of any floating-point type, all batches on one device, without waiting for the device."""
+        if not len(features):
+            return
+        here = features.cpu() if features.device.type == "mps" else features  # which has no float64
+        if self.count == 0:
+            self._origin = here.mean(dim=0, dtype=torch.float64)
+            self._sum = torch.zeros_like(self._origin)
+            self._about_origin = self._origin.new_zeros(here.shape[1], here.shape[1])
+        deviations = here - self._origin  # float64, since one of the two is
+        self._sum += deviations.sum(dim=0)
+        for start in range(0, here.shape[1], BLOCK):
+            rows = deviations[:, start : start + BLOCK]
+            self._about_origin[start : start + BLOCK, start:].addmm_(rows.T, deviations[:, start:])
+        self.count += len(features)
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets together (Chan, Golub & LeVeque 1983, Eq. 1.5), associative up to rounding.
+
+        Raises:
+            MetricError: the two have different D.
+        """
+        if not self.count or not other.count:
+            return self if self.count else other
+        mean, apart = self.mean, other.mean
+        if mean.shape != apart.shape:
+            raise MetricError(f"moments of {len(mean)} and of {len(apart)} features cannot be merged")
+        counts = np.array([self.count, other.count], dtype=np.float64)
+        offsets = np.stack([np.zeros_like(mean), apart - mean])
+        shift = counts @ offsets / counts.sum()
+        weighed = (offsets - shift) * np.sqrt(counts)[:, None]
+        scatter = weighed.T @ weighed + self.scatter + other.scatter
+        return Moments(self.count + other.count, mean + shift, scatter)
+
+    @property
+    def mean(self) -> Array:
+        """``[D]``."""
+        return (self._origin + self._sum / self.count).cpu().numpy()
+
+    @property
+    def scatter(self) -> Array:
+        """``[D, D]``."""
+        for start in range(0, len(self._about_origin), BLOCK):  # blocks below the diagonal from those above
+            stop = start + BLOCK
+            self._about_origin[stop:, start:stop] = self._about_origin[start:stop, stop:].T
+        return torch.addr(self._about_origin, self._sum, self._sum, alpha=-1 / self.count).cpu().numpy()
+
+    @property
+    def covariance(self) -> Array:
+        """``[D, D]``, divided by N − 1.
+
+        Raises:
+            MetricError: N < 2.
+        """
+        if self.count < 2:
+            raise MetricError(f"a covariance needs at least 2 images, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Moments, (self.count, self.mean, self.scatter) if self.count else ()
+
+
 class FrechetReference:
     """Distances to one Gaussian; the factor of its covariance is computed once, when it is first needed.
 
@@ -61,8 +162,8 @@ class FrechetReference:
     """
 
     def __init__(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> None:
-        self.mean = as_mean(mean, "mu")
-        self.cov = as_covariance(cov, len(self.mean), "sigma")
+        self.mean = _as_mean(mean, "mu")
+        self.cov = _as_covariance(cov, len(self.mean), "sigma")
         self._trace = float(np.trace(self.cov))
 
     @property
@@ -80,9 +181,9 @@ class FrechetReference:
         Raises:
             MetricError: an array is not finite, has another shape, or is no covariance.
         """
-        checked = as_mean(mean, "mean")
+        checked = _as_mean(mean, "mean")
         self._check_dimension(len(checked), "mean")
-        return self._distance(checked, as_covariance(cov, self.dimension, "covariance"))
+        return self._distance(checked, _as_covariance(cov, self.dimension, "covariance"))
 
     def distance_from_features(self, features: npt.ArrayLike) -> float:
         """FID of ``features``: the squared distance to the Gaussian with their mean and covariance.
@@ -144,7 +245,7 @@ class FrechetReference:
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
-        checked = as_features(features)
+        checked = _as_features(features)
         self._check_dimension(checked.shape[1], "features")
         if len(checked) < 2:
             raise MetricError("a covariance needs at least 2 images, got 1")
@@ -222,3 +323,59 @@ def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Which of the ascending eigenvalues are larger than rounding errors."""
     kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]) if len(values) else 0.0, 0.0)
     return kept
+
+
+def _as_mean(mean: npt.ArrayLike, name: str) -> Array:
+    """``mean`` as ``[D]`` float64; raises MetricError when it is not one finite vector."""
+    array = _finite(mean, name)
+    if array.ndim != 1 or array.size == 0:
+        raise MetricError(f"{name}: expected a vector [D] with D at least 1, got the shape {list(array.shape)}")
+    return array
+
+
+def _as_covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
+    """``cov`` as ``[D, D]`` float64, exactly symmetric.
+
+    Raises:
+        MetricError: it has another shape, is not finite, or is not symmetric or not positive semidefinite by more than
+            rounding in float32.
+    """
+    array = _finite(cov, name)
+    if array.shape != (dimension, dimension):
+        raise MetricError(
+            f"{name}: expected the shape [{dimension}, {dimension}] of a mean of {dimension} features, "
+            f"got {list(array.shape)}"
+        )
+    scale = float(np.abs(array).max())
+    symmetric = (array + array.T) / 2
+    fault = "is not symmetric" if float(np.abs(array - array.T).max()) > TOLERANCE * scale else None
+    if fault is None and scale > 0:
+        try:  # a Cholesky factorization of the shifted matrix costs a tenth of its eigenvalues
+            np.linalg.cholesky(symmetric + TOLERANCE * scale * np.eye(dimension))
+        except np.linalg.LinAlgError:
+            fault = "has negative eigenvalues"
+    if fault is not None:
+        raise MetricError(f"{name}: {fault}, so it is no covariance; pass np.cov(features, rowvar=False)")
+    return symmetric
+
+
+def _as_features(features: npt.ArrayLike, name: str = "features") -> Array:
+    """``features`` as ``[N, D]`` float64.
+
+    Raises:
+        MetricError: they are not finite, empty or of another rank.
+    """
+    array = _finite(features, name)
+    if array.ndim != 2 or 0 in array.shape:
+        raise MetricError(f"{name}: expected [N, D] with N and D at least 1, got the shape {list(array.shape)}")
+    return array
+
+
+def _finite(values: npt.ArrayLike, name: str) -> Array:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise MetricError(f"{name}: expected real numbers, got {array.dtype}")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise MetricError(f"{name}: holds NaN or infinity; look for images or weights that are not finite")
+    return array

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics.constraint import kept_metric
 from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
 from lcsc_opt.metrics.names import (
     DISTANCES,
@@ -18,20 +17,12 @@ from lcsc_opt.metrics.names import (
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
     MetricName,
-    check_extractor_name,
+    parse_kept,
     parse_loss,
     parse_names,
 )
-from lcsc_opt.metrics.reference.building import build_reference
+from lcsc_opt.metrics.reference.building import ReferenceSetting, ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.reference.setting import (
-    ReferenceSetting,
-    check_reference,
-    dataset_settings,
-    holds_images,
-    is_split,
-    references_by_extractor,
-)
 from lcsc_opt.metrics.scores import REPORTED, LossScale, Scores
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
@@ -68,37 +59,31 @@ def build_scores(
         batch_size: reference images through a network at once.
         cache: a folder for what is computed from the reference.
 
-    Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
+    Raises:
+        MetricError: for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
-    names = _names(loss, metrics, held_out_metrics, keep)
-    files, settings = _files(names, loss, reference, weights or {}, held_out_metrics)
-    build = functools.partial(build_reference, batch_size=batch_size, cache=cache)
-    references = {}
-    for alias in dict.fromkeys(name.extractor for name in names):
-        extractor = build_extractor(alias, weights=files.get(alias), device=device)
-        formulas = {name.formula for name in names if name.extractor == alias}
-        if formulas == {"is"}:
-            references[alias] = Reference(extractor)
-            continue
-        features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & OF_HELD_OUT)
-        references[alias] = build(settings[alias], alias, extractor, features=features, held_out=held_out)
+    wanted = _Wanted(loss, metrics, held_out_metrics, keep, reference, weights or {})
+    place: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
+    references = {alias: wanted.reference(alias, device=device, **place) for alias in wanted.extractors}
 
     def for_reports() -> dict[str, Reference]:
         found: dict[str, Reference] = {}
         for alias in scores.extractors:
             known = references[alias]
-            if known.gaussian is None:
+            if known.gaussian is None or (known.features is None and not wanted.references[alias].holds_images):
                 continue
-            if known.features is not None or (holds_images(settings[alias]) and _few_enough(alias, known.count)):
-                found[alias] = build(settings[alias], alias, known.extractor, features=True, held_out=True)
-        if (other := _cross_check(names, loss)) is not None:
+            if known.features is None and (known.count or 0) > MOST_IMAGES:
+                notice(
+                    f"{alias}: held-out reports have no {', '.join(REPORTED)}, since the reference has {known.count:,} "
+                    f"images and more than {MOST_IMAGES:,} take long; name them in held_out_metrics all the same"
+                )
+                continue
+            settings = wanted.references[alias]
+            found[alias] = settings.build(alias, known.extractor, features=True, held_out=True, **place)
+        if (other := wanted.cross_check) is not None:
             try:
-                if not set(scores.extractors) & set(EXTRACTORS):
-                    own = min(scores.extractors)
-                    raise MetricError(f"its features may not suit your images, since the loss uses your own, {own}")
-                images = _images(reference, other)
-                extractor = build_extractor(other, weights=files.get(other), device=device)
-                found[other] = build(images, other, extractor, features=False, held_out=True)
+                settings, extractor = wanted.images_for(other), wanted.extractor(other, device=device)
+                found[other] = settings.build(other, extractor, features=False, held_out=True, **place)
             except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
                 reason = str(error).partition("\n")[0]
                 notice(
@@ -132,82 +117,82 @@ def check_scores(
 ) -> None:
     """Refuse settings that :func:`build_scores` would refuse, without reading images or networks.
 
-    Raises MetricError for an unknown metric or extractor, or a reference or weights that are not there.
-    """
-    names = _names(loss, metrics, held_out_metrics, keep)
-    files, references = _files(names, loss, reference, weights, held_out_metrics)
-    for setting in references.values():
-        check_reference(setting)
-    for extractor in dict.fromkeys([*(name.extractor for name in names), *files]):
-        check_extractor(extractor, weights=files.get(extractor))
-
-
-def _names(
-    loss: str | Mapping[str, float], metrics: Sequence[str], held_out_metrics: Sequence[str] | None, keep: str | None
-) -> tuple[MetricName, ...]:
-    """All metrics that settings name."""
-    weights = parse_loss(loss)
-    kept = () if keep is None else (kept_metric(keep, weights),)
-    return (*weights, *parse_names(metrics), *parse_names(held_out_metrics or ()), *kept)
-
-
-def _files(
-    names: Sequence[MetricName],
-    loss: str | Mapping[str, float],
-    reference: ReferenceSetting | None,
-    weights: Mapping[str, str],
-    held_out_metrics: Sequence[str] | None,
-) -> tuple[dict[str, Path], dict[str, ReferenceSetting]]:
-    """Weights and references by extractor; those of the cross-check may be among them."""
-    cross_check = _cross_check(names, loss) if held_out_metrics is None else None
-    known = list(dict.fromkeys([*(name.extractor for name in names), *([cross_check] if cross_check else [])]))
-    references = references_by_extractor(reference, known)
-    for name in names:
-        if name.needs_reference and name.extractor not in references:
-            raise MetricError(
-                f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
-            )
-    for extractor in weights:
-        check_extractor_name(extractor)
-        if extractor not in known:
-            notice(f"weights: no metric uses {extractor}; its file is not read")
-    return {extractor: Path(path).expanduser() for extractor, path in weights.items()}, references
-
-
-def _cross_check(names: Sequence[MetricName], loss: str | Mapping[str, float]) -> str | None:
-    """The published extractor for FID in other features than the loss's; ``None`` if a metric is of such, or it uses
-    all.
-    """
-    searched = {name.extractor for name in parse_loss(loss)}
-    if any(name.extractor not in searched and name.formula in DISTANCES for name in names):
-        return None
-    return next((name for name in EXTRACTORS if name not in searched), None)
-
-
-def _few_enough(alias: str, count: int | None) -> bool:
-    """Whether reports can compare with so many reference images. If not, a line says so."""
-    if count is None or count <= MOST_IMAGES:
-        return True
-    notice(
-        f"{alias}: held-out reports have no {', '.join(REPORTED)}, since the reference has {count:,} images and more "
-        f"than {MOST_IMAGES:,} take long; name them in held_out_metrics to compute them all the same"
-    )
-    return False
-
-
-def _images(reference: ReferenceSetting | None, extractor: str) -> ReferenceSetting:
-    """The reference of an extractor; else the images for all extractors, or those of another one.
-
     Raises:
-        MetricError: there are none.
+        MetricError: for an unknown metric or extractor, or a reference or weights that are not there.
     """
-    given: list[ReferenceSetting] = [] if reference is None else [reference]
-    if isinstance(reference, Mapping) and dataset_settings(reference) is None and not is_split(reference):
-        given = [*reference.values()]
-        if extractor in reference:
-            own: ReferenceSetting = reference[extractor]
-            return own  # which may hold numbers only
-    for setting in given:
-        if holds_images(setting):
-            return setting
-    raise MetricError(f"it needs reference images; give them under reference: {{{extractor}: a folder, a .zip, ...}}")
+    wanted = _Wanted(loss, metrics, held_out_metrics, keep, reference, weights)
+    for settings in wanted.references.values():
+        settings.check()
+    for extractor in dict.fromkeys([*wanted.extractors, *wanted.weights]):
+        check_extractor(extractor, weights=wanted.weights.get(extractor))
+
+
+class _Wanted:
+    """The metrics, references and weights that settings name.
+
+    Attributes:
+        extractors: of the metrics.
+        cross_check: the published extractor for FID in other features than the loss's, if none is asked for and
+            Inception, CLIP or DINOv2 suit the images, as the loss uses one of them.
+        references: extractor → real images.
+        weights: extractor → file.
+    """
+
+    def __init__(
+        self,
+        loss: str | Mapping[str, float],
+        metrics: Sequence[str],
+        held_out_metrics: Sequence[str] | None,
+        keep: str | None,
+        reference: ReferenceSetting | None,
+        weights: Mapping[str, str],
+    ) -> None:
+        parsed = parse_loss(loss)
+        kept = () if keep is None else (parse_kept(keep, parsed),)
+        self._names = (*parsed, *parse_names([*metrics, *(held_out_metrics or ())]), *kept)
+        self.extractors = [*dict.fromkeys(name.extractor for name in self._names)]
+        searched = {name.extractor for name in parsed}
+        others = [name for name in EXTRACTORS if name not in searched] if searched & {*EXTRACTORS} else []
+        named = any(name.extractor not in searched and name.formula in DISTANCES for name in self._names)
+        self.cross_check = others[0] if others and held_out_metrics is None and not named else None
+        known = [*dict.fromkeys([*self.extractors, *others[: self.cross_check is not None]])]
+        self._given, self.references = reference, ReferenceSettings.by_extractor(reference, known)
+        for name in self._names:
+            if name.needs_reference and name.extractor not in self.references:
+                raise MetricError(
+                    f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
+                )
+        for extractor in weights:
+            MetricName.parse(f"fid@{extractor}")
+            if extractor not in known:
+                notice(f"weights: no metric uses {extractor}; its file is not read")
+        self.weights = {extractor: Path(path).expanduser() for extractor, path in weights.items()}
+
+    def extractor(self, alias: str, *, device: torch.device | str) -> Any:
+        """The network."""
+        return build_extractor(alias, weights=self.weights.get(alias), device=device)
+
+    def reference(self, alias: str, *, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
+        """What the metrics of one extractor compare with."""
+        extractor = self.extractor(alias, device=device)
+        formulas = {name.formula for name in self._names if name.extractor == alias}
+        if formulas == {"is"}:
+            return Reference(extractor)
+        features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & OF_HELD_OUT)
+        options: dict[str, Any] = {"features": features, "held_out": held_out, "batch_size": batch_size, "cache": cache}
+        return self.references[alias].build(alias, extractor, **options)
+
+    def images_for(self, extractor: str) -> ReferenceSettings:
+        """The reference of an extractor, which may hold numbers only; else the images of all or of another one.
+
+        Raises:
+            MetricError: there are none.
+        """
+        if isinstance(self._given, Mapping) and extractor in self._given:
+            return self.references[extractor]
+        for settings in self.references.values():
+            if settings.holds_images:
+                return settings
+        raise MetricError(
+            f"it needs reference images; give them under reference: {{{extractor}: a folder, a .zip, ...}}"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -9,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.constraint import Constraint
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, checked_features, features_with_graph
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
-from lcsc_opt.metrics.moments import Array
+from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.names import FDR, Formula
 
 if TYPE_CHECKING:
@@ -20,6 +21,40 @@ if TYPE_CHECKING:
 
 ImageState = dict[str, FeatureState]
 """Extractor's name → what a part of the images gave."""
+
+PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
+SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """The bound of the kept metric, measured at EMA* on the noise of the search.
+
+    Attributes:
+        loss: EMA*'s loss.
+        value: EMA*'s value of the kept metric.
+        deviation: the standard deviation of the kept metric between images.
+    """
+
+    loss: float
+    value: float
+    deviation: float
+
+    @property
+    def scale(self) -> float:
+        """The loss at EMA* divided by the kept metric there: the factor between their units."""
+        return abs(self.loss) / (self.value or 1.0)
+
+    def violation(self, value: float, images: int) -> float:
+        """How many standard errors, for this many images, ``value`` lies above the value at EMA*."""
+        error = self.deviation / math.sqrt(images)
+        return (value - self.value) / error if error > 0 else float(value > self.value)
+
+    def penalty(self, value: float, images: int) -> tuple[float, float]:
+        """What is added to the loss of this many images, and its derivative in ``value``."""
+        beyond = value - self.value - SLACK * (self.deviation / math.sqrt(images))
+        factor = PENALTY * self.scale if beyond > 0 else 0.0
+        return factor * max(0.0, beyond), factor
 
 
 class ImageMetrics:
@@ -92,6 +127,7 @@ class ImageMetrics:
                     features = answered if features is None else features
                     if not bool(torch.isfinite(logits).all()):
                         raise MetricError(f"extractor {extractor.name}: logits are not finite")
+                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 elif features is None:
                     features = extractor(images)
                 wanted = self._formulas[name] != {"is"}
@@ -133,7 +169,7 @@ class ImageMetrics:
         values = {m: self._features[m.extractor].compute(m.formula) for m in self.metrics}
         penalty = 0.0
         if scores.keep is not None and scores.constraint is not None:
-            penalty = scores.constraint.penalty(values[scores.keep], self._total)
+            penalty, _ = scores.constraint.penalty(values[scores.keep], self._total)
         loss = sum(weight * metric.sign * values[metric] for metric, weight in scores.weights.items()) + penalty
         metrics = {str(metric): value for metric, value in values.items()}
         if self._splits:
@@ -161,12 +197,11 @@ class ImageMetrics:
             kept = self._features[scores.keep.extractor]
             kept.gradient(scores.keep.formula)  # it computes the value, too
             value = kept.compute(scores.keep.formula)
-            slope = (
-                scores.constraint.penalty_slope(value, self._total)
-                if keep_weight is None
-                else keep_weight * scores.constraint.scale
-            )
-            weights[scores.keep] = weights.get(scores.keep, 0.0) + slope
+            if keep_weight is None:
+                _, added = scores.constraint.penalty(value, self._total)
+            else:
+                added = keep_weight * scores.constraint.scale
+            weights[scores.keep] = weights.get(scores.keep, 0.0) + added
         gradients: dict[str, Array] = {}
         for metric, weight in weights.items():
             part = weight * metric.sign * self._features[metric.extractor].gradient(metric.formula)

@@ -24,6 +24,12 @@ OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"} 
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd")
 
+KEPT = {
+    "precision": "hinge",
+    "near": "near",
+    "hinge": "hinge",
+}  # what may be kept → what stands for it, of single images
+
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
 MADE = {
@@ -56,8 +62,13 @@ class MetricName:
         if formula not in FORMULAS:
             hint = near_miss(formula, FORMULAS)
             raise MetricError(f"{text!r} is no metric{hint}; known: {', '.join(FORMULAS)}, each with @extractor or not")
-        if at:
-            check_extractor_name(extractor)
+        module, colon, factory = extractor.partition(":")
+        known = (*EXTRACTORS, *MADE)
+        if at and extractor not in known and not (colon and module and factory):
+            hint = near_miss(extractor, known)
+            raise MetricError(
+                f"{extractor!r} is no extractor{hint}; known: {', '.join(known)}, or your own as module:factory"
+            )
         return cls(formula, extractor if at else INCEPTION)
 
     def __str__(self) -> str:
@@ -72,17 +83,6 @@ class MetricName:
     def needs_reference(self) -> bool:
         """Whether it compares with real images; only the Inception Score does not."""
         return self.formula != "is"
-
-
-def check_extractor_name(name: str) -> None:
-    """Raise MetricError, with a near miss, unless ``name`` is a known extractor or ``module:factory``."""
-    module, colon, factory = name.partition(":")
-    known = (*EXTRACTORS, *MADE)
-    if name in known or (colon and module and factory):
-        return
-    raise MetricError(
-        f"{name!r} is no extractor{near_miss(name, known)}; known: {', '.join(known)}, or your own as module:factory"
-    )
 
 
 def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
@@ -112,9 +112,22 @@ def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
 
 
 def parse_names(names: Iterable[str]) -> tuple[MetricName, ...]:
-    """The metrics of a list, each once, in its order.
+    """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
+    return tuple(dict.fromkeys(MetricName.parse(name) for name in names))
+
+
+def parse_kept(text: str, loss: Mapping[MetricName, float]) -> MetricName:
+    """The metric of ``keep: TEXT``, which a search may not make worse than at EMA*, the best of the window's EMA rates.
+
+    FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: on average,
+    samples may lie as far outside the real images as EMA*'s samples do. Optimizers that follow gradients choose its
+    weight themselves, for example by dual ascent. All others get the loss with a penalty for the violation. If the text
+    names no features, they are those of the loss's first metric.
 
     Raises:
-        MetricError: for an unknown one.
+        MetricError: it cannot be kept.
     """
-    return tuple(dict.fromkeys(MetricName.parse(name) for name in names))
+    formula, at, extractor = text.partition("@")
+    if formula not in KEPT:
+        raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")
+    return MetricName.parse(f"{KEPT[formula]}@{extractor if at else next(iter(loss)).extractor}")

@@ -19,13 +19,11 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics.constraint import Constraint, kept_metric
-from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, subset_size
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, image_gradient
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
-from lcsc_opt.metrics.frechet import FrechetReference
-from lcsc_opt.metrics.image_metrics import ImageMetrics
-from lcsc_opt.metrics.moments import Moments
+from lcsc_opt.metrics.frechet import FrechetReference, Moments
+from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics
 from lcsc_opt.metrics.names import (
     DIFFERENTIABLE,
     DISTANCES,
@@ -34,6 +32,7 @@ from lcsc_opt.metrics.names import (
     OF_REFERENCE_FEATURES,
     Formula,
     MetricName,
+    parse_kept,
     parse_loss,
     parse_names,
 )
@@ -79,6 +78,7 @@ class Scores:
     Attributes:
         weights: metric → its weight in the sum.
         keep: the metric that is kept.
+        extractors: the names of the extractors whose features the loss is made of.
         constraint: its bound; ``None`` while it is not known, and nothing is bounded.
         references: extractor's name → reference.
         device: where distances between features are computed.
@@ -101,10 +101,11 @@ class Scores:
         report_references: Callable[[], Mapping[str, Reference]] | None = None,
     ) -> None:
         self._named_loss, self._loss_scale = parse_loss(loss), loss_scale
-        self.keep = None if keep is None else kept_metric(keep, self._named_loss)
+        self.keep = None if keep is None else parse_kept(keep, self._named_loss)
         self.constraint: Constraint | None = None
-        kept: tuple[MetricName, ...] = () if self.keep is None else (self.keep,)
-        self._metrics = tuple(dict.fromkeys((*self._named_loss, *parse_names(metrics), *kept)))
+        searched = [*self._named_loss, *([] if self.keep is None else [self.keep])]
+        self.extractors = tuple(dict.fromkeys(metric.extractor for metric in searched))
+        self._metrics = tuple(dict.fromkeys((*self._named_loss, *parse_names(metrics), *searched)))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         if missing := [name for name in names if name not in references]:
@@ -133,12 +134,6 @@ class Scores:
         return scaled
 
     @property
-    def extractors(self) -> tuple[str, ...]:
-        """The names of the extractors whose features the loss is made of."""
-        kept: tuple[MetricName, ...] = () if self.keep is None else (self.keep,)
-        return tuple(dict.fromkeys(metric.extractor for metric in (*self._named_loss, *kept)))
-
-    @property
     def extractor(self) -> FeatureExtractor:
         """The extractor of the loss's first metric; it orders image pairs."""
         return self.references[self.extractors[0]].extractor
@@ -164,9 +159,7 @@ class Scores:
 
     def computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
         """The metrics of an evaluation of a search, or of a held-out report."""
-        if not held_out:
-            return self._metrics
-        return tuple(dict.fromkeys((*self._held_out_metrics, *self.evaluation_metrics)))
+        return tuple(dict.fromkeys((*self._held_out_metrics, *self.evaluation_metrics))) if held_out else self._metrics
 
     def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
         """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
@@ -208,9 +201,7 @@ class Scores:
             if reference is not None and reference.features is not None and len(reference.features) > NEIGHBOURHOOD:
                 formulas = REPORTED if reference.held_out is None else (*REPORTED, *REPORTED_WITH_HELD_OUT)
                 found += [MetricName(formula, name) for formula in formulas]
-        return tuple(
-            metric for metric in dict.fromkeys(found) if self.keep is not None or metric not in self._named_loss
-        )
+        return tuple(metric for metric in dict.fromkeys(found) if self.keep or metric not in self._named_loss)
 
     @functools.cached_property
     def splits(self) -> dict[str, float]:
@@ -227,7 +218,7 @@ class Scores:
 
     @property
     def signs(self) -> dict[str, int]:
-        """Metric → 1, or −1 if higher is better; ``fdr``, of all extractors together, is one of them."""
+        """Metric of :attr:`evaluation_metrics` → 1, or −1 if higher is better; and ``fdr``, of all extractors together."""
         return {**{str(metric): metric.sign for metric in self.evaluation_metrics}, **({FDR: 1} if self.splits else {})}
 
     def real_halves(self) -> dict[str, float]:
@@ -252,45 +243,33 @@ class Scores:
                 computed[name] = FeatureMetrics(reference, device=self.device)
                 computed[name].update(torch.from_numpy(unseen))
             # the distance between the two sets of real images, either way
-            formula: Formula = "fid" if metric.formula == "fid_held_out" else metric.formula
-            found[str(metric)] = computed[name].compute(formula)
+            found[str(metric)] = computed[name].compute("fid" if metric.formula == "fid_held_out" else metric.formula)
         if self.splits and all(self.references[name].held_out is not None for name in self.splits):
             found[FDR] = 1.0  # by its definition
         return found
 
     def notice_size(self, images: Tensor) -> None:
         """Say once when samples ``[B, C, H, W]`` have another size than the reference images."""
-        if self._size_checked:
-            return
-        self._size_checked = True
         size = (images.shape[-2], images.shape[-1])
-        for name, reference in self.references.items():
-            real = reference.size
-            if real is not None and real != size:
+        for name, reference in () if self._size_checked else self.references.items():
+            if reference.size not in (None, size):
+                real = "{}x{}".format(*reference.size)
                 notice(
-                    f"{name}: samples are {size[0]}x{size[1]} and reference images {real[0]}x{real[1]}; the extractor "
-                    "scales both to its own size, and nothing else is done about it"
+                    f"{name}: samples are {size[0]}x{size[1]} and reference images {real}; the extractor scales both "
+                    "to its own size, and nothing else is done about it"
                 )
+        self._size_checked = True
 
     def warnings(self, images: int) -> list[str]:
-        """Warnings about metrics of ``images`` samples against these references, a line each."""
+        """Warnings about FID of ``images`` samples against these references, a line each."""
         lines: list[str] = []
-        for metric in self._metrics:
-            reference = self.references[metric.extractor]
-            if metric.formula == "fid":
-                for count, what in ((reference.count, "reference set"), (images, "set of samples")):
-                    if count is not None and count <= reference.extractor.dimension:
-                        lines.append(
-                            f"the {what} has {count} images for {reference.extractor.dimension} features, so FID is "
-                            "biased upwards and compares only with FIDs of as many images; use more, or an extractor "
-                            "with fewer features"
-                        )
-            elif metric.formula == "kid":
-                real = len(reference.known_features)
-                if (size := subset_size(images, real)) < SUBSET_SIZE:
+        for reference in [self.references[metric.extractor] for metric in self._metrics if metric.formula == "fid"]:
+            dimension = reference.extractor.dimension
+            for count, what in ((reference.count, "reference set"), (images, "set of samples")):
+                if count is not None and count <= dimension:
                     lines.append(
-                        f"{metric}: subsets of {size} images, since there are {images} samples and {real} reference "
-                        f"images; published values have subsets of {SUBSET_SIZE}"
+                        f"the {what} has {count} images for {dimension} features, so FID is biased upwards and "
+                        "compares only with FIDs of as many images; use more, or an extractor with fewer features"
                     )
         return list(dict.fromkeys(lines))
 

@@ -19,8 +19,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cos
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
-from lcsc_opt.metrics.constraint import Constraint
-from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
+from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics, ImageState
 from lcsc_opt.objective.batch_size import AUTO
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, Stopwatch, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory

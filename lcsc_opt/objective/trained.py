@@ -25,8 +25,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
-from lcsc_opt.metrics.constraint import kept_metric
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, parse_loss, parse_names
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, parse_kept, parse_loss, parse_names
 from lcsc_opt.metrics.scores import why_no_gradient
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive, SelectionSettings
@@ -83,7 +82,7 @@ class TrainedSettings(FrozenModel):
         """
         loss = parse_loss(self.loss)
         metrics = [*loss, *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
-        for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep, loss)])]:
+        for metric in [*metrics, *([] if self.keep is None else [parse_kept(self.keep, loss)])]:
             if metric.extractor != INCEPTION:
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
         self.select.check(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))

@@ -14,8 +14,8 @@ from lcsc_opt.base.errors import MetricError, ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.metrics.reference.images import ImageSet, image_files
-from lcsc_opt.metrics.reference.setting import dataset_images, dataset_settings
+from lcsc_opt.metrics.reference.building import DatasetSettings
+from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.sampling.latents import load_autoencoder
 from lcsc_opt.training.images import Bundled, bundled_images
 from lcsc_opt.training.networks import descend, initialize
@@ -67,12 +67,10 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     path = Path(name).expanduser()
     try:
         if name == "cifar10":
-            settings = dataset_settings("cifar10-train")
-            assert settings is not None  # a known data set
-            images: ImageSet = dataset_images(settings, root=cache / "datasets")
+            images = DatasetSettings(torchvision="CIFAR10").images(root=cache / "datasets")
             reference = "cifar10-train"
         elif path.exists():
-            images, reference = image_files(path, cache=cache / "references"), str(path.absolute())
+            images, reference = ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())
         else:
             raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
         pixels = torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])

@@ -28,8 +28,8 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.extractors.published import weights_hash
 from lcsc_opt.training.networks import descend, torch_threads
 
 FORMAT = 3  # version of the cached file and of the training; raise it when either changes
@@ -128,7 +128,7 @@ class _Classifier(nn.Module):
     @functools.cached_property
     def name(self) -> str:
         """``<images>-<dimension>-<hash of the weights>``."""
-        return f"{self._settings.name}-{self.dimension}-{weights_hash(self.state_dict())}"
+        return f"{self._settings.name}-{self.dimension}-{weights_sha256(self.state_dict())[:12]}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].

@@ -80,11 +80,11 @@ def random_inception():
         return network
 
 
-def random_dinov2():
+def random_dinov2(image_size=224):
     """transformers' DINOv2 of one block width 64, whose positions are for 224 pixels; random weights."""
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
-        image_size=224, hidden_size=64, num_attention_heads=1, num_hidden_layers=2, layerscale_value=0.7
+        image_size=image_size, hidden_size=64, num_attention_heads=1, num_hidden_layers=2, layerscale_value=0.7
     )
     with seeded(2):
         network = transformers.Dinov2Model(config).eval()

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, SUBSETS
-from lcsc_opt.metrics.feature_metrics import SCORE_SPLITS, SUBSET_SEED
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SEED, SUBSET_SIZE, SUBSETS
+from lcsc_opt.metrics.feature_metrics import SCORE_SPLITS
 from lcsc_opt.metrics.from_settings import build_scores
 from tests.metrics import examples, network_files
 from tests.metrics.test_fidelity import metrics_of, reference_of
@@ -154,13 +154,3 @@ def test_precision_and_recall_of_features_are_torch_fidelitys_in_any_blocks(bloc
     assert (precision, recall) == pytest.approx((expected["precision"], expected["recall"]), rel=1e-6)
     assert 0.1 < precision < 0.9
     assert precision != recall
-
-
-def test_distances_inside_the_reference_are_computed_once(monkeypatch):
-    computed = []
-    original = torch.cdist
-    monkeypatch.setattr(torch, "cdist", lambda a, b: computed.append((len(a), len(b))) or original(a, b))
-    reference = reference_of(normal(30, 4, 0))
-    for seed in (1, 2):
-        metrics_of(normal(20, 4, seed), reference).compute("precision")
-    assert computed.count((30, 30)) == 1

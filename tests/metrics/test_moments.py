@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Moments
-from lcsc_opt.metrics.moments import BLOCK, _double_device
+from lcsc_opt.metrics.frechet import BLOCK
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -111,16 +111,6 @@ def test_features_of_any_type_are_summed_in_float64_with_and_without_inference_m
     with torch.inference_mode():
         assert_same(moments, Moments.of(features.detach().double().numpy()))
     assert torch.equal(features, before)
-
-
-def test_a_device_without_float64_is_replaced_by_the_cpu(monkeypatch):
-    assert _double_device.__wrapped__(torch.device("cpu")) == torch.device("cpu")
-
-    def refuse(*_, **__):
-        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
-
-    monkeypatch.setattr(torch, "zeros", refuse)
-    assert _double_device.__wrapped__(torch.device("mps")) == torch.device("cpu")
 
 
 @pytest.mark.gpu

@@ -92,11 +92,7 @@ def test_the_inception_score_needs_no_reference():
 
 
 def test_warnings_say_what_few_images_mean():
-    scores = both(loss="fid", metrics=["kid"], held_out_metrics=["kid@m:f"])
-    few, more = scores.warnings(10), scores.warnings(100)
-    assert ["10 images for 16 features" in few[0], "subsets of 10 images" in few[1]] == [True, True]
-    assert len(more) == 1
-    assert "subsets of 60 images" in more[0]
+    assert ["10 images for 16 features" in line for line in both(loss="fid", metrics=["kid"]).warnings(10)] == [True]
     small = Scores({"inception": reference(count=12)}).warnings(100)
     assert "the reference set has 12 images" in small[0]
 
@@ -182,7 +178,6 @@ def test_a_reference_can_differ_by_extractor(own, tmp_path, real_features):
     [
         ({}, "reference: is missing for own_extractors:plain"),
         ({"reference": {"own_extractors:plane": "x.npy"}}, "did you mean 'own_extractors:plain'"),
-        ({"reference": {"own_extractors:plain": 3}}, "expected a path"),
         ({"reference": "REAL", "weights": {"inceptoin": "x"}}, "did you mean 'inception'"),
         ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}}, "takes no file: it is made by a factory"),
         ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}, "metrics": ["fud"]}, "did you mean 'fid'"),

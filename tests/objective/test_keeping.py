@@ -48,7 +48,7 @@ def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(trajector
     evaluation = kept.evaluate(far(seed))
     baseline = kept.scores.constraint
     assert baseline is not None
-    penalty = baseline.penalty(evaluation.metrics["hinge"], IMAGES)
+    penalty, _ = baseline.penalty(evaluation.metrics["hinge"], IMAGES)
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
     assert evaluation.violation == baseline.violation(evaluation.metrics["hinge"], IMAGES)
     assert (penalty > 0) == (evaluation.violation > 1)

@@ -51,8 +51,8 @@ class Sampled(Objective):
         seed = {"search": 1, "held-out": 2}[candidate.noise.group]
         noise = np.random.default_rng(seed).standard_normal((50, 4))[:count] * 0.1
         apart = candidate.coefficients - TARGET + noise
-        slope = 2 * apart.mean(axis=0) if gradient else None
-        return Evaluation(float(np.square(apart).sum(axis=1).mean()), cost=Cost(images=count), gradient=slope)
+        derivative = 2 * apart.mean(axis=0) if gradient else None
+        return Evaluation(float(np.square(apart).sum(axis=1).mean()), cost=Cost(images=count), gradient=derivative)
 
 
 def test_our_objectives_keep_the_contract(workplace: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.moments import Array
+from lcsc_opt.metrics.frechet import Array
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
 
 
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
-    """``features`` as they are.
+    """``features`` as float32, or as float64 if they are that.
 
     Raises:
         MetricError: they are not ``[count, D]`` or not finite.
@@ -95,12 +95,7 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
         )
     if not bool(torch.isfinite(features).all()):
         raise MetricError(f"extractor {extractor.name}: features are not finite; are the images finite and in [-1, 1]?")
-    return features
-
-
-def full_precision(features: Tensor) -> Tensor:
-    """float64 as it is, anything else as float32."""
-    return features if features.dtype == torch.float64 else features.float()
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
@@ -133,7 +128,7 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
             f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; let "
             "it compute with torch alone, without no_grad, detach or bytes, or search without gradients"
         )
-    return full_precision(checked_features(extractor, features, len(images)))
+    return checked_features(extractor, features, len(images))
 
 
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor, PublishedNetwork
+from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from lcsc_opt.metrics.names import MADE
 
 _PLAIN = (type, types.ModuleType, types.FunctionType, types.MethodType, str, bytes, int, float, types.NoneType)
-PUBLISHED: dict[str, type[PublishedNetwork]] = {
+PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
     "inception": InceptionExtractor,
     "clip": ClipExtractor,
     "dinov2": DinoV2Extractor,
@@ -82,11 +82,12 @@ class OwnExtractor:
 
     Attributes:
         name: that of ``made``, with a hash of its weights and its code.
+        made_name: that of ``made``.
         dimension: the number of features, D.
     """
 
     def __init__(self, made: FeatureExtractor, sources: Mapping[str, Path]) -> None:
-        self.made, self.dimension = made, made.dimension
+        self.made, self.made_name, self.dimension = made, made.name, made.dimension
         digest = hashlib.sha256(repr(local_code(sources)).encode())
         for values in _numbers(made, set()):
             tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values.detach().cpu()

@@ -33,7 +33,7 @@ def torch_fidelity_module(name: str) -> Any:
         raise MetricError(f"this metric needs torch-fidelity: {error}") from error
 
 
-class PublishedNetwork(ABC):
+class _PublishedNetwork(ABC):
     """An extractor around a published network, for RGB or grey images of any size.
 
     The network was made for bytes, so images are rounded to 256 levels as if they had been written to a PNG; a gradient
@@ -69,7 +69,7 @@ class PublishedNetwork(ABC):
             ) from error
         self._network = network.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
-        self.name = f"{self.label}-{self.dimension}-{weights_hash(used)}"
+        self.name = f"{self.label}-{self.dimension}-{weights_sha256(used)[:12]}"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1].
@@ -77,7 +77,7 @@ class PublishedNetwork(ABC):
         Raises:
             MetricError: for another shape.
         """
-        return self._features(rgb_levels(images, self._device))
+        return self._features(_rgb_levels(images, self._device))
 
     @abstractmethod
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -119,11 +119,11 @@ class PublishedNetwork(ABC):
         return {name: tensor.clone() for name, tensor in read.items()}  # not mapped: the file may be replaced
 
 
-class InceptionExtractor(PublishedNetwork):
+class InceptionExtractor(_PublishedNetwork):
     """The Inception network of published FIDs (Heusel et al. 2017): 2,048 features, equal to those of torch-fidelity,
     from its file ``weights-inception-2015-12-05-6726825d.pth``.
 
-    Arguments, name and errors are those of :class:`PublishedNetwork`.
+    Arguments, name and errors are those of :class:`_PublishedNetwork`.
     """
 
     images_with_graph = 32  # an image's graph takes 121 MB
@@ -201,11 +201,11 @@ class RandomInception(InceptionExtractor):
         return network, 2048, network.state_dict()
 
 
-class ClipExtractor(PublishedNetwork):
+class ClipExtractor(_PublishedNetwork):
     """CLIP's image encoder ViT-B/32 (Radford et al. 2021): 512 features, equal to those of torch-fidelity, from
     OpenAI's archive ``ViT-B-32.pt`` or a state dict out of it.
 
-    Arguments, name and errors are those of :class:`PublishedNetwork`.
+    Arguments, name and errors are those of :class:`_PublishedNetwork`.
     """
 
     images_with_graph = 128  # an image's graph takes 27 MB
@@ -229,14 +229,14 @@ class ClipExtractor(PublishedNetwork):
         return network, int(network.output_dim), used
 
 
-class DinoV2Extractor(PublishedNetwork):
+class DinoV2Extractor(_PublishedNetwork):
     """DINOv2 (Oquab et al. 2023): the class token of ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023).
 
     The weights are a folder in transformers' layout, such as that of ``facebook/dinov2-large``: 1,024 features; the
     sizes S, B and g serve as well. Bytes are scaled and _normalized as in torch-fidelity, and the position embedding is
     scaled to 16 × 16 patches as in the authors' repository.
 
-    Arguments, name and errors are those of :class:`PublishedNetwork`.
+    Arguments, name and errors are those of :class:`_PublishedNetwork`.
     """
 
     images_with_graph = 16  # an image's graph takes 255 MB in ViT-L/14
@@ -274,12 +274,12 @@ class DinoV2Extractor(PublishedNetwork):
         used = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         embeddings = network.embeddings
         patches = self.size // int(embeddings.patch_embeddings.patch_size[0])
-        scaled = scaled_positions(embeddings.position_embeddings.data, patches)
+        scaled = _scaled_positions(embeddings.position_embeddings.data, patches)
         embeddings.position_embeddings = nn.Parameter(scaled)
         return network, int(network.config.hidden_size), used
 
 
-def scaled_positions(positions: Tensor, patches: int) -> Tensor:
+def _scaled_positions(positions: Tensor, patches: int) -> Tensor:
     """A position embedding ``[1, 1 + side², D]`` for ``patches`` × ``patches`` patches: bicubic, by factors that are
     shifted by 0.1, as in the authors' repository.
     """
@@ -293,35 +293,23 @@ def scaled_positions(positions: Tensor, patches: int) -> Tensor:
     return torch.cat([of_class, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """The first 12 hexadecimal digits of :func:`~lcsc_opt.checkpoints.weights.weights_sha256`."""
-    return weights_sha256(weights)[:12]
+def _rgb_levels(images: Tensor, device: torch.device) -> Tensor:
+    """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 3, H, W]`` float32 levels 0 to 255 on ``device``; grey becomes RGB.
 
-
-def to_levels(images: Tensor) -> Tensor:
-    """[−1, 1] → 0 to 255, to the nearest level, clipped (as EDM does, Karras et al. 2022), with a gradient that goes
-    straight through the rounding.
-
-    The derivative is that of the levels before rounding: 127.5 for pixels in [−1, 1], and 0 outside, since a clipped
-    pixel can move without changing its level.
-    """
-    levels = (images.detach() * 127.5 + 128).clamp(0, 255).floor()
-    if not images.requires_grad:
-        return levels
-    exact = 127.5 * torch.where(images.abs() <= 1, images, images.detach())
-    return levels + (exact - exact.detach())  # adds zero: the levels stay what they are, bit for bit
-
-
-def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
-    """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 3, H, W]`` float32 levels on ``device``; grey becomes RGB.
+    Levels are the nearest, clipped (as EDM does, Karras et al. 2022). The gradient goes straight through the rounding:
+    127.5 for pixels in [−1, 1], and 0 outside, since a clipped pixel can move without changing its level.
 
     Raises:
         MetricError: for another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise MetricError(f"images: expected [B, 1 or 3, H, W] for this extractor, got {list(images.shape)}")
-    # Half-precision samples become float32 first: sums with 128 would lose levels.
-    return to_levels(images.to(device, torch.float32)).expand(-1, 3, -1, -1).contiguous()
+    images = images.to(device, torch.float32)  # in half precision, sums with 128 would lose levels
+    levels = (images.detach() * 127.5 + 128).clamp(0, 255).floor()
+    if images.requires_grad:
+        exact = 127.5 * torch.where(images.abs() <= 1, images, images.detach())
+        levels = levels + (exact - exact.detach())  # adds zero: the levels stay what they are, bit for bit
+    return levels.expand(-1, 3, -1, -1).contiguous()
 
 
 def _resized(levels: Tensor, size: int) -> Tensor:

@@ -1,196 +1,334 @@
-"""From the setting ``reference`` to the real images in an extractor's features, computed once and kept by content."""
+"""The setting ``reference`` of a study file: which real images the loss sees, which are held out for reports, and both
+in an extractor's features, computed once and kept by content.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from pydantic import Field, model_validator
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
-from lcsc_opt.metrics.extractors.by_name import OwnExtractor
-from lcsc_opt.metrics.frechet import FrechetReference
-from lcsc_opt.metrics.moments import Moments
-from lcsc_opt.metrics.reference.files import load_statistics, read_reference_file, save_statistics
-from lcsc_opt.metrics.reference.images import ImageSet, image_files, shared_images
-from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
-from lcsc_opt.metrics.reference.setting import (
-    ReferenceSetting,
-    SplitSettings,
-    check_reference,
-    dataset_images,
-    dataset_settings,
-    reference_path,
-    split_settings,
+from lcsc_opt.metrics.frechet import FrechetReference, Moments
+from lcsc_opt.metrics.reference.files import (
+    SUFFIXES,
+    Rows,
+    has_images,
+    load_statistics,
+    read_reference_file,
+    save_statistics,
 )
+from lcsc_opt.metrics.reference.images import ImageSet
+from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
 ROWS = 4096  # features whose moments are merged at once
 MOST_SHARED = 0.01  # of the held-out images; data sets may have a few in both parts
 DEFAULT_FRACTION = 0.2
 LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
 
-Rows = npt.NDArray[np.float32]
+ReferenceSetting = str | Mapping[str, Any]
+Split = Literal["train", "test", "val", "unlabeled"]
+# Name → split → arguments of torchvision's constructor. All keep their images in one array, and check their files' MD5.
+DATASETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    **{
+        name: {"train": {"train": True}, "test": {"train": False}}
+        for name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
+    },
+    "STL10": {split: {"split": split} for split in ("train", "test", "unlabeled")},
+}
 
 
-def build_reference(
-    setting: ReferenceSetting,
-    alias: str,
-    extractor: FeatureExtractor,
-    *,
-    features: bool,
-    held_out: bool = False,
-    batch_size: int,
-    cache: Path,
-) -> Reference:
-    """The reference that ``setting`` describes, in the features of ``extractor``.
+class DatasetSettings(FrozenModel):
+    """``root`` is where torchvision keeps its files; nothing is downloaded unless ``download`` says so."""
 
-    Args:
-        setting: a folder, a file or a dataset; or ``train`` and what is held out.
-        alias: the extractor's name in metrics.
-        extractor: the network.
-        features: whether a metric needs the features, and not only their mean and covariance.
-        held_out: whether the held-out images, if there are any, are wanted, too.
-        batch_size: images through the network at once.
-        cache: a folder for what was computed.
+    torchvision: str
+    split: Split = "train"
+    root: str | None = None
+    download: bool = False
 
-    Raises:
-        MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
+    @classmethod
+    def named(cls, name: str) -> DatasetSettings | None:
+        """The data set called ``<name>-<split>``, such as ``cifar10-train``; ``None`` for another name."""
+        known = {f"{dataset.lower()}-{split}": (dataset, split) for dataset in DATASETS for split in ("train", "test")}
+        known |= {"stl10-unlabeled": ("STL10", "unlabeled")}
+        if (found := known.get(name.lower().replace("-val", "-test"))) is None:
+            return None
+        return cls.model_validate({"torchvision": found[0], "split": found[1]})
+
+    def images(self, *, root: Path) -> ImageSet:
+        """The images; ``root`` is the folder of the files if the settings name none.
+
+        Raises:
+            MetricError: for a dataset or split that is not known, or whose files are not there or broken.
+        """
+        name, split = self.torchvision, "test" if self.split == "val" else self.split
+        if name not in DATASETS or split not in DATASETS[name]:
+            hint = near_miss(name, list(DATASETS))
+            raise MetricError(
+                f"reference: there is no dataset {name} with a split {split}{hint}; known: {', '.join(DATASETS)}; "
+                "write the images of others into a folder"
+            )
+        folder = Path(self.root) if self.root else root
+        try:
+            from torchvision import datasets
+
+            dataset = getattr(datasets, name)(str(folder), download=self.download, **DATASETS[name][split])
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
+            raise MetricError(
+                f"reference: {name} cannot be read from {folder} ({error}); give root: where torchvision's files are, "
+                f"or {{torchvision: {name}, split: {self.split}, download: true}} to fetch them"
+            ) from error
+        pixels = np.asarray(dataset.data)
+        if pixels.ndim == 3:  # the MNIST family
+            pixels = pixels[..., None]
+        elif name == "STL10":
+            pixels = pixels.transpose(0, 2, 3, 1)
+        return ImageSet.of_array(pixels, source=f"{name}-{self.split}")
+
+
+class ReferenceSettings(FrozenModel):
+    """Real images that the loss compares with, and others that only reports look at.
+
+    Attributes:
+        train: the images that the loss sees: a folder, a file or a dataset.
+        held_out: the images for reports, given in the same way; without it, a fraction of ``train``.
+        held_out_fraction: the fraction of ``train`` that is held out, chosen by the hash of each image's content. The
+            default is 0.2 for a folder or .zip of at least 10,000 images, else 0.
     """
-    check_reference(setting)
-    builder = _Builder(alias, extractor, batch_size, cache / "references")
-    split = split_settings(setting)
-    images = builder.image_set(split.train)
-    fraction = _fraction(split, images)
-    if images is not None and fraction:
-        seen = builder.of_images(images.part(fraction, held_out=False), features=features)
-        if not held_out:
-            return seen
-        unseen = builder.of_images(images.part(fraction, held_out=True), features=True)
-    else:
-        seen = builder.of(split.train, images, features=features)
-        if not held_out or split.held_out is None:
-            return seen
-        other = builder.image_set(split.held_out)
-        unseen = builder.of(split.held_out, other, features=True)
-        if images is not None and other is not None:
-            shared = shared_images(images, other)
-            if shared > MOST_SHARED * other.count:
+
+    train: str | DatasetSettings
+    held_out: str | DatasetSettings | None = None
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ReferenceSettings:
+        if self.held_out is not None and self.held_out_fraction is not None:
+            raise ValueError("held_out and held_out_fraction exclude each other")
+        if self.held_out == self.train:
+            raise ValueError("held_out is train; give other real images, or held_out_fraction in its place")
+        return self
+
+    @classmethod
+    def parse(cls, setting: ReferenceSetting) -> ReferenceSettings:
+        """The settings of a path, a dataset's name, ``{torchvision: …}`` or ``{train: …, held_out: …}``.
+
+        Raises:
+            StudySpecError: for settings that do not exist.
+        """
+        whole = isinstance(setting, Mapping) and "torchvision" not in setting
+        return parse_settings(cls, setting if whole else {"train": setting}, source="reference")
+
+    @classmethod
+    def by_extractor(cls, reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSettings]:
+        """Extractor → its settings, from one setting for all or a mapping from extractors to settings.
+
+        Raises:
+            MetricError: for an unknown extractor in a mapping.
+            StudySpecError: for settings that do not exist.
+        """
+        if reference is None:
+            return {}
+        if isinstance(reference, str) or {"torchvision", *cls.model_fields} & set(reference):
+            return dict.fromkeys(extractors, cls.parse(reference))
+        for name in reference:
+            if name not in extractors:
+                hint = near_miss(name, extractors)
+                used = ", ".join(extractors)
+                raise MetricError(f"reference: no metric uses an extractor {name!r}{hint}; used: {used}")
+        return {name: cls.parse(setting) for name, setting in reference.items()}
+
+    def check(self) -> None:
+        """Refuse what no extractor could use, without reading it.
+
+        Raises:
+            MetricError: for a path that does not exist, or a file of no known kind.
+        """
+        for part in (self.train, self.held_out):
+            if part is not None:
+                _path(part)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether these are images, which any extractor can use, and not numbers from one extractor.
+
+        Raises:
+            MetricError: for a file that cannot be read.
+        """
+        path = _path(self.train)
+        if path is None or path.is_dir():
+            return True
+        return path.suffix.lower() == ".zip" or (path.suffix.lower() == ".npz" and has_images(path))
+
+    def build(
+        self, alias: str, extractor: FeatureExtractor, *, features: bool, held_out: bool, batch_size: int, cache: Path
+    ) -> Reference:
+        """The reference in the features of ``extractor``.
+
+        Args:
+            alias: the extractor's name in metrics.
+            extractor: the network.
+            features: whether a metric needs the features, and not only their mean and covariance.
+            held_out: whether the held-out images, if there are any, are wanted, too.
+            batch_size: images through the network at once.
+            cache: a folder for what was computed.
+
+        Raises:
+            MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
+        """
+        self.check()
+        builder = _Builder(alias, extractor, batch_size, cache / "references")
+        images = builder.image_set(self.train)
+        if images is not None and (fraction := self._fraction(images)):
+            seen = builder.of_images(images.part(fraction, held_out=False), features=features)
+            if not held_out:
+                return seen
+            unseen = builder.of_images(images.part(fraction, held_out=True), features=True)
+        else:
+            if images is None and self.held_out_fraction:
+                raise MetricError(
+                    f"reference: {self.train} is no folder, .zip or dataset of which a fraction could be held out; "
+                    "give train: and held_out:"
+                )
+            seen = builder.of(self.train, images, features=features)
+            if not held_out or self.held_out is None:
+                return seen
+            other = builder.image_set(self.held_out)
+            unseen = builder.of(self.held_out, other, features=True)
+            if (
+                images is not None
+                and other is not None
+                and (shared := images.shared(other)) > MOST_SHARED * other.count
+            ):
                 notice(
                     f"reference: {shared:,} of the {other.count:,} images of held_out are in train, too, so that "
                     "fid_held_out, nearer_train and authenticity mean nothing; leave them out of one of the two"
                 )
-    if unseen.identity == seen.identity:
-        raise MetricError("reference: held_out is train; give other real images, or held_out_fraction in its place")
-    if None not in (seen.size, unseen.size) and seen.size != unseen.size:
-        raise MetricError("reference: held_out has images of another size than train; bring both to one size first")
-    return dataclasses.replace(seen, held_out=unseen)
+        if unseen.identity == seen.identity:
+            raise MetricError("reference: held_out is train; give other real images, or held_out_fraction in its place")
+        if None not in (seen.size, unseen.size) and seen.size != unseen.size:
+            raise MetricError("reference: held_out has images of another size than train; bring both to one size first")
+        return dataclasses.replace(seen, held_out=unseen)
+
+    def _fraction(self, images: ImageSet) -> float:
+        """The fraction of images that is held out: the setting, else a fifth of a large folder or .zip."""
+        if self.held_out_fraction is not None:
+            return self.held_out_fraction
+        if self.held_out is not None or not images.on_disk or images.count < LARGE_ENOUGH:
+            return 0.0
+        notice(
+            f"reference: a fifth of the {images.count:,} images of {self.train} is held out from the loss, for "
+            "reports; {train: ..., held_out_fraction: 0} takes all into the loss, as published FIDs do"
+        )
+        return DEFAULT_FRACTION
 
 
-def _fraction(split: SplitSettings, images: ImageSet | None) -> float:
-    """The fraction of images that is held out: the setting, else a fifth of a large folder or .zip."""
-    if split.held_out_fraction is not None:
-        if images is None and split.held_out_fraction:
-            raise MetricError(
-                f"reference: {split.train} is no folder, .zip or dataset of which a fraction could be held out; "
-                "give train: and held_out:"
-            )
-        return split.held_out_fraction
-    if split.held_out is not None or images is None or not images.on_disk or images.count < LARGE_ENOUGH:
-        return 0.0
-    notice(
-        f"reference: a fifth of the {images.count:,} images of {split.train} is held out from the loss, for reports; "
-        "{train: ..., held_out_fraction: 0} takes all into the loss, as published FIDs do"
-    )
-    return DEFAULT_FRACTION
+def _path(source: str | DatasetSettings) -> Path | None:
+    """The folder or file of a source; ``None`` for a dataset.
+
+    Raises:
+        MetricError: there is no such path, or a file of no known kind.
+    """
+    if not isinstance(source, str):
+        return None
+    path = Path(source).expanduser()
+    if not path.exists():
+        if DatasetSettings.named(source) is not None:
+            return None
+        known = ", ".join(f"{name.lower()}-train" for name in DATASETS)
+        raise MetricError(f"reference: {path} does not exist, and no dataset is called so; known: {known}")
+    if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
+        raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
+    return path
 
 
-@dataclasses.dataclass(frozen=True)
 class _Builder:
     """Makes references in the features of one extractor."""
 
-    alias: str
-    extractor: FeatureExtractor
-    batch_size: int
-    cache: Path
+    def __init__(self, alias: str, extractor: FeatureExtractor, batch_size: int, cache: Path) -> None:
+        self._alias, self._extractor, self._batch_size, self._cache = alias, extractor, batch_size, cache
 
-    def image_set(self, setting: ReferenceSetting) -> ImageSet | None:
+    def image_set(self, source: str | DatasetSettings) -> ImageSet | None:
         """The images of a folder, a zip file or a dataset; ``None`` for a file that holds something else."""
-        path = reference_path(setting)
+        path = _path(source)
         if path is None:
-            dataset = dataset_settings(setting)
+            dataset = DatasetSettings.named(source) if isinstance(source, str) else source
             assert dataset is not None  # it is no path
-            return dataset_images(dataset, root=self.cache.parent / "datasets")
-        return image_files(path, cache=self.cache) if path.is_dir() or path.suffix.lower() == ".zip" else None
+            return dataset.images(root=self._cache.parent / "datasets")
+        whole = path.is_dir() or path.suffix.lower() == ".zip"
+        return ImageSet.of_files(path, cache=self._cache) if whole else None
 
-    def of(self, setting: ReferenceSetting, images: ImageSet | None, *, features: bool) -> Reference:
-        """The reference of images, or of the file that the setting names."""
+    def of(self, source: str | DatasetSettings, images: ImageSet | None, *, features: bool) -> Reference:
+        """The reference of images, or of the file that ``source`` names."""
         if images is not None:
             return self.of_images(images, features=features)
-        path = Path(str(setting)).expanduser()
-        read = read_reference_file(path, self.alias, images=features)
-        extractor = self.extractor
-        names = (extractor.name, extractor.made.name) if isinstance(extractor, OwnExtractor) else (extractor.name,)
-        if read.extractor not in (None, *names):
+        path, extractor = Path(str(source)).expanduser(), self._extractor
+        statistics, rows, pixels = read_reference_file(path, self._alias, images=features)
+        gaussian, count, name = statistics or (None, None, None)
+        if name not in (None, extractor.name, getattr(extractor, "made_name", None)):
             raise MetricError(
-                f"{path}: was computed with {read.extractor} and not with {extractor.name}; "
+                f"{path}: was computed with {name} and not with {extractor.name}; "
                 "give the images, or statistics of the same extractor"
             )
-        if read.images is not None:
-            seen = self.of_images(read.images, features=features)
-            if read.mean is None or read.cov is None:
-                return seen
-            found = Reference.of_statistics(extractor, read.mean, read.cov, read.count)
-            identity = _digest(str(found.identity), str(seen.identity))
-            return dataclasses.replace(found, identity=identity, features=seen.features, size=seen.size)
-        if read.features is not None:
-            return self._of_features(read.features, path)
-        if read.mean is None or read.cov is None or features:
+        if rows is not None:
+            if rows.shape[1] != extractor.dimension:
+                raise MetricError(
+                    f"{path}: has {rows.shape[1]} features and the extractor {extractor.name} {extractor.dimension}; "
+                    "compute them with the same extractor"
+                )
+            moments = _moments(rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
+            identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), extractor.name)
+            known = FrechetReference(moments.mean, moments.covariance)
+            return Reference(extractor, known, moments.count, identity, rows)
+        if pixels is None and (gaussian is None or features):
             raise MetricError(f"{path}: {NO_FEATURES}")
-        return Reference.of_statistics(extractor, read.mean, read.cov, read.count)
-
-    def _of_features(self, features: Rows, path: Path) -> Reference:
-        if features.shape[1] != self.extractor.dimension:
-            raise MetricError(
-                f"{path}: has {features.shape[1]} features and the extractor {self.extractor.name} "
-                f"{self.extractor.dimension}; compute them with the same extractor"
-            )
-        moments = _moments(features[first : first + ROWS] for first in range(0, len(features), ROWS))
-        identity = _digest(hashlib.sha256(features.tobytes()).hexdigest(), self.extractor.name)
-        gaussian = FrechetReference(moments.mean, moments.covariance)
-        return Reference(self.extractor, gaussian, moments.count, identity, features)
+        seen = None if pixels is None else self.of_images(pixels, features=features)
+        if gaussian is None:
+            assert seen is not None  # a file holds one of the three
+            return seen
+        found = Reference.of_gaussian(extractor, gaussian, count)
+        if seen is None:
+            return found
+        identity = _digest(str(found.identity), str(seen.identity))
+        return dataclasses.replace(found, identity=identity, features=seen.features, size=seen.size)
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept in the cache."""
         if images.count < 2:
             raise MetricError("reference: one image is no distribution; give at least two")
-        identity = _digest(images.content, self.extractor.name)
-        statistics_file, features_file = (self.cache / f"{identity[:32]}{suffix}" for suffix in (".npz", ".npy"))
+        name, dimension = self._extractor.name, self._extractor.dimension
+        identity = _digest(images.content, name)
+        statistics_file, features_file = (self._cache / f"{identity[:32]}{suffix}" for suffix in (".npz", ".npy"))
         if not statistics_file.exists() or (features and not features_file.exists()):
-            kept: Rows = np.empty((images.count if features else 0, self.extractor.dimension), dtype=np.float32)
+            kept: Rows = np.empty((images.count if features else 0, dimension), dtype=np.float32)
             moments = _moments(self._extracted(images, kept))
             if features:
-                _save_features(features_file, kept)
+                header = io.BytesIO()
+                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(kept))
+                write_atomically(features_file, header.getvalue(), kept.data.cast("B"), error=MetricError)
             if not statistics_file.exists():  # FID stays what it was, to the last bit
-                save_statistics(statistics_file, moments.mean, moments.covariance, moments.count, self.extractor.name)
-        rows = _mapped(features_file, images.count, self.extractor.dimension) if features else None
-        mean, cov, count, _ = load_statistics(statistics_file)
-        return Reference(self.extractor, FrechetReference(mean, cov), count, identity, rows, images.size)
+                save_statistics(statistics_file, moments.mean, moments.covariance, moments.count, name)
+        rows = _mapped(features_file, images.count, dimension) if features else None
+        gaussian, count, _ = load_statistics(statistics_file)
+        return Reference(self._extractor, gaussian, count, identity, rows, images.size)
 
     def _extracted(self, images: ImageSet, kept: Rows) -> Iterable[Rows]:
         """Features of all images, batch by batch; also written into ``kept``, unless that is empty."""
         done = 0
-        with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
-            for batch in images.batches(self.batch_size):
+        with progress(f"features of the reference ({self._extractor.name})", images.count) as advance:
+            for batch in images.batches(self._batch_size):
                 with torch.no_grad():
-                    answered = checked_features(self.extractor, self.extractor(batch), len(batch))
+                    answered = checked_features(self._extractor, self._extractor(batch), len(batch))
                 rows: Rows = answered.float().cpu().numpy()
                 if len(kept):
                     kept[done : done + len(rows)] = rows
@@ -208,12 +346,6 @@ def _moments(batches: Iterable[Rows]) -> Moments:
         if count >= ROWS:
             merged, waiting, count = merged.merge(Moments.of(np.concatenate(waiting))), [], 0
     return merged.merge(Moments.of(np.concatenate(waiting))) if waiting else merged
-
-
-def _save_features(path: Path, features: Rows) -> None:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features))
-    write_atomically(path, header.getvalue(), features.data.cast("B"), error=MetricError)
 
 
 def _mapped(path: Path, count: int, dimension: int) -> Rows:

@@ -13,7 +13,6 @@ Nothing in them is executed: a pickle may name numpy's arrays and nothing else.
 from __future__ import annotations
 
 import codecs
-import dataclasses
 import io
 import pickle
 from collections.abc import Iterator, Mapping
@@ -28,12 +27,13 @@ import safetensors.torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics.moments import Array, as_covariance, as_mean
+from lcsc_opt.metrics.frechet import Array, FrechetReference
 from lcsc_opt.metrics.names import INCEPTION
-from lcsc_opt.metrics.reference.images import ImageSet, image_array
+from lcsc_opt.metrics.reference.images import ImageSet
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")
 EDM2_NAMES = {INCEPTION: "fid", "dinov2": "fd_dinov2"}
+KEYS = ("mu", "sigma", "count", "extractor", "features")
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
 INERT = {  # all that a pickle of arrays names, in any module of numpy
     "ndarray": np.ndarray,
@@ -45,29 +45,15 @@ INERT = {  # all that a pickle of arrays names, in any module of numpy
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _ReferenceFile:
-    """The content of a reference file: mean and covariance, features, or images.
-
-    Attributes:
-        mean: ``[D]``.
-        cov: ``[D, D]``.
-        count: how many images these are of.
-        extractor: the name of the extractor that these are of.
-        features: ``[N, D]``.
-        images: the images themselves.
-    """
-
-    mean: Array | None = None
-    cov: Array | None = None
-    count: int | None = None
-    extractor: str | None = None
-    features: npt.NDArray[np.float32] | None = None
-    images: ImageSet | None = None
+Rows = npt.NDArray[np.float32]
+Statistics = tuple[FrechetReference, int | None, str | None]
+"""Mean and covariance, the number of images, and the name of the extractor that they are of, if the file says these."""
 
 
-def read_reference_file(path: Path, extractor: str, *, images: bool) -> _ReferenceFile:
-    """What ``path`` holds for one extractor.
+def read_reference_file(
+    path: Path, extractor: str, *, images: bool
+) -> tuple[Statistics | None, Rows | None, ImageSet | None]:
+    """What ``path`` holds for one extractor: statistics, features ``[N, D]``, images; at least one of these.
 
     Args:
         path: one of the formats above.
@@ -78,20 +64,25 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> _Referen
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
     """
     with _named(path):
+        arrays: Mapping[str, Any]
         match path.suffix.lower():
             case ".npz":
-                return _from_npz(path, extractor, images=images)
+                with _opened(path) as archive:
+                    own = extractor == INCEPTION and "mu" in archive
+                    if IMAGES in archive and (images or not own):
+                        pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
+                        return _statistics(archive) if own else None, None, pixels
+                    arrays = {name: archive[name] for name in archive if name in KEYS}
             case ".npy":
-                mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping fails for a file that is cut off
-                return _ReferenceFile(features=_features(np.array(mapped)))
+                arrays = {"features": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}  # fails if cut off
             case ".safetensors":
                 short = safetensors.torch.load_file(path)  # numpy has no bfloat16
                 arrays = {name: (part.float() if part.itemsize < 4 else part).numpy() for name, part in short.items()}
-                if "features" in arrays:
-                    return _ReferenceFile(features=_features(arrays["features"]))
-                return _ReferenceFile(*_statistics(arrays))
             case _:
-                return _from_edm2(path, extractor)
+                arrays = _from_edm2(path, extractor)
+        return (
+            (None, _features(arrays["features"]), None) if "features" in arrays else (_statistics(arrays), None, None)
+        )
 
 
 def has_images(path: Path) -> bool:
@@ -105,9 +96,7 @@ def has_images(path: Path) -> bool:
 
 
 def save_statistics(path: Path, mean: Array, cov: Array, count: int, extractor: str) -> None:
-    """Write ``mu``, ``sigma``, ``count`` and ``extractor`` as ``.npz``, atomically.
-
-    The names are those of pytorch-fid, clean-fid and EDM, which can read the file.
+    """Write ``mu``, ``sigma``, ``count`` and ``extractor`` as ``.npz``, atomically; pytorch-fid and others can read it.
 
     Raises:
         MetricError: it cannot be written.
@@ -117,8 +106,8 @@ def save_statistics(path: Path, mean: Array, cov: Array, count: int, extractor: 
     write_atomically(path, buffer.getvalue(), error=MetricError)
 
 
-def load_statistics(path: Path) -> tuple[Array, Array, int | None, str | None]:
-    """Mean, covariance, count and extractor in a file of :func:`save_statistics`, pytorch-fid, clean-fid or EDM.
+def load_statistics(path: Path) -> Statistics:
+    """The statistics in an ``.npz`` of :func:`save_statistics`, pytorch-fid, clean-fid or EDM.
 
     Raises:
         MetricError: it holds no ``mu`` and ``sigma``, or cannot be read; the message names the file.
@@ -145,31 +134,17 @@ def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
         yield archive
 
 
-def _from_npz(path: Path, extractor: str, *, images: bool) -> _ReferenceFile:
-    with _opened(path) as archive:
-        if IMAGES in archive and (images or extractor != INCEPTION or "mu" not in archive):
-            pixels = image_array(archive[IMAGES], source=str(path))
-            found = _ReferenceFile(*_statistics(archive)) if extractor == INCEPTION and "mu" in archive else None
-            return dataclasses.replace(found or _ReferenceFile(), images=pixels)
-        if "features" in archive:
-            return _ReferenceFile(features=_features(archive["features"]))
-        return _ReferenceFile(*_statistics(archive))
-
-
-def _statistics(
-    arrays: Mapping[str, Any],
-) -> tuple[Array, Array, int | None, str | None]:
+def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     if not {"mu", "sigma"} <= set(arrays):
         raise MetricError("holds no mu and sigma; expected statistics as of pytorch-fid, features or images")
     count = int(arrays["count"]) if "count" in arrays else None
     if count is not None and count < 2:
         raise MetricError(f"count: a covariance needs at least 2 images, got {count}")
-    mean = as_mean(arrays["mu"], "mu")
-    cov = as_covariance(arrays["sigma"], len(mean), "sigma")
-    return mean, cov, count, str(arrays["extractor"]) if "extractor" in arrays else None
+    gaussian = FrechetReference(arrays["mu"], arrays["sigma"])
+    return gaussian, count, str(arrays["extractor"]) if "extractor" in arrays else None
 
 
-def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _features(array: npt.NDArray[Any]) -> Rows:
     if array.ndim != 2 or len(array) < 2 or array.dtype.kind != "f":
         raise MetricError(f"expected features [N, D] with N at least 2, got {list(array.shape)} in {array.dtype}")
     features = np.ascontiguousarray(array, dtype=np.float32)
@@ -185,7 +160,7 @@ class _Unpickler(pickle._Unpickler):  # C's takes gigabytes for a few bytes that
         return INERT[name]
 
 
-def _from_edm2(path: Path, extractor: str) -> _ReferenceFile:
+def _from_edm2(path: Path, extractor: str) -> dict[str, Any]:
     with path.open("rb") as file:
         stored = _Unpickler(file).load()
     name = EDM2_NAMES.get(extractor)
@@ -200,4 +175,4 @@ def _from_edm2(path: Path, extractor: str) -> _ReferenceFile:
             "compare with each other, not with EDM2's"
         )
     known = {"mu": statistics["mu"], "sigma": statistics["sigma"]}
-    return _ReferenceFile(*_statistics({**known, **({"count": count} if (count := stored.get("num_images")) else {})}))
+    return {**known, **({"count": count} if (count := stored.get("num_images")) else {})}

@@ -56,6 +56,57 @@ class ImageSet:
     on_disk: bool = True
     chosen: npt.NDArray[np.intp] | None = None
 
+    @classmethod
+    def of_array(cls, pixels: npt.NDArray[np.uint8], *, source: str) -> ImageSet:
+        """The images ``[M, H, W, 1 or 3]`` uint8 of an array; ``source`` says where they come from, for messages.
+
+        Raises:
+            MetricError: for any other array.
+        """
+        if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
+            raise MetricError(
+                f"{source}: expected images [N, H, W, 1 or 3] in uint8, got {list(pixels.shape)} in {pixels.dtype}"
+            )
+        digest = hashlib.sha256(str(pixels.shape).encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in pixels)
+        size = (int(pixels.shape[1]), int(pixels.shape[2]))
+        return cls(size, digest.hexdigest(), _as_marks(marks), lambda rows: pixels[rows], on_disk=False)
+
+    @classmethod
+    def of_files(cls, path: Path, *, cache: Path) -> ImageSet:
+        """The images in a folder and its subfolders, or in a zip file, in the order of their names.
+
+        All files are read once for their size and content. The result is kept in ``cache`` until a file changes its
+        name, length or time.
+
+        Args:
+            path: a folder or a ``.zip``.
+            cache: a folder for that result.
+
+        Raises:
+            MetricError: there are no images, one cannot be read, or they differ in size.
+        """
+        entries = _in_zip(path) if path.is_file() else _in_folder(path)
+        if not entries:
+            raise MetricError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        listing = hashlib.sha256(str(path.resolve()).encode())
+        for entry in entries:
+            listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
+        remembered = cache / f"images-{listing.hexdigest()[:32]}.json"
+        try:
+            (height, width), grey, content, marks = json.loads(remembered.read_text())
+        except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
+            (height, width), grey, content, marks = facts = _look_at(path, entries)
+            write_atomically(remembered, json.dumps(facts).encode(), error=MetricError)
+        mode = "L" if grey else "RGB"
+
+        def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+            with ThreadPoolExecutor(THREADS) as threads:
+                return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
+
+        return cls((height, width), content, _as_marks(bytes.fromhex(marks)), pixels)
+
     @property
     def count(self) -> int:
         """How many, M."""
@@ -71,6 +122,10 @@ class ImageSet:
         content = hashlib.sha256(f"{self.content}\n{side} {fraction!r}".encode()).hexdigest()
         return dataclasses.replace(self, content=content, marks=self.marks[chosen], chosen=chosen)
 
+    def shared(self, other: ImageSet) -> int:
+        """How many images of ``other`` are among these, too; up to chance, which is one in 2³² for each pair."""
+        return int(np.isin(other.marks, self.marks).sum())
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1].
 
@@ -81,62 +136,6 @@ class ImageSet:
         for first in range(0, self.count, batch_size):
             pixels = self.pixels(chosen[first : first + batch_size])
             yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-
-
-def image_array(pixels: npt.NDArray[np.uint8], *, source: str) -> ImageSet:
-    """The images ``[M, H, W, 1 or 3]`` uint8 of an array; ``source`` says where they come from, for messages.
-
-    Raises:
-        MetricError: for any other array.
-    """
-    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
-        raise MetricError(
-            f"{source}: expected images [N, H, W, 1 or 3] in uint8, got {list(pixels.shape)} in {pixels.dtype}"
-        )
-    digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in pixels)
-    size = (int(pixels.shape[1]), int(pixels.shape[2]))
-    return ImageSet(size, digest.hexdigest(), _as_marks(marks), lambda rows: pixels[rows], on_disk=False)
-
-
-def image_files(path: Path, *, cache: Path) -> ImageSet:
-    """The images in a folder and its subfolders, or in a zip file, in the order of their names.
-
-    All files are read once for their size and content. The result is kept in ``cache`` until a file changes its name,
-    length or time.
-
-    Args:
-        path: a folder or a ``.zip``.
-        cache: a folder for that result.
-
-    Raises:
-        MetricError: there are no images, one cannot be read, or they differ in size.
-    """
-    entries = _in_zip(path) if path.is_file() else _in_folder(path)
-    if not entries:
-        raise MetricError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    listing = hashlib.sha256(str(path.resolve()).encode())
-    for entry in entries:
-        listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
-    remembered = cache / f"images-{listing.hexdigest()[:32]}.json"
-    try:
-        (height, width), grey, content, marks = json.loads(remembered.read_text())
-    except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
-        (height, width), grey, content, marks = facts = _look_at(path, entries)
-        write_atomically(remembered, json.dumps(facts).encode(), error=MetricError)
-    mode = "L" if grey else "RGB"
-
-    def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-        with ThreadPoolExecutor(THREADS) as threads:
-            return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
-
-    return ImageSet((height, width), content, _as_marks(bytes.fromhex(marks)), pixels)
-
-
-def shared_images(images: ImageSet, other: ImageSet) -> int:
-    """How many images of ``other`` are among ``images``, too; up to chance, which is one in 2³² for each pair."""
-    return int(np.isin(other.marks, images.marks).sum())
 
 
 def _as_marks(content: bytes) -> npt.NDArray[np.uint32]:

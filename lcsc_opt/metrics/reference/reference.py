@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.distances import NEIGHBOURHOOD, radii
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
-from lcsc_opt.metrics.frechet import FrechetReference
-from lcsc_opt.metrics.moments import Moments
+from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.files import load_statistics
 
 T = TypeVar("T")
@@ -69,7 +67,11 @@ class Reference:
         Raises:
             MetricError: they are not finite, have other shapes, or are no covariance.
         """
-        gaussian = FrechetReference(mean, cov)
+        return cls.of_gaussian(extractor, FrechetReference(mean, cov), count)
+
+    @classmethod
+    def of_gaussian(cls, extractor: FeatureExtractor, gaussian: FrechetReference, count: int | None) -> Reference:
+        """As :meth:`of_statistics`."""
         digest = hashlib.sha256(json.dumps([gaussian.dimension, count, extractor.name]).encode())
         for array in (gaussian.mean, gaussian.cov):
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
@@ -102,8 +104,8 @@ class Reference:
         Raises:
             MetricError: the file cannot be used; the message names it.
         """
-        mean, cov, count, _ = load_statistics(path)
-        return cls.of_statistics(extractor, mean, cov, count)
+        gaussian, count, _ = load_statistics(path)
+        return cls.of_gaussian(extractor, gaussian, count)
 
     @property
     def frechet(self) -> FrechetReference:
@@ -139,33 +141,24 @@ class Reference:
             raise MetricError(NOTHING_HELD_OUT)
         return self.held_out
 
-    def radii(self, device: torch.device | str) -> Tensor:
-        """``[M]`` distance of each real image to its third nearest, for precision. Raises MetricError below four."""
-        if len(self.known_features) <= NEIGHBOURHOOD:
-            raise MetricError(f"this metric needs more than {NEIGHBOURHOOD} reference images")
-        return self.once("radii", device, radii)
-
     def features_on(self, device: torch.device | str) -> Tensor:
-        """``[M, D]`` float32, kept on ``device``.
+        """``[M, D]`` float32, kept on ``device``. Raises MetricError if only mean and covariance are known."""
+        known = self.known_features
+        return self._kept("features", device, lambda: torch.from_numpy(known).to(device))
 
-        Raises:
-            MetricError: only mean and covariance are known.
-        """
-        place = ("features", str(device))
-        if place not in self._computed:
-            self._computed[place] = torch.from_numpy(self.known_features).to(device)
-        return cast("Tensor", self._computed[place])
-
+    @torch.no_grad()
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
         """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept.
 
         Raises:
             MetricError: only mean and covariance are known.
         """
+        return self._kept(name, device, lambda: compute(self.features_on(device)))
+
+    def _kept(self, name: str, device: torch.device | str, make: Callable[[], T]) -> T:
         place = (name, str(device))
         if place not in self._computed:
-            with torch.no_grad():
-                self._computed[place] = compute(self.features_on(device))
+            self._computed[place] = make()
         return cast("T", self._computed[place])
 
     @cached_property

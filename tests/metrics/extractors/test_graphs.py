@@ -8,8 +8,6 @@ from torch import nn
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
-from lcsc_opt.metrics.extractors.published import rgb_levels, to_levels
-from lcsc_opt.training.images import feature_network
 
 
 class Network:
@@ -113,35 +111,3 @@ def test_the_gradient_in_images_holds_the_graph_of_one_part():
         for kind, count in ((WideInParts, 4), (WideInParts, 40), (Wide, 40))
     )
     assert few == many < whole / 4  # weights are held, too
-
-
-def test_levels_are_the_bytes_and_let_the_gradient_through():
-    values = torch.cat([torch.linspace(-1.5, 1.5, 4001), torch.tensor([-1.0, 1.0, -3.0, 3.0])]).requires_grad_()
-    levels = to_levels(values)
-    assert torch.equal(to_levels(values.detach()), levels.detach())
-    every = torch.arange(256.0)
-    assert torch.equal(to_levels(every / 127.5 - 1), every), "the nearest"
-    assert torch.equal(to_levels((every + 0.4) / 127.5 - 1)[:255], every[:255])
-    assert to_levels(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0])).tolist() == [0, 0, 128, 255, 255]
-    (gradient,) = torch.autograd.grad(levels.sum(), values)
-    inside = values.detach().abs() <= 1
-    assert torch.equal(gradient, 127.5 * inside)
-    assert inside[-4:].tolist() == [True, True, False, False]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_grey_images_of_every_type_become_rgb_levels_with_a_graph(dtype):
-    grey = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    levels = rgb_levels(grey, torch.device("cpu"))
-    assert torch.equal(
-        levels.detach().to(torch.uint8), to_levels(grey.detach().float()).repeat(1, 3, 1, 1).to(torch.uint8)
-    )
-    (gradient,) = torch.autograd.grad(levels.sum(), grey)
-    assert gradient.dtype == dtype
-    torch.testing.assert_close(gradient, torch.full_like(grey, 3 * 127.5))
-
-
-def test_the_digits_network_has_a_gradient_in_float64(tmp_path):
-    extractor = feature_network("digits", cache=tmp_path, dimension=8, epochs=1).double()
-    batch = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.autograd.gradcheck(lambda at: features_with_graph(extractor, at), batch.requires_grad_())

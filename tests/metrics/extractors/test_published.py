@@ -1,7 +1,6 @@
 """Published networks, small and with random weights: torch-fidelity's numbers, and nothing in a file is executed."""
 
 import copy
-import importlib
 import pickle
 import random
 import shutil
@@ -24,8 +23,6 @@ from lcsc_opt.metrics.extractors.published import (
     ClipExtractor,
     DinoV2Extractor,
     InceptionExtractor,
-    scaled_positions,
-    to_levels,
 )
 from tests.metrics import network_files
 
@@ -131,7 +128,7 @@ def test_gradient_of_inception_is_that_of_central_differences(extractors):
     double = copy.copy(extractors["inception"])
     double._network = copy.deepcopy(double._network).double()
     double._network.INPUT_IMAGE_SIZE = SMALL
-    at = to_levels(images(1)).double().requires_grad_()
+    at = levels(1).double().requires_grad_()
     generator = torch.Generator().manual_seed(2)
     weights, step = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (2048, at.shape))
     (gradient,) = torch.autograd.grad(double._features(at) @ weights, at)
@@ -162,12 +159,40 @@ def test_a_bare_state_dict_is_the_same_network(tmp_path, files, extractors, suff
     assert ClipExtractor(path).name == extractors["clip"].name
 
 
-def test_positions_of_other_image_sizes_are_the_authors():
+def test_positions_of_other_image_sizes_are_the_authors(tmp_path):
     """Recorded from the authors' repository (b8931f7), whose factors are shifted by 0.1 and so differ from others'."""
-    positions = scaled_positions(torch.sin(torch.arange(1370 * 64).reshape(1, 1370, 64) * 0.37), 16)
-    assert positions.shape == (1, 257, 64)
-    found = [float(positions[0, i, j]) for i, j in ((0, 1), (1, 0), (17, 5), (256, 63))]
+    network = network_files.random_dinov2(image_size=518)
+    positions = network.embeddings.position_embeddings
+    positions.data = torch.sin(torch.arange(1370 * 64).reshape(1, 1370, 64) * 0.37)
+    network.save_pretrained(tmp_path / "dinov2")
+    scaled = DinoV2Extractor(tmp_path / "dinov2")._network.embeddings.position_embeddings
+    assert scaled.shape == (1, 257, 64)
+    found = [float(scaled[0, i, j]) for i, j in ((0, 1), (1, 0), (17, 5), (256, 63))]
     assert found == pytest.approx([0.361615, 0.072726, 0.9022, -0.284871], abs=1e-5)
+
+
+class Levels(InceptionExtractor):
+    """Gives the levels that its network would get."""
+
+    def _build(self, weights):
+        return torch.nn.Identity(), 12, {}
+
+    def _features(self, levels):
+        return levels.flatten(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_levels_are_the_nearest_bytes_and_let_the_gradient_through(dtype):
+    extractor, every = Levels(), torch.arange(256.0)
+    assert torch.equal(extractor((every / 127.5 - 1).reshape(64, 1, 2, 2))[:, :4].flatten(), every)
+    values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, 0.1, -0.1, 0.7]).to(dtype).requires_grad_()
+    found = extractor(values.reshape(2, 1, 2, 2))
+    assert torch.equal(found, extractor(values.detach().reshape(2, 1, 2, 2)))
+    assert found[:, :4].flatten()[:5].tolist() == [0, 0, 128, 255, 255]
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    assert gradient.dtype == dtype
+    expected = [0, *[3 * 127.5] * 3, 0, *[3 * 127.5] * 3]  # grey is repeated to three channels
+    assert gradient.tolist() == pytest.approx(expected, rel=1e-2)
 
 
 # weights
@@ -286,42 +311,3 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, kind, package):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MetricError, match=f"needs {package.replace('_', '-')}"):
         kind(tmp_path / "weights.pth")
-
-
-# torchvision
-
-
-@pytest.fixture
-def torchvision_registering(tmp_path, monkeypatch):
-    """A torchvision whose registration of operators runs the given code; what is imported now comes back afterwards."""
-
-    def is_ours(name):
-        return name.partition(".")[0] == "torchvision"
-
-    def make(code):
-        (tmp_path / "torchvision").mkdir()
-        (tmp_path / "torchvision" / "__init__.py").write_text("from . import _meta_registrations, later")
-        (tmp_path / "torchvision" / "_meta_registrations.py").write_text(code)
-        (tmp_path / "torchvision" / "later.py").touch()
-        monkeypatch.syspath_prepend(tmp_path)
-
-    before = {name: module for name, module in sys.modules.items() if is_ours(name)}
-    for name in before:
-        del sys.modules[name]
-    yield make
-    for name in [name for name in sys.modules if is_ours(name)]:
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-def test_torchvision_is_imported_where_its_operators_are_missing(torchvision_registering):
-    torchvision_registering("raise RuntimeError('operator torchvision::nms does not exist')")
-    from torchvision import later
-
-    assert later is sys.modules["torchvision.later"]
-
-
-def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(torchvision_registering):
-    torchvision_registering("raise RuntimeError('something else')")
-    with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
-        importlib.import_module("torchvision")

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.published import to_levels
-from lcsc_opt.metrics.reference.images import image_array, image_files
-from lcsc_opt.metrics.reference.setting import DATASETS, dataset_images, dataset_settings
+from lcsc_opt.metrics.reference.building import DATASETS, DatasetSettings
+from lcsc_opt.metrics.reference.images import ImageSet
 
 
 def pixels(count=5, height=6, width=8, channels=3, seed=0):
@@ -34,7 +33,13 @@ def in_order(images):
 
 
 def all_bytes(image_set, batch_size=2):
-    return to_levels(torch.cat(list(image_set.batches(batch_size)))).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return (
+        ((torch.cat(list(image_set.batches(batch_size))) + 1) * 127.5)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def cache(tmp_path):
 )
 def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, cache, suffix, options):
     images = pixels()
-    found = image_files(write(tmp_path / "real", images, suffix, **options), cache=cache)
+    found = ImageSet.of_files(write(tmp_path / "real", images, suffix, **options), cache=cache)
     assert (found.count, found.size) == (5, (6, 8))
     assert np.array_equal(all_bytes(found), in_order(images))
 
@@ -61,60 +66,60 @@ def test_a_zip_file_is_the_folder(tmp_path, cache):
         for path in folder.rglob("*.png"):
             archive.write(path, path.relative_to(folder))
         archive.writestr("dataset.json", "{}")
-    zipped, unzipped = image_files(tmp_path / "real.zip", cache=cache), image_files(folder, cache=cache)
+    zipped, unzipped = ImageSet.of_files(tmp_path / "real.zip", cache=cache), ImageSet.of_files(folder, cache=cache)
     assert zipped.content == unzipped.content
     assert np.array_equal(all_bytes(zipped), all_bytes(unzipped))
 
 
 def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path, cache):
     folder = write(tmp_path / "real", pixels(4, channels=1))
-    grey = image_files(folder, cache=cache)
+    grey = ImageSet.of_files(folder, cache=cache)
     assert next(grey.batches(4)).shape == (4, 1, 6, 8)
     Image.fromarray(pixels(1)[0]).save(folder / "class-0" / "001.png")  # neither the first nor the last
-    mixed = all_bytes(image_files(folder, cache=cache))
+    mixed = all_bytes(ImageSet.of_files(folder, cache=cache))
     assert mixed.shape == (5, 6, 8, 3)
     assert np.array_equal(mixed[[0, 2, 3, 4]], np.repeat(all_bytes(grey), 3, axis=3))
 
 
 def test_content_follows_the_pixels_and_not_the_place(tmp_path, cache):
-    first = image_files(write(tmp_path / "a", pixels()), cache=cache).content
-    assert image_files(write(tmp_path / "b", pixels()), cache=cache).content == first
-    assert image_files(write(tmp_path / "c", pixels(seed=1)), cache=cache).content != first
+    first = ImageSet.of_files(write(tmp_path / "a", pixels()), cache=cache).content
+    assert ImageSet.of_files(write(tmp_path / "b", pixels()), cache=cache).content == first
+    assert ImageSet.of_files(write(tmp_path / "c", pixels(seed=1)), cache=cache).content != first
 
 
 def test_files_are_read_once_until_one_changes(tmp_path, cache, monkeypatch):
     folder = write(tmp_path / "real", pixels())
-    content = image_files(folder, cache=cache).content
+    content = ImageSet.of_files(folder, cache=cache).content
     with monkeypatch.context() as patch:
         patch.setattr("lcsc_opt.metrics.reference.images._header", lambda entry: pytest.fail("looked again"))
-        assert image_files(folder, cache=cache).content == content
+        assert ImageSet.of_files(folder, cache=cache).content == content
     Image.fromarray(pixels(seed=3)[0]).save(folder / "class-0" / "000.png")
     os.utime(folder / "class-0" / "000.png", ns=(1, 1))
-    assert image_files(folder, cache=cache).content != content
+    assert ImageSet.of_files(folder, cache=cache).content != content
 
 
 def test_folders_that_are_no_image_set_are_refused(tmp_path, cache):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MetricError, match="holds no images"):
-        image_files(tmp_path / "empty", cache=cache)
+        ImageSet.of_files(tmp_path / "empty", cache=cache)
     folder = write(tmp_path / "real", pixels())
     Image.fromarray(pixels(1, 9, 9)[0]).save(folder / "odd.png")
     with pytest.raises(MetricError, match=r"differ in size: class-0/000.png is 6x8 and odd.png 9x9"):
-        image_files(folder, cache=cache)
+        ImageSet.of_files(folder, cache=cache)
     (folder / "odd.png").write_bytes(b"no image")
     with pytest.raises(MetricError, match=r"odd.png: cannot be read as an image"):
-        image_files(folder, cache=cache)
+        ImageSet.of_files(folder, cache=cache)
     Image.fromarray(np.zeros((6, 8), dtype=np.uint16)).save(folder / "odd.png")
     with pytest.raises(MetricError, match=r"odd.png has more than 8 bits"):
-        image_files(folder, cache=cache)
+        ImageSet.of_files(folder, cache=cache)
     (tmp_path / "no.zip").write_bytes(b"no zip")
     with pytest.raises(MetricError, match="is no zip file"):
-        image_files(tmp_path / "no.zip", cache=cache)
+        ImageSet.of_files(tmp_path / "no.zip", cache=cache)
 
 
 def test_a_file_that_is_cut_off_later_is_named(tmp_path, cache):
     folder = write(tmp_path / "real", pixels(2, 64, 64))
-    found = image_files(folder, cache=cache)
+    found = ImageSet.of_files(folder, cache=cache)
     path = folder / "class-1" / "001.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(MetricError, match=r"class-1/001.png: cannot be read as an image"):
@@ -124,9 +129,9 @@ def test_a_file_that_is_cut_off_later_is_named(tmp_path, cache):
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 2), (0, 3, 4, 3)])
 def test_arrays_that_are_no_images_are_refused(shape):
     with pytest.raises(MetricError, match="expected images"):
-        image_array(np.zeros(shape, dtype=np.uint8), source="x")
+        ImageSet.of_array(np.zeros(shape, dtype=np.uint8), source="x")
     with pytest.raises(MetricError, match="float32"):
-        image_array(np.zeros((2, 3, 4, 3), dtype=np.float32), source="x")
+        ImageSet.of_array(np.zeros((2, 3, 4, 3), dtype=np.float32), source="x")
 
 
 @pytest.fixture
@@ -155,8 +160,8 @@ def test_cifar10_is_read_as_torchvision_does(tmp_path, monkeypatch, datasets):
     monkeypatch.setattr(
         datasets.cifar, "check_integrity", lambda path, md5=None: True
     )  # these are not the published files
-    train = dataset_images(dataset_settings("cifar10-train"), root=tmp_path)  # type: ignore[arg-type]
-    test = dataset_images(dataset_settings({"torchvision": "CIFAR10", "split": "test", "root": str(tmp_path)}), root="")  # type: ignore[arg-type]
+    train = DatasetSettings.named("cifar10-train").images(root=tmp_path)
+    test = DatasetSettings(torchvision="CIFAR10", split="test", root=str(tmp_path)).images(root=tmp_path)
     assert (train.count, test.count, train.size) == (10, 2, (32, 32))
     assert np.array_equal(all_bytes(test), images[5::6])
     assert train.content != test.content
@@ -172,19 +177,19 @@ def test_grey_and_channel_first_datasets_are_turned_round(tmp_path, monkeypatch,
     stl10 = type("STL10", (Stands,), {"stored": planes.transpose(0, 3, 1, 2)})
     monkeypatch.setattr(datasets, "MNIST", mnist)
     monkeypatch.setattr(datasets, "STL10", stl10)
-    assert np.array_equal(all_bytes(dataset_images(dataset_settings("mnist-test"), root=tmp_path)), grey)  # type: ignore[arg-type]
-    assert np.array_equal(all_bytes(dataset_images(dataset_settings("stl10-unlabeled"), root=tmp_path)), planes)  # type: ignore[arg-type]
+    assert np.array_equal(all_bytes(DatasetSettings.named("mnist-test").images(root=tmp_path)), grey)
+    assert np.array_equal(all_bytes(DatasetSettings.named("stl10-unlabeled").images(root=tmp_path)), planes)
 
 
 def test_nothing_is_downloaded_unless_it_is_asked_for(tmp_path, monkeypatch, datasets):
     asked = []
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", lambda *a, **k: asked.append(a))
     with pytest.raises(MetricError, match="download: true") as caught:
-        dataset_images(dataset_settings("CIFAR10-train"), root=tmp_path)  # type: ignore[arg-type]
+        DatasetSettings.named("CIFAR10-train").images(root=tmp_path)
     assert not asked
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(MetricError, match="cannot be read"):
-        dataset_images(dataset_settings({"torchvision": "CIFAR10", "download": True}), root=tmp_path)  # type: ignore[arg-type]
+        DatasetSettings(torchvision="CIFAR10", download=True).images(root=tmp_path)
     assert len(asked) == 1
 
 
@@ -192,7 +197,7 @@ def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
     write_cifar10(tmp_path, pixels(12, 32, 32))
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Explosive()))
     with pytest.raises(MetricError, match="cannot be read"):
-        dataset_images(dataset_settings("cifar10-train"), root=tmp_path)  # type: ignore[arg-type]
+        DatasetSettings.named("cifar10-train").images(root=tmp_path)
 
 
 class Explosive:

@@ -14,9 +14,8 @@ from safetensors.numpy import save_file
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Moments, Reference
-from lcsc_opt.metrics.reference.building import build_reference
+from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.files import load_statistics, save_statistics
-from lcsc_opt.metrics.reference.setting import references_by_extractor
 from tests.metrics import network_files
 
 D = 12
@@ -54,14 +53,9 @@ def write_folder(path):
 
 
 def build(path, alias="inception", extractor=None, *, need=False, cache=None, batch_size=7):
-    return build_reference(
-        str(path),
-        alias,
-        extractor or Pixels(),
-        features=need,
-        batch_size=batch_size,
-        cache=cache or path.parent / "cache",
-    )
+    place = {"batch_size": batch_size, "cache": cache or path.parent / "cache"}
+    settings = ReferenceSettings.parse(path if isinstance(path, dict) else str(path))
+    return settings.build(alias, extractor or Pixels(), features=need, held_out=False, **place)
 
 
 def assert_is_reference(reference, *, with_features):
@@ -257,10 +251,7 @@ def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
 def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
     write_folder(tmp_path / "cifar10-train")
     monkeypatch.chdir(tmp_path)
-    reference = build_reference(
-        "cifar10-train", "inception", Pixels(), features=False, batch_size=8, cache=tmp_path / "cache"
-    )
-    assert_is_reference(reference, with_features=False)
+    assert_is_reference(build("cifar10-train", cache=tmp_path / "cache"), with_features=False)
 
 
 def test_a_dataset_by_name(tmp_path, monkeypatch):
@@ -268,10 +259,7 @@ def test_a_dataset_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setattr("torchvision.datasets", datasets)
     for setting in ("cifar10-train", {"torchvision": "CIFAR10"}):
-        reference = build_reference(
-            setting, "inception", Pixels(), features=True, batch_size=8, cache=tmp_path / "cache"
-        )
-        assert_is_reference(reference, with_features=True)
+        assert_is_reference(build(setting, need=True, cache=tmp_path / "cache"), with_features=True)
 
 
 def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path):
@@ -310,14 +298,12 @@ def test_a_broken_cache_says_what_to_remove(tmp_path):
 
 
 def test_one_setting_serves_all_extractors():
-    assert references_by_extractor("real", ["inception", "clip"]) == {"inception": "real", "clip": "real"}
-    dataset = {"torchvision": "CIFAR10"}
-    assert references_by_extractor(dataset, ["inception"]) == {"inception": dataset}
-    assert references_by_extractor({"clip": dataset}, ["clip"]) == {"clip": dataset}
-    assert references_by_extractor(None, ["inception"]) == {}
-    both = {"train": "a", "held_out": "b"}
-    assert references_by_extractor(both, ["inception", "clip"]) == {"inception": both, "clip": both}
-    assert references_by_extractor({"clip": both}, ["clip"]) == {"clip": both}
+    dataset, both = {"torchvision": "CIFAR10"}, {"train": "a", "held_out": "b"}
+    for setting in ("real", dataset, both):
+        one = ReferenceSettings.parse(setting)
+        assert ReferenceSettings.by_extractor(setting, ["inception", "clip"]) == {"inception": one, "clip": one}
+        assert ReferenceSettings.by_extractor({"clip": setting}, ["clip"]) == {"clip": one}
+    assert ReferenceSettings.by_extractor(None, ["inception"]) == {}
 
 
 def test_saved_statistics_are_loaded_bit_for_bit_and_as_pytorch_fid_reads_them(tmp_path):
@@ -325,8 +311,9 @@ def test_saved_statistics_are_loaded_bit_for_bit_and_as_pytorch_fid_reads_them(t
     path = tmp_path / "new folder" / "digits.npz"
     write_ours(path, mean, cov)
     loaded = load_statistics(path)
-    assert all(np.array_equal(*pair) for pair in zip(loaded[:2], (mean, cov), strict=True))
-    assert loaded[2:] == (30, "pixels-1")
+    assert np.array_equal(loaded[0].mean, mean)
+    assert np.array_equal(loaded[0].cov, cov)
+    assert loaded[1:] == (30, "pixels-1")
     assert [file.name for file in path.parent.iterdir()] == ["digits.npz"]
     with np.load(path) as file:
         assert np.array_equal(file["mu"][:], mean)

@@ -14,9 +14,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
-from lcsc_opt.metrics.reference.building import build_reference
-from lcsc_opt.metrics.reference.images import image_array, shared_images
-from lcsc_opt.metrics.reference.setting import check_reference
+from lcsc_opt.metrics.reference.building import ReferenceSettings
+from lcsc_opt.metrics.reference.images import ImageSet
 
 
 class SplitPixels:
@@ -39,7 +38,7 @@ def write(path: Path, count: int = 60, seed: int = 0) -> Path:
 
 def build(setting: Any, folder: Path, **changes: Any) -> Reference:
     wanted: dict[str, Any] = {"features": True, "held_out": True, "batch_size": 7, "cache": folder / "cache", **changes}
-    return build_reference(setting, "inception", SplitPixels(), **wanted)
+    return ReferenceSettings.parse(setting).build("inception", SplitPixels(), **wanted)
 
 
 def rows(reference: Reference | None) -> set[bytes]:
@@ -66,8 +65,8 @@ def test_held_out_images_that_the_loss_sees_are_said(tmp_path: Path, capsys: pyt
         shutil.copy(train / f"{i:03}.png", other / f"copy{i}.png")
     build({"train": str(train), "held_out": str(other)}, tmp_path)
     assert "5 of the 25 images of held_out are in train, too" in capsys.readouterr().err
-    one, two = (image_array(pixels(30, 0)[rows], source="test") for rows in (slice(20), slice(15, 30)))
-    assert shared_images(one, two) == 5
+    one, two = (ImageSet.of_array(pixels(30, 0)[rows], source="test") for rows in (slice(20), slice(15, 30)))
+    assert one.shared(two) == 5
 
 
 def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
 )
 def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StudySpecError, match=message):
-        check_reference({"train": str(write(tmp_path / "a", 4)), **changes})
+        ReferenceSettings.parse({"train": str(write(tmp_path / "a", 4)), **changes})
 
 
 def test_what_cannot_be_held_out(tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="another size"):
         build({"train": str(train), "held_out": str(large)}, tmp_path)
     with pytest.raises(MetricError, match="missing"):
-        check_reference({"train": str(train), "held_out": str(tmp_path / "missing")})
+        ReferenceSettings.parse({"train": str(train), "held_out": str(tmp_path / "missing")}).check()
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
     with pytest.raises(MetricError, match=r"no folder, \.zip or dataset"):
         build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
