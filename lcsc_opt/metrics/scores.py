@@ -218,7 +218,7 @@ class Scores:
 
     @property
     def signs(self) -> dict[str, int]:
-        """Metric of :attr:`evaluation_metrics` → 1, or −1 if higher is better; and ``fdr``, of all extractors together."""
+        """Evaluation metric → 1, or −1 if higher is better; and ``fdr``, which is of all extractors together."""
         return {**{str(metric): metric.sign for metric in self.evaluation_metrics}, **({FDR: 1} if self.splits else {})}
 
     def real_halves(self) -> dict[str, float]:

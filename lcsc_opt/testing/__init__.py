@@ -10,10 +10,12 @@ checks need no test framework::
         check_objective(lambda: build({"images": 20}))
 """
 
-from lcsc_opt.testing.checkpoints import check_checkpoint
-from lcsc_opt.testing.extractors import check_extractor
-from lcsc_opt.testing.objectives import check_objective
-from lcsc_opt.testing.optimizers import check_optimizer
-from lcsc_opt.testing.storages import check_storage
+from lcsc_opt.testing.contracts import (
+    check_checkpoint,
+    check_extractor,
+    check_objective,
+    check_optimizer,
+    check_storage,
+)
 
 __all__ = ["check_checkpoint", "check_extractor", "check_objective", "check_optimizer", "check_storage"]

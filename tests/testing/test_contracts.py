@@ -270,7 +270,7 @@ def test_a_format_that_breaks_the_contract_is_told_where(tmp_path: Path, monkeyp
             raise IndexError from error
 
     for reader, message in ((forgiving, "as if they were all"), (careless, "raise IndexError")):
-        monkeypatch.setattr("lcsc_opt.testing.checkpoints.read_checkpoint", reader)
+        monkeypatch.setattr("lcsc_opt.testing.contracts.read_checkpoint", reader)
         with pytest.raises(AssertionError, match=message):
             check_checkpoint(path, tensors)
 

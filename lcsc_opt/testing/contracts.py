@@ -1,0 +1,404 @@
+"""The contracts of objectives, optimizers, feature extractors, checkpoint formats and storages, as checks to call."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from optuna.trial import TrialState
+from torch import Tensor
+
+from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint
+from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.connection import in_database, open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.registry import asks_one_at_a_time, build_optimizer, needs_gradient
+from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of
+
+SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
+STEPS = tuple(range(100, 1300, 100))
+TARGET = np.linspace(-0.6, 0.9, len(STEPS)) / np.linspace(-0.6, 0.9, len(STEPS)).sum()
+LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20
+CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of the file that are left after a cut
+K = 500
+SMALLEST = 5e-324
+
+
+def _require(kept: bool, broken: str) -> None:
+    """Raise AssertionError that says what is ``broken``, unless it is ``kept``."""
+    if not kept:
+        raise AssertionError(broken)
+
+
+def check_objective(
+    build: Callable[[], Objective], *, images: int | None = None, step: float = 1e-4, tolerance: float = 1e-2
+) -> None:
+    """Evaluate a few candidates, and compare what an objective answers with what it promises.
+
+    * ``steps`` are at least two, and increase.
+    * ``describe()`` is JSON, and the same for every objective that is built with the same settings.
+    * The same candidate has the same finite loss, bit for bit, also in an objective that was built again.
+    * ``images`` and ``noise`` of a candidate are honoured, if an evaluation has images at all.
+    * A gradient is the derivative of the loss in the K coefficients. Without one, the objective gives a reason.
+    * If it has stages, the loss does not depend on how images are divided.
+
+    Args:
+        build: makes the objective; called twice.
+        images: how many an evaluation samples; ``None`` takes the objective's own number.
+        step: length of the step of the central difference, in coefficients.
+        tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
+
+    Raises:
+        AssertionError: one of these is not kept.
+    """
+    objective, other = build(), build()
+    check_steps(objective.steps)
+    described = objective.describe()
+    _require(json.loads(json.dumps(described)) == described, "describe(): is not the same after it was stored as JSON")
+    _require(described == other.describe(), "describe(): differs between two that were built with the same settings")
+    origin = default_origin(objective.steps)
+    candidate = Candidate(origin, images=images)
+    first = _evaluated(objective, candidate)
+    for again in (objective, other):
+        _require(
+            _evaluated(again, candidate).loss == first.loss,
+            f"evaluate: the same candidate has the loss {first.loss!r}, and another one the second time",
+        )
+    _require(math.isfinite(objective(np.eye(len(origin))[-1])), "the last checkpoint alone has no finite loss")
+    if objective.images_per_evaluation:
+        _check_images(objective, candidate, first)
+    _check_gradient(objective, candidate, first, step=step, tolerance=tolerance)
+    if isinstance(objective, StagedObjective):
+        _check_parts(objective, candidate, first)
+
+
+def _evaluated(objective: Objective, candidate: Candidate) -> Evaluation:
+    evaluation = objective.evaluate(candidate)
+    _require(isinstance(evaluation, Evaluation), f"evaluate: gave {type(evaluation).__name__}, expected an Evaluation")
+    _require(math.isfinite(evaluation.loss), f"evaluate: the loss is {evaluation.loss}, expected a finite number")
+    return evaluation
+
+
+def _check_images(objective: Objective, candidate: Candidate, first: Evaluation) -> None:
+    wanted = objective.images_per_evaluation if candidate.images is None else candidate.images
+    _require(first.cost.images == wanted, f"cost.images: {first.cost.images} for an evaluation of {wanted} images")
+    fewer = Candidate(candidate.coefficients, images=max(wanted // 2, 2))
+    counted = _evaluated(objective, fewer).cost.images
+    _require(counted == fewer.images, f"candidate.images: {fewer.images} were asked for, and {counted} sampled")
+    unseen = _evaluated(objective, Candidate(candidate.coefficients, images=candidate.images, noise=HELD_OUT))
+    _require(unseen.loss != first.loss, "candidate.noise: the loss on held-out noise is that of the search's")
+
+
+def _check_gradient(
+    objective: Objective, candidate: Candidate, first: Evaluation, *, step: float, tolerance: float
+) -> None:
+    if objective.why_no_gradient() is not None:
+        return
+    evaluation = objective.evaluate(candidate, gradient=True)
+    gradient, count = evaluation.gradient, len(candidate.coefficients)
+    if gradient is None or gradient.shape != (count,):
+        raise AssertionError(f"evaluate(gradient=True): expected a gradient of {count} numbers, got {gradient!r}")
+    _require(
+        math.isclose(evaluation.loss, first.loss, rel_tol=1e-6),
+        f"evaluate(gradient=True): the loss is {evaluation.loss}, without a gradient {first.loss}",
+    )
+    for direction in _directions(candidate.coefficients, objective.steps):
+        ahead, behind = (
+            _evaluated(objective, Candidate(candidate.coefficients + sign * step * direction, images=candidate.images))
+            for sign in (1, -1)
+        )
+        found, expected = float(gradient @ direction), (ahead.loss - behind.loss) / (2 * step)
+        _require(
+            abs(found - expected) <= tolerance * max(abs(expected), float(np.linalg.norm(gradient))),
+            f"evaluate(gradient=True): {found:.6g} along a direction in which the loss changes by {expected:.6g}",
+        )
+
+
+def _directions(origin: Coefficients, steps: tuple[int, ...]) -> list[Coefficients]:
+    """Two directions of length one, whose coefficients sum to zero."""
+    space, generator = AffineSpace(steps, origin), np.random.default_rng(0)
+    moved = [space.to_coefficients(generator.standard_normal(space.dimension)) - origin for _ in range(2)]
+    return [direction / np.linalg.norm(direction) for direction in moved]
+
+
+def _check_parts(objective: StagedObjective, candidate: Candidate, first: Evaluation) -> None:
+    prepared, last = objective.prepare(candidate), objective.images_of(candidate)
+    middle = last // 2
+    parts = [objective.sample(candidate, prepared, *images) for images in ((0, middle), (middle, last))]
+    whole, _ = objective.score(candidate, parts)
+    _require(
+        math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE),
+        f"score: {whole.loss} of images sampled in two parts, and {first.loss} of all at once",
+    )
+
+
+def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budget: int = 60) -> None:
+    """Search a quadratic function of 12 coefficients, and check what an optimizer asks.
+
+    * Every candidate, and the recommendation, is ``[K]``, finite, and sums to one.
+    * The same seed and the same losses give the same candidates, bit for bit. A search resumes by repeating them.
+    * All randomness comes from the seed: numpy's global generator changes nothing, and is not changed.
+    * Several candidates may be asked before the first tell, unless the optimizer says that it asks one at a time.
+    * A failed evaluation, told as a very large loss, does not end the search.
+
+    Args:
+        name: in Nevergrad's registry, which includes ours.
+        options: of the study file.
+        budget: evaluations.
+
+    Raises:
+        AssertionError: one of these is not kept.
+        StudySpecError: a candidate's coefficients are not valid, or there is no such optimizer or option.
+    """
+    spec = OptimizerSpec(name=name, options=dict(options or {}))
+    state = _global_state()
+    first = _Run(spec, budget)
+    _require(_global_state() == state, "draws from numpy's global generator")
+    _same(first, _Run(spec, budget), "the same seed and answers gave other candidates")
+    in_flight = 1 if asks_one_at_a_time(spec) else 3
+    _same(
+        _Run(spec, budget, in_flight=in_flight),
+        _Run(spec, budget, in_flight=in_flight),
+        f"{in_flight} at once: another sequence",
+    )
+    _Run(spec, budget, fails=True)
+
+
+class _Run:
+    """One search; checks each candidate as it is asked."""
+
+    def __init__(self, spec: OptimizerSpec, budget: int, *, in_flight: int = 1, fails: bool = False) -> None:
+        space = AffineSpace(STEPS, default_origin(STEPS))
+        self.optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
+        self.asked: list[Coefficients] = []
+        self.losses: list[float] = []
+        self._gradient = needs_gradient(spec)
+        waiting: list[Any] = []
+        while len(self.asked) < budget and not getattr(self.optimizer, "finished", False):
+            if len(waiting) == in_flight:
+                self._tell(waiting.pop(0), fails=fails and len(self.losses) % 5 == 2)
+            waiting.append(self.optimizer.ask())
+            self.asked.append(_checked(waiting[-1].value))
+        for parameter in waiting:
+            self._tell(parameter, fails=False)
+        _checked(self.optimizer.recommend().value)
+
+    def _tell(self, parameter: Any, *, fails: bool) -> None:
+        candidate = candidate_of(parameter)
+        loss = 1e6 if fails else min(_loss(candidate.coefficients), LARGEST_LOSS)
+        gradient = 2 * (candidate.coefficients - TARGET) if self._gradient else None
+        attach_evaluation(parameter, None if fails else Evaluation(loss, gradient=gradient))
+        self.optimizer.tell(parameter, loss)
+        self.losses.append(loss)
+
+
+def _global_state() -> str:
+    return str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
+
+
+def _loss(coefficients: Coefficients) -> float:
+    return float(np.square(coefficients - TARGET).sum()) + 1.0
+
+
+def _checked(coefficients: Coefficients) -> Coefficients:
+    return check_coefficients(np.array(coefficients, dtype=np.float64), len(STEPS))
+
+
+def _same(first: _Run, second: _Run, broken: str) -> None:
+    same = [one.tobytes() for one in first.asked] == [one.tobytes() for one in second.asked]
+    _require(same, broken)
+
+
+def check_extractor(
+    extractor: FeatureExtractor, images: Tensor, *, differentiable: bool = True, tolerance: float = 1e-4
+) -> None:
+    """Send images through an extractor, together and one by one.
+
+    * ``name`` is a text that does not change, ``dimension`` the number of features of an image.
+    * Features are ``[B, D]`` float32 and finite, the same every time.
+    * Features of an image do not depend on the other images of its batch.
+    * If ``differentiable``, features have a graph that leads back to the images.
+    * If the extractor gives logits, they come with the same features.
+
+    Args:
+        extractor: what to check.
+        images: ``[B, C, H, W]`` in [−1, 1], at least two, all different.
+        differentiable: whether a graph is expected; only searches that follow gradients need one.
+        tolerance: of differences between batches, relative to the largest feature.
+
+    Raises:
+        AssertionError: one of these is not kept.
+    """
+    _require(isinstance(extractor.name, str) and extractor.name == extractor.name, "name: is not one text")
+    count = len(images)
+    with torch.no_grad():
+        features, again = extractor(images), extractor(images)
+        alone = torch.cat([extractor(images[i : i + 1]) for i in range(count)])
+    expected = (count, extractor.dimension)
+    _require(
+        tuple(features.shape) == expected, f"features: have the shape {tuple(features.shape)}, expected {expected}"
+    )
+    _require(features.dtype == torch.float32, f"features: are {features.dtype}, expected float32")
+    _require(bool(torch.isfinite(features).all()), "features: are not finite")
+    _require(torch.equal(features, again), "features: of the same images differ the second time")
+    apart = float((features - alone).abs().max() / features.abs().max().clamp(min=1e-12))
+    _require(apart <= tolerance, f"features: of an image alone differ by {apart:.2g} from those in a batch")
+    if differentiable:
+        _check_graph(extractor, images)
+    if isinstance(extractor, ClassifyingExtractor):
+        with torch.no_grad():
+            beside, logits = extractor.features_and_logits(images)
+        _require(torch.equal(beside, features), "features_and_logits: other features than a call")
+        _require(logits.ndim == 2 and len(logits) == count, f"logits: have the shape {tuple(logits.shape)}")
+
+
+def _check_graph(extractor: FeatureExtractor, images: Tensor) -> None:
+    leaf = images.detach().clone().requires_grad_()
+    features = extractor(leaf)
+    _require(features.requires_grad, "features: have no graph; pass differentiable=False where none is wanted")
+    (gradient,) = torch.autograd.grad(features.sum(), leaf)
+    kept = bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
+    _require(kept, "features: their gradient in the images is zero or not finite")
+
+
+def check_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], *, key: str | None = None, step: int | None = None
+) -> None:
+    """Read a checkpoint, whole and truncated.
+
+    * The state dict comes back by name, dtype and shape, bit for bit.
+    * The training step is found, if one is expected.
+    * A truncated file is refused with a :class:`~lcsc_opt.base.errors.TrajectoryError` that names it, with no other
+      error, and never gives fewer or other weights.
+
+    Args:
+        path: a file, or a folder.
+        tensors: what was saved in it.
+        key: which state dict of the file; ``None`` finds it.
+        step: the step that the path, the metadata or the content give; ``None`` expects nothing.
+
+    Raises:
+        AssertionError: one of these is not kept.
+        TrajectoryError: the checkpoint cannot be read at all.
+    """
+    _compare(read_checkpoint(path, key=key).tensors, tensors)
+    if step is not None:
+        found = checkpoint_step(path)
+        _require(found == step, f"{path}: its step is read as {found}, expected {step}")
+    if path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            for share in CUTS:
+                _check_cut(path, Path(folder) / path.name, share, tensors, key)
+
+
+def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    apart = sorted(found.keys() ^ expected.keys())
+    _require(not apart, f"other tensors than were saved: {', '.join(apart[:3])}")
+    for name, tensor in expected.items():
+        read = found[name]
+        _require(
+            (read.dtype, read.shape) == (tensor.dtype, tensor.shape),
+            f"{name}: read as {read.dtype} {list(read.shape)}, saved as {tensor.dtype} {list(tensor.shape)}",
+        )
+        bits = (one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in (read, tensor))
+        _require(torch.equal(*bits), f"{name}: other numbers than were saved")
+
+
+def _check_cut(path: Path, cut: Path, share: float, tensors: Mapping[str, Tensor], key: str | None) -> None:
+    content = path.read_bytes()
+    cut.write_bytes(content[: int(share * len(content))])
+    try:
+        _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
+    except TrajectoryError as error:
+        _require(str(cut) in str(error), f"a truncated file is refused without its name: {error}")
+    except AssertionError as error:
+        raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
+    except Exception as error:
+        raise AssertionError(
+            f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
+        ) from error
+
+
+def check_storage(url: str) -> None:
+    """Write a study into a database, read it back, and delete it.
+
+    * 500 coefficients, losses and gradients come back bit for bit, also the smallest numbers and negative zero.
+    * A trial's number is the index of its ask. A candidate is stored, as running, before its result is.
+    * Failures keep their reasons. Study attributes can be set again; other settings are refused.
+    * One coordinator holds a study; a second one gets an error.
+
+    Args:
+        url: of a database that this may write to.
+
+    Raises:
+        AssertionError: one of these is not kept.
+        StudyStoreError: the database cannot be opened or written.
+    """
+    storage, name = open_storage(url, write=True), f"contract-{uuid.uuid4().hex}/LCSC/0"
+    study = StoredStudy.open_or_create(storage, name, {"specification": {"seed": 0}})
+    try:
+        with study.hold():
+            _check_lock(url, name)
+            _check_trials(study)
+        _check_attributes(study)
+    finally:
+        in_database(storage, lambda: storage.delete_study(storage.get_study_id_from_name(name)))
+    if name in study_names(storage):
+        raise AssertionError(f"{url}: a study that was deleted is still listed")
+
+
+def _check_lock(url: str, name: str) -> None:
+    second = StoredStudy.open(open_storage(url, write=True), name)
+    try:
+        with second.hold():
+            pass
+    except StudyStoreError:
+        return
+    raise AssertionError("a second coordinator may hold a study that one holds already")
+
+
+def _check_trials(study: StoredStudy) -> None:
+    numbers = np.random.default_rng(0).standard_normal((2, K))
+    numbers[0, :3] = (SMALLEST, -0.0, 1 / 3)
+    candidate = Candidate(numbers[0], images=7, noise=Noise("search", 3))
+    evaluation = Evaluation(1 / 3, {"fid": 1e-300}, Cost(images=7, seconds=0.1), gradient=numbers[1])
+    keys = [study.add_candidate(candidate) for _ in range(3)]
+    _require(keys == [0, 1, 2], "the number of a trial is not the index of its ask")
+    _require(
+        {trial.state for trial in study.trials()} == {TrialState.RUNNING}, "a candidate is not there before its result"
+    )
+    study.finish(keys[1], evaluation, tell_index=0)
+    study.fail(keys[0], [{"reason": "no «image» 😀", "seconds": 0.1}], tell_index=1)
+    failed, finished, running = study.trials()
+    _require(running.state == TrialState.RUNNING, "a trial that did not end has ended")
+    _require(failed.state == TrialState.FAIL and failed.value is None, "a failed trial is complete")
+    _require("no «image» 😀" in str(failed.user_attrs), "the reason of a failure is lost")
+    _require(finished.value == 1 / 3, f"a loss of {1 / 3!r} is read as {finished.value!r}")
+    for attribute, wanted in (("coefficients", numbers[0]), ("gradient", numbers[1])):
+        found = np.array(finished.user_attrs[attribute], dtype=np.float64)
+        _require(found.tobytes() == wanted.tobytes(), f"{attribute}: are read as other numbers than were written")
+
+
+def _check_attributes(study: StoredStudy) -> None:
+    for value in ({"a": [1, None, 0.1]}, "ü" * 5000, None):
+        study.set_attribute("note", value)
+        _require(study.attributes["note"] == value, "a study attribute is read as another value than was written")
+    study.require("specification", {"seed": 0})
+    try:
+        study.require("specification", {"seed": 1})
+    except StudyStoreError:
+        return
+    raise AssertionError("a study that was made with other settings is not refused")
