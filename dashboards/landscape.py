@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number
-from lcsc_opt.views.landscape import Landscape, landscape_figure, landscape_names, landscape_studies, read_landscape
+from lcsc_opt.views.landscape import Landscape, landscape_figure, landscape_names, read_landscape
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -42,11 +42,11 @@ def build(storage: RDBStorage) -> dash.Dash:
             study = parts.chosen_study(reader, {}) or "experiment/optimizer/seed"
             nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
-        own, searches = landscape_studies(reader, name)
-        now, rhythm = parts.signature([own, *searches], theme), parts.rhythm([own, *searches])
+        data = read_landscape(reader, name)
+        studies = [data.study, *(study for study, *_ in data.searches)]
+        now, rhythm = parts.signature(studies, theme), parts.rhythm(studies)
         if now == seen:
             return *[no_update] * 4, rhythm, no_update
-        data = read_landscape(reader, name)
         return "", _headline(data), _points(data), landscape_figure(data, theme=theme), rhythm, now
 
     return app
@@ -69,13 +69,12 @@ def _layout() -> html.Main:
 
 def _headline(data: Landscape) -> str:
     """The result of the plane, in one line."""
-    name, lowest, found = data.study.study, data.lowest, data.best_answer
-    done = "" if data.done >= len(data.planned) else f", after {data.done:,} of {len(data.planned):,} points"
+    name, lowest, finished, total = data.study.study, data.lowest, len(data.study.finished), len(data.planned)
+    done = "" if finished >= total else f", after {finished:,} of {total:,} points"
     if lowest is None:
         return f"{name} has no value yet{done}. Continue it: lcsc resume {name}"
-    where = f"lowest {data.study.metric} on the plane {lowest['loss']:.4g} at ({lowest['x']:.3g}, {lowest['y']:.3g})"
-    best = "" if found is None else f"; {found['name']} has {found['loss']:.4g}"
-    return f"{name}: {where}{best}{done}"
+    place = f"({lowest['x']:.3g}, {lowest['y']:.3g})"
+    return f"{name}: lowest {data.study.metric} on the plane {lowest['loss']:.4g} at {place}{done}"
 
 
 def _points(data: Landscape) -> Any:

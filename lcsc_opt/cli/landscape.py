@@ -9,7 +9,7 @@ import typer
 
 from lcsc_opt.cli.options import Output, Storage, study_in, to_change
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, check_corners
 
 
 def landscape(
@@ -40,11 +40,10 @@ def landscape(
     if plot is not None:
         check_figure_names([plot])
     opened = to_change(storage)
-    parts = None if corners is None else [part.strip() for part in corners.split(",")]
-    named = None if parts is None else [int(part) if part.isdecimal() else part for part in parts]
-    name, outcome = run_landscape(
-        opened, study_in(opened, study), corners=named, size=grid, margin=margin, images=images, seed=seed
-    )
+    named = [int(one) if one.strip().isdecimal() else one.strip() for one in (corners or "").split(",")]
+    given = {"corners": list(check_corners(named)) if corners else None, "size": grid, "margin": margin}
+    options = {key: value for key, value in given.items() if value is not None}
+    name, outcome = run_landscape(opened, study_in(opened, study), options, images=images, seed=seed)
     say(f"{name}: {outcome}")
     data = read_landscape(HistoryReader(opened), name)
     if output is Format.json:

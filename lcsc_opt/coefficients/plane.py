@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ PLANE_ATTRIBUTE = "plane"
 DEFAULT_SIZE = 21
 DEFAULT_MARGIN = 0.75  # with 21 points on a side, the corners are points of the grid
 SMALLEST_SIZE, LARGEST_SIZE = 2, 501
-EMA_PREFIX = "ema:"
-FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
+_EMA = "ema:"
+_FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
 
 Corner = int | str
 """The training step of a checkpoint, or ``ema:RATE`` for the EMA with that rate per training step."""
@@ -42,7 +42,7 @@ def check_corners(corners: Any) -> tuple[Corner, ...]:
         StudySpecError: ``corners`` are not three training steps or EMA rates from zero and below one.
     """
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
-    if not listed or len(corners) != 3 or not all(_is_corner(corner) for corner in corners):
+    if not listed or len(corners) != 3 or not all(type(one) is int or _rate(one) is not None for one in corners):
         raise StudySpecError(
             f"corners: expected three training steps or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999, "
             f"got {corners!r}"
@@ -50,41 +50,25 @@ def check_corners(corners: Any) -> tuple[Corner, ...]:
     return tuple(corners)
 
 
-def _is_corner(corner: Any) -> TypeGuard[Corner]:
-    if isinstance(corner, int):
-        return not isinstance(corner, bool)
+def _rate(corner: Any) -> float | None:
+    """The rate of ``ema:RATE``; ``None`` for everything else."""
     try:
-        return isinstance(corner, str) and corner.startswith(EMA_PREFIX) and 0 <= _rate(corner) < 1
+        rate = float(corner.removeprefix(_EMA)) if isinstance(corner, str) and corner.startswith(_EMA) else -1.0
     except ValueError:
-        return False
-
-
-def _rate(corner: str) -> float:
-    return float(corner.removeprefix(EMA_PREFIX))
+        return None
+    return rate if 0 <= rate < 1 else None
 
 
 def default_corners(steps: Sequence[int]) -> tuple[Corner, ...]:
     """The fastest, the middle and the slowest one of the window's EMA rates."""
     rates = window_ema_rates(steps)
-    return tuple(f"{EMA_PREFIX}{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1]))
-
-
-def _coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
-    if isinstance(corner, str):
-        return ema_coefficients(steps, _rate(corner))
-    if corner not in steps:
-        nearest = min(steps, key=lambda step: abs(step - corner))
-        raise StudySpecError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
-    return np.asarray(np.eye(len(steps))[list(steps).index(corner)])
+    return tuple(f"{_EMA}{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1]))
 
 
 def corner_label(corner: Corner) -> str:
-    """A corner's name in figures. A rate has as many digits as are needed to tell it from one."""
-    if isinstance(corner, int):
-        return f"step {corner:,}"
+    """A corner's name in figures."""
     rate = _rate(corner)
-    digits = max(1, math.ceil(-math.log10(1 - rate)) + 1)
-    return f"EMA {rate:.{digits}f}".rstrip("0").removesuffix(".")
+    return f"step {corner:,}" if rate is None else f"EMA {rate:.6g}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,12 +84,17 @@ class Plane:
         Raises:
             StudySpecError: a corner is not there, or the three lie on one line.
         """
-        checked = check_corners(corners)
-        if len(steps) < 3:
-            raise StudySpecError("two checkpoints span a line; a landscape needs three or more")
-        plane = cls(np.stack([_coefficients(corner, check_steps(steps)) for corner in checked]))
+        checked, steps = check_corners(corners), check_steps(steps)
+        rows = []
+        for corner in checked:
+            rate = _rate(corner)
+            if rate is None and corner not in steps:
+                nearest = min(steps, key=lambda step: abs(step - int(corner)))
+                raise StudySpecError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
+            rows.append(ema_coefficients(steps, rate) if rate is not None else np.equal(steps, corner).astype(float))
+        plane = cls(np.stack(rows))
         long, short = np.linalg.svd(plane.directions, compute_uv=False)
-        if short <= FLAT * long:
+        if len(steps) < 3 or short <= _FLAT * long:
             names = ", ".join(corner_label(corner) for corner in checked)
             raise StudySpecError(f"corners: {names} lie on one line; choose three that span a plane")
         return plane
@@ -130,7 +119,7 @@ class Plane:
         inner = self.directions if products is None else products
         moved = coefficients - self.corners[0]
         found, *_ = np.linalg.lstsq(inner @ self.directions.T, inner @ moved.T, rcond=None)
-        return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 beside a corner
+        return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 at a corner
 
     def products(self, gram: Floats) -> Floats:
         """``[2, K]`` for a projection in weight space; ``gram`` is ``[K, K]``, of the centered checkpoints."""

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import PLANE_ATTRIBUTE, Plane, corner_label, grid_axis, grid_positions
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
-from lcsc_opt.database.names import BASELINES, is_search, split_name
+from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import thinned
@@ -24,27 +24,8 @@ from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert
 
 MOST_CANDIDATES = 150  # of one study
 _ON_GRID = 1e-9
-_WIDE = 3.0  # the highest over the lowest loss, from which on colours are logarithmic
 _TICKS = 6
-_FARTHEST = 1.0  # how far beyond the grid an answer still widens the view, in units of the grid's side
 _OUTLINE = {"width": 1.5, "color": "#FFFFFF"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Candidates:
-    """Candidates of one search, at most about 150: ``positions [m, 2]`` on the plane of ``trials [m]``."""
-
-    study: StudyHistory
-    trials: Trials
-    positions: Floats
-
-    @property
-    def answer(self) -> dict[str, Any] | None:
-        """The study's answer as a row of :meth:`Landscape.points`."""
-        for (x, y), trial in zip(self.positions.tolist(), self.trials, strict=True):
-            if trial["number"] == self.study.chosen:
-                return _point(f"{self.study.label}/{self.study.seed}, trial {trial['number']}", x, y, trial)
-        return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,9 +37,10 @@ class Landscape:
         labels: of the three corners, which are at (0, 0), (1, 0) and (0, 1).
         axis: ``[n]`` values of x, and of y, on the grid.
         planned: ``[t, 2]``, the place of each trial, evaluated or not.
-        values: ``[n, n]`` losses, a row for each y; NaN where there is none, or none yet.
+        values: ``[n, n]`` losses, a row for each y; NaN where a point has none, or none yet.
         space: ``weights`` or ``coefficients``, the space in which candidates are projected.
-        searches: of the same experiment and checkpoints.
+        searches: of the same experiment and checkpoints, each with at most about 150 of its trials ``[m]`` and their
+            positions ``[m, 2]``.
     """
 
     study: StudyHistory
@@ -67,45 +49,30 @@ class Landscape:
     planned: Floats
     values: Floats
     space: str
-    searches: tuple[_Candidates, ...]
-
-    @property
-    def done(self) -> int:
-        """How many points were evaluated or failed."""
-        return len(self.study.finished)
+    searches: tuple[tuple[StudyHistory, Trials, Floats], ...]
 
     @property
     def lowest(self) -> dict[str, Any] | None:
-        """The point with the lowest loss, as a row of :meth:`points`."""
+        """The point with the lowest loss, as a row of :attr:`points`."""
         known = self.study.trials[~np.isnan(self.study.trials["loss"])]
         if not len(known):
             return None
         trial = known[known["loss"].argmin()]
-        x, y = self.planned[trial["number"]].tolist()
-        return _point("lowest on the plane", x, y, trial)
+        return _point("lowest on the plane", self.planned[trial["number"]], trial)
 
     @property
     def points(self) -> list[dict[str, Any]]:
         """Name, x, y, loss and trial of the corners, the lowest point, and the answers of the searches."""
-        trials = self.study.trials
-        corners = [
-            _point(label, x, y, trials[i] if i < len(trials) else None)
-            for i, (label, (x, y)) in enumerate(zip(self.labels, self.planned[:3].tolist(), strict=True))
-        ]
-        others = [self.lowest, *(known.answer for known in self.searches)]
+        trials = [*self.study.trials[:3], None, None, None]
+        corners = [_point(label, self.planned[i], trials[i]) for i, label in enumerate(self.labels)]
+        others = [self.lowest, *(_answer(*search) for search in self.searches)]
         return [*corners, *(point for point in others if point is not None)]
-
-    @property
-    def best_answer(self) -> dict[str, Any] | None:
-        """The answer with the lowest loss on the search's noise; those of EMA grids do not count."""
-        found = (known.answer for known in self.searches if known.study.optimizer not in BASELINES)
-        return min((point for point in found if point is not None), key=lambda point: point["loss"], default=None)
 
     def as_row(self) -> dict[str, Any]:
         """JSON-able: what ``lcsc landscape --format json`` prints."""
         return {
             **{"study": self.study.study, "metric": self.study.metric, "space": self.space},
-            **{"evaluated": self.done, "total": len(self.planned), "images": _images(self.study)},
+            **{"evaluated": len(self.study.finished), "total": len(self.planned), "images": _images(self.study)},
             **{"points": self.points, "axis": self.axis.tolist()},
             "values": [[None if math.isnan(value) else value for value in row] for row in self.values.tolist()],
         }
@@ -117,55 +84,50 @@ def landscape_names(reader: HistoryReader, experiment: str | None = None) -> lis
     return [name for name in landscapes if experiment in (None, split_name(name)[0])]
 
 
-def landscape_studies(reader: HistoryReader, name: str) -> tuple[StudyHistory, list[StudyHistory]]:
-    """A landscape, and the searches of its experiment over the same checkpoints.
+def read_landscape(reader: HistoryReader, name: str) -> Landscape:
+    """A landscape and the searches of its experiment over the same checkpoints, as they are now.
 
     Raises:
         StudyStoreError: there is no such landscape.
     """
     if name not in landscape_names(reader):
         raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
-    experiment = split_name(name)[0]
-    searches = [other for other in reader.searches() if split_name(other)[0] == experiment]
-    own, *found = reader.read_studies([name, *searches])
-    return own, [study for study in found if study.steps == own.steps and study.best is not None]
-
-
-def read_landscape(reader: HistoryReader, name: str) -> Landscape:
-    """A landscape and the searches of its experiment as they are now.
-
-    Raises:
-        StudyStoreError: there is no such landscape, or its plane cannot be read.
-    """
-    own, searches = landscape_studies(reader, name)
+    own, *others = reader.read_studies([
+        name, *(other for other in reader.searches() if split_name(other)[0] == split_name(name)[0])
+    ])  # fmt: skip
     attributes = StoredStudy.open(reader.storage, name).attributes
-    try:
-        options = attributes["specification"]["optimizer"]["options"]
-        plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
-        labels = tuple(corner_label(corner) for corner in options["corners"])
-        stored = (attributes.get(PLANE_ATTRIBUTE) or {}).get("products")
-        products = None if stored is None else np.array(stored, dtype=np.float64).reshape(2, len(own.steps))
-    except (KeyError, TypeError, ValueError) as error:  # a StudySpecError is a ValueError
-        raise StudyStoreError(f"{name}: not a landscape of this version ({error}); delete it") from error
+    options = attributes["specification"]["optimizer"]["options"]
+    plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
+    stored = attributes[PLANE_ATTRIBUTE]["products"]
+    products = None if stored is None else np.array(stored, dtype=np.float64)
     axis, planned = grid_axis(*grid), grid_positions(*grid)
     values = np.full((len(axis), len(axis)), np.nan)
     nearest = np.abs(planned[:, :, None] - axis).argmin(axis=2)
     there = np.flatnonzero((np.abs(planned - axis[nearest]) <= _ON_GRID).all(axis=1))  # corners may be off the grid
     there = there[there < len(own.trials)]
     values[nearest[there, 1], nearest[there, 0]] = own.trials["loss"][there]
-    near = tuple(_near(reader, plane, products, study) for study in searches)
-    return Landscape(own, labels, axis, planned, values, "coefficients" if products is None else "weights", near)
+    searches = []
+    for study in others:
+        if study.steps == own.steps and study.best is not None:
+            complete = study.finished[~np.isnan(study.finished["loss"])]
+            evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
+            trials = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
+            coefficients = reader.coefficients(study, trials["number"].tolist())
+            searches.append((study, trials, plane.project(coefficients, products)))
+    labels = tuple(corner_label(corner) for corner in options["corners"])
+    space = "coefficients" if products is None else "weights"
+    return Landscape(own, labels, axis, planned, values, space, tuple(searches))
 
 
-def _near(reader: HistoryReader, plane: Plane, products: Floats | None, study: StudyHistory) -> _Candidates:
-    complete = study.finished[~np.isnan(study.finished["loss"])]
-    evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
-    trials = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
-    coefficients = reader.coefficients(study, trials["number"].tolist())
-    return _Candidates(study, trials, plane.project(coefficients, products))
+def _answer(study: StudyHistory, trials: Trials, positions: Floats) -> dict[str, Any] | None:
+    for position, trial in zip(positions, trials, strict=True):
+        if trial["number"] == study.chosen:
+            return _point(f"{study.label}/{study.seed}, trial {trial['number']}", position, trial)
+    return None
 
 
-def _point(name: str, x: float, y: float, trial: Any) -> dict[str, Any]:
+def _point(name: str, position: Floats, trial: Any) -> dict[str, Any]:
+    x, y = position.tolist()
     loss = math.nan if trial is None else float(trial["loss"])
     number = None if trial is None else int(trial["number"])
     return {"name": name, "x": x, "y": y, "loss": None if math.isnan(loss) else loss, "trial": number}
@@ -182,8 +144,8 @@ def landscape_figure(data: Landscape, *, theme: Theme = "light") -> go.Figure:
         return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
     made = figure(theme, name=f"landscape/{name}", title=_title(data), height=720)
     _add_contours(made, data)
-    for known in data.searches:
-        _add_candidates(made, known)
+    for search in data.searches:
+        _add_candidates(made, *search)
     corners = data.points[:3]
     made.add_scatter(
         x=[point["x"] for point in [*corners, corners[0]]],
@@ -196,36 +158,39 @@ def landscape_figure(data: Landscape, *, theme: Theme = "light") -> go.Figure:
         marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
         hovertemplate="%{text}<extra></extra>",
     )
-    low, high = _view(data)
-    for point, height in ((data.lowest, 45), (data.best_answer, 150)):  # so that one does not cover the other
-        if point is not None and low[0] <= point["x"] <= high[0] and low[1] <= point["y"] <= high[1]:
-            ax, ay = (70 if point["x"] < 0.5 else -70), (-height if point["y"] < 0.5 else height)
-            made.add_annotation(text=_with_loss(point), x=point["x"], y=point["y"], ax=ax, ay=ay, arrowhead=2)
+    if (lowest := data.lowest) is not None:
+        made.add_annotation(text=_with_loss(lowest), x=lowest["x"], y=lowest["y"], ax=70, ay=-45, arrowhead=2)
+    # the grid, and answers up to its side beyond it
+    low, high = data.axis[0], data.axis[-1]
+    side, places = high - low, np.array([[point["x"], point["y"]] for point in data.points])
+    start = np.clip(places.min(axis=0), low - side, low) - 0.03 * side
+    end = np.clip(places.max(axis=0), high, high + side) + 0.03 * side
     first, second, third = (inert(label) for label in data.labels)
-    made.update_xaxes(title_text=f"x: from {first} (0) to {second} (1)", range=[low[0], high[0]], constrain="domain")
-    made.update_yaxes(title_text=f"y: from {first} (0) to {third} (1)", range=[low[1], high[1]], constrain="domain")
+    made.update_xaxes(title_text=f"x: from {first} (0) to {second} (1)", range=[start[0], end[0]], constrain="domain")
+    made.update_yaxes(title_text=f"y: from {first} (0) to {third} (1)", range=[start[1], end[1]], constrain="domain")
     made.update_yaxes(scaleanchor="x").update_annotations(bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"})
     return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 110})
 
 
 def _title(data: Landscape) -> str:
     """What is shown, and what a reader must know about it."""
-    done = "" if data.done >= len(data.planned) else f": {data.done} of {len(data.planned)} points"
-    notes = []
+    done, total, images = len(data.study.finished), len(data.planned), _images(data.study)
+    first = f"{data.study.metric} on the plane through {', '.join(data.labels)}"
+    lines = [inert(first if done >= total else f"{first}: {done} of {total} points")]
     if data.searches:
-        notes.append(f"Candidates are where the plane is nearest in {data.space}; their own loss is another one.")
-    if any(_images(known.study) != _images(data.study) for known in data.searches):
-        notes.append(f"The plane is of {_images(data.study):,} images a point, the searches are not.")
-    first = inert(f"{data.study.metric} on the plane through {', '.join(data.labels)}{done}")
-    return "<br>".join([first, *(f"<sub>{note}</sub>" for note in notes)])
+        where = f"Candidates are where the plane is nearest in {data.space}; their own loss is another one."
+        lines.append(f"<sub>{where}</sub>")
+    if any(_images(study) != images for study, *_ in data.searches):
+        lines.append(f"<sub>The plane is of {images:,} images a point, the searches are not.</sub>")
+    return "<br>".join(lines)
 
 
 def _add_contours(made: go.Figure, data: Landscape) -> None:
-    """Colours are how far a loss is above the lowest, in orders of magnitude where losses differ much."""
+    """Colours are how far a loss is above the lowest, in orders of magnitude if all are above zero."""
     lowest, highest = float(np.nanmin(data.values)), float(np.nanmax(data.values))
-    wide = lowest > 0 and highest / lowest > _WIDE
-    losses = (np.geomspace if wide else np.linspace)(lowest, highest, _TICKS)
-    heights, ticks = (np.log10(x / lowest) if wide else x - lowest for x in (data.values, losses))
+    positive = lowest > 0
+    losses = (np.geomspace if positive else np.linspace)(lowest, highest, _TICKS)
+    heights, ticks = (np.log10(x / lowest) if positive else x - lowest for x in (data.values, losses))
     metric = inert(data.study.metric)
     made.add_contour(
         x=data.axis,
@@ -249,44 +214,29 @@ def _add_contours(made: go.Figure, data: Landscape) -> None:
     )
 
 
-def _add_candidates(made: go.Figure, known: _Candidates) -> None:
+def _add_candidates(made: go.Figure, study: StudyHistory, trials: Trials, positions: Floats) -> None:
     """A dot for each candidate, and a large mark for the answer."""
-    drawn, label = style(known.study.optimizer), inert(known.study.label)
-    name = inert(known.study.study)
+    drawn, label, name = style(study.optimizer), inert(study.label), inert(study.study)
+    shared: dict[str, Any] = {"mode": "markers", "legendgroup": label, "hovertemplate": "%{text}<extra></extra>"}
     made.add_scatter(
-        x=known.positions[:, 0],
-        y=known.positions[:, 1],
-        mode="markers",
-        legendgroup=label,
+        x=positions[:, 0],
+        y=positions[:, 1],
         showlegend=False,
         marker={"symbol": drawn.marker, "size": 5, "color": with_alpha(drawn.colour, 0.55)},
-        text=[f"{name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in known.trials],
-        hovertemplate="%{text}<extra></extra>",
+        text=[f"{name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in trials],
+        **shared,
     )
-    if (answer := known.answer) is not None:
+    if (answer := _answer(study, trials, positions)) is not None:
         made.add_scatter(
             x=[answer["x"]],
             y=[answer["y"]],
-            mode="markers",
             name=label,
-            legendgroup=label,
             showlegend=not any(trace.name == label for trace in made.data),
             text=[_with_loss(answer)],
             marker={"symbol": drawn.marker, "size": 15, "color": drawn.colour, "line": _OUTLINE},
-            hovertemplate="%{text}<extra></extra>",
+            **shared,
         )
 
 
 def _with_loss(point: dict[str, Any]) -> str:
     return inert(point["name"] if point["loss"] is None else f"{point['name']}: {point['loss']:.4g}")
-
-
-def _view(data: Landscape) -> tuple[Floats, Floats]:
-    """The lowest and the highest x and y that are shown: the grid, and answers that are not far from it."""
-    ends = np.array([[data.axis[0]] * 2, [data.axis[-1]] * 2])
-    side = _FARTHEST * float(data.axis[-1] - data.axis[0])
-    found = np.array([[point["x"], point["y"]] for point in data.points])
-    near = found[((found >= ends[0] - side) & (found <= ends[1] + side)).all(axis=1)]
-    shown = np.concatenate([ends, near])
-    pad = 0.03 * float(np.ptp(shown, axis=0).max())
-    return shown.min(axis=0) - pad, shown.max(axis=0) + pad

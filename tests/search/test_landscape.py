@@ -107,8 +107,9 @@ def write(folder: Path, *, search: bool = True, **changes: Any) -> str:
 
 def compute(database: str, source: str = "small/LCSC/0", seed: int = 0, **options: Any) -> StoredStudy:
     storage = open_storage(database, write=True)
-    chosen = {"corners": CORNERS, "size": 3, **options}
-    name, _ = run_landscape(storage, StoredStudy.open(storage, source), seed=seed, **chosen)
+    images = options.pop("images", None)
+    chosen = {"corners": list(CORNERS), "size": 3, **options}
+    name, _ = run_landscape(storage, StoredStudy.open(storage, source), chosen, images=images, seed=seed)
     return StoredStudy.open(storage, name)
 
 
@@ -139,7 +140,7 @@ def test_it_has_the_objective_of_the_search(database: str) -> None:
     assert study.attributes["specification"]["objective"] == search["specification"]["objective"]
     ema = StoredStudy.open(storage, "small/EMAGrid/0").trials()[0]
     rate = window_ema_rates(STEPS)[0]
-    again = compute(database, seed=1, corners=(f"ema:{rate!r}", 10, 30)).trials()[0]
+    again = compute(database, seed=1, corners=[f"ema:{rate!r}", 10, 30]).trials()[0]
     assert again.value == pytest.approx(ema.value, rel=1e-12)
 
 
@@ -148,7 +149,7 @@ def test_it_has_the_objective_of_the_search(database: str) -> None:
     [
         ({"size": 5}, "size is 3, not 5"),
         ({"margin": 0.5}, "margin is 0.75, not 0.5"),
-        ({"corners": (10, 20, 50)}, r"corners is \[10, 30, 50\], not \[10, 20, 50\]"),
+        ({"corners": [10, 20, 50]}, r"corners is \[10, 30, 50\], not \[10, 20, 50\]"),
         ({"images": 20}, "images is 10, not 20"),
     ],
 )
@@ -174,7 +175,7 @@ def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) ->
     assert study.attributes["search_ended"]["evaluations"] == len(states)
 
 
-@pytest.mark.parametrize("options", [{"corners": (10, 35, 50)}, {"size": 1}, {"margin": -1.0}])
+@pytest.mark.parametrize("options", [{"corners": [10, 35, 50]}, {"size": 1}, {"margin": -1.0}])
 def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> None:
     with pytest.raises(LcscError):
         compute(database, **options)
