@@ -123,7 +123,7 @@ def try_lock(path: Path) -> FileLock | None:
     """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
-        The lock, to be released; ``None`` where another process, or another lock of this process, has the file locked.
+        The lock, to be released, or ``None`` if another process, or another lock of this process, has the file locked.
         On a file system without locks, the lock keeps nobody out.
 
     Raises:
@@ -161,7 +161,7 @@ def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
 
     Args:
-        out: what is made; the lock is a file beside it, which is removed at the end.
+        out: what is made; the lock is the file ``.NAME.lock`` next to it, which is removed at the end.
         busy: called once when another process holds the lock; it raises an error, or returns in order to wait.
 
     Raises:

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError
 
 
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
-    """Import ``"package.module:function"``, from wherever Python finds it, also beside the study file.
+    """Import ``"package.module:function"``, from wherever Python finds it, also next to the study file.
 
     Args:
         name: what to import.

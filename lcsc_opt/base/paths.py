@@ -32,7 +32,7 @@ class KnownCheckpoints:
         steps: ``[K]`` of training.
         moved: whether the study file now names another path; then the checkpoints must be at that path.
         selected: whether they were selected from more checkpoints.
-        packed: the packed trajectory on this machine; ``None`` where not known.
+        packed: the packed trajectory on this machine, or ``None`` if not known.
     """
 
     sha256: str
@@ -68,7 +68,7 @@ def known_checkpoints() -> KnownCheckpoints | None:
 def given_path(path: str) -> Path:
     """A path or glob of a study file.
 
-    A relative one is looked for beside the study file, then in the working directory. It need not exist; opening it
+    A relative one is looked for next to the study file, then in the working directory. It need not exist; opening it
     gives the error.
     """
     given = Path(path).expanduser()

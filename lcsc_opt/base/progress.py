@@ -35,7 +35,7 @@ class _Advance(Protocol):
 
 
 class _CutColumn(ProgressColumn):
-    """A text that is cut on a narrow terminal, so that the numbers beside it stay whole."""
+    """A text that is cut on a narrow terminal, so that the numbers next to it stay whole."""
 
     def __init__(self, text: Callable[[Task], str]) -> None:
         super().__init__(Column(no_wrap=False))

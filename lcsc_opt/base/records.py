@@ -89,7 +89,7 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: ``[K]`` float64, of the loss with respect to the coefficients; ``None`` where not wanted.
+        gradient: ``[K]`` float64, of the loss with respect to the coefficients, or ``None`` if not wanted.
         violation: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
     """
 

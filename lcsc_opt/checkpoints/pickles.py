@@ -20,7 +20,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 
 MALFORMED = "is truncated or is not weights: save or copy it again, or leave it out."
-_TOO_LARGE = "holds too much besides the weights: save model.state_dict() alone."
+_TOO_LARGE = "holds too much apart from the weights: save model.state_dict() alone."
 _MOST_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam has 600,000
 _MOST_BYTES = 64 * 2**20  # read, which the weights are not
 _LONGEST_NAME = 512

@@ -63,13 +63,13 @@ def difference(given: Mapping[str, Sequence[int]], expected: Mapping[str, Sequen
         expected: name → shape.
 
     Returns:
-        The rest of a sentence after "it": ``lacks 'a' and 3 more, has besides 'b', has 'c' as [2] and not [3]``.
+        The rest of a sentence after "it": ``lacks 'a' and 3 more, has also 'b', has 'c' as [2] and not [3]``.
     """
     lacks, adds = sorted(expected.keys() - given), sorted(given.keys() - expected)
     reshaped = [name for name in sorted(expected.keys() & given) if tuple(given[name]) != tuple(expected[name])]
     kinds = (
         [f"lacks {name!r}" for name in lacks],
-        [f"has besides {name!r}" for name in adds],
+        [f"has also {name!r}" for name in adds],
         [f"has {name!r} as {list(given[name])} and not {list(expected[name])}" for name in reshaped],
     )
     parts = [found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "") for found in kinds if found]

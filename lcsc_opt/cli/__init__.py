@@ -135,7 +135,7 @@ def _invoked(command: Any, arguments: Sequence[str]) -> int:
 
 
 def _resuming(command: Any, arguments: Sequence[str]) -> str:
-    """What the command that goes on has to say besides, where it begins anew without ``--resume``."""
+    """What else the command that goes on has to say, where it begins anew without ``--resume``."""
     chosen = command.commands.get(next(iter(arguments), ""))
     asks = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
     return " with --resume" if asks and "--resume" not in arguments else ""

@@ -18,7 +18,7 @@ def dashboard(
     ] = "127.0.0.1",
     storage: Storage = None,
 ) -> None:
-    """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is beside it."""
+    """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard runs next to it."""
     from lcsc_opt.database.connection import open_even_empty
     from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve

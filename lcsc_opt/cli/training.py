@@ -82,7 +82,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
-    """Train a model that leaves a trajectory to search. Learning curve, model folder and study file lie beside it."""
+    """Train a model that leaves a trajectory to search. Learning curve, model folder and study file lie next to it."""
     from lcsc_opt.training.preparing import parse_recipe, run
     from lcsc_opt.training.trainer import Training
 

@@ -45,7 +45,7 @@ def label_of(group: Sequence[StudyHistory]) -> str:
 def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None] | None:
     """Mean and sample standard deviation of the known values.
 
-    ``None`` where no value is known. The deviation is ``None`` where only one is known.
+    ``None`` if no value is known. The deviation is ``None`` if only one is known.
     """
     known = [value for value in values if value is not None]
     if not known:
@@ -54,7 +54,7 @@ def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None
 
 
 def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
-    """EMA*'s loss on the noise of ``held_out``; ``None`` where it was not measured there.
+    """EMA*'s loss on the noise of ``held_out``, or ``None`` if it was not measured there.
 
     Args:
         held_out: of a study.
@@ -70,7 +70,7 @@ def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
 def relative(value: float | None, reference: float | None) -> float | None:
     """``value / reference - 1``: -0.6 is 60 % below the reference.
 
-    ``None`` where one is not known, or where the signs differ: then a share means nothing.
+    ``None`` if one is not known or the signs differ: then a share means nothing.
     """
     if value is None or not reference or value * reference < 0:
         return None
@@ -78,7 +78,7 @@ def relative(value: float | None, reference: float | None) -> float | None:
 
 
 def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float | None:
-    """Mean held-out loss relative to the mean of EMA*'s on the same noise; ``None`` where one of them is not known."""
+    """Mean held-out loss relative to the mean of EMA*'s on the same noise, or ``None`` if one of them is not known."""
     known = [study.held_out for study in group if study.held_out is not None and study.held_out.loss is not None]
     beside = [ema_beside(held_out, None if ema is None else ema.held_out) for held_out in known]
     if not known or any(loss is None for loss in beside):

@@ -74,7 +74,7 @@ class KeptNodes:
 
     @classmethod
     def parse(cls, stored: Any) -> KeptNodes | None:
-        """The inverse of :meth:`as_stored`; ``None`` where nothing is kept."""
+        """The inverse of :meth:`as_stored`, or ``None`` if nothing is kept."""
         if not isinstance(stored, Mapping):
             return None
         names = [field.name for field in dataclasses.fields(NodeWork)]
@@ -89,12 +89,12 @@ class HeldOut:
     Attributes:
         trial: the number of the chosen trial.
         loss: mean over the groups of noise.
-        images: images of each group; ``None`` where that is not stored.
+        images: images of each group, or ``None`` if that is not stored.
         groups: the loss on each group of noise.
         baselines: name → loss on the same noise.
         seeds: the seeds of the groups of noise.
-        cross_check: the answer in features that the loss does not see; ``None`` where not measured.
-        judges: the metrics that are not the loss, each beside the baseline's value.
+        cross_check: the answer in features that the loss does not see, or ``None`` if it was not measured.
+        judges: the metrics that are not the loss, each with the baseline's value.
         warning: one line where the loss is below its baseline, and the cross-check is not, or not for certain, or a
             judge got worse.
         doubted: the metrics that the warning is about.
@@ -209,17 +209,17 @@ class StudyHistory:
 
     @property
     def held_out_images(self) -> int | None:
-        """The number of images of its held-out loss; ``None`` where there is no such loss, or no images."""
+        """The number of images of its held-out loss, or ``None`` without such a loss or images."""
         return None if self.held_out is None or self.held_out.loss is None else self.held_out.images or None
 
     @property
     def cross_check(self) -> CrossCheck | None:
-        """The answer in features that the loss does not see; ``None`` where not measured."""
+        """The answer in features that the loss does not see, or ``None`` if it was not measured."""
         return None if self.held_out is None else self.held_out.cross_check
 
     @property
     def warning(self) -> str | None:
-        """The warning of the held-out report, see :class:`HeldOut`; ``None`` where there is none."""
+        """The warning of the held-out report, see :class:`HeldOut`, or ``None``."""
         return None if self.held_out is None else self.held_out.warning
 
     @property

@@ -1,4 +1,4 @@
-"""Judges: metrics of a search's answer beside those of EMA*; plain data for reports.
+"""Judges: metrics of a search's answer compared with those of EMA*; plain data for reports.
 
 A judge is a metric of held-out reports that is not the loss. A loss can fall while single images get worse. The
 cross-check is a judge in features that the search did not see.
@@ -17,21 +17,21 @@ _SINGLE_GROUP_NOISE = 0.02  # of the baseline's value; with one group, which has
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """One metric of a study's answer on held-out noise, beside the baseline's.
+    """One metric of a study's answer on held-out noise, compared with the baseline's.
 
     Attributes:
         metric: its name.
         sign: 1 where lower is better, -1 where higher is.
         value: mean over the groups of noise.
-        spread: the sample standard deviation over the groups; ``None`` where there is one group.
-        against: the name of the baseline, measured on the same noise; ``None`` where there is none.
+        spread: the sample standard deviation over the groups, or ``None`` if there is one group.
+        against: the name of the baseline, measured on the same noise, or ``None``.
         baseline: the baseline's value.
         baseline_spread: its sample standard deviation over the groups.
         gain: how much better the answer is than the baseline, in the metric's unit; negative where it is worse.
         gain_spread: the sample standard deviation of the gain over the groups of noise.
         lost: whether the answer is worse by more than ``gain_spread``. Where that is not known, by more than 2 % of the
             baseline's value. Never where it is as good as real images.
-        floor: the value of held-out real images; ``None`` where none are held out.
+        floor: the value of held-out real images, or ``None`` if none are held out.
     """
 
     metric: str
@@ -127,7 +127,7 @@ class _Gain:
 
     @property
     def share(self) -> float | None:
-        """The gain as a share of the baseline's number; ``None`` where one of the two is not positive."""
+        """The gain as a share of the baseline's number, or ``None`` if one of the two is not positive."""
         return self.mean / self.baseline if self.baseline > 0 and self.mean < self.baseline else None
 
     @property
@@ -146,7 +146,7 @@ class _Gain:
 
 
 def _baseline_of(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
-    """The baseline of that name in a held-out report; ``None`` where the metric was not measured for it."""
+    """The baseline of that name in a held-out report, or ``None`` if the metric was not measured for it."""
     found: Mapping[str, Any] | None = (report.get("baselines") or {}).get(name)
     return found if found is not None and metric in found["metrics"] else None
 
@@ -166,12 +166,12 @@ class CrossCheck:
     Attributes:
         metric: its name; lower is better.
         value: mean over the groups of noise.
-        against: the name of the baseline, measured on the same noise; ``None`` where there is none.
-        gain: of the loss: 0.6 is 60 % below the baseline's, -0.1 is 10 % above. ``None`` where one of the two is not
+        against: the name of the baseline, measured on the same noise, or ``None``.
+        gain: of the loss: 0.6 is 60 % below the baseline's, -0.1 is 10 % above. ``None`` if one of the two is not
             positive: then a share means nothing.
         cross_check_gain: the same of ``metric``.
-        gain_spread: the sample standard deviation of ``gain`` over the groups of noise, each beside the baseline on the
-            same noise; ``None`` where there is one group.
+        gain_spread: the sample standard deviation of ``gain`` over the noise seeds, each against the baseline on the
+            same noise, or ``None`` if there is one seed.
         cross_check_gain_spread: the same of ``cross_check_gain``.
     """
 
@@ -185,7 +185,7 @@ class CrossCheck:
 
     @classmethod
     def parse(cls, stored: Any) -> CrossCheck | None:
-        """The part ``cross_check`` of a held-out report; ``None`` where there is none."""
+        """The part ``cross_check`` of a held-out report, or ``None``."""
         if not isinstance(stored, Mapping) or "value" not in stored:
             return None
         known = {field.name for field in dataclasses.fields(cls)}
@@ -196,7 +196,7 @@ class CrossCheck:
     def text(self) -> str | None:
         """How the loss and the metric differ from the baseline's, in one line; as in tables, a gain is negative.
 
-        ``None`` where one of the gains is not known.
+        ``None`` if one of the gains is not known.
         """
         if self.gain is None or self.cross_check_gain is None:
             return None
@@ -208,9 +208,9 @@ class CrossCheck:
 
 
 def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) -> CrossCheck | None:
-    """The cross-check of a held-out report, beside one of its ``baselines``.
+    """The cross-check of a held-out report, against one of its ``baselines``.
 
-    ``None`` where the metric was not measured.
+    ``None`` if the metric was not measured.
     """
     value = report["metrics"].get(metric)
     if value is None:

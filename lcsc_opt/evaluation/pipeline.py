@@ -78,7 +78,7 @@ class Pipeline:
 
 
 def _torch_threads() -> int | None:
-    """How many threads torch takes here; ``None`` where nobody has imported it."""
+    """How many threads torch takes here, or ``None`` if nobody has imported it."""
     torch = sys.modules.get("torch")
     return None if torch is None else int(torch.get_num_threads())
 

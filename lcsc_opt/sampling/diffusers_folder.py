@@ -40,7 +40,7 @@ class DiffusersFolder:
     def read(cls, path: Path) -> DiffusersFolder:
         """Read a pipeline's folder, a model's folder (also one inside a pipeline), or a ``config.json``.
 
-        For a trajectory of ``lcsc train``, it is the folder of its model beside it.
+        For a trajectory of ``lcsc train``, it is the folder of its model next to it.
 
         Raises:
             ObjectiveError: no such file, or not a model's configuration.

@@ -76,7 +76,7 @@ class StudyPlan:
 
     @property
     def ray(self) -> RayWorkers | None:
-        """The workers of a Ray cluster; ``None`` where this machine evaluates."""
+        """The workers of a Ray cluster, or ``None`` if this machine evaluates."""
         return self.spec.workers if isinstance(self.spec.workers, RayWorkers) else None
 
     @property

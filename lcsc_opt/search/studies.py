@@ -318,7 +318,7 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (how many images ``held_out`` is from), ``evaluations``, ``images``,
         ``seconds``, ``cross_check`` (the metric of the cross-check), ``judges`` (all metrics that are no part of the
-        loss, each beside EMA*'s), and ``warnings``; for a sweep ``varied``, too.
+        loss, each with EMA*'s), and ``warnings``; for a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.

@@ -268,7 +268,7 @@ class Trajectory:
         return weights > manifest
 
     def lora_alphas(self) -> LoraAlphas:
-        """The alphas of LoRA checkpoints whose tensors do not hold them, from the metadata or beside the last source.
+        """The alphas of LoRA checkpoints whose tensors hold none, from the metadata or next to the last source.
 
         Raises:
             TrajectoryError: only the PEFT checkpoints tell the alpha, and they are gone; or the metadata is broken.

@@ -1,4 +1,4 @@
-"""The images that are stored beside trials, read without ever leaving their folder."""
+"""The images that are stored with trials, read without ever leaving their folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StoredImage:
 
 
 def artifact_directory(url: str) -> Path:
-    """The artifacts folder of a study database: beside an SQLite file, else in the working directory."""
+    """The artifacts folder of a study database: next to an SQLite file, else in the working directory."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return Path(str(parsed.database)).with_suffix(".artifacts")
@@ -40,7 +40,7 @@ def artifact_directory(url: str) -> Path:
 
 
 def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path, *, prefix: str = "") -> list[StoredImage]:
-    """The images that are stored beside a study's answer. Files that are missing, too large or no image are left out.
+    """The images that are stored with a study's answer. Files that are missing, too large or no image are left out.
 
     Args:
         reader: of the study's database.
@@ -62,7 +62,7 @@ def own_images(optimizer: str) -> str:
 
 
 def caption(study: StudyHistory, filename: str) -> str:
-    """Which model sampled the images that are stored beside a study's answer under this file name."""
+    """Which model sampled the images that are stored with a study's answer under this file name."""
     if filename == EMA_IMAGES:
         return f"EMA*, from the same noise as {study.study}"
     return f"{study.study}, trial {study.chosen}" if filename == own_images(study.optimizer) else filename

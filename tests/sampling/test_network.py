@@ -161,7 +161,7 @@ def test_only_the_trained_part_gets_weights() -> None:
     ("change", "message"),
     [
         (lambda w: w.pop("layer.bias"), "a checkpoint lacks 'layer.bias';"),
-        (lambda w: w.update(a=torch.ones(1), b=torch.ones(1)), "has besides 'a' and 1 more;"),
+        (lambda w: w.update(a=torch.ones(1), b=torch.ones(1)), "has also 'a' and 1 more;"),
         (lambda w: w.update({"layer.bias": torch.ones(2)}), r"has 'layer.bias' as \[2\] and not \[1\];"),
     ],
 )

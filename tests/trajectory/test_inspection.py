@@ -80,7 +80,7 @@ def test_mixed_architectures_say_what_differs(folder):
     write(folder, 300, other)
     seen = inspect(folder)
     assert seen["warnings"] == [
-        "mixed architectures: step 300 (model000300.safetensors) lacks 'bias' and 1 more, has besides 'extra', "
+        "mixed architectures: step 300 (model000300.safetensors) lacks 'bias' and 1 more, has also 'extra', "
         "has 'weight' as [7, 6] and not [7, 5]"
     ]
     assert seen["difference_norms"][1:3] == [None, None]

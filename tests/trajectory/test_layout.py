@@ -56,7 +56,7 @@ def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
     ("other", "message"),
     [
         ({}, "it lacks 'w'"),
-        ({"w": torch.ones(2), "x": torch.ones(1)}, "it has besides 'x'"),
+        ({"w": torch.ones(2), "x": torch.ones(1)}, "it has also 'x'"),
         ({"w": torch.ones(3)}, r"\[3\].*\[2\]"),
         ({"w": torch.ones(2).double()}, "float64.*float32"),
     ],

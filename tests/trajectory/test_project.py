@@ -96,7 +96,7 @@ def test_it_works_where_callers_disable_gradients_or_asked_for_inference(traject
 
 
 def test_names_and_shapes_that_do_not_fit_are_said(trajectory: Trajectory) -> None:
-    with pytest.raises(TrajectoryError, match="their model has besides 'other'"):
+    with pytest.raises(TrajectoryError, match="their model has also 'other'"):
         trajectory.project({"other": torch.ones(3)})
     with pytest.raises(TrajectoryError, match=r"has 'bias' as \[4\] and not \[3\]"):
         trajectory.project({"bias": torch.ones(4)})

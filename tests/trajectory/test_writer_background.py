@@ -147,7 +147,7 @@ def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
         for weights, message in (
             (other | {"bias": torch.ones(4)}, r"'bias'.*\[4\].*\[3\]"),
             (other | {"bias": torch.ones(3).double()}, "'bias' is float64"),
-            (other | {"more": torch.ones(1)}, "has besides 'more'"),
+            (other | {"more": torch.ones(1)}, "has also 'more'"),
             (other | {"epoch": 3}, "'epoch' is int"),
         ):
             with pytest.raises(TrajectoryError, match=message):

@@ -44,7 +44,7 @@ class Cached:
         kind: one of :data:`KINDS`, or ``unfinished``: a process is making it, or was killed while it made it.
         bytes: on the disk.
         used_at: when it was last read or written, in seconds since 1970; many systems update this only once a day.
-        studies: the names of those that use it; ``None`` where this cannot be told.
+        studies: the names of those that use it, or ``None`` if this cannot be told.
         in_use: whether a living process writes it, or runs a study that uses it.
     """
 
@@ -73,7 +73,7 @@ def contents(cache: Path, storage: RDBStorage | None) -> list[Cached]:
 
     Args:
         cache: the folder; it may not be there yet.
-        storage: the database whose studies use it; ``None`` where it is not known.
+        storage: the database whose studies use it, or ``None`` if it is not known.
     """
     studies = None if storage is None else _studies(storage)
     found = [_cached(path, kind, studies) for path, kind in _ours(cache)]
@@ -88,7 +88,7 @@ def _ours(cache: Path) -> Iterator[tuple[Path, str]]:
 
 
 def kind_of(name: str) -> str | None:
-    """What a path in the cache is, told by its name; ``None`` where it is none of ours.
+    """What a path in the cache is, told by its name, or ``None`` if it is none of ours.
 
     Args:
         name: relative to the cache, with slashes.
@@ -142,7 +142,7 @@ def _status(path: Path) -> tuple[int, float]:
 
 
 def _using(path: Path, kind: str, studies: Sequence[_Study]) -> list[_Study] | None:
-    """The studies that use it; ``None`` where this cannot be told."""
+    """The studies that use it, or ``None`` if this cannot be told."""
     if kind == UNFINISHED:
         return []
     if kind == "trajectory":
