@@ -15,7 +15,7 @@ from typing import Any
 
 from common import RESULTS, machine, write_csv
 
-from lcsc_opt.base.study_file import StudySpec, parse_study
+from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
@@ -72,7 +72,7 @@ def study(options: dict[str, Any], evaluations: int) -> StudySpec:
         "budget": {"evaluations": evaluations},
         "held_out": {"images": 10000, "top": 5},
     }
-    return parse_study(content, source="benchmark")
+    return parse_studies(content, source="benchmark")[0]
 
 
 def mean_held_out(studies: list[StudyHistory]) -> float:

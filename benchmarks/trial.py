@@ -27,7 +27,7 @@ import torch
 from common import machine, write_json
 
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.base.study_file import ObjectiveSpec, Settings, parse_study
+from lcsc_opt.base.study_file import ObjectiveSpec, Settings, parse_studies
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
@@ -115,7 +115,7 @@ def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
         "optimizers": [optimizer],
         "budget": {"evaluations": evaluations},
     }
-    (plan,) = plans(parse_study(spec, source="benchmark"), None)
+    (plan,) = plans(parse_studies(spec, source="benchmark")[0], None)
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         storage = open_storage(f"sqlite:///{Path(folder) / 'trial.db'}", write=True)
         source = ObjectiveSource(storage, plan)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from lcsc_opt.base.study_file import StudySpec, parse_study
+from lcsc_opt.base.study_file import StudySpec, parse_studies
 
 PER_EVALUATION = 1000
 """Images of one plain evaluation."""
@@ -139,7 +139,7 @@ def study_spec(cell: Cell, contender: Contender) -> StudySpec:
     }
     if cell.top:
         content["held_out"] = {"images": cell.held_out, "top": cell.top}
-    return parse_study(content, source="benchmark")
+    return parse_studies(content, source="benchmark")[0]
 
 
 def slug(label: str) -> str:

@@ -81,15 +81,9 @@ def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
     return [*near, Path(kind), shipped_directory(kind)]
 
 
-_originals: dict[Path, Path] = {}
-
-
-def stands_for(copy: Path, original: Path) -> None:
-    """Load a copy under the module name of its original, which is on another machine.
-
-    Its classes can then be pickled between the two machines.
-    """
-    _originals[copy.resolve()] = original
+ORIGINALS: dict[Path, Path] = {}
+"""Copy → original, which is on another machine. A copy is loaded under the module name of its original, so that its
+classes can be pickled between the two machines."""
 
 
 def load_file(path: Path) -> ModuleType:
@@ -98,7 +92,7 @@ def load_file(path: Path) -> ModuleType:
     Raises:
         StudySpecError: the file raises an error, or defines no ``build``.
     """
-    original = _originals.get(path, path)
+    original = ORIGINALS.get(path, path)
     name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

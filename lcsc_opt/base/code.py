@@ -45,15 +45,8 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The changed modules, in words; empty if there is none."""
-    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-    kinds = {"changed": changed, "new": sorted(now.keys() - before.keys()), "gone": sorted(before.keys() - now.keys())}
-    return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)
-
-
 def module_file(name: str) -> Path | None:
-    """The file of a module, found without importing it; ``None`` if it has none, or there is no such module."""
+    """The file of a module, found without importing it, or ``None`` if it has none, or there is no such module."""
     if name in sys.modules:
         file = getattr(sys.modules[name], "__file__", None)
     else:

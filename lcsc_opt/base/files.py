@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -69,17 +68,6 @@ def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscE
             file.writelines(content)
     except OSError as refused:
         raise error(f"{path}: cannot be written ({refused.strerror or refused})") from refused
-
-
-def why_refused(error: BaseException, folder: Path, needed: int) -> str:
-    """Why ``needed`` bytes could not be written to ``folder``, in the system's words instead of a library's."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else None
-    number = int(told[1]) if told else number
-    free = shutil.disk_usage(folder).free
-    if number == errno.ENOSPC or (number is None and needed > free):
-        return f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
-    return " ".join(str(error).split()) if number is None else os.strerror(number)
 
 
 def is_hidden(name: PurePath | str) -> bool:
@@ -151,11 +139,6 @@ def unlock(lock: FileLock) -> None:
         lock.release()
 
 
-def lock_beside(out: Path) -> Path:
-    """The file that a process locks while it makes ``out``."""
-    return out.with_name(f".{out.name}.lock")
-
-
 @contextlib.contextmanager
 def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
@@ -167,7 +150,7 @@ def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     Raises:
         TrajectoryError: the folder around ``out`` cannot be written to.
     """
-    path = lock_beside(out)
+    path = out.with_name(f".{out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = try_lock(path)

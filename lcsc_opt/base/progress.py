@@ -66,8 +66,11 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[_Advanc
         yield _show_nothing
         return
     try:
-        with _shown(description, total, done) as advance:
-            yield advance
+        if sys.stderr.isatty():
+            with _bar(description, total, done) as advance:
+                yield advance
+        else:
+            yield _Lines(description, total, done)
     finally:
         _showing.release()
 
@@ -77,15 +80,6 @@ _showing = threading.Lock()
 
 def _show_nothing(steps: int = 1, *, note: str | None = None) -> None:
     """Do nothing: another loop is shown."""
-
-
-@contextlib.contextmanager
-def _shown(description: str, total: int, done: int) -> Iterator[_Advance]:
-    if sys.stderr.isatty():
-        with _bar(description, total, done) as advance:
-            yield advance
-    else:
-        yield _Lines(description, total, done)
 
 
 @contextlib.contextmanager

@@ -41,11 +41,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def decisive(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an environment that decides results: not Python's version, and not the number of cores."""
-    return {key: described.get(key) for key in ("packages", "blas", "machine")}
-
-
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """``torch 2.13.0 → 2.14.0, cores 2 → 8``, or nothing where they are the same."""
     flat_before, flat_now = _flat(before), _flat(now)

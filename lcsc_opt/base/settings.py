@@ -72,14 +72,9 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
         return f"{path}: {message}" if path else message
     given, hint = detail["input"], ""
     if kind == "literal_error":
-        hint = near_miss(str(given), _choices(detail))
-    elif kind == "string_type" and isinstance(given, (int, float)):
-        hint = f" (it is text in quotes, in a shell '\"{given}\"')"
+        choices = detail["ctx"]["expected"].replace(" or ", ",").split(",")
+        hint = near_miss(str(given), [part.strip("' ") for part in choices])
     return f"{path}: expected {message}, got {excerpt(given)}{hint}"
-
-
-def _choices(detail: Any) -> list[str]:
-    return [part.strip("' ") for part in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
 def _path(location: Sequence[str | int]) -> str:
@@ -127,15 +122,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise _refused(f"{key.value} is given twice", key)
-            if key.tag == _NUMBER:
-                raise _refused(f"{key.value} is no key (a comma ends a value: write 0.02, or 10000)", key)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
-
-
-def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _NUMBER = "!number"
@@ -144,8 +133,6 @@ _NUMBER = "!number"
 def _number(_: _Loader, node: yaml.ScalarNode) -> float:
     """The value of a number. One with an exponent may be whole."""
     text = node.value
-    if re.fullmatch(r"[-+]?[1-9][0-9]{0,2}\.000", text):
-        raise _refused(f"{text} means {text[:-4]} to some and {text[:-4]}000 to others (write one of these)", node)
     if "e" not in text.lower():
         return float(text) if "." in text else int(text)
     number = float(text)

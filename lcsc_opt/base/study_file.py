@@ -28,10 +28,15 @@ Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-
 EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
 
 
-def _check_experiment(name: str) -> str:
+def check_experiment(name: str) -> str:
+    """The name of an experiment, as it is.
+
+    Raises:
+        StudySpecError: it has other characters, or too many.
+    """
     if len(name) <= 100 and EXPERIMENT.fullmatch(name):
         return name
-    raise ValueError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {excerpt(name)}")
+    raise StudySpecError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {excerpt(name)}")
 
 
 def experiment_name(text: str) -> str:
@@ -39,14 +44,8 @@ def experiment_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("._-")[:100]
 
 
-Experiment = Annotated[str, pydantic.AfterValidator(_check_experiment)]
+Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
 """The name of an experiment; a point of a sweep is called ``NAME,KEY=VALUE``."""
-
-
-class NameSpec(FrozenModel):
-    """The name of an experiment."""
-
-    name: Experiment
 
 
 class ObjectiveSpec(FrozenModel):
@@ -178,6 +177,17 @@ class StudySpec(FrozenModel):
     held_out: HeldOutSpec | None = None
     vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
 
+    def on_ray(self, address: str) -> StudySpec:
+        """The same study with as many workers on the Ray cluster at this address.
+
+        Raises:
+            StudySpecError: ``workers`` is ``auto`` or a list, which counts the devices of this machine.
+        """
+        workers = RayWorkers(ray=self.workers) if isinstance(self.workers, int) else self.workers
+        if not isinstance(workers, RayWorkers):
+            raise StudySpecError("--ray: workers counts the devices of this machine; give a number, as in workers=8")
+        return self.model_copy(update={"workers": workers.model_copy(update={"address": address})})
+
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:
@@ -249,19 +259,6 @@ def _ray_workers(value: Mapping[Any, Any]) -> RayWorkers:
         raise ValueError(str(error).removeprefix(": ")) from error
 
 
-def on_ray(workers: Workers, address: str) -> RayWorkers:
-    """The same number of workers, on the Ray cluster at this address.
-
-    Raises:
-        StudySpecError: ``workers`` is ``auto`` or a list, which counts the devices of this machine.
-    """
-    if isinstance(workers, RayWorkers):
-        return workers.model_copy(update={"address": address})
-    if isinstance(workers, int):
-        return RayWorkers(ray=workers, address=address)
-    raise StudySpecError("--ray: workers counts the devices of this machine; give a number, as in workers=8")
-
-
 def _expand_optimizer(entry: Any) -> Any:
     """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
     if isinstance(entry, str):
@@ -318,19 +315,6 @@ def _overridden(content: Any, override: str) -> Any:
     return replaced(content, keys, value, where=override)
 
 
-def parse_study(content: Any, *, source: str) -> StudySpec:
-    """Validate the content of a study file that stands for one experiment.
-
-    Args:
-        content: of the file.
-        source: begins the message of an error.
-
-    Raises:
-        StudySpecError: one line that names every wrong key with its path; or the file varies settings.
-    """
-    return only_one(parse_studies(content, source=source), source=source)
-
-
 def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:
     """The only experiment of a study file; ``source`` begins the message of an error.
 
@@ -348,11 +332,16 @@ def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:
 def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
     """Validate the content of a study file: an experiment, or one for each point of its sweep.
 
-    Arguments and errors are those of :func:`parse_study`, which accepts one experiment only.
+    Args:
+        content: of the file.
+        source: begins the message of an error.
+
+    Raises:
+        StudySpecError: one line that names every wrong key with its path.
     """
     if not isinstance(content, Mapping) or VARY not in content:
         return (_parsed(content, source),)
-    return tuple(_parsed(point.content, f"{source} {point.shown}".rstrip()) for point in points(content, source=source))
+    return tuple(_parsed(point, f"{source} {shown}".rstrip()) for point, shown in points(content, source=source))
 
 
 def _parsed(content: Any, source: str) -> StudySpec:

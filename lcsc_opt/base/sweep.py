@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import json
 import re
@@ -22,21 +21,10 @@ _FIXED = ("name", "storage", VARY)  # of the whole file
 _IN_A_NAME = re.compile(r"[^\w.+-]+")
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One point of a sweep.
+def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, Any], str]]:
+    """The points of a study file's sweep: the content for each alone, and how its name says it (``images=200,nfe=2``).
 
-    Attributes:
-        content: of a study file for this point alone.
-        shown: ``images=200,nfe=2``, as in its name.
-    """
-
-    content: dict[str, Any]
-    shown: str
-
-
-def points(content: Mapping[str, Any], *, source: str) -> list[Point]:
-    """Every point of a study file's sweep, the last of the varied keys changing fastest.
+    The last of the varied keys changes fastest.
 
     Args:
         content: of a study file that has ``vary``.
@@ -47,7 +35,7 @@ def points(content: Mapping[str, Any], *, source: str) -> list[Point]:
             have one name.
     """
     varied = _checked(content[VARY], source)
-    short = short_names(list(varied))
+    short = _short_names(list(varied))
     made = []
     for values in itertools.product(*varied.values()):
         here = dict(zip(varied, values, strict=True))
@@ -57,8 +45,8 @@ def points(content: Mapping[str, Any], *, source: str) -> list[Point]:
             point = replaced(point, key.split("."), value, where=f"{source}: {VARY}.{key}")
         if here and isinstance(content.get("name"), str):
             point["name"] = f"{content['name']},{shown}"
-        made.append(Point(point, shown))
-    twice = [shown for shown, count in collections.Counter(point.shown for point in made).items() if count > 1]
+        made.append((point, shown))
+    twice = [shown for shown, count in collections.Counter(shown for _, shown in made).items() if count > 1]
     if twice:
         raise StudySpecError(f"{source}: {VARY}: two points are called {twice[0]}; each needs a name of its own")
     return made
@@ -81,7 +69,7 @@ def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
     return dict(varied)
 
 
-def short_names(keys: Sequence[str]) -> dict[str, str]:
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
     """Key → its last part, or more of its last parts where two keys end alike."""
     short = {}
     for key in keys:
@@ -99,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 def split_point(experiment: str) -> tuple[str, dict[str, str]]:
-    """``samples,images=200`` → ``samples`` and ``{"images": "200"}``; the latter is empty where nothing is varied."""
+    """``samples,images=200`` → ``samples`` and ``{"images": "200"}``, which is empty if nothing is varied."""
     sweep, *varied = experiment.split(",")
     return sweep, dict(part.partition("=")[::2] for part in varied)
 

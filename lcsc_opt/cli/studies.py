@@ -11,7 +11,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
+from lcsc_opt.base.study_file import OptimizerSpec, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
 from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
 
@@ -70,7 +70,7 @@ def run(
     path = find("studies", study_file)
     specs = read_studies(path, overrides or ())
     if ray is not None:
-        specs = tuple(spec.model_copy(update={"workers": on_ray(spec.workers, ray)}) for spec in specs)
+        specs = tuple(spec.on_ray(ray) for spec in specs)
     url = storage_url(storage, specs[0].storage)
     chosen = studies.plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
@@ -122,7 +122,7 @@ def resume(
     if budget is not None:
         plan = raise_budget(plan, budget)
     if ray is not None:
-        plan = plan.changed(workers=on_ray(plan.spec.workers, ray))
+        plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
     source = ObjectiveSource(opened, plan)
     outcome = run_study(plan, source, retry_failed=retry_failed, accept_changes=accept_changes)
     say(f"{plan.name}: {outcome}")

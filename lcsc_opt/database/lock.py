@@ -21,7 +21,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.files import lock_beside, try_lock, unlock
+from lcsc_opt.base.files import try_lock, unlock
 from lcsc_opt.database.connection import DriverError, in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
@@ -182,7 +182,7 @@ def _is_locked(path: Path) -> bool:
 
 def _lock_file(file: Path, study: str) -> Path:
     place = file.resolve()
-    return lock_beside(place.with_name(f"{place.name}.{_key(study) % 2**64:016x}"))
+    return place.with_name(f".{place.name}.{_key(study) % 2**64:016x}.lock")
 
 
 def _key(study: str) -> int:

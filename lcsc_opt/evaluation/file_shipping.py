@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lcsc_opt.base.catalog import find, stands_for
+from lcsc_opt.base.catalog import ORIGINALS, find
 from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import only_process, replacing
@@ -68,7 +68,7 @@ class ShippedFiles:
             here.mkdir(exist_ok=True)  # missing if none of its files were sent
             study = None if study is None else before / _STUDY
             if self.objective:
-                stands_for(before / self.objective, self.files[self.objective][0])
+                ORIGINALS[(before / self.objective).resolve()] = self.files[self.objective][0]
             if str(before / _MODULES) not in sys.path:
                 sys.path.append(str(before / _MODULES))
         if here.is_dir():

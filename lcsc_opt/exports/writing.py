@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import shutil
 import types
 import typing
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.files import replacing, why_refused
+from lcsc_opt.base.files import replacing
 from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.sampling.lora import to_diffusers
@@ -148,7 +151,9 @@ class Destination:
                     write_safetensors(weights, file_in, {"format": "pt", ENTRY: text})
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             needed = sum(tensor.nbytes for tensor in weights.values())
-            reason = why_refused(error, self.path.absolute().parent, needed)
+            free, reason = shutil.disk_usage(self.path.absolute().parent).free, " ".join(str(error).split())
+            if needed > free:
+                reason = f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 
 

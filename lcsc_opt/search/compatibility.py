@@ -13,10 +13,9 @@ from typing import Any
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.code import changed_code
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -35,12 +34,20 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Every difference between two fingerprints, in words; what ``now`` lacks is not compared."""
     found = []
     if "environment" in now:
-        found.append(describe_difference(*(decisive(known["environment"]) for known in (before, now))))
+        keys = ("packages", "blas", "machine")  # what decides results: not Python's version, not the number of cores
+        decisive = ({key: known["environment"].get(key) for key in keys} for known in (before, now))
+        found.append(describe_difference(*decisive))
     if "code" in now:
-        found.append(changed_code(before["code"], now["code"]))
+        found.append(_changed_code(before["code"], now["code"]))
     if "objective" in now:
         found += differences(before["objective"], json.loads(json.dumps(now["objective"])), "objective")
     return [line for line in found if line]
+
+
+def _changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    kinds = {"changed": changed, "new": sorted(now.keys() - before.keys()), "gone": sorted(before.keys() - now.keys())}
+    return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)
 
 
 def refuse_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) -> str:

@@ -11,8 +11,7 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Coefficients
-from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec, only_one, read_studies
+from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.copying import copy_study
@@ -89,7 +88,7 @@ def _plan(
     origin, of_source = chosen_trial(source)[1], stored_plan(source)
     known = of_source.spec
     plan = of_source.changed(
-        name=parse_settings(NameSpec, {"name": experiment}, source="the new experiment").name,
+        name=check_experiment(experiment),
         objective=_on_checkpoints(known.objective, checkpoints) if checkpoints else known.objective,
         optimizers=(optimizer or of_source.optimizer,),
         seeds=(of_source.seed if seed is None else seed,),

@@ -22,7 +22,7 @@ from lcsc_opt.base.study_file import (
     RayWorkers,
     SpaceSpec,
     StudySpec,
-    parse_study,
+    parse_studies,
 )
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
@@ -338,7 +338,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
             kept["workers"] = cluster
         listed = {"optimizers": [kept.pop("optimizer")], "seeds": [kept.pop("seed")]}
         later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
-        spec = parse_study({"name": experiment, **kept, **listed, **later}, source="its specification")
+        (spec,) = parse_studies({"name": experiment, **kept, **listed, **later}, source="its specification")
         directory, origin = stored["directory"], stored["origin"]
         beside = None if directory is None else Path(directory)
         return StudyPlan(spec, beside, None if origin is None else tuple(origin))

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
 
-from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.base.reproducibility import derive_seed, describe_difference, environment
 
 
 def test_the_environment_can_be_stored_as_json() -> None:
@@ -23,8 +27,28 @@ def test_every_difference_is_named() -> None:
     assert describe_difference(before, now) == "blas ['openblas'] → ['mkl'], cores 2 → 8, torch 2.13.0 → 2.14.0"
 
 
-def test_versions_and_blas_decide_results_and_the_number_of_cores_does_not() -> None:
-    here = environment()
-    assert decisive({**here, "cores": 4096, "python": "3.99"}) == decisive(here)
-    for key, other in (("packages", {"torch": "9"}), ("blas", ["mkl"]), ("machine", "riscv64")):
-        assert decisive({**here, key: other}) != decisive(here)
+parts = st.one_of(st.text(max_size=8), st.integers(-5, 5))
+names = st.lists(parts, max_size=4).map(tuple)
+
+
+@given(st.integers(0, 2**64), names, st.integers(1, 256))
+def test_a_seed_has_the_bits_that_were_asked_for(seed: int, name: tuple[str | int, ...], bits: int) -> None:
+    derived = derive_seed(seed, *name, bits=bits)
+    assert 0 <= derived < 2**bits
+    assert derived == derive_seed(seed, *name, bits=bits)
+    assert derived == derive_seed(seed, *name, bits=256) >> (256 - bits)
+
+
+@given(st.integers(0, 3), names, st.integers(0, 3), names)
+def test_different_names_give_different_seeds(
+    seed: int, name: tuple[str | int, ...], other_seed: int, other_name: tuple[str | int, ...]
+) -> None:
+    same = (seed, *map(repr, name)) == (other_seed, *map(repr, other_name))
+    assert (derive_seed(seed, *name) == derive_seed(other_seed, *other_name)) == same
+
+
+def test_a_seed_is_the_beginning_of_a_sha256() -> None:
+    digest = hashlib.sha256(b'[7,"search",0]').hexdigest()
+    assert derive_seed(7, "search", 0, bits=256) == int(digest, 16)
+    assert derive_seed(7, "search", 0, bits=32) == int(digest[:8], 16)
+    assert derive_seed(7, "search", 0) == derive_seed(7, "search", 0, bits=63)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, parse_studies, parse_study, read_studies
-from lcsc_opt.base.sweep import short_names, split_point
+from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, only_one, parse_studies, read_studies
+from lcsc_opt.base.sweep import split_point
 from tests.study_files import read_study_file
 
 MINIMAL = {"name": "s", "objective": {"file": "a.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}
@@ -86,12 +86,8 @@ def test_values_in_names_have_no_letters_that_a_shell_reads(value: Any, text: st
 
 
 def test_keys_with_equal_ends_are_told_apart_by_more_of_them() -> None:
-    assert short_names(["held_out.images", IMAGES, "space"]) == {
-        "held_out.images": "held_out.images",
-        IMAGES: "settings.images",
-        "space": "space",
-    }
-    assert short_names(["images", "held_out.images"]) == {"images": "images", "held_out.images": "held_out.images"}
+    [spec] = studies({"held_out.images": [5], IMAGES: [6], "space": ["affine"]})
+    assert spec.name == "s,held_out.images=5,settings.images=6,space=affine"
 
 
 @pytest.mark.parametrize(
@@ -99,25 +95,15 @@ def test_keys_with_equal_ends_are_told_apart_by_more_of_them() -> None:
     [
         ([1], "test: vary: expected keys with lists of values, as in vary: {objective.settings.images: [200, 1000]}"),
         ({IMAGES: 200}, f"vary.{IMAGES}: expected a list of values, got 200"),
-        ({IMAGES: []}, f"vary.{IMAGES}: expected a list of values, got []"),
         ({"objective..x": [1]}, "vary: expected keys with dots between, got 'objective..x'"),
-        ({3: [1]}, "vary: expected keys with dots between, got 3"),
         ({"name": ["a"]}, "vary.name: cannot be varied"),
-        ({"storage": ["a"]}, "vary.storage: cannot be varied"),
-        ({"vary.x": [1]}, "vary.vary.x: cannot be varied"),
         ({IMAGES: [1, 1]}, "vary: two points are called images=1; each needs a name of its own"),
         (
             {"objective.settings": [{}], IMAGES: [1]},
             f"vary.{IMAGES}: is a part of objective.settings, which is varied too",
         ),
         ({"objective.setings.images": [1]}, "images=1: objective.setings: unknown key (did you mean 'settings'?)"),
-        ({"budgt.evaluations": [1]}, "evaluations=1: budgt: unknown key (did you mean 'budget'?)"),
-        (
-            {"budget.evaluations": [4, 0]},
-            "evaluations=0: budget.evaluations: expected greater than or equal to 1, got 0",
-        ),
         ({"optimizers.CMA.step_size": [1]}, "vary.optimizers.CMA.step_size: ['LCSC'] has no 'CMA'"),
-        ({"name.first": [1]}, "vary.name.first: cannot be varied"),
         ({"space.kind.x": [1]}, "vary.space.kind.x: 'affine' has no key 'kind'; replace all of it"),
     ],
 )
@@ -126,9 +112,9 @@ def test_what_is_wrong_is_one_line(varied: Any, said: str) -> None:
 
 
 def test_where_one_experiment_is_needed_a_sweep_is_refused() -> None:
-    assert parse_study({**MINIMAL, "vary": {IMAGES: [7]}}, source="s").objective.settings == {"images": 7}
+    assert only_one(studies({IMAGES: [7]}), source="s").objective.settings == {"images": 7}
     with pytest.raises(StudySpecError, match=r"varies objective\.settings\.images and stands for 2 experiments"):
-        parse_study({**MINIMAL, "vary": {IMAGES: [7, 8]}}, source="s")
+        only_one(studies({IMAGES: [7, 8]}), source="s")
 
 
 class TestOverrides:

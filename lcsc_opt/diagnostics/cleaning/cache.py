@@ -17,7 +17,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import PENDING, lock_beside, remove, try_lock, unlock
+from lcsc_opt.base.files import PENDING, remove, try_lock, unlock
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.trajectory.manifest import LOCK, Manifest
@@ -181,7 +181,7 @@ def _nobody_makes(path: Path, kind: str) -> Iterator[bool]:
     if path.name.startswith("."):
         yield _status(path)[1] < time.time() - SETTLED_SECONDS
         return
-    held = [lock_beside(path.with_name(path.name.removesuffix(PENDING))), path / LOCK]
+    held = [path.with_name(f".{path.name.removesuffix(PENDING)}.lock"), path / LOCK]
     with contextlib.ExitStack() as locks:
         taken = [_try_lock(file) for file in held]
         for lock in taken:
