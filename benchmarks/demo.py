@@ -16,19 +16,20 @@ from common import RESULTS, machine, write_csv
 from optuna.storages import RDBStorage
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.comparing import OptimizerSummary, best_ema, over_seeds
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.writing import write_figures
+from lcsc_opt.views.ranking import Ranked, ranking
 from lcsc_opt.views.report import write_report
 
 SEEDS = (0, 1, 2)
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-JUDGES = ("precision", "recall")
+METRICS = ("precision", "recall")
 LOSSES = ("searched FID", "held-out FID")
-COLUMNS = ("optimizer", "seeds", *LOSSES, *JUDGES, "against EMA*", "evaluations", "images", "seconds")
+COLUMNS = ("optimizer", "seeds", *LOSSES, *METRICS, "against EMA*", "evaluations", "images", "seconds")
 
 
 def main() -> None:
@@ -43,19 +44,19 @@ def main() -> None:
     rows = [[*study.as_row().values()] for study in studies]
     write_csv("digits", list(studies[0].as_row()), rows)
     header = [machine(), "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines = [*header, *(line(summary) for summary in over_seeds(studies))]
+    lines = [*header, *(line(summary) for summary in ranking(studies))]
     (RESULTS / "digits.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     draw(open_storage(url, write=False))
 
 
-def line(summary: OptimizerSummary) -> str:
+def line(summary: Ranked) -> str:
     """One line of the table: mean ± sample standard deviation over seeds."""
     losses = [f"{mean:.2f} ± {spread or 0:.2f}" for mean, spread in (summary.searched, summary.held_out)]  # type: ignore[misc]
     below = "" if summary.below_ema is None else f"{100 * summary.below_ema:+.0f} %"
-    judges = [f"{mean:.3f} ± {spread or 0:.3f}" for mean, spread in map(summary.judges.__getitem__, JUDGES)]
+    metrics = [f"{mean:.3f} ± {spread or 0:.3f}" for mean, spread in map(summary.metrics.__getitem__, METRICS)]
     costs = [f"{summary.evaluations:.0f}", f"{summary.images:,.0f}", f"{summary.seconds:.0f}"]
-    cells = [summary.label, str(summary.seeds), *losses, *judges, below, *costs]
+    cells = [summary.label, str(summary.seeds), *losses, *metrics, below, *costs]
     return f"| {' | '.join(cells)} |"
 
 

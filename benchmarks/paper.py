@@ -36,10 +36,9 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import BASELINES
+from lcsc_opt.database.names import BASELINES, EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 

@@ -14,7 +14,6 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.comparing import over_seeds
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
@@ -51,7 +50,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         parts.drawn(app, "curves"),
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
-        Output("judges", "children"),
+        Output("metrics", "children"),
         parts.drawn(app, "trade-off"),
         Output("across", "options"),
         Output("up", "options"),
@@ -89,7 +88,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         metrics = metrics_of(traded)
         chosen = (name if name in metrics else None for name in (across, up))
         drawn = trade_off_figure(traded, *chosen, theme=theme) or empty_figure(ONE_METRIC, theme)
-        below = (_judges(studies), drawn, metrics, metrics, sweep, _studies(studies))
+        below = (_metrics(studies), drawn, metrics, metrics, sweep, _studies(studies))
         return ("", *shown, *below, parts.rhythm(studies), now)
 
     _offer_csv(app)
@@ -116,8 +115,7 @@ def _shown(
     ranked = ranking(studies, value=target)
     figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
     metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-    cross_check = next((row.cross_check_metric for row in ranked if row.cross_check_metric is not None), None)
-    listed = _columns(metric, axis, target, cross_check)
+    listed = _columns(metric, axis, target)
     sent = no_update if listed == columns else listed
     return headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked]
 
@@ -178,7 +176,7 @@ def _layout() -> html.Main:
             "Costs are medians over seeds, on the search's noise.",
             className="note",
         ),
-        html.Div(id="judges"),
+        html.Div(id="metrics"),
         html.H2("Trade-off"),
         html.Div(
             [
@@ -196,7 +194,7 @@ def _layout() -> html.Main:
 def _row(row: Ranked, axis: str) -> dict[str, Any]:
     """The numbers that the table sorts by and that are downloaded, and the texts that it shows for them."""
     found: dict[str, Any] = {"optimizer": row.label, "seeds": row.seeds, "unfinished": row.seeds - row.finished}
-    for name in ("held_out", "cross_check", "searched"):
+    for name in ("held_out", "searched"):
         mean, deviation = getattr(row, name) or (None, None)
         found |= {name: mean, f"{name}_sd": deviation, f"{name}_text": number(mean, deviation)}
     for name, costs in (("to_ema", row.to_ema), ("to_value", row.to_value)):
@@ -207,7 +205,7 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
     interval = "" if None in ends else f" [{ends[0]:+.3g}, {ends[1]:+.3g}]"
     return {
         **found,
-        **{"cross_check_metric": row.cross_check_metric, "doubtful": row.doubtful, "verdict": row.verdict},
+        **{"doubtful": row.doubtful, "verdict": row.verdict},
         **{"difference": None if apart is None else apart.mean, "difference_low": ends[0], "difference_high": ends[1]},
         "difference_text": "–" if apart is None else f"{apart.mean:+.3g}{interval}",
         "below_ema_percent": None if below is None else 100 * below,
@@ -216,7 +214,7 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
     }
 
 
-def _columns(metric: str, axis: str, target: float | None, cross_check: str | None) -> list[dict[str, Any]]:
+def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any]]:
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
     costs = [{**_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*"), **LINES}]
     if target is not None:
@@ -227,7 +225,6 @@ def _columns(metric: str, axis: str, target: float | None, cross_check: str | No
         {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 170},
         {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
         {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 185},
-        *([] if cross_check is None else [{**_quantity("cross_check", f"Held-out {cross_check}"), **LOSS}]),
         *costs,
         {**_quantity("searched", f"Searched {metric}"), **LOSS},
         {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70},
@@ -245,10 +242,10 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
     }
 
 
-def _judges(studies: Sequence[StudyHistory]) -> Any:
-    """The held-out loss of each optimizer beside its judges."""
+def _metrics(studies: Sequence[StudyHistory]) -> Any:
+    """Each optimizer's held-out loss and other metrics."""
     found = comparison_table(studies)
-    return "" if found is None else parts.section("Judges, held out", parts.table(*found))
+    return "" if found is None else parts.section("Evaluation metrics, held out", parts.table(*found))
 
 
 def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any:
@@ -260,7 +257,7 @@ def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any
     for point, studies in points.items():
         here = "shown" if point == experiment else html.A("show", href=f"?experiment={quote(point)}")
         varied = split_point(point)[1]
-        for row in over_seeds(studies):
+        for row in ranking(studies):
             below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
             held_out, searched = (number(*(value or (None, None))) for value in (row.held_out, row.searched))
             values = [varied.get(key, "–") for key in keys]

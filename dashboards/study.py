@@ -11,8 +11,7 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure
@@ -20,7 +19,7 @@ from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure, number
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, waiting_of
-from lcsc_opt.views.ranking import judge_table
+from lcsc_opt.views.ranking import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -31,7 +30,7 @@ FIGURES = {
     "times": "Time per trial",
     "distances": "Distance between answers",
 }
-TEXTS = ("problem", "headline", "judges", "progress", "nodes", "failures", "links")
+TEXTS = ("problem", "headline", "metrics", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
 OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than this
 
@@ -47,7 +46,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     @app.callback(
         *(
             Output(name, "children")
-            for name in ("problem", "headline", "judges", "progress", "nodes", "failures", "links")
+            for name in ("problem", "headline", "metrics", "progress", "nodes", "failures", "links")
         ),
         *(parts.drawn(app, name) for name in FIGURES),
         Output("tick", "interval"),
@@ -75,7 +74,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         state = progress_of(study)
         now = _seen(study, studies, theme)
         figures = _figures(reader, study, studies, theme, {key for key in now if now[key] != (seen or {}).get(key)})
-        about = (_judges(study), _progress(study, state), _nodes(study), _failures(study), _links(study))
+        about = (_metrics(study), _progress(study, state), _nodes(study), _failures(study), _links(study))
         texts = ("", headline(study, state), *about)
         return *texts, *(figures.get(key, no_update) for key in FIGURES), parts.rhythm([study]), now
 
@@ -93,7 +92,7 @@ def _layout() -> html.Main:
         ),
         html.Div(id="progress"),
         html.Div(id="nodes"),
-        html.Div(id="judges"),
+        html.Div(id="metrics"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
     )
@@ -104,19 +103,17 @@ def headline(study: StudyHistory, state: Progress) -> str:
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {number(study.searched)} searched"
-        if (cross_check := study.held_out.cross_check) is not None:
-            best += f"; {cross_check.metric} {cross_check.value:.4g}"
         if study.held_out.warning is not None:
             best += f". Warning: {study.held_out.warning}"
     left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"
     return f"{study.study} is {state.state}{left}: {best}"
 
 
-def _judges(study: StudyHistory) -> Any:
-    """The answer's judges, if some were measured."""
-    if study.held_out is None or not study.held_out.judges:
+def _metrics(study: StudyHistory) -> Any:
+    """The report on held-out noise, if there is one."""
+    if study.held_out is None or not study.held_out.rows:
         return ""
-    return parts.section("Judges, held out", parts.table(*judge_table(study.held_out.judges), text=2))
+    return parts.section("Evaluation metrics, held out", parts.table(*report_table(study.held_out.rows), text=2))
 
 
 def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.database.history import TRIAL, HeldOut, StudyHistory
+from lcsc_opt.database.history import TRIAL, StudyHistory
+from lcsc_opt.database.report import HeldOut
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
 

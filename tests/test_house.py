@@ -60,7 +60,7 @@ def run_python(code: str, *arguments: str):
     ("names", "heavy"),
     [
         (["lcsc_opt.cli", "lcsc_opt.base.catalog"], HEAVIER),
-        (["lcsc_opt.database.store", "lcsc_opt.database.comparing"], HEAVY),
+        (["lcsc_opt.database.store", "lcsc_opt.database.history"], HEAVY),
     ],
 )
 def test_what_the_command_line_starts_with_imports_nothing_heavy(names, heavy):

@@ -24,8 +24,6 @@ from lcsc_opt.views.ranking import (
     CONFIDENCE,
     Difference,
     Reach,
-    difference,
-    verdict,
 )
 
 RESAMPLES, RESAMPLING_SEED = 10_000, 0
@@ -296,7 +294,7 @@ def results(cell: Cell, contenders: Sequence[Curves], *, ema: str, paper: str) -
 
 def _result(cell: Cell, curves: Curves, best: Curves, ema: Curves | None, paper: Curves | None) -> Result:
     tenth = curves.held_out[:, int(np.searchsorted(curves.limits, cell.images // 10))]
-    compared = None if curves is best else difference(_by_seed(curves, best), _by_seed(best, curves))
+    compared = None if curves is best else Difference.of(_by_seed(curves, best), _by_seed(best, curves))
     gain, transfer = (None, None) if ema is None or ema is curves else _gains(curves, ema)
     return Result(
         label=curves.label,
@@ -314,7 +312,7 @@ def _result(cell: Cell, curves: Curves, best: Curves, ema: Curves | None, paper:
         gain=None if gain is None else mean_interval(gain),
         transfer=None if transfer is None else mean_interval(transfer),
         difference=compared,
-        verdict="best" if curves is best else verdict(compared),
+        verdict="best" if compared is None else compared.verdict,
     )
 
 

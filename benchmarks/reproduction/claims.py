@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import EMA_GRID, best_ema, ema_beside, samples
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import StudyHistory, best_ema
+from lcsc_opt.database.names import EMA, EMA_GRID
+from lcsc_opt.database.report import MetricRow
 from reproduction.table import Claim, Where
 
 HOLDS, NOT, UNKNOWN = "holds", "holds not", "cannot be told here"
@@ -67,25 +68,31 @@ def verdict(ratio: Ratio | None) -> str:
 
 def against_ema(found: Found, *, cross_check: bool = False) -> Ratio | None:
     """Held-out loss over EMA*'s on the same noise; with ``cross_check``, in the second network's features."""
-    if cross_check:
-        gains = [study.cross_check.cross_check_gain for study in found.values() if study.cross_check is not None]
-        return ratio_of([1 - gain for gain in gains if gain is not None])
-    known = [(study.held_out_loss, ema_beside(study.held_out, None)) for study in found.values()]
-    return ratio_of([_over(loss, ema) for loss, ema in known if loss is not None and ema is not None])
+    rows = [row for row in _rows(found) if (row.cross_check if cross_check else row.metric == "loss")]
+    return ratio_of([_over(row.value, row.baseline) for row in rows if row.baseline is not None])
 
 
 def judged(found: Found, metric: str) -> Ratio | None:
     """The answer's value of a metric over EMA*'s, on the same noise; higher is better."""
-    judges = [judge for study in found.values() if study.held_out is not None for judge in study.held_out.judges]
-    pairs = [(judge.value, judge.baseline) for judge in judges if judge.metric == metric and judge.against == "EMA*"]
-    return ratio_of([_over(value, baseline) for value, baseline in pairs if baseline is not None])
+    rows = [row for row in _rows(found) if row.metric == metric]
+    return ratio_of([_over(row.value, row.baseline) for row in rows if row.baseline is not None])
+
+
+def _rows(found: Found) -> list[MetricRow]:
+    """The rows of all reports that compare with EMA*."""
+    reports = [study.held_out for study in found.values() if study.held_out is not None]
+    return [row for report in reports for row in report.rows if row.against == EMA]
 
 
 def between(better: Found, worse: Found) -> Ratio | None:
     """Held-out loss of ``better`` over ``worse``, seed by seed, for pairs with the same images and noise."""
     pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
-    same = [(one.held_out_loss, other.held_out_loss) for one, other in pairs if len(samples([one, other])) == 1]
-    return ratio_of([_over(one, other) for one, other in same if one is not None and other is not None])
+    reports = [(one.held_out, other.held_out) for one, other in pairs]
+    known = [
+        (one, other) for one, other in reports if one is not None and other is not None and one.sample == other.sample
+    ]
+    losses = [(one.loss, other.loss) for one, other in known]
+    return ratio_of([_over(one, other) for one, other in losses if one is not None and other is not None])
 
 
 def _over(value: float, reference: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from lcsc_opt.database.comparing import ema_beside
 from lcsc_opt.database.history import StudyHistory
 from reproduction.claims import OPTIMIZERS, Points
 from reproduction.markdown import markdown
@@ -42,7 +41,10 @@ def _rows(label: str, how: str, found: Mapping[str, Sequence[StudyHistory]]) -> 
     everyone = [study for studies in judged.values() for study in studies]
     if not everyone:
         return []
-    known = [(ema_beside(study.held_out, None), _judges(study, baseline=True)) for study in everyone[:1]]  # no chance
+    known = [
+        (None if study.held_out is None else study.held_out.ema(None), _judges(study, baseline=True))
+        for study in everyone[:1]
+    ]  # no chance
     rows = [] if how else [[label, "EMA*", "", *_cells(known)]]
     for name, studies in judged.items():
         if studies:
@@ -58,8 +60,8 @@ def _fid(study: StudyHistory) -> float | None:
 
 def _judges(study: StudyHistory, *, baseline: bool = False) -> dict[str, float | None]:
     """Metric → value of the answer, or of EMA* on the same noise."""
-    judges = () if study.held_out is None else study.held_out.judges
-    return {judge.metric: judge.baseline if baseline else judge.value for judge in judges if judge.metric in JUDGES}
+    rows = () if study.held_out is None else study.held_out.rows
+    return {row.metric: row.baseline if baseline else row.value for row in rows if row.metric in JUDGES}
 
 
 def _cells(known: Sequence[tuple[float | None, Mapping[str, float | None]]]) -> list[str]:

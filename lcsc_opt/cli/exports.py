@@ -66,7 +66,7 @@ def print_recipe(shown: Recipe) -> None:
     import numpy as np
 
     from lcsc_opt.cli.trajectory import sparkline
-    from lcsc_opt.database.comparing import describe_coefficients
+    from lcsc_opt.coefficients.profiles import describe_coefficients
 
     coefficients = np.array(shown.coefficients)
     summary = table(shown.title, "")

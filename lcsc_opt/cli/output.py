@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -148,10 +148,10 @@ def print_texts(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     console().print(shown)
 
 
-def print_judges(stored: Any) -> None:
-    """Print the part ``judges`` of a held-out report as a table; nothing if there is none."""
-    from lcsc_opt.database.judges import Judge
-    from lcsc_opt.views.ranking import judge_table
+def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> None:
+    """Print the rows of a held-out report as a table; nothing if there is none."""
+    from lcsc_opt.database.report import HeldOut
+    from lcsc_opt.views.ranking import report_table
 
-    if judges := Judge.parse_all(stored):
-        print_texts(*judge_table(judges), title="judges, held out")
+    if (report := HeldOut.parse(stored)) is not None and report.rows:
+        print_texts(*report_table(report.rows), title=title)

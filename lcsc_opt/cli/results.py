@@ -10,12 +10,12 @@ import typer
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
-from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, print_texts, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_report, print_texts, say, table
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
-    from lcsc_opt.database.comparing import OptimizerSummary
     from lcsc_opt.database.history import StudyHistory
     from lcsc_opt.database.store import StoredStudy
+    from lcsc_opt.views.ranking import Ranked
 
 
 def compare(
@@ -38,9 +38,8 @@ def compare(
 
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
-    from lcsc_opt.database.comparing import comparison_rows, different_samples, over_seeds
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.ranking import comparison_table
+    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, ranking
     from lcsc_opt.views.sweep import is_sweep, points_of
 
     reader = HistoryReader(to_read(storage))
@@ -54,9 +53,9 @@ def compare(
     if output is Format.json:
         print_json(comparison_rows(studies))
     else:
-        _print_comparison(experiment, over_seeds(studies))
-        if (judged := comparison_table(studies)) is not None:
-            print_texts(*judged, title="\njudges, held out")
+        _print_comparison(experiment, ranking(studies))
+        if (metrics := comparison_table(studies)) is not None:
+            print_texts(*metrics, title="\nevaluation metrics, held out")
     if (warning := different_samples(studies)) is not None:
         say(warning)
     _say_of_each(studies)
@@ -76,33 +75,33 @@ def _say_of_each(studies: Sequence[StudyHistory]) -> None:
 
 def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Format) -> None:
     """Print a row for each optimizer at each point."""
-    from lcsc_opt.database.comparing import FIRST, over_seeds
-    from lcsc_opt.views.ranking import judges_of
+    from lcsc_opt.views.ranking import metric_names, ranking
     from lcsc_opt.views.sweep import sweep_rows, varied_keys
 
     if output is Format.json:
         print_json(sweep_rows(points))
     else:
-        keys, rows = varied_keys(points), [(point, row) for point in points for row in over_seeds(points[point])]
-        judges = [judge for judge in judges_of([row for _, row in rows]) if judge.partition("@")[0] in FIRST]
-        compared = ("searched", "held-out", "against EMA*", *judges)
+        keys, rows = varied_keys(points), [(point, row) for point in points for row in ranking(points[point])]
+        names = metric_names([row for _, row in rows])
+        metrics = [name for name in names if name.partition("@")[0] in ("precision", "recall", "fdr")]
+        compared = ("searched", "held-out", "against EMA*", *metrics)
         shown = table(*keys, "optimizer", "seeds", *compared, "evaluations", "seconds", title=name)
         for point, row in rows:
             varied = split_point(point)[1]
             losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
-            beside = [number(*row.judges.get(judge, (None, None))) for judge in judges]
+            others = [number(*row.metrics.get(name, (None, None))) for name in metrics]
             costs = [f"{row.evaluations:.0f}", f"{row.seconds:.1f}"]
             values = [varied.get(key, "-") for key in keys]
-            shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *beside, *costs)
+            shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *others, *costs)
         console().print(shown)
     _say_of_each([study for studies in points.values() for study in studies])
 
 
-def _against_ema(row: OptimizerSummary) -> str:
+def _against_ema(row: Ranked) -> str:
     return "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
 
 
-def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None:
+def _print_comparison(experiment: str, rows: Sequence[Ranked]) -> None:
     sampled = ["on images"] if any(row.held_out_images for row in rows) else []
     columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", "evaluations", "images", "seconds")
     shown = table("optimizer", *columns, title=experiment)
@@ -172,7 +171,6 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.database.judges import CrossCheck
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
     from lcsc_opt.search.study import ObjectiveSource, open_study
@@ -190,10 +188,10 @@ def evaluate(
         print_json(report)
         return
     _print_choice(stored, report)
-    _print_held_out(stored, report)
-    print_judges(report.get("judges"))
-    if (cross_check := CrossCheck.parse(report.get("cross_check"))) is not None and cross_check.text is not None:
-        console().print(cross_check.text)
+    print_report(report, title=_measured("held out", report, groups=report["groups"]))
+    for name, known in report.get("baselines", {}).items():
+        label = f"{known['label']}: {known['study']}, trial {known['trial']}" if "study" in known else name
+        console().print(f"{label}: {number(known['loss'])}")
 
 
 def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:
@@ -212,15 +210,3 @@ def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, A
     seeds = ", ".join(str(group["seed"]) for group in groups)
     noise = f", noise group{'s' * (len(groups) > 1)} {seeds}" if groups else ""
     return f"{what}, {report['images']:,} images{noise}"
-
-
-def _print_held_out(study: StoredStudy, report: dict[str, Any]) -> None:
-    """Print a line for the answer and for each baseline, with a column for each metric."""
-    metrics = list(report["metrics"])
-    shown = table("", "loss", *metrics, title=_measured("held out", report, groups=report["groups"]))
-    for name, result in {f"{study.name}, trial {report['trial']}": report, **report.get("baselines", {})}.items():
-        spread = result.get("metrics_std", {})
-        cells = [number(result["metrics"].get(metric), spread.get(metric)) for metric in metrics]
-        label = f"{result['label']}: {result['study']}, trial {result['trial']}" if "study" in result else name
-        shown.add_row(label, number(result["loss"], result.get("loss_std")), *cells)
-    console().print(shown)

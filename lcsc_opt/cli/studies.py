@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
-from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
+from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_report, say, table
 
 _Ray = Annotated[
     str | None,
@@ -227,10 +227,10 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        if name not in ("coefficients", "tracebacks", "held_out_report", "judges", "cross_check"):
+        if name not in ("coefficients", "tracebacks", "held_out_report", "held_out_rows"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)
-    print_judges(described["judges"])
+    print_report(described["held_out_report"])
     for text in described["tracebacks"].values():
         console().print(f"\n{text.rstrip()}", markup=False)
 

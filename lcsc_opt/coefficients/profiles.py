@@ -240,3 +240,20 @@ def default_origin(steps: Sequence[int]) -> Coefficients:
     """Where a search starts when nothing better is known: the middle one of the window's EMA rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
+
+
+def describe_coefficients(coefficients: Coefficients, steps: Sequence[int]) -> dict[str, float]:
+    """A few numbers that say what coefficients look like.
+
+    ``sum_abs`` is Σ|a|, ``negative`` the share of it that is negative, ``effective`` the number of checkpoints that
+    matter, ``largest`` the largest in magnitude and ``largest_step`` the step it belongs to.
+    """
+    magnitude = np.abs(coefficients)
+    largest = int(magnitude.argmax())
+    return {
+        "sum_abs": sum_abs(coefficients),
+        "negative": float(magnitude[coefficients < 0].sum() / magnitude.sum()),
+        "effective": effective_count(coefficients),
+        "largest": float(coefficients[largest]),
+        "largest_step": int(steps[largest]),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy.typing as npt
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.judges import CrossCheck, Judge
-from lcsc_opt.database.names import SUCCEEDED, label
+from lcsc_opt.database.names import EMA_GRID, SUCCEEDED, label
+from lcsc_opt.database.report import HeldOut
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing
 
@@ -80,64 +81,6 @@ class KeptNodes:
         names = [field.name for field in dataclasses.fields(NodeWork)]
         nodes = tuple(NodeWork(**{name: row[name] for name in names}) for row in stored["nodes"])
         return cls(float(stored["kept_at"]), nodes)
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """A study's answer on noise that the search never saw.
-
-    Attributes:
-        trial: the number of the chosen trial.
-        loss: mean over the groups of noise.
-        images: images of each group, or ``None`` if that is not stored.
-        groups: the loss on each group of noise.
-        baselines: name → loss on the same noise.
-        seeds: the seeds of the groups of noise.
-        cross_check: the answer in features that the loss does not see, or ``None`` if it was not measured.
-        judges: the metrics that are not the loss, each with the baseline's value.
-        warning: one line where the loss is below its baseline, and the cross-check is not, or not for certain, or a
-            judge got worse.
-        doubted: the metrics that the warning is about.
-        metrics: the answer's metrics, each the mean over the groups of noise.
-    """
-
-    trial: int | None
-    loss: float | None
-    images: int | None = None
-    groups: tuple[float, ...] = ()
-    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
-    cross_check: CrossCheck | None = None
-    judges: tuple[Judge, ...] = ()
-    warning: str | None = None
-    doubted: tuple[str, ...] = ()
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def sample(self) -> tuple[int | None, tuple[int, ...]]:
-        """Images and groups of noise: losses compare only where these are the same, since FID depends on both."""
-        return self.images, self.seeds
-
-    @classmethod
-    def parse(cls, stored: Any) -> HeldOut | None:
-        """The study attribute ``held_out``; ``None`` before there is one."""
-        if not isinstance(stored, Mapping):
-            return None
-        baselines = {name: float(known["loss"]) for name, known in (stored.get("baselines") or {}).items()}
-        seeds = tuple(int(group["seed"]) for group in stored.get("groups") or ()) or (0,)
-        return cls(
-            trial=stored.get("trial"),
-            loss=stored.get("loss"),
-            images=stored.get("images"),
-            groups=tuple(float(group["loss"]) for group in stored.get("groups") or ()),
-            baselines=baselines,
-            seeds=seeds,
-            cross_check=CrossCheck.parse(stored.get("cross_check")),
-            judges=Judge.parse_all(stored.get("judges")),
-            warning=stored.get("warning"),
-            doubted=tuple(stored.get("doubted") or ()),
-            metrics=stored.get("metrics") or {},
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,11 +156,6 @@ class StudyHistory:
         return None if self.held_out is None or self.held_out.loss is None else self.held_out.images or None
 
     @property
-    def cross_check(self) -> CrossCheck | None:
-        """The answer in features that the loss does not see, or ``None`` if it was not measured."""
-        return None if self.held_out is None else self.held_out.cross_check
-
-    @property
     def warning(self) -> str | None:
         """The warning of the held-out report, see :class:`HeldOut`, or ``None``."""
         return None if self.held_out is None else self.held_out.warning
@@ -286,9 +224,22 @@ class StudyHistory:
             **{name: getattr(self, name) for name in names},
             "held_out": self.held_out_loss,
             **{name: getattr(self, name) for name in costs},
-            "cross_check": None if self.cross_check is None else dataclasses.asdict(self.cross_check),
-            "judges": [] if self.held_out is None else [dataclasses.asdict(judge) for judge in self.held_out.judges],
+            "held_out_rows": [] if self.held_out is None else [dataclasses.asdict(row) for row in self.held_out.rows],
         }
+
+
+def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
+    """EMA*, the best plain average of the checkpoints: an EMA, a uniform average of the last ones, or the last one.
+
+    It is the answer of the finished EMA grid with the lowest held-out loss; without one, with the lowest searched loss.
+    """
+
+    def rank(study: StudyHistory) -> tuple[float, float]:
+        held_out = study.held_out_loss
+        return (math.inf if held_out is None else held_out, study.searched or 0.0)
+
+    grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended and study.searched is not None]
+    return min(grids, key=rank, default=None)
 
 
 def _compared_only(trials: Trials) -> Trials:

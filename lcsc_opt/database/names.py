@@ -13,7 +13,8 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 
 HOLDER = "holder"  # the attribute of a study that names its last coordinator
 
-BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
+EMA_GRID, EMA = "EMAGrid", "EMA*"
+BASELINES = {EMA_GRID: EMA, "PowerEMAGrid": "power-EMA*"}
 """Grid → the name of its best point, as in the paper's tables."""
 
 

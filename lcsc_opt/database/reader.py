@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
-from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
     TRIAL,
@@ -32,7 +31,7 @@ from lcsc_opt.database.history import (
     with_attributes,
 )
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import HOLDER, SUCCEEDED, is_search, split_name
+from lcsc_opt.database.names import EMA_GRID, HOLDER, SUCCEEDED, is_search, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 
 UNSEEN = (HOLDER, "nodes")  # attributes whose changes make no new revision

@@ -15,8 +15,8 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
                        ``created``, ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism``,
-                       ``holder``, ``search_ended``, ``measured`` (trials on other noise), ``held_out`` (the report),
-                       ``baselines`` (EMA* and the like on held-out noise), ``retry``, ``changes``, ``ray``, ``nodes``
+                       ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
+                       ``retry``, ``changes``, ``ray``, ``nodes``
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first
@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -49,11 +50,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.connection import in_database, quiet_optuna
 from lcsc_opt.database.lock import Coordinator, lock_of
-from lcsc_opt.database.names import SUCCEEDED, differences
+from lcsc_opt.database.names import SUCCEEDED, compared_trials, differences
 from lcsc_opt.database.urls import masked
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
@@ -299,14 +300,29 @@ class StoredStudy:
             self.set_attribute("retry", {"forgotten": forgotten, "again": again, "from": count})
         return len(again), len(tail)
 
-    def measured(self, number: int) -> dict[str, Any]:
-        """What was measured of a trial on other noise than the search's: name → measurement."""
-        return dict((self.attributes.get("measured") or {}).get(str(number), {}))
+    def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
+        """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
 
-    def measure(self, number: int, measurements: Mapping[str, Any]) -> None:
-        """Write measurements of a trial on other noise than the search's, in place of earlier ones of these names."""
-        known = self.attributes.get("measured") or {}
-        self.set_attribute("measured", {**known, str(number): {**known.get(str(number), {}), **measurements}})
+        Returns:
+            Its number, its coefficients ``[K]`` and its user attributes with ``loss``, and with ``held_out`` if the
+            report is of this trial.
+
+        Raises:
+            StudyStoreError: there is no such complete trial.
+        """
+        trials, report = self.trials(), self.attributes.get("held_out") or {}
+        if number is None:
+            compared = compared_trials(trials)
+            if not compared:
+                raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
+            number = int(report.get("trial", min(compared, key=lambda trial: (trial.value, trial.number)).number))
+        trial = next((trial for trial in trials if trial.number == number and trial.value is not None), None)
+        if trial is None:
+            raise StudyStoreError(f"{self.name}: trial {number} is not complete")
+        held_out = {key: report[key] for key in ("loss", "metrics", "images", "groups") if key in report}
+        known = {**trial.user_attrs, "loss": trial.value}
+        coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
+        return number, coefficients, {**known, "held_out": held_out} if report.get("trial") == number else known
 
     def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
         """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""

@@ -4,8 +4,7 @@
 (of a study, of a recipe, without a study) in the forms of ``writing``, and ``figures`` keeps figures with the study.
 """
 
-from lcsc_opt.database.comparing import chosen_trial
 from lcsc_opt.exports.figures import attach_figures
 from lcsc_opt.exports.recipe import Recipe
 
-__all__ = ["Recipe", "attach_figures", "chosen_trial"]
+__all__ = ["Recipe", "attach_figures"]

@@ -14,8 +14,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.history import Floats, StudyHistory
+from lcsc_opt.database.history import Floats, StudyHistory, best_ema
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy

@@ -20,7 +20,6 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.comparing import chosen_trial
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -137,7 +136,7 @@ class Recipe(pydantic.BaseModel):
                 f"{study.name}: its objective combines no weights, so there is no model to export; with checkpoints: "
                 f"lcsc show {study.name} --format json > c.json, then lcsc apply c.json CHECKPOINTS"
             )
-        trial, coefficients, attributes = chosen_trial(study, number)
+        trial, coefficients, attributes = study.chosen_trial(number)
         trajectory = packed_trajectory(objective)
         known = study.attributes["fingerprint"]["objective"].get("trajectory")
         other = isinstance(known, str) and known != trajectory.sha256

@@ -20,7 +20,6 @@ from lcsc_opt.database.names import HOLDER, is_ours
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
-from lcsc_opt.exports import chosen_trial
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
@@ -85,7 +84,7 @@ def _plan(
     budget: int | None,
     checkpoints: Sequence[str],
 ) -> StudyPlan:
-    origin, of_source = chosen_trial(source)[1], stored_plan(source)
+    origin, of_source = source.chosen_trial()[1], stored_plan(source)
     known = of_source.spec
     plan = of_source.changed(
         name=check_experiment(experiment),
@@ -189,7 +188,7 @@ class StartingPoint:
         """
         if self.study is None:
             raise StudySpecError("--from best: a study file has found nothing; give experiment/optimizer/seed")
-        return chosen_trial(self.study)[1]
+        return self.study.chosen_trial()[1]
 
     def ema(self) -> Coefficients:
         """``[K]`` of EMA*, as the experiment's EMAGrid found it, else of the best average on the search's noise.

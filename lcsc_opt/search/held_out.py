@@ -4,17 +4,17 @@ A search overfits its group of noise a little, and the best of several values is
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out* noise,
 which decided nothing. Several groups of held-out noise are possible; their spread says how far to trust the number.
 
-An objective may have *judges*: metrics that are no part of its loss. Then EMA*, or else the EMA that searches start
-from, is measured on the same noise. A warning says that the loss is better than that EMA's while a judge is worse, or
-while the cross-check (a judge in other features) is not better.
+If the objective has evaluation metrics, EMA* (or else the EMA that searches start from) is measured on the same noise.
+A warning says that the loss is better than that EMA's while another metric is worse, or the cross-check is not better.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,25 +22,21 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.history import is_kept
-from lcsc_opt.database.judges import cross_check_of, doubted, judges_of, warning_of
-from lcsc_opt.database.names import BASELINES, compared_trials, split_name
+from lcsc_opt.database.history import StudyHistory, best_ema, is_kept
+from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import report_rows, warning_of
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5
-EMA = "EMA*"
-LAST = "last checkpoint"
-_DEFAULT_EMA = "default EMA"
-_LOOK = "look_"  # prefix of the attributes of reports that are not kept as results
-MEASURED = "baselines"  # the attribute of a study that keeps the measurements of baselines
+_LAST, _DEFAULT_EMA = "last checkpoint", "default EMA"
+_MEASURED = "measured"  # the attribute of a study that keeps all measurements on other noise than the search's
 
 Report = dict[str, Any]
 Evaluate = Callable[[Candidate], Outcome]
@@ -96,13 +92,74 @@ class HeldOutPlan:
         first = study.attributes.get("held_out") is None and images >= planned.images
         return cls(images, top or planned.top, groups, first_group, baselines=True, keep=keep or first)
 
-    @property
-    def noises(self) -> list[Noise]:
-        """The groups of held-out noise."""
-        return [Noise(HELD_OUT.group, self.first_group + group) for group in range(self.groups)]
+
+def score_held_out(
+    study: StoredStudy, objective: Objective, plan: HeldOutPlan, evaluate: Evaluate | None = None
+) -> Report:
+    """Choose among the best trials and report the chosen one; write both into the database.
+
+    Each measurement is stored with the study as soon as it is known and never repeated, also after an interruption.
+
+    Args:
+        study: its ``held_out`` gets the report, but not for a look.
+        objective: the study's.
+        plan: how many images, and which noise.
+        evaluate: evaluates one candidate; ``None`` does it in this process.
+
+    Returns:
+        The report, which a plan with ``keep`` stores as the study's ``held_out`` attribute: ``trial``, ``loss``,
+        ``metrics`` (means over the groups), ``images``, ``groups`` (each with its ``seed``, ``loss`` and ``metrics``),
+        ``chosen_from`` with its ``selection`` losses; ``baselines``, if some were measured: name → the same and its
+        origin; ``rows``, see :class:`lcsc_opt.database.report.MetricRow`; ``warning``, if metrics did not follow the
+        loss.
+
+    Raises:
+        StudyStoreError: no trial is complete, or none of them on the search's noise.
+        SearchFailedError: one of them cannot be evaluated.
+    """
+    trials = _best_trials(study.trials(), plan.top)
+    if not trials:
+        raise StudyStoreError(
+            f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
+            "budget where this one is spent"
+        )
+    signs = objective.evaluation_metrics
+    baselines = _baselines(study, objective, plan, needed=bool(signs))
+    noises = [Noise(HELD_OUT.group, plan.first_group + group) for group in range(plan.groups)]
+    measurements = _Measurements(study, plan.images, evaluate or functools.partial(evaluate_safely, objective), signs)
+    with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
+        selection = []
+        for trial in trials:
+            where = f"{study.name}: trial {trial.number}"
+            selection.append(measurements.of(_coefficients(trial), SELECTION, where)["loss"])
+            advance()
+        _, number, chosen = min((loss, trial.number, trial) for loss, trial in zip(selection, trials, strict=True))
+        where = f"{study.name}: trial {number}"
+        groups = measurements.of_groups(_coefficients(chosen), noises, where, advance)
+        choice = {"chosen_from": [trial.number for trial in trials], "selection": selection}
+        report = {"trial": number, **_means(groups, plan.images), **choice}
+        if baselines:
+            report["baselines"] = {}
+        for name, (coefficients, origin) in baselines.items():
+            try:
+                groups = measurements.of_groups(coefficients, noises, name, advance, origin.get("study"))
+                report["baselines"][name] = {**origin, **_means(groups, plan.images)}
+            except SearchFailedError as error:
+                notice(f"{error}; it is left out")
+    against = next((name for name in (EMA, _DEFAULT_EMA) if name in report.get("baselines", {})), None)
+    real = objective.real_halves() if signs else {}
+    rows = report_rows(report, signs, against, real, objective.cross_check_metric)
+    report["rows"] = [dataclasses.asdict(row) for row in rows]
+    kept = is_kept(study.attributes.get("specification") or {})
+    if (warning := warning_of(rows, groups=plan.groups, kept=kept)) is not None:
+        report["warning"] = warning
+        notice(f"{study.name}: {warning}")
+    if plan.keep:
+        study.set_attribute("held_out", report)
+    return report
 
 
-def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
+def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same coefficients once."""
     distinct: dict[tuple[float, ...], FrozenTrial] = {}
     for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
@@ -110,243 +167,117 @@ def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     return list(distinct.values())[:top]
 
 
-def score_held_out(
-    study: StoredStudy, objective: Objective, plan: HeldOutPlan, evaluate: Evaluate | None = None
-) -> Report:
-    """Choose among the best trials and report the chosen one; write both into the database.
-
-    Measurements of earlier calls with as many images are used again, also if such a call was interrupted.
-
-    Args:
-        study: its attribute ``measured`` gets ``selection`` of these trials and ``held_out`` of the chosen one, for a
-            look ``look_selection`` and ``look_held_out``; its ``held_out`` gets the report, but not for a look.
-        objective: the study's.
-        plan: how many images, and which noise.
-        evaluate: evaluates one candidate; ``None`` does it in this process.
-
-    Returns:
-        The report, which a plan with ``keep`` stores as the study's ``held_out`` attribute: ``trial``, ``loss``,
-        ``metrics``, ``images``, ``groups`` (each with its ``seed``, ``loss`` and ``metrics``), ``chosen_from`` with its
-        ``selection`` losses. With several groups, ``loss`` and ``metrics`` are means, and ``loss_std`` and
-        ``metrics_std`` are their sample standard deviations. ``baselines``, if some were measured: name → ``loss``,
-        ``metrics``, … and its origin. ``judges`` and ``cross_check``, if the objective has some: see
-        :class:`lcsc_opt.database.judges.Judge` and :class:`lcsc_opt.database.judges.CrossCheck`. ``warning``, and
-        ``doubted`` with the names of metrics, if these did not follow the loss.
-
-    Raises:
-        StudyStoreError: no trial is complete, or none of them on the search's noise.
-        SearchFailedError: one of them cannot be evaluated.
-    """
-    trials = best_trials(study.trials(), plan.top)
-    if not trials:
-        raise StudyStoreError(
-            f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
-            "budget where this one is spent"
-        )
-    judges = objective.evaluation_metrics
-    baselines = _baselines(study, objective, plan, judges)
-    evaluate = evaluate or functools.partial(evaluate_safely, objective)
-    with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
-        scored: list[tuple[float, FrozenTrial]] = []
-        for trial in trials:
-            scored.append((_selection_loss(study, evaluate, trial, plan), trial))
-            advance()
-        chosen = min(scored, key=lambda pair: (pair[0], pair[1].number))[1]
-        reported = _held_out(study, evaluate, chosen, plan, judges, advance)
-        choice = {"chosen_from": [trial.number for trial in trials], "selection": [loss for loss, _ in scored]}
-        report = {"trial": chosen.number, **reported, **choice}
-        if baselines:
-            measure = functools.partial(_measure_baseline, study, evaluate, plan=plan, judges=judges, advance=advance)
-            measured = {baseline.name: measure(baseline) for baseline in baselines}
-            report["baselines"] = {name: result for name, result in measured.items() if result is not None}
-    if judges:
-        _add_judges(study, report, objective)
-    if plan.keep:
-        study.set_attribute("held_out", report)
-    return report
-
-
-def _attribute(name: str, plan: HeldOutPlan) -> str:
-    """The name of the attribute that keeps a plan's measurements."""
-    return name if plan.keep else f"{_LOOK}{name}"
-
-
-def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
-    """Earlier measurements: first those of the result, then those of looks."""
-    return [known[key] for key in (name, f"{_LOOK}{name}") if known.get(key)]
-
-
-def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> None:
-    """Add to the report what the judges say of the answer, compared with the baseline that was measured for it."""
-    against = next((name for name in (EMA, _DEFAULT_EMA) if name in report.get("baselines", {})), None)
-    metric = objective.cross_check_metric
-    cross_check = None if metric is None else cross_check_of(report, metric, against)
-    judges = judges_of(report, objective.evaluation_metrics, against, objective.real_halves())
-    report["judges"] = [dataclasses.asdict(judge) for judge in judges]
-    if cross_check is not None:
-        report["cross_check"] = dataclasses.asdict(cross_check)
-    kept = is_kept(study.attributes.get("specification") or {})
-    if (warning := warning_of(report, cross_check, judges, kept=kept)) is not None:
-        report["warning"], report["doubted"] = warning, list(doubted(report, cross_check, judges))
-        notice(f"{study.name}: {warning}")
-
-
-def _selection_loss(study: StoredStudy, evaluate: Evaluate, trial: FrozenTrial, plan: HeldOutPlan) -> float:
-    for known in _measured(study.measured(trial.number), SELECTION.group):
-        if known["images"] == plan.images:
-            return float(known["loss"])
-    where = f"{study.name}: trial {trial.number}"
-    evaluation = _evaluated(evaluate, _coefficients(trial), SELECTION, plan.images, where)
-    measured = {**_numbers(evaluation), "images": plan.images}
-    study.measure(trial.number, {_attribute(SELECTION.group, plan): measured})
-    return evaluation.loss
-
-
-def _held_out(
-    study: StoredStudy,
-    evaluate: Evaluate,
-    trial: FrozenTrial,
-    plan: HeldOutPlan,
-    judges: Collection[str],
-    advance: Callable[..., None],
-) -> Report:
-    """The loss and the metrics of a trial on every group of noise, each written as soon as it is known."""
-    groups = _known_groups(_measured(study.measured(trial.number), "held_out"), plan.images, judges)
-    for noise in plan.noises:
-        if noise.seed not in groups:
-            where = f"{study.name}: trial {trial.number}"
-            groups[noise.seed] = _numbers(_evaluated(evaluate, _coefficients(trial), noise, plan.images, where))
-            study.measure(trial.number, {_attribute("held_out", plan): _summary(groups, plan.images)})
-        advance(note=f"{groups[noise.seed]['loss']:.4g}")
-    if plan.keep:  # also stores measurements of looks that are used again
-        study.measure(trial.number, {"held_out": _summary(groups, plan.images)})
-    return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
-
-
-def _known_groups(sources: Sequence[Any], images: int, judges: Collection[str]) -> dict[int, Report]:
-    """Seed → earlier measurement with so many images and all judges."""
-    groups = [group for stored in sources if stored["images"] == images for group in stored["groups"]]
-    known = [group for group in groups if set(judges) <= set(group["metrics"])]
-    return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
-
-
-def _evaluated(evaluate: Evaluate, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
-    outcome = evaluate(Candidate(coefficients, images=images or None, noise=noise))
-    if isinstance(outcome, Failure):
-        raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
-    return outcome
-
-
 def _coefficients(trial: FrozenTrial) -> Coefficients:
     return np.array(trial.user_attrs["coefficients"], dtype=np.float64)
 
 
-def _numbers(evaluation: Evaluation) -> Report:
-    return {"loss": evaluation.loss, "metrics": dict(evaluation.metrics)}
+class _Measurements:
+    """Losses and metrics of models on noise, stored by coefficients, number of images and noise.
+
+    Args:
+        study: keeps them.
+        images: of each measurement.
+        evaluate: evaluates one candidate.
+        metrics: held-out measurements that lack one of them are made again.
+    """
+
+    def __init__(self, study: StoredStudy, images: int, evaluate: Evaluate, metrics: Collection[str]) -> None:
+        self._study, self._images, self._evaluate, self._metrics = study, images, evaluate, set(metrics)
+
+    def of(self, coefficients: Coefficients, noise: Noise, where: str, also: StoredStudy | None = None) -> Report:
+        """``loss`` and ``metrics`` of one model.
+
+        Args:
+            coefficients: ``[K]``.
+            noise: on which it is measured.
+            where: what an error begins with.
+            also: another study that may have measured it.
+
+        Raises:
+            SearchFailedError: it cannot be evaluated.
+        """
+        model = hashlib.sha256(coefficients.tobytes()).hexdigest()[:16]
+        key = f"{self._images} {noise.group} {noise.seed}"
+        needed = self._metrics if noise.group == HELD_OUT.group else set()
+        for one in (self._study, *([] if also is None else [also])):
+            known: Report | None = (one.attributes.get(_MEASURED) or {}).get(model, {}).get(key)
+            if known is not None and needed <= set(known["metrics"]):
+                return known
+        outcome = self._evaluate(Candidate(coefficients, images=self._images or None, noise=noise))
+        if isinstance(outcome, Failure):
+            raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
+        found = {"loss": outcome.loss, "metrics": dict(outcome.metrics)}
+        stored = self._study.attributes.get(_MEASURED) or {}
+        self._study.set_attribute(_MEASURED, {**stored, model: {**stored.get(model, {}), key: found}})
+        return found
+
+    def of_groups(
+        self,
+        coefficients: Coefficients,
+        noises: Sequence[Noise],
+        where: str,
+        advance: Callable[..., None],
+        study: str | None = None,
+    ) -> list[Report]:
+        """The same for each group of noise, with its ``seed``; the study of that name may have measured it, too."""
+        also, groups = None if study is None else StoredStudy.open(self._study.storage, study), []
+        for noise in noises:
+            groups.append({"seed": noise.seed, **self.of(coefficients, noise, where, also)})
+            advance(note=f"{groups[-1]['loss']:.4g}")
+        return groups
 
 
-def _summary(groups: Mapping[int, Report], images: int) -> Report:
-    """Mean and spread over groups of noise; the plain numbers if there is one group."""
-    results = [groups[seed] for seed in sorted(groups)]
-    names = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
-    columns = {name: [result["metrics"][name] for result in results] for name in names}
-    losses = [result["loss"] for result in results]
-    summary = {
-        "loss": statistics.fmean(losses),
-        "metrics": {name: statistics.fmean(values) for name, values in columns.items()},
+def _means(groups: Sequence[Report], images: int) -> Report:
+    """The means over groups of noise, of the metrics that all of them have."""
+    names = [name for name in groups[0]["metrics"] if all(name in group["metrics"] for group in groups)]
+    return {
+        "loss": statistics.fmean(group["loss"] for group in groups),
+        "metrics": {name: statistics.fmean(group["metrics"][name] for group in groups) for name in names},
         "images": images,
-        "groups": [{"seed": seed, **groups[seed]} for seed in sorted(groups)],
+        "groups": groups,
     }
-    if len(results) > 1:
-        summary["loss_std"] = statistics.stdev(losses)
-        summary["metrics_std"] = {name: statistics.stdev(values) for name, values in columns.items()}
-    return summary
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Baseline:
-    """A model that the answer is compared with: its coefficients, their origin, and earlier measurements."""
+def _baselines(
+    study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, needed: bool
+) -> dict[str, tuple[Coefficients, Report]]:
+    """Name → coefficients and origin of what the answer is compared with: EMA* of the same experiment.
 
-    name: str
-    coefficients: Coefficients
-    origin: Report
-    stored: Sequence[Any] = ()
-
-
-def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judges: Collection[str]) -> list[_Baseline]:
-    """What the answer is compared with: EMA* of the same experiment.
-
-    Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if there are
-    neither judges nor ``plan.baselines``.
+    Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if neither
+    ``plan.baselines`` nor the objective's metrics need one.
     """
     experiment, optimizer, _ = split_name(study.name)
-    if BASELINES.get(optimizer) == EMA or not (plan.baselines or judges):
-        return []
-    if (ema := _ema_star(study, experiment)) is not None:
-        return [ema]
-    default = _Baseline(_DEFAULT_EMA, default_origin(objective.steps), {})
+    if optimizer == EMA_GRID or not (plan.baselines or needed):
+        return {}
+    if (found := _ema_star(study)) is not None:
+        ema, coefficients = found
+        return {EMA: (coefficients, {"study": ema.study, "trial": ema.chosen, "label": ema.label})}
+    default = {_DEFAULT_EMA: (default_origin(objective.steps), Report())}
     if not plan.baselines:
-        return [default]
+        return default
     notice(
         f"{experiment} has no finished EMAGrid study of the same objective, so EMA* is not known: the last checkpoint "
         "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
-    return [_Baseline(LAST, np.eye(len(objective.steps))[-1], {}), default]
+    return {_LAST: (np.eye(len(objective.steps))[-1], Report()), **default}
 
 
 def known_ema(study: StoredStudy) -> Coefficients | None:
     """``[K]`` of EMA*, if the study's experiment has a finished EMAGrid of the same objective, else ``None``."""
-    ema = _ema_star(study, split_name(study.name)[0])
-    return None if ema is None else ema.coefficients
+    found = _ema_star(study)
+    return None if found is None else found[1]
 
 
-def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
-    """The best of an experiment's EMA grids with this study's objective, and its measurements."""
+def _ema_star(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
+    """The best of the experiment's EMA grids with this study's objective, and the coefficients of its answer."""
 
-    def function_of(stored: StoredStudy) -> tuple[Any, Any]:
-        fingerprint = stored.attributes["fingerprint"]
+    def function_of(name: str) -> tuple[Any, Any]:
+        fingerprint = StoredStudy.open(study.storage, name).attributes["fingerprint"]
         return fingerprint["objective"], fingerprint.get("code")
 
-    searched = function_of(study)
     reader = HistoryReader(study.storage)
-    grids = [found for found in reader.read(experiment) if BASELINES.get(found.optimizer) == EMA]
-    opened = {found.study: StoredStudy.open(study.storage, found.study) for found in grids}
-    ema = best_ema([found for found in grids if function_of(opened[found.study]) == searched])
-    if ema is None or (coefficients := reader.answer(ema)) is None:
-        return None
-    assert ema.chosen is not None  # it has an answer
-    origin = {"study": ema.study, "trial": ema.chosen, "label": ema.label}
-    return _Baseline(EMA, coefficients, origin, _measured(opened[ema.study].measured(ema.chosen), "held_out"))
-
-
-def _measure_baseline(
-    study: StoredStudy,
-    evaluate: Evaluate,
-    baseline: _Baseline,
-    *,
-    plan: HeldOutPlan,
-    judges: Collection[str],
-    advance: Callable[..., None],
-) -> Report | None:
-    """Measure a baseline on the noise of the answer.
-
-    If it cannot be evaluated, a line says so and the result is ``None``. Measurements are stored with the study one
-    by one, so an interruption loses none.
-    """
-    coefficients, attribute = baseline.coefficients.tolist(), _attribute(MEASURED, plan)
-    kept = [known[baseline.name] for known in _measured(study.attributes, MEASURED) if baseline.name in known]
-    same = [known for known in kept if known["coefficients"] == coefficients]
-    groups = _known_groups([*same, *baseline.stored], plan.images, judges)
-    try:
-        for noise in plan.noises:
-            if noise.seed not in groups:
-                evaluation = _evaluated(evaluate, baseline.coefficients, noise, plan.images, baseline.name)
-                groups[noise.seed] = _numbers(evaluation)
-                measured = {**baseline.origin, **_summary(groups, plan.images), "coefficients": coefficients}
-                known = study.attributes.get(attribute) or {}
-                study.set_attribute(attribute, {**known, baseline.name: measured})
-            advance()
-    except SearchFailedError as error:
-        notice(f"{error}; it is left out")
-        return None
-    return {**baseline.origin, **_summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)}
+    grids = [found for found in reader.read(split_name(study.name)[0]) if found.optimizer == EMA_GRID]
+    searched = function_of(study.name) if grids else None
+    ema = best_ema([found for found in grids if function_of(found.study) == searched])
+    coefficients = None if ema is None else reader.answer(ema)
+    return None if ema is None or coefficients is None else (ema, coefficients)

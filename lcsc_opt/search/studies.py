@@ -22,7 +22,6 @@ from lcsc_opt.base.progress import notice, said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.comparing import comparison_rows
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
@@ -33,6 +32,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.status import Estimate, estimates
 from lcsc_opt.search.study import ObjectiveSource, check_plan, objective_of, rehearse, run_study
+from lcsc_opt.views.ranking import comparison_rows
 from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
 
@@ -317,8 +317,8 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (how many images ``held_out`` is from), ``evaluations``, ``images``,
-        ``seconds``, ``cross_check`` (the metric of the cross-check), ``judges`` (all metrics that are no part of the
-        loss, each with EMA*'s), and ``warnings``; for a sweep ``varied``, too.
+        ``seconds``, ``held_out_rows`` (the report: the loss and other metrics, each compared with EMA*'s), and
+        ``warnings``; for a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.history import Floats, StudyHistory, Trials
+from lcsc_opt.database.history import Floats, StudyHistory, Trials, best_ema
 from lcsc_opt.database.names import label
 from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 

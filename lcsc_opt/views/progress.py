@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.comparing import describe_coefficients
+from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.history import PARTS, Floats, KeptNodes, StudyHistory, Trials, images_taken
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy

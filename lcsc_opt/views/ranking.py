@@ -1,33 +1,26 @@
-"""Which optimizer is ahead, at what cost, whether by more than chance, and what its judges say: data over seeds."""
+"""Which optimizer is ahead, at what cost, whether by more than chance, and in which metrics: data and tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import (
-    EMA_GRID,
-    OptimizerSummary,
-    below_ema,
-    best_ema,
-    by_optimizer,
-    floors_of,
-    label_of,
-    mean_and_spread,
-    over_seeds,
-    samples,
-)
-from lcsc_opt.database.history import Floats, StudyHistory
-from lcsc_opt.database.judges import Judge
+from lcsc_opt.database.history import Floats, StudyHistory, best_ema
+from lcsc_opt.database.names import EMA, EMA_GRID, label
+from lcsc_opt.database.report import HeldOut, MetricRow
 from lcsc_opt.views.curves import AXES, best_so_far
 from lcsc_opt.views.figures.look import number
 
 CONFIDENCE = 0.95
+_FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # in tables: fidelity, diversity, all feature spaces
+_ALIKE = "not distinguishable"
+_BETTER = {1: "lower", -1: "higher", None: "–"}
 
 _Spread = tuple[float, float | None]
 """Mean and sample standard deviation; ``None`` for a single seed."""
@@ -58,129 +51,29 @@ class Difference:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def of(cls, losses: Mapping[int, float], best: Mapping[int, float]) -> Difference:
+        """How much higher these held-out losses, seed → loss, are than those of the best optimizer.
 
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-    """One optimizer over its seeds.
+        If both have the same seeds, they are compared seed by seed. Then effects that two searches share, such as
+        their noise, cancel.
+        """
+        mean = statistics.fmean(losses.values()) - statistics.fmean(best.values())
+        if min(len(losses), len(best)) < 2:
+            return cls(mean)
+        if losses.keys() == best.keys():
+            return cls(mean, *_mean_interval([np.array([losses[seed] - best[seed] for seed in sorted(losses)])]))
+        return cls(mean, *_mean_interval([np.array(list(losses.values())), -np.array(list(best.values()))]))
 
-    Attributes:
-        optimizer: its name.
-        label: its name in tables.
-        seeds: how many studies it has.
-        finished: how many of them have ended.
-        searched: lowest loss of the search.
-        held_out: loss on held-out noise, of the seeds that have one.
-        below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
-        to_ema: axis → the cost of being as good as EMA* on the search's noise.
-        to_value: axis → the cost of reaching the wanted value.
-        difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
-        verdict: in words.
-        cross_check: the held-out metric in features that the loss does not see, of the seeds that have one.
-        cross_check_metric: its name.
-        doubtful: how many seeds have a better loss than the baseline, but no better cross-check or a worse judge.
-        doubted: the metrics that did not follow the loss in some seed.
-    """
-
-    optimizer: str
-    label: str
-    seeds: int
-    finished: int
-    searched: _Spread | None
-    held_out: _Spread | None
-    below_ema: float | None
-    to_ema: Mapping[str, Reach]
-    to_value: Mapping[str, Reach]
-    difference: Difference | None
-    verdict: str
-    cross_check: _Spread | None = None
-    cross_check_metric: str | None = None
-    doubtful: int = 0
-    doubted: tuple[str, ...] = ()
+    @property
+    def verdict(self) -> str:
+        """The difference in words."""
+        if self.low is None or self.high is None:
+            return "one seed: no interval"
+        return "worse" if self.low > 0 else "better" if self.high < 0 else _ALIKE
 
 
-def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> list[Ranked]:
-    """The optimizers of an experiment, the best held-out loss first, then the best searched one.
-
-    Args:
-        studies: of one experiment.
-        value: a loss on the search's noise; the cost of reaching it is computed, too.
-    """
-    ema = best_ema(studies)
-    ordered = by_optimizer(studies)
-    best = next((group for group in ordered if _held_out_losses(group)), None)
-    return [_ranked(group, best, ema, value) for group in ordered]
-
-
-def _ranked(
-    group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
-) -> Ranked:
-    losses = _held_out_losses(group)
-    held_out = mean_and_spread(losses.values())
-    other = [study.cross_check for study in group if study.cross_check is not None]
-    compared = None
-    if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
-        compared = difference(losses, _held_out_losses(best))
-    return Ranked(
-        optimizer=group[0].optimizer,
-        label=label_of(group),
-        seeds=len(group),
-        finished=sum(study.ended for study in group),
-        searched=mean_and_spread(study.searched for study in group),
-        held_out=held_out,
-        below_ema=below_ema(group, ema),
-        to_ema={} if ema is None or ema.searched is None else cost_to_reach(group, ema.searched),
-        to_value={} if value is None else cost_to_reach(group, value),
-        difference=compared,
-        verdict="best" if group is best else verdict(compared, measured=bool(losses)),
-        cross_check=mean_and_spread(found.value for found in other),
-        cross_check_metric=other[0].metric if other else None,
-        doubtful=sum(study.warning is not None for study in group),
-        doubted=tuple(
-            dict.fromkeys(m for study in group if study.held_out is not None for m in study.held_out.doubted)
-        ),
-    )
-
-
-def _held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
-    """Seed → held-out loss, of the studies that have one."""
-    return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
-
-
-def cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, Reach]:
-    """Axis → what the search spent until its best loss was at most ``target``."""
-    return {axis: _reach([best_so_far(study, axis).first_below(target) for study in studies]) for axis in AXES}
-
-
-def _reach(costs: Sequence[float | None]) -> Reach:
-    known = [cost for cost in costs if cost is not None]
-    median = statistics.median([*known, *[math.inf] * (len(costs) - len(known))])
-    return Reach(None if math.isinf(median) else median, len(known), len(costs))
-
-
-def verdict(compared: Difference | None, *, measured: bool = False) -> str:
-    """A difference from the best in words. ``measured``: there are held-out values, but on other noise."""
-    if compared is None:
-        return "held out on other noise" if measured else "no held-out value"
-    if compared.low is None or compared.high is None:
-        return "one seed: no interval"
-    return "worse" if compared.low > 0 else "better" if compared.high < 0 else "not distinguishable"
-
-
-def difference(losses: Mapping[int, float], best: Mapping[int, float]) -> Difference:
-    """How much higher these held-out losses, seed → loss, are than those of the best optimizer.
-
-    If both have the same seeds, they are compared seed by seed. Then effects that two searches share, such as their
-    noise, cancel.
-    """
-    mean = statistics.fmean(losses.values()) - statistics.fmean(best.values())
-    if min(len(losses), len(best)) < 2:
-        return Difference(mean)
-    if losses.keys() == best.keys():
-        return Difference(mean, *mean_interval([np.array([losses[seed] - best[seed] for seed in sorted(losses)])]))
-    return Difference(mean, *mean_interval([np.array(list(losses.values())), -np.array(list(best.values()))]))
-
-
-def mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
+def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
     """Welch's (1947) interval for the sum of the means of independent samples; Student's for a single one.
 
     Args:
@@ -195,7 +88,175 @@ def mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-_ALIKE = "not distinguishable"
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """One optimizer over its seeds.
+
+    Attributes:
+        optimizer: its name.
+        label: its name in tables.
+        seeds: how many studies it has.
+        finished: how many of them have ended.
+        evaluations: mean over seeds, as ``images`` and ``seconds``.
+        searched: lowest loss of the search.
+        held_out: loss on held-out noise, of the seeds that have one.
+        held_out_images: the numbers of images of the held-out losses, each once.
+        metrics: held-out metric → its value, of the seeds that have it; precision and recall first.
+        below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
+        to_ema: axis → the cost of being as good as EMA* on the search's noise.
+        to_value: axis → the cost of reaching the wanted value.
+        difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
+        verdict: in words.
+        doubtful: how many seeds have a better loss than the baseline, but metrics that did not follow.
+        doubted: the metrics that did not follow the loss in some seed.
+    """
+
+    optimizer: str
+    label: str
+    seeds: int
+    finished: int
+    evaluations: float
+    images: float
+    seconds: float
+    searched: _Spread | None
+    held_out: _Spread | None
+    held_out_images: tuple[int, ...]
+    metrics: Mapping[str, _Spread]
+    below_ema: float | None
+    to_ema: Mapping[str, Reach]
+    to_value: Mapping[str, Reach]
+    difference: Difference | None
+    verdict: str
+    doubtful: int
+    doubted: tuple[str, ...]
+
+
+def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> list[Ranked]:
+    """The optimizers of an experiment, the best held-out loss first, then the best searched one.
+
+    Args:
+        studies: of one experiment.
+        value: a loss on the search's noise; the cost of reaching it is computed, too.
+    """
+
+    def rank(group: Sequence[StudyHistory]) -> tuple[float, ...]:
+        spreads = _spread(study.held_out_loss for study in group), _spread(study.searched for study in group)
+        return tuple(math.inf if found is None else found[0] for found in spreads)
+
+    groups: dict[str, list[StudyHistory]] = {}
+    for study in studies:
+        groups.setdefault(study.optimizer, []).append(study)
+    ordered = sorted(groups.values(), key=rank)
+    best = next((group for group in ordered if _held_out_losses(group)), None)
+    ema = best_ema(studies)
+    return [_ranked(group, best, ema, value) for group in ordered]
+
+
+def _ranked(
+    group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
+) -> Ranked:
+    losses, reports = _held_out_losses(group), _reports(group)
+    labels = {study.label for study in group}
+    compared = None
+    if (
+        best is not None
+        and best is not group
+        and losses
+        and len({report.sample for report in _reports([*group, *best])}) == 1
+    ):
+        compared = Difference.of(losses, _held_out_losses(best))
+    unknown = "held out on other noise" if losses else "no held-out value"
+    return Ranked(
+        optimizer=group[0].optimizer,
+        label=labels.pop() if len(labels) == 1 else label(group[0].optimizer),
+        seeds=len(group),
+        finished=sum(study.ended for study in group),
+        evaluations=statistics.fmean(study.evaluations for study in group),
+        images=statistics.fmean(study.images for study in group),
+        seconds=statistics.fmean(study.seconds for study in group),
+        searched=_spread(study.searched for study in group),
+        held_out=_spread(losses.values()),
+        held_out_images=tuple(sorted({images for study in group if (images := study.held_out_images) is not None})),
+        metrics=_metrics(reports),
+        below_ema=_below_ema(reports, None if ema is None else ema.held_out),
+        to_ema={} if ema is None or ema.searched is None else _cost_to_reach(group, ema.searched),
+        to_value={} if value is None else _cost_to_reach(group, value),
+        difference=compared,
+        verdict="best" if group is best else unknown if compared is None else compared.verdict,
+        doubtful=sum(report.warning is not None for report in reports),
+        doubted=tuple(dict.fromkeys(metric for report in reports for metric in report.doubted)),
+    )
+
+
+def _spread(values: Iterable[float | None]) -> _Spread | None:
+    """Mean and sample standard deviation of the known values; ``None`` if there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def _held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
+    """Seed → held-out loss, of the studies that have one."""
+    return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
+
+
+def _reports(studies: Sequence[StudyHistory]) -> list[HeldOut]:
+    return [study.held_out for study in studies if study.held_out is not None and study.held_out.loss is not None]
+
+
+def _metrics(reports: Sequence[HeldOut]) -> dict[str, _Spread]:
+    """Metric → mean and spread over the reports that have it, without the loss; precision and recall first."""
+    found: dict[str, list[float]] = {}
+    for report in reports:
+        for row in report.rows[1:]:
+            found.setdefault(row.metric, []).append(row.value)
+    ordered = sorted(found, key=lambda metric: _FIRST.get(metric.partition("@")[0], len(_FIRST)))
+    return {metric: spread for metric in ordered if (spread := _spread(found[metric])) is not None}
+
+
+def _below_ema(reports: Sequence[HeldOut], ema: HeldOut | None) -> float | None:
+    """Mean held-out loss relative to the mean of EMA*'s on the same noise, minus one.
+
+    ``None`` if one of them is not known, or if the signs differ: then a share means nothing.
+    """
+    known = [baseline for report in reports if (baseline := report.ema(ema)) is not None]
+    if not reports or len(known) < len(reports):
+        return None
+    loss = statistics.fmean(report.loss for report in reports if report.loss is not None)
+    baseline = statistics.fmean(known)
+    return None if not baseline or loss * baseline < 0 else (loss - baseline) / abs(baseline)
+
+
+def _cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, Reach]:
+    """Axis → what the search spent until its best loss was at most ``target``."""
+    found = {}
+    for axis in AXES:
+        costs = [best_so_far(study, axis).first_below(target) for study in studies]
+        known = [cost for cost in costs if cost is not None]
+        median = statistics.median([*known, *[math.inf] * (len(costs) - len(known))])
+        found[axis] = Reach(None if math.isinf(median) else median, len(known), len(costs))
+    return found
+
+
+def different_samples(studies: Sequence[StudyHistory]) -> str | None:
+    """A warning if held-out losses do not compare: they have different numbers of images or groups of noise."""
+    if len({report.sample for report in _reports(studies)}) < 2:
+        return None
+    return (
+        "held-out losses are of different numbers of images or groups of noise and do not compare: "
+        "lcsc evaluate each STUDY with the same --images and --groups, and --keep"
+    )
+
+
+def comparison_rows(studies: Sequence[StudyHistory]) -> list[dict[str, Any]]:
+    """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it."""
+    differ = different_samples(studies)
+    rows = []
+    for study in studies:
+        warnings = (None if study.held_out_loss is None else differ, study.warning)
+        rows.append({**study.as_row(), "warnings": [warning for warning in warnings if warning is not None]})
+    return rows
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
@@ -211,93 +272,72 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     first = known[0]
     assert first.held_out is not None
     mean, deviation = first.held_out
+    against = ""
+    if first.below_ema and first.optimizer != EMA_GRID:
+        ema = next((row.label for row in ranked if row.optimizer == EMA_GRID), EMA)
+        against = f", {abs(100 * first.below_ema):.0f} % {'below' if first.below_ema < 0 else 'above'} {ema}"
+    if first.doubtful:
+        where = "" if first.seeds == 1 else f" in {first.doubtful} of {first.seeds} seeds"
+        against += f" (but {_listed(first.doubted)} gained nothing{where}: compare the images)"
     spread = "" if deviation is None else f" ± {deviation:.2g}"
-    line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{_against_ema(first, ranked)}{_doubt(first)}"
-    close = [row.label for row in known[1:] if row.verdict == _ALIKE]
-    if close:
+    line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{against}"
+    if close := [row.label for row in known[1:] if row.verdict == _ALIKE]:
         return f"{line}; {_listed(close)} not distinguishable over {first.seeds} seeds"
-    if len(known) > 1 and first.seeds == 1:
-        return f"{line}; one seed each, so this may be chance"
-    return line
+    return f"{line}; one seed each, so this may be chance" if len(known) > 1 and first.seeds == 1 else line
 
 
 def _searched(ranked: Sequence[Ranked], metric: str) -> str:
-    known = [row for row in ranked if row.searched is not None]
+    known = [(row.searched[0], row.label) for row in ranked if row.searched is not None]
     if not known:
         return "No result yet."
-    first = min(known, key=lambda row: row.searched or (0.0, None))
-    assert first.searched is not None
+    loss, name = min(known)
     return (
-        f"{first.label} is ahead so far: searched {metric} {first.searched[0]:.4g}; "
+        f"{name} is ahead so far: searched {metric} {loss:.4g}; "
         "held-out values come at the end of a search, or with lcsc evaluate STUDY"
     )
 
 
-def _against_ema(row: Ranked, ranked: Sequence[Ranked]) -> str:
-    if not row.below_ema or row.optimizer == EMA_GRID:
-        return ""
-    ema = next((other.label for other in ranked if other.optimizer == EMA_GRID), "EMA*")
-    return f", {abs(100 * row.below_ema):.0f} % {'below' if row.below_ema < 0 else 'above'} {ema}"
-
-
-def _doubt(row: Ranked) -> str:
-    """A warning, as the end of a line, that the gain may be only in what the loss measures; empty without doubt."""
-    if not row.doubtful:
-        return ""
-    where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"
-    names = _listed(row.doubted) if row.doubted else row.cross_check_metric or "the cross-check"
-    return f" (but {names} gained nothing{where}: compare the images)"
-
-
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join([", ".join(names[:-1]), *names[-1:]]) if len(names) > 1 else "".join(names)
 
 
-_BETTER = {1: "lower", -1: "higher"}
+def report_table(rows: Sequence[MetricRow]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and rows, as text: the metric, which way is better, the answer, the baseline, the gain, real images.
 
-
-def judge_table(judges: Sequence[Judge]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and rows, as text: the metric, which way is better, the answer, the baseline, the gain, the floor.
-
-    The columns for the baseline and for held-out real images (the floor) exist if some judge has them.
+    The columns for the baseline and for held-out real images exist if some metric has them.
     """
-    against = next((judge.against for judge in judges if judge.against is not None), None)
-    floors = any(judge.floor is not None for judge in judges)
-    beside = () if against is None else (against, "gain")
-    header = ("judge", "better", "answer", *beside, *(("real images",) * floors))
-    return header, [_judge_row(judge, compared=against is not None, floors=floors) for judge in judges]
+    against = next((row.against for row in rows if row.against is not None), None)
+    real = any(row.real_halves is not None for row in rows)
+    texts = []
+    for row in rows:
+        cells = [row.metric, _BETTER[row.sign], number(row.value, row.spread)]
+        if against is not None:
+            gain = number(row.gain, row.gain_spread, "+.3g") + (" (worse)" if row.lost else "")
+            cells += [number(row.baseline, row.baseline_spread), gain]
+        texts.append([*cells, *[number(row.real_halves)] * real])
+    compared = () if against is None else (against, "gain")
+    return ("metric", "better", "answer", *compared, *["real images"] * real), texts
 
 
 def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[str]]] | None:
-    """Header and rows, as text: each optimizer's held-out loss and judges, means over seeds; ``None`` without judges.
+    """Header and rows, as text: each optimizer's held-out loss and metrics, means over seeds; ``None`` without metrics.
 
     The last row is real images that the loss does not see, if some are held out.
     """
-    summaries, floors = over_seeds(studies), floors_of(studies)
-    names = judges_of(summaries)
-    if not names:
+    ranked = ranking(studies)
+    if not (names := metric_names(ranked)):
         return None
     rows = [
-        [row.label, *(number(*(value or (None, None))) for value in (row.held_out, *map(row.judges.get, names)))]
-        for row in summaries
+        [row.label, *(number(*(value or (None, None))) for value in (row.held_out, *map(row.metrics.get, names)))]
+        for row in ranked
     ]
-    if floors:
-        rows.append(["real images", number(None), *(number(floors.get(name)) for name in names)])
+    known = [row for report in _reports(studies) for row in report.rows]
+    if real := {row.metric: row.real_halves for row in known if row.real_halves is not None}:
+        rows.append(["real images", number(None), *(number(real.get(name)) for name in names)])
     return ("optimizer", f"held-out {studies[0].metric}", *names), rows
 
 
-def judges_of(summaries: Sequence[OptimizerSummary]) -> list[str]:
-    """All judges of these optimizers, precision and recall first."""
-    longest = sorted(summaries, key=lambda row: len(row.judges), reverse=True)
-    return list(dict.fromkeys(name for row in longest for name in row.judges))
-
-
-def _judge_row(judge: Judge, *, compared: bool, floors: bool) -> list[str]:
-    row = [judge.metric, _BETTER[judge.sign], number(judge.value, judge.spread)]
-    if compared:
-        mark = " (worse)" if judge.lost else ""
-        row += [
-            number(judge.baseline, judge.baseline_spread),
-            number(judge.gain, judge.gain_spread, "+.3g") + mark,
-        ]
-    return [*row, *([number(judge.floor)] if floors else [])]
+def metric_names(ranked: Sequence[Ranked]) -> list[str]:
+    """All held-out metrics of these optimizers but the loss, precision and recall first."""
+    longest = sorted(ranked, key=lambda row: len(row.metrics), reverse=True)
+    return list(dict.fromkeys(name for row in longest for name in row.metrics))

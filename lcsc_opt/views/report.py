@@ -28,7 +28,7 @@ from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
 from lcsc_opt.views.figures.writing import write_file
 from lcsc_opt.views.landscape import landscape_figure, landscape_names, read_landscape
 from lcsc_opt.views.progress import failures_of, progress_of
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, judge_table, ranking
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking, report_table
 
 _SUFFIX = ".html"
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -77,7 +77,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
-        judges=comparison_table(studies),
+        metrics=comparison_table(studies),
         confidence=f"{CONFIDENCE:.0%}",
         curves=[
             (AXES[axis], _figure(comparison_figure(studies, axis)))
@@ -102,7 +102,6 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
 def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
     axes = ("images", "evaluations") if sampled else ("evaluations",)
-    cross_check = [row.cross_check_metric for row in ranked if row.cross_check_metric is not None][:1]
     rows = []
     for row in ranked:
         reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in axes]
@@ -113,10 +112,9 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
             number(*(row.searched or (None,))),
             _percent(row.below_ema),
         ]
-        beside = [number(*(row.cross_check or (None,)))] * len(cross_check)
-        rows.append([*cells, *beside, _difference(row), row.verdict, *reach])
+        rows.append([*cells, _difference(row), row.verdict, *reach])
     best = 0 if ranked and ranked[0].verdict == "best" else None
-    return (*header[:5], *cross_check, *header[5:], *(f"{axis} to EMA*" for axis in axes)), rows, best
+    return (*header, *(f"{axis} to EMA*" for axis in axes)), rows, best
 
 
 def _summaries(studies: Sequence[StudyHistory]) -> _Table:
@@ -149,8 +147,8 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
     return {
         "name": study.study,
         "state": _state(study),
-        **_cross_check(study),
-        "judges": judge_table(study.held_out.judges) if study.held_out is not None and study.held_out.judges else None,
+        "warning": study.warning,
+        "metrics": report_table(study.held_out.rows) if study.held_out is not None and study.held_out.rows else None,
         "figures": [(_SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
         "failures": [[f.reason, f.attempts, f.lost] for f in failures_of(study)],
     }
@@ -162,20 +160,6 @@ def _state(study: StudyHistory) -> str:
     rate = "" if progress.per_hour is None else f", {progress.per_hour:,.0f} an hour"
     failed = f", {progress.failed} trials failed" if progress.failed else ""
     return f"{progress.state}: {done} {progress.unit}{rate}{failed}."
-
-
-def _cross_check(study: StudyHistory) -> dict[str, str | None]:
-    """The result of the answer's cross-check, if it was measured, and the warning."""
-    held_out = study.held_out
-    if held_out is None:
-        return {}
-    if held_out.cross_check is None:
-        return {"warning": held_out.warning}
-    gains = held_out.cross_check.text
-    line = f"Held-out {held_out.cross_check.metric} {number(held_out.cross_check.value)}" + (
-        f"; {gains}." if gains else "."
-    )
-    return {"cross_check": line, "warning": held_out.warning}
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:

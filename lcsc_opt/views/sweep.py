@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.comparing import comparison_rows
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.ranking import comparison_rows
 
 
 def is_sweep(reader: HistoryReader, name: str) -> bool:

@@ -106,7 +106,7 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     assert lcsc(["compare", "tiny", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
-    assert all(set(row) == {*keys, "cross_check", "judges", "held_out_images", "warnings"} for row in rows)
+    assert all(set(row) == {*keys, "held_out_rows", "held_out_images", "warnings"} for row in rows)
     assert {row["state"] for row in rows} == {"finished"}
     by_name = {row["study"]: row for row in rows}
     assert by_name["tiny/CMA/0"]["evaluations"] == 15

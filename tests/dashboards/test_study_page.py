@@ -55,25 +55,27 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
-def test_the_second_feature_space_and_its_warning_are_said(url: str) -> None:
+def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
     study = write_study(url, "digits/LCSC/0", [4.0, 2.0])
-    cross_check = {"metric": "fid@cross_check", "value": 7.25, "against": "EMA*", "gain": 0.5, "cross_check_gain": -0.1}
-    study.set_attribute("held_out", {"loss": 2.5, "cross_check": cross_check})
-    said = draw(Site(url), "digits/LCSC/0")["headline"]["children"]
-    assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched; fid@cross_check 7.25"
-    study.set_attribute("held_out", {"loss": 2.5, "cross_check": cross_check, "warning": "the loss <i>is</i> below"})
-    said = draw(Site(url), "digits/LCSC/0")["headline"]["children"]
-    assert said.endswith("; fid@cross_check 7.25. Warning: the loss <i>is</i> below"), "a text, which a browser escapes"
-
-
-def test_judges_have_a_table(url: str) -> None:
-    study = write_study(url, "digits/LCSC/0", [4.0, 2.0])
-    assert draw(Site(url), "digits/LCSC/0")["judges"]["children"] == ""
-    judge = {"metric": "near", "sign": 1, "value": 3.05, "against": "EMA*", "baseline": 2.87, "gain": -0.18}
-    study.set_attribute("held_out", {"loss": 2.5, "judges": [{**judge, "lost": True}]})
-    shown = json.dumps(draw(Site(url), "digits/LCSC/0")["judges"]["children"])
+    assert draw(Site(url), "digits/LCSC/0")["metrics"]["children"] == ""
+    near = {
+        "metric": "near",
+        "sign": 1,
+        "value": 3.05,
+        "against": "EMA*",
+        "baseline": 2.87,
+        "gain": -0.18,
+        "lost": True,
+    }
+    rows = [{"metric": "loss", "sign": 1, "value": 2.5}, near]
+    study.set_attribute("held_out", {"loss": 2.5, "rows": rows, "warning": "the loss <i>is</i> below"})
+    shown = draw(Site(url), "digits/LCSC/0")
+    said = shown["headline"]["children"]
+    assert said == ("digits/LCSC/0 is finished: FID 2.5 held out, 2 searched. Warning: the loss <i>is</i> below"), (
+        "a text, which a browser escapes"
+    )
     for text in ("near", "lower", "3.05", "2.87", "-0.18 (worse)"):
-        assert json.dumps(text) in shown
+        assert json.dumps(text) in json.dumps(shown["metrics"]["children"])
 
 
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:

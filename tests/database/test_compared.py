@@ -16,7 +16,7 @@ from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far, curves
-from lcsc_opt.views.ranking import cost_to_reach, headline, ranking
+from lcsc_opt.views.ranking import headline, ranking
 from tests.study_examples import STEPS, coefficients
 
 FRESH = Noise("search", 7)
@@ -71,9 +71,9 @@ def test_what_does_not_compare_is_paid_for_all_the_same(storage: RDBStorage) -> 
     assert (found.searched, found.evaluations, found.images, found.seconds) == (4.0, 7, 82, 3.5)
     images = best_so_far(found, "images")
     assert (images.positions.tolist(), images.values.tolist(), images.end) == ([10, 32], [9, 4], 82)
-    reach = cost_to_reach([read(storage, study)], 4.0)
+    reach = ranking([found], value=4.0)[0].to_value
     assert (reach["images"].median, reach["evaluations"].median, reach["evaluation_seconds"].median) == (32, 5, 2.5)
-    assert cost_to_reach([read(storage, study)], 0.5)["images"].reached == 0
+    assert ranking([found], value=0.5)[0].to_value["images"].reached == 0
 
 
 def test_plain_optuna_names_the_same_best_trial(storage: RDBStorage) -> None:

@@ -10,13 +10,15 @@ import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.comparing import best_ema, describe_coefficients, different_samples, over_seeds
+from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import HeldOut, StudyHistory
+from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOut, MetricRow
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
+from lcsc_opt.views.ranking import different_samples, ranking
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
 
@@ -33,8 +35,9 @@ def read(storage: RDBStorage, study: StoredStudy) -> StudyHistory:
 def summary(searched: float | None = 1.0, held_out: float | None = None, **changes: Any) -> StudyHistory:
     """Made by hand: a finished study with one seed."""
     sample = changes.pop("sample", (None, (0,)))
-    baselines = changes.pop("baselines", {})
-    answer = None if held_out is None else HeldOut(0, held_out, sample[0], baselines=baselines, seeds=sample[1])
+    ema = changes.pop("ema", None)
+    row = MetricRow("loss", 1, held_out or 0.0, against=None if ema is None else "EMA*", baseline=ema)
+    answer = None if held_out is None else HeldOut(0, held_out, sample[0], sample[1], (row,))
     return dataclasses.replace(history([searched, *changes.pop("more", ())], **changes), held_out=answer)
 
 
@@ -69,8 +72,7 @@ def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
         "evaluations": 2,
         "images": 20,
         "seconds": 1.0,
-        "cross_check": None,
-        "judges": [],
+        "held_out_rows": [],
     }
 
 
@@ -154,7 +156,7 @@ def test_over_seeds_are_means_and_sample_standard_deviations() -> None:
         summary(searched, held_out, seed=seed, more=[7.0] * (evaluations - 1), seconds=0.5)
         for seed, searched, held_out, evaluations in ((0, 1.0, 2.0, 3), (1, 2.0, 4.0, 5), (2, 6.0, 9.0, 4))
     ]
-    (row,) = over_seeds(studies)
+    (row,) = ranking(studies)
     assert (row.optimizer, row.label, row.seeds) == ("LCSC", "LCSC", 3)
     assert row.searched == (3.0, pytest.approx(statistics.stdev([1, 2, 6])))
     assert row.held_out == (5.0, pytest.approx(statistics.stdev([2, 4, 9])))  # type: ignore[unreachable]
@@ -163,14 +165,14 @@ def test_over_seeds_are_means_and_sample_standard_deviations() -> None:
 
 
 def test_a_single_seed_has_no_spread_and_a_missing_value_is_left_out() -> None:
-    (one,) = over_seeds([summary(searched=2.0)])
+    (one,) = ranking([summary(searched=2.0)])
     assert (one.searched, one.held_out) == ((2.0, None), None)
-    (two,) = over_seeds([summary(searched=2.0, held_out=3.0), summary(seed=1, searched=None, held_out=None)])
+    (two,) = ranking([summary(searched=2.0, held_out=3.0), summary(seed=1, searched=None, held_out=None)])
     assert (two.seeds, two.searched, two.held_out) == (2, (2.0, None), (3.0, None))
 
 
 def test_losses_are_compared_with_the_best_ema() -> None:
-    rows = over_seeds(
+    rows = ranking(
         [
             summary(optimizer="EMAGrid", searched=9.0, held_out=10.0),
             summary(optimizer="LCSC", seed=0, held_out=3.0),
@@ -190,8 +192,8 @@ def test_a_table_compares_losses_of_the_same_noise_only() -> None:
     ema = summary(study="digits/EMAGrid/0", optimizer="EMAGrid", held_out=10.0, sample=(10_000, (0,)))
     alike = summary(optimizer="CMA", held_out=3.0, sample=(10_000, (0,)))
     other = summary(held_out=2.0, sample=(50_000, (0,)))
-    beside = summary(optimizer="DE", held_out=2.0, sample=(50_000, (0,)), baselines={"EMA*": 8.0})
-    rows = {row.optimizer: row.below_ema for row in over_seeds([ema, alike, other, beside])}
+    beside = summary(optimizer="DE", held_out=2.0, sample=(50_000, (0,)), ema=8.0)
+    rows = {row.optimizer: row.below_ema for row in ranking([ema, alike, other, beside])}
     assert rows == {"EMAGrid": 0, "CMA": pytest.approx(-0.7), "LCSC": None, "DE": pytest.approx(-0.75)}
     assert "lcsc evaluate" in (different_samples([ema, other]) or "")
     assert different_samples([ema, alike]) is None

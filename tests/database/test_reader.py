@@ -88,7 +88,7 @@ def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
     assert third.revision > second[1].revision
     assert (third.ended, third.chosen) == (True, 1)
     assert third.held_out is not None
-    assert (third.held_out.loss, third.held_out.images, third.held_out.groups) == (2.5, 7, (2.5,))
+    assert (third.held_out.loss, third.held_out.images, third.held_out.seeds) == (2.5, 7, (0,))
 
 
 def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) -> None:

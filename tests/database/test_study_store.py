@@ -139,13 +139,6 @@ def test_settings_that_differ_are_named(study: StoredStudy) -> None:
         study.require("budget", {"images": 4})
 
 
-def test_measurements_replace_earlier_ones_of_the_same_name(study: StoredStudy) -> None:
-    study.measure(0, {"held_out": {"loss": 1}, "selection": {"loss": 3}})
-    study.measure(0, {"held_out": {"loss": 2}})
-    assert study.measured(0) == {"held_out": {"loss": 2}, "selection": {"loss": 3}}
-    assert study.measured(1) == {}
-
-
 def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:
     key = study.add_candidate(candidate(1, 0))
     study.finish(key, Evaluation(1.0), tell_index=0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.comparing import best_ema
+from lcsc_opt.database.history import best_ema
 from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.comparing import describe_coefficients
+from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut, Holder, KeptNodes
 from lcsc_opt.views.progress import (

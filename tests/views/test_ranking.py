@@ -9,15 +9,12 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.database.comparing import relative
-from lcsc_opt.database.history import HeldOut, StudyHistory
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.report import HeldOut, MetricRow
 from lcsc_opt.views.ranking import (
     Difference,
     Reach,
-    cost_to_reach,
-    difference,
     headline,
-    mean_interval,
     ranking,
 )
 from tests.history_examples import history
@@ -29,29 +26,31 @@ from tests.history_examples import history
 def test_intervals_are_students_and_welchs(one: int, two: int) -> None:
     rng = np.random.default_rng(one)
     first, second = rng.normal(3, 1, one), rng.normal(2, 3, two)
+    found = Difference.of(dict(enumerate(first)), {-seed: loss for seed, loss in enumerate(second, start=1)})
     expected = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval()
-    np.testing.assert_allclose(mean_interval([first, -second]), expected, rtol=1e-9)
-    expected = scipy.stats.ttest_1samp(first, 0).confidence_interval()
-    np.testing.assert_allclose(mean_interval([first]), expected, rtol=1e-9)
-    assert mean_interval([np.full(3, 2.5)]) == (2.5, 2.5)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-9)
+    found = Difference.of(dict(enumerate(first)), dict.fromkeys(range(one), 1.5))
+    expected = scipy.stats.ttest_1samp(first - 1.5, 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-9)
+    assert Difference.of({0: 3.5, 1: 3.5}, {0: 1.0, 1: 1.0}) == Difference(2.5, 2.5, 2.5)
 
 
 def test_seeds_that_both_have_are_compared_with_each_other() -> None:
     best = {0: 1.0, 1: 5.0, 2: 9.0}
     losses = {2: 9.6, 1: 5.5, 0: 1.4}
-    paired = difference(losses, best)
+    paired = Difference.of(losses, best)
     assert paired.mean == pytest.approx(0.5)
     assert paired.low is not None
     assert paired.low > 0, "what the seeds have in common cancels"
-    apart = difference({seed + 7: loss for seed, loss in losses.items()}, best)
+    apart = Difference.of({seed + 7: loss for seed, loss in losses.items()}, best)
     assert apart.mean == pytest.approx(0.5)
     assert apart.low is not None
     assert apart.low < 0
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert difference({0: 3.0}, {0: 1.0}) == Difference(2.0)
-    assert difference({0: 3.0, 1: 3.0}, {0: 1.0}) == Difference(2.0)
+    assert Difference.of({0: 3.0}, {0: 1.0}) == Difference(2.0)
+    assert Difference.of({0: 3.0, 1: 3.0}, {0: 1.0}) == Difference(2.0)
 
 
 # ranking
@@ -88,7 +87,7 @@ def test_without_held_out_losses_nothing_is_called_best() -> None:
 
 def test_the_cost_of_reaching_a_value_is_the_median_over_seeds() -> None:
     studies = [history([9.0, 5.0, 3.0], seed=0), history([4.0, 6.0], seed=1), history([9.0, 9.0, 9.0, 4.5], seed=2)]
-    found = cost_to_reach(studies, 5.0)
+    found = ranking(studies, value=5.0)[0].to_value
     assert found["evaluations"] == Reach(2, 3, 3)
     assert found["images"] == Reach(20, 3, 3)
     assert found["model_calls"] == Reach(40, 3, 3)
@@ -98,11 +97,11 @@ def test_the_cost_of_reaching_a_value_is_the_median_over_seeds() -> None:
 
 def test_seeds_that_did_not_reach_it_are_counted() -> None:
     studies = [history([9.0, 5.0], seed=0), history([4.0], seed=1), history([9.0], seed=2)]
-    assert cost_to_reach(studies, 5.0)["evaluations"] == Reach(2, 2, 3)
-    assert cost_to_reach(studies, 5.0)["evaluations"].text == "2 (not reached 1 of 3)"
-    assert cost_to_reach(studies, 4.0)["evaluations"] == Reach(None, 1, 3)
-    assert cost_to_reach(studies, 4.0)["evaluations"].text == "not reached 2 of 3"
-    assert cost_to_reach([history([])], 4.0)["images"] == Reach(None, 0, 1)
+    assert ranking(studies, value=5.0)[0].to_value["evaluations"] == Reach(2, 2, 3)
+    assert ranking(studies, value=5.0)[0].to_value["evaluations"].text == "2 (not reached 1 of 3)"
+    assert ranking(studies, value=4.0)[0].to_value["evaluations"] == Reach(None, 1, 3)
+    assert ranking(studies, value=4.0)[0].to_value["evaluations"].text == "not reached 2 of 3"
+    assert ranking([history([])], value=4.0)[0].to_value["images"] == Reach(None, 0, 1)
 
 
 @given(st.permutations(range(4)))
@@ -118,8 +117,8 @@ def measured(
     optimizer: str, loss: float, images: int, *, seeds: tuple[int, ...] = (0,), ema: float | None = None
 ) -> StudyHistory:
     """A study whose answer was measured with so many images on these groups of noise, with EMA* beside it or not."""
-    baselines = {} if ema is None else {"EMA*": ema}
-    held_out = HeldOut(0, loss, images, (loss,) * len(seeds), baselines, seeds)
+    row = MetricRow("loss", 1, loss, against=None if ema is None else "EMA*", baseline=ema)
+    held_out = HeldOut(0, loss, images, seeds, (row,))
     return dataclasses.replace(history([loss], optimizer=optimizer), held_out=held_out)
 
 
@@ -150,7 +149,8 @@ def test_ema_is_taken_from_beside_the_answer_where_it_was_measured_there() -> No
     ("value", "reference", "share"), [(2.0, 8.0, -0.75), (-9.0, -8.0, -0.125), (-7.0, -8.0, 0.125), (-1.0, 1.0, None)]
 )
 def test_losses_below_zero_are_better_when_they_are_lower(value: float, reference: float, share: float | None) -> None:
-    assert relative(value, reference) == (None if share is None else pytest.approx(share))
+    (row,) = ranking([measured("LCSC", value, 10, ema=reference)])
+    assert row.below_ema == (None if share is None else pytest.approx(share))
 
 
 # the headline

@@ -12,8 +12,7 @@ from plotly.subplots import make_subplots
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory
+from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure, improvements, thinned

@@ -224,6 +224,6 @@ def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(storage: RDBS
 
 
 def test_figures_import_no_torch() -> None:
-    ours = ("database.comparing", "views.figures.study", "views.landscape", "views.report", "cli.landscape")
+    ours = ("database.history", "views.figures.study", "views.landscape", "views.report", "cli.landscape")
     code = f"import sys, {', '.join(f'lcsc_opt.{name}' for name in ours)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

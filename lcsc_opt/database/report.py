@@ -1,0 +1,219 @@
+"""The report of a study's answer on held-out noise: a row for each metric, the loss first; plain data.
+
+A loss can fall while single images get worse. So the rows after the loss are other metrics. One of them is the
+cross-check: a distance in features that the search did not see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lcsc_opt.database.names import EMA
+
+_OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # the metrics that keep: precision guards
+_SINGLE_GROUP_NOISE = 0.02  # of the baseline's value; with one group, which has no spread, a smaller change is noise
+_Values = Mapping[int, float]
+"""Seed of a group of noise → value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One metric of a study's answer on held-out noise, compared with the baseline's on the same noise.
+
+    Attributes:
+        metric: its name; ``loss`` is the loss.
+        sign: 1 if lower is better, -1 if higher is; ``None`` if the objective does not say.
+        value: mean over the groups of noise.
+        spread: the sample standard deviation over the groups; ``None`` for one group.
+        against: the name of the baseline; ``None`` if it was not measured.
+        baseline: the baseline's value.
+        baseline_spread: its sample standard deviation over the groups.
+        gain: how much better the answer is than the baseline, in the metric's unit; negative if it is worse.
+        gain_spread: the sample standard deviation of the gain over the groups of noise.
+        lost: whether the answer is worse by more than ``gain_spread``; with one group, by more than 2 % of the
+            baseline's value. Never if it is as good as real images.
+        real_halves: the value of held-out real images; ``None`` if none are held out.
+        cross_check: whether it is the distance in features that the search did not see.
+    """
+
+    metric: str
+    sign: int | None
+    value: float
+    spread: float | None = None
+    against: str | None = None
+    baseline: float | None = None
+    baseline_spread: float | None = None
+    gain: float | None = None
+    gain_spread: float | None = None
+    lost: bool = False
+    real_halves: float | None = None
+    cross_check: bool = False
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it gained, and by more than the gain's spread if that is known."""
+        return self.gain is not None and self.gain > (self.gain_spread or 0.0)
+
+    @property
+    def change(self) -> str:
+        """``3.1 % below``, and whether that is within the spread; without the share if the numbers are not positive."""
+        assert self.gain is not None
+        assert self.baseline is not None
+        where = "below" if self.gain > 0 else "above" if self.gain < 0 else "the same"
+        share = f"{100 * abs(self.gain) / self.baseline:.1f} % " if self.gain and self.gain < self.baseline > 0 else ""
+        return share + where
+
+    def within(self, groups: int) -> str:
+        """``, within its spread over 3 groups of noise``; empty if the change is larger, or the spread unknown."""
+        inside = self.gain is not None and self.gain_spread is not None and abs(self.gain) <= self.gain_spread
+        return f", within its spread over {groups} groups of noise" if inside else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """A study's answer on noise that the search never saw.
+
+    Attributes:
+        trial: the number of the chosen trial.
+        loss: mean over the groups of noise.
+        images: images of each group; ``None`` where that is not stored.
+        seeds: the seeds of the groups of noise.
+        rows: the loss, and all metrics that are not the loss itself.
+        metrics: everything that was measured of the answer, each the mean over the groups of noise.
+        warning: one line if the loss is below its baseline, but other metrics did not follow.
+    """
+
+    trial: int | None
+    loss: float | None
+    images: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    rows: tuple[MetricRow, ...] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    warning: str | None = None
+
+    @classmethod
+    def parse(cls, stored: Any) -> HeldOut | None:
+        """The study attribute ``held_out``; ``None`` before there is one."""
+        if not isinstance(stored, Mapping):
+            return None
+        return cls(
+            trial=stored.get("trial"),
+            loss=stored.get("loss"),
+            images=stored.get("images"),
+            seeds=tuple(int(group["seed"]) for group in stored.get("groups") or ()) or (0,),
+            rows=tuple(MetricRow(**row) for row in stored.get("rows") or ()),
+            metrics=stored.get("metrics") or {},
+            warning=stored.get("warning"),
+        )
+
+    @property
+    def sample(self) -> tuple[int | None, tuple[int, ...]]:
+        """Images and groups of noise: losses compare only where these are the same, since FID depends on both."""
+        return self.images, self.seeds
+
+    @property
+    def doubted(self) -> tuple[str, ...]:
+        """The metrics that did not improve with the loss."""
+        return tuple(row.metric for row in _doubted(self.rows))
+
+    def ema(self, grid: HeldOut | None) -> float | None:
+        """EMA*'s loss on this noise; ``None`` if it was not measured there.
+
+        Args:
+            grid: the report of the EMA grid, which may have fewer images.
+        """
+        if self.rows and self.rows[0].against == EMA:
+            return self.rows[0].baseline
+        return grid.loss if grid is not None and grid.sample == self.sample else None
+
+
+def report_rows(
+    report: Mapping[str, Any],
+    signs: Mapping[str, int],
+    against: str | None = None,
+    real_halves: Mapping[str, float] | None = None,
+    cross_check: str | None = None,
+) -> tuple[MetricRow, ...]:
+    """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
+
+    Args:
+        report: with ``groups`` (each with its ``seed``, ``loss`` and ``metrics``), and ``baselines`` of the same form.
+        signs: evaluation metric → 1, or -1 if higher is better.
+        against: the baseline's name.
+        real_halves: metric → value of held-out real images.
+        cross_check: the metric in features that the search did not see.
+    """
+    baseline = (report.get("baselines") or {}).get(against, {}).get("groups", ())
+    losses = _by_seed(report["groups"], "loss")
+    rows = []
+    for metric in dict.fromkeys(("loss", *signs, *report["groups"][0]["metrics"])):
+        values, before = _by_seed(report["groups"], metric), _by_seed(baseline, metric)
+        if not values or (metric not in ("loss", *signs) and values == losses):
+            continue
+        value, sign = statistics.fmean(values.values()), 1 if metric == "loss" else signs.get(metric)
+        row = MetricRow(metric, sign, value, _spread(values.values()), cross_check=metric == cross_check)
+        row = dataclasses.replace(row, real_halves=(real_halves or {}).get(metric))
+        rows.append(_compared(row, values, before, against) if before else row)
+    return tuple(rows)
+
+
+def _compared(row: MetricRow, values: _Values, before: _Values, against: str | None) -> MetricRow:
+    """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
+    baseline, sign, real = statistics.fmean(before.values()), row.sign, row.real_halves
+    row = dataclasses.replace(row, against=against, baseline=baseline, baseline_spread=_spread(before.values()))
+    if sign is None:
+        return row
+    gain = sign * (baseline - row.value)
+    spread = _spread(sign * (before[seed] - values[seed]) for seed in values if seed in before)
+    noise = _SINGLE_GROUP_NOISE * abs(baseline) if spread is None else spread
+    as_good_as_real = real is not None and sign * row.value <= sign * real
+    return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=gain < -noise and not as_good_as_real)
+
+
+def _by_seed(groups: Sequence[Mapping[str, Any]], metric: str) -> _Values:
+    """Seed of the group of noise → value; empty if a group does not have the metric."""
+    found = {group["seed"]: group["loss"] if metric == "loss" else group["metrics"].get(metric) for group in groups}
+    known = {seed: float(value) for seed, value in found.items() if value is not None}
+    return known if len(known) == len(found) else {}
+
+
+def _spread(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return statistics.stdev(known) if len(known) > 1 else None
+
+
+def _doubted(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """The rows that did not improve with the loss, the cross-check first; none if the loss is not below the baseline's.
+
+    With several groups of noise, a gain of the cross-check within its spread does not count.
+    """
+    if not rows or rows[0].gain is None or rows[0].gain <= 0:
+        return []
+    cheated = [row for row in rows if row.cross_check and row.gain is not None and not row.is_certain]
+    return [*cheated, *(row for row in rows[1:] if row.lost and not row.cross_check)]
+
+
+def warning_of(rows: Sequence[MetricRow], *, groups: int = 1, kept: bool = False) -> str | None:
+    """One line if the loss is below the baseline's, but the cross-check is not, or another metric is worse.
+
+    Args:
+        rows: of the report.
+        groups: of noise.
+        kept: whether the search has kept a metric already.
+    """
+    if not (doubts := _doubted(rows)):
+        return None
+    loss, first = rows[0], doubts[0]
+    clauses = [f"{row.metric} {row.baseline:.4g} → {row.value:.4g}" for row in doubts if not row.cross_check]
+    doubt = "what it gained there it lost here; compare the images of both before you use it"
+    if not kept and any(row.metric.partition("@")[0] in _OF_SINGLE_IMAGES for row in doubts):
+        doubt += ", or search with keep: precision"
+    if first.cross_check:
+        clauses = [f"{first.metric} {first.change}{first.within(groups)}", *clauses]
+        doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
+    if not loss.is_certain:
+        doubt = "neither is a certain gain; measure with more --groups, or search on"
+    return f"the loss is {loss.change} {loss.against}'s{loss.within(groups)}, but {' and '.join(clauses)}: {doubt}"
