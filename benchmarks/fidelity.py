@@ -32,7 +32,7 @@ from lcsc_opt.metrics.names import Formula
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
+from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, request_of
 from lcsc_opt.training.images import bundled_images, feature_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5

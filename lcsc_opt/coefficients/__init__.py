@@ -9,11 +9,10 @@ from lcsc_opt.coefficients.profiles import (
     ema_coefficients,
     normalize,
     power_ema_coefficients,
-    power_ema_exponent,
     sum_abs,
     window_ema_rates,
 )
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 
 __all__ = [
     "AffineSpace",
@@ -28,8 +27,6 @@ __all__ = [
     "ema_coefficients",
     "normalize",
     "power_ema_coefficients",
-    "power_ema_exponent",
-    "principal_basis",
     "sum_abs",
     "window_ema_rates",
 ]

@@ -59,32 +59,32 @@ def _rate(corner: Any) -> float | None:
     return rate if 0 <= rate < 1 else None
 
 
-def default_corners(steps: Sequence[int]) -> tuple[Corner, ...]:
-    """The fastest, the middle and the slowest one of the window's EMA rates."""
-    rates = window_ema_rates(steps)
-    return tuple(f"{_EMA}{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1]))
-
-
-def corner_label(corner: Corner) -> str:
-    """A corner's name in figures."""
-    rate = _rate(corner)
-    return f"step {corner:,}" if rate is None else f"EMA {rate:.6g}"
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plane:
     """The plane through three models; ``corners`` ``[3, K]``, the first one is the point (0, 0)."""
 
     corners: Floats
 
+    @staticmethod
+    def default_corners(steps: Sequence[int]) -> tuple[Corner, ...]:
+        """The fastest, the middle and the slowest one of the window's EMA rates."""
+        rates = window_ema_rates(steps)
+        return tuple(f"{_EMA}{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1]))
+
+    @staticmethod
+    def label(corner: Corner) -> str:
+        """A corner's name in figures."""
+        rate = _rate(corner)
+        return f"step {corner:,}" if rate is None else f"EMA {rate:.6g}"
+
     @classmethod
-    def through(cls, corners: Sequence[Corner], steps: Sequence[int]) -> Plane:
-        """The plane through three corners of a trajectory with these steps.
+    def through(cls, corners: Any, steps: Sequence[int]) -> Plane:
+        """The plane through three corners of a trajectory with these steps; ``None`` takes the default ones.
 
         Raises:
             StudySpecError: a corner is not there, or the three lie on one line.
         """
-        checked, steps = check_corners(corners), check_steps(steps)
+        checked, steps = check_corners(cls.default_corners(steps) if corners is None else corners), check_steps(steps)
         rows = []
         for corner in checked:
             rate = _rate(corner)
@@ -95,7 +95,7 @@ class Plane:
         plane = cls(np.stack(rows))
         long, short = np.linalg.svd(plane.directions, compute_uv=False)
         if len(steps) < 3 or short <= _FLAT * long:
-            names = ", ".join(corner_label(corner) for corner in checked)
+            names = ", ".join(cls.label(corner) for corner in checked)
             raise StudySpecError(f"corners: {names} lie on one line; choose three that span a plane")
         return plane
 
@@ -126,17 +126,14 @@ class Plane:
         return np.asarray(self.directions @ gram)
 
 
-def grid_axis(size: int, margin: float) -> Floats:
-    """``[size]`` the values of x, and of y, on a grid that reaches ``margin`` beyond the corners."""
-    return np.asarray(np.round(np.linspace(-margin, 1 + margin, size), 12))
+def plane_grid(size: int, margin: float) -> tuple[Floats, Floats]:
+    """The grid of a landscape, which reaches ``margin`` beyond the corners.
 
-
-def grid_positions(size: int, margin: float) -> Floats:
-    """``[n, 2]`` the points that a landscape visits, in this order: the corners, then the grid from coarse to fine.
-
-    An interrupted landscape then shows the whole plane already, with less detail.
+    Returns:
+        ``[size]`` the values of x, and of y. ``[n, 2]`` the points that a landscape visits, in this order: the corners,
+        then the grid from coarse to fine, so that an interrupted landscape shows the whole plane with less detail.
     """
-    axis = grid_axis(size, margin).tolist()
+    axis = np.asarray(np.round(np.linspace(-margin, 1 + margin, size), 12))
 
     def coarseness(place: tuple[int, ...]) -> int:  # the largest power of two that divides both indices
         common = math.gcd(*place)
@@ -144,5 +141,5 @@ def grid_positions(size: int, margin: float) -> Floats:
 
     order = sorted(np.ndindex(size, size), key=lambda place: -coarseness(place))
     corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
-    points = [(axis[column], axis[row]) for row, column in order]
-    return np.array(corners + [point for point in points if point not in corners])
+    points = [(float(axis[column]), float(axis[row])) for row, column in order]
+    return axis, np.array(corners + [point for point in points if point not in corners])

@@ -20,11 +20,8 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
-_LAST_CHECKPOINTS = (1, 3, 10, 30, 100)
-"""How many of the last checkpoints :func:`plain_averages` averages uniformly, where there are more."""
-
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
-_NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
+NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
@@ -77,7 +74,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
     emas = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    counts = [count for count in _LAST_CHECKPOINTS if count < len(steps)]
+    counts = [count for count in (1, 3, 10, 30, 100) if count < len(steps)]
     return [*emas, *(_uniform(len(steps), count) for count in (*counts, len(steps)))]
 
 
@@ -96,21 +93,18 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     if np.allclose(coefficients, _uniform(len(steps), count), atol=_COARSE):
         last = "last checkpoint" if count == 1 else f"average of the last {count}"
         return f"average of all {count}" if count == len(steps) else last
-    rate = _last_rate(coefficients, steps)
+    # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
+    rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
     return f"EMA {rate:.6g}" if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)) else None
-
-
-def _last_rate(coefficients: Coefficients, steps: Sequence[int]) -> float:
-    """The rate of the EMA that gives the last checkpoint the same weight (Liu et al. 2024, Eq. 6, for i = K)."""
-    return float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
 
 
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
     """The coefficients of the power-function profile of EDM2 (Karras et al. 2024, Eq. 3 and Algorithm 2).
 
-    The weight of training time t is proportional to t^exponent; ``sigma_rel`` is the profile's standard deviation
-    relative to the length of the training, above 0 and at most 1/sqrt(12) (the uniform average). As with
-    :func:`ema_coefficients`, the first checkpoint takes all that came before it.
+    The weight of training time t is proportional to t^e; ``sigma_rel`` is the profile's standard deviation relative to
+    the length of the training, above 0 and at most 1/sqrt(12) (the uniform average): sigma_rel^2 = (e + 1) / ((e + 2)^2
+    (e + 3)), solved for its largest real e (Appendix C.2). As with :func:`ema_coefficients`, the first checkpoint takes
+    all that came before it.
 
     Returns:
         ``[K]``, non-negative, sum to one.
@@ -118,26 +112,14 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
     Raises:
         StudySpecError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
     """
-    exponent = power_ema_exponent(sigma_rel)
-    times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
-    return _from_cumulative(np.power(times, exponent + 1))
-
-
-def power_ema_exponent(sigma_rel: float) -> float:
-    """The exponent whose profile has the relative width ``sigma_rel`` (Karras et al. 2024, Appendix C.2).
-
-    sigma_rel^2 = (e + 1) / ((e + 2)^2 (e + 3)), solved for its largest real e.
-
-    Raises:
-        StudySpecError: ``sigma_rel`` is not above 0 and at most 1/sqrt(12).
-    """
     if not 0 < sigma_rel <= LARGEST_SIGMA_REL:
         raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
     precision = sigma_rel**-2
-    roots = np.roots([1, 7, 16 - precision, 12 - precision])
-    return max(float(roots.real.max()), 0.0)
+    exponent = max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
+    times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
+    return _from_cumulative(np.power(times, exponent + 1))
 
 
 def _from_cumulative(cumulative: npt.NDArray[np.float64]) -> Coefficients:
@@ -175,7 +157,7 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """
     values = np.asarray(coefficients, dtype=np.float64)
     total = math.fsum(values) if np.isfinite(values).all() else math.nan
-    if not abs(total) >= _NEAR_ZERO:
+    if not abs(total) >= NEAR_ZERO:
         raise StudySpecError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
     return close_sum(values / total)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.profiles import _NEAR_ZERO, close_sum, normalize
+from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 
 _Array = npt.NDArray[np.float64]
 
@@ -109,7 +109,7 @@ class ConvexSpace:
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K]`` → ``[K]``, non-negative."""
         clipped = np.maximum(self.origin + free, 0.0)
-        return normalize(clipped) if math.fsum(clipped) >= _NEAR_ZERO else self.origin.copy()
+        return normalize(clipped) if math.fsum(clipped) >= NEAR_ZERO else self.origin.copy()
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K]``; negative coefficients come back clipped."""
@@ -123,7 +123,7 @@ class ConvexSpace:
         moved = self.origin + free
         clipped = np.maximum(moved, 0.0)
         total = math.fsum(clipped)
-        if total < _NEAR_ZERO:  # the coefficients are the origin's, whatever is changed
+        if total < NEAR_ZERO:  # the coefficients are the origin's, whatever is changed
             return np.zeros_like(clipped)
         slope = (gradient - math.fsum(gradient * clipped) / total) / total
         return np.where((moved > 0) | ((moved == 0) & (slope < 0)), slope, 0.0)
@@ -139,6 +139,30 @@ class PrincipalSpace:
     steps: tuple[int, ...]
     origin: Coefficients
     basis: _Array
+
+    @classmethod
+    def of(cls, steps: tuple[int, ...], origin: Coefficients, gram: _Array, dimension: int) -> PrincipalSpace:
+        """The space of the leading eigenvectors of the checkpoints' centered Gram matrix.
+
+        Args:
+            steps: ``[K]``.
+            origin: ``[K]``.
+            gram: ``[K, K]`` inner products of the checkpoints after their mean was subtracted.
+            dimension: r, from 1 to K - 1.
+
+        Raises:
+            StudySpecError: ``dimension`` is out of range.
+        """
+        count = len(gram)
+        if not 1 <= dimension <= count - 1:
+            raise StudySpecError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
+        # the shift lowers the eigenvalue of the diagonal (1, …, 1) from zero to below all others: it is never chosen
+        _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
+        leading = vectors[:, ::-1][:, :dimension]
+        leading = leading - leading.mean(axis=0)
+        largest = np.abs(leading).argmax(axis=0)  # made positive, so signs are reproducible
+        signs = np.sign(leading[largest, np.arange(dimension)])
+        return cls(steps, origin, np.asarray(leading * signs, dtype=np.float64))
 
     @property
     def dimension(self) -> int:
@@ -163,27 +187,3 @@ class PrincipalSpace:
         """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
         moved: _Array = (self.basis * gradient[:, None]).sum(axis=0)
         return moved
-
-
-def principal_basis(gram: _Array, dimension: int) -> _Array:
-    """The ``dimension`` leading eigenvectors of the checkpoints' centered Gram matrix.
-
-    Args:
-        gram: ``[K, K]`` inner products of the checkpoints after their mean was subtracted.
-        dimension: r, from 1 to K - 1.
-
-    Returns:
-        ``[K, r]``, orthonormal, each column sums to zero; its largest entry is positive, so signs are reproducible.
-
-    Raises:
-        StudySpecError: ``dimension`` is out of range.
-    """
-    count = len(gram)
-    if not 1 <= dimension <= count - 1:
-        raise StudySpecError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
-    # the shift lowers the eigenvalue of the diagonal (1, …, 1) from zero to below all others, so it is never chosen
-    _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
-    leading = vectors[:, ::-1][:, :dimension]
-    leading = leading - leading.mean(axis=0)
-    largest = np.abs(leading).argmax(axis=0)
-    return np.asarray(leading * np.sign(leading[largest, np.arange(dimension)]), dtype=np.float64)

@@ -57,7 +57,14 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
 
     if not isinstance(objective, MergeSampleScore):
         return []
-    return _attach(storage, study, own.chosen, _sheets(objective, before, found, own.optimizer))
+    sheets, folder = _sheets(objective, before, found, own.optimizer), artifact_directory(storage.url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, content in sheets.items():
+            path = Path(temporary) / name
+            path.write_bytes(content)
+            study.attach(own.chosen, folder, path)
+    return list(sheets)
 
 
 def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: StudyHistory | None) -> None:
@@ -83,17 +90,6 @@ def _note(own: StudyHistory, ema: StudyHistory | None) -> str:
         "Comparison of all optimizers: [/lcsc/compare](/lcsc/compare) where `lcsc dashboard` serves this page."
     )
     return "\n\n".join(lines)
-
-
-def _attach(storage: RDBStorage, study: StoredStudy, number: int, files: dict[str, bytes]) -> list[str]:
-    folder = artifact_directory(storage.url)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, content in files.items():
-            path = Path(temporary) / name
-            path.write_bytes(content)
-            study.attach(number, folder, path)
-    return list(files)
 
 
 def _sheets(objective: MergeSampleScore, ema: Floats, found: Floats, optimizer: str) -> dict[str, bytes]:

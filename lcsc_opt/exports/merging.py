@@ -136,11 +136,6 @@ def average(
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
     weights = merge_exactly(trajectory, recipe)
     to.write(weights, recipe, config)
-    if negative := [each for each, tensor in weights.items() if each.endswith("running_var") and (tensor < 0).any()]:
-        notice(
-            f"{to.path}: {negative[0]} holds variances below zero, as signed coefficients make them: estimate them on "
-            "images (torch.optim.swa_utils.update_bn) before you use the model"
-        )
     return recipe
 
 

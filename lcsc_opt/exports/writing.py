@@ -68,7 +68,7 @@ class Destination:
         """Check what a user asked for; without a form, the suffix decides.
 
         Raises:
-            StudySpecError: an unknown suffix, form or dtype; a path that is taken, or whose folder does not exist.
+            StudySpecError: an unknown suffix, form or dtype; a path that is taken.
         """
         if form is None and path.suffix not in _FORMS:
             raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
@@ -78,17 +78,10 @@ class Destination:
             if value not in allowed:
                 names = ", ".join(filter(None, allowed))
                 raise StudySpecError(f"{option}: expected one of {names}, got {value!r}")
-        if config is not None and form != "diffusers":
-            raise StudySpecError(f"--config: is for the form diffusers, and {path} is written as {form}; leave it out")
         if path.exists() and not overwrite:
             raise StudySpecError(f"{path}: exists already; give another name, or --overwrite")
-        if path.exists() and path.is_dir() != (form == "diffusers"):
-            kind = "a folder" if path.is_dir() else "a file"
-            raise StudySpecError(f"{path}: is {kind}, which the form {form} cannot replace; give another name")
         if path.is_dir() and not (path / FILE).exists() and any(path.iterdir()):
             raise StudySpecError(f"{path}: holds other things than an exported model; give another name")
-        if not path.absolute().parent.is_dir():
-            raise StudySpecError(f"{path}: the folder {path.absolute().parent} does not exist")
         return cls(path, typing.cast("Form", form), dtype, config)
 
     def config_text(self, default: str | None = None) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import nevergrad as ng
 import numpy as np
@@ -17,7 +18,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
-from lcsc_opt.optimizers.parametrization import check, check_count, check_numbers, check_positive, is_number, steps_of
+from lcsc_opt.optimizers.parametrization import check_number, check_numbers, steps_of
 
 _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
 
@@ -25,17 +26,11 @@ _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division w
 class _LCSC(Optimizer):  # type: ignore[misc]
     """One running search; :class:`LCSC` configures it."""
 
-    def __init__(
-        self,
-        parametrization: ng.p.Parameter | int,
-        budget: int | None = None,
-        num_workers: int = 1,
-        config: LCSC | None = None,
-    ) -> None:
-        super().__init__(parametrization, budget=budget, num_workers=num_workers)
-        self._config = LCSC() if config is None else config
-        steps = steps_of(self.parametrization, self._config.steps)
-        rates = self._config.rates or window_ema_rates(steps)
+    def __init__(self, *arguments: Any, config: LCSC | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._options = (LCSC() if config is None else config).config()
+        steps = steps_of(self.parametrization, self._options["steps"])
+        rates = self._options["rates"] or window_ema_rates(steps)
         self._initial = [ema_coefficients(steps, rate) for rate in rates]  # line 2
         self._to_ask = deque(self._initial)
         # P. Only its best M_CP members can ever be parents or the answer, so only these are kept in memory.
@@ -50,16 +45,17 @@ class _LCSC(Optimizer):  # type: ignore[misc]
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         member = (loss, self.num_tell, candidate.value)
         bisect.insort(self._population, member, key=lambda known: known[:2])
-        del self._population[self._config.max_parents :]
+        del self._population[self._options["max_parents"] :]
 
     def _child(self) -> Coefficients:
         """Lines 7 to 10. The parents stay the same for one generation (lines 6 to 12)."""
         if not self._children_left:
             self._parents = [member[2] for member in self._population] or self._initial
-            self._children_left = self._config.generation_size
+            self._children_left = self._options["generation_size"]
         self._children_left -= 1
         while True:
-            child = self._mutate(self._crossover())
+            mixed = self._crossover()
+            child = mixed + self._options["mutation"] * self._rng.standard_normal(len(mixed))
             if child.sum() >= _SMALLEST_SUM:
                 return normalize(child)  # line 10
 
@@ -67,14 +63,9 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         """Two parents at random; mix them coefficient by coefficient, or take one of them whole."""
         rng: np.random.RandomState = self._rng
         one, other = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
-        if rng.random_sample() < self._config.crossover:
+        if rng.random_sample() < self._options["crossover"]:
             return np.where(rng.random_sample(len(one)) < 0.5, one, other)
         return one
-
-    def _mutate(self, coefficients: Coefficients) -> Coefficients:
-        """Gaussian noise on every coefficient."""
-        rng: np.random.RandomState = self._rng
-        return coefficients + self._config.mutation * rng.standard_normal(len(coefficients))
 
 
 class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
@@ -100,15 +91,9 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         rates: Sequence[float] | None = None,
         steps: Sequence[int] | None = None,
     ) -> None:
-        check_count("max_parents", max_parents)
-        check_positive("mutation", mutation)
-        check(is_number(crossover) and 0 <= crossover <= 1, "crossover", "a number from 0 to 1", crossover)
-        check_count("generation_size", generation_size)
+        check_number("max_parents", max_parents, least=1, whole=True)
+        check_number("mutation", mutation, above=0)
+        check_number("crossover", crossover, least=0, most=1)
+        check_number("generation_size", generation_size, least=1, whole=True)
         check_numbers("rates", rates)
         super().__init__(_LCSC, locals(), as_config=True)
-        self.max_parents = max_parents
-        self.mutation = mutation
-        self.crossover = crossover
-        self.generation_size = generation_size
-        self.rates = rates
-        self.steps = steps

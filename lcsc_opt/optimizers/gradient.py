@@ -8,7 +8,8 @@ directions, a little better than single coefficients (measured in ``docs/gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import Any
 
 import nevergrad as ng
 import numpy as np
@@ -18,16 +19,52 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
-from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
-from lcsc_opt.optimizers.parametrization import check, check_count, check_positive, is_number, space_of, steps_of
-from lcsc_opt.optimizers.requests import Request, attach_request, evaluation_of, failed, request_of
+from lcsc_opt.optimizers.parametrization import (
+    Request,
+    attach_request,
+    check_number,
+    evaluation_of,
+    failed,
+    request_of,
+    space_of,
+    steps_of,
+)
 
 _Free = npt.NDArray[np.float64]
 """``[d]``: the free vector of a coefficient space; that of a plain array ``[K]`` is the affine one."""
 
 _MOMENTUM, _MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
-FEWEST_CHECKS = 20  # before the search may end by itself
+_FEWEST_CHECKS = 20  # before the search may end by itself
+_AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
+FIRST_KEEP_WEIGHT = 0.1  # of the metric that is kept, in units of the loss
+_KEEP_RATE, _MOST_VIOLATION = 0.05, 3.0  # of its dual ascent: rate per standard error, most standard errors
+NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
+
+
+def averaging_share(step: int) -> float:
+    """The share that the iterate of a step gets in the average; 1 for step 1.
+
+    Polynomial-decay averaging (Shamir and Zhang 2013) needs no number of steps beforehand.
+    """
+    return (_AVERAGING + 1) / (step + _AVERAGING)
+
+
+class DualAscent:
+    """The weight of a kept metric. It grows when the metric was above its value at EMA*, and falls when it was below.
+
+    Args:
+        weight: the first one.
+    """
+
+    def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:
+        self.weight = weight
+
+    def hear(self, evaluation: Evaluation | None) -> None:
+        """Adjust the weight after an evaluation; without a kept metric nothing changes."""
+        if evaluation is not None and evaluation.violation is not None:
+            violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
+            self.weight *= math.exp(_KEEP_RATE * violation)
 
 
 class _LCSCGradient(Optimizer):  # type: ignore[misc]
@@ -41,19 +78,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     needs_gradient = True
     asks_one_at_a_time = True
 
-    def __init__(
-        self,
-        parametrization: ng.p.Parameter | int,
-        budget: int | None = None,
-        num_workers: int = 1,
-        config: LCSCGradient | None = None,
-    ) -> None:
-        super().__init__(parametrization, budget=budget, num_workers=num_workers)
-        self._config = LCSCGradient() if config is None else config
+    def __init__(self, *arguments: Any, config: LCSCGradient | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._options = (LCSCGradient() if config is None else config).config()
         start = np.asarray(self.parametrization.value, dtype=np.float64)
         space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization, None), start)
         self._space: CoefficientSpace = space
-        self._path = _Path(space, start, self._config.step_size)
+        self._path = _Path(space, start, self._options["step_size"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._images_asked = 0  # by gradients
         self._cost_since_check = 0
@@ -77,8 +108,17 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     @property
     def finished(self) -> bool:
-        """Whether the checks no longer fall; see :func:`still_falling`."""
-        return not still_falling(self._checks)
+        """Whether the later half of the checks, at least 20, no longer falls: no more of their pairs fell than rose.
+
+        This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a
+        trend rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the
+        noise. It looks at half of all checks, so that a search that slows down gets more time.
+        """
+        if len(self._checks) < _FEWEST_CHECKS:
+            return False
+        recent = np.asarray(self._checks[-max(_FEWEST_CHECKS, len(self._checks) // 2) :])
+        differences = recent[None, :] - recent[:, None]  # [i, j]: what came between check i and check j
+        return bool(np.sign(np.triu(differences, 1)).sum() >= 0)
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         check = self._check_is_due()
@@ -86,10 +126,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         candidate = self.parametrization.spawn_child(new_value=self._space.to_coefficients(free))
         attach_request(candidate, request)
         self._asked_at[candidate.uid] = (self.num_ask, self._path.steps)
-        self._account(request)
-        return candidate
-
-    def _account(self, request: Request) -> None:
         images = self._check_images if request.images is None else request.images
         if request.gradient:
             self._images_asked += images
@@ -98,6 +134,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._cost_since_check = 0
         if self._left is not None:
             self._left -= images if self._left_in_images else 1
+        return candidate
 
     def _check_is_due(self) -> bool:
         """Whether the checks' share of images allows a check now, or it is the last one of the budget.
@@ -110,7 +147,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             price = cost if self._left_in_images else 1
             if self._left <= 2 * price:
                 return self._left <= price and self._cost_since_check > 0
-        return self._path.steps > 0 and self._config.checks * (self._cost_since_check + cost) >= cost
+        return self._path.steps > 0 and self._options["checks"] * (self._cost_since_check + cost) >= cost
 
     def _gradient_request(self) -> Request:
         """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
@@ -121,8 +158,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if not self._samples:
             return Request(noise=noise, gradient=True, keep_weight=self._kept.weight)
         most = self._check_images or np.inf
-        first = int(min(self._config.images, most))
-        multiple = max(1, int(min(self._config.growth * self._images_asked, most) / first))
+        first = int(min(self._options["images"], most))
+        multiple = max(1, int(min(self._options["growth"] * self._images_asked, most) / first))
         return Request(multiple * first, noise, gradient=True, keep_weight=self._kept.weight)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
@@ -130,17 +167,21 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if not request_of(candidate).gradient:
             if not failed(candidate):
                 self._checks.append(loss)
-        elif failed(candidate) or not np.isfinite(gradient := _gradient_of(evaluation_of(candidate))).all():
-            self._retreat(asked_at)
+            return
+        evaluation = evaluation_of(candidate)
+        if not failed(candidate) and (evaluation is None or evaluation.gradient is None):
+            raise StudySpecError(
+                "LCSCGradient was told a loss without a gradient: before the tell, hand what "
+                "objective.evaluate(candidate_of(candidate), gradient=True) gives to attach_evaluation"
+            )
+        gradient = None if evaluation is None else evaluation.gradient
+        if gradient is None or not np.isfinite(gradient).all():
+            if asked_at >= self._retreated_at:  # once for all candidates that were asked before
+                self._path.retreat()
+                self._retreated_at = self.num_ask
         else:
             self._path.step(candidate.value, gradient, delay=self._path.steps - steps_before)
-            self._kept.hear(evaluation_of(candidate))
-
-    def _retreat(self, asked_at: int) -> None:
-        """Go back to the average, with half the step; once for all candidates that were asked before."""
-        if asked_at >= self._retreated_at:
-            self._path.retreat()
-            self._retreated_at = self.num_ask
+            self._kept.hear(evaluation)
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Go on where another search ended: at its last gradient, or at its best loss where it has no gradients."""
@@ -180,15 +221,11 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """
 
     def __init__(self, *, images: int = 100, growth: float = 0.02, step_size: float = 0.1, checks: float = 0.2) -> None:
-        check_count("images", images, least=2)
-        check(is_number(growth) and 0 <= growth < 1, "growth", "a number from 0 and below 1", growth)
-        check_positive("step_size", step_size)
-        check(is_number(checks) and 0 < checks < 1, "checks", "a number above 0 and below 1", checks)
+        check_number("images", images, least=2, whole=True)
+        check_number("growth", growth, least=0, below=1)
+        check_number("step_size", step_size, above=0)
+        check_number("checks", checks, above=0, below=1)
         super().__init__(_LCSCGradient, locals(), as_config=True)
-        self.images = images
-        self.growth = growth
-        self.step_size = step_size
-        self.checks = checks
 
 
 class _Path:
@@ -225,11 +262,8 @@ class _Path:
         make shorter steps, else the path swings: the first gradients of all workers are asked at one point, and full
         steps along all of them would lead much too far.
         """
-        if gradient.shape != coefficients.shape:
-            expected = list(coefficients.shape)
-            raise StudySpecError(f"the gradient has the shape {list(gradient.shape)}, expected {expected}")
-        slope = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
-        slopes = (self._directions * slope[:, None]).sum(axis=0)  # no BLAS: its bits depend on its threads
+        free = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
+        slopes = (self._directions * free[:, None]).sum(axis=0)  # no BLAS: its bits depend on its threads
         self.steps += 1
         self._since_retreat += 1
         self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
@@ -255,26 +289,3 @@ def cosine_directions(count: int) -> npt.NDArray[np.float64]:
     waves, places = np.arange(1, count), np.arange(count)[:, None] + 0.5
     directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * places * waves)
     return directions
-
-
-def still_falling(checks: Sequence[float]) -> bool:
-    """Whether the later half of the losses, at least 20, still falls: more of their pairs fell than rose.
-
-    This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a trend
-    rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the noise.
-    It looks at half of all checks, so that a search that slows down gets more time.
-    """
-    if len(checks) < FEWEST_CHECKS:
-        return True
-    recent = np.asarray(checks[-max(FEWEST_CHECKS, len(checks) // 2) :])
-    differences = recent[None, :] - recent[:, None]  # [i, j]: what came between check i and check j
-    return bool(np.sign(np.triu(differences, 1)).sum() < 0)
-
-
-def _gradient_of(evaluation: Evaluation | None) -> Coefficients:
-    if evaluation is None or evaluation.gradient is None:
-        raise StudySpecError(
-            "LCSCGradient was told a loss without a gradient: before the tell, hand what "
-            "objective.evaluate(candidate_of(candidate), gradient=True) gives to attach_evaluation"
-        )
-    return evaluation.gradient

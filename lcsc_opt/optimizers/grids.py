@@ -1,4 +1,4 @@
-"""Grids: ``EMAGrid`` and ``PowerEMAGrid`` for the baselines EMA* and power-EMA*, and ``Landscape`` for a plane."""
+"""Grids: ``EMAGrid`` and ``PowerEMAGrid`` for the baselines EMA* and power-EMA*, and ``PlaneGrid`` for landscapes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,19 @@ from lcsc_opt.coefficients.plane import (
     SMALLEST_SIZE,
     Corner,
     Plane,
-    check_corners,
-    default_corners,
-    grid_positions,
+    plane_grid,
 )
 from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, plain_averages, power_ema_coefficients
-from lcsc_opt.optimizers.parametrization import check, check_numbers, is_number, is_whole, steps_of
+from lcsc_opt.optimizers.parametrization import check_number, check_numbers, steps_of
 
 
 class _ProfileGrid(Optimizer):  # type: ignore[misc]
     """Asks the profiles of its configuration in their order; then it is finished, and asks the best of them again."""
 
-    def __init__(
-        self,
-        parametrization: ng.p.Parameter | int,
-        budget: int | None = None,
-        num_workers: int = 1,
-        config: Any = None,
-    ) -> None:
-        super().__init__(parametrization, budget=budget, num_workers=num_workers)
+    def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         config = EMAGrid() if config is None else config
-        self._to_ask = deque(config.profiles(steps_of(self.parametrization, config.steps)))
+        self._to_ask = deque(config.profiles(steps_of(self.parametrization, config.config()["steps"])))
 
     @property
     def finished(self) -> bool:
@@ -63,12 +55,10 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def __init__(self, *, rates: Sequence[float] | None = None, steps: Sequence[int] | None = None) -> None:
         check_numbers("rates", rates)
         super().__init__(_ProfileGrid, locals(), as_config=True)
-        self.rates = rates
-        self.steps = steps
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each rate, then of the uniform averages."""
-        return plain_averages(steps, self.rates)
+        return plain_averages(steps, self.config()["rates"])
 
 
 class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
@@ -82,16 +72,14 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def __init__(self, *, sigma_rels: Sequence[float] = POWER_EMA_SIGMAS, steps: Sequence[int] | None = None) -> None:
         check_numbers("sigma_rels", sigma_rels)
         super().__init__(_ProfileGrid, locals(), as_config=True)
-        self.sigma_rels = sigma_rels
-        self.steps = steps
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each width."""
-        return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.sigma_rels]
+        return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.config()["sigma_rels"]]
 
 
-class Landscape(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over the plane through three models; it is no search.
+class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over the plane through three models, in the registry as ``Landscape``; it is no search.
 
     Args:
         corners: three training steps, or ``ema:RATE``; by default the fastest, the middle and the slowest one of the
@@ -109,22 +97,12 @@ class Landscape(ConfiguredOptimizer):  # type: ignore[misc]
         margin: float = DEFAULT_MARGIN,
         steps: Sequence[int] | None = None,
     ) -> None:
-        if corners is not None:
-            check_corners(corners)
-        check(
-            is_whole(size) and SMALLEST_SIZE <= size <= LARGEST_SIZE,
-            "size",
-            f"a whole number from {SMALLEST_SIZE} to {LARGEST_SIZE}",
-            size,
-        )
-        check(is_number(margin) and margin >= 0, "margin", "a number from 0", margin)
+        check_number("size", size, least=SMALLEST_SIZE, most=LARGEST_SIZE, whole=True)
+        check_number("margin", margin, least=0)
         super().__init__(_ProfileGrid, locals(), as_config=True)
-        self.corners = corners
-        self.size = size
-        self.margin = margin
-        self.steps = steps
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each point, from coarse to fine."""
-        plane = Plane.through(default_corners(steps) if self.corners is None else self.corners, steps)
-        return [plane.at(float(x), float(y)) for x, y in grid_positions(self.size, self.margin)]
+        options = self.config()
+        plane = Plane.through(options["corners"], steps)
+        return [plane.at(float(x), float(y)) for x, y in plane_grid(options["size"], options["margin"])[1]]

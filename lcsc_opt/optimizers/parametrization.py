@@ -1,7 +1,12 @@
-"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; and checks of the optimizers' options."""
+"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; requests; and checks of options.
+
+Nevergrad's ask and tell carry a candidate and a number. An optimizer that wants other noise, fewer images or a gradient
+attaches a :class:`Request` to the candidate that it asks, and finds the whole evaluation there when it is told.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +17,16 @@ import numpy.typing as npt
 from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
 
+_REQUEST, _EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's metadata, where optimizers keep theirs
 
-class CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
+
+class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
     """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space, in both directions.
 
     Nevergrad asks for the value of a candidate nine times, so the last value is kept.
@@ -56,10 +63,10 @@ def coefficient_array(
     Raises:
         StudySpecError: ``step_size`` is not a finite number above 0.
     """
-    check_positive("step_size", step_size)
+    check_number("step_size", step_size, above=0)
     array = ng.p.Array(shape=(space.dimension,))
     array.set_mutation(sigma=float(step_size))
-    array.add_layer(CoefficientLayer(space))
+    array.add_layer(_CoefficientLayer(space))
     if seed is not None:
         array.random_state = np.random.RandomState(seed)
     return array
@@ -67,7 +74,7 @@ def coefficient_array(
 
 def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     """The space behind a parameter made by :func:`coefficient_array`; ``None`` for a plain array."""
-    layers = CoefficientLayer.filter_from(parametrization)
+    layers = _CoefficientLayer.filter_from(parametrization)
     return layers[0].space if layers else None
 
 
@@ -88,33 +95,100 @@ def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tu
     return tuple(steps)
 
 
-def check(valid: bool, name: str, expected: str, value: object) -> None:
-    """Raise ``StudySpecError``, ``name: expected …, got …``, unless an option is valid."""
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+) -> None:
+    """Check that an option is a finite number, or a whole one, between limits of which some may be ``None``.
+
+    Raises:
+        StudySpecError: it is none; ``True`` is no number.
+    """
+    valid = _is_number(value) and (not whole or isinstance(value, int))
+    valid = valid and (least is None or value >= least) and (above is None or value > above)
+    valid = valid and (most is None or value <= most) and (below is None or value < below)
     if not valid:
-        raise StudySpecError(f"{name}: expected {expected}, got {value!r}")
-
-
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    """Check that an option is a whole number from ``least``."""
-    check(is_whole(value) and value >= least, name, f"a whole number from {least}", value)
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Check that an option is a finite number above 0."""
-    check(is_number(value) and value > 0, name, "a number above 0", value)
+        low = f" from {least}" if above is None else f" above {above}"
+        joint = " and at most" if least is None else " to"
+        high = f"{joint} {most}" if most is not None else "" if below is None else f" and below {below}"
+        raise StudySpecError(f"{name}: expected a {'whole ' * whole}number{low}{high}, got {value!r}")
 
 
 def check_numbers(name: str, values: Any) -> None:
-    """Check that an option is a list of numbers, or ``None`` for the default."""
+    """Check that an option is a list of finite numbers, or ``None`` for the default.
+
+    Raises:
+        StudySpecError: it is neither.
+    """
     listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
-    check(values is None or (listed and all(map(is_number, values))), name, "a list of numbers", values)
+    if values is not None and not (listed and all(map(_is_number, values))):
+        raise StudySpecError(f"{name}: expected a list of numbers, got {values!r}")
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number; ``True`` is none."""
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number; ``True`` is none."""
-    return isinstance(value, int) and not isinstance(value, bool)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How a candidate is to be evaluated.
+
+    Attributes:
+        images: how many; ``None`` leaves it to the objective's settings.
+        noise: which group of noise.
+        gradient: whether the gradient of the loss in the coefficients is wanted, too.
+        keep_weight: the weight of the kept metric in that gradient; ``None`` uses the penalty of the loss.
+    """
+
+    images: int | None = None
+    noise: Noise = SEARCH
+    gradient: bool = False
+    keep_weight: float | None = None
+
+    def compares(self, images: int | None = None) -> bool:
+        """Whether its loss compares with others: on the search's noise, with as many images as plain evaluations have.
+
+        Args:
+            images: of a plain evaluation, where known: a request for exactly that many compares, too.
+        """
+        return self.images in (None, images) and self.noise == SEARCH
+
+
+def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
+    """Say how a candidate is to be evaluated, before it is asked."""
+    parameter._meta[_REQUEST] = request
+
+
+def request_of(parameter: ng.p.Parameter) -> Request:
+    """How a candidate is to be evaluated; plainly if its optimizer said nothing."""
+    request: Request = parameter._meta.get(_REQUEST, Request())
+    return request
+
+
+def candidate_of(parameter: ng.p.Parameter) -> Candidate:
+    """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
+    request = request_of(parameter)
+    coefficients = np.asarray(parameter.value, dtype=np.float64)
+    return Candidate(coefficients, request.images, request.noise, request.keep_weight)
+
+
+def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:
+    """Hand the whole evaluation to the optimizer that is told its loss next; ``None`` if it failed."""
+    parameter._meta[_EVALUATION] = evaluation
+
+
+def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
+    """A candidate's evaluation; ``None`` if it failed, or if plain Nevergrad told only a loss."""
+    evaluation: Evaluation | None = parameter._meta.get(_EVALUATION)
+    return evaluation
+
+
+def failed(parameter: ng.p.Parameter) -> bool:
+    """Whether its evaluation failed; never with plain Nevergrad, which attaches no evaluation."""
+    return _EVALUATION in parameter._meta and evaluation_of(parameter) is None

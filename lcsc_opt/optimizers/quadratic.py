@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
+from typing import Any
 
 import nevergrad as ng
 import numpy as np
@@ -20,10 +21,9 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.optimizers.gradient import cosine_directions
-from lcsc_opt.optimizers.parametrization import check, check_count, check_positive, is_number, steps_of
-from lcsc_opt.optimizers.requests import Request, attach_request, failed, request_of
+from lcsc_opt.optimizers.parametrization import Request, attach_request, check_number, failed, request_of, steps_of
 
-Vector = npt.NDArray[np.float64]
+_Vector = npt.NDArray[np.float64]
 
 NOISE_GROUP = "quadratic"
 _DEFAULT_DIRECTIONS = 80
@@ -49,24 +49,19 @@ class _Quadratic:
         curvature: ``[r, r]``, symmetric.
     """
 
-    slope: Vector
-    curvature: Vector
+    slope: _Vector
+    curvature: _Vector
 
-    @classmethod
-    def unknown(cls, scale: float, dimension: int) -> _Quadratic:
-        """The model before any measurement: no slope, and the curvature ``scale`` in all directions."""
-        return cls(np.zeros(dimension), scale * np.eye(dimension))
-
-    def around(self, offset: Vector) -> _Quadratic:
+    def around(self, offset: _Vector) -> _Quadratic:
         """The same function with its centre moved by ``offset`` ``[r]``."""
         return _Quadratic(self.slope + self.curvature @ offset, self.curvature)
 
-    def change(self, offset: Vector) -> float:
+    def change(self, offset: _Vector) -> float:
         """The change of the loss from the centre to ``offset`` ``[r]``."""
         return float(self.slope @ offset + offset @ self.curvature @ offset / 2)
 
 
-def _fitted(prior: _Quadratic, offsets: Vector, changes: Vector, *, scale: float, reach: float) -> _Quadratic:
+def _fitted(prior: _Quadratic, offsets: _Vector, changes: _Vector, *, scale: float, reach: float) -> _Quadratic:
     """The quadratic that explains the measured changes and differs least from ``prior`` (Powell 2004).
 
     It is the mean of a Gaussian process, so that losses need not be met exactly: far from the centre none is quadratic.
@@ -91,7 +86,7 @@ def _fitted(prior: _Quadratic, offsets: Vector, changes: Vector, *, scale: float
     return _Quadratic(slope, (curvature + curvature.T) / 2)
 
 
-def _step_within(model: _Quadratic, radius: float, *, floor: float) -> Vector:
+def _step_within(model: _Quadratic, radius: float, *, floor: float) -> _Vector:
     """``[r]``: the way to the model's minimum, no longer than ``radius``, with curvatures of at least ``floor``.
 
     Moré and Sorensen 1983, in the basis of eigenvectors. The floor keeps steps short where the loss is flat: there the
@@ -106,7 +101,7 @@ def _step_within(model: _Quadratic, radius: float, *, floor: float) -> Vector:
             damping = (low + high) / 2
             low, high = (damping, high) if np.linalg.norm(slope / (values + damping)) > radius else (low, damping)
         damping = high
-    step: Vector = -(vectors @ (slope / (values + damping)))
+    step: _Vector = -(vectors @ (slope / (values + damping)))
     return step
 
 
@@ -115,9 +110,9 @@ class _Stage:
     """Evaluations that compare with each other: with the same number of images, on the same noise."""
 
     request: Request
-    start: Vector  # [r], where it begins
+    start: _Vector  # [r], where it begins
     prior: _Quadratic | None  # around the start; None while the size of a curvature is not known
-    points: list[Vector] = dataclasses.field(default_factory=list)
+    points: list[_Vector] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
     told: int = 0  # failed ones count
 
@@ -126,7 +121,7 @@ class _Stage:
         return int(np.argmin(self.losses))
 
     @property
-    def centre(self) -> Vector:
+    def centre(self) -> _Vector:
         return self.points[self.best] if self.points else self.start
 
 
@@ -135,7 +130,7 @@ class _Asked:
     """A point between ask and tell: its stage, the point, and for a step the gain that the model promised."""
 
     stage: _Stage | None  # None: a check
-    point: Vector
+    point: _Vector
     base: float = math.nan
     promised: float = math.nan
 
@@ -143,15 +138,9 @@ class _Asked:
 class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     """One running search; :class:`LCSCQuadratic` configures it."""
 
-    def __init__(
-        self,
-        parametrization: ng.p.Parameter | int,
-        budget: int | None = None,
-        num_workers: int = 1,
-        config: LCSCQuadratic | None = None,
-    ) -> None:
-        super().__init__(parametrization, budget=budget, num_workers=num_workers)
-        self._config = LCSCQuadratic() if config is None else config
+    def __init__(self, *arguments: Any, config: LCSCQuadratic | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._options = (LCSCQuadratic() if config is None else config).config()
         self._count = len(steps_of(self.parametrization, None))
         self._origin = np.asarray(self.parametrization.value, dtype=np.float64)  # [K]
         self._best_inherited = math.inf
@@ -160,23 +149,31 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._radius, self._scale = _FIRST_RADIUS, math.nan
         self._images = 0  # of a plain evaluation; 0: there is only one kind
         self._since_check = 0
-        self._checked: Vector | None = None
-        self._begin(self._config.directions)
+        self._checked: _Vector | None = None
+        self._begin(self._options["directions"])
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Take fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
-        few = max(math.ceil(self._config.share * images_per_evaluation), _FEWEST_IMAGES) if images_per_evaluation else 0
+        few = (
+            max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
+            if images_per_evaluation
+            else 0
+        )
         affordable = (evaluations or 0) if images is None else images // max(few, 1)
         in_two_stages = few < images_per_evaluation and affordable > _FEWEST_PROBES + 2 * self.num_workers
         self._images = images_per_evaluation if in_two_stages else 0
         self._begin(
-            min(self._config.directions, max(affordable // (2 * _FIRST_SHARE), 1)), few if in_two_stages else None
+            min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1)), few if in_two_stages else None
         )
 
     def _begin(self, directions: int, images: int | None = None) -> None:
         """Begin the first stage: a probe along every wave, on both sides for some of them."""
-        self._basis = waves(self._count, directions, self._config.step_size)
-        count = self._basis.shape[1]
+        # Along a random walk of checkpoints the k-th wave's variance falls as 1/k². The k-th is k times as large here,
+        # so that all of them move the merged weights about equally far.
+        cosines = cosine_directions(self._count)[:, :directions]
+        count = cosines.shape[1]
+        length = self._options["step_size"] / float(np.abs(cosines[:, 0]).sum())
+        self._basis = cosines * np.arange(1, count + 1) * length  # [K, r]
         start = np.zeros(count)
         request = Request() if images is None else Request(images=images, noise=self._noise)
         self._stage, self._first = _Stage(request, start, None), 2 * count if images is not None else None
@@ -190,17 +187,16 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self._check_is_due():
             self._since_check, self._checked = 0, self._stage.centre
-            return self._candidate(_Asked(None, self._stage.centre), Request())
-        self._since_check += 1
-        return self._candidate(self._next(), self._stage.request)
-
-    def _candidate(self, asked: _Asked, request: Request) -> ng.p.Parameter:
+            asked, request = _Asked(None, self._stage.centre), Request()
+        else:
+            self._since_check += 1
+            asked, request = self._next(), self._stage.request
         candidate = self.parametrization.spawn_child(new_value=self._coefficients(asked.point))
         attach_request(candidate, request)
         self._pending[candidate.uid] = asked
         return candidate
 
-    def _coefficients(self, point: Vector) -> Coefficients:
+    def _coefficients(self, point: _Vector) -> Coefficients:
         """``[r]`` → ``[K]``; where these lie outside the space, the parametrization takes the nearest inside.
 
         The model then maps the points as they were asked to the losses of the nearest ones. If it were learned over the
@@ -224,7 +220,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if not self._know_scale():
             return _Asked(stage, stage.centre + self._random(1.0))
         model = self._model()
-        step = _step_within(model, self._radius, floor=self._config.damping * self._scale)
+        step = _step_within(model, self._radius, floor=self._options["damping"] * self._scale)
         if any(asked.stage is stage and not math.isnan(asked.promised) for asked in self._pending.values()):
             return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # next to a step not told yet
         if np.linalg.norm(step) < _SHORTEST_STEP:
@@ -232,8 +228,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         base = stage.losses[stage.best] if stage.points else math.nan
         return _Asked(stage, stage.centre + step, base, -model.change(step))
 
-    def _random(self, length: float) -> Vector:
-        direction: Vector = self._rng.standard_normal(self._basis.shape[1])
+    def _random(self, length: float) -> _Vector:
+        direction: _Vector = self._rng.standard_normal(self._basis.shape[1])
         return length / float(np.linalg.norm(direction)) * direction
 
     def _know_scale(self) -> bool:
@@ -243,23 +239,20 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         """
         stage = self._stage
         losses = stage.losses
-        changes = [abs(loss - losses[stage.best]) for loss in losses] if len(losses) > _PAIRS else []
-        if stage.prior is None and (sizes := self._curvatures() or changes):
+        if stage.prior is not None:
+            return True
+        at = {(point + 0.0).tobytes(): loss for point, loss in zip(stage.points, losses, strict=True)}  # no -0
+        middle = at.get((stage.start + 0.0).tobytes())
+        sides = [(at[(p + 0.0).tobytes()], at.get((0.0 - p).tobytes())) for p in stage.points if p.any()]
+        sizes = [one + other - 2 * middle for one, other in sides if None not in (other, middle)]  # type: ignore[operator]
+        if not sizes and len(losses) > _PAIRS:
+            sizes = [abs(loss - losses[stage.best]) for loss in losses]
+        if sizes:
             typical = float(np.median(sizes))
             self._scale = typical if typical > 0 else float(np.max(np.abs(sizes))) or 1.0
-            stage.prior = _Quadratic.unknown(self._scale, len(stage.start))
+            count = len(stage.start)
+            stage.prior = _Quadratic(np.zeros(count), self._scale * np.eye(count))  # the same in all directions
         return stage.prior is not None
-
-    def _curvatures(self) -> list[float]:
-        losses = {
-            (point + 0.0).tobytes(): loss for point, loss in zip(self._stage.points, self._stage.losses, strict=True)
-        }
-        middle = losses.get((self._stage.start + 0.0).tobytes())  # no negative zeros
-        if middle is None:
-            return []
-        points = [point for point in self._stage.points if point.any()]
-        sides = [(losses[(point + 0.0).tobytes()], losses.get((0.0 - point).tobytes())) for point in points]
-        return [one + other - 2 * middle for one, other in sides if other is not None]
 
     def _model(self) -> _Quadratic:
         """The model around the centre, learned from the losses next to it."""
@@ -312,10 +305,10 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if not self.num_ask and plain and loss < self._best_inherited:
             self._best_inherited, self._origin = loss, np.asarray(candidate.value, dtype=np.float64)
 
-    def _internal_provide_recommendation(self) -> Vector:
+    def _internal_provide_recommendation(self) -> _Vector:
         """The best of the stage, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._coefficients(self._stage.centre))
-        data: Vector = child.get_standardized_data(reference=self.parametrization)
+        data: _Vector = child.get_standardized_data(reference=self.parametrization)
         return data
 
 
@@ -342,24 +335,8 @@ class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
         step_size: float = 0.07,
         damping: float = 0.5,
     ) -> None:
-        check_count("directions", directions)
-        check(is_number(share) and 0 < share <= 1, "share", "a number above 0 and at most 1", share)
-        check_positive("step_size", step_size)
-        check_positive("damping", damping)
+        check_number("directions", directions, least=1, whole=True)
+        check_number("share", share, above=0, most=1)
+        check_number("step_size", step_size, above=0)
+        check_number("damping", damping, above=0)
         super().__init__(_LCSCQuadratic, locals(), as_config=True)
-        self.directions = directions
-        self.share = share
-        self.step_size = step_size
-        self.damping = damping
-
-
-def waves(count: int, directions: int, step_size: float) -> Vector:
-    """``[K, r]`` columns that sum to zero: cosines along the trajectory, from the slowest, the k-th k times as large.
-
-    Along a random walk of checkpoints the k-th wave's variance falls as 1/k², so that all of these move the merged
-    weights about equally far. The first has Σ|change| = ``step_size``.
-    """
-    cosines = cosine_directions(count)[:, :directions]
-    numbers = np.arange(1, cosines.shape[1] + 1)
-    scaled: Vector = cosines * numbers * (step_size / float(np.abs(cosines[:, 0]).sum()))
-    return scaled

@@ -19,8 +19,8 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.grids import EMAGrid, Landscape, PowerEMAGrid
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, check_positive, coefficient_array
+from lcsc_opt.optimizers.grids import EMAGrid, PlaneGrid, PowerEMAGrid
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, check_number, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
@@ -29,28 +29,17 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSCQuadratic": LCSCQuadratic,
     "EMAGrid": EMAGrid,
     "PowerEMAGrid": PowerEMAGrid,
-    LANDSCAPE: Landscape,
+    LANDSCAPE: PlaneGrid,
 }
-
-# Nevergrad registers some optimizers without their settings; these have them
-_CONFIGURABLE: dict[str, Callable[..., ConfiguredOptimizer]] = {"CMA": ng.families.ParametrizedCMA}
 
 _STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
 
 
-def register() -> None:
-    """Put ours, with their defaults, into Nevergrad's registry under their names."""
-    with warnings.catch_warnings():  # pycma's, without matplotlib; Nevergrad imports it later
-        warnings.simplefilter("ignore", UserWarning)
-        importlib.import_module("cma")
-    for name, configure in OURS.items():
-        if name not in ng.optimizers.registry:
-            configure().set_name(name, register=True)
-
-
-def starts_by_itself(name: str) -> bool:
-    """Whether an optimizer begins at the origin of its space, or needs no beginning, as grids do."""
-    return name in OURS and name != "LCSC"
+with warnings.catch_warnings():  # pycma's, without matplotlib; Nevergrad imports it later
+    warnings.simplefilter("ignore", UserWarning)
+    importlib.import_module("cma")
+for _name, _configured in OURS.items():  # with their defaults, into Nevergrad's registry
+    _configured().set_name(_name, register=True)
 
 
 def build_optimizer(
@@ -69,7 +58,7 @@ def build_optimizer(
         StudySpecError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
             Nevergrad's that searches with one only.
     """
-    if workers > 1 and cannot_ask_ahead(spec):
+    if workers > 1 and asks_one_at_a_time(spec, strictly=True):
         raise StudySpecError(
             f"{spec.name}: asks one candidate at a time, got {workers} workers; give it workers: 1, or, where the "
             "objective makes images, spread: images"
@@ -92,8 +81,21 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     if spec.name in OURS:
         return _configure(spec.name, OURS[spec.name], options), DEFAULT_STEP_SIZE
     step_size: Any = options.pop(_STEP_SIZE, DEFAULT_STEP_SIZE)
-    check_positive(f"optimizers.{spec.name}.{_STEP_SIZE}", step_size)
-    return _from_nevergrad(spec.name, options), float(step_size)
+    check_number(f"optimizers.{spec.name}.{_STEP_SIZE}", step_size, above=0)
+    known = ng.optimizers.registry
+    if spec.name not in known:
+        raise StudySpecError(
+            f"optimizers.{spec.name}: no such optimizer{near_miss(spec.name, list(known))}; "
+            f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
+        )
+    entry = known[spec.name]
+    if options and spec.name == "CMA":  # which Nevergrad registers without its settings
+        entry = _configure(spec.name, ng.families.ParametrizedCMA, options)
+    elif options and isinstance(entry, ConfiguredOptimizer):
+        entry = _configure(spec.name, type(entry), {**entry.config(), **options})
+    elif options:
+        raise _no_such_option(spec.name, next(iter(options)), [_STEP_SIZE])
+    return entry, float(step_size)
 
 
 def grid_size(spec: OptimizerSpec, steps: Sequence[int]) -> int | None:
@@ -111,18 +113,13 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     return _says(spec, "needs_gradient")
 
 
-def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
+def asks_one_at_a_time(spec: OptimizerSpec, *, strictly: bool = False) -> bool:
     """Whether an optimizer's next candidate is of little use before the last loss was told.
 
     More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
-    say so themselves, and cannot be built for several workers.
+    refuse to be asked again before they are told, and cannot be built for several workers; ``strictly`` is only these.
     """
-    return cannot_ask_ahead(spec) or _says(spec, "asks_one_at_a_time")
-
-
-def cannot_ask_ahead(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer of Nevergrad refuses to be asked again before it is told."""
-    return _says(spec, "no_parallelization")
+    return _says(spec, "no_parallelization") or (not strictly and _says(spec, "asks_one_at_a_time"))
 
 
 def _says(spec: OptimizerSpec, attribute: str) -> bool:
@@ -135,29 +132,8 @@ def _says(spec: OptimizerSpec, attribute: str) -> bool:
     return True
 
 
-def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
-    known = ng.optimizers.registry
-    if name not in known:
-        raise StudySpecError(
-            f"optimizers.{name}: no such optimizer{near_miss(name, list(known))}; "
-            f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
-        )
-    entry = known[name]
-    if not options:
-        return entry
-    if name in _CONFIGURABLE:
-        return _configure(name, _CONFIGURABLE[name], options)
-    if not isinstance(entry, ConfiguredOptimizer):
-        raise _no_such_option(name, next(iter(options)), [_STEP_SIZE])
-    return _configure(name, type(entry), options, defaults=entry.config())
-
-
 def _configure(
-    name: str,
-    factory: Callable[..., ConfiguredOptimizer],
-    options: Mapping[str, Any],
-    *,
-    defaults: Mapping[str, Any] | None = None,
+    name: str, factory: Callable[..., ConfiguredOptimizer], options: Mapping[str, Any]
 ) -> ConfiguredOptimizer:
     allowed = [parameter for parameter in inspect.signature(factory).parameters if parameter != "steps"]
     listed = allowed if name in OURS else [*allowed, _STEP_SIZE]
@@ -165,7 +141,7 @@ def _configure(
         if option not in allowed:
             raise _no_such_option(name, option, listed)
     try:
-        return factory(**{**(defaults or {}), **options})
+        return factory(**options)
     except StudySpecError as error:
         raise StudySpecError(f"optimizers.{name}.{error}") from error
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:

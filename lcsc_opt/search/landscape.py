@@ -21,8 +21,7 @@ from lcsc_opt.coefficients.plane import (
     LANDSCAPE,
     PLANE_ATTRIBUTE,
     Plane,
-    default_corners,
-    grid_positions,
+    plane_grid,
 )
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
@@ -67,7 +66,11 @@ def run_landscape(
             raise StudyStoreError(f"{name}: exists with other options: {'; '.join(changed)}. Choose another --seed")
         return name, run_study(plan, ObjectiveSource(storage, plan))
     steps = tuple(source.attributes["steps"])
-    chosen: dict[str, Any] = {"corners": list(default_corners(steps)), "size": DEFAULT_SIZE, "margin": DEFAULT_MARGIN}
+    chosen: dict[str, Any] = {
+        "corners": list(Plane.default_corners(steps)),
+        "size": DEFAULT_SIZE,
+        "margin": DEFAULT_MARGIN,
+    }
     chosen.update(options)
     wanted = OptimizerSpec(name=LANDSCAPE, options=chosen)
     configure(wanted)
@@ -80,7 +83,7 @@ def run_landscape(
         optimizers=(wanted,),
         seeds=(seed,),
         failures=failures.model_copy(update={"stop_share": _STOP_SHARE}),
-        budget=BudgetSpec(evaluations=len(grid_positions(chosen["size"], chosen["margin"]))),
+        budget=BudgetSpec(evaluations=len(plane_grid(chosen["size"], chosen["margin"])[1])),
         held_out=None,
     )
     plan = dataclasses.replace(changed_plan, origin=None)

@@ -26,13 +26,13 @@ from lcsc_opt.base.study_file import (
 )
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.processes import environments, workers_for_this_machine
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, grid_size, needs_gradient
+from lcsc_opt.optimizers import asks_one_at_a_time, configure, grid_size, needs_gradient
 from lcsc_opt.search.runner import most_in_flight
 
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
@@ -272,7 +272,7 @@ def _parallelism(plan: StudyPlan, objective: Objective) -> tuple[int, bool]:
     one_at_a_time = asks_one_at_a_time(optimizer)
     by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
     spread_images = staged and by_images and plan.workers > 1
-    if cannot_ask_ahead(optimizer) and not spread_images:
+    if asks_one_at_a_time(optimizer, strictly=True) and not spread_images:
         return 1, False
     overlaps = isinstance(objective, StagedObjective) and objective.overlaps
     waits = one_at_a_time or needs_gradient(optimizer)  # only one candidate's graph is kept at a time
@@ -377,4 +377,4 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
         return ConvexSpace(steps, start)
     gram = objective.gram()
     assert gram is not None
-    return PrincipalSpace(steps, start, principal_basis(gram, spec.directions or 0))
+    return PrincipalSpace.of(steps, start, gram, spec.directions or 0)

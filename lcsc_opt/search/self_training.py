@@ -24,7 +24,7 @@ from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.optimizers.descent import averaging_share
+from lcsc_opt.optimizers.gradient import averaging_share
 from lcsc_opt.sampling.consistency import ConsistencySampler
 from lcsc_opt.sampling.network import NetworkSampler, load_weights
 from lcsc_opt.training.networks import descend

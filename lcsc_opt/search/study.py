@@ -42,7 +42,7 @@ from lcsc_opt.exports import attach_figures
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
-from lcsc_opt.optimizers import build_optimizer, starts_by_itself
+from lcsc_opt.optimizers import OURS, build_optimizer
 from lcsc_opt.search.compatibility import (
     accepted_changes,
     changes,
@@ -179,7 +179,7 @@ class OpenStudy:
                 optimizer,
                 evaluator,
                 budget=schedule.budget,
-                first=None if starts_by_itself(plan.optimizer.name) else plan.origin,
+                first=plan.origin if plan.optimizer.name not in OURS or plan.optimizer.name == "LCSC" else None,
                 images_per_evaluation=self.objective.images_per_evaluation,
                 in_flight=schedule.in_flight,
                 tells=plan.spec.tells,

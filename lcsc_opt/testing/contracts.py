@@ -25,8 +25,8 @@ from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, build_optimizer, needs_gradient
-from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of
 
 SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
 STEPS = tuple(range(100, 1300, 100))

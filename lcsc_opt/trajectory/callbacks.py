@@ -6,6 +6,7 @@ later rows. It makes sure that the trajectory on the disk is never behind the tr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.trajectory import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
@@ -35,7 +35,7 @@ class TrajectorySaver:
     Args:
         path: of the trajectory.
         every: save at steps that are multiples of it.
-        main: whether this process saves; the others do nothing.
+        main: whether this process saves; the others do nothing. A callback sets it when its trainer knows.
         accelerator: of Accelerate. Its main process saves, its wrappers are removed from the model, and its
             ``save_state`` and ``load_state`` keep the step.
         resume: ``restart`` lets a training that starts drop the rows that are there: those of a job that was killed
@@ -61,7 +61,7 @@ class TrajectorySaver:
         self._restarts = resume == "restart"
         self._path, self._options = Path(path), {"every": every, **options}
         self._accelerator = accelerator
-        self._main = main if accelerator is None else bool(accelerator.is_main_process)
+        self.main = main if accelerator is None else bool(accelerator.is_main_process)
         self._writer: TrajectoryWriter | None = None
         self._last = 0
         if accelerator is not None:
@@ -75,14 +75,16 @@ class TrajectorySaver:
         """
         self.close()
         self._last = step
-        if not self._main:
+        if not self.main:
             return
-        if step == 0 and not self._restarts and (there := _rows(self._path)):
+        writer = TrajectoryWriter(self._path, **self._options, resume=step if step or self._restarts else None)
+        if writer.steps and step == 0:
+            writer.close()
             raise TrajectoryError(
-                f"{self._path}: holds {there} checkpoints of another training, and this one starts: name another path, "
-                'remove it, or let the saver drop them with resume="restart"'
+                f"{self._path}: holds {len(writer.steps)} checkpoints of another training, and this one starts: name "
+                'another path, remove it, or let the saver drop them with resume="restart"'
             )
-        self._writer = TrajectoryWriter(self._path, **self._options, resume=step if step or self._restarts else None)
+        self._writer = writer
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """Save the weights after ``step`` if it is a multiple of ``every``, in the background.
@@ -90,7 +92,7 @@ class TrajectorySaver:
         Raises:
             TrajectoryError: the weights cannot be saved.
         """
-        if self._writer is None and self._main:
+        if self._writer is None and self.main:
             self.begin(0)
         if self._writer is not None and step != self._last:
             unwrap = self._accelerator is not None and isinstance(weights, nn.Module)
@@ -139,32 +141,33 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
     Raises:
         TrajectoryError: Lightning is not installed.
     """
-    base: Any = _lightning().Callback
+    base: Any = None
+    for name in ("lightning.pytorch", "pytorch_lightning"):  # its present name and its old one
+        with contextlib.suppress(ImportError):
+            base = base or importlib.import_module(name).Callback
+    if base is None:
+        raise TrajectoryError("Lightning cannot be imported: pip install lightning")
 
     class Callback(base):  # type: ignore[misc]
         """Saves on rank 0."""
 
-        saver: TrajectorySaver | None = None
+        saver = TrajectorySaver(path, every=every, **options)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            self.saver = TrajectorySaver(path, every=every, main=bool(trainer.is_global_zero), **options)
+            self.saver.main = bool(trainer.is_global_zero)
             self.saver.begin(int(trainer.global_step))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            if self.saver is not None:
-                self.saver.step(int(trainer.global_step), pl_module if weights is None else weights(pl_module))
+            self.saver.step(int(trainer.global_step), pl_module if weights is None else weights(pl_module))
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
-            if self.saver is not None:
-                self.saver.flush()
+            self.saver.flush()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            if self.saver is not None:
-                self.saver.close()
+            self.saver.close()
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
-            if self.saver is not None:
-                self.saver.close()
+            self.saver.close()
 
     return Callback()
 
@@ -189,40 +192,18 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
     class Callback(TrainerCallback):
         """Saves on the process with rank 0."""
 
-        saver: TrajectorySaver | None = None
+        saver = TrajectorySaver(path, every=every, **options)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.saver = TrajectorySaver(path, every=every, main=bool(state.is_world_process_zero), **options)
+            self.saver.main = bool(state.is_world_process_zero)
             self.saver.begin(int(state.global_step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            if self.saver is not None:
-                self.saver.step(int(state.global_step), model if weights is None else weights(model))
-                if control.should_save:
-                    self.saver.flush()
+            self.saver.step(int(state.global_step), model if weights is None else weights(model))
+            if control.should_save:
+                self.saver.flush()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if self.saver is not None:
-                self.saver.close()
+            self.saver.close()
 
     return Callback()
-
-
-def _rows(path: Path) -> int:
-    """How many checkpoints a trajectory holds; 0 where there is none."""
-    try:
-        return len(Trajectory.open(path))
-    except TrajectoryError:
-        return 0
-
-
-def _lightning() -> Any:
-    """Lightning under its present name, else under its old one."""
-    try:
-        return importlib.import_module("lightning.pytorch")
-    except ImportError:
-        pass
-    try:
-        return importlib.import_module("pytorch_lightning")
-    except ImportError as error:
-        raise TrajectoryError(f"Lightning cannot be imported ({error}): pip install lightning") from error

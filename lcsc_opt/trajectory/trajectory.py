@@ -32,7 +32,6 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.trajectory.layout import TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import Mapped, Placement, place
@@ -43,10 +42,36 @@ class Trajectory:
 
     Only the pages that are read take memory, and the system can free them. Several threads may use one object. Pickled
     for another process, it is only its path and steps.
+
+    Attributes:
+        path: of its folder.
+        steps: the training step of each checkpoint, ``[K]``, strictly increasing.
+        sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
+        checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
+        sha256: of names, shapes, dtypes, steps and the bytes of all rows.
+        tensors: of every checkpoint, in the order of their bytes.
+        names: of the tensors, in this order.
+        varying: the names of the tensors that are not the same in all checkpoints.
+        parameters: P, how many scalars of a checkpoint are floating-point numbers that a merge combines.
+        nbytes: how many bytes the K checkpoints take on disk.
+        stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
+        metadata: the writer's notes, name → text.
     """
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
+        saved = manifest.checkpoints
         self.path = path
+        self.steps: tuple[int, ...] = tuple(each.step for each in saved)
+        self.sources: tuple[str, ...] = tuple(each.source for each in saved)
+        self.checkpoint_sha256: tuple[str, ...] = tuple(each.sha256 for each in saved)
+        self.sha256 = manifest.sha256_of(self.steps)
+        self.tensors = manifest.tensors
+        self.names = tuple(spec.name for spec in self.tensors)
+        self.varying = frozenset(manifest.varying)
+        self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
+        self.nbytes = len(saved) * manifest.row_bytes
+        self.stored = manifest.stored
+        self.metadata: Mapping[str, str] = MappingProxyType(manifest.metadata)
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
@@ -115,65 +140,10 @@ class Trajectory:
         return functools.partial(Trajectory.open, steps=self.steps), (self.path,)
 
     def __len__(self) -> int:
-        return len(self._manifest.checkpoints)
+        return len(self.steps)
 
     def __repr__(self) -> str:
         return f"<Trajectory {str(self.path)!r}: {len(self)} checkpoints of {self.parameters} parameters>"
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The training step of each checkpoint, ``[K]``, strictly increasing."""
-        return tuple(saved.step for saved in self._manifest.checkpoints)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote."""
-        return tuple(saved.source for saved in self._manifest.checkpoints)
-
-    @property
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """The tensors of every checkpoint, in the order of their bytes."""
-        return self._manifest.tensors
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the tensors, in the order of :attr:`tensors`."""
-        return tuple(spec.name for spec in self.tensors)
-
-    @property
-    def varying(self) -> frozenset[str]:
-        """The names of the tensors that are not the same in all checkpoints."""
-        return frozenset(self._manifest.varying)
-
-    @property
-    def parameters(self) -> int:
-        """P: how many scalars of a checkpoint are floating-point numbers that a merge combines."""
-        return sum(spec.numel for spec in self.tensors if spec.merged)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the K checkpoints take on disk."""
-        return len(self) * self._manifest.row_bytes
-
-    @property
-    def stored(self) -> str | None:
-        """What floating-point weights were rounded to when they were stored; ``None`` if every bit was kept."""
-        return self._manifest.stored
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The writer's notes, name → text."""
-        return MappingProxyType(self._manifest.metadata)
-
-    @property
-    def sha256(self) -> str:
-        """The hash of the trajectory's names, shapes, dtypes, steps and the bytes of all rows."""
-        return self._manifest.sha256_of(self.steps)
-
-    @property
-    def checkpoint_sha256(self) -> tuple[str, ...]:
-        """The SHA-256 of each checkpoint's row, ``[K]``."""
-        return tuple(saved.sha256 for saved in self._manifest.checkpoints)
 
     def checkpoint(self, index: int) -> StateDict:
         """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit, on the CPU.

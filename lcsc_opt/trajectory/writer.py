@@ -42,7 +42,8 @@ class TrajectoryWriter:
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
             which are read and merged in float32. ``None`` takes what the trajectory began with; for a new one,
             ``exact``.
-        resume: the step that training continues from; later checkpoints are dropped, as by :meth:`rewind`.
+        resume: the step that training continues from. Later checkpoints are dropped, all at once, and a notice says
+            so: training may reach their steps again with other weights.
 
     Raises:
         TrajectoryError: the dtype is none of these, or the trajectory began with another; the folder holds something
@@ -70,10 +71,12 @@ class TrajectoryWriter:
         self._appending = threading.Lock()
         if resume is not None:
             try:
-                self.rewind(resume)
+                dropped = self._saver.truncate(resume)
             except TrajectoryError:
                 self._saver.close()
                 raise
+            if dropped:
+                notice(f"{self.path}: goes back to step {resume}, {dropped} later checkpoints are dropped")
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -92,24 +95,6 @@ class TrajectoryWriter:
         """The steps that were appended and are kept, in order. Waits, and may raise, as the next append would."""
         self._background.finish()
         return self._saver.steps
-
-    def rewind(self, step: int) -> int:
-        """Go back to ``step``: drop all later checkpoints at once; a notice says so.
-
-        For training that continues from a state older than the last checkpoint: it may reach the same steps with other
-        weights.
-
-        Returns:
-            How many checkpoints were dropped.
-
-        Raises:
-            TrajectoryError: the disk refuses.
-        """
-        self._background.finish()
-        dropped = self._saver.truncate(step)
-        if dropped:
-            notice(f"{self.path}: goes back to step {step}, {dropped} later checkpoints are dropped")
-        return dropped
 
     def close(self) -> None:
         """Wait as :meth:`flush` does, then let another process write.

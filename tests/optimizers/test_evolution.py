@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, default_origin, ema_coefficients, window_ema_rates
-from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import LCSC, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))
@@ -54,13 +54,6 @@ def test_the_first_population_is_the_ema_coefficients_in_order() -> None:
     asked = run(lcsc(), in_turn, 7)
     assert len(EMAS) == len(PAPER_EMA_RATES) == 7
     np.testing.assert_allclose(asked, EMAS, rtol=0, atol=1e-14)
-
-
-def test_a_long_window_starts_from_the_rates_of_the_paper() -> None:
-    steps = tuple(range(750_000, 800_100, 2500))
-    optimizer = LCSC()(coefficient_array(AffineSpace(steps, default_origin(steps)), seed=0))
-    expected = [ema_coefficients(steps, rate) for rate in sorted(PAPER_EMA_RATES)]
-    np.testing.assert_allclose(run(optimizer, in_turn, 7), expected, rtol=0, atol=1e-14)
 
 
 @settings(max_examples=25)
@@ -155,15 +148,6 @@ def test_the_best_is_never_lost() -> None:
     np.testing.assert_allclose(optimizer.recommend().value, EMAS[4], atol=1e-14)
 
 
-def test_what_was_not_asked_can_be_told_and_become_a_parent() -> None:
-    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=1)
-    found = np.linspace(-0.3, 0.4, 20)
-    optimizer.tell(optimizer.parametrization.spawn_child(new_value=found), -5.0)
-    asked = run(optimizer, in_turn, 12)
-    np.testing.assert_allclose(asked[:7], EMAS, atol=1e-14)
-    assert {index_of(child, [found]) for child in asked[7:]} == {0}
-
-
 def test_many_may_be_asked_before_the_first_is_told() -> None:
     optimizer = LCSC(mutation=TINY, crossover=0)(coefficient_array(SPACE, seed=0), budget=100, num_workers=20)
     candidates = [optimizer.ask() for _ in range(20)]
@@ -187,22 +171,3 @@ def test_it_runs_with_plain_nevergrad_on_a_plain_array() -> None:
     np.testing.assert_allclose(asked[:7], emas)
     assert np.abs(np.array(asked).sum(axis=1) - 1).max() < 1e-12
     assert np.square(recommendation.value - target).sum() < min(np.square(ema - target).sum() for ema in emas)
-
-
-def test_in_the_convex_space_every_child_is_an_average() -> None:
-    array = coefficient_array(ConvexSpace(STEPS, default_origin(STEPS)), seed=0)
-    asked = np.array(run(LCSC(mutation=0.1)(array, budget=100), lambda _, value: float(np.square(value).sum()), 60))
-    assert (asked >= 0).all()
-    assert (asked == 0).any(), "the mutation reaches the border"
-    np.testing.assert_allclose(asked[:7], EMAS, atol=1e-14)
-
-
-def test_it_finds_better_coefficients_than_any_ema() -> None:
-    target = np.linspace(-0.3, 0.4, 20)
-
-    def loss(_: int, value: np.ndarray) -> float:
-        return float(np.square(value - target).sum())
-
-    optimizer = lcsc()
-    asked = run(optimizer, loss, 400)
-    assert loss(0, optimizer.recommend().value) < 0.6 * min(loss(0, value) for value in asked[:7])

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.records import HELD_OUT, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, coefficient_array, space_of
-from lcsc_opt.optimizers.parametrization import steps_of
+from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, Request, attach_evaluation, coefficient_array, space_of
+from lcsc_opt.optimizers.parametrization import failed, steps_of
 
 STEPS = tuple(range(100, 2100, 100))
 ORIGIN = default_origin(STEPS)
@@ -79,3 +80,30 @@ def test_steps_are_given_or_those_of_the_space_or_counted() -> None:
 def test_only_a_vector_can_be_coefficients(parametrization: ng.p.Parameter) -> None:
     with pytest.raises(StudySpecError, match="one vector of coefficients"):
         steps_of(parametrization, None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "images", "compares"),
+    [
+        (Request(), None, True),
+        (Request(), 1000, True),
+        (Request(images=1000), 1000, True),
+        (Request(images=1000), None, False),
+        (Request(images=2000), 1000, False),
+        (Request(noise=Noise("gradient", 3)), 1000, False),
+        (Request(noise=HELD_OUT), None, False),
+    ],
+)
+def test_losses_compare_on_the_searchs_noise_with_as_many_images(
+    request_: Request, images: int | None, compares: bool
+) -> None:
+    assert request_.compares(images) is compares
+
+
+def test_what_failed_is_told_from_what_nobody_said_anything_of() -> None:
+    parameter = ng.p.Array(shape=(2,))
+    assert not failed(parameter)  # plain Nevergrad tells a loss and nothing else
+    attach_evaluation(parameter, Evaluation(1.0))
+    assert not failed(parameter)
+    attach_evaluation(parameter, None)
+    assert failed(parameter)

@@ -14,7 +14,7 @@ import yaml
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.coefficients.plane import Plane, grid_positions
+from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
@@ -120,7 +120,7 @@ def losses(study: StoredStudy) -> list[float | None]:
 def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(database: str) -> None:
     study = compute(database)
     plane = Plane.through(CORNERS, STEPS)
-    expected = [plane.at(x, y) for x, y in grid_positions(3, 0.75)]
+    expected = [plane.at(x, y) for x, y in plane_grid(3, 0.75)[1]]
     assert study.name == "small/Landscape/0"
     np.testing.assert_allclose([t.user_attrs["coefficients"] for t in study.trials()], expected, rtol=0, atol=1e-14)
     plain = optuna.load_study(study_name=study.name, storage=database)

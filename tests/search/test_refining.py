@@ -23,7 +23,7 @@ from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.optimizers.descent import FIRST_KEEP_WEIGHT, DualAscent
+from lcsc_opt.optimizers.gradient import FIRST_KEEP_WEIGHT, DualAscent
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
 from lcsc_opt.search import refining
 from lcsc_opt.search.refining import Refined, RefineSettings, refine

@@ -32,12 +32,9 @@ HOSTILE = {
     "huge shape": set_in("tensors", 1, "shape", value=[2**40, 2**40]),
     "huge empty shape": set_in("tensors", 1, "shape", value=[0, 2**50]),
     "negative shape": set_in("tensors", 1, "shape", value=[-3]),
-    "float shape": set_in("tensors", 1, "shape", value=[3.0]),
     "unknown dtype": set_in("tensors", 0, "dtype", value="object"),
     "twice the same tensor": set_in("tensors", 1, "name", value="double"),
-    "short row": set_in("row_bytes", value=64),
     "unaligned row": set_in("row_bytes", value=1001),
-    "zero row": set_in("row_bytes", value=0),
     "another format": set_in("format", value=2),
     "negative slot": set_in("checkpoints", 0, "slot", value=-1),
     "same slot": set_in("checkpoints", 0, "slot", value=1),
@@ -68,11 +65,6 @@ def test_text_that_is_no_manifest_is_refused(trajectory, text):
     (trajectory.path / "manifest.json").write_bytes(text)
     with pytest.raises(TrajectoryError, match="is broken"):
         Trajectory.open(trajectory.path)
-
-
-def test_a_harmless_edit_is_accepted(trajectory):
-    path = edit(trajectory, set_in("metadata", value={"note": "mine"}))
-    assert Trajectory.open(path).metadata["note"] == "mine"
 
 
 def test_what_is_not_a_trajectory_says_so(tmp_path):

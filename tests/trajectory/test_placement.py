@@ -107,27 +107,19 @@ def test_memory_of_a_merge_is_used_again_when_nobody_holds_it(trajectory: Trajec
 
 @pytest.mark.parametrize("how", ["mapped", "resident", "streamed"])
 def test_several_threads_may_merge_at_once(trajectory: Trajectory, how: Placement) -> None:
-    placed = trajectory.on("cpu", how=how)
+    placed, threads = trajectory.on("cpu", how=how), torch.get_num_threads()
     rows = np.random.default_rng(2).dirichlet(np.ones(K), size=12)
     expected = [placed.merge(row) for row in rows]
+    assert torch.get_num_threads() == threads
     with ThreadPoolExecutor(4) as pool:
         assert all(map(same_bits, expected, pool.map(placed.merge, rows)))
-
-
-def test_products_in_threads_leave_torch_its_threads(trajectory: Trajectory) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        trajectory.merge(COMBINATIONS[0])
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tmp_path: Path, way: Placement) -> None:
     trajectory = make_trajectory(tmp_path / "run.trajectory")
     placed = trajectory.on("cpu", how=way)
     expected = placed.merge(COMBINATIONS[0])
+    assert pickle.loads(pickle.dumps(placed)).sha256 == trajectory.sha256  # it travels as its path
     with TrajectoryWriter(trajectory.path) as writer:
         writer.append(600, state_dict(600))
     assert same_bits(placed.merge(COMBINATIONS[0]), expected)
@@ -136,14 +128,6 @@ def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tm
     for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):
         with pytest.raises(TrajectoryError, match="open it again"):
             use()
-
-
-def test_it_travels_as_its_path(trajectory: Trajectory, way: Placement) -> None:
-    placed = trajectory.on("cpu", how=way)
-    assert placed.device == torch.device("cpu")
-    again = pickle.loads(pickle.dumps(placed))
-    assert again.sha256 == trajectory.sha256
-    assert same_bits(again.checkpoint(1), trajectory.checkpoint(1))
 
 
 def test_a_streamed_trajectory_is_read_again_after_an_error(trajectory: Trajectory) -> None:

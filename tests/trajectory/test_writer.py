@@ -32,11 +32,6 @@ def assert_whole(path, steps):
         assert same_bits(trajectory.checkpoint(index), state_dict(step))
 
 
-def test_only_multiples_of_every_are_saved(tmp_path):
-    assert append(tmp_path / "t", 0, 5, 10, 15, every=10) == [True, False, True, False]
-    assert_whole(tmp_path / "t", [0, 10])
-
-
 class Averaging(nn.Module):
     """As ema-pytorch's ``EMA`` lays its parts out."""
 
@@ -67,20 +62,6 @@ def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, av
 def test_what_is_no_checkpoint_is_refused(tmp_path, weights, message):
     with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=message):
         writer.append(1, weights)
-
-
-def test_tied_strided_and_differentiable_tensors(tmp_path):
-    weight = torch.arange(12.0).view(3, 4).requires_grad_()
-    weights = {
-        "a": weight,
-        "tied": weight,
-        "transposed": weight.t(),
-        "part": weight[:, 1],
-        "wide": weight[:1].expand(5, 4),
-    }
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        writer.append(1, weights)
-    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), weights)
 
 
 def test_keep_last_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
@@ -126,9 +107,12 @@ def test_other_weights_at_a_saved_step_are_refused(tmp_path):
     assert_whole(tmp_path / "t", [1, 2])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["weight", "bfloat", "half", "double", "scale"])
-def test_non_finite_weights_are_refused(tmp_path, name, value):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight", float("nan")), ("bfloat", float("inf")), ("half", float("-inf")), ("double", float("nan"))],
+)
+def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
+    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # looked at at once
     append(tmp_path / "t", 1)
     broken = state_dict(2)
     broken[name].view(-1)[-1] = value
@@ -158,8 +142,7 @@ def other(step):
     return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state_dict(step).items()}
 
 
-@pytest.mark.parametrize("dtype", ["exact", "float16"])
-@pytest.mark.parametrize("keep_last", [None, 3])
+@pytest.mark.parametrize(("dtype", "keep_last"), [("exact", None), ("float16", 3)])
 def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp_path, capsys, dtype, keep_last):
     append(tmp_path / "t", 1, 2, 3, 4, 5, dtype=dtype, keep_last=keep_last)
     kept = {step: Trajectory.open(tmp_path / "t").checkpoint(-2) for step in (4,)}
@@ -178,27 +161,10 @@ def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp
         assert same_bits(trajectory.checkpoint(-1), other(6))
 
 
-@pytest.mark.parametrize("resume", [5, 9])
-def test_resuming_from_the_last_step_or_a_later_one_drops_nothing(tmp_path, capsys, resume):
-    append(tmp_path / "t", 1, 5)
-    before = (tmp_path / "t" / "manifest.json").read_bytes()
-    with TrajectoryWriter(tmp_path / "t", resume=resume):
-        pass
-    assert (tmp_path / "t" / "manifest.json").read_bytes() == before
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("step", [-1, 1.5, "3", None, 2**63])
+@pytest.mark.parametrize("step", [-1, 1.5, 2**63])
 def test_steps_are_whole_numbers(tmp_path, step):
     with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=r"[Ss]tep"):
         writer.append(step, state_dict(1))
-
-
-@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}], ids=str)
-def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
-    with pytest.raises(TrajectoryError):
-        TrajectoryWriter(tmp_path / "t", **options)
-    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
@@ -246,10 +212,10 @@ def survivors(path):
     return ()
 
 
-@pytest.mark.parametrize(("kept", "wait"), [(None, True), (1, True), (2, True), (None, False), (2, False)])
+@pytest.mark.parametrize(("kept", "wait"), [(None, True), (1, True), (2, False)])
 @pytest.mark.parametrize("name", CALLS)
 def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, kept, wait):
-    steps, count, failed = range(1, 5), 0, True
+    steps, count, failed = range(1, 4), 0, True
     while failed:
         count += 1
         path, reached, failed = tmp_path / f"{count}", 0, False
@@ -268,8 +234,8 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
         first = 1 if kept is None else max(1, last - kept + 1)
         if last:
             assert_whole(path, range(first, last + 1))
-        append(path, *range(last + 1, 7), keep_last=kept)
-        assert_whole(path, range(1 if kept is None else 7 - kept, 7))
+        append(path, *range(last + 1, 6), keep_last=kept)
+        assert_whole(path, range(1 if kept is None else 6 - kept, 6))
     assert count > (len(steps) if wait else 1)
 
 
@@ -346,30 +312,6 @@ def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, 
     assert_whole(tmp_path / "t", [1, 4])
 
 
-def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch):
-    def loop():
-        with TrajectoryWriter(tmp_path / "t") as writer:
-            interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"))
-            writer.append(1, state_dict(1), wait=False)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        loop()
-
-
-def test_large_tensors_are_checked_piece_by_piece(tmp_path):
-    weights = {"w": torch.zeros(3 * matrix.WRITE_BYTES // 4 + 5)}
-    append_weights = TrajectoryWriter(tmp_path / "t")
-    append_weights.append(1, weights)
-    for position in (0, matrix.WRITE_BYTES // 4, -1):
-        broken = {"w": weights["w"].clone()}
-        broken["w"][position] = float("nan")
-        with pytest.raises(TrajectoryError, match="'w' at step 2"):
-            append_weights.append(2, broken)
-    append_weights.close()
-    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), weights)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize("how", ["wait", "later"])
 def test_killed_process_leaves_the_last_whole_checkpoints(tmp_path, how):
@@ -416,6 +358,13 @@ def test_what_a_killed_writer_left_half_done_is_removed(tmp_path):
     append(tmp_path / "t", 2)
     assert_whole(tmp_path / "t", [1, 2])
     assert sorted(entry.name for entry in (tmp_path / "t").iterdir()) == ["manifest.json", "weights.bin"]
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}, {"dtype": "int8"}], ids=str)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
+    with pytest.raises(TrajectoryError):
+        TrajectoryWriter(tmp_path / "t", **options)
+    assert not (tmp_path / "t").exists()
 
 
 def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):

