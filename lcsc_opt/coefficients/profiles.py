@@ -60,7 +60,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     if not 0 <= rate < 1:
         raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
-    return _from_cumulative(np.power(float(rate), ages))
+    return close_sum(np.diff(np.power(float(rate), ages), prepend=0.0))  # cumulative weights of checkpoints 0..i
 
 
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
@@ -119,12 +119,7 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
     precision = sigma_rel**-2
     exponent = max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
-    return _from_cumulative(np.power(times, exponent + 1))
-
-
-def _from_cumulative(cumulative: npt.NDArray[np.float64]) -> Coefficients:
-    # cumulative[i] is the whole weight of checkpoints 0..i; the last is one, so differences sum to one
-    return close_sum(np.diff(cumulative, prepend=0.0))
+    return close_sum(np.diff(np.power(times, exponent + 1), prepend=0.0))  # of cumulative weights
 
 
 def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RATES) -> tuple[float, ...]:

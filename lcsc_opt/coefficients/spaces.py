@@ -71,11 +71,7 @@ class AffineSpace:
         """``[K]`` → ``[K - 1]``."""
         return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[:-1]
 
-    def to_free_gradient(
-        self,
-        free: _Array,  # noqa: ARG002 - the map is linear
-        gradient: _Array,
-    ) -> _Array:
+    def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:  # noqa: ARG002 - the map is linear
         """``[K]`` → ``[K - 1]``, the same everywhere: the basis transposed."""
         return _reflect(gradient)[:-1]
 
@@ -87,8 +83,7 @@ def _reflect(vector: _Array) -> _Array:
     normal = np.full(count, shift)
     normal[-1] += 1.0
     scale = float(np.sum(normal * vector)) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
-    reflected: _Array = vector - scale * normal
-    return reflected
+    return np.asarray(vector - scale * normal)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,14 +171,8 @@ class PrincipalSpace:
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[r]``, the orthogonal projection."""
         moved = np.asarray(coefficients, dtype=np.float64) - self.origin
-        free: _Array = (self.basis * moved[:, None]).sum(axis=0)
-        return free
+        return np.asarray((self.basis * moved[:, None]).sum(axis=0))
 
-    def to_free_gradient(
-        self,
-        free: _Array,  # noqa: ARG002 - the map is linear
-        gradient: _Array,
-    ) -> _Array:
+    def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:  # noqa: ARG002 - the map is linear
         """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
-        moved: _Array = (self.basis * gradient[:, None]).sum(axis=0)
-        return moved
+        return np.asarray((self.basis * gradient[:, None]).sum(axis=0))

@@ -108,12 +108,6 @@ def test_a_projection_in_weight_space_is_the_least_squares_solution_over_all_par
     assert not np.allclose(PLANE.project(found), expected, rtol=1e-2)
 
 
-def test_a_projection_in_coefficients_is_orthogonal() -> None:
-    found = np.random.default_rng(0).normal(size=(1, len(STEPS)))
-    (place,) = PLANE.project(found)
-    np.testing.assert_allclose(PLANE.directions @ (found[0] - PLANE.at(*place)), 0, atol=1e-10)
-
-
 def test_a_grid_reaches_its_margin_beyond_the_corners() -> None:
     assert plane_grid(5, 0.5)[0].tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
     assert plane_grid(2, 0.0)[0].tolist() == [0.0, 1.0]

@@ -51,18 +51,6 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
 
 
-def test_what_safetensors_cannot_hold_is_said_and_fits_into_a_torch_file(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("complex").mkdir()
-    for step in (10, 20):
-        angles = torch.ones(3, dtype=torch.complex128)
-        torch.save({**state_dict(step), "angles": angles}, f"complex/model_{step}.pt")
-    assert lcsc(["apply", "ema:0.9", "complex", "-o", "average.safetensors"]) == 2
-    assert "Tensor 'angles' is torch.complex128, which safetensors cannot hold" in capsys.readouterr().err
-    assert list(Path().glob("*average*")) == []
-    assert lcsc(["apply", "ema:0.9", "complex", "-o", "average.pt"]) == 0
-    assert torch.load("average.pt", weights_only=True)["state_dict"]["angles"].equal(angles)
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -148,16 +148,6 @@ def test_the_best_is_never_lost() -> None:
     np.testing.assert_allclose(optimizer.recommend().value, EMAS[4], atol=1e-14)
 
 
-def test_many_may_be_asked_before_the_first_is_told() -> None:
-    optimizer = LCSC(mutation=TINY, crossover=0)(coefficient_array(SPACE, seed=0), budget=100, num_workers=20)
-    candidates = [optimizer.ask() for _ in range(20)]
-    np.testing.assert_allclose([candidate.value for candidate in candidates[:7]], EMAS, atol=1e-14)
-    assert all(index_of(candidate.value, EMAS) is not None for candidate in candidates)
-    for number, candidate in enumerate(reversed(candidates)):
-        optimizer.tell(candidate, number)
-    assert optimizer.recommend() is candidates[-1]
-
-
 def test_it_runs_with_plain_nevergrad_on_a_plain_array() -> None:
     optimizer = ng.optimizers.registry["LCSC"](ng.p.Array(shape=(20,)), budget=50)
     optimizer.parametrization.random_state.seed(12)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import nevergrad as ng
 import numpy as np
 import pytest
 from scipy.fft import dct
@@ -19,12 +17,12 @@ from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSp
 from lcsc_opt.optimizers import (
     LCSCGradient,
     Request,
-    attach_evaluation,
     attach_request,
     coefficient_array,
     request_of,
 )
 from lcsc_opt.optimizers.gradient import cosine_directions
+from tests.optimizers.asking import run, tell
 
 STEPS = tuple(range(100, 2100, 100))
 COUNT = len(STEPS)
@@ -55,27 +53,6 @@ class Quadratic:
 
 def gradient_search(space: CoefficientSpace = AFFINE, *, seed: int = 0, **options: Any) -> Any:
     return LCSCGradient(**{"step_size": 0.03, **options})(coefficient_array(space, seed=seed))
-
-
-def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: float | None = None) -> None:
-    attach_evaluation(candidate, evaluation)
-    optimizer.tell(candidate, loss if evaluation is None else evaluation.loss)
-
-
-def run(optimizer: Any, objective: Quadratic, count: int, *, in_flight: int = 1) -> list[Any]:
-    """Ask and tell ``count`` candidates, ``in_flight`` of them at once; what was asked."""
-    waiting: deque[Any] = deque()
-    asked = []
-    for _ in range(count):
-        if len(waiting) == in_flight:
-            candidate = waiting.popleft()
-            tell(optimizer, candidate, objective.answer(candidate))
-        waiting.append(optimizer.ask())
-        asked.append(waiting[-1])
-    while waiting:
-        candidate = waiting.popleft()
-        tell(optimizer, candidate, objective.answer(candidate))
-    return asked
 
 
 def loss_of(optimizer: Any, objective: Quadratic | None = None) -> float:
@@ -250,14 +227,6 @@ def test_a_convex_space_is_searched_to_its_own_minimum() -> None:
     assert found.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_plain_array_of_coefficients_keeps_its_sum() -> None:
-    array = ng.p.Array(init=default_origin(STEPS))
-    optimizer = LCSCGradient(step_size=0.03)(array)
-    run(optimizer, Quadratic(), 300)
-    assert loss_of(optimizer) < 1e-3 * START
-    assert optimizer.recommend().value.sum() == pytest.approx(1, abs=1e-9)
-
-
 def test_cosine_directions_are_scipys() -> None:
     expected = dct(np.eye(COUNT), type=2, norm="ortho", axis=0).T[:, 1:]
     np.testing.assert_allclose(cosine_directions(COUNT), expected, atol=1e-14)
@@ -279,15 +248,6 @@ def test_after_a_failure_it_goes_on_from_the_average_with_half_the_step() -> Non
     tell(optimizer, retreated, always)
     moved = cosine_directions(COUNT).T @ (optimizer.ask().value - average)
     np.testing.assert_allclose(moved, -0.01, rtol=1e-9)
-
-
-def test_it_finds_the_minimum_although_candidates_fail_now_and_then() -> None:
-    optimizer = gradient_search(step_size=0.09)
-    for number in range(400):
-        candidate = optimizer.ask()
-        failed = number % 80 == 7
-        tell(optimizer, candidate, None if failed else Quadratic().answer(candidate), loss=1e6 if failed else None)
-    assert loss_of(optimizer) < 1e-3 * START
 
 
 def test_plain_nevergrad_is_told_what_is_missing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import nevergrad as ng
@@ -15,13 +14,13 @@ from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSp
 from lcsc_opt.optimizers import (
     LCSCQuadratic,
     Request,
-    attach_evaluation,
     attach_request,
     coefficient_array,
     request_of,
 )
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.quadratic import NOISE_GROUP
+from tests.optimizers.asking import run, tell
 
 STEPS = tuple(range(100, 4100, 100))
 COUNT = len(STEPS)
@@ -61,33 +60,6 @@ def search(space: CoefficientSpace = AFFINE, *, seed: int = 0, images: int | Non
     if images is not None:
         optimizer.plan_budget(evaluations=None, images=images, images_per_evaluation=PLAIN)
     return optimizer
-
-
-def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: float | None = None) -> None:
-    attach_evaluation(candidate, evaluation)
-    optimizer.tell(candidate, loss if evaluation is None else evaluation.loss)
-
-
-def run(
-    optimizer: Any, objective: Merged, count: int, *, in_flight: int = 1, failing: Any = lambda _: False
-) -> list[Any]:
-    """Ask and tell ``count`` candidates, ``in_flight`` of them at once; what was asked."""
-    waiting: deque[Any] = deque()
-    asked: list[Any] = []
-
-    def tell_next() -> None:
-        candidate = waiting.popleft()
-        evaluation = None if failing(len(asked) - len(waiting)) else objective.answer(candidate)
-        tell(optimizer, candidate, evaluation, loss=1e6)
-
-    for _ in range(count):
-        if len(waiting) == in_flight:
-            tell_next()
-        waiting.append(optimizer.ask())
-        asked.append(waiting[-1])
-    while waiting:
-        tell_next()
-    return asked
 
 
 def left(optimizer: Any, objective: Merged | None = None) -> float:
