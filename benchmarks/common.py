@@ -32,6 +32,11 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table; the first row is its header."""
+    return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
 def write_csv(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
     """Write ``results/NAME.csv`` under a comment that names the machine."""
     RESULTS.mkdir(exist_ok=True)

@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common import machine, write_json
-from ray_nodes import OBJECTIVE, nodes, study_file
 from workers import search
 
 from lcsc_opt.base.records import Candidate
@@ -33,6 +34,19 @@ from lcsc_opt.objective.loading import load_objective
 
 MOST_OVERHEAD, LEAST_USE = 5.0, 0.97  # our own targets: milliseconds per trial; share of the local workers' rate
 SECONDS = 0.1
+MEMORY = 80 * 2**20  # bytes of each node's object store, the smallest that Ray allows
+FUNCTIONS = f"""
+import time
+
+
+def at_once(coefficients):
+    return float((coefficients**2).sum())
+
+
+def slowly(coefficients):
+    time.sleep({SECONDS})
+    return at_once(coefficients)
+"""
 
 Times = dict[str, list[float]]
 Pools = dict[str, WorkerPool]
@@ -49,11 +63,12 @@ def main() -> None:
     if arguments.quick:
         arguments.jobs, arguments.evaluations, arguments.rounds = 10, 10, 1
     print(machine())
-    with tempfile.TemporaryDirectory() as folder, nodes(2) as cluster:
-        with pools(Path(folder), cluster.address, 0.0, workers=1) as (objective, there):
+    with tempfile.TemporaryDirectory() as folder, node() as address:
+        (Path(folder) / "overhead_functions.py").write_text(FUNCTIONS)
+        with pools(Path(folder), address, "at_once", workers=1) as (objective, there):
             milliseconds = round_trips(objective, there, arguments.jobs)
             whole = searches(objective, there, arguments.evaluations, arguments.rounds)
-        with pools(Path(folder), cluster.address, SECONDS, workers=2) as (objective, there):
+        with pools(Path(folder), address, "slowly", workers=2) as (objective, there):
             busy = searches(objective, there, arguments.evaluations, arguments.rounds)
     local, ray = (statistics.median(milliseconds[where]) for where in ("local", "ray"))
     trials = {where: statistics.median(whole[where]) for where in whole}
@@ -75,10 +90,25 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def pools(folder: Path, address: str, seconds: float, *, workers: int) -> Iterator[tuple[Objective, Pools]]:
+def node() -> Iterator[str]:
+    """The address of a cluster whose head evaluates nothing, with a node of two CPUs."""
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(num_cpus=2, object_store_memory=MEMORY)
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def pools(folder: Path, address: str, function: str, *, workers: int) -> Iterator[tuple[Objective, Pools]]:
     """Local workers and workers of the cluster, after both have loaded the objective."""
-    study_file(folder)
-    spec = ObjectiveSpec(file=OBJECTIVE, settings={"seconds": seconds})
+    settings: Any = {"callable": f"overhead_functions:{function}", "steps": list(range(100, 1300, 100))}
+    spec = ObjectiveSpec(file="function.py", settings=settings)
     load = functools.partial(load_objective, spec, beside=folder)
     objective = load()
     with (

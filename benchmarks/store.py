@@ -1,6 +1,6 @@
 """The cost of a trial in the database, beside simpler ways with Optuna, and beside a file of JSON lines.
 
-    python benchmarks/store.py [--checkpoints 50 200 500] [--rounds 40] [--sqlite-only] [--quick]
+    python benchmarks/store.py [--checkpoints 50 200 500] [--rounds 40] [--postgresql URL] [--quick]
 
 A trial is a candidate of K coefficients that is safe before it is evaluated, and a result (loss, metrics, cost) that is
 safe before the optimizer is told. In each round every way stores one trial, in turns, each in a database of its own:
@@ -10,13 +10,15 @@ safe before the optimizer is told. In each round every way stores one trial, in 
 * ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost;
 * ``lines``: two lines of JSON, each synced to the disk: no way that keeps the promise can be much faster.
 
-The SQLite file is in the current folder. PostgreSQL, with its own defaults, is started if its programs are installed.
+The SQLite file is in the current folder. ``--postgresql postgresql://user@host/postgres`` also measures a server, on
+which it makes databases.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -29,7 +31,6 @@ from typing import Any
 import numpy as np
 import optuna
 from common import machine, write_json
-from stress_postgres import postgres_server
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
@@ -52,10 +53,10 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(machine())
     print("milliseconds a trial, median [quartiles]; in brackets, how many times ours")
-    with tempfile.TemporaryDirectory(dir=Path()) as folder, postgres_server() as server:
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
         kinds: dict[str, Callable[[str], str]] = {"sqlite": lambda name: f"sqlite:///{Path(folder) / name}.db"}
-        if server is not None and not arguments.sqlite_only:
-            kinds["postgresql"] = lambda _: server.new_database()
+        if arguments.postgresql:
+            kinds["postgresql"] = functools.partial(new_database, arguments.postgresql)
         rows = [
             measure(kind, count, url, Path(folder), arguments.rounds)
             for kind, url in kinds.items()
@@ -69,12 +70,21 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[50, 200, 500])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--sqlite-only", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="K = 50, 5 rounds, SQLite, nothing written")
+    parser.add_argument("--postgresql", help="the URL of a database of a server, as one who may make others")
+    parser.add_argument("--quick", action="store_true", help="K = 50, 5 rounds, nothing written")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.checkpoints, arguments.rounds, arguments.sqlite_only = [50], 5, True
+        arguments.checkpoints, arguments.rounds = [50], 5
     return arguments
+
+
+def new_database(server: str, name: str) -> str:
+    """The URL of an empty database."""
+    import psycopg
+
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return f"{server.rpartition('/')[0]}/{name}"
 
 
 def measure(kind: str, count: int, url: Callable[[str], str], folder: Path, rounds: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[tuple[str, str, 
     faults: dict[str, Callable[[], Found]] = {
         "random_kills_1": functools.partial(random_kills, sqlite, clean, workers=1, kills=times(200, 10)),
         "random_kills_4": functools.partial(random_kills, sqlite, clean, workers=4, kills=times(100, 10)),
-        "commit_points": functools.partial(commit_points, sqlite, clean, every=times(1, 16)),
+        "commit_points": functools.partial(commit_points, sqlite, clean, every=times(1, 24)),
         "workers_killed": functools.partial(workers_killed, sqlite, clean, folder, evaluations=times(200, 40)),
         "coordinator_of_workers_killed": functools.partial(coordinator_of_workers_killed, sqlite, clean, folder),
         "eight_coordinators": functools.partial(eight_coordinators, sqlite, repeats=times(20, 2)),

@@ -1,12 +1,11 @@
-"""How far from optimal is an EMA, where the optimum is known? The figure and the tables of ``docs/theory.md``.
+"""How far from optimal is an EMA, where the optimum is known? The figure and the table of ``docs/theory.md``.
 
     python benchmarks/theory.py
 
 SGD on a quadratic, theta <- theta - step (curvature theta + noise), is linear in the noise. So the expected excess loss
 of any combination of its iterates is the quadratic form 1/2 a' M a. The matrix M [K, K] and the best coefficients are
 known in closed form (:func:`gram`). A search chooses coefficients after a run: then the same formulas hold with the
-run's own matrix (:func:`gram_of_run`), and runs are simulated. Takes seconds; writes ``results/theory.md``, the table
-of ``docs/theory.md`` and ``docs/images/theory.svg``.
+run's own matrix (:func:`gram_of_run`), and runs are simulated. Takes seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 import scipy.linalg
 import scipy.optimize
-from common import RESULTS, machine
+from common import markdown
 from contest.page import insert
 from plotly.subplots import make_subplots
 
@@ -248,47 +247,14 @@ def expected(problem: Quadratic, length: int) -> tuple[dict[str, Floats], dict[s
 
 @functools.cache
 def hindsight(problem: Quadratic, length: int) -> dict[str, float]:
-    """Losses of the best coefficients chosen after the run, means over :data:`RUNS` runs.
-
-    ``sum`` is the sum of the magnitudes of the best signed coefficients.
-    """
+    """Losses of the best coefficients chosen after the run, means over :data:`RUNS` runs."""
     rows = []
     for seed in range(RUNS):
         matrix = gram_of_run(problem, steps_of(length), np.random.default_rng(seed))
-        found = {name: best_of(matrix, profiles(length)[name]) for name in ("best EMA",)}
+        found = {"best EMA": best_of(matrix, profiles(length)["best EMA"])}
         found |= {"best convex": best_convex(matrix), "best signed": best_signed(matrix)}
-        losses = {name: excess_loss(matrix, coefficients) for name, coefficients in found.items()}
-        rows.append({**losses, "sum": float(np.abs(found["best signed"]).sum())})
+        rows.append({name: excess_loss(matrix, coefficients) for name, coefficients in found.items()})
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def table(problem: Quadratic) -> list[str]:
-    """Markdown: the expected loss of each family for each length."""
-    bound = ["bound of Theorem 3.1"] if problem.name == "strongly convex" else []
-    rows = [["N", *COLOURS, "EMA / signed", "sum of abs. signed", *bound]]
-    for length in LENGTHS:
-        found, losses = expected(problem, length)
-        ratio, size = losses["best EMA"] / losses["best signed"], float(np.abs(found["best signed"]).sum())
-        limits = [f"{shamir_zhang_bound(problem, length):.4g}"] if bound else []
-        rows.append([f"{length}", *(f"{losses[name]:.4g}" for name in COLOURS), f"{ratio:.2f}", f"{size:.2f}", *limits])
-    return markdown(rows)
-
-
-def hindsight_table(problem: Quadratic) -> list[str]:
-    """Markdown: the losses that a search, which sees the run, could find."""
-    names = ("best EMA", "best convex", "best signed")
-    rows = [["N", *names, "EMA / convex", "EMA / signed", "sum of abs. signed"]]
-    for length in LENGTHS:
-        losses = hindsight(problem, length)
-        ratios = [losses["best EMA"] / losses[name] for name in names[1:]]
-        shown = [*(f"{losses[name]:.4g}" for name in names), *(f"{ratio:.1f}" for ratio in ratios)]
-        rows.append([f"{length}", *shown, f"{losses['sum']:.1f}"])
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table; the first row is its header."""
-    return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
 def gap_table() -> list[str]:
@@ -348,18 +314,11 @@ def _add_coefficients(made: go.Figure, problem: Quadratic, **place: int) -> None
 
 
 def main() -> None:
-    """Write the tables and the figure."""
+    """Write the table and the figure."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    lines = [machine(), ""]
-    for problem in PROBLEMS:
-        lines += [f"## {problem.name}: coefficients chosen before the run", "", *table(problem), ""]
-    for problem in PROBLEMS[1:]:
-        lines += [f"## {problem.name}: coefficients chosen after the run, means of {RUNS} runs", ""]
-        lines += [*hindsight_table(problem), ""]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "theory.md").write_text("\n".join(lines))
+    lines = gap_table()
     print("\n".join(lines))
-    insert(PAGE, {"gap": gap_table()})
+    insert(PAGE, {"gap": lines})
     print(write_figure(draw(), FIGURE))
 
 

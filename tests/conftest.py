@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 import os
@@ -28,7 +29,9 @@ from lcsc_opt.objective.function import CoefficientFunction
 from tests import database_servers, migrations, processes
 
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
-hypothesis.settings.register_profile("lcsc_opt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "lcsc_opt", deadline=None, max_examples=50, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("lcsc_opt")
 
 if sys.version_info < (3, 11):  # its pathlib keeps the function that it found when it was imported
@@ -61,14 +64,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process for each core that may be used, and two GiB of free memory for each."""
-    return max(1, min(cores(), psutil.virtual_memory().available // PROCESS_BYTES))
+    """One more than the cores, since some tests wait for Ray or a browser; and two GiB of free memory for each."""
+    return max(1, min(cores() + 1, psutil.virtual_memory().available // PROCESS_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process is still at one of them when the others are through."""
+    """Files with slow tests come first, then those with many, so that all processes are through at the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:

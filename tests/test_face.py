@@ -157,8 +157,8 @@ def write_script(guard: str, module: str) -> Path:
 
 def test_a_script_runs_once_however_many_workers_there_are(workplace: Path) -> None:
     Path("face_losses.py").write_text("def lose(coefficients):\n    return float((coefficients**2).sum())\n")
-    command = [sys.executable, str(write_script("if True", "face_losses"))]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "once\n4\n"
+    found = script_process(write_script("if True", "face_losses"))
+    assert (found.status, found.out) == (0, "once\n4\n"), found.err
 
 
 def test_workers_call_a_function_of_the_script_itself(workplace: Path) -> None:

@@ -1,4 +1,4 @@
-"""The built wheel, alone in an environment of its own, outside the repository."""
+"""The built wheel, installed outside of the repository."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
@@ -36,8 +34,8 @@ budget: {evaluations: 12}
 pytestmark = pytest.mark.slow
 
 
-def run(*command, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+def run(*command, cwd: Path, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | variables
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -52,23 +50,17 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scripts(wheel, tmp_path_factory) -> Path:
-    """Where the commands of an environment are that has the wheel, and sees the dependencies of this one."""
-    environment = tmp_path_factory.mktemp("environment")
-    venv.create(environment, with_pip=True)
-    folder = environment / ("Scripts" if os.name == "nt" else "bin")
-    run(folder / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=environment)
-    # After the installation: pip would take the editable lcsc_opt of this environment for the wheel's.
-    (site_packages,) = environment.glob("**/site-packages")
-    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (site_packages / "dependencies.pth").write_text("\n".join(sorted(outer)) + "\n")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A folder with the wheel, which is found before the editable lcsc_opt, with that one's dependencies."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", folder)
+    run(*pip, wheel, cwd=folder)
     return folder
 
 
-@pytest.fixture
-def elsewhere(tmp_path) -> Path:
-    assert not tmp_path.is_relative_to(ROOT)
-    return tmp_path
+def lcsc(installed: Path, *arguments: str, cwd: Path) -> str:
+    assert not cwd.is_relative_to(ROOT)
+    return run(sys.executable, installed / "bin" / "lcsc", *arguments, cwd=cwd, PYTHONPATH=str(installed))
 
 
 def test_wheel_holds_the_library_and_the_files_of_the_catalog(wheel):
@@ -89,24 +81,22 @@ def test_wheel_carries_its_license(wheel):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_catalog_of_an_installed_wheel_is_its_own(scripts, elsewhere):
-    imported = run(scripts / "python", "-c", "import lcsc_opt; print(lcsc_opt.__file__)", cwd=elsewhere)
-    assert Path(imported.strip()).is_relative_to(scripts.parent)
-    catalog = json.loads(run(scripts / "lcsc", "list", "--catalog", "--format", "json", cwd=elsewhere))
+def test_catalog_of_an_installed_wheel_is_its_own(installed, tmp_path):
+    catalog = json.loads(lcsc(installed, "list", "--catalog", "--format", "json", cwd=tmp_path))
     assert {"digits", "function"} <= set(catalog["objectives"])
     assert "digits" in catalog["studies"]
     for files in catalog.values():
-        assert all(Path(path).is_relative_to(scripts.parent) for path in files.values())
-    assert list(elsewhere.iterdir()) == []
+        assert all(Path(path).is_relative_to(installed) for path in files.values())
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_installed_wheel_runs_and_compares_a_study(scripts, elsewhere):
-    study = elsewhere / "mine" / "tiny.yaml"
+def test_installed_wheel_runs_and_compares_a_study(installed, tmp_path):
+    study = tmp_path / "mine" / "tiny.yaml"
     study.parent.mkdir()
     study.write_text(STUDY)
     study.with_name("myfunc.py").write_text(FUNCTION)
-    run(scripts / "lcsc", "run", "mine/tiny.yaml", cwd=elsewhere)
-    compared = json.loads(run(scripts / "lcsc", "compare", "tiny", "--format", "json", cwd=elsewhere))
+    lcsc(installed, "run", "mine/tiny.yaml", cwd=tmp_path)
+    compared = json.loads(lcsc(installed, "compare", "tiny", "--format", "json", cwd=tmp_path))
     assert {row["study"] for row in compared} == {"tiny/LCSC/0", "tiny/EMAGrid/0"}
     for row in compared:
         assert row["state"] == "finished"

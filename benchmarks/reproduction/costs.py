@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from common import markdown
+
 from reproduction.claims import OPTIMIZERS, PAPERS, Points
-from reproduction.markdown import markdown
 from reproduction.published import TABLES
 from reproduction.quality import CD_END, CT_END, HOURS, STAGES
 from reproduction.table import Table

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reproduction.claims import HOLDS, NOT, OPTIMIZERS, PAPERS, UNKNOWN, Points, against_ema, judged, verdict
+from common import markdown
+
+from reproduction.claims import HOLDS, NOT, OPTIMIZERS, PAPERS, UNKNOWN, Points, Ratio, against_ema, judged, verdict
 from reproduction.costs import against_training, speed_ups
-from reproduction.markdown import markdown, shown
 from reproduction.published import NOT_HERE, TABLES
 from reproduction.quality import NAMES
 from reproduction.single_images import judged_lines
@@ -87,13 +88,13 @@ def section(table: Table, points: Points) -> list[str]:
     rows = [["setting", "paper's FID", "paper's, to EMA", *(f"{name}, to EMA*" for name in OPTIMIZERS)]]
     for setting in table.settings:
         paper = "–" if setting.ema is None or setting.fid is None else f"{setting.fid / setting.ema:.3g}"
-        ours = [shown(against_ema(points.at(setting.where, name), cross_check=cross_check)) for name in OPTIMIZERS]
+        ours = [_shown(against_ema(points.at(setting.where, name), cross_check=cross_check)) for name in OPTIMIZERS]
         rows.append([setting.label, "–" if setting.fid is None else f"{setting.fid:g}", paper, *ours])
     claims = [["the paper says", "ratio there", "LCSC here", *(f"{name}: word" for name in OPTIMIZERS)]]
     for claim in table.claims:
         ratios = {name: points.ratio(claim, name) for name in OPTIMIZERS}
         words = [f"*{verdict(ratio)}*" for ratio in ratios.values()]
-        claims.append([claim.text, f"{claim.paper:.3g}", shown(ratios[PAPERS]), *words])
+        claims.append([claim.text, f"{claim.paper:.3g}", _shown(ratios[PAPERS]), *words])
     lines = [f"## {table.title}", "", f"{table.note} `lcsc run paper/{table.study}`", ""]
     lines += [*markdown(rows), "", *markdown(claims), ""]
     return [*lines, *judges(table, points), *fewest(table, points), *speed_ups(table, points)]
@@ -104,7 +105,7 @@ def judges(table: Table, points: Points) -> list[str]:
     rows = [["setting", "higher is better", "paper's, to EMA", *(f"{name}, to EMA*" for name in OPTIMIZERS)]]
     for setting in table.settings:
         for metric, (lcsc, ema) in setting.judges.items():
-            ours = [shown(judged(points.at(setting.where, name), metric)) for name in OPTIMIZERS]
+            ours = [_shown(judged(points.at(setting.where, name), metric)) for name in OPTIMIZERS]
             rows.append([setting.label, NAMES[metric], f"{lcsc / ema:.3g}", *ours])
     return [*markdown(rows), ""] if len(rows) > 1 else []
 
@@ -125,3 +126,7 @@ def fewest(table: Table, points: Points) -> list[str]:
         f"Lowest {key.upper()} that is not told to be worse than EMA* at {points.value({key: 0}, key)}, and its ratio:"
     )
     return [title, "", *lines, ""] if lines else []
+
+
+def _shown(ratio: Ratio | None) -> str:
+    return "–" if ratio is None else str(ratio)
