@@ -49,6 +49,15 @@ def write_csv(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -
     return path
 
 
+def read_csv(name: str) -> list[list[str]]:
+    """The rows of ``results/NAME.csv``, without its header; none if it does not exist."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.reader(line for line in file if not line.startswith("#")))[1:]
+
+
 def write_json(name: str, content: Mapping[str, Any]) -> Path:
     """Write ``results/NAME.json``: the machine and the content."""
     RESULTS.mkdir(exist_ok=True)

@@ -11,7 +11,6 @@ already in ``results/fidelity.csv`` are not measured again.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, machine, write_csv
+from common import machine, read_csv, write_csv
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec
@@ -181,12 +180,10 @@ class Judges:
 
 def read() -> Known:
     """The results that exist already."""
-    path = RESULTS / "fidelity.csv"
-    if not path.exists():
-        return {}
-    with path.open() as file:
-        rows = list(csv.reader(line for line in file if not line.startswith("#")))[1:]
-    return {(name, int(seed), int(images)): tuple(map(float, values)) for name, seed, images, *values in rows}
+    return {
+        (name, int(seed), int(images)): tuple(map(float, values))
+        for name, seed, images, *values in read_csv("fidelity")
+    }
 
 
 def write(known: Known) -> None:

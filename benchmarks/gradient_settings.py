@@ -11,7 +11,6 @@ seed decides the noise: all searches of one seed begin with the same noise. Ever
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import math
 import statistics
@@ -21,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, write_csv
+from common import machine, read_csv, write_csv
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
@@ -94,12 +93,10 @@ def main() -> None:
 
 def read() -> dict[tuple[str, int], Result]:
     """The results that exist already."""
-    path = RESULTS / "gradient_settings.csv"
-    if not path.exists():
-        return {}
-    with path.open() as file:
-        rows = list(csv.reader(line for line in file if not line.startswith("#")))[1:]
-    return {(name, int(seed)): tuple(float(value or "nan") for value in values) for name, seed, *values in rows}
+    return {
+        (name, int(seed)): tuple(float(value or "nan") for value in values)
+        for name, seed, *values in read_csv("gradient_settings")
+    }
 
 
 def write(known: Mapping[tuple[str, int], Result]) -> Path:

@@ -10,13 +10,12 @@ seed. "EMA*, w" is EMA* without a search, with the best of some w on the search'
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, machine, write_csv
+from common import machine, read_csv, write_csv
 from fidelity import HEADER, REPORTED, Judges, answer_of, best_ema, objective_of
 from refine import TRAINING
 from torch import Tensor
@@ -101,12 +100,10 @@ def main() -> None:
 
 def read() -> Known:
     """The results that exist already."""
-    path = RESULTS / "neon.csv"
-    if not path.exists():
-        return {}
-    with path.open() as file:
-        rows = list(csv.reader(line for line in file if not line.startswith("#")))[1:]
-    return {(way, row, int(seed), int(images)): tuple(map(float, rest)) for way, row, seed, images, *rest in rows}
+    return {
+        (way, row, int(seed), int(images)): tuple(map(float, rest))
+        for way, row, seed, images, *rest in read_csv("neon")
+    }
 
 
 def table(known: Known) -> str:

@@ -13,14 +13,13 @@ precision``. A model that was found with one step of sampling is judged in two s
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, machine, write_csv
+from common import machine, read_csv, write_csv
 from fidelity import HEADER, REPORTED, Judges, answer_of, best_ema, cell, objective_of
 from safetensors.torch import load_file
 
@@ -133,12 +132,7 @@ def main() -> None:
 
 def read() -> Known:
     """The results that exist already."""
-    path = RESULTS / "refine.csv"
-    if not path.exists():
-        return {}
-    with path.open() as file:
-        rows = list(csv.reader(line for line in file if not line.startswith("#")))[1:]
-    return {(name, *map(int, row[:3])): tuple(map(float, row[3:])) for name, *row in rows}  # type: ignore[misc]
+    return {(name, *map(int, row[:3])): tuple(map(float, row[3:])) for name, *row in read_csv("refine")}  # type: ignore[misc]
 
 
 def table(known: Known) -> str:

@@ -28,7 +28,7 @@ from stress_search import Clean, Found, Work, search
 from stress_training import endings, rewound_training
 from stress_workers import coordinator_of_workers_killed, workers_killed
 
-sys.path.append(str(Path(__file__).parents[1]))  # of a script's own folder only Python knows
+sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
 
 from tests.database_servers import find_binaries, postgresql
 
