@@ -15,8 +15,7 @@ import numpy as np
 from stress_search import STEPS, Child, Clean, Found, NewDatabase, Work, digest, rows, search
 
 from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
 WORKERS = 4
 DEADLY = 16  # about one candidate of so many kills its worker, at its first attempt

@@ -41,8 +41,7 @@ from lcsc_opt.evaluation import (
     SpreadEvaluator,
     WorkerPool,
 )
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search, most_in_flight

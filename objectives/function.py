@@ -16,8 +16,7 @@ from typing import Any
 
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
 
 class Settings(FrozenModel):

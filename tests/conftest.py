@@ -24,8 +24,7 @@ import sqlalchemy as sa
 
 from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.evaluation.processes import cores
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests import database_servers, migrations, processes
 
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared

@@ -33,11 +33,11 @@ def init(
 
     if out.exists() and not overwrite:
         raise StudySpecError(f"{out}: exists already; give another name with -o, or --overwrite")
-    made = draft(checkpoints, reference=reference, ask=_ask)
-    write_atomically(out, made.text.encode(), error=StudySpecError)
-    say(f"{out}: {made.found}")
-    if made.missing:
-        say(f"to be filled in: {', '.join(made.missing)}; then: lcsc run {out} --dry-run")
+    text, found, missing = draft(checkpoints, reference=reference, ask=_ask)
+    write_atomically(out, text.encode(), error=StudySpecError)
+    say(f"{out}: {found}")
+    if missing:
+        say(f"to be filled in: {', '.join(missing)}; then: lcsc run {out} --dry-run")
     else:
         say(f"next: lcsc run {out}")
 

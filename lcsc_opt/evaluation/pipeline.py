@@ -13,7 +13,7 @@ from typing import Any
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked, evaluate_safely
-from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told, stop_with
+from lcsc_opt.objective.contract import Objective, StagedObjective, stop_flag, stop_if_told
 
 
 class Pipeline:
@@ -85,6 +85,6 @@ def _torch_threads() -> int | None:
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:
     """Limit torch's threads in a new thread: some of its libraries would take all cores there."""
-    stop_with(stop)
+    stop_flag.set(stop)
     if torch_threads is not None:
         sys.modules["torch"].set_num_threads(torch_threads)

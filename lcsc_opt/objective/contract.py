@@ -1,30 +1,30 @@
-"""The contract of objectives."""
+"""The contract of objectives, and any Python callable over coefficients as one."""
 
 from __future__ import annotations
 
 import abc
-import contextlib
 import contextvars
 import dataclasses
 import threading
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
     from torch import Tensor
 
     from lcsc_opt.sampling import Sampler
 
-_stop: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop", default=None)
+stop_flag: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop_flag", default=None)
+"""Once the event is set, evaluations in this thread end at their next :func:`stop_if_told`."""
 
 
 class Mergeable(Protocol):
@@ -214,40 +214,87 @@ class StagedObjective(Objective):
         return dataclasses.replace(evaluation, cost=cost, gradient=slope)
 
 
-class Stopwatch:
-    """Wall-clock seconds of the stages of an evaluation: ``merge``, ``sample``, ``features``, ``metric``."""
-
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(("merge", "sample", "features", "metric"), 0.0)
-
-    @contextlib.contextmanager
-    def timing(self, part: str) -> Iterator[None]:
-        """Count the time while this is open for that part."""
-        start = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - start
-
-    def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
-        """The seconds of all parts."""
-        parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
-        return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)
-
-
-class Stopped(BaseException):
-    """Ends an evaluation that nobody waits for any more, as KeyboardInterrupt does in the main thread."""
-
-
-def stop_with(flag: threading.Event) -> None:
-    """From now on, setting ``flag`` stops the evaluation in this thread."""
-    _stop.set(flag)
-
-
 def stop_if_told() -> None:
     """Stop here, between two batches, if nobody waits for this evaluation any more.
 
     Raises:
-        Stopped: nobody waits for it.
+        KeyboardInterrupt: nobody waits for it.
     """
-    flag = _stop.get()
+    flag = stop_flag.get()
     if flag is not None and flag.is_set():
-        raise Stopped
+        raise KeyboardInterrupt
+
+
+class CoefficientFunction(Objective):
+    """Any Python callable over coefficients as an objective.
+
+    Args:
+        function: ``[K]`` float64 → float, lower is better.
+        steps: ``[K]`` training steps.
+        name: its name in the study's fingerprint.
+        gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that need one.
+        held_out: ``[K]`` float64 → float, lower is better: the final loss of the answer, on data that the search does
+            not see. The answer is still chosen by ``function``.
+        held_out_name: the name of ``held_out`` in the study's fingerprint.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Coefficients], float],
+        steps: Sequence[int],
+        *,
+        name: str,
+        gradient: Callable[[Coefficients], npt.ArrayLike] | None = None,
+        held_out: Callable[[Coefficients], float] | None = None,
+        held_out_name: str | None = None,
+    ) -> None:
+        self._function, self._steps, self._name = function, check_steps(steps), name
+        self._gradient, self._held_out, self._held_out_name = gradient, held_out, held_out_name
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps."""
+        return self._steps
+
+    def why_no_gradient(self) -> str | None:
+        """``None`` if a gradient was given."""
+        return f"no gradient of {self._name} was given" if self._gradient is None else None
+
+    def why_nothing_held_out(self) -> str | None:
+        """``None`` if a held-out function was given."""
+        return f"no held_out function was given with {self._name}" if self._held_out is None else None
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        """Call the function, and its gradient if wanted, on copies of the coefficients.
+
+        The final loss of the answer is that of ``held_out``; else the function has no noise.
+
+        Raises:
+            ObjectiveError: the function does not give a number, the gradient does not give K numbers, or a held-out
+                loss is wanted and there is no held-out function.
+        """
+        function, coefficients = self._function, candidate.coefficients
+        if candidate.noise.group == HELD_OUT.group:
+            if self._held_out is None:
+                raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
+            if candidate.noise.seed != HELD_OUT.seed:
+                raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
+            function = self._held_out
+        value: Any = function(coefficients.copy())
+        try:
+            loss = float(value.detach() if hasattr(value, "detach") else value)
+        except (TypeError, ValueError) as error:
+            raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error
+        if not gradient:
+            return Evaluation(loss)
+        if self._gradient is None:
+            raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
+        slope = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
+        if slope.shape != coefficients.shape:
+            raise ObjectiveError(f"the gradient has the shape {list(slope.shape)}, expected {list(coefficients.shape)}")
+        return Evaluation(loss, gradient=slope)
+
+    def describe(self) -> dict[str, Any]:
+        """The callables' names and the steps."""
+        held_out = {} if self._held_out is None else {"held_out": self._held_out_name}
+        return {"callable": self._name, "steps": list(self._steps), **held_out}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
@@ -59,21 +58,50 @@ class OneModel:
 
 
 class WeightGradient:
-    """The gradient in each leaf, summed over batches.
+    """The gradient of one candidate's images in each weight that they depend on, summed over batches.
 
-    Nothing is written to the leaves' ``.grad``. The gradient in the images is first scaled by a power of two, so that
-    half types do not round small numbers to zero. In wider types that changes no bit.
+    Nothing is written to the weights' ``.grad``. The gradient in the images is first scaled by a power of two, so that
+    half types do not round small numbers to zero. In wider types that changes no bit. Between the two passes of a
+    gradient it can keep the graph of the last batch, so that this is sampled once.
 
     Args:
-        leaves: name → weight that the images depend on.
+        differentiable: makes the weights require gradients until it is closed, and gives them: name → leaf.
 
     Attributes:
         sums: name → gradient, of the leaf's shape. Leaves that no image depends on are missing.
+        first: index of the kept batch's first image.
+        images: the kept batch, ``[n, C, H, W]``, with the graph back to the weights.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor]) -> None:
-        self._leaves = dict(leaves)
+    first: int
+    images: Tensor
+
+    def __init__(self, differentiable: contextlib.AbstractContextManager[Mapping[str, Tensor]]) -> None:
+        self._open = contextlib.ExitStack()
+        self._leaves = dict(self._open.enter_context(differentiable))
         self.sums: dict[str, Tensor] = {}
+
+    def close(self) -> None:
+        """Make the weights ordinary tensors again."""
+        self._open.close()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """While this is open, any error closes the weights.
+
+        Raises:
+            ObjectiveError: the graph does not fit into the device's memory.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise ObjectiveError(
+                    "a gradient takes more memory than the device has: set gradient_batch_size, and lower it until it "
+                    "fits"
+                ) from error
+            raise
 
     def add(self, images: Tensor, gradient: Tensor) -> None:
         """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from ``gradient``, of the same shape.
@@ -100,55 +128,31 @@ class WeightGradient:
                 wide = torch.promote_types(part.dtype, torch.float32)
                 self.sums[name] = part.to(wide) * 2.0**exponent
 
+    def keep(
+        self, candidate: Candidate, part: tuple[int, int], images: Tensor, leaf: Tensor, features: Mapping[str, Tensor]
+    ) -> None:
+        """Keep the last batch of the images ``part`` of a candidate.
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class KeptGraph:
-    """The last batch of a candidate's images, kept between the two passes of a gradient, so that it is sampled once.
+        Args:
+            candidate: whose images they are.
+            part: ``(first, last)``.
+            images: ``[n, C, H, W]``, with the graph back to the weights.
+            leaf: the same images as a leaf, where the features' graph begins.
+            features: extractor's name → features ``[n, D]`` with that graph.
+        """
+        self.first, self.images = part[1] - len(images), images
+        self._kept = candidate, part, leaf, features
 
-    Attributes:
-        candidate: the candidate of these images.
-        part: ``(first, last)``, the part of the images that ends with this batch.
-        first: index of the batch's first image.
-        images: ``[n, C, H, W]``, with the graph back to the weights.
-        leaf: the same images as a leaf, where the features' graph begins.
-        features: extractor's name → features ``[n, D]`` with that graph.
-        total: the gradient in the weights, summed over all batches so far.
-        open: closing it makes the weights ordinary tensors again.
-    """
-
-    candidate: Candidate
-    part: tuple[int, int]
-    first: int
-    images: Tensor
-    leaf: Tensor
-    features: Mapping[str, Tensor]
-    total: WeightGradient
-    open: contextlib.ExitStack
-
-    def is_of(self, candidate: Candidate, first: int, last: int) -> bool:
-        """Whether this is the last batch of that part of that candidate, which may be a copy from another process."""
-        own = self.candidate
-        same_way = (own.images, own.noise, self.part) == (candidate.images, candidate.noise, (first, last))
+    def keeps(self, candidate: Candidate, first: int, last: int) -> bool:
+        """Whether it kept the last batch of that part of that candidate, maybe a copy from another process."""
+        own, part, *_ = self._kept
+        same_way = (own.images, own.noise, part) == (candidate.images, candidate.noise, (first, last))
         return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()
 
     def image_gradient(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """The gradient in the images ``[n, C, H, W]`` from the gradients in the features, ``[n, D]`` each."""
-        features = [self.features[name] for name in rows]
+        """The gradient in the kept images ``[n, C, H, W]`` from the gradients in the features, ``[n, D]`` each."""
+        *_, leaf, kept = self._kept
+        features = [kept[name] for name in rows]
         wanted = [part.to(known) for part, known in zip(rows.values(), features, strict=True)]
-        [gradient] = torch.autograd.grad(features, self.leaf, wanted)
+        [gradient] = torch.autograd.grad(features, leaf, wanted)
         return gradient
-
-
-@contextlib.contextmanager
-def says_out_of_memory() -> Iterator[None]:
-    """While this is open, an error for lack of memory says which setting helps.
-
-    Raises:
-        ObjectiveError: the graph does not fit into the device's memory.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ObjectiveError(
-            "a gradient takes more memory than the device has: set gradient_batch_size, and lower it until it fits"
-        ) from error

@@ -73,13 +73,6 @@ def check_objective(
     return _code(path, spec.settings), why_no_gradient
 
 
-def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:
-    """Whether the objective's file takes part in :func:`check_objective`."""
-    with _loading(beside, None):
-        kind = getattr(load_file(find("objectives", spec.file, beside=beside)), "Settings", None)
-    return hasattr(kind, "check")
-
-
 @contextlib.contextmanager
 def _loading(beside: Path | None, checkpoints: KnownCheckpoints | None) -> Iterator[None]:
     for folder in (beside, Path()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +21,8 @@ from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics, ImageState
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.contract import Mergeable, StagedObjective, Stopwatch, stop_if_told
-from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
+from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
+from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
@@ -33,21 +33,11 @@ DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
 """Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
 
+Merged = tuple[dict[str, Tensor], Cost]
+"""The merged weights of one candidate, name → tensor, until they are in the model; and what merging took."""
 
-@dataclasses.dataclass(eq=False)
-class Merged:
-    """The merged weights of one candidate, name → tensor, until they are in the model; and what merging took."""
-
-    weights: dict[str, Tensor]
-    cost: Cost
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sampled:
-    """What the images of a part gave, which can be pickled; and what they cost, merging included."""
-
-    state: ImageState
-    cost: Cost
+Sampled = tuple[ImageState, Cost]
+"""What the images of a part gave, which can be pickled; and what they cost, merging included."""
 
 
 class MergeSampleScore(StagedObjective):
@@ -104,7 +94,7 @@ class MergeSampleScore(StagedObjective):
         self.overlaps = self.device.type != "cpu"  # on a CPU, merging and metrics take the same cores as sampling
         self._batch_norm = batch_norm
         self._moved: tuple[Mergeable, Mergeable] | None = None
-        self._kept: KeptGraph | None = None
+        self._kept: WeightGradient | None = None
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -158,10 +148,10 @@ class MergeSampleScore(StagedObjective):
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
-        watch = Stopwatch()
+        watch = _Stopwatch()
         with watch.timing("merge"):
             weights = self._source.merge(candidate.coefficients)
-        return Merged(weights, watch.cost())
+        return weights, watch.cost()
 
     def sample(
         self, candidate: Candidate, prepared: Merged, first: int, last: int, *, gradient: bool = False
@@ -175,17 +165,17 @@ class MergeSampleScore(StagedObjective):
             MetricError: its features are not.
         """
         self.know_constraint()
-        watch = Stopwatch()
+        watch = _Stopwatch()
+        weights, merging = prepared
         with watch.timing("merge"):
-            weights, prepared.weights = prepared.weights, {}
             self._load(weights)
-            del weights
+            weights.clear()
         while (metrics := self._sampled(candidate, first, last, gradient, watch)) is None:
             pass
         with watch.timing("features"):
             state = metrics.state
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
-        return Sampled(state, prepared.cost + cost)
+        return state, merging + cost
 
     def know_constraint(self) -> None:
         """Evaluate EMA*, the best of the window's EMA rates, once, if a setting keeps a metric at EMA*'s value.
@@ -198,13 +188,13 @@ class MergeSampleScore(StagedObjective):
         for rate in window_ema_rates(self.steps):
             self._load(self._source.merge(ema_coefficients(self.steps, rate)))
             metrics = self.scores.image_metrics(self._images)
-            self._update(metrics, SEARCH, 0, self._images, Stopwatch())
+            self._update(metrics, SEARCH, 0, self._images, _Stopwatch())
             with self._metric_threads():
                 found.append(metrics.constraint())
         self.scores.constraint = min(found, key=lambda one: one.loss)
 
     def _sampled(
-        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
+        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: _Stopwatch
     ) -> ImageMetrics | None:
         """The metrics of these images. ``None`` if a batch did not fit; the next one will be smaller."""
         held_out = candidate.noise.group == HELD_OUT.group
@@ -233,20 +223,20 @@ class MergeSampleScore(StagedObjective):
             MetricError: the features cannot be scored.
         """
         self.know_constraint()
-        watch = Stopwatch()
+        watch = _Stopwatch()
         held_out = candidate.noise.group == HELD_OUT.group
         back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
             whole = self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
-            for part in parts:
-                whole.merge(part.state)
+            for state, _ in parts:
+                whole.merge(state)
             if gradient:
-                ends = np.cumsum([part.cost.images for part in parts])[:-1]
+                ends = np.cumsum([cost.images for _, cost in parts])[:-1]
                 rows = {name: np.split(all_, ends) for name, all_ in whole.gradients(candidate.keep_weight).items()}
                 back = [{name: split[i] for name, split in rows.items()} for i in range(len(parts))]
             loss, metrics = whole.compute()
             violation = whole.violation()
-        cost = Cost.of_parts([part.cost for part in parts]) + watch.cost()
+        cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
         return Evaluation(loss, metrics, cost, violation=violation), back
 
     @torch.inference_mode(mode=False)
@@ -260,28 +250,28 @@ class MergeSampleScore(StagedObjective):
         Raises:
             NotFiniteError: the gradient is not finite.
         """
-        watch, sampler = Stopwatch(), self.sampler
+        watch, sampler = _Stopwatch(), self.sampler
         assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
 
         def rows(start: int, stop: int) -> dict[str, Tensor]:
             return {name: torch.from_numpy(part[start - first : stop - first]) for name, part in back.items()}
 
-        with contextlib.ExitStack() as stack, says_out_of_memory():
+        kept = self._kept is not None and self._kept.keeps(candidate, first, last)
+        if self._kept is None or not kept:
+            with watch.timing("merge"):
+                self._load(self._source.merge(candidate.coefficients))
+            self._kept = WeightGradient(sampler.weights.differentiable(self._source.varying))
+        total = self._kept
+        end = total.first if kept else self._last_batch(first, last)
+        batches = [*([] if kept else [(end, last)]), *_ranges(first, end, self._gradient_batch_size)]
+        with contextlib.ExitStack() as stack:
             stack.callback(self._forget_graph)
-            kept = self._kept if self._kept is not None and self._kept.is_of(candidate, first, last) else None
-            end = self._last_batch(first, last) if kept is None else kept.first
-            batches = [*_ranges(first, end, self._gradient_batch_size)]
-            if kept is None:
-                with watch.timing("merge"):
-                    self._load(self._source.merge(candidate.coefficients))
-                total = WeightGradient(stack.enter_context(sampler.weights.differentiable(self._source.varying)))
-                batches.insert(0, (end, last))  # first, as with a kept graph
-            else:
-                total = kept.total
+            stack.enter_context(total.working())
+            if kept:
                 with watch.timing("features"):
-                    gradient = kept.image_gradient(rows(end, last))
+                    gradient = total.image_gradient(rows(end, last))
                 with watch.timing("sample"):
-                    total.add(kept.images, gradient)
+                    total.add(total.images, gradient)
             for start, stop in batches:
                 stop_if_told()
                 with watch.timing("sample"):
@@ -343,7 +333,7 @@ class MergeSampleScore(StagedObjective):
         if self._batch_norm is not None:
             self._batch_norm.estimate()
 
-    def _update(self, metrics: ImageMetrics, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
+    def _update(self, metrics: ImageMetrics, noise: Noise, first: int, last: int, watch: _Stopwatch) -> None:
         for start, stop in _ranges(first, last, self._batch_size):
             stop_if_told()
             with watch.timing("sample"):
@@ -354,19 +344,19 @@ class MergeSampleScore(StagedObjective):
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def _keep_graph(
-        self, metrics: ImageMetrics, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
+        self, metrics: ImageMetrics, candidate: Candidate, part: tuple[int, int], first: int, watch: _Stopwatch
     ) -> None:
         """Take the features of the last batch, and keep its graph until :meth:`slope`."""
         assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
-        with contextlib.ExitStack() as stack, says_out_of_memory():
-            leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
+        total = WeightGradient(self.sampler.weights.differentiable(self._source.varying))
+        with total.working():
             with watch.timing("sample"):
                 images = self._sample_finite(candidate.noise, first, part[1])
             leaf = images.detach().requires_grad_()
             with watch.timing("features"):
                 features = metrics.update_with_graph(leaf)
-            total = WeightGradient(leaves)
-            self._kept = KeptGraph(candidate, part, first, images, leaf, features, total, stack.pop_all())
+            total.keep(candidate, part, images, leaf, features)
+        self._kept = total
 
     def _last_batch(self, first: int, last: int) -> int:
         """The first image of the last batch, whose graph is kept."""
@@ -374,7 +364,7 @@ class MergeSampleScore(StagedObjective):
 
     def _forget_graph(self) -> None:
         if self._kept is not None:
-            self._kept.open.close()
+            self._kept.close()
             self._kept = None
 
     @torch.no_grad()  # inference mode saves nothing, and a later graph cannot use tensors that networks keep from it
@@ -392,3 +382,22 @@ def _ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
     """``[first, last)`` as ranges of at most ``size`` images."""
     for start in range(first, last, size):
         yield start, min(start + size, last)
+
+
+class _Stopwatch:
+    """Wall-clock seconds of the stages of an evaluation: ``merge``, ``sample``, ``features``, ``metric``."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("merge", "sample", "features", "metric"), 0.0)
+
+    @contextlib.contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Count the time while this is open for that part."""
+        start = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - start
+
+    def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
+        """The seconds of all parts."""
+        parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)

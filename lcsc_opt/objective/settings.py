@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +15,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.from_settings import build_scores, check_scores
 from lcsc_opt.metrics.names import parse_loss
 from lcsc_opt.metrics.scores import LossScale, Scores, why_no_gradient
-from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
+from lcsc_opt.objective.batch_size import AUTO, MeasuredBatchSize
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
@@ -48,41 +46,41 @@ class SelectionSettings(FrozenModel):
         """The settings as a :class:`Selection`."""
         return Selection(**self.model_dump())
 
-    def check(self, steps: Sequence[int]) -> None:
-        """Refuse a selection that leaves fewer than two of these training steps.
 
-        Raises:
-            TrajectoryError: fewer than two are left; the message says which steps there are.
-        """
-        self.selection.choose(steps)
-
-    def of(self, trajectory: Trajectory) -> Trajectory:
-        """A packed trajectory with the selected checkpoints only; with all of them if no setting selects.
-
-        Raises:
-            TrajectoryError: fewer than two are left.
-        """
-        if not self.selection.given:
-            return trajectory
-        steps = trajectory.steps
-        return Trajectory.open(trajectory.path, steps=[steps[i] for i in self.selection.choose(steps)])
-
-
-class ImageObjectiveSettings(FrozenModel):
-    """What a study file may say under ``objective.settings``, besides the settings of the model.
+class ScoreSettings(FrozenModel):
+    """What every objective over images may be told about its loss, its metrics and its checkpoints.
 
     Attributes:
-        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
-        key: which state dict of each file.
-        select: which of them.
-        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
-            to ``float16`` or ``bfloat16``.
+        select: which of the checkpoints are combined.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported with the loss in every evaluation.
         held_out_metrics: reported on noise other than the search's. The default is precision, recall, ``sliced`` and
             ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
             features of the loss where it names no others.
+        noise_seed: of all sampling noise.
+    """
+
+    select: SelectionSettings = SelectionSettings()
+    loss: str | dict[str, float] = "fid"
+    metrics: list[str] = Field(default_factory=list)
+    held_out_metrics: list[str] | None = None
+    keep: str | None = None
+    noise_seed: Annotated[int, Field(ge=0)] = 0
+
+    def why_no_gradient(self) -> str | None:
+        """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
+        return why_no_gradient(parse_loss(self.loss))
+
+
+class ImageObjectiveSettings(ScoreSettings):
+    """What a study file may say under ``objective.settings``, without the settings of the model.
+
+    Attributes:
+        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
+        key: which state dict of each file.
+        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
+            to ``float16`` or ``bfloat16``.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then
             feature spaces of different units count the same.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
@@ -92,7 +90,6 @@ class ImageObjectiveSettings(FrozenModel):
         batch_size: images at once; ``auto`` measures once on each device how many are best.
         gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
             is ``batch_size``, or a quarter of what ``auto`` found.
-        noise_seed: of all sampling noise.
         batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
             samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
             they are estimated again if they differ between checkpoints.
@@ -105,19 +102,13 @@ class ImageObjectiveSettings(FrozenModel):
 
     checkpoints: str | list[str]
     key: str | None = None
-    select: SelectionSettings = SelectionSettings()
     stored: Literal["exact", "float16", "bfloat16"] | None = None
-    loss: str | dict[str, float] = "fid"
-    metrics: list[str] = Field(default_factory=list)
-    held_out_metrics: list[str] | None = None
-    keep: str | None = None
     loss_scale: LossScale | None = None
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
     batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
-    noise_seed: Annotated[int, Field(ge=0)] = 0
     batch_norm: Literal["reestimate", "merge"] | None = None
     device: str = "auto"
     dtype: Dtype = "fp32"
@@ -159,10 +150,6 @@ class ImageObjectiveSettings(FrozenModel):
         where: dict[str, Any] = {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
         check_checkpoints(self._patterns(), selection=self.select.selection, **where)
         check_scores(**self._metrics(), **self._located())
-
-    def why_no_gradient(self) -> str | None:
-        """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
-        return why_no_gradient(parse_loss(self.loss))
 
     def _metrics(self) -> dict[str, Any]:
         return self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep"})
@@ -206,14 +193,13 @@ class ImageObjectiveSettings(FrozenModel):
         last[-1] = 1.0
         sampler.load(trajectory.merge(last))
         scores, device = self.scores(), self.network_settings().torch_device()
-        batch_size, gradient_batch_size = self.batch_size, self.gradient_batch_size
-        smaller: Callable[[int], int] | None = None
-        if batch_size == AUTO:
-            where: dict[str, Any] = {"device": device, "cache": cache_directory()}
-            found = largest_batch(sampler, scores, **where)
-            batch_size = found if found < self.images else self.images
+        gradient_batch_size, measured = self.gradient_batch_size, None
+        if self.batch_size == AUTO:
+            measured = MeasuredBatchSize(sampler, scores, device=device, cache=cache_directory())
+            batch_size = min(measured.largest(), self.images)
             gradient_batch_size = gradient_batch_size or max(batch_size // GRAPH_MEMORY, 1)
-            smaller = functools.partial(smaller_batch, sampler=sampler, scores=scores, **where)
+        else:
+            batch_size = self.batch_size
         return MergeSampleScore(
             trajectory,
             sampler,
@@ -223,7 +209,7 @@ class ImageObjectiveSettings(FrozenModel):
             gradient_batch_size=gradient_batch_size,
             device=device,
             batch_norm=self._batch_norm(sampler, trajectory),
-            smaller_batch=smaller,
+            smaller_batch=None if measured is None else measured.smaller,
         )
 
     def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -17,28 +16,12 @@ from lcsc_opt.metrics.reference.images import is_image
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 
-FLUX = ("double_blocks", "single_blocks", "single_transformer_blocks")  # in names of its layers, and of none in SD
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
 Ask = Callable[[str, str], "str | None"]
 """(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Draft:
-    """The draft of a study file.
-
-    Attributes:
-        text: the text of the file.
-        found: what the folder holds, in one line.
-        missing: settings that only the user knows, by their names in the file.
-    """
-
-    text: str
-    found: str
-    missing: tuple[str, ...]
-
-
-def draft(folder: Path, *, reference: str | None, ask: Ask) -> _Draft:
+def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, list[str]]:
     """Look at checkpoints, and draft a study file for them.
 
     Args:
@@ -46,9 +29,12 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> _Draft:
         reference: the real images; ``None`` if the user has not named them.
         ask: asks the user for what cannot be found out.
 
+    Returns:
+        The text of the file; what the folder holds, in one line; and the settings that only the user knows, by their
+        names in the file.
+
     Raises:
-        TrajectoryError: there are no checkpoints, those of several models, or LoRAs of a model that no objective
-            samples.
+        TrajectoryError: there are no checkpoints, or those of several models.
     """
     steps, names, first = _look(folder)
     kind, settings = _objective(folder, names, first)
@@ -71,7 +57,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> _Draft:
         if lora_flavour(names) is None
         else "  - LCSCQuadratic    # needs only losses; a LoRA in a pipeline has no gradient"
     )
-    return _Draft(_text(folder, kind, lines, found, search), found, tuple(missing))
+    return _text(folder, kind, lines, found, search), found, missing
 
 
 def _look(folder: Path) -> tuple[tuple[int, ...], tuple[str, ...], Path]:
@@ -94,11 +80,6 @@ def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, 
         "sampler": ("{steps: 20}", "the pipeline's own scheduler; {name: lcm, steps: 4} takes another"),
     }
     if lora_flavour(names) is not None:
-        if any(part in name for name in names for part in FLUX):
-            raise TrajectoryError(
-                f"{folder}: LoRAs of FLUX or a model like it, whose pipeline no objective samples; lcsc apply merges "
-                "them, and a function of your own can score what is merged"
-            )
         pipeline = {"pipeline": (None, "the folder of the pipeline that the LoRA is for, or its name at the hub")}
         return "latent_diffusion.py", {**checkpoints, "component": ("lora", "what they are"), **pipeline, **prompts}
     model = _model_near(folder, first)

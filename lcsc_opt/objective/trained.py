@@ -18,17 +18,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, parse_kept, parse_loss, parse_names
-from lcsc_opt.metrics.scores import why_no_gradient
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import Positive, SelectionSettings
+from lcsc_opt.objective.settings import Positive, ScoreSettings
 from lcsc_opt.sampling import (
     ConsistencyFunction,
     ConsistencySampler,
@@ -44,34 +42,25 @@ from lcsc_opt.training.recipes.consistency import ConsistencyRecipe
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 THREADS = 2  # the README's numbers are of weights that two threads trained, on any number of cores
-Seed = Annotated[int, Field(ge=0)]
 
 
-class TrainedSettings(FrozenModel):
+class TrainedSettings(ScoreSettings):
     """Settings of an objective whose model is trained here.
 
     Attributes:
-        loss: as for all objectives over images; so are ``metrics``, ``held_out_metrics`` and ``keep``.
         data: ``half`` trains on half of the images, and keeps the other half for held-out reports.
         images: in an evaluation; with 64 or fewer, the covariance of 64 features has no full rank.
         nfe: model calls an image.
         training_steps: length of the training.
-        select: which of its checkpoints are combined.
     """
 
-    loss: str | dict[str, float] = "fid"
-    metrics: list[str] = Field(default_factory=list)
-    held_out_metrics: list[str] | None = None
-    keep: str | None = None
     data: Literal["all", "half"] = "all"
     images: Annotated[int, Field(ge=65)] = 1000
     batch_size: Positive = 500
     nfe: Annotated[int, Field(ge=1, le=100)] = 1
-    noise_seed: Seed = 0
     training_steps: Annotated[int, Field(ge=2)] = 1000
     checkpoint_every: Positive = 5
-    training_seed: Seed = 0
-    select: SelectionSettings = SelectionSettings()
+    training_seed: Annotated[int, Field(ge=0)] = 0
 
     def check(self) -> None:
         """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training.
@@ -85,11 +74,7 @@ class TrainedSettings(FrozenModel):
         for metric in [*metrics, *([] if self.keep is None else [parse_kept(self.keep, loss)])]:
             if metric.extractor != INCEPTION:
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
-        self.select.check(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
-
-    def why_no_gradient(self) -> str | None:
-        """Why the loss has no gradient, as one clause; ``None`` if it has one."""
-        return why_no_gradient(parse_loss(self.loss))
+        self.select.selection.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
     def trained_on(self, dataset: Bundled) -> Tensor:
         """``[n, C, H, W]``: the images that training and loss may look at."""
@@ -118,8 +103,11 @@ class TrainedSettings(FrozenModel):
             keep=self.keep,
             report_references=for_reports,
         )
-        combined = self.select.of(trajectory)
-        return MergeSampleScore(combined, sampler, scores, images=self.images, batch_size=self.batch_size)
+        steps = trajectory.steps
+        if self.select.selection.given:
+            chosen = self.select.selection.choose(steps)
+            trajectory = Trajectory.open(trajectory.path, steps=[steps[i] for i in chosen])
+        return MergeSampleScore(trajectory, sampler, scores, images=self.images, batch_size=self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,15 +161,12 @@ class SmallModel:
         key = hashlib.sha256(text.encode()).hexdigest()[:16] + ("" if settings.data == "all" else f"-{settings.data}")
         path = cache_directory() / f"{self.name}-{key}.trajectory"
         if not path.exists():
-            if steps < 2 * every:
-                raise TrajectoryError(f"{steps} steps with a checkpoint every {every} leave fewer than two")
-            description = f"training {self.name}"
             with only_process(path, busy=functools.partial(notice, f"{path} is trained by another process: waiting")):
                 if not path.exists():
-                    self._train(settings, path, description)
+                    self._train(settings, path)
         return Trajectory.open(path)
 
-    def _train(self, settings: TrainedSettings, path: Path, description: str) -> None:
+    def _train(self, settings: TrainedSettings, path: Path) -> None:
         """Train, and leave the trajectory; a training that was interrupted begins again."""
         images, network = settings.trained_on(self.dataset), self.network()
         generator = torch.Generator().manual_seed(derive_seed(settings.training_seed, "training"))
@@ -201,5 +186,5 @@ class SmallModel:
                 if step % every == 0:
                     writer.append(step, network)
 
-            descend(loss, optimizer, steps=steps, description=description, after=save)
+            descend(loss, optimizer, steps=steps, description=f"training {self.name}", after=save)
         partial.replace(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudySpecError, StudyStoreError
-from lcsc_opt.base.progress import notice, said_once
+from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -191,19 +191,12 @@ def plans_of(
 def dry_run(to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False) -> list[Estimate]:
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
-    If nothing is refused, a notice says which objectives have no check.
-
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
         _rehearsed(to_run, storage, accept_changes=accept_changes)
-        estimated = estimates(to_run, storage)
-    for plan in {plan.spec.objective.file: plan for plan in to_run}.values():
-        if not loading.checks_settings(plan.spec.objective, beside=plan.directory):
-            name = Path(plan.spec.objective.file).name
-            notice(f"{name}: its settings have no check, so whether what they name is there is not known yet")
-    return estimated
+        return estimates(to_run, storage)
 
 
 def check_plans(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError, TrainingError
-from lcsc_opt.base.files import replacing
+from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.reference.building import DatasetSettings
@@ -50,6 +52,16 @@ class TrainingData:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
+    def write_reference(self, path: Path) -> None:
+        """Write the images as an ``.npz`` that a study file can name.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        content = io.BytesIO()
+        np.savez_compressed(content, arr_0=_as_bytes(self.pixels).permute(0, 2, 3, 1).numpy())
+        write_atomically(path, content.getvalue(), error=TrainingError)
+
 
 def load_images(name: str, *, cache: Path) -> TrainingData:
     """``digits``, ``photographs``, ``cifar10``, or all images of a folder or a zip file.
@@ -73,13 +85,13 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
             images, reference = ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())
         else:
             raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
-        pixels = torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
+        pixels = torch.cat([_as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
     return TrainingData(name, pixels, reference=reference)
 
 
-def as_bytes(images: Tensor) -> Tensor:
+def _as_bytes(images: Tensor) -> Tensor:
     """``[n, C, H, W]`` from [-1, 1] to 0 … 255; bytes stay as they are."""
     return images if images.dtype == torch.uint8 else ((images + 1) * 127.5).round().to(torch.uint8)
 

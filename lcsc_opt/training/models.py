@@ -90,6 +90,34 @@ class Model:
             return _BetaDenoiser(network, config)
         raise TrainingError(f"--teacher: {self.folder.path} is a {self.kind} model; expected a diffusion model")
 
+    @staticmethod
+    def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
+        """Write the configurations of a network and its scheduler that an objective needs, without weights.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        scale = {} if timestep_scale == 1 else {TIMESTEP_SCALE: timestep_scale}
+        configs = {
+            f"{_UNET}/config.json": json.loads(cast("Any", network).to_json_string()),
+            "scheduler/scheduler_config.json": {**scheduler, **scale},
+        }
+        for name, config in configs.items():
+            write_atomically(folder / name, (json.dumps(config, indent=2) + "\n").encode(), error=TrainingError)
+
+    @staticmethod
+    def write_weights(folder: Path, network: nn.Module) -> None:
+        """Write the network into a folder that :meth:`write_config` began.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        try:
+            with replacing(folder / _UNET) as pending:
+                cast("Any", network).save_pretrained(pending, safe_serialization=True)
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
 
 def _kind(scheduler: Mapping[str, Any]) -> Kind | None:
     """How a model was trained, as its scheduler says."""
@@ -101,34 +129,6 @@ def _kind(scheduler: Mapping[str, Any]) -> Kind | None:
     if name.startswith("EDM"):
         return "edm"
     return "ddpm" if predicts in _BETAS and name.endswith("Scheduler") else None
-
-
-def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
-    """Write the configurations of a network and its scheduler that an objective needs, without weights.
-
-    Raises:
-        TrainingError: the disk refuses.
-    """
-    scale = {} if timestep_scale == 1 else {TIMESTEP_SCALE: timestep_scale}
-    configs = {
-        f"{_UNET}/config.json": json.loads(cast("Any", network).to_json_string()),
-        "scheduler/scheduler_config.json": {**scheduler, **scale},
-    }
-    for name, config in configs.items():
-        write_atomically(folder / name, (json.dumps(config, indent=2) + "\n").encode(), error=TrainingError)
-
-
-def write_weights(folder: Path, network: nn.Module) -> None:
-    """Write the network into a folder that :func:`write_config` began.
-
-    Raises:
-        TrainingError: the disk refuses.
-    """
-    try:
-        with replacing(folder / _UNET) as pending:
-            cast("Any", network).save_pretrained(pending, safe_serialization=True)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 class _BetaDenoiser(nn.Module):

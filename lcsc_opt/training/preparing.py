@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -25,14 +23,13 @@ from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training.data import (
     TrainingData,
-    as_bytes,
     encode,
     load_images,
     read_autoencoder,
     small_latent_shape,
     train_autoencoder,
 )
-from lcsc_opt.training.models import Model, write_config, write_weights
+from lcsc_opt.training.models import Model
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
 from lcsc_opt.training.recipes.base import timestep_scale
@@ -93,7 +90,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         trajectory = Trajectory.open(training.out)
         with torch.no_grad():  # an average of the checkpoints: a good teacher or start
             network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
-        write_weights(beside(training.out, ".model"), network.cpu())
+        Model.write_weights(beside(training.out, ".model"), network.cpu())
     return beside(training.out, ".yaml")
 
 
@@ -126,8 +123,8 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         text = json.dumps(_described(training), indent=2) + "\n"
         write_atomically(_description(training), text.encode(), error=TrainingError)
         if data.reference is None:
-            _write_images(data, model / "images.npz")
-        write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, noise_scale))
+            data.write_reference(model / "images.npz")
+        Model.write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, noise_scale))
         study = beside(training.out, ".yaml")
         if not (resume and study.exists()):
             write_atomically(study, _study_text(training, data, decoder).encode(), error=TrainingError)
@@ -245,13 +242,6 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
             f"{option}: {folder.path} is for {list(expected)}, and what is trained on is {list(shape)}; "
             "give images of that size, or another network or autoencoder"
         )
-
-
-def _write_images(data: TrainingData, path: Path) -> None:
-    """The images as an ``.npz`` that a study file can name as its reference."""
-    content = io.BytesIO()
-    np.savez_compressed(content, arr_0=as_bytes(data.pixels).permute(0, 2, 3, 1).numpy())
-    write_atomically(path, content.getvalue(), error=TrainingError)
 
 
 def _study_text(training: Training, data: TrainingData, decoder: Mapping[str, Any] | None) -> str:

@@ -81,7 +81,7 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
     objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=folder)  # type: ignore[arg-type]
     assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
     (folder / "code_objective.py").write_text(
-        "import code_helpers, dataclasses\nfrom lcsc_opt.objective.function import CoefficientFunction\n\n"
+        "import code_helpers, dataclasses\nfrom lcsc_opt.objective.contract import CoefficientFunction\n\n"
         "@dataclasses.dataclass(frozen=True)\nclass Frozen(CoefficientFunction):\n    size: int = 1\n"
         "    steps = (1, 2)\n    def describe(self):\n        return {}\n\n"
         "def build(settings):\n    return Frozen()\n"

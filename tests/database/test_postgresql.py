@@ -20,8 +20,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.urls import masked
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
 from tests.search.test_runner import open_study, run, trials_of
 

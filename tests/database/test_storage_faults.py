@@ -22,8 +22,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import connection
 from lcsc_opt.database.connection import in_database, is_transient, open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.processes import lcsc_process
 from tests.search.test_runner import open_study, run, trials_of
 

@@ -23,8 +23,7 @@ from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.exports.merging import export, rebuild
 from lcsc_opt.exports.writing import Destination
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 STEPS = (1, 2, 3)

@@ -31,7 +31,7 @@ BUILD = """
 def build(settings):
     from pathlib import Path
     from lcsc_opt.base.progress import progress
-    from lcsc_opt.objective.function import CoefficientFunction
+    from lcsc_opt.objective.contract import CoefficientFunction
 
     if not Path("runs/trained").exists():
         with progress("training", 9):
@@ -47,15 +47,6 @@ def test_an_objective_checks_its_settings(workplace: Path, capsys: pytest.Captur
     Path("runs").mkdir()
     check_objective(ObjectiveSpec(file="checked_settings.py", settings={"checkpoints": "runs"}))
     assert capsys.readouterr().err == ""
-
-
-def test_a_dry_run_names_an_objective_without_a_check(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("checked_settings.py").write_text(CHECKED + BUILD)
-    Path("unchecked_settings.py").write_text(CHECKED[: CHECKED.index("    def")] + BUILD)
-    Path("runs").mkdir()
-    no_check = "its settings have no check, so whether what they name is there is not known yet"
-    assert f"lcsc: unchecked_settings.py: {no_check}\n" in dry_run("unchecked_settings.py", capsys)
-    assert no_check not in dry_run("checked_settings.py", capsys)
 
 
 TIMED = """
@@ -106,11 +97,3 @@ def test_a_dry_run_estimates_the_run(workplace: Path) -> None:
     assert left() == pytest.approx(1.2, abs=1e-6)  # stored seconds are as they were told
     assert lcsc(["run", "timed.yaml", "budget.images=1000", "held_out={images: 200, top: 2}"]) == 0
     assert left() == 0
-
-
-def dry_run(objective: str, capsys: pytest.CaptureFixture[str]) -> str:
-    settings = {"file": objective, "settings": {"checkpoints": "runs"}}
-    study = {"name": "checks", "objective": settings, "optimizers": ["LCSC"], "budget": {"evaluations": 9}}
-    Path("checks.yaml").write_text(yaml.safe_dump(study))
-    assert lcsc(["run", "checks.yaml", "--dry-run"]) == 0
-    return capsys.readouterr().err

@@ -90,13 +90,6 @@ def test_a_candidate_chooses_how_many_images_and_which_noise(trajectory: Traject
     assert len({few.loss, other.loss, objective(EMA)}) == 3
 
 
-def test_the_cost_is_split_into_parts(trajectory: Trajectory) -> None:
-    cost = build(trajectory).evaluate(Candidate(EMA)).cost
-    parts = [cost.merge_seconds, cost.sample_seconds, cost.features_seconds, cost.metric_seconds]
-    assert all(part > 0 for part in parts)
-    assert sum(parts) <= cost.seconds
-
-
 def test_samples_that_are_not_finite_fail_the_evaluation(trajectory: Trajectory) -> None:
     objective = build(trajectory)
     objective.sampler.sample = lambda noise, start, stop: torch.full((stop - start, 1, 4, 4), torch.nan)  # type: ignore[method-assign]
@@ -104,28 +97,11 @@ def test_samples_that_are_not_finite_fail_the_evaluation(trajectory: Trajectory)
         objective.evaluate(Candidate(EMA))
 
 
-def test_too_few_images_for_the_features_are_said(trajectory: Trajectory, capsys: pytest.CaptureFixture[str]) -> None:
-    build(trajectory, images=40)
-    assert capsys.readouterr().err == ""
-    build(trajectory, images=10)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "10 images" in line
-    assert "16 features" in line
-
-
 def test_what_decides_results_is_described(trajectory: Trajectory) -> None:
     described = build(trajectory).describe()
     assert described["trajectory"] == trajectory.sha256
     assert described["scores"]["extractors"]["inception"]["name"] == "pixels"
     assert described != build(trajectory, images=41).describe()
-
-
-def test_images_and_features_for_pictures(trajectory: Trajectory) -> None:
-    objective = build(trajectory)
-    images = objective.images(EMA, HELD_OUT, 11)
-    assert images.shape == (11, 1, 4, 4)
-    assert images.abs().max() <= 1
-    assert objective.features(images).shape == (11, 16)
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(trajectory: Trajectory) -> None:

@@ -19,7 +19,7 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation import Pipeline
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.objective.contract import Stopped, stop_if_told
+from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.merge_sample_score import Merged, MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -166,7 +166,7 @@ def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSam
 
     def remembered(candidate: Candidate) -> Merged:
         merged = prepare(candidate)
-        alive.extend(weakref.ref(tensor) for tensor in merged.weights.values())
+        alive.extend(weakref.ref(tensor) for tensor in merged[0].values())
         return merged
 
     def sampled(noise: Noise, start: int, stop: int) -> Tensor:
@@ -177,19 +177,6 @@ def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSam
     objective.prepare = remembered  # type: ignore[method-assign]
     objective.sampler.sample = sampled  # type: ignore[method-assign]
     objective.evaluate(candidate)
-
-
-def test_weights_need_no_gradient_once_a_kept_graph_is_dropped(objective: MergeSampleScore) -> None:
-    candidate = Candidate(EMA)
-    parameters = list(objective.sampler.network.parameters())  # type: ignore[attr-defined]
-    before = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
-    assert all(parameter.requires_grad for parameter in parameters)
-    objective.evaluate(Candidate(OTHER))
-    assert not any(parameter.requires_grad for parameter in parameters)
-    assert any(before)
 
 
 def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -228,7 +215,7 @@ def test_closing_a_pipeline_stops_between_two_batches(
         sampled.append(start)
         if len(sampled) == closed_at and not reached.is_set():
             reached.set()
-            with contextlib.suppress(Stopped):
+            with contextlib.suppress(KeyboardInterrupt):
                 wait_until(stop_if_told)  # which raises once the pipeline is being closed
         return sample(noise, start, stop)
 
@@ -237,8 +224,21 @@ def test_closing_a_pipeline_stops_between_two_batches(
     future = pipeline.submit(Candidate(EMA), gradient=gradient)
     assert reached.wait(timeout=60)
     pipeline.close()
-    assert isinstance(future.exception(), Stopped)
+    assert isinstance(future.exception(), KeyboardInterrupt)
     assert len(sampled) == closed_at
     sampled.clear()
     objective.evaluate(Candidate(EMA), gradient=gradient)  # it was that pipeline's evaluation, not the objective
     assert len(sampled) == batches
+
+
+def test_weights_need_no_gradient_once_a_kept_graph_is_dropped(objective: MergeSampleScore) -> None:
+    candidate = Candidate(EMA)
+    parameters = list(objective.sampler.network.parameters())  # type: ignore[attr-defined]
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
+    assert all(parameter.requires_grad for parameter in parameters)
+    objective.evaluate(Candidate(OTHER))
+    assert not any(parameter.requires_grad for parameter in parameters)
+    assert any(before)

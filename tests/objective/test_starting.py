@@ -78,14 +78,6 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'reference: "FILL IN: a folder of real images' in text
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "empty"])
-def test_without_checkpoints_there_is_no_study(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("empty").mkdir()
-    assert lcsc(["init", folder]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not Path("study.yaml").exists()
-
-
 def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     Path("loras").mkdir()
     factors = {f"unet.mid.attn.to_q.lora_{part}.weight": torch.ones(2, 2) for part in ("A", "B")}
@@ -97,22 +89,3 @@ def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     assert "component: lora" in text
     assert text.count("FILL IN") == 3
     assert "- LCSCQuadratic" in text, "it has no gradient"
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        [
-            "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight",
-            "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight",
-        ],
-        [f"transformer.single_transformer_blocks.3.proj_mlp.lora_{part}.weight" for part in ("A", "B")],
-    ],
-)
-def test_a_lora_of_flux_gets_no_study_that_could_not_run(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    Path("loras").mkdir()
-    for step in (1, 2):
-        save_file({name: torch.ones(2, 2) for name in names}, Path("loras") / f"flux-{step}.safetensors")
-    assert lcsc(["init", "loras"]) == 2
-    assert "loras: LoRAs of FLUX or a model like it" in capsys.readouterr().err
-    assert not Path("study.yaml").exists()

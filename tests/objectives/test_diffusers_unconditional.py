@@ -82,16 +82,6 @@ def test_a_consistency_model_with_classes_and_guidance(folder: Path) -> None:
     check(objective)
 
 
-def test_a_model_without_a_scheduler_says_what_it_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(folder)
-    model = "out/checkpoint-100"
-    build(FILE, folder, checkpoints="out", model=model, sampler={"name": "ddim", "steps": 3})
-    assert "has no scheduler_config.json" in capsys.readouterr().err
-    sampler = {"name": "ddim", "steps": 3, "scheduler": {"prediction_type": "sample"}}
-    build(FILE, folder, checkpoints="out", model=model, sampler=sampler)
-    assert "has no scheduler_config.json" not in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

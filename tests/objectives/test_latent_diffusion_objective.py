@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
@@ -135,10 +135,6 @@ def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path)
     assert (expected - own_images(place, built)).abs().max() > 0.01
 
 
-def test_another_alpha_is_another_objective(place: Path) -> None:
-    assert objective(place, lora_alpha=1.0).describe() != objective(place).describe()
-
-
 def test_the_checkpoints_of_a_unet_are_searched(place: Path) -> None:
     built = objective(place, component=None, checkpoints="whole", sampler={"steps": 2}, guidance_scale=3.0)
     assert built.sampler.nfe == 4
@@ -165,15 +161,3 @@ def test_settings_that_do_not_fit_are_one_line(
     with pytest.raises(kind, match=said) as caught:
         objective(place, **changes)(COEFFICIENTS)
     assert "\n" not in str(caught.value)
-
-
-def test_an_alpha_that_nothing_tells_is_said_to_be_the_rank(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for step in STEPS:
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        weights = load_file(place / "lora" / f"checkpoint-{step}" / "pytorch_lora_weights.safetensors")
-        save_file(weights, folder / "pytorch_lora_weights.safetensors")  # without what stands in the header
-    objective(place, checkpoints=str(tmp_path / "checkpoint-*" / "*.safetensors"))
-    assert "the LoRA's alpha is taken to be its rank" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def test_a_copy_of_the_template_searches_its_model(folder: Path) -> None:
 
 
 def test_a_batch_that_was_found_is_no_larger_than_a_candidate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.settings.largest_batch", lambda *_args, **_options: 64)
+    monkeypatch.setattr("lcsc_opt.objective.batch_size.MeasuredBatchSize.largest", lambda _: 64)
     shutil.copy(TEMPLATE, folder / "my_model.py")
     network = load_file(folder / "my_model.py").network
     for step in (1, 2):

@@ -21,8 +21,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, evaluate_safely
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, most_in_flight
 

@@ -97,7 +97,7 @@ def test_another_seed_with_other_code_is_refused_unless_it_is_accepted(workplace
 def test_other_data_are_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = """
 from pathlib import Path
-from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.contract import CoefficientFunction
 
 
 class Own(CoefficientFunction):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.sampling import DiffusersFolder
-from lcsc_opt.training.models import Model, write_config, write_weights
+from lcsc_opt.training.models import Model
 from tests.unet_examples import unet
 
 BETAS = {"num_train_timesteps": 200, "beta_schedule": "linear"}
@@ -68,8 +68,8 @@ def test_noise_levels_between_two_timesteps_are_told_as_numbers_between() -> Non
 
 def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
     network = unet(0)
-    write_config(tmp_path, network, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4}, 1.0)
-    write_weights(tmp_path, network)
+    Model.write_config(tmp_path, network, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4}, 1.0)
+    Model.write_weights(tmp_path, network)
     model = Model.read(tmp_path, "--teacher")
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     s = 1.7
@@ -95,22 +95,22 @@ def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
 )
 def test_a_scheduler_tells_how_a_model_was_trained(tmp_path: Path, scheduler: Any, kind: str) -> None:
     network = unet(0)
-    write_config(tmp_path, network, scheduler, 1.0)
-    write_weights(tmp_path, network)
+    Model.write_config(tmp_path, network, scheduler, 1.0)
+    Model.write_weights(tmp_path, network)
     assert Model.read(tmp_path, "-").kind == kind
 
 
 def test_what_a_network_is_used_to_stands_beside_its_scheduler(tmp_path: Path) -> None:
-    write_config(tmp_path, unet(0), {"_class_name": "CMStochasticIterativeScheduler"}, 0.001)
+    Model.write_config(tmp_path, unet(0), {"_class_name": "CMStochasticIterativeScheduler"}, 0.001)
     folder = DiffusersFolder.read(tmp_path)
     assert folder.timestep_scale == 0.001
     assert "timestep_scale" not in (folder.scheduler or {})
-    write_weights(tmp_path, unet(0))
+    Model.write_weights(tmp_path, unet(0))
     assert Model.read(tmp_path, "-").noise_scale == 0.25
 
 
 def test_a_consistency_model_is_no_teacher(tmp_path: Path) -> None:
-    write_config(tmp_path, unet(0), {"_class_name": "CMStochasticIterativeScheduler"}, 1.0)
-    write_weights(tmp_path, unet(0))
+    Model.write_config(tmp_path, unet(0), {"_class_name": "CMStochasticIterativeScheduler"}, 1.0)
+    Model.write_weights(tmp_path, unet(0))
     with pytest.raises(TrainingError, match="is a consistency model; expected a diffusion model"):
         Model.read(tmp_path, "--teacher").denoiser()
