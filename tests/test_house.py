@@ -8,10 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-
-from tests import conftest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -134,11 +131,3 @@ def test_every_file_of_ours_that_the_documents_name_exists():
     files = written(rf"(?<![\w/.-])(?:{folders})/[\w/-]*(?:\.\w+)*", suffix=".md")
     assert len(files) > 50
     assert {file: path for file, path in files.items() if file not in MADE and not (ROOT / file).exists()} == {}
-
-
-@pytest.mark.parametrize(("cores", "gigabytes", "processes"), [(1, 24, 2), (4, 24, 5), (64, 9, 4), (2, 1, 1)])
-def test_one_test_process_more_than_cores_as_far_as_memory_allows(monkeypatch, cores, gigabytes, processes):
-    memory = psutil.virtual_memory()._replace(available=gigabytes * 2**30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(conftest, "cores", lambda: cores)
-    assert conftest.pytest_xdist_auto_num_workers() == processes

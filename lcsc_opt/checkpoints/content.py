@@ -12,8 +12,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.pickles import Record, is_tensor, kind, shown
+from lcsc_opt.checkpoints.torch_files import Record, TensorRef
 
 GUESSED_KEYS = (
     "ema",
@@ -40,6 +42,7 @@ _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _MOST_PARTS = 100_000  # modules and tensors of a network
 _LONGEST_NAME = 1_000  # of a tensor, with its modules' names
 _MOST_ARGUMENTS = 10_000
+_SHOWN = 80  # characters of a text from a file that a message may repeat
 
 
 class Content:
@@ -122,6 +125,25 @@ class Content:
         }
         left = [_MOST_ARGUMENTS]
         return {name: _plain(value, name, left) for name, value in found.items()}
+
+
+def is_tensor(value: object) -> bool:
+    """Whether ``value`` is a tensor, or the reference to one."""
+    return isinstance(value, (Tensor, TensorRef))
+
+
+def shown(text: object) -> str:
+    """A text out of a file, made fit for one line of a message."""
+    line = str(text.name if isinstance(text, Record) else text)[: _SHOWN + 1]
+    line = line.encode("unicode_escape", "replace").decode("ascii")
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+def kind(value: object) -> str:
+    """What a value is, in words for a message."""
+    if isinstance(value, Record):
+        return f"a {shown(value.name)}"
+    return "a Tensor" if is_tensor(value) else f"a {type(value).__name__}"
 
 
 def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:

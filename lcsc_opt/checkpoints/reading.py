@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import Content
-from lcsc_opt.checkpoints.pickles import MALFORMED, is_tensor, kind, shown
-from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
+from lcsc_opt.checkpoints.content import Content, is_tensor, kind, shown
+from lcsc_opt.checkpoints.torch_files import MALFORMED, map_tensors, read_content
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
