@@ -72,15 +72,6 @@ def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: Stu
 
     from lcsc_opt.views.figures.study import study_figures
 
-    study = optuna.load_study(study_name=own.study, storage=storage)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for name, figure in study_figures(storage, own.study).items():
-            optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
-        optuna_dashboard.save_note(study, _note(own, ema))
-
-
-def _note(own: StudyHistory, ema: StudyHistory | None) -> str:
     lines = [f"Chosen: trial {own.chosen}. Searched {own.metric}: {own.searched:.4g}."]
     if own.held_out_loss is not None:
         lines.append(f"Held-out {own.metric}, on noise that decided nothing: {own.held_out_loss:.4g}.")
@@ -89,7 +80,12 @@ def _note(own: StudyHistory, ema: StudyHistory | None) -> str:
     lines.append(
         "Comparison of all optimizers: [/lcsc/compare](/lcsc/compare) where `lcsc dashboard` serves this page."
     )
-    return "\n\n".join(lines)
+    study = optuna.load_study(study_name=own.study, storage=storage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for name, figure in study_figures(storage, own.study).items():
+            optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
+        optuna_dashboard.save_note(study, "\n\n".join(lines))
 
 
 def _sheets(objective: MergeSampleScore, ema: Floats, found: Floats, optimizer: str) -> dict[str, bytes]:

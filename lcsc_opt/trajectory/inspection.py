@@ -134,7 +134,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
                 if (differs := difference(layout.shapes, first.shapes)) is not None:
                     odd.append(f"mixed architectures: {name} {differs}")
                 elif layout != first:
-                    odd.append(f"mixed dtypes: {name} {_retyped(first, layout)}")
+                    odd.append(f"mixed dtypes: {name} has other dtypes than the first checkpoint")
                 else:
                     rows.append((name, layout.row_sha256(tensors)))
             norms.append(_distance(before, tensors))
@@ -176,12 +176,6 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
         if steps[earlier] == steps[later]
     ]
     return [steps[path] for path in paths], paths, _at_most(pairs)
-
-
-def _retyped(first: Layout, other: Layout) -> str:
-    expected = {spec.name: spec.dtype for spec in first.tensors}
-    spec = next(spec for spec in other.tensors if expected[spec.name] != spec.dtype)
-    return f"has {spec.name!r} in {spec.dtype}, the first checkpoint in {expected[spec.name]}"
 
 
 def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] | None) -> float | None:

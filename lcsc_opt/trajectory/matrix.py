@@ -109,12 +109,9 @@ class MatrixWriter:
         Raises:
             TrajectoryError: it is not whole, or cannot be stored.
         """
-        try:
-            number = operator.index(step)
-        except TypeError:
-            raise TrajectoryError(f"A step is a whole number, not {step!r}.") from None
+        number = operator.index(step) if hasattr(step, "__index__") else -1
         if not 0 <= number < 2**63:
-            raise TrajectoryError(f"A step cannot be {number}.")
+            raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
         return number
 
     def is_new(self, step: int) -> bool:
@@ -215,7 +212,9 @@ class MatrixWriter:
                             f"Tensor {spec.name!r} at step {step} holds NaN or infinity{within}: leave this checkpoint "
                             "out, by a glob or a list."
                         )
-                    _write_all(self._weights, some)
+                    left = some.numpy().data
+                    while left:
+                        left = left[os.write(self._weights, left) :]
                 if (
                     spec is not None
                     and before is not None
@@ -279,12 +278,6 @@ def _locked(path: Path) -> FileLock:
         if is_pending(entry.name):
             remove(entry)
     return lock
-
-
-def _write_all(descriptor: int, content: Tensor) -> None:
-    left = content.numpy().data
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 class Background:

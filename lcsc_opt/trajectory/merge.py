@@ -74,7 +74,16 @@ class Merger:
         to each other than to zero, and what they have in common would cost the digits in which they differ.
         """
         device, ranges = self.source.device, _ranges_of(self.slots)
-        flat = {segment: _flat(gradients, segment, device) for segment in self.segments}
+        flat: dict[Segment, Tensor] = {}  # [n] in the order of the columns; zero for tensors without a gradient
+        for segment in self.segments:
+            dtype = _accumulator(segment.dtype, device)
+            parts = [
+                gradients[spec.name].detach().to(device, dtype).reshape(-1)
+                if spec.name in gradients
+                else torch.zeros(spec.numel, dtype=dtype, device=device)
+                for spec in segment.tensors
+            ]
+            flat[segment] = torch.cat(parts)
         wanted = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
         projected = torch.zeros(max(self.slots) + 1, dtype=torch.float64, device=device)
         with (
@@ -253,28 +262,13 @@ def _without_further_threads() -> None:
     _openmp().limit(limits=1, user_api="openmp")  # for this thread only
 
 
-@functools.cache
-def _openmp() -> ThreadpoolController:
-    """Made once: looking for the libraries takes milliseconds."""
-    return ThreadpoolController()
+_openmp = functools.cache(ThreadpoolController)  # made once: looking for the libraries takes milliseconds
 
 
 def _ranges_of(slots: Sequence[int]) -> _Ranges:
     numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
     groups = [[slot for _, slot in group] for _, group in numbered]
     return [(group[0], group[-1] + 1) for group in groups]
-
-
-def _flat(gradients: Mapping[str, Tensor], segment: Segment, device: torch.device) -> Tensor:
-    """The gradients in the order of a segment's columns, ``[n]`` on the device; zero for tensors without one."""
-    dtype = _accumulator(segment.dtype, device)
-    parts = [
-        gradients[spec.name].detach().to(device, dtype).reshape(-1)
-        if spec.name in gradients
-        else torch.zeros(spec.numel, dtype=dtype, device=device)
-        for spec in segment.tensors
-    ]
-    return torch.cat(parts)
 
 
 class _ReusedMemory:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import pack
 from lcsc_opt.trajectory.inspection import inspect
-from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
 
 
@@ -119,12 +117,3 @@ def test_verify_is_for_packed_trajectories(folder, tmp_path):
     for paths in (folder, sorted(folder.iterdir())):
         with pytest.raises(TrajectoryError, match="trajectory"):
             inspect(paths, verify=True)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_reads_with_less_than_three_checkpoints_in_memory(tmp_path):
-    size = 20_000_000
-    for step in range(4):  # the format of torch < 1.6 cannot be mapped: every byte is read into memory
-        tensors = {f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}
-        torch.save(tensors, tmp_path / f"model{step}.pt", _use_new_zipfile_serialization=False)
-    assert peak_growth(inspect, tmp_path) < 3 * size

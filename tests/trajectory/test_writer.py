@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -254,47 +251,6 @@ def test_same_writer_goes_on_after_the_disk_refused(tmp_path, monkeypatch, name)
             assert_whole(path, [1, 2])
             writer.append(3, state_dict(3))
             assert_whole(path, [2, 3])
-
-
-def held_sync(monkeypatch):
-    """Hold the first sync until the event is set; gives what happened, in order."""
-    release, calls = threading.Event(), []
-
-    def noted(name):
-        plain = getattr(os, name)
-
-        def call(*arguments):
-            calls.append(name)
-            if name == "fsync" and calls.count("fsync") == 1:
-                assert release.wait(120)
-            return plain(*arguments)
-
-        monkeypatch.setattr(os, name, call)
-
-    for name in ("write", "fsync", "replace"):
-        noted(name)
-    return release, calls
-
-
-COMMIT = ["fsync", "replace", "fsync"]  # weights and manifest, the manifest's name, the folder
-
-
-def in_groups(calls):
-    return [name for name, _ in itertools.groupby(calls)]
-
-
-def test_row_of_a_dropped_checkpoint_is_written_over_when_no_manifest_on_the_disk_names_it(tmp_path, monkeypatch):
-    append(tmp_path / "t", 1, 2, keep_last=2)
-    with TrajectoryWriter(tmp_path / "t", keep_last=2) as writer:
-        release, calls = held_sync(monkeypatch)
-        writer.append(3, state_dict(3), wait=False)
-        with ThreadPoolExecutor() as pool:
-            later = pool.submit(writer.append, 4, state_dict(4), wait=False)  # would take the row of step 1 or 2
-            assert_whole(tmp_path / "t", [1, 2])
-            release.set()
-            assert later.result(120)
-    assert in_groups(calls) == ["write", *COMMIT, "write", *COMMIT]
-    assert_whole(tmp_path / "t", [3, 4])
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
