@@ -138,6 +138,8 @@ def apply(
         followed = Recipe.read(Path(recipe))
         if form is None and followed.lora is not None and out.suffix == ".safetensors":
             form = "lora"  # as it was exported before
+        if config is None and (Path(recipe) / "config.json").is_file():  # the recipe was read in a folder of diffusers
+            config = Path(recipe)
         to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        made = rebuild(followed, checkpoints, to, key=key, steps=given, beside=Path(recipe))
+        made = rebuild(followed, checkpoints, to, key=key, steps=given)
     say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")

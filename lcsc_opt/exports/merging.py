@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients,
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
-from lcsc_opt.exports.writing import CONFIG, Destination
+from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory, open_or_pack
 from lcsc_opt.trajectory.packing import find_sources
@@ -63,7 +62,6 @@ def rebuild(
     *,
     key: str | None = None,
     steps: Sequence[int] | None = None,
-    beside: Path | None = None,
 ) -> Recipe:
     """Combine the checkpoints of a recipe again, bit for bit on any machine, and write the model.
 
@@ -73,7 +71,6 @@ def rebuild(
         to: where the model is written, and how; without a dtype, in the recipe's.
         key: which state dict of each file; ``None`` takes the recipe's.
         steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
-        beside: where the recipe was read: a folder of diffusers also has the configuration.
 
     Returns:
         The recipe that is inside the new model.
@@ -83,8 +80,6 @@ def rebuild(
         TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
         StudyStoreError: the disk refuses.
     """
-    if to.config is None and beside is not None and (beside / CONFIG).is_file():
-        to = dataclasses.replace(to, config=beside)
     config = to.config_text()
     if len(patterns) == 1 and is_packed(Path(patterns[0])):
         checkpoints: CheckpointFiles | Trajectory = Trajectory.open(patterns[0])
