@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,7 +146,8 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
         content = _read_shards(path)
     elif path.suffix == ".safetensors":
         with _opened(path) as file:
-            content, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            _check_count(names := file.keys())
+            content, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     elif path.suffix in TORCH_SUFFIXES:
         content = read_content(path)
     else:
@@ -161,8 +162,7 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
     if not state:
         raise TrajectoryError(f"holds no tensor{f' under {shown(key)!r}' if key else ''}: leave it out.")
-    if len(state) > _MOST_TENSORS:
-        raise TrajectoryError(f"holds more than {_MOST_TENSORS:,} tensors: leave it out.")
+    _check_count(state)
     for name, value in state.items():
         if not isinstance(name, str) or len(name) > _LONGEST_NAME or not is_tensor(value):
             where = shown(f"{key}.{name}" if key and isinstance(name, str) else name)
@@ -176,6 +176,11 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
         message = f"has tensors of {claimed / 2**30:,.1f} GiB in a file of {size / 2**30:,.1f} GiB: leave it out."
         raise TrajectoryError(message)
     return tensors
+
+
+def _check_count(names: Sized) -> None:
+    if len(names) > _MOST_TENSORS:
+        raise TrajectoryError(f"holds more than {_MOST_TENSORS:,} tensors: leave it out.")
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

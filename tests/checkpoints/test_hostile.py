@@ -122,8 +122,8 @@ ZIPPED: dict[str, Callable[[Path], bytes]] = {
     "nested_lists": lambda _: b"}" + text("model") + b"]" * 100_000 + b"a" * 99_999 + b"s",
     "nested_records": lambda _: b"}" + text("model") + b"cargparse\nNamespace\n)\x81" * 50_000 + b"b" * 49_999 + b"s",
     "laughing_dicts": lambda _: laughing_dicts(),
-    "many_opcodes": lambda _: b"\x8f\x94" * 5_000_000,
-    "many_marks": lambda _: b"(" * 5_000_000,
+    "many_opcodes": lambda _: b"\x8f\x94" * 1_000_000,
+    "many_marks": lambda _: b"(" * 1_000_001,
     # one list of 100,000 pairs is made into 50,000 dicts
     "many_pairs": lambda _: (
         b"](" + b"](" + b"K\x01K\x02\x86" * 100_000 + b"e\x85\x94"
