@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.search.self_training import SelfTraining, append_self_trained, with_weight
+from lcsc_opt.search.self_training import append_self_trained, with_weight
 from lcsc_opt.training.recipes.consistency import Ict
 from lcsc_opt.trajectory import Trajectory
 
@@ -49,8 +49,7 @@ class Ways:
         self._ema = best_ema(self._plain)
         recipe = Ict(first_discretization=160, learning_rate=1e-4)  # the curriculum's end; a tenth of the rate
         out = folder / "neon.trajectory"
-        settings = SelfTraining(recipe, seed=seed)
-        found = append_self_trained(self._plain, settings, out, start=lambda: self._ema)
+        found = append_self_trained(self._plain, recipe, out, start=lambda: self._ema, seed=seed)
         self._place = found.place
         self._extended = self._plain.on_weights(Trajectory.open(out))
 

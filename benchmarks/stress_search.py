@@ -32,7 +32,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.runner import Search, most_in_flight
+from lcsc_opt.search.plan import most_in_flight
+from lcsc_opt.search.runner import Search
 
 FORK = multiprocessing.get_context("fork")
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")

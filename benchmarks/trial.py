@@ -34,7 +34,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics import extract
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import plans
-from lcsc_opt.search.study import ObjectiveSource, run_study
+from lcsc_opt.search.study import StudyRunner
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}
@@ -115,13 +115,14 @@ def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
         "optimizers": [optimizer],
         "budget": {"evaluations": evaluations},
     }
-    (plan,) = plans(parse_studies(spec, source="benchmark")[0], None)
+    (plan,) = plans(parse_studies(spec, source="benchmark"), None)
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         storage = open_storage(f"sqlite:///{Path(folder) / 'trial.db'}", write=True)
-        source = ObjectiveSource(storage, plan)
-        source.objective(default_origin(source.objective.steps))  # draws the noise, and reads the pages
+        runner = StudyRunner(storage)
+        objective = runner.objective(plan)
+        objective(default_origin(objective.steps))  # draws the noise, and reads the pages
         start = time.perf_counter()
-        run_study(plan, source)
+        runner.run(plan)
         seconds = time.perf_counter() - start
         costs = [trial.user_attrs["cost"] for trial in StoredStudy.open(storage, plan.name).trials()]
     parts = {part: 1e3 * sum(cost[f"{part}_seconds"] for cost in costs) / evaluations for part in PARTS}

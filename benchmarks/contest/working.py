@@ -24,8 +24,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import StudyPlan, plans
-from lcsc_opt.search.status import is_finished
-from lcsc_opt.search.study import ObjectiveSource, run_study
+from lcsc_opt.search.study import StudyRunner
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
@@ -33,7 +32,7 @@ UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group
 
 
 FAILED = "FAILED"
-_SOURCES: dict[str, ObjectiveSource] = {}
+_RUNNERS: dict[str, StudyRunner] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Job:
     @property
     def plan(self) -> StudyPlan:
         """The plan of the study."""
-        [plan] = plans(study_spec(self.cell, self.contender), None, seeds=[self.seed])
+        [plan] = plans([study_spec(self.cell, self.contender)], None, seeds=[self.seed])
         return plan
 
 
@@ -60,7 +59,7 @@ def is_done(reader: HistoryReader, job: Job) -> bool:
         return False
     study = StoredStudy.open(reader.storage, plan.name)
     found = answers(history, job.cell.limits)
-    return is_finished(study, plan) and measured(found, known_results(study, job.cell)) is not None
+    return plan.is_finished(study.attributes) and measured(found, known_results(study, job.cell)) is not None
 
 
 def known_results(study: StoredStudy, cell: Cell) -> dict[str, Any]:
@@ -99,29 +98,29 @@ def _do(job: Job) -> str:
     return "\n".join([f"{job.plan.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
 
 
-def _source(job: Job, plan: StudyPlan) -> ObjectiveSource:
+def _runner(job: Job, plan: StudyPlan) -> StudyRunner:
     """The plan's objective in this process, which is loaded once for all studies of a cell.
 
     Loading may train a model. Only one process trains it, and the others wait.
     """
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
-    if key not in _SOURCES:
-        source = ObjectiveSource(open_storage(job.url, write=True), plan)
+    if key not in _RUNNERS:
+        runner = StudyRunner(open_storage(job.url, write=True))
         with only_process(cache_directory() / f"contest-{job.cell.name}", busy=lambda: None):
-            source.objective  # noqa: B018 - loads the objective
-        _SOURCES.clear()
-        _SOURCES[key] = source
-    return _SOURCES[key]
+            runner.objective(plan)
+        _RUNNERS.clear()
+        _RUNNERS[key] = runner
+    return _RUNNERS[key]
 
 
 def search_and_measure(job: Job) -> str:
     """Search and measure one study, as far as that is not done yet."""
     plan = job.plan
-    source = _source(job, plan)
-    outcome = run_study(plan, source)
-    study = StoredStudy.open(source.storage, plan.name)
+    runner = _runner(job, plan)
+    outcome = runner.run(plan)
+    study = StoredStudy.open(runner.storage, plan.name)
     with study.hold():
-        measure(study, source.objective, job.cell)
+        measure(study, runner.objective(plan), job.cell)
     return outcome
 
 

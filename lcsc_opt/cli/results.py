@@ -172,15 +172,14 @@ def evaluate(
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
     from lcsc_opt.search.held_out import HeldOutPlan
-    from lcsc_opt.search.plan import stored_plan
-    from lcsc_opt.search.study import ObjectiveSource, open_study
+    from lcsc_opt.search.plan import StudyPlan
+    from lcsc_opt.search.study import StudyRunner
 
     opened = to_change(storage)
     stored = study_in(opened, study)
-    plan = stored_plan(stored)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
     asked = HeldOutPlan.of(stored, **how, keep=keep)
-    with open_study(plan, ObjectiveSource(opened, plan), accept_changes=accept_changes) as searched:
+    with StudyRunner(opened, accept_changes=accept_changes).open(StudyPlan.of(stored)) as searched:
         report = searched.evaluate(asked)
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")

@@ -64,24 +64,20 @@ def run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
-    from lcsc_opt.database.urls import is_there, masked, storage_url
+    from lcsc_opt.database.urls import storage_url
     from lcsc_opt.search import studies
+    from lcsc_opt.search.plan import plans
 
     path = find("studies", study_file)
     specs = read_studies(path, overrides or ())
     if ray is not None:
         specs = tuple(spec.on_ray(ray) for spec in specs)
     url = storage_url(storage, specs[0].storage)
-    chosen = studies.plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+    chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
         _print_estimates(studies.dry_run(chosen, url, accept_changes=accept_changes), url)
         return
-    checked = studies.check_plans(chosen, url, accept_changes=accept_changes)
-    try:
-        studies.run_checked(checked, on_end=say, accept_changes=accept_changes)
-    finally:
-        if is_there(url):
-            say(f"database: {masked(url)}")
+    studies.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
 
 
 def _print_estimates(estimates: Any, url: str) -> None:
@@ -89,12 +85,12 @@ def _print_estimates(estimates: Any, url: str) -> None:
     from lcsc_opt.database.urls import masked
 
     shown = table("study", "optimizer options", "budget", "done", "left, about", title=f"would run, in {masked(url)}")
-    for one in estimates:
-        plan, left = one.plan, "-" if one.seconds is None else duration(one.seconds)
+    for plan, evaluations, seconds in estimates:
+        left = "-" if seconds is None else duration(seconds)
         options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
-        shown.add_row(plan.name, options, str(plan.spec.budget), f"{one.evaluations} evaluations", left)
+        shown.add_row(plan.name, options, str(plan.spec.budget), f"{evaluations} evaluations", left)
     console().print(shown)
-    known = [one.seconds for one in estimates if one.seconds is not None]
+    known = [seconds for *_, seconds in estimates if seconds is not None]
     if len(known) < len(estimates):
         say("how long it takes is known from stored evaluations; lcsc run FILE name=try --budget 3 stores some")
     if known:
@@ -114,17 +110,16 @@ def resume(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
-    from lcsc_opt.search.plan import raise_budget, stored_plan
-    from lcsc_opt.search.study import ObjectiveSource, run_study
+    from lcsc_opt.search.plan import StudyPlan
+    from lcsc_opt.search.study import StudyRunner
 
     opened = to_change(storage)
-    plan = stored_plan(study_in(opened, study))
+    plan = StudyPlan.of(study_in(opened, study))
     if budget is not None:
-        plan = raise_budget(plan, budget)
+        plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    source = ObjectiveSource(opened, plan)
-    outcome = run_study(plan, source, retry_failed=retry_failed, accept_changes=accept_changes)
+    outcome = StudyRunner(opened, accept_changes=accept_changes).run(plan, retry_failed=retry_failed)
     say(f"{plan.name}: {outcome}")
 
 
@@ -143,13 +138,13 @@ def fork(
 ) -> None:
     """Start a new study from the trials of another one. None of them is evaluated again."""
     from lcsc_opt.search import forking
-    from lcsc_opt.search.study import ObjectiveSource, run_study
+    from lcsc_opt.search.study import StudyRunner
 
     opened = to_change(storage)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
     plan = forking.fork(study_in(opened, source), new, optimizer=chosen, accept_changes=accept_changes, **how)
-    say(f"{plan.name}: {run_study(plan, ObjectiveSource(opened, plan))}")
+    say(f"{plan.name}: {StudyRunner(opened).run(plan)}")
 
 
 def list_(

@@ -177,13 +177,13 @@ def neon(
 ) -> None:
     """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
     from lcsc_opt.search.forking import StartingPoint
-    from lcsc_opt.search.self_training import SelfTraining, append_self_trained
+    from lcsc_opt.search.self_training import append_self_trained
     from lcsc_opt.training.preparing import parse_recipe
 
-    asked = SelfTraining(parse_recipe(recipe, settings or ()), samples=samples, steps=steps, seed=seed)
+    parsed = parse_recipe(recipe, settings or ())
     begun = StartingPoint.of(source, storage)
     start = begun.best if begin is _Begin.best else begun.ema
-    found = append_self_trained(begun.objective, asked, out, start=start)
+    found = append_self_trained(begun.objective, parsed, out, start=start, samples=samples, steps=steps, seed=seed)
     if output is Format.json:
         losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]
         print_json({"step": found.step, "losses": losses})

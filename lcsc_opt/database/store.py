@@ -14,7 +14,7 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
-                       ``created``, ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism``,
+                       ``created``, ``created_by``, ``forked_from``, ``parallelism``, ``plane`` of landscapes; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``retry``, ``changes``, ``ray``, ``nodes``
 =====================  =======================================================================================

@@ -15,7 +15,6 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError, NotFiniteError, ObjectiveError
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
@@ -39,10 +38,6 @@ class Failure:
         """The attempt as the database stores it."""
         known = {"reason": self.reason, "seconds": round(self.seconds, 3)}
         return {**known, "traceback": self.traceback} if self.traceback else known
-
-    def worth_another(self, attempts: int, policy: FailureSpec) -> bool:
-        """Whether to try the candidate again after this many attempts."""
-        return self.retry and attempts <= policy.retries
 
 
 Outcome = Evaluation | Failure
@@ -122,18 +117,6 @@ def _number(name: str, value: Any) -> Any:
     if not isinstance(plain, (int, float)):
         raise ObjectiveError(f"{name}: expected a number, got {value!r}")
     return plain
-
-
-def retrying(evaluate: Callable[[Candidate], Outcome], policy: FailureSpec) -> Callable[[Candidate], Outcome]:
-    """``evaluate`` with further attempts after a failure, as the policy allows."""
-
-    def again(candidate: Candidate) -> Outcome:
-        attempts, outcome = 1, evaluate(candidate)
-        while isinstance(outcome, Failure) and outcome.worth_another(attempts, policy):
-            attempts, outcome = attempts + 1, evaluate(candidate)
-        return outcome
-
-    return again
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,28 +36,182 @@ _PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
 _CHECKPOINTS = "checkpoints"  # the setting whose files are sent in another way
 _STUDY, _HERE, _MODULES = "lcsc-study", "lcsc-here", "lcsc-modules"  # folders of the copies
 
-Read = Callable[[str, int, int], bytes]
-"""Name of a file of the trajectory, offset, and length → those bytes, read at the coordinator; picklable."""
+
+class _Files:
+    """The actor on the coordinator's machine that reads its trajectory for other nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, offset: int, length: int) -> bytes:
+        with (self._folder / WEIGHTS).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
 
 @dataclasses.dataclass(frozen=True)
-class ShippedFiles:
-    """The files that are sent to other machines.
+class PackedTrajectory:
+    """The packed trajectory of the coordinator.
 
     Attributes:
+        path: the trajectory on the coordinator's machine.
+        in_cache: its path inside the cache folder, on the coordinator and on other machines.
+        known: the identity of its checkpoints.
+        manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
+        size: bytes of its weights.
+        files: the actor that reads them on the coordinator's machine.
+    """
+
+    path: Path
+    in_cache: Path
+    known: KnownCheckpoints
+    manifest: bytes
+    size: int
+    files: Any = None
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> PackedTrajectory:
+        """Describe an open trajectory."""
+        path, cache = trajectory.path.resolve(), cache_directory().resolve()
+        own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
+        place = path.relative_to(cache) if path.is_relative_to(cache) else own
+        known = KnownCheckpoints(trajectory.sha256, trajectory.steps, selected=True)
+        return cls(path, place, known, (path / MANIFEST).read_bytes(), (path / WEIGHTS).stat().st_size)
+
+    def served(self, ray: Any, **options: Any) -> PackedTrajectory:
+        """The same, read by an actor that runs with these options."""
+        actor = ray.remote(_Files).options(num_cpus=0, max_restarts=-1, **options)
+        return dataclasses.replace(self, files=actor.remote(self.path))
+
+    def found(self) -> Path:
+        """The trajectory's path on this machine: the same path, or one in the cache. If it is missing, it is fetched.
+
+        Raises:
+            StudySpecError: there is no room for it.
+            TrajectoryError: the fetched files are damaged.
+        """
+        cached = cache_directory() / self.in_cache
+        for path in (self.path, cached):
+            if Trajectory.holding(path, self.known) is not None:
+                return path
+        with only_process(cached, busy=lambda: None):  # another worker on this machine fetches it: wait
+            if Trajectory.holding(cached, self.known) is None:
+                self._fetch(cached)
+        return cached
+
+    def _fetch(self, out: Path) -> None:
+        free = shutil.disk_usage(out.parent).free
+        if self.size > free:
+            raise StudySpecError(
+                f"no room for the trajectory: {self.size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in "
+                f"{out.parent}; free some, or set LCSC_CACHE to another folder there"
+            )
+        notice(f"fetching the trajectory ({self.size / 1e6:,.0f} MB) to {out}")
+        ray = importlib.import_module("ray")
+        with replacing(out) as pending:
+            pending.mkdir()
+            with (pending / WEIGHTS).open("xb") as file:
+                for start in range(0, self.size, _PIECE_BYTES):
+                    file.write(ray.get(self.files.read.remote(start, min(_PIECE_BYTES, self.size - start))))
+            (pending / MANIFEST).write_bytes(self.manifest)
+            Trajectory.open(pending, steps=self.known.steps).verify()
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeObjective:
+    """Loads a study's objective on a machine of the cluster, where its files have arrived; picklable.
+
+    Attributes:
+        spec: of the objective.
         study: the study file's folder on the coordinator.
         here: the working directory of the coordinator.
         files: path among the copies → (path on the coordinator, SHA-256).
-        objective: the path of the objective's file among the copies; empty if it belongs to the library.
+        own: the path of the objective's file among the copies; empty if it belongs to the library.
+        software: of the coordinator.
+        packed: the objective's trajectory; ``None`` without one.
     """
 
+    spec: ObjectiveSpec
     study: Path | None
     here: Path
     files: Mapping[str, tuple[Path, str]]
-    objective: str = ""
+    own: str
+    software: dict[str, Any]
+    packed: PackedTrajectory | None
+
+    @classmethod
+    def collect(cls, spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> NodeObjective:
+        """Copy the files that other machines need.
+
+        Args:
+            spec: of the objective.
+            study: the study file's folder.
+            objective: as it was loaded here.
+            copies: an empty folder.
+        """
+        study, here = None if study is None else study.resolve(), Path.cwd()
+        file = find("objectives", spec.file, beside=study)
+        found: dict[str, Path] = {}
+        own = ""
+
+        def place_of(path: Path) -> str:
+            """Its path among the copies; empty if it is not in the study's or the working folder."""
+            for folder, copied in ((study, _STUDY), (here, _HERE)):
+                if folder is not None and path.is_relative_to(folder):
+                    return str(PurePosixPath(copied, *path.relative_to(folder).parts))
+            return ""
+
+        for name in objective.code:
+            path = file if name == file.name else module_file(name)
+            if path is None:
+                continue
+            parts = [*name.split("."), "__init__"] if path.name == "__init__.py" else name.split(".")
+            place = place_of(path.resolve()) or str(PurePosixPath(_MODULES, *parts).with_suffix(".py"))  # PYTHONPATH
+            found[place] = path
+            own = place if path == file else own
+        with study_directory(study):
+            data = [given_path(text) for name, v in spec.settings.items() if name != _CHECKPOINTS for text in _texts(v)]
+        found |= {place: path for path in _small(data) if (place := place_of(path.resolve()))}
+        for place, path in found.items():
+            (copies / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copies / place)
+        files = {place: (path.resolve(), _sha256(path)) for place, path in found.items()}
+        trajectory = objective.trajectory
+        packed = PackedTrajectory.of(trajectory) if isinstance(trajectory, Trajectory) else None
+        return cls(spec, study, here, files, own, _software(), packed)
+
+    def __call__(self) -> Objective:
+        """Load it.
+
+        Raises:
+            StudySpecError: this machine has other software, or no room for the trajectory.
+            LcscError: the objective cannot be loaded.
+        """
+        known = self._prepared()
+        with self._arrived() as beside:
+            return load_objective(self.spec, beside=beside, checkpoints=known)
+
+    def check(self) -> LcscError | None:
+        """Fetch what loading needs, and return the error that loading would raise, if it is known without a model."""
+        try:
+            known = self._prepared()
+            with self._arrived() as beside:
+                check_objective(self.spec, beside=beside, checkpoints=known)
+        except LcscError as error:
+            return error
+        return None
+
+    def _prepared(self) -> KnownCheckpoints | None:
+        """Refuses software that would change results; gives the checkpoints as they are on this machine."""
+        machine = _software()
+        other_blas = set(machine["blas"]) - set(self.software["blas"])  # the coordinator may have loaded more of them
+        keys = ("packages", "machine", "lcsc_opt's code", *(["blas"] if other_blas else []))
+        if found := describe_difference(*({key: known[key] for key in keys} for known in (self.software, machine))):
+            raise StudySpecError(f"has other software than the coordinator: {found}; install the same there")
+        return None if self.packed is None else dataclasses.replace(self.packed.known, packed=self.packed.found())
 
     @contextlib.contextmanager
-    def arrived(self) -> Iterator[Path | None]:
+    def _arrived(self) -> Iterator[Path | None]:
         """While this is open, the study's files are found on this machine. Yields the folder in place of the study's.
 
         Copies are below the working directory that the process was started in.
@@ -67,8 +222,8 @@ class ShippedFiles:
             here = before / (_STUDY if study == here else _HERE)
             here.mkdir(exist_ok=True)  # missing if none of its files were sent
             study = None if study is None else before / _STUDY
-            if self.objective:
-                ORIGINALS[(before / self.objective).resolve()] = self.files[self.objective][0]
+            if self.own:
+                ORIGINALS[(before / self.own).resolve()] = self.files[self.own][0]
             if str(before / _MODULES) not in sys.path:
                 sys.path.append(str(before / _MODULES))
         if here.is_dir():
@@ -77,44 +232,6 @@ class ShippedFiles:
             yield study
         finally:
             os.chdir(before)
-
-
-def collect(spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> ShippedFiles:
-    """Copy the files that other machines need.
-
-    Args:
-        spec: of the objective.
-        study: the study file's folder.
-        objective: as it was loaded here.
-        copies: an empty folder.
-    """
-    study, here = None if study is None else study.resolve(), Path.cwd()
-    file = find("objectives", spec.file, beside=study)
-    found: dict[str, Path] = {}
-    own = ""
-
-    def place_of(path: Path) -> str:
-        """Its path among the copies; empty if it is neither in the study file's folder nor in the working directory."""
-        for folder, copied in ((study, _STUDY), (here, _HERE)):
-            if folder is not None and path.is_relative_to(folder):
-                return str(PurePosixPath(copied, *path.relative_to(folder).parts))
-        return ""
-
-    for name in objective.code:
-        path = file if name == file.name else module_file(name)
-        if path is None:
-            continue
-        parts = [*name.split("."), "__init__"] if path.name == "__init__.py" else name.split(".")
-        place = place_of(path.resolve()) or str(PurePosixPath(_MODULES, *parts).with_suffix(".py"))  # from PYTHONPATH
-        found[place] = path
-        own = place if path == file else own
-    with study_directory(study):
-        data = [given_path(text) for name, v in spec.settings.items() if name != _CHECKPOINTS for text in _texts(v)]
-    found |= {place: path for path in _small(data) if (place := place_of(path.resolve()))}
-    for place, path in found.items():
-        (copies / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copies / place)
-    return ShippedFiles(study, here, {place: (path.resolve(), _sha256(path)) for place, path in found.items()}, own)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -149,128 +266,9 @@ def _sha256(path: Path) -> str:
         return ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """The packed trajectory of the coordinator.
-
-    Attributes:
-        path: the trajectory on the coordinator's machine.
-        in_cache: its path inside the cache folder, on the coordinator and on other machines.
-        sha256: the identity of its checkpoints.
-        steps: ``[K]`` of training.
-        manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
-        sizes: file → bytes, without the manifest.
-    """
-
-    path: Path
-    in_cache: Path
-    sha256: str
-    steps: tuple[int, ...]
-    manifest: bytes
-    sizes: dict[str, int]
-
-    @classmethod
-    def of(cls, trajectory: Trajectory) -> Packed:
-        """Describe an open trajectory."""
-        path, cache = trajectory.path.resolve(), cache_directory().resolve()
-        own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
-        place = path.relative_to(cache) if path.is_relative_to(cache) else own
-        sizes = {WEIGHTS: (path / WEIGHTS).stat().st_size}
-        return cls(path, place, trajectory.sha256, trajectory.steps, (path / MANIFEST).read_bytes(), sizes)
-
-    def found(self, read: Read) -> Path:
-        """The trajectory's path on this machine: the same path, or one in the cache. If it is missing, it is fetched.
-
-        Args:
-            read: reads parts of its files on the coordinator.
-
-        Raises:
-            StudySpecError: there is no room for it.
-            TrajectoryError: the fetched files are damaged.
-        """
-        known, cached = KnownCheckpoints(self.sha256, self.steps), cache_directory() / self.in_cache
-        for path in (self.path, cached):
-            if Trajectory.holding(path, known) is not None:
-                return path
-        with only_process(cached, busy=lambda: None):  # another worker on this machine fetches it: wait
-            if Trajectory.holding(cached, known) is None:
-                self._fetch(cached, read)
-        return cached
-
-    def _fetch(self, out: Path, read: Read) -> None:
-        size, free = sum(self.sizes.values()), shutil.disk_usage(out.parent).free
-        if size > free:
-            raise StudySpecError(
-                f"no room for the trajectory: {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {out.parent}; "
-                "free some, or set LCSC_CACHE to another folder there"
-            )
-        notice(f"fetching the trajectory ({size / 1e6:,.0f} MB) to {out}")
-        with replacing(out) as pending:
-            pending.mkdir()
-            for name, length in self.sizes.items():
-                with (pending / name).open("xb") as file:
-                    for start in range(0, length, _PIECE_BYTES):
-                        file.write(read(name, start, min(_PIECE_BYTES, length - start)))
-            (pending / MANIFEST).write_bytes(self.manifest)
-            Trajectory.open(pending, steps=self.steps).verify()
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeObjective:
-    """Loads a study's objective on a machine of the cluster; picklable.
-
-    Attributes:
-        spec: of the objective.
-        files: the study's own files.
-        packed: its trajectory and what reads it; ``None`` without a trajectory.
-        software: what :func:`software` gives on the coordinator.
-    """
-
-    spec: ObjectiveSpec
-    files: ShippedFiles
-    packed: tuple[Packed, Read] | None
-    software: dict[str, Any]
-
-    def __call__(self) -> Objective:
-        """Load it.
-
-        Raises:
-            StudySpecError: this machine has other software, or no room for the trajectory.
-            LcscError: the objective cannot be loaded.
-        """
-        known = self._prepared()
-        with self.files.arrived() as beside:
-            return load_objective(self.spec, beside=beside, checkpoints=known)
-
-    def check(self) -> LcscError | None:
-        """Fetch what loading needs, and return the error that loading would raise, if it is known without a model."""
-        try:
-            known = self._prepared()
-            with self.files.arrived() as beside:
-                check_objective(self.spec, beside=beside, checkpoints=known)
-        except LcscError as error:
-            return error
-        return None
-
-    def _prepared(self) -> KnownCheckpoints | None:
-        if difference := other_software(self.software, software()):
-            raise StudySpecError(f"has other software than the coordinator: {difference}; install the same there")
-        if self.packed is None:
-            return None
-        packed, read = self.packed
-        return KnownCheckpoints(packed.sha256, packed.steps, selected=True, packed=packed.found(read))
-
-
-def software() -> dict[str, Any]:
+def _software() -> dict[str, Any]:
     """JSON-able: versions, BLAS, and a digest of this library's own code, which may change without its version."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     return {**environment(), "lcsc_opt's code": digest.hexdigest()[:12]}
-
-
-def other_software(coordinator: dict[str, Any], machine: dict[str, Any]) -> str:
-    """The differences in software that would change results, in words; empty if there is none."""
-    other_blas = set(machine["blas"]) - set(coordinator["blas"])  # the coordinator may have loaded more of them
-    keys = ("packages", "machine", "lcsc_opt's code", *(["blas"] if other_blas else []))
-    return describe_difference(*({key: known[key] for key in keys} for known in (coordinator, machine)))

@@ -17,56 +17,49 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.processes import ThisMachine
-from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Kind, WorkerSettings
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
 _MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
 
 
-class Link(Protocol):
-    """The connection to one worker that was started."""
+class _Link(Protocol):
+    """The connection to one worker that was started.
+
+    ``machine`` is the name of the one that it runs on, empty while this is not known. If the worker is gone, ``send``
+    raises OSError, and ``receive`` EOFError or OSError; ``terminate`` stops it, also in the middle of a job. ``join``
+    waits until it is gone, and says how it ended and whether that counts: not if its machine went away.
+    """
 
     @property
-    def machine(self) -> str:
-        """The name of the machine that it runs on; empty while this is not known."""
-        ...
+    def machine(self) -> str: ...
 
-    def send(self, job: Job) -> None:
-        """Raises OSError if the worker is gone; then :meth:`receive` raises, too."""
-        ...
+    def send(self, job: Job) -> None: ...
 
-    def receive(self) -> Answer:
-        """Wait for its next answer. Raises EOFError or OSError if it is gone."""
-        ...
+    def receive(self) -> Answer: ...
 
-    def terminate(self) -> None:
-        """Stop it, also in the middle of a job; :meth:`receive` then ends."""
-        ...
+    def terminate(self) -> None: ...
 
-    def join(self) -> Ending:
-        """Wait until it is gone."""
-        ...
+    def join(self) -> tuple[str, bool]: ...
 
 
 class _Machines(Protocol):
-    """Where workers run."""
+    """Where workers run.
+
+    If they are ``elastic``, workers come and go with them, and others do the jobs of a missing one. Each of ``workers``
+    workers may use so many ``threads``. ``start`` starts a worker, or asks for one that starts when there is room, and
+    raises OSError if that fails. ``refused`` gives the error for the jobs of a worker that could not load the
+    objective, or ``None`` to start it elsewhere.
+    """
 
     @property
-    def elastic(self) -> bool:
-        """Whether workers come and go with their machines; then others do the jobs of a missing one."""
-        ...
+    def elastic(self) -> bool: ...
 
-    def threads(self, workers: int) -> int:
-        """How many threads each of ``workers`` workers may use."""
-        ...
+    def threads(self, workers: int) -> int: ...
 
-    def start(self, settings: WorkerSettings) -> Link:
-        """Start a worker, or ask for one that starts when there is room. Raises OSError if that fails."""
-        ...
+    def start(self, settings: WorkerSettings) -> _Link: ...
 
-    def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """The error for the jobs of a worker that could not load the objective; ``None`` starts it elsewhere."""
-        ...
+    def refused(self, link: _Link, error: LcscError) -> LcscError | None: ...
 
 
 @dataclasses.dataclass(eq=False)
@@ -110,10 +103,12 @@ class WorkerPool:
         self._queue: dict[int, _Waiting] = {}
         self._lock = threading.RLock()
         self._machines: _Machines = ThisMachine() if machines is None else machines
-        threads, statistics = self._machines.threads(workers), _Statistics()
-        self._statistics = statistics
+        self._statistics, threads = _Statistics(), self._machines.threads(workers)
         settings = [WorkerSettings(load_objective, expected, threads, e) for e in environments or [{}] * workers]
-        self._workers = [_Worker(self._hand_out, self._machines, statistics, s, n) for n, s in enumerate(settings)]
+        self._workers = [
+            _Worker(self._hand_out, self._machines, self._statistics, known, number)
+            for number, known in enumerate(settings)
+        ]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -200,7 +195,6 @@ class _Statistics:
         self._machines: dict[str, dict[str, float]] = {}
 
     def count(self, machine: str, *, alive: int = 0, busy: int = 0, deaths: int = 0) -> None:
-        """Add to the numbers of workers that are alive, that have something to do, and that died."""
         now = time.monotonic()
         with self._lock:
             known = self._machines.setdefault(
@@ -213,7 +207,6 @@ class _Statistics:
                 known[name] += change
 
     def nodes(self) -> list[NodeWork]:
-        """Each machine by name; the name is empty for workers that died before it was known."""
         for machine in list(self._machines):
             self.count(machine)
         return [
@@ -237,7 +230,7 @@ class _Worker:
         self._statistics, self._machine = statistics, ""
         self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
-        self._link: Link | None = None
+        self._link: _Link | None = None
         self._reader: threading.Thread | None = None
         self._closing = False
         self._deaths = 0
@@ -264,7 +257,7 @@ class _Worker:
             self._reader.start()
 
     def send(self, waiting: _Waiting) -> bool:
-        """Give it a job. Returns whether it took it: it may have died since it was chosen."""
+        """Returns whether the worker took the job: it may have died since it was chosen."""
         if self._refusal is not None:
             waiting.future.set_exception(self._refusal)
             return True
@@ -286,14 +279,14 @@ class _Worker:
                 self._link.terminate()
 
     def join(self) -> list[_Waiting]:
-        """Wait until the worker is gone; returns its unfinished jobs."""
+        """Its unfinished jobs, when it is gone."""
         link, reader = self._link, self._reader
         if link is not None and reader is not None:
             link.join()
             reader.join()
         return list(self._jobs.values())
 
-    def _read(self, link: Link) -> None:
+    def _read(self, link: _Link) -> None:
         while True:
             try:
                 answer = link.receive()
@@ -330,26 +323,26 @@ class _Worker:
         else:
             waiting.future.set_result(value)
 
-    def _bury(self, link: Link) -> None:
+    def _bury(self, link: _Link) -> None:
         """Fail the jobs of a worker that died. The next job starts a new one, unless workers die again and again."""
         was_ready, self.ready = self.ready, False
-        ending = link.join()
+        how, counts = link.join()
         with self._lock:
             if self._closing:
                 return
             lost, self._jobs = self._jobs, {}
-            died = was_ready or ending.counts
+            died = was_ready or counts
             self._statistics.count(link.machine, alive=-was_ready, busy=-bool(lost), deaths=int(died))
             self._link = None
-            self._deaths += ending.counts
+            self._deaths += counts
             if self._deaths >= _MOST_DEATHS:
                 self.given_up = (
-                    f"worker {self._number} died {self._deaths} times in a row ({ending.how}); give it more memory, "
-                    "or run with fewer workers"
+                    f"worker {self._number} was lost {self._deaths} times in a row: {how}; give it more memory, or run "
+                    "with fewer workers"
                 )
                 notice(f"{self.given_up}; the other workers go on")
         for waiting in lost.values():
-            waiting.future.set_result(Failure(ending.reason, time.perf_counter() - waiting.started))
+            waiting.future.set_result(Failure(how, time.perf_counter() - waiting.started))
 
 
 class ProcessEvaluator:

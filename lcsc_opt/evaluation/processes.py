@@ -14,10 +14,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.evaluation.worker import Answer, Ending, Job, WorkerSettings, serve
+from lcsc_opt.evaluation.worker import Answer, Job, WorkerSettings, serve
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-CPU = "cpu"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def gpus() -> list[str]:
@@ -25,13 +24,8 @@ def gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    listed = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    listed = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
     return listed[:count] if len(listed) >= count else [str(index) for index in range(count)]
-
-
-def workers_for_this_machine() -> int:
-    """One for each GPU; one where there is none, since one process uses all cores."""
-    return max(len(gpus()), 1)
 
 
 def cores() -> int:
@@ -53,18 +47,13 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[Mapping[str,
     """
     there = gpus()
     if not devices:
-        return [{VISIBLE: there[worker % len(there)]} if len(there) > 1 else {} for worker in range(workers)]
-    return [{VISIBLE: _visible(device, there)} for device in devices]
-
-
-def _visible(device: str, there: Sequence[str]) -> str:
-    if device == CPU:
-        return ""
-    index = int(device.partition(":")[2] or 0)
-    if index >= len(there):
-        seen = f"{len(there)} of them" if there else "none"
-        raise StudySpecError(f"workers: {device} is not there (torch sees {seen}); 'auto' takes what is")
-    return there[index]
+        return [{_VISIBLE: there[worker % len(there)]} if len(there) > 1 else {} for worker in range(workers)]
+    numbers = [-1 if device == "cpu" else int(device.partition(":")[2] or 0) for device in devices]
+    for device, number in zip(devices, numbers, strict=True):
+        if number >= len(there):
+            seen = f"{len(there)} of them" if there else "none"
+            raise StudySpecError(f"workers: {device} is not there (torch sees {seen}); 'auto' takes what is")
+    return [{_VISIBLE: "" if number < 0 else there[number]} for number in numbers]
 
 
 class ThisMachine:
@@ -76,9 +65,9 @@ class ThisMachine:
         """Cores for each worker."""
         return max(cores() // workers, 1)
 
-    def start(self, settings: WorkerSettings) -> Process:
-        """Start a process."""
-        return Process(settings)
+    def start(self, settings: WorkerSettings) -> _Process:
+        """Start a process. Raises OSError if that fails."""
+        return _Process(settings)
 
     def refused(self, link: object, error: LcscError) -> LcscError:  # noqa: ARG002 - as of other machines
         """The error itself, since there is no other machine."""
@@ -107,15 +96,8 @@ def _without_script() -> Iterator[None]:
             spawn.get_preparation_data = prepare
 
 
-class Process:
-    """The connection to one process.
-
-    Attributes:
-        machine: this one's name.
-
-    Raises:
-        OSError: it cannot be started.
-    """
+class _Process:
+    """The connection to one process."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")
@@ -129,19 +111,15 @@ class Process:
         self.machine = platform.node()
 
     def send(self, job: Job) -> None:
-        """Give it a job."""
         self._connection.send(job)
 
     def receive(self) -> Answer:
-        """Wait for its next answer."""
         answer: Answer = self._connection.recv()
         return answer
 
     def terminate(self) -> None:
-        """Stop it."""
         self._process.terminate()
 
-    def join(self) -> Ending:
-        """Wait until it is gone."""
+    def join(self) -> tuple[str, bool]:
         self._process.join()
-        return Ending(f"exit code {self._process.exitcode}", "the worker process died (killed, or out of memory)")
+        return f"the worker process died (killed, or out of memory; exit code {self._process.exitcode})", True

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
+import pickle
+import queue
 import signal
 import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
-from lcsc_opt.evaluation.file_shipping import NodeObjective, Packed, ShippedFiles, collect, software
-from lcsc_opt.evaluation.pool import Link, WorkerPool
-from lcsc_opt.evaluation.processes import CPU, VISIBLE
-from lcsc_opt.evaluation.ray_worker import CALLS_AT_ONCE, Files, RayLink, RayWorker, Read, node_name
-from lcsc_opt.evaluation.worker import WorkerSettings
+from lcsc_opt.evaluation.file_shipping import NodeObjective
+from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, WorkerSettings, load_evaluator
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.trajectory import Trajectory
 
 _CONNECT_SECONDS = 5.0
 _START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
 _SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
 _NODE_ID = "ray.io/node-id"  # a label that every node has
+_CALLS_AT_ONCE = 8  # to one worker, which never has so many jobs
+_NODE_SECONDS = 1.0  # until a node that went away is known to be gone
 
-_Node = dict[str, Any]
-"""A node, as Ray describes it."""
+_Said = tuple[str, list[Answer]]
+"""The id of a worker's node, and its answers so far."""
 
 
 @contextlib.contextmanager
 def ray_cluster(
-    wanted: RayWorkers,
-    spec: ObjectiveSpec,
-    objective: Objective,
-    *,
-    study: Path | None = None,
-    packed: Trajectory | None = None,
-) -> Iterator[Cluster]:
+    wanted: RayWorkers, spec: ObjectiveSpec, objective: Objective, *, study: Path | None = None
+) -> Iterator[_Cluster]:
     """Connect to a cluster while this is open, and send the study's own files there.
 
     A program that is connected already stays connected, with its own runtime environment.
@@ -53,41 +52,34 @@ def ray_cluster(
         spec: of the objective.
         objective: as it was loaded here.
         study: the study file's folder.
-        packed: the objective's trajectory, if it has one that is packed.
 
     Raises:
         StudySpecError: there is no Ray, or no cluster.
     """
     with tempfile.TemporaryDirectory() as copies, contextlib.ExitStack() as connection:
-        files = collect(spec, study, objective, Path(copies))
+        load = NodeObjective.collect(spec, study, objective, Path(copies))
         ray = connection.enter_context(_connected(wanted.address, {"working_dir": copies}))
         connection = connection.pop_all()
     with connection:
-        yield Cluster(ray, wanted, spec, files, objective, packed)
+        yield _Cluster(ray, wanted, load, objective)
 
 
-def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
-    """Refuse a cluster that is not there, or has no room for one of these workers; no files are sent to it.
+def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec | None = None) -> None:
+    """Refuse an address at which nothing listens; no files are sent there.
 
     Args:
         wanted: the address of the cluster, and what its workers need.
-        spec: of the objective.
+        spec: of the objective; with it, Ray is asked whether there is a cluster with room for one of its workers.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no room.
     """
+    if spec is None:
+        _import_ray()
+        _listening(wanted.address)
+        return
     with _connected(wanted.address, {}) as ray:
         _Room(ray, wanted, spec).check()
-
-
-def check_address(wanted: RayWorkers) -> None:
-    """Refuse an address at which there is certainly no cluster, without asking Ray.
-
-    Raises:
-        StudySpecError: there is no Ray, or nothing listens there.
-    """
-    _import_ray()
-    _listening(wanted.address)
 
 
 class _Room:
@@ -95,77 +87,56 @@ class _Room:
 
     def __init__(self, ray: Any, wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         self._ray, self._wanted = ray, wanted
-        uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self.nodes())
+        uses_gpus = spec.settings.get("device") != "cpu" and any(_has(node, "GPU") for node in self.nodes().values())
         self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
 
-    def nodes(self) -> list[_Node]:
-        """The nodes that are alive."""
-        return [node for node in self._ray.nodes() if node["Alive"]]
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """The nodes that are alive, by id, as Ray describes them."""
+        return {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
 
-    def on(self, node: _Node) -> int:
+    def on(self, node: Mapping[str, Any]) -> int:
         """How many workers fit on a node that has nothing else to do."""
         needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
         return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
 
-    def check(self) -> list[_Node]:
-        """The nodes that have room. A notice says if there is too little room for all workers.
+    def check(self) -> list[str]:
+        """The ids of the nodes that have room. A notice says if there is too little room for all workers.
 
         Raises:
             StudySpecError: no node has room for a worker.
         """
         wanted, nodes = self._wanted, self.nodes()
-        fitting = [node for node in nodes if self.on(node)]
+        fitting = {identity: count for identity, node in nodes.items() if (count := self.on(node))}
         if not fitting:
-            cpus, gpus = ([_has(node, name) for node in nodes] for name in ("CPU", "GPU"))
+            cpus, gpus = ([_has(node, name) for node in nodes.values()] for name in ("CPU", "GPU"))
             raise StudySpecError(
                 f"workers.ray: {wanted.ray} workers with {self.gpus:g} GPUs and {wanted.cpus:g} CPUs each are asked "
                 f"for, and the cluster has {sum(gpus):g} GPUs and {sum(cpus):g} CPUs on {len(nodes)} nodes, at most "
                 f"{max(gpus):g} and {max(cpus):g} on one: lower gpus and cpus, or add nodes"
             )
-        room = sum(self.on(node) for node in fitting)
-        if room < wanted.ray:
+        if (room := sum(fitting.values())) < wanted.ray:
             notice(f"the cluster has room for {room} of {wanted.ray} workers; the others begin when nodes join it")
-        return fitting
+        return list(fitting)
 
 
-class Cluster:
-    """The machines of a Ray cluster, as places where workers run.
-
-    Args:
-        ray: the module, connected.
-        wanted: what each worker needs.
-        spec: of the objective.
-        files: those that were sent to the cluster.
-        objective: as it was loaded here.
-        packed: its trajectory.
-    """
+class _Cluster:
+    """The machines of a Ray cluster, as places where workers run; ``load`` loads the ``objective`` there."""
 
     elastic = True
 
-    def __init__(
-        self,
-        ray: Any,
-        wanted: RayWorkers,
-        spec: ObjectiveSpec,
-        files: ShippedFiles,
-        objective: Objective,
-        packed: Trajectory | None,
-    ) -> None:
-        self._ray, self._wanted = ray, wanted
-        self._expected = objective.fingerprint()
-        self._without: dict[str, LcscError] = {}  # nodes to be left out, by id
-        self._room = _Room(ray, wanted, spec)
-        fetched = None
-        if packed is not None:  # an actor reads the trajectory on this machine
-            on_this = self._on_node(ray.get_runtime_context().get_node_id())
-            files_here = ray.remote(Files).options(num_cpus=0, max_restarts=-1, **on_this).remote(packed.path)
-            fetched = (Packed.of(packed), Read(files_here))
-        self._load = NodeObjective(spec, files, fetched, software())
+    def __init__(self, ray: Any, wanted: RayWorkers, load: NodeObjective, objective: Objective) -> None:
+        self._ray, self._wanted, self._expected = ray, wanted, objective.fingerprint()
+        self._without: set[str] = set()  # ids of nodes to be left out
+        self._room = _Room(ray, wanted, load.spec)
+        if load.packed is not None:  # an actor reads it on this machine
+            here = self._on_node(ray.get_runtime_context().get_node_id())
+            load = dataclasses.replace(load, packed=load.packed.served(ray, **here))
+        self._load = load
 
     def pool(self) -> WorkerPool:
         """The workers, which begin as nodes have room for them."""
         workers = self._wanted.ray
-        environments = [{} if self._room.gpus else {VISIBLE: ""}] * workers
+        environments = [{} if self._room.gpus else {"CUDA_VISIBLE_DEVICES": ""}] * workers
         return WorkerPool(self._load, workers, expected=self._expected, environments=environments, machines=self)
 
     def check(self) -> None:
@@ -175,18 +146,19 @@ class Cluster:
             StudySpecError: no node has room for a worker; one has other software, or no room for the trajectory.
             LcscError: a node could not load the objective.
         """
-        remote = self._ray.remote(_check_here)
-        asked = []
-        for identity in [node["NodeID"] for node in self._room.check()]:
-            # tried again if its process is killed, but not if it raises an error itself
-            options = {"num_cpus": 0, "max_retries": 2, **self._on_node(identity)}
-            asked.append((identity, remote.options(**options).remote(self._load)))
-        for identity, answer in asked:
-            name = node_name(self._ray, identity)
+        remote = self._ray.remote(NodeObjective.check)
+        # tried again if its process is killed, but not if it raises an error itself
+        options = {"num_cpus": 0, "max_retries": 2}
+        answers = {
+            identity: remote.options(**options, **self._on_node(identity)).remote(self._load)
+            for identity in self._room.check()
+        }
+        for identity, answer in answers.items():
+            name = _node_name(self._ray, identity)
             try:
                 error = self._ray.get(answer)
             except self._ray.exceptions.RayError as failed:
-                if identity not in [node["NodeID"] for node in self._room.nodes()]:
+                if identity not in self._room.nodes():
                     continue  # it went away meanwhile
                 said = [line.strip() for line in str(failed).splitlines() if line.strip()] or [type(failed).__name__]
                 raise StudySpecError(
@@ -196,50 +168,154 @@ class Cluster:
                 raise type(error)(f"node {name}: {error}")
 
     def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
-        """The CPUs that each worker has."""
         return max(int(self._wanted.cpus), 1)
 
-    def start(self, settings: WorkerSettings) -> RayLink:
-        """Request a worker, which starts when there is room.
-
-        Raises:
-            OSError: Ray is gone.
-        """
+    def start(self, settings: WorkerSettings) -> _RayLink:
         options: dict[str, Any] = {
-            **{"num_cpus": self._wanted.cpus, "num_gpus": self._room.gpus, "max_concurrency": CALLS_AT_ONCE},
+            **{"num_cpus": self._wanted.cpus, "num_gpus": self._room.gpus, "max_concurrency": _CALLS_AT_ONCE},
             **{"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"},
         }
         if self._without:
             options["label_selector"] = {_NODE_ID: f"!in({','.join(self._without)})"}
         try:
-            return RayLink(self._ray, self._ray.remote(RayWorker).options(**options).remote(settings))
+            return _RayLink(self._ray, self._ray.remote(_RayWorker).options(**options).remote(settings))
         except self._ray.exceptions.RayError as error:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
-    def refused(self, link: Link, error: LcscError) -> LcscError | None:
+    def refused(self, link: Any, error: LcscError) -> LcscError | None:
         """Leave out the node of this worker from now on, if there are others."""
-        assert isinstance(link, RayLink)
-        said = type(error)(f"node {node_name(self._ray, link.node)}: {error}")
-        known = link.node in self._without
-        self._without[link.node] = error
-        if not any(self._room.on(node) for node in self._room.nodes() if node["NodeID"] not in self._without):
+        said, known = type(error)(f"node {link.machine}: {error}"), link.node in self._without
+        self._without.add(link.node)
+        if not any(self._room.on(node) for name, node in self._room.nodes().items() if name not in self._without):
             return said
         if not known:
             notice(f"{said}; the search goes on without it")
         return None
 
     def _on_node(self, identity: str) -> dict[str, Any]:
-        """The options of what is to run on this node."""
         scheduling = importlib.import_module("ray.util.scheduling_strategies")
         return {"scheduling_strategy": scheduling.NodeAffinitySchedulingStrategy(identity, soft=False)}
 
 
-def _check_here(load: NodeObjective) -> LcscError | None:
-    return load.check()
+class _RayWorker:
+    """The actor: each call is a job, whose answer goes back with the notices since the last one.
+
+    One thread loads the objective and begins every job, as a local worker's main thread does.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._node = importlib.import_module("ray").get_runtime_context().get_node_id()
+        self._settings, self._evaluator = settings, None
+        self._notices: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(1)
+        os.environ.update(settings.environment)
+        hand_notices_to(lambda message: self._notices.put(Answer.of(NOTICE, message)))
+
+    def ready(self) -> _Said:
+        try:
+            self._evaluator = self._thread.submit(load_evaluator, self._settings).result()  # type: ignore[assignment]
+        except LcscError as error:
+            return self._said(Answer.of(READY, error))
+        return self._said(Answer(READY))
+
+    def do(self, content: bytes) -> _Said:
+        job: Job = pickle.loads(content)  # noqa: S301 - of our own coordinator
+        begin = getattr(self._evaluator, job.kind)
+        future: Future[Any] = self._thread.submit(begin, *job.arguments, **job.options).result()
+        return self._said(Answer.of_future(job.number, future))
+
+    def _said(self, answer: Answer) -> _Said:
+        notices = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                notices.append(self._notices.get_nowait())
+        return self._node, [*notices, answer]
 
 
-def _has(node: _Node, resource: str) -> float:
+class _RayLink:
+    """The connection to one actor; calls to it take the place of the connection to a local worker.
+
+    Attributes:
+        node: the id of its node; empty until it runs there.
+    """
+
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self._ray, self._actor = ray, actor
+        self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self.node = self._named = ""
+        self._expect(actor.ready.remote())
+
+    @property
+    def machine(self) -> str:
+        if self.node and not self._named:
+            self._named = _node_name(self._ray, self.node)
+        return self._named
+
+    def send(self, job: Job) -> None:
+        try:
+            self._expect(self._actor.do.remote(pickle.dumps(job)))
+        except self._ray.exceptions.RayError as error:
+            raise OSError(str(error)) from error
+
+    def receive(self) -> Answer:
+        answer = self._answers.get()
+        if answer is None:
+            raise EOFError
+        return answer
+
+    def terminate(self) -> None:
+        with contextlib.suppress(Exception):  # Ray itself is gone
+            self._ray.kill(self._actor, no_restart=True)
+        self._answers.put(None)
+
+    def join(self) -> tuple[str, bool]:
+        if self._error is None:
+            return "the worker was stopped", False
+        with contextlib.suppress(Exception):  # it may only be out of reach
+            self._ray.kill(self._actor, no_restart=True)
+        where = f" on node {self.machine}" if self.node else ""
+        if self._is_preempted():
+            return f"the worker{where} went away with its node", False
+        how = "killed, or out of memory" if self.node else " ".join(str(self._error).split())[:200]
+        return f"the worker{where} died ({how})", True
+
+    def _expect(self, reference: Any) -> None:
+        reference.future().add_done_callback(self._take)
+
+    def _take(self, done: Future[_Said]) -> None:
+        self._error = self._error or done.exception()
+        if self._error is not None:
+            self._answers.put(None)
+            return
+        self.node, answers = done.result()
+        for answer in answers:
+            self._answers.put(answer)
+
+    def _is_preempted(self) -> bool:
+        """Whether the machine went away. Ray may report that later than the end of the worker."""
+        errors = self._ray.exceptions
+        if isinstance(self._error, errors.ActorUnavailableError) or getattr(self._error, "preempted", False):
+            return True
+        until = time.monotonic() + _NODE_SECONDS
+        while self.node and time.monotonic() < until:
+            if all(node["NodeID"] != self.node for node in self._ray.nodes() if node["Alive"]):
+                return True
+            time.sleep(0.1)
+        return False
+
+
+def _has(node: Mapping[str, Any], resource: str) -> float:
     return float(node["Resources"].get(resource, 0.0))
+
+
+def _node_name(ray: Any, identity: str) -> str:
+    """The name of a node for people: its own, else that of its machine."""
+    for node in ray.nodes():
+        if node["NodeID"] == identity:
+            named = node["NodeName"] != node["NodeManagerAddress"]
+            return str(node["NodeName"] if named else node["NodeManagerHostname"])
+    return identity[:8]
 
 
 def _first_line(error: BaseException) -> str:

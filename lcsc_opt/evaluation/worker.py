@@ -83,21 +83,6 @@ class Answer:
         return cls.of(number, done.result() if error is None else error)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ending:
-    """How a worker ended.
-
-    Attributes:
-        how: for people.
-        reason: the reason of the attempts that failed with it.
-        counts: false where the machine went away, and the worker is not to blame.
-    """
-
-    how: str
-    reason: str
-    counts: bool = True
-
-
 def serve(connection: Connection, settings: WorkerSettings) -> None:
     """Load the objective and answer jobs, in a process of its own, until the coordinator is gone."""
     for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator

@@ -6,22 +6,17 @@ losses are compared.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.storages import RDBStorage
-
-from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.reproducibility import describe_difference, environment
+from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
-from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.exports.recipe import packed_trajectory
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
-from lcsc_opt.trajectory.inspection import identical_checkpoints
 
 _NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are known by their hash
     *(CHECKPOINTS, "metrics", "held_out_metrics"),
@@ -30,7 +25,18 @@ _NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are kn
 _ACCEPT = "if that cannot change a loss, continue with --accept-changes"
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def fingerprint(objective: Objective) -> dict[str, Any]:
+    """JSON-able: what results depend on, apart from the specification.
+
+    Raises:
+        TrajectoryError: the weights on the disk are damaged.
+    """
+    if (trajectory := objective.trajectory) is not None and trajectory.touched:
+        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
+    return {**objective.fingerprint(), "environment": environment()}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Every difference between two fingerprints, in words; what ``now`` lacks is not compared."""
     found = []
     if "environment" in now:
@@ -41,7 +47,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         found.append(_changed_code(before["code"], now["code"]))
     if "objective" in now:
         found += differences(before["objective"], json.loads(json.dumps(now["objective"])), "objective")
-    return [line for line in found if line]
+    return "; ".join(line for line in found if line)
 
 
 def _changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -50,90 +56,68 @@ def _changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)
 
 
-def refuse_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) -> str:
-    """What differs between the stored study's fingerprint and ``now``, in words; empty if nothing does.
-
-    Raises:
-        StudyStoreError: something changed and is not accepted. Before the first success every change is allowed, but
-            never other checkpoints.
-    """
-    before = study.attributes["fingerprint"]
-    found = "; ".join(changes(before, now))
-    was, here = (known.get("objective", {}).get("trajectory") for known in (before, now))
-    others = "objective" in now and was != here
-    if found and (others or (not accept and any(trial.state in SUCCEEDED for trial in study.trials()))):
-        raise StudyStoreError(
-            f"{study.name}: changed since it began: {found}. Put it back, or give the study another name; "
-            f"{'other checkpoints are another study' if others else _ACCEPT}"
-        )
-    return found
-
-
-def accepted_changes(study: StoredStudy, objective: Objective, *, accept: bool) -> dict[str, Any]:
+def accepted_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) -> dict[str, Any]:
     """The attributes to write into a study that continues; empty if nothing changed.
 
     Args:
         study: as it is stored.
-        objective: as it was loaded now.
-        accept: allow changes.
+        now: its fingerprint, or the part of it that is known.
+        accept: allow changes. Before the first success they are always allowed, but never other checkpoints.
 
     Raises:
-        StudyStoreError: as :func:`refuse_changes`.
-        TrajectoryError: the weights on the disk are damaged.
+        StudyStoreError: something changed and is not accepted.
     """
-    if (trajectory := objective.trajectory) is not None and trajectory.touched:
-        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-    now = {**objective.fingerprint(), "environment": environment()}
-    found = refuse_changes(study, now, accept=accept)
-    if not found:
+    stored = study.attributes
+    before = stored["fingerprint"]
+    if not (found := changes(before, now)):
         return {}
-    notice(f"{study.name}: continues with changes: {found}")
-    change = {"before_trial": len(study.trials()), "changed": found}
-    return {"changes": [*study.attributes.get("changes", []), change], "fingerprint": now}
+    trials = study.trials()
+    was, here = (known.get("objective", {}).get("trajectory") for known in (before, now))
+    others = "objective" in now and was != here
+    if others or (not accept and any(trial.state in SUCCEEDED for trial in trials)):
+        raise StudyStoreError(
+            f"{study.name}: changed since it began: {found}. Put it back, or give the study another name; "
+            f"{'other checkpoints are another study' if others else _ACCEPT}"
+        )
+    change = {"before_trial": len(trials), "changed": found}
+    return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **now}}
 
 
 def check_siblings(
-    storage: RDBStorage, plan: StudyPlan, objective: Objective | None = None, *, accept: bool = False
+    plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]], now: Mapping[str, Any] | None = None, *, accept: bool
 ) -> None:
     """Refuse a new study whose losses would not compare with those of its experiment's other studies.
 
     Args:
-        storage: where the other studies are.
         plan: of the new study.
-        objective: its objective; without it only settings are compared.
+        studies: name → attributes of all stored studies.
+        now: its fingerprint; without it only settings are compared.
         accept: allow other code of the objective.
 
     Raises:
         StudyStoreError: the settings, the objective or its code differ; the message says how.
     """
-    if not is_search(plan.name):
+    if plan.optimizer.name == LANDSCAPE:
         return
-    names = [name for name in study_names(storage) if is_search(name) and split_name(name)[0] == plan.spec.name]
-    same_optimizer = [name for name in names if split_name(name)[1] == plan.optimizer.name]
-    for name in dict.fromkeys([*names[:1], *same_optimizer[:1]]):  # the other studies were compared with these
-        stored = StoredStudy.open(storage, name).attributes
-        before, now = stored.get("specification"), plan.specification()
-        if not before:
+    wanted = _decisive(plan.specification())
+    siblings = [name for name in studies if is_search(name) and split_name(name)[0] == plan.spec.name]
+    same_optimizer = [name for name in siblings if split_name(name)[1] == plan.optimizer.name]
+    for name in dict.fromkeys([*siblings[:1], *same_optimizer[:1]]):  # the other studies were compared with these
+        stored = studies[name]
+        if not (before := _decisive(stored.get("specification"))):
             continue
         parts = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
-        found = [line for part in parts for line in differences(_decisive(before[part]), _decisive(now[part]), part)]
-        if objective is not None and not found:
-            mine, theirs = objective.fingerprint(), stored["fingerprint"]
-            here, there = (_decisive(known["objective"]) for known in (mine, theirs))
-            compared = {"objective": _of_both(here, there)} if accept else {**mine, "objective": _of_both(here, there)}
-            found = changes({**theirs, "objective": _of_both(there, here)}, compared)
+        found = "; ".join(line for part in parts for line in differences(before[part], wanted[part], part))
+        if now is not None and not found:
+            here, there = (_decisive(known["objective"]) for known in (now, stored["fingerprint"]))
+            compared = {} if accept else {"code": now["code"]}
+            theirs = {**stored["fingerprint"], "objective": _of_both(there, here)}
+            found = changes(theirs, {**compared, "objective": _of_both(here, there)})
         if found:
             raise StudyStoreError(
-                f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(found)}. Give the "
+                f"{plan.name}: its losses would not compare with those of {name}: {found}. Give the "
                 f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
-
-
-def name_identical_checkpoints(objective: Objective) -> None:
-    """Say which of the checkpoints that an objective combines have the same weights."""
-    with contextlib.suppress(ObjectiveError):  # nothing is packed
-        for warning in identical_checkpoints(packed_trajectory(objective)):
-            notice(warning)
 
 
 def _decisive(value: Any) -> Any:

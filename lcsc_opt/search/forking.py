@@ -24,10 +24,10 @@ from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import configure
-from lcsc_opt.search.compatibility import accepted_changes
+from lcsc_opt.search.compatibility import accepted_changes, fingerprint
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
-from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan, stored_plan
-from lcsc_opt.search.study import ObjectiveSource, check_plan, create_study, objective_of
+from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
+from lcsc_opt.search.study import StudyRunner, objective_of
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
@@ -57,34 +57,10 @@ def fork(
     Raises:
         StudyStoreError: the source has no complete trial, or the new study exists.
         StudyStoreError: the objective has changed since the source was searched, or ``checkpoints`` lack some of the
-        source's.
+            source's.
         LcscError: the new study could never be searched; nothing is stored then.
     """
-    plan = _plan(source, experiment, optimizer, seed, budget, checkpoints)
-    if plan.name in study_names(source.storage):
-        raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
-    before = ObjectiveSource(source.storage, stored_plan(source))
-    changes = accepted_changes(source, before.objective, accept=accept_changes)
-    if not checkpoints:
-        check_plan(plan, before, accept_changes=accept_changes)
-        copy_study(source, plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
-        return plan
-    longer = ObjectiveSource(source.storage, plan)
-    was, now = (packed_trajectory(known.objective) for known in (before, longer))
-    plan = dataclasses.replace(plan, origin=_coefficients_on(plan.origin or (), was, now, source=source.name))
-    create_study(plan, longer, {"forked_from": source.name})
-    return plan
-
-
-def _plan(
-    source: StoredStudy,
-    experiment: str,
-    optimizer: OptimizerSpec | None,
-    seed: int | None,
-    budget: int | None,
-    checkpoints: Sequence[str],
-) -> StudyPlan:
-    origin, of_source = source.chosen_trial()[1], stored_plan(source)
+    origin, of_source = source.chosen_trial()[1], StudyPlan.of(source)
     known = of_source.spec
     plan = of_source.changed(
         name=check_experiment(experiment),
@@ -94,24 +70,23 @@ def _plan(
         budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
     )
     configure(plan.optimizer)
-    return dataclasses.replace(plan, origin=tuple(origin.tolist()))
-
-
-def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
-    """The attributes in which the fork differs from its source."""
-    budget = plan.spec.budget.model_dump()
-    same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another optimizer may need other parallelism
-    return {
-        "specification": plan.specification(),
-        "budget": budget,
-        "optimizer_budget": budget,
-        "origin": None if plan.origin is None else list(plan.origin),
-        "forked_from": source.name,
-        "search_ended": None,
-        "held_out": None,
-        **dict.fromkeys((NODES, HOLDER, "measured", "retry")),
-        **({} if same_way else {"parallelism": None}),
-    }
+    if plan.name in study_names(source.storage):
+        raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
+    runner = StudyRunner(source.storage, accept_changes=accept_changes)
+    before = runner.objective(of_source)
+    changes = accepted_changes(source, fingerprint(before), accept=accept_changes)
+    if not checkpoints:
+        plan = dataclasses.replace(plan, origin=tuple(origin.tolist()))
+        runner.check(plan)
+        begun = {**plan.following(), **plan.beginning(before), "forked_from": source.name}
+        not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, "measured", "retry"))
+        copy_study(source, plan.name, {**source.attributes, **changes, **begun, **not_taken})
+        return plan
+    was = packed_trajectory(before)
+    now = packed_trajectory(runner.objective(plan))
+    plan = dataclasses.replace(plan, origin=_coefficients_on(origin, was, now, source=source.name))
+    runner.create(plan, {"forked_from": source.name})
+    return plan
 
 
 def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSpec:
@@ -124,7 +99,7 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
 
 
 def _coefficients_on(
-    coefficients: Sequence[float], before: Trajectory, now: Trajectory, *, source: str
+    coefficients: Coefficients, before: Trajectory, now: Trajectory, *, source: str
 ) -> tuple[float, ...]:
     """Coefficients of ``before`` as coefficients of ``now``, ``[K]``: zero for the checkpoints that are new.
 
@@ -139,7 +114,7 @@ def _coefficients_on(
                 f"--checkpoints: {what} there for step {step} of {source}; give all checkpoints of that study, and "
                 "later ones"
             )
-    found = dict(zip(before.steps, coefficients, strict=True))
+    found = dict(zip(before.steps, coefficients.tolist(), strict=True))
     return tuple(found.get(step, 0.0) for step in now.steps)
 
 

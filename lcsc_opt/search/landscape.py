@@ -26,8 +26,8 @@ from lcsc_opt.coefficients.plane import (
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.optimizers import configure
-from lcsc_opt.search.plan import stored_plan
-from lcsc_opt.search.study import ObjectiveSource, create_study, run_study
+from lcsc_opt.search.plan import StudyPlan
+from lcsc_opt.search.study import StudyRunner
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
@@ -59,12 +59,12 @@ def run_landscape(
     if optimizer == LANDSCAPE:
         raise StudyStoreError(f"{source.name}: is a landscape; name a search of {experiment}, or lcsc resume it")
     if name in study_names(storage):
-        plan = stored_plan(StoredStudy.open(storage, name))
+        plan = StudyPlan.of(StoredStudy.open(storage, name))
         known = {**plan.optimizer.options, "images": plan.spec.objective.settings.get("images")}
         asked = {**options, **({} if images is None else {"images": images})}
         if changed := [f"{key} is {known[key]}, not {value}" for key, value in asked.items() if known[key] != value]:
             raise StudyStoreError(f"{name}: exists with other options: {'; '.join(changed)}. Choose another --seed")
-        return name, run_study(plan, ObjectiveSource(storage, plan))
+        return name, StudyRunner(storage).run(plan)
     steps = tuple(source.attributes["steps"])
     chosen: dict[str, Any] = {
         "corners": list(Plane.default_corners(steps)),
@@ -75,7 +75,7 @@ def run_landscape(
     wanted = OptimizerSpec(name=LANDSCAPE, options=chosen)
     configure(wanted)
     plane = Plane.through(chosen["corners"], steps)
-    searched = stored_plan(source)
+    searched = StudyPlan.of(source)
     settings, failures = searched.spec.objective.settings, searched.spec.failures
     settings = settings if images is None else {**settings, "images": images}
     changed_plan = searched.changed(
@@ -87,10 +87,10 @@ def run_landscape(
         held_out=None,
     )
     plan = dataclasses.replace(changed_plan, origin=None)
-    objectives = ObjectiveSource(storage, plan)
+    runner = StudyRunner(storage)
     if images is None:
-        source.require("fingerprint", objectives.objective.describe(), part="objective")
-    gram = objectives.objective.gram()
+        source.require("fingerprint", runner.objective(plan).describe(), part="objective")
+    gram = runner.objective(plan).gram()
     products = None if gram is None else plane.products(np.asarray(gram, dtype=np.float64)).tolist()
-    create_study(plan, objectives, {PLANE_ATTRIBUTE: {"products": products}})
-    return name, run_study(plan, objectives)
+    runner.create(plan, {PLANE_ATTRIBUTE: {"products": products}})
+    return name, runner.run(plan)

@@ -9,34 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import (
-    BudgetSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    RayWorkers,
-    SpaceSpec,
-    StudySpec,
-    parse_studies,
-)
+from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.database.names import is_ours, split_name
-from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.evaluation.processes import environments, workers_for_this_machine
-from lcsc_opt.exports.recipe import packed_trajectory
+from lcsc_opt.database.names import BASELINES, differences, is_ours, split_name
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, configure, grid_size, needs_gradient
-from lcsc_opt.search.runner import most_in_flight
 
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
-RAY = "ray"  # the attribute of a study that says which cluster evaluates it
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
 
@@ -54,6 +42,25 @@ class StudyPlan:
     directory: Path | None = None
     origin: tuple[float, ...] | None = None
 
+    @classmethod
+    def of(cls, study: StoredStudy) -> StudyPlan:
+        """The plan that a stored study was made from, so that it can be continued without its study file.
+
+        Raises:
+            StudyStoreError: it is not one of ours.
+        """
+        stored, experiment = study.attributes, study.name.rsplit("/", 2)[0]
+        try:
+            kept = dict(stored["specification"])
+            kept["workers"] = stored.get("ray") or kept["workers"]
+            listed = {"optimizers": [kept.pop("optimizer")], "seeds": [kept.pop("seed")]}
+            later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
+            [spec] = parse_studies({"name": experiment, **kept, **listed, **later}, source="its specification")
+            directory, origin = stored["directory"], stored["origin"]
+            return cls(spec, directory and Path(directory), origin and tuple(origin))
+        except (KeyError, TypeError, ValueError, StudySpecError) as error:
+            raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
+
     @property
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that searches."""
@@ -70,54 +77,66 @@ class StudyPlan:
         return f"{self.spec.name}/{self.optimizer.name}/{self.seed}"
 
     @property
-    def devices(self) -> tuple[str, ...]:
-        """One for each worker, if the study file lists devices."""
-        return self.spec.workers if isinstance(self.spec.workers, tuple) else ()
-
-    @property
     def ray(self) -> RayWorkers | None:
-        """The workers of a Ray cluster, or ``None`` if this machine evaluates."""
+        """The workers of a Ray cluster; ``None`` if this machine evaluates."""
         return self.spec.workers if isinstance(self.spec.workers, RayWorkers) else None
 
     @property
     def workers(self) -> int:
-        """How many processes evaluate; ``auto`` is as many as suit this machine."""
-        if self.ray is not None:
-            return self.ray.ray
-        if self.spec.workers == "auto":
-            return workers_for_this_machine()
-        return self.spec.workers if isinstance(self.spec.workers, int) else len(self.devices)
+        """How many processes evaluate; ``auto`` is one for each GPU, or one."""
+        asked = self.spec.workers
+        if isinstance(asked, RayWorkers):
+            return asked.ray
+        if asked == "auto":
+            return max(len(processes.gpus()), 1)
+        return asked if isinstance(asked, int) else len(asked)
+
+    @property
+    def objective_key(self) -> str:
+        """Plans with the same key have the same objective."""
+        return f"{self.directory}:{self.spec.objective.model_dump_json()}"
 
     def changed(self, **changes: Any) -> StudyPlan:
         """The same plan with other values in its specification."""
         return dataclasses.replace(self, spec=self.spec.model_copy(update=changes))
 
-    def continuing(self, study: StoredStudy) -> StudyPlan:
-        """This plan for a stored study. If the study file leaves the workers open, the study keeps its number.
+    def with_budget(self, total: int) -> StudyPlan:
+        """The plan with a higher total, in the unit of its own budget.
+
+        Raises:
+            StudySpecError: it is lower than the stored one.
+        """
+        budget = self.spec.budget
+        if total < budget.total:
+            raise StudySpecError(f"--budget: {self.name} has a budget of {budget}, which cannot be lowered")
+        return self.changed(budget=BudgetSpec(**{budget.unit: total}))
+
+    def continuing(self, stored: Mapping[str, Any] | None) -> StudyPlan:
+        """This plan for the study with these attributes; itself for a new study.
+
+        If the study file leaves the workers open, the study keeps its number.
 
         Raises:
             StudyStoreError: the study was made from another specification.
         """
-        stored = study.attributes
+        if stored is None:
+            return self
         known = stored.get("specification") or {}
         plan = self.changed(workers=known["workers"]) if self.spec.workers == "auto" and known.get("workers") else self
         wanted = plan.specification()
         settings = wanted["objective"]["settings"]
         if stored.get("checkpoints") and CHECKPOINTS in settings:  # their hash decides whether they are the same
             settings[CHECKPOINTS] = known["objective"]["settings"].get(CHECKPOINTS)
-        study.require("specification", wanted)
+        if found := "; ".join(differences(known, wanted, "specification")):
+            raise StudyStoreError(
+                f"{self.name}: the stored study differs: {found}. Give the study another name, or another --storage"
+            )
         return plan
 
     def specification(self) -> dict[str, Any]:
         """JSON-able: what must stay the same for the study to be continued."""
-        return {
-            "objective": self.spec.objective.model_dump(),
-            "space": self.spec.space.model_dump(),
-            "optimizer": self.optimizer.model_dump(),
-            "seed": self.seed,
-            "workers": self.workers,
-            "tells": self.spec.tells,
-        }
+        kept = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
+        return {**kept, "optimizer": self.optimizer.model_dump(), "seed": self.seed, "workers": self.workers}
 
     def environments(self) -> list[Mapping[str, str]]:
         """The environment variables of each worker; empty if none must be set.
@@ -130,251 +149,193 @@ class StudyPlan:
             if device not in ("auto", "cuda", "cuda:0", "cpu"):
                 raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
             return []
+        devices = self.spec.workers if isinstance(self.spec.workers, tuple) else ()
         if device in ("auto", "cuda"):
-            return environments(self.workers, self.devices) if self.workers > 1 or self.devices else []
-        if self.devices:
+            return processes.environments(self.workers, devices) if self.workers > 1 or devices else []
+        if devices:
             raise StudySpecError(
-                f"workers: {', '.join(self.devices)} and objective.settings.device {device}: give one of them only"
+                f"workers: {', '.join(devices)} and objective.settings.device {device}: give one of them only"
             )
         return []
 
-    def changing(self) -> dict[str, Any]:
+    def following(self) -> dict[str, Any]:
         """The study's attributes that follow the study file: it may be edited, and the checkpoints may have moved."""
         held_out = self.spec.held_out
         return {
             "specification": self.specification(),
             "failures": self.spec.failures.model_dump(),
-            "held_out_plan": None if held_out is None else held_out.model_dump(),
-            RAY: None if self.ray is None else self.ray.model_dump(),
+            "held_out_plan": held_out and held_out.model_dump(),
+            "ray": self.ray and self.ray.model_dump(),
         }
 
-    def attributes(self, objective: Objective) -> dict[str, Any]:
-        """The study's attributes when it is created."""
+    def beginning(self, objective: Objective) -> dict[str, Any]:
+        """The study's attributes that its search begins with, and keeps."""
         budget = self.spec.budget.model_dump()
-        return {
-            **self.changing(),
-            "fingerprint": {**objective.fingerprint(), "environment": environment()},
-            "budget": budget,
-            "optimizer_budget": budget,
-            "holds_out": objective.why_nothing_held_out() is None,
-            "origin": None if self.origin is None else list(self.origin),
-            "steps": list(objective.steps),
-            "checkpoints": _packed_sha256(objective),
-            "directory": None if self.directory is None else str(self.directory),
-        }
+        begun = {"budget": budget, "optimizer_budget": budget, "origin": self.origin and list(self.origin)}
+        return {**begun, "parallelism": self._parallelism(objective)}
 
+    def is_searched(self, stored: Mapping[str, Any]) -> bool:
+        """Whether the search of the study with these attributes has nothing left to do for this plan's budget."""
+        ended, budget = stored.get("search_ended"), self.spec.budget
+        if ended is None or ended["exhausted"]:
+            return ended is not None
+        if budget.evaluations is not None:
+            return bool(ended["evaluations"] >= budget.evaluations)
+        return bool((stored["budget"].get("images") or 0) >= budget.total)
 
-def _packed_sha256(objective: Objective) -> str | None:
-    """The identity of the checkpoints; ``None`` if they are not packed."""
-    try:
-        return packed_trajectory(objective).sha256
-    except ObjectiveError:
+    def is_finished(self, stored: Mapping[str, Any]) -> bool:
+        """Whether nothing is left to do, neither of the search nor of the held-out report."""
+        reported = self.spec.held_out is None or stored.get("held_out") is not None or stored.get("holds_out") is False
+        return reported and self.is_searched(stored)
+
+    def known_checkpoints(self, studies: Mapping[str, Mapping[str, Any]]) -> KnownCheckpoints | None:
+        """The checkpoints of the first stored study of this experiment with this objective, if there is one.
+
+        All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep
+        that name the same files use the same checkpoints, too.
+
+        Args:
+            studies: name → attributes of all stored studies.
+        """
+        experiment, spec = self.spec.name, self.spec.objective
+        for name, stored in studies.items():
+            if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
+                continue
+            kept = (stored.get("specification") or {}).get("objective")
+            if not (stored.get("checkpoints") and kept and kept["file"] == spec.file):
+                continue
+            before = kept["settings"]
+            moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
+            same = all(before.get(setting) == spec.settings.get(setting) for setting in _CHOOSING)
+            if same and not (moved and split_name(name)[0] != experiment):
+                return KnownCheckpoints(
+                    stored["checkpoints"], tuple(stored["steps"]), moved, bool(before.get("select"))
+                )
         return None
 
+    def check_gradient(self, why_none: str | None) -> None:
+        """Refuse an optimizer that follows gradients if there are none.
 
-def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) -> KnownCheckpoints | None:
-    """The checkpoints of the first stored study of an experiment with this objective; ``None`` without such a study.
+        Raises:
+            StudySpecError: the optimizer needs a gradient, and ``why_none`` says why there is none.
+        """
+        if why_none is not None and needs_gradient(self.optimizer):
+            raise StudySpecError(
+                f"optimizers.{self.optimizer.name}: follows the gradient of the loss, and {self.spec.objective.file} "
+                f"gives none: {why_none}; search it with CMA or LCSC"
+            )
 
-    All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
-    name the same files use the same checkpoints, too.
+    def check(self, objective: Objective) -> None:
+        """Refuse an objective that this plan cannot search, before any weights are read.
+
+        Raises:
+            StudySpecError: it gives no gradient, no images or no stages, or has too few checkpoints for the space.
+            ObjectiveError: principal directions of an objective that has no weights.
+        """
+        self.check_gradient(objective.why_no_gradient())
+        spec, file, space = self.spec, self.spec.objective.file, self.spec.space
+        if spec.budget.unit == "images" and not objective.images_per_evaluation:
+            raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
+        if not isinstance(objective, StagedObjective) and (spec.spread == "images" or spec.pipeline is True):
+            key = "spread: images" if spec.spread == "images" else "pipeline: true"
+            raise StudySpecError(f"{key}: {file} evaluates a candidate as a whole; leave the key out")
+        if space.directions is None:
+            return
+        if objective.trajectory is None and objective.gram() is None:
+            raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
+        if space.directions >= len(objective.steps):
+            most = len(objective.steps) - 1
+            raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {space.directions}")
+
+    def space(self, objective: Objective) -> CoefficientSpace:
+        """The coefficient space over an objective's checkpoints.
+
+        Grids get the affine space, which contains their profiles exactly; another space may not reach them.
+        """
+        spec = SpaceSpec() if self.optimizer.name in (*BASELINES, LANDSCAPE) else self.spec.space
+        steps = objective.steps
+        default = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
+        start = default if self.origin is None else np.array(self.origin, dtype=np.float64)
+        if spec.kind == "affine":
+            return AffineSpace(steps, start)
+        if spec.kind == "convex":
+            return ConvexSpace(steps, start)
+        gram = objective.gram()
+        assert gram is not None  # checked
+        return PrincipalSpace.of(steps, start, gram, spec.directions or 0)
+
+    def most(self, objective: Objective) -> BudgetSpec:
+        """The budget, but no more than a grid has candidates."""
+        budget = self.spec.budget
+        price = objective.images_per_evaluation if budget.unit == "images" else 1
+        candidates = grid_size(self.optimizer, objective.steps)
+        return budget if candidates is None else BudgetSpec(**{budget.unit: min(budget.total, price * candidates)})
+
+    def _parallelism(self, objective: Objective) -> dict[str, Any]:
+        """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""
+        spec, optimizer = self.spec, self.optimizer
+        staged = isinstance(objective, StagedObjective)
+        one_at_a_time = asks_one_at_a_time(optimizer)
+        by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
+        spread_images = staged and by_images and self.workers > 1
+        if asks_one_at_a_time(optimizer, strictly=True) and not spread_images:
+            return {"in_flight": 1, "spread_images": False}
+        overlaps = isinstance(objective, StagedObjective) and objective.overlaps
+        waits = one_at_a_time or needs_gradient(optimizer)  # only one candidate's graph is kept at a time
+        pipelined = (overlaps if spec.pipeline == "auto" else spec.pipeline) and not waits
+        count = most_in_flight(1 if spread_images else self.workers, pipelined=pipelined)
+        return {"in_flight": count, "spread_images": spread_images}
+
+
+def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
+    """How many trials may be between ask and tell.
+
+    One for one worker. For several workers 1.5 each, which keeps them busy while tells wait for their turn and
+    candidates are written. Two per worker if the stages of evaluations overlap.
     """
-    for name, stored in our_studies(storage).items():
-        if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
-            continue
-        kept = (stored.get("specification") or {}).get("objective")
-        if not (stored.get("checkpoints") and kept and kept["file"] == spec.file):
-            continue
-        before = kept["settings"]
-        if all(before.get(setting) == spec.settings.get(setting) for setting in _CHOOSING):
-            moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
-            if moved and split_name(name)[0] != experiment:
-                continue
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, bool(before.get("select")))
-    return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """What a plan means for its objective.
-
-    Attributes:
-        in_flight: how many trials may be between ask and tell; stored when the search begins, and kept.
-        spread_images: whether workers share the images of one candidate. Otherwise each worker has its own candidate.
-        budget: the plan's, but no more than a grid has candidates.
-        first_budget: the budget that the study began with; its optimizer plans with it.
-        evaluations: the first budget, counted in evaluations of the objective's usual number of images.
-    """
-
-    in_flight: int
-    spread_images: bool
-    budget: BudgetSpec
-    first_budget: BudgetSpec
-    evaluations: int
-
-    @property
-    def parallelism(self) -> dict[str, Any]:
-        """JSON-able: what a study keeps from its beginning."""
-        return {"in_flight": self.in_flight, "spread_images": self.spread_images}
-
-
-def schedule_of(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) -> Schedule:
-    """How a study is searched. A stored study continues as it began.
-
-    Args:
-        plan: of the study.
-        objective: the plan's.
-        stored: the study's attributes; empty before there is a study.
-
-    Raises:
-        StudySpecError: the objective allows no such budget, parallelism or optimizer.
-        StudyStoreError: the study file now asks for another parallelism than the study began with.
-    """
-    spec = plan.spec
-    _evaluations(spec.budget, objective)
-    check_gradient(plan, objective.why_no_gradient())
-    wanted = _parallelism(plan, objective)
-    known = stored.get("parallelism")
-    began = (known["in_flight"], known["spread_images"]) if known else wanted
-    if began != wanted and (spec.spread, spec.pipeline) != ("auto", "auto"):
-        was, now = (f"{count} candidates at once{', images spread' * spread}" for count, spread in (began, wanted))
-        raise StudyStoreError(
-            f"{plan.name}: was begun with {was}, and spread and pipeline now mean {now}; leave the keys out, or "
-            "give the study another name"
-        )
-    first = BudgetSpec(**stored["optimizer_budget"]) if stored else spec.budget
-    price = objective.images_per_evaluation if spec.budget.unit == "images" else 1
-    most = min(spec.budget.total, price * (grid_size(plan.optimizer, objective.steps) or spec.budget.total))
-    in_flight, spread_images = began
-    budget, evaluations = BudgetSpec(**{spec.budget.unit: most}), _evaluations(first, objective)
-    return Schedule(in_flight, spread_images, budget, first, evaluations)
-
-
-def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
-    """Refuse an optimizer that follows gradients if there are none.
-
-    Raises:
-        StudySpecError: the optimizer needs a gradient, and a reason is given why there is none.
-    """
-    if why_no_gradient is not None and needs_gradient(plan.optimizer):
-        raise StudySpecError(
-            f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {plan.spec.objective.file} gives "
-            f"none: {why_no_gradient}; search it with CMA or LCSC"
-        )
-
-
-def _parallelism(plan: StudyPlan, objective: Objective) -> tuple[int, bool]:
-    """How many trials are in flight, and whether their images are spread, for this optimizer and this objective."""
-    spec, optimizer = plan.spec, plan.optimizer
-    staged = isinstance(objective, StagedObjective)
-    if not staged and (spec.spread == "images" or spec.pipeline is True):
-        key = "spread: images" if spec.spread == "images" else "pipeline: true"
-        raise StudySpecError(f"{key}: {spec.objective.file} evaluates a candidate as a whole; leave the key out")
-    one_at_a_time = asks_one_at_a_time(optimizer)
-    by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
-    spread_images = staged and by_images and plan.workers > 1
-    if asks_one_at_a_time(optimizer, strictly=True) and not spread_images:
-        return 1, False
-    overlaps = isinstance(objective, StagedObjective) and objective.overlaps
-    waits = one_at_a_time or needs_gradient(optimizer)  # only one candidate's graph is kept at a time
-    pipelined = (overlaps if spec.pipeline == "auto" else spec.pipeline) and not waits
-    return most_in_flight(1 if spread_images else plan.workers, pipelined=pipelined), spread_images
-
-
-def _evaluations(budget: BudgetSpec, objective: Objective) -> int:
-    """The budget, counted in evaluations of the objective's usual number of images."""
-    if budget.evaluations is not None:
-        return budget.evaluations
-    if objective.images_per_evaluation == 0:
-        raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-    return math.ceil((budget.images or 0) / objective.images_per_evaluation)
+    if pipelined:
+        return 2 * workers
+    return 1 if workers == 1 else math.ceil(1.5 * workers)
 
 
 def plans(
-    spec: StudySpec, directory: Path | None, *, optimizers: Sequence[str] = (), seeds: Sequence[int] = ()
+    specs: Sequence[StudySpec],
+    directory: Path | None,
+    *,
+    optimizers: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    budget: int | None = None,
 ) -> list[StudyPlan]:
-    """The studies that a study file describes; ``optimizers`` and ``seeds`` choose among them.
+    """The studies that a study file describes, for a sweep one point after the other.
 
-    A seed that the file does not list is allowed; an optimizer that it does not list is run with its defaults.
-
-    Raises:
-        StudySpecError: an unknown optimizer or option, before anything is run.
-    """
-    listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
-    chosen = [
-        listed.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer")
-        for name in optimizers or listed
-    ]
-    for optimizer in chosen:
-        configure(optimizer)
-    return [
-        StudyPlan(spec.model_copy(update={"optimizers": (optimizer,), "seeds": (seed,)}), directory)
-        for seed in (seeds or spec.seeds)
-        for optimizer in chosen
-    ]
-
-
-def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
-    """The plan with a higher total, in the unit of its own budget.
+    Args:
+        specs: the study file, or all points of its sweep.
+        directory: its folder.
+        optimizers: only these; one that the file does not list is run with its defaults.
+        seeds: only these; the file need not list them.
+        budget: another total for each study, in the unit of its own budget.
 
     Raises:
-        StudySpecError: it is lower than the stored one.
+        StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
     """
-    budget = plan.spec.budget
-    if total < budget.total:
-        raise StudySpecError(f"--budget: {plan.name} has a budget of {budget}, which cannot be lowered")
-    return plan.changed(budget=BudgetSpec(**{budget.unit: total}))
-
-
-def stored_plan(study: StoredStudy) -> StudyPlan:
-    """The plan that a stored study was made from, so that it can be continued without its study file.
-
-    Raises:
-        StudyStoreError: it is not one of ours.
-    """
-    stored, experiment = study.attributes, study.name.rsplit("/", 2)[0]
-    try:
-        kept = dict(stored["specification"])
-        if (cluster := stored.get(RAY)) is not None:
-            kept["workers"] = cluster
-        listed = {"optimizers": [kept.pop("optimizer")], "seeds": [kept.pop("seed")]}
-        later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
-        (spec,) = parse_studies({"name": experiment, **kept, **listed, **later}, source="its specification")
-        directory, origin = stored["directory"], stored["origin"]
-        beside = None if directory is None else Path(directory)
-        return StudyPlan(spec, beside, None if origin is None else tuple(origin))
-    except (KeyError, TypeError, ValueError, StudySpecError) as error:
-        raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
-
-
-def check_space(spec: SpaceSpec, objective: Objective) -> None:
-    """Refuse what :func:`build_space` would refuse, before any weights are read.
-
-    Raises:
-        ObjectiveError: principal directions of an objective that has no weights.
-        StudySpecError: more directions than the checkpoints allow.
-    """
-    if spec.kind != "principal":
-        return
-    if objective.trajectory is None and objective.gram() is None:
-        raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
-    if not 1 <= (spec.directions or 0) < len(objective.steps):
-        most = len(objective.steps) - 1
-        raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {spec.directions}")
-
-
-def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float] | None = None) -> CoefficientSpace:
-    """The coefficient space that a specification names, over an objective's checkpoints.
-
-    ``origin`` ``[K]`` replaces the origin of the specification. Errors are those of :func:`check_space`.
-    """
-    check_space(spec, objective)
-    steps = objective.steps
-    default = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
-    start = default if origin is None else np.array(origin, dtype=np.float64)
-    if spec.kind == "affine":
-        return AffineSpace(steps, start)
-    if spec.kind == "convex":
-        return ConvexSpace(steps, start)
-    gram = objective.gram()
-    assert gram is not None
-    return PrincipalSpace.of(steps, start, gram, spec.directions or 0)
+    if budget is not None:
+        if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
+            raise StudySpecError(
+                f"--budget: the study file varies {varied[0]}; give {varied[0]}={budget} in place of the option"
+            )
+        specs = [spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})}) for spec in specs]
+    found = []
+    for spec in specs:
+        listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
+        chosen = [
+            listed.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer")
+            for name in optimizers or listed
+        ]
+        for optimizer in chosen:
+            configure(optimizer)
+        found += [
+            StudyPlan(spec.model_copy(update={"optimizers": (optimizer,), "seeds": (seed,)}), directory)
+            for seed in (seeds or spec.seeds)
+            for optimizer in chosen
+        ]
+    return found

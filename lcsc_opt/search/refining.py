@@ -42,8 +42,6 @@ _EPSILON = 1e-15  # Adam's 1e-8 would hide the gradients of a loss in a small un
 _CHECKPOINTS = 50  # how many, unless the settings say how many steps lie between two
 _STATE_SECONDS = 60.0  # between two states; a crash costs at most this time
 
-Weights = Mapping[str, Tensor]
-
 
 @dataclasses.dataclass(frozen=True)
 class RefineSettings:
@@ -153,7 +151,7 @@ def refine(
 
     with only_process(out, busy=busy):
         if resume:
-            run = _Run.resumed(objective, settings, out)
+            run = _Refinement.resumed(objective, settings, out)
         else:
             for path in (out, *(out.with_suffix(end) for end in (".state.pt", ".jsonl", ".safetensors"))):
                 if path.exists():
@@ -162,13 +160,13 @@ def refine(
             coefficients = start()
             objective.know_constraint()
             objective.release()  # Adam needs the memory now
-            run = _Run(objective, settings, coefficients, out)
+            run = _Refinement(objective, settings, coefficients, out)
             run.save()
         run.descend()
         return run.finish(held_out_images)
 
 
-class _Run:
+class _Refinement:
     """All weights while they are fine-tuned.
 
     Attributes:
@@ -184,7 +182,7 @@ class _Run:
         assert objective.trajectory is not None  # why_no_gradient would have said so
         self.settings, self.coefficients, self.out = settings, coefficients, out
         self._of_checkpoints, self._kept = objective, DualAscent()
-        self.begun: Weights = objective.trajectory.merge(coefficients)
+        self.begun: Mapping[str, Tensor] = objective.trajectory.merge(coefficients)
         varying = objective.trajectory.varying
         trained = sorted(name for name, part in self.begun.items() if name in varying and part.is_floating_point())
         iterate = {name: _copied(part, objective.device, wide=name in trained) for name, part in self.begun.items()}
@@ -197,12 +195,11 @@ class _Run:
 
     @classmethod
     @torch.no_grad()
-    def resumed(cls, objective: MergeSampleScore, settings: RefineSettings, out: Path) -> _Run:
+    def resumed(cls, objective: MergeSampleScore, settings: RefineSettings, out: Path) -> _Refinement:
         """The run whose state is stored; refused unless it began with the same settings and objective."""
-        file, answer = out.with_suffix(".state.pt"), out.with_suffix(".safetensors")
+        file = out.with_suffix(".state.pt")
         if not file.exists():
-            done = f"{answer} is its answer" if answer.exists() else "leave --resume out to begin"
-            raise StudySpecError(f"{out}: there is nothing to go on with; {done}")
+            raise StudySpecError(f"{out}: there is nothing to go on with; leave --resume out to begin")
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             stored = json.loads(state["identity"])

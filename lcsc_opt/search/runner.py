@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,11 +40,11 @@ WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
 
 @dataclasses.dataclass
-class _Asked:
+class _Trial:
     """A trial between ask and tell.
 
     Attributes:
-        failed_now: it failed in this run.
+        ended_now: its result is of this run.
     """
 
     number: int
@@ -56,7 +55,7 @@ class _Asked:
     future: concurrent.futures.Future[Outcome] | None = None
     outcome: Outcome | None = None
     tell_index: int | None = None
-    failed_now: bool = False
+    ended_now: bool = False
 
 
 class Search:
@@ -69,7 +68,7 @@ class Search:
         budget: the total over all runs of the study; inherited trials do not count.
         first: ``[K]`` coefficients that are asked before all others, unless trials are inherited.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
-        in_flight: how many trials may be between ask and tell; see :func:`most_in_flight`.
+        in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         environment_change: what changed in the environment, for the message when replay fails.
@@ -102,7 +101,7 @@ class Search:
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
         self._most_in_flight = in_flight
-        self._in_flight: list[_Asked] = []
+        self._in_flight: list[_Trial] = []
         places = [place for trial in self._stored if (place := _tell_index(trial)) is not None]
         self._committed = max(places, default=-1) + 1
         self._worst: float | None = None
@@ -125,7 +124,7 @@ class Search:
     @property
     def stored_spent(self) -> int:
         """What was spent of the budget before this run, in the budget's unit."""
-        return _spent_by(self._stored, self.budget, self._images_per_evaluation)
+        return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -150,11 +149,13 @@ class Search:
             number += 1
         while self._in_flight:
             self._tell_next(on_tell)
-        self._failing.judge_all(self.told)
+        self._failing.judge(self.told, ended=True)
 
     def _price(self, request: Request) -> int:
         """What a candidate costs, in the unit of the budget."""
-        return _price(request, self.budget, self._images_per_evaluation)
+        if self.budget.unit == "evaluations":
+            return 1
+        return self._images_per_evaluation if request.images is None else request.images
 
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
@@ -188,9 +189,9 @@ class Search:
             candidate = Candidate(_coefficients(trial), request.images, request.noise)
             if known is None or not begun:
                 number = self._study.add_candidate(candidate, retry_of=trial.number)
-                self._in_flight.append(self._submit(_Asked(number, candidate, request)))
+                self._in_flight.append(self._submit(_Trial(number, candidate, request)))
             elif not known.state.is_finished():
-                self._in_flight.append(self._continue(_Asked(known.number, candidate, request), known))
+                self._in_flight.append(self._continue(_Trial(known.number, candidate, request), known))
         while self._in_flight:
             self._collect()
         if retry.get("again"):
@@ -202,7 +203,10 @@ class Search:
 
     def _collect(self) -> None:
         self._commit_finished()
-        self._in_flight = [asked for asked in self._in_flight if asked.outcome is None]
+        ended = [trial for trial in self._in_flight if trial.outcome is not None]
+        self._in_flight = [trial for trial in self._in_flight if trial.outcome is None]
+        for trial in ended:
+            self._heed(trial)
 
     def _must_tell_before(self, number: int) -> bool:
         """Whether a result must be told before the ask of this number."""
@@ -210,21 +214,21 @@ class Search:
             return self.told < int(self._stored[number].user_attrs["tells_before"])
         return len(self._in_flight) >= self._most_in_flight
 
-    def _ask(self, number: int) -> _Asked:
+    def _ask(self, number: int) -> _Trial:
         with blas_threads(1):
             parameter = self._optimizer.ask()
         candidate = candidate_of(parameter)
         if number >= len(self._stored):
             tells_before = self.told if self._tells == "as-completed" else None
             added = self._study.add_candidate(candidate, tells_before=tells_before)
-            return self._submit(_Asked(added, candidate, request_of(parameter), parameter))
+            return self._submit(_Trial(added, candidate, request_of(parameter), parameter))
         stored = self._stored[number]
         self._verify(stored, candidate)
-        asked = _Asked(stored.number, candidate, request_of(parameter), parameter)
+        asked = _Trial(stored.number, candidate, request_of(parameter), parameter)
         asked.tell_index = _tell_index(stored)
         return self._continue(asked, stored)
 
-    def _continue(self, asked: _Asked, stored: FrozenTrial) -> _Asked:
+    def _continue(self, asked: _Trial, stored: FrozenTrial) -> _Trial:
         """Take a trial from where the database has it: finished, failed but for its state, or to be evaluated."""
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
@@ -237,7 +241,7 @@ class Search:
             self._submit(asked)
         return asked
 
-    def _submit(self, asked: _Asked) -> _Asked:
+    def _submit(self, asked: _Trial) -> _Trial:
         asked.future = self._evaluator.submit(asked.candidate, gradient=asked.request.gradient)
         return asked
 
@@ -265,11 +269,16 @@ class Search:
         self.told += 1
         self.spent += self._price(asked.request)
         on_tell(self)
-        if not isinstance(asked.outcome, Failure):
-            self._failing.told_success()
-        elif asked.failed_now:
-            self._failing.told_failure(asked.attempts, older_run=self._older_run(asked))
-        self._failing.judge_share(self.told)
+        self._heed(asked)
+        self._failing.judge(self.told)
+
+    def _heed(self, trial: _Trial) -> None:
+        """End the run if this result, after those before it, shows that nothing can succeed."""
+        if not isinstance(trial.outcome, Failure):
+            self._failing.told_success(now=trial.ended_now)
+        elif trial.ended_now:
+            older_run = any(other.number < trial.number and other.outcome is None for other in self._in_flight)
+            self._failing.told_failure(trial.attempts, trial.outcome, older_run=older_run)
 
     def _tell(self, parameter: Any, loss: float) -> None:
         """Tell the optimizer a loss.
@@ -281,7 +290,7 @@ class Search:
             warnings.filterwarnings("ignore", "orphanated injected solution")
             self._optimizer.tell(parameter, loss)
 
-    def _next_to_tell(self) -> _Asked | None:
+    def _next_to_tell(self) -> _Trial | None:
         if self._tells == "ordered":
             oldest = self._in_flight[0]
             return None if oldest.outcome is None else oldest
@@ -299,7 +308,7 @@ class Search:
             self._commit(asked, future.result())
         return bool(done)
 
-    def _commit(self, asked: _Asked, outcome: Outcome) -> None:
+    def _commit(self, asked: _Trial, outcome: Outcome) -> None:
         """Write a result. A failed attempt is written, too, and the same candidate may be tried again."""
         tell_index = asked.tell_index
         if tell_index is None:
@@ -307,24 +316,16 @@ class Search:
         if isinstance(outcome, Failure):
             self._failing.say_why(asked.number, outcome)
             asked.attempts.append(outcome.as_attempt())
-            if outcome.worth_another(len(asked.attempts), self._policy):
+            if outcome.retry and len(asked.attempts) <= self._policy.retries:
                 self._study.note_attempts(asked.number, asked.attempts)
                 self._submit(asked)
                 return
             self._study.fail(asked.number, asked.attempts, tell_index=tell_index)
-            asked.failed_now = True
-            older_run = self._older_run(asked)
-            self._failing.failed(asked.number, asked.attempts, outcome, older_run=older_run)
         else:
-            self._failing.succeeded()
             compares = asked.request.compares(self._images_per_evaluation)
             self._study.finish(asked.number, outcome, tell_index=tell_index, compares=compares)
-        asked.outcome, asked.tell_index = outcome, tell_index
+        asked.outcome, asked.tell_index, asked.ended_now = outcome, tell_index, True
         self._committed = max(self._committed, tell_index + 1)
-
-    def _older_run(self, asked: _Asked) -> bool:
-        """Whether a candidate that was asked before this one may still succeed."""
-        return any(other.number < asked.number and other.outcome is None for other in self._in_flight)
 
     def _remember_best(self, loss: float, number: int, request: Request) -> None:
         if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
@@ -340,31 +341,6 @@ class Search:
         if number not in self._retries or self._retries[number].state not in SUCCEEDED:
             self._failing.add(outcome)
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
-
-
-def _spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
-    """What finished trials have spent of a budget, in its unit; inherited trials do not count."""
-    own = [
-        trial for trial in trials if trial.state.is_finished() and not {"inherited", RETRY_OF} & set(trial.user_attrs)
-    ]
-    return sum(_price(_request(trial), budget, images_per_evaluation) for trial in own)
-
-
-def _price(request: Request, budget: BudgetSpec, images_per_evaluation: int) -> int:
-    if budget.unit == "evaluations":
-        return 1
-    return images_per_evaluation if request.images is None else request.images
-
-
-def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
-    """How many trials may be between ask and tell.
-
-    One for one worker. For several workers 1.5 each, which keeps them busy while tells wait for their turn and
-    candidates are written. Two per worker if the stages of evaluations overlap.
-    """
-    if pipelined:
-        return 2 * workers
-    return 1 if workers == 1 else math.ceil(1.5 * workers)
 
 
 def _stored_outcome(trial: FrozenTrial) -> Outcome:

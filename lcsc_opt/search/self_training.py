@@ -36,23 +36,6 @@ _WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # values of w that are tried at the 
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfTraining:
-    """How the model is trained on its own samples.
-
-    Attributes:
-        recipe: the one that the checkpoints were trained with; its loss is minimized.
-        samples: how many images are sampled, once, to train on.
-        steps: of training.
-        seed: of the samples, the batches and the noise.
-    """
-
-    recipe: TrainingRecipe
-    samples: int = 10_000
-    steps: int = 200
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
 class Appended:
     """The result of :func:`append_self_trained`.
 
@@ -68,15 +51,25 @@ class Appended:
 
 
 def append_self_trained(
-    objective: Objective, settings: SelfTraining, out: Path, *, start: Callable[[], Coefficients]
+    objective: Objective,
+    recipe: TrainingRecipe,
+    out: Path,
+    *,
+    start: Callable[[], Coefficients],
+    samples: int = 10_000,
+    steps: int = 200,
+    seed: int = 0,
 ) -> Appended:
     """Write the checkpoints of an objective with one more row, the start trained on its own samples.
 
     Args:
         objective: of the checkpoints.
-        settings: how it is trained.
+        recipe: the one that the checkpoints were trained with; its loss is minimized.
         out: the new trajectory, ``NAME.trajectory``; it does not exist if this fails before the losses are measured.
         start: finds the coefficients ``[K]`` of the start.
+        samples: how many images are sampled, once, to train on.
+        steps: of training.
+        seed: of the samples, the batches and the noise.
 
     Raises:
         ObjectiveError: the objective does not sample images directly with one unconditional network, or its
@@ -85,11 +78,18 @@ def append_self_trained(
         TrainingError: the recipe needs a teacher, or the loss is not finite.
         TrajectoryError: a checkpoint cannot be written.
     """
-    checked, trajectory = _with_network(objective)
+    if not isinstance(objective, MergeSampleScore) or not isinstance(objective.sampler, NetworkSampler):
+        raise ObjectiveError("neon: the objective samples no images with one network, so there is none to train")
+    sampler, trajectory = objective.sampler, objective.trajectory
+    if not isinstance(trajectory, Trajectory):
+        raise ObjectiveError("neon: the objective's checkpoints are no packed trajectory")
+    for what, reason in (("labels", "has classes, and recipes train models without"), ("decoder", "is one of latents")):
+        if getattr(sampler, what, None) is not None:
+            raise ObjectiveError(f"neon: the model {reason}; train it on its own samples by yourself, and pack that")
     if out.suffix != ".trajectory":
         raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
-    if settings.recipe.needs == "teacher":
-        raise TrainingError(f"--recipe: {settings.recipe.name} needs a teacher; give ct or ict for a consistency model")
+    if recipe.needs == "teacher":
+        raise TrainingError(f"--recipe: {recipe.name} needs a teacher; give ct or ict for a consistency model")
 
     def busy() -> None:
         raise StudySpecError(f"{out}: another process writes it; wait until it is done, or give another name")
@@ -97,12 +97,11 @@ def append_self_trained(
     with only_process(out, busy=busy):
         if out.exists():
             raise StudySpecError(f"{out}: exists already; give another name")
-        place = second_place(trajectory.steps)
+        place = _second_place(trajectory.steps)
         coefficients = start()
-        images = checked.images(coefficients, Noise(_NOISE_GROUP, settings.seed), settings.samples)
+        images = objective.images(coefficients, Noise(_NOISE_GROUP, seed), samples)
         begun = trajectory.merge(coefficients)
-        assert isinstance(checked.sampler, NetworkSampler)
-        row = {**begun, **_self_trained(checked.sampler, begun, images, settings)}
+        row = {**begun, **_self_trained(sampler, begun, images, recipe, steps=steps, seed=seed)}
         step = trajectory.steps[place - 1] + 1
         pending = out.with_name(f"{out.stem}.pending.trajectory")
         remove(pending)  # left by a killed process
@@ -112,7 +111,7 @@ def append_self_trained(
                     writer.append(step, {name: part.to(begun[name]) for name, part in row.items()})
                 writer.append(before, trajectory.checkpoint(index))
         pending.rename(out)
-    longer, losses = checked.on_weights(Trajectory.open(out)), {}
+    longer, losses = objective.on_weights(Trajectory.open(out)), {}
     with progress("weights of the new row", len(_WEIGHTS)) as advance:
         for weight in _WEIGHTS:
             losses[weight] = float(longer.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
@@ -125,7 +124,7 @@ def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coeffi
     return np.insert((1 + weight) * coefficients, place, -weight)
 
 
-def second_place(steps: Sequence[int]) -> int:
+def _second_place(steps: Sequence[int]) -> int:
     """The index of the new row: just after the first checkpoint that is two steps or more before the next.
 
     The new row's step is one later than that checkpoint's. A row stands for the steps since the row before it, so an
@@ -141,7 +140,13 @@ def second_place(steps: Sequence[int]) -> int:
 
 
 def _self_trained(
-    sampler: NetworkSampler, weights: Mapping[str, Tensor], images: Tensor, settings: SelfTraining
+    sampler: NetworkSampler,
+    weights: Mapping[str, Tensor],
+    images: Tensor,
+    recipe: TrainingRecipe,
+    *,
+    steps: int,
+    seed: int,
 ) -> dict[str, Tensor]:
     """Train on ``images`` ``[n, C, H, W]``; gives the average of the iterates, name → trained tensor.
 
@@ -150,7 +155,6 @@ def _self_trained(
     Raises:
         TrainingError: the loss is not finite.
     """
-    recipe = settings.recipe
     network: nn.Module = copy.deepcopy(sampler.network)
     load_weights(network, weights)
     with torch.inference_mode(mode=False):
@@ -158,18 +162,18 @@ def _self_trained(
         parameters = dict(network.named_parameters())
         average = {name: part.detach().clone() for name, part in parameters.items()}
         optimizer = getattr(torch.optim, recipe.optimizer)(list(parameters.values()), lr=recipe.learning_rate)
-        rate = recipe.target_rate(settings.steps - 1, settings.steps)
+        rate = recipe.target_rate(steps - 1, steps)
         target = network if rate is None else copy.deepcopy(network).requires_grad_(requires_grad=False)
         device = next(iter(parameters.values())).device
         generator = torch.Generator(device)
         own = sampler.function.noise_scale if isinstance(sampler, ConsistencySampler) else recipe.noise_scale
 
         def loss(step: int) -> Tensor:
-            generator.manual_seed(derive_seed(settings.seed, _NOISE_GROUP, step))
+            generator.manual_seed(derive_seed(seed, _NOISE_GROUP, step))
             chosen = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
-            batch, last = images[chosen.cpu()].to(device), settings.steps - 1
+            batch = images[chosen.cpu()].to(device)
             try:
-                return recipe.loss(Batch(batch, last, settings.steps, network, target, generator, noise_scale=own))
+                return recipe.loss(Batch(batch, steps - 1, steps, network, target, generator, noise_scale=own))
             except (TypeError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
@@ -181,16 +185,5 @@ def _self_trained(
             if rate is not None:
                 torch._foreach_lerp_(list(target.parameters()), list(parameters.values()), 1 - rate)
 
-        descend(loss, optimizer, steps=settings.steps, description="training on its own samples", after=follow)
+        descend(loss, optimizer, steps=steps, description="training on its own samples", after=follow)
     return average
-
-
-def _with_network(objective: Objective) -> tuple[MergeSampleScore, Trajectory]:
-    if not isinstance(objective, MergeSampleScore) or not isinstance(objective.sampler, NetworkSampler):
-        raise ObjectiveError("neon: the objective samples no images with one network, so there is none to train")
-    if not isinstance(objective.trajectory, Trajectory):
-        raise ObjectiveError("neon: the objective's checkpoints are no packed trajectory")
-    for what, reason in (("labels", "has classes, and recipes train models without"), ("decoder", "is one of latents")):
-        if getattr(objective.sampler, what, None) is not None:
-            raise ObjectiveError(f"neon: the model {reason}; train it on its own samples by yourself, and pack that")
-    return objective, objective.trajectory

@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from optuna.storages import RDBStorage
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
-from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
+from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.urls import storage_url
+from lcsc_opt.database.store import StoredStudy, our_studies, study_names
+from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.search.plan import StudyPlan, plans
-from lcsc_opt.search.status import Estimate, estimates
-from lcsc_opt.search.study import ObjectiveSource, check_plan, objective_of, rehearse, run_study
+from lcsc_opt.search.study import StudyRunner, objective_of
 from lcsc_opt.views.ranking import comparison_rows
 from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
@@ -158,117 +158,115 @@ def run(
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
-    chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
+    chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
-        run_checked(check_plans(chosen, url, accept_changes=accept_changes), accept_changes=accept_changes)
+        run_plans(chosen, url, accept_changes=accept_changes)
     return [Study(plan.name, url) for plan in chosen]
 
 
-def plans_of(
-    specs: Sequence[StudySpec],
-    directory: Path | None,
-    *,
-    optimizers: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    budget: int | None = None,
-) -> list[StudyPlan]:
-    """The studies of all points of a sweep, one point after the other, as :func:`plans` gives them.
-
-    ``budget`` is another total for each study, in the unit of its own budget.
-
-    Raises:
-        StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
-    """
-    if budget is not None:
-        if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
-            raise StudySpecError(
-                f"--budget: the study file varies {varied[0]}; give {varied[0]}={budget} in place of the option"
-            )
-        specs = [spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})}) for spec in specs]
-    return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
-
-
-def dry_run(to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False) -> list[Estimate]:
+def dry_run(
+    to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False
+) -> list[tuple[StudyPlan, int, float | None]]:
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
-    Raises:
-        LcscError: the first thing that is wrong.
-    """
-    with looked_into(url) as storage:
-        _rehearsed(to_run, storage, accept_changes=accept_changes)
-        return estimates(to_run, storage)
-
-
-def check_plans(
-    to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False
-) -> list[tuple[StudyPlan, ObjectiveSource]]:
-    """Each plan with the source of its objective. Plans that could never be searched are refused before any runs.
-
-    A missing database is made after all were accepted.
+    Returns:
+        Of each plan the evaluations that are stored, and the seconds of what is left, on one worker; ``None`` before
+        the experiment has comparable evaluations.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        found = _rehearsed(to_run, storage, accept_changes=accept_changes)
-        stored = study_names(storage)
-        for plan, source in found:
-            if source is found[0][1] and plan.name not in stored:  # only one objective is loaded at a time
-                check_plan(plan, source, accept_changes=accept_changes)
-    opened = open_storage(url, write=True)
-    for _, source in found:
-        source.storage = opened
+        runner = StudyRunner(storage, accept_changes=accept_changes)
+        for plan in to_run:
+            runner.rehearse(plan)
+        for ray, spec in {plan.objective_key: (plan.ray, plan.spec.objective) for plan in to_run}.values():
+            if ray is not None:
+                from lcsc_opt.evaluation.ray import check_cluster
+
+                check_cluster(ray, spec)
+        reader = HistoryReader(storage)
+        stored = {study.study: study for study in reader.read_studies(reader.searches())}
+        attributes = our_studies(storage)
+    found = []
+    for plan in to_run:
+        study, ended = stored.get(plan.name), plan.is_searched(attributes.get(plan.name, {}))
+        seconds = _seconds_left(plan, study, [*stored.values()], ended=ended)
+        found.append((plan, 0 if study is None else study.evaluations, seconds))
     return found
 
 
-def run_checked(
-    to_run: Sequence[tuple[StudyPlan, ObjectiveSource]],
+def _seconds_left(
+    plan: StudyPlan, study: StudyHistory | None, stored: Sequence[StudyHistory], *, ended: bool
+) -> float | None:
+    """Of the search and the report: the best trials again, and the chosen one.
+
+    An evaluation takes as long as in studies of the same optimizer, else in all that follow no gradient either.
+    """
+    timed = [known for known in stored if split_name(known.study)[0] == plan.spec.name and known.seconds]
+    same = [known for known in timed if known.optimizer == plan.optimizer.name]
+    timed = same if same or needs_gradient(plan.optimizer) else timed
+    if not (count := sum(known.evaluations for known in timed)):
+        return None
+    images, budget, held_out = sum(known.images for known in timed) / count, plan.spec.budget, plan.spec.held_out
+    left: float = 0
+    if not ended and budget.images is not None and images:
+        left = max(budget.images - (0 if study is None else study.images), 0) / images
+    elif not ended:
+        left = max(budget.total - (0 if study is None else study.evaluations), 0)
+    if held_out is not None and (study is None or study.held_out is None):
+        left += (held_out.top + 1) * (held_out.images / images if images else 1)
+    return left * sum(known.seconds for known in timed) / count
+
+
+def run_plans(
+    to_run: Sequence[StudyPlan],
+    url: str,
     *,
     on_end: Callable[[str], None] = lambda _: None,
     accept_changes: bool = False,
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
+    Plans that could never be searched are refused before any runs, and a missing database is made after that.
+
     Args:
-        to_run: as :func:`check_plans` gives them.
-        on_end: called with one line when a study has ended, or cannot run.
+        to_run: the plans.
+        url: of the database.
+        on_end: called with one line when a study has ended, or cannot run, and at the end.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
 
     Raises:
-        LcscError: the only study failed.
+        LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them.
     """
+    keys = [plan.objective_key for plan in to_run]
+    with looked_into(url) as storage:
+        runner, stored = StudyRunner(storage, accept_changes=accept_changes), study_names(storage)
+        for plan in to_run:
+            runner.rehearse(plan)
+        for plan in to_run:
+            if plan.objective_key == keys[0] and plan.name not in stored:  # only one objective is loaded at a time
+                runner.check(plan)
+    runner.storage = open_storage(url, write=True)
     failed: list[str] = []
-    for place, (plan, source) in enumerate(to_run):
-        try:
-            outcome = run_study(plan, source, accept_changes=accept_changes)
-        except LcscError as error:
-            if len(to_run) == 1:
-                raise
-            failed.append(plan.name)
-            outcome = str(error).removeprefix(f"{plan.name}: ")
-        on_end(f"{plan.name}: {outcome}")
-        if all(later is not source for _, later in to_run[place + 1 :]):
-            source.forget()
+    try:
+        for plan in sorted(to_run, key=lambda plan: keys.index(plan.objective_key)):
+            try:
+                outcome = runner.run(plan)
+            except LcscError as error:
+                if len(to_run) == 1:
+                    raise
+                failed.append(plan.name)
+                outcome = str(error).removeprefix(f"{plan.name}: ")
+            on_end(f"{plan.name}: {outcome}")
+    finally:
+        on_end(f"database: {masked(url)}")
     if failed:
         raise SearchFailedError(
             f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, "
             "and how they go on"
         )
-
-
-def _rehearsed(
-    to_run: Sequence[StudyPlan], storage: RDBStorage, *, accept_changes: bool
-) -> list[tuple[StudyPlan, ObjectiveSource]]:
-    """Each plan with the source of its objective, plans of one objective together; nothing is loaded."""
-    sources: dict[str, ObjectiveSource] = {}
-    found: dict[str, list[tuple[StudyPlan, ObjectiveSource]]] = {}
-    for plan in to_run:
-        key = f"{plan.directory}:{plan.spec.objective.model_dump_json()}"
-        source = sources.setdefault(key, ObjectiveSource(storage, plan))
-        rehearse(plan, source, accept_changes=accept_changes)
-        found.setdefault(key, []).append((plan, source))
-    return [pair for pairs in found.values() for pair in pairs]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:

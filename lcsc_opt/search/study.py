@@ -2,7 +2,7 @@
 
 ::
 
-    with open_study(plan, source) as study:
+    with StudyRunner(storage).open(plan) as study:
         study.search()  # ask → write → evaluate → write → tell
         study.report()  # the answer on held-out noise
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,174 +21,77 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
-from lcsc_opt.base.study_file import RayWorkers, SpaceSpec
-from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import BASELINES
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.base.study_file import BudgetSpec
+from lcsc_opt.database.history import NODES, KeptNodes
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation import (
     Evaluator,
+    Failure,
     InProcessEvaluator,
     Outcome,
     Pipeline,
     ProcessEvaluator,
     SpreadEvaluator,
     WorkerPool,
-    evaluate_safely,
-    retrying,
 )
 from lcsc_opt.exports import attach_figures
-from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import OURS, build_optimizer
-from lcsc_opt.search.compatibility import (
-    accepted_changes,
-    changes,
-    check_siblings,
-    name_identical_checkpoints,
-    refuse_changes,
-)
+from lcsc_opt.search.compatibility import accepted_changes, changes, check_siblings, fingerprint
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.search.plan import (
-    Schedule,
-    StudyPlan,
-    build_space,
-    check_gradient,
-    check_space,
-    checkpoints_of,
-    schedule_of,
-    stored_plan,
-)
+from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.runner import Search
-from lcsc_opt.search.status import is_finished, outcome_of, reporting, search_ended
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.inspection import identical_checkpoints
 
-
-class ObjectiveSource:
-    """Loads the objective of a plan when it is first needed. Plans with the same objective share one source.
-
-    Args:
-        storage: of the studies; the checkpoints are those of the experiment's first study.
-        plan: one of the plans.
-    """
-
-    def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
-        self.storage, self._plan = storage, plan
-        self.clusters_with_room: list[RayWorkers] = []
-        self.checked_clusters: list[RayWorkers] = []
-
-    @functools.cached_property
-    def objective(self) -> Objective:
-        """The objective; loading it may train or read a model."""
-        return self.load()
-
-    @property
-    def load(self) -> Callable[[], Objective]:
-        """What loads the objective, here and in workers; picklable."""
-        spec, beside = self._plan.spec.objective, self._plan.directory
-        return functools.partial(load_objective, spec, beside=beside, checkpoints=self._checkpoints())
-
-    @functools.cached_property
-    def checked(self) -> tuple[dict[str, str], str | None]:
-        """The objective's code, and why it has no gradient, as far as its settings tell; these are checked."""
-        spec, beside = self._plan.spec.objective, self._plan.directory
-        return check_objective(spec, beside=beside, checkpoints=self._checkpoints())
-
-    def _checkpoints(self) -> KnownCheckpoints | None:
-        return checkpoints_of(self.storage, self._plan.spec.name, self._plan.spec.objective)
-
-    def forget(self) -> None:
-        """Free the objective and its memory. It is loaded again when it is needed."""
-        self.__dict__.pop("objective", None)
-
-
-def objective_of(study: StoredStudy) -> Objective:
-    """The objective of a stored study. Loading it may train or read a model."""
-    return ObjectiveSource(study.storage, stored_plan(study)).objective
-
-
-def rehearse(plan: StudyPlan, source: ObjectiveSource, *, accept_changes: bool = False) -> None:
-    """Refuse what :func:`open_study` would refuse, as far as that is known without the objective; writes nothing.
-
-    Raises:
-        LcscError: as :func:`open_study`.
-    """
-    storage = source.storage
-    if plan.name not in study_names(storage):
-        check_siblings(storage, plan)
-    else:
-        study = StoredStudy.open(storage, plan.name)
-        if is_finished(study, plan.continuing(study)):
-            _say_changed(study, source)
-            return
-        code = {**study.attributes["fingerprint"]["code"], **source.checked[0]}
-        refuse_changes(study, {"code": code, "environment": environment()}, accept=accept_changes)
-    check_gradient(plan, source.checked[1])
-    plan.environments()
-    if plan.ray is not None and plan.ray not in source.clusters_with_room:
-        from lcsc_opt.evaluation.ray import check_room
-
-        check_room(plan.ray, plan.spec.objective)
-        source.clusters_with_room.append(plan.ray)
-
-
-def _say_changed(study: StoredStudy, source: ObjectiveSource) -> None:
-    """Say of a finished study that its code is another one now: its results are of the old code."""
-    with contextlib.suppress(LcscError):  # the code is gone: nobody takes the results for those of another code
-        before = study.attributes["fingerprint"]
-        if found := changes(before, {"code": {**before["code"], **source.checked[0]}}):
-            notice(
-                f"{study.name}: finished before this changed: {'; '.join(found)}. lcsc run FILE name=... searches anew"
-            )
+_KEEP_SECONDS = 10.0  # between two writes of the workers' state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpenStudy:
-    """A study whose lock is held, with everything decided; :func:`open_study` makes it.
+    """A study whose lock is held, with everything decided; :meth:`StudyRunner.open` makes it.
 
     Attributes:
         plan: its specification.
         stored: the study in the database.
         objective: what is searched.
-        schedule: how many candidates are under way, and the budget.
         pool: the workers; ``None`` if this process evaluates.
     """
 
     plan: StudyPlan
     stored: StoredStudy
     objective: Objective
-    schedule: Schedule
     pool: WorkerPool | None
 
     def search(self) -> None:
         """Search until the budget is spent. A search that has ended is left as it is."""
-        if search_ended(self.stored, self.plan):
+        study, plan, before = self.stored, self.plan, self.stored.attributes
+        if plan.is_searched(before):
             return
-        study, plan, schedule = self.stored, self.plan, self.schedule
-        optimizer, before = self._optimizer(), study.attributes
-        if before.get("parallelism") is None:
-            study.set_attribute("parallelism", schedule.parallelism)
-        if schedule.budget.model_dump() != before["budget"]:
+        optimizer, budget = self._optimizer(), plan.most(self.objective)
+        if budget.model_dump() != before["budget"]:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
-            study.set_attribute("budget", schedule.budget.model_dump())
+            study.set_attribute("budget", budget.model_dump())
         with contextlib.closing(self._evaluator()) as evaluator:
             search = Search(
                 study,
                 optimizer,
                 evaluator,
-                budget=schedule.budget,
+                budget=budget,
                 first=plan.origin if plan.optimizer.name not in OURS or plan.optimizer.name == "LCSC" else None,
                 images_per_evaluation=self.objective.images_per_evaluation,
-                in_flight=schedule.in_flight,
+                in_flight=before["parallelism"]["in_flight"],
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
                 environment_change=describe_difference(before["fingerprint"]["environment"], environment()),
             )
-            with reporting(search, study, self.pool, elastic=plan.ray is not None) as on_tell:
+            with self._reporting(search) as on_tell:
                 search.run(on_tell)
         exhausted = getattr(optimizer, "finished", False)
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
@@ -214,7 +119,7 @@ class OpenStudy:
         if not self.objective.images_per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
-            report = score_held_out(self.stored, self.objective, plan, retrying(evaluate, self.plan.spec.failures))
+            report = score_held_out(self.stored, self.objective, plan, evaluate)
         if self.pool is not None:
             self.pool.close()  # which frees the devices
         if plan.keep:
@@ -223,174 +128,277 @@ class OpenStudy:
 
     def _optimizer(self) -> Optimizer:
         """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
-        plan, schedule = self.plan, self.schedule
-        affine = SpaceSpec()  # contains a grid's profiles exactly; another space may not reach them
-        spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.spec.space
-        space = build_space(spec, self.objective, origin=plan.origin)
-        workers = 1 if schedule.spread_images else min(plan.workers, schedule.in_flight)
-        optimizer = build_optimizer(plan.optimizer, space, budget=schedule.evaluations, workers=workers, seed=plan.seed)
+        plan, stored = self.plan, self.stored.attributes
+        images, first = self.objective.images_per_evaluation, BudgetSpec(**stored["optimizer_budget"])
+        evaluations = first.total if first.unit == "evaluations" else math.ceil(first.total / images)
+        parallelism = stored["parallelism"]
+        workers = 1 if parallelism["spread_images"] else min(plan.workers, parallelism["in_flight"])
+        space = plan.space(self.objective)
+        optimizer = build_optimizer(plan.optimizer, space, budget=evaluations, workers=workers, seed=plan.seed)
         if (plan_budget := getattr(optimizer, "plan_budget", None)) is not None:
-            images, budget = self.objective.images_per_evaluation, schedule.first_budget
-            plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
+            plan_budget(evaluations=first.evaluations, images=first.images, images_per_evaluation=images)
         return optimizer
 
     def _evaluator(self) -> Evaluator:
-        in_flight = self.schedule.in_flight
+        parallelism = self.stored.attributes["parallelism"]
         if self.pool is None:
-            pipelined = in_flight > 1 and isinstance(self.objective, StagedObjective)
+            pipelined = parallelism["in_flight"] > 1 and isinstance(self.objective, StagedObjective)
             return Pipeline(self.objective) if pipelined else InProcessEvaluator(self.objective)
-        if self.schedule.spread_images:
+        if parallelism["spread_images"]:
             return SpreadEvaluator(self.objective, self.pool)
         # if stages overlap, each worker has two candidates; else fewer than two for each worker are in flight
-        return ProcessEvaluator(self.pool, depth=2 if in_flight >= 2 * len(self.pool) else 1)
+        return ProcessEvaluator(self.pool, depth=2 if parallelism["in_flight"] >= 2 * len(self.pool) else 1)
 
     @contextlib.contextmanager
     def _one_by_one(self) -> Iterator[Callable[[Candidate], Outcome]]:
-        """Evaluates one candidate at a time, by all workers together if the objective allows it."""
-        if self.pool is None or not isinstance(self.objective, StagedObjective):
-            yield functools.partial(evaluate_safely, self.objective)
+        """Evaluates one candidate at a time, by all workers together if the objective allows it; tries again."""
+        made: Evaluator = InProcessEvaluator(self.objective)
+        if self.pool is not None and isinstance(self.objective, StagedObjective):
+            made = SpreadEvaluator(self.objective, self.pool)
+
+        def evaluate(candidate: Candidate) -> Outcome:
+            for _ in range(self.plan.spec.failures.retries + 1):
+                outcome = evaluator.submit(candidate).result()
+                if not (isinstance(outcome, Failure) and outcome.retry):
+                    break
+            return outcome
+
+        with contextlib.closing(made) as evaluator:
+            yield evaluate
+
+    @contextlib.contextmanager
+    def _reporting(self, search: Search) -> Iterator[Callable[[Search], None]]:
+        """A progress line while this is open; yields what :meth:`Search.run` calls.
+
+        The state of each machine's workers is written now and then, and at the end.
+        """
+        if (last := search.last_stored) is not None:
+            notice(f"{search.name}: continuing after trial {last}")
+        shown, kept_at, pool = search.stored_spent, -math.inf, self.pool
+
+        def keep() -> None:
+            if pool is not None:
+                self.stored.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+
+        with progress(search.name, search.budget.total, done=shown) as advance:
+
+            def on_tell(search: Search) -> None:
+                nonlocal shown, kept_at
+                notes = [f"best {search.best[0]:.4g} in trial {search.best[1]}"] if search.best else []
+                notes += [f"{search.failures} failed"] if search.failures else []
+                notes += [f"{pool.alive} of {len(pool)} workers"] if pool is not None and self.plan.ray else []
+                advance(max(search.spent - shown, 0), note=", ".join(notes))
+                shown = max(shown, search.spent)
+                if time.monotonic() - kept_at >= _KEEP_SECONDS:
+                    kept_at = time.monotonic()
+                    keep()
+
+            on_tell(search)
+            yield on_tell
+            keep()
+
+
+class StudyRunner:
+    """Opens and runs the studies of one database.
+
+    It keeps the objective that it loaded last, which studies share, so plans of one objective should follow each other.
+
+    Args:
+        storage: of the studies.
+        accept_changes: continue studies although the code, the versions or the reference have changed.
+    """
+
+    def __init__(self, storage: RDBStorage, *, accept_changes: bool = False) -> None:
+        self.storage, self._accept = storage, accept_changes
+        self._loaded: tuple[str, Objective] | None = None
+        self._settings: dict[str, tuple[dict[str, str], str | None]] = {}  # of objectives that were checked
+        self._clusters: set[tuple[str, Any]] = set()  # that were checked
+
+    def objective(self, plan: StudyPlan) -> Objective:
+        """The plan's objective; loading it may train or read a model."""
+        if self._loaded is None or self._loaded[0] != plan.objective_key:
+            self._loaded = None  # frees its memory first
+            self._loaded = plan.objective_key, _loader(plan, our_studies(self.storage))()
+        return self._loaded[1]
+
+    def rehearse(self, plan: StudyPlan) -> None:
+        """Refuse what :meth:`open` would refuse, as far as that is known without the objective; writes nothing.
+
+        Raises:
+            LcscError: as :meth:`open`.
+        """
+        studies = our_studies(self.storage)
+        stored = studies.get(plan.name)
+        plan = plan.continuing(stored)
+        if stored is not None and plan.is_finished(stored):
+            self._say_changed(plan, stored)
             return
-        with contextlib.closing(SpreadEvaluator(self.objective, self.pool)) as evaluator:
-            yield lambda candidate: evaluator.submit(candidate).result()
+        code, why_no_gradient = self._checked(plan, studies)
+        plan.check_gradient(why_no_gradient)
+        plan.environments()
+        if stored is None:
+            check_siblings(plan, studies, accept=self._accept)
+        else:
+            now = {"code": {**stored["fingerprint"]["code"], **code}, "environment": environment()}
+            accepted_changes(StoredStudy.open(self.storage, plan.name), now, accept=self._accept)
+        if plan.ray is not None:
+            from lcsc_opt.evaluation.ray import check_cluster
 
+            check_cluster(plan.ray)
 
-@contextlib.contextmanager
-def open_study(
-    plan: StudyPlan,
-    source: ObjectiveSource,
-    *,
-    accept_changes: bool = False,
-    retry_failed: bool = False,
-) -> Iterator[OpenStudy]:
-    """Create or open a study, compare it with what is there now, and hold its lock while this is open.
+    def check(self, plan: StudyPlan) -> None:
+        """Refuse a new study that its objective or the Ray cluster does not allow, or whose losses would not compare.
 
-    Args:
-        plan: of the study.
-        source: loads the plan's objective.
-        accept_changes: continue although the code, the versions or the reference have changed.
-        retry_failed: failed trials are to be evaluated again.
+        Raises:
+            LcscError: as :meth:`open`.
+        """
+        with self._prepared(plan):
+            pass
 
-    Raises:
-        StudyStoreError: another process runs the study, or it was made with something else than there is now.
-        LcscError: the study could never be searched; nothing is stored then.
-    """
-    storage = source.storage
-    if plan.name not in study_names(storage):
-        create_study(plan, source, accept_changes=accept_changes)
-    study = StoredStudy.open(storage, plan.name)
-    plan = plan.continuing(study)
-    with study.hold():
-        objective = source.objective
-        attributes = {**accepted_changes(study, objective, accept=accept_changes), **plan.changing()}
-        schedule = schedule_of(plan, objective, study.attributes)
-        with _workers(plan, source) as pool:
-            stored = study.attributes
-            for name, value in attributes.items():
-                if value != stored.get(name):
-                    study.set_attribute(name, value)
-            if retry_failed:
-                again, forgotten = study.retry_failed()
-                later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
-                notice(f"{study.name}: {again} failed trials are evaluated again{later}")
-            yield OpenStudy(plan, study, objective, schedule, pool)
+    def create(self, plan: StudyPlan, attributes: Mapping[str, Any] | None = None) -> None:
+        """Store a new study, with further attributes; one that could never be searched is refused, and not stored.
 
+        Raises:
+            LcscError: as :meth:`open`.
+        """
+        with self._prepared(plan) as (plan, _, begun, changed, _):
+            StoredStudy.open_or_create(self.storage, plan.name, {**begun, **changed, **(attributes or {})})
 
-def create_study(
-    plan: StudyPlan,
-    source: ObjectiveSource,
-    attributes: Mapping[str, Any] | None = None,
-    *,
-    accept_changes: bool = False,
-) -> None:
-    """Store a new study; a study that could never be searched is refused, and nothing is stored.
+    @contextlib.contextmanager
+    def open(self, plan: StudyPlan, *, retry_failed: bool = False) -> Iterator[OpenStudy]:
+        """Create or open a study, compare it with what is there now, and hold its lock while this is open.
 
-    Args:
-        plan: of the study.
-        source: loads the plan's objective.
-        attributes: further ones of the study.
-        accept_changes: allow other code than that of the experiment's other studies.
+        Args:
+            plan: of the study.
+            retry_failed: failed trials are to be evaluated again.
 
-    Raises:
-        StudySpecError: the objective, the machine or the Ray cluster does not allow the plan.
-        StudyStoreError: its losses would not compare with those of the experiment's other studies.
-    """
-    check_plan(plan, source, accept_changes=accept_changes)
-    name_identical_checkpoints(source.objective)
-    stored = {**plan.attributes(source.objective), **(attributes or {})}
-    StoredStudy.open_or_create(source.storage, plan.name, stored)
+        Raises:
+            StudyStoreError: another process runs the study, it was made with something else than there is now, or its
+                losses would not compare with those of the experiment's other studies.
+            LcscError: the objective, the machine or the Ray cluster does not allow the plan; nothing is stored then.
+        """
+        with self._prepared(plan) as (plan, objective, begun, changed, pool):
+            study = StoredStudy.open_or_create(self.storage, plan.name, {**begun, **changed})
+            with study.hold():
+                stored = study.attributes
+                for name, value in changed.items():
+                    if value != stored.get(name):
+                        study.set_attribute(name, value)
+                if retry_failed:
+                    again, forgotten = study.retry_failed()
+                    later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
+                    notice(f"{study.name}: {again} failed trials are evaluated again{later}")
+                yield OpenStudy(plan, study, objective, pool)
 
+    def run(self, plan: StudyPlan, *, retry_failed: bool = False) -> str:
+        """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
 
-def check_plan(plan: StudyPlan, source: ObjectiveSource, *, accept_changes: bool = False) -> None:
-    """Refuse a new study that its objective does not allow, or whose losses would not compare.
+        Returns:
+            One line for people: the result.
 
-    Raises:
-        LcscError: as :func:`create_study`.
-    """
-    plan.environments()
-    if plan.ray is not None:
-        from lcsc_opt.evaluation.ray import check_address
+        Raises:
+            LcscError: as :meth:`open`.
+        """
+        stored = our_studies(self.storage).get(plan.name)
+        if not retry_failed and stored is not None:
+            going_on = plan.continuing(stored)
+            moved = stored["specification"] != going_on.specification()  # the checkpoints: exported from there
+            if going_on.is_finished(stored) and not moved:
+                return f"finished already; {self._outcome(plan)}"
+        with self.open(plan, retry_failed=retry_failed) as opened:
+            opened.search()
+            opened.report()
+            return self._outcome(plan)
 
-        check_address(plan.ray)
-    schedule_of(plan, source.objective, {})
-    check_space(plan.spec.space, source.objective)
-    check_siblings(source.storage, plan, source.objective, accept=accept_changes)
-    if plan.ray is not None and plan.ray not in source.checked_clusters:
-        with _workers(plan, source):
-            pass  # connecting checks the cluster
+    @contextlib.contextmanager
+    def _prepared(
+        self, plan: StudyPlan
+    ) -> Iterator[tuple[StudyPlan, Objective, dict[str, Any], dict[str, Any], WorkerPool | None]]:
+        """The plan as the study continues it, its objective, and its workers while this is open.
 
+        Everything is compared here: the plan with the objective, and both with what is stored. In the middle are the
+        attributes that a new study begins with, and those that any study gets.
+        """
+        studies = our_studies(self.storage)
+        objective = self.objective(plan)
+        plan.check(objective)
+        plan = plan.continuing(studies.get(plan.name))
+        changed, begun, now = plan.following(), plan.beginning(objective), fingerprint(objective)
+        packed = objective.trajectory if isinstance(objective.trajectory, Trajectory) else None
+        begun |= {
+            "fingerprint": now,
+            "holds_out": objective.why_nothing_held_out() is None,
+            "steps": list(objective.steps),
+            "checkpoints": packed and packed.sha256,
+            "directory": plan.directory and str(plan.directory),
+        }
+        if plan.name in studies:
+            study = StoredStudy.open(self.storage, plan.name)
+            accepted = accepted_changes(study, now, accept=self._accept)
+            if accepted:
+                notice(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
+            changed |= accepted
+        else:
+            check_siblings(plan, studies, now, accept=self._accept)
+            for warning in [] if packed is None else identical_checkpoints(packed):
+                notice(warning)
+            studies[plan.name] = {**begun, **changed}  # its workers load these checkpoints
+        with self._workers(plan, objective, studies) as pool:
+            yield plan, objective, begun, changed, pool
 
-def run_study(plan: StudyPlan, source: ObjectiveSource, *, retry_failed: bool = False, **options: bool) -> str:
-    """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
+    def _outcome(self, plan: StudyPlan) -> str:
+        found = HistoryReader(self.storage).read_study(plan.name)
+        searched = "no result on the search's noise" if found.searched is None else f"best {found.searched:.4g}"
+        held_out = "" if found.held_out_loss is None else f", held-out {found.held_out_loss:.4g}"
+        failed = f" ({len(found.failed)} failed: lcsc show {plan.name})" if len(found.failed) else ""
+        return f"{searched}{held_out} after {found.evaluations} evaluations{failed}"
 
-    Args:
-        plan: what to run.
-        source: loads the plan's objective.
-        retry_failed: failed trials are evaluated again.
-        options: those of :func:`open_study`.
+    def _checked(self, plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], str | None]:
+        """The objective's code, and why it has no gradient, as far as its settings tell; these are checked."""
+        if plan.objective_key not in self._settings:
+            known = plan.known_checkpoints(studies)
+            found = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=known)
+            self._settings[plan.objective_key] = found
+        return self._settings[plan.objective_key]
 
-    Returns:
-        One line for people: the result.
+    def _say_changed(self, plan: StudyPlan, stored: Mapping[str, Any]) -> None:
+        """Say of a finished study that its code is another one now: its results are of the old code."""
+        with contextlib.suppress(LcscError):  # the code is gone: nobody takes the results for those of another code
+            before = stored["fingerprint"]
+            code, _ = self._checked(plan, {plan.name: stored})
+            if found := changes(before, {"code": {**before["code"], **code}}):
+                notice(f"{plan.name}: finished before this changed: {found}. lcsc run FILE name=... searches anew")
 
-    Raises:
-        LcscError: as :func:`open_study`.
-    """
-    storage = source.storage
-    if plan.name in study_names(storage) and not retry_failed:
-        study = StoredStudy.open(storage, plan.name)
-        going_on = plan.continuing(study)
-        moved = study.attributes["specification"] != going_on.specification()  # the checkpoints: exported from there
-        if is_finished(study, going_on) and not moved:
-            return f"finished already; {outcome_of(study)}"
-    with open_study(plan, source, retry_failed=retry_failed, **options) as opened:
-        opened.search()
-        opened.report()
-        return outcome_of(opened.stored)
+    @contextlib.contextmanager
+    def _workers(
+        self, plan: StudyPlan, objective: Objective, studies: Mapping[str, Mapping[str, Any]]
+    ) -> Iterator[WorkerPool | None]:
+        """The plan's worker processes, which start when they are first used; ``None`` if this process evaluates."""
+        environments = plan.environments()
+        if plan.ray is not None:
+            from lcsc_opt.evaluation.ray import ray_cluster
 
-
-@contextlib.contextmanager
-def _workers(plan: StudyPlan, source: ObjectiveSource) -> Iterator[WorkerPool | None]:
-    """The plan's worker processes, which start when they are first used; ``None`` if this process evaluates."""
-    environments = plan.environments()
-    if plan.ray is not None:
-        from lcsc_opt.evaluation.ray import ray_cluster
-
-        objective, spec = source.objective, plan.spec.objective
-        try:
-            packed = packed_trajectory(objective)
-        except ObjectiveError:
-            packed = None
-        with ray_cluster(plan.ray, spec, objective, study=plan.directory, packed=packed) as cluster:
-            if plan.ray not in source.checked_clusters:
-                cluster.check()
-                source.checked_clusters.append(plan.ray)
-            with contextlib.closing(cluster.pool()) as pool:
+            with ray_cluster(plan.ray, plan.spec.objective, objective, study=plan.directory) as cluster:
+                if (plan.objective_key, plan.ray) not in self._clusters:
+                    cluster.check()
+                    self._clusters.add((plan.objective_key, plan.ray))
+                with contextlib.closing(cluster.pool()) as pool:
+                    yield pool
+        elif plan.workers == 1 and not isinstance(plan.spec.workers, tuple):
+            yield None
+        else:
+            load, expected = _loader(plan, studies), objective.fingerprint()
+            made = WorkerPool(load, plan.workers, expected=expected, environments=environments)
+            with contextlib.closing(made) as pool:
                 yield pool
-        return
-    if plan.workers == 1 and not plan.devices:
-        yield None
-        return
-    expected = source.objective.fingerprint()
-    with contextlib.closing(
-        WorkerPool(source.load, plan.workers, expected=expected, environments=environments)
-    ) as pool:
-        yield pool
+
+
+def _loader(plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]]) -> Callable[[], Objective]:
+    """What loads the objective, here and in workers; picklable."""
+    known = plan.known_checkpoints(studies)
+    return functools.partial(load_objective, plan.spec.objective, beside=plan.directory, checkpoints=known)
+
+
+def objective_of(study: StoredStudy) -> Objective:
+    """The objective of a stored study. Loading it may train or read a model."""
+    return StudyRunner(study.storage).objective(StudyPlan.of(study))

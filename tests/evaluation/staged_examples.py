@@ -175,17 +175,6 @@ def wait_for_file(path: Path) -> None:
         time.sleep(0.01)
 
 
-class ThreadsInLoss(Stages):
-    """The loss is how many threads torch takes where images are sampled."""
-
-    def sample(
-        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
-    ) -> Part:
-        import torch  # here, since it would be half of the time that a worker takes to start
-
-        return Part(float(torch.get_num_threads()) * (last - first), last - first, os.getpid(), None)
-
-
 class DiesOnce(Stages):
     """The process that samples with a gradient dies before its slope, once for each file that is there."""
 
@@ -232,12 +221,14 @@ class Logged(Stages):
 
 
 class EnvironmentInLoss(Stages):
-    """The loss is the number of the GPU that the process may see."""
+    """The loss is the number of the GPU that the process may see; a metric is how many threads torch takes."""
 
     def score(
         self, candidate: Candidate, parts: Sequence[Part], *, gradient: bool = False
     ) -> tuple[Evaluation, list[Any]]:
-        return Evaluation(float(parts[0].environment or -1)), [None]
+        import torch  # here, since it would be half of the time that a worker takes to start
+
+        return Evaluation(float(parts[0].environment or -1), {"threads": torch.get_num_threads()}), [None]
 
 
 def basis(first: int, last: int) -> np.ndarray:

@@ -20,9 +20,9 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import KeptNodes
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import ProcessEvaluator
-from lcsc_opt.evaluation.file_shipping import Packed
+from lcsc_opt.evaluation.file_shipping import PackedTrajectory
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.search.plan import stored_plan
+from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.trajectory import Trajectory
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, wait_for
 from tests.processes import Lcsc
@@ -30,7 +30,6 @@ from tests.processes import Lcsc
 ray = pytest.importorskip("ray")
 
 from lcsc_opt.evaluation.ray import ray_cluster  # noqa: E402
-from lcsc_opt.evaluation.ray_worker import Files, Read  # noqa: E402
 from tests.evaluation.ray_clusters import (  # noqa: E402
     OBJECTIVE,
     ROOT,
@@ -44,13 +43,7 @@ from tests.evaluation.ray_clusters import (  # noqa: E402
     trials,
 )
 
-OPTIMIZERS = ["CMA", "LCSCGradient"]
 DIES, WAITS = (5, 12), 9  # of the samples of all processes
-
-
-def attempts(url: str, name: str) -> list[str]:
-    study = StoredStudy.open(open_storage(url, write=False), name)
-    return [failed["reason"] for trial in study.trials() for failed in trial.user_attrs.get("attempts", ())]
 
 
 def replace_a_node(running: Lcsc, cluster: Any, log: Path, go: Path) -> None:
@@ -66,7 +59,7 @@ def replace_a_node(running: Lcsc, cluster: Any, log: Path, go: Path) -> None:
 
 @pytest.mark.slow
 def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(folder: Path, cluster: Any) -> None:
-    shared = {"optimizers": OPTIMIZERS, "budget": {"evaluations": 10}, "failures": {"retries": 10}}
+    shared = {"optimizers": ["LCSCGradient"], "budget": {"evaluations": 8}, "failures": {"retries": 10}}
     assert lcsc(["run", study_file(folder, workers=3, **shared)]) == 0
     log, go = folder / "log", folder / "go"
     settings = {"log": str(log), "dies": list(DIES), "waits": WAITS, "go": str(go)}
@@ -76,42 +69,28 @@ def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(f
     ended = running.wait()
     assert ended.status == 0, ended
     assert "raylet" not in ended.out + ended.err, "Ray's own reports of deaths"
-    for optimizer in OPTIMIZERS:
-        assert trials("sqlite:///r.db", f"e/{optimizer}/0") == trials("sqlite:///e.db", f"e/{optimizer}/0")
-    reasons = [reason for optimizer in OPTIMIZERS for reason in attempts("sqlite:///r.db", f"e/{optimizer}/0")]
+    name = "e/LCSCGradient/0"
+    assert trials("sqlite:///r.db", name) == trials("sqlite:///e.db", name)
+    study = StoredStudy.open(open_storage("sqlite:///r.db", write=False), name)
+    reasons = [failed["reason"] for trial in study.trials() for failed in trial.user_attrs.get("attempts", ())]
     assert len(reasons) >= len(DIES)
     assert any(reason.startswith("the worker on node ") for reason in reasons)
 
 
-DIES_ONCE = """
-import os, sys
-from pathlib import Path
-if Path(sys.argv[0]).name == "default_worker.py" and not Path({marker!r}).exists():
-    Path({marker!r}).touch()
-    os._exit(1)
-"""
-
-
 def test_a_study_goes_on_where_it_began_and_elsewhere(folder: Path, cluster: Any) -> None:
-    died = folder / "died"  # of the first process that a node starts to be checked; another one is asked
-    (folder / "stages_on_ray.py").write_text(DIES_ONCE.format(marker=str(died)) + OBJECTIVE)
     file = study_file(folder, workers={"ray": 2, "address": cluster.address}, budget={"evaluations": 4})
     assert lcsc(["run", file]) == 0
     stored = StoredStudy.open(open_storage("sqlite:///e.db", write=False), "e/CMA/0")
-    assert stored_plan(stored).ray == RayWorkers(ray=2, address=cluster.address)  # lcsc resume goes there again
+    assert StudyPlan.of(stored).ray == RayWorkers(ray=2, address=cluster.address)  # lcsc resume goes there again
     kept = KeptNodes.parse(stored.attributes["nodes"])
     assert kept is not None
-    assert died.exists()
     assert {node.name for node in kept.nodes} <= {"one", "two"}
     assert 1 <= sum(node.alive for node in kept.nodes) <= 2
     assert lcsc(["run", file, "budget.evaluations=8", "--ray", f"127.0.0.1:{free_port()}"]) == 2
-    assert stored_plan(stored).ray == RayWorkers(ray=2, address=cluster.address)
+    assert StudyPlan.of(stored).ray == RayWorkers(ray=2, address=cluster.address)
     assert len(stored.trials()) == 4
     assert lcsc(["run", file, "workers=2", "budget.evaluations=8"]) == 0
-    assert stored_plan(stored).ray is None
-    whole = study_file(folder, workers=2, budget={"evaluations": 8}, storage="sqlite:///w.db")
-    assert lcsc(["run", whole]) == 0
-    assert trials("sqlite:///e.db", "e/CMA/0") == trials("sqlite:///w.db", "e/CMA/0")
+    assert StudyPlan.of(stored).ray is None
 
 
 def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: Any) -> None:
@@ -123,7 +102,7 @@ def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: A
             ("none", {"gpus": 0}, ({-1.0},)),
         ):
             there = {"ray": 1, "cpus": 3, "address": cluster.address}  # no other node has three
-            settings = {"workers": {**there, **workers}, "objective": objective, "budget": {"evaluations": 2}}
+            settings = {"workers": {**there, **workers}, "objective": objective, "budget": {"evaluations": 1}}
             assert lcsc(["run", study_file(folder, name=name, **settings)]) == 0
             assert {trial[2] for trial in trials("sqlite:///e.db", f"{name}/CMA/0")} in expected
     finally:
@@ -151,14 +130,12 @@ def test_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
 
 
 def test_the_study_s_own_files_travel_with_the_job(own_files: Path, cluster: Any) -> None:
-    objective = load_objective(SPEC, beside=own_files)
+    packed = (own_files / "run.trajectory").rename(own_files.with_name("run.trajectory"))  # is sent in another way
+    spec = SPEC.model_copy(update={"settings": {**SPEC.settings, "checkpoints": str(packed)}})
+    objective = load_objective(spec, beside=own_files)
     wanted = RayWorkers(ray=1, address=cluster.address)
-    packed = Trajectory.open(own_files / "run.trajectory")
-    with ray_cluster(wanted, SPEC, objective, study=own_files, packed=packed) as connection:
-        hidden = own_files.rename(own_files.with_name("hidden"))  # nodes have no such folder, but have what travelled
-        assert connection._load.packed is not None
-        of_coordinator = Packed.of(Trajectory.open(hidden / "run.trajectory"))  # only what it reads has moved along
-        connection._load = dataclasses.replace(connection._load, packed=(of_coordinator, connection._load.packed[1]))
+    with ray_cluster(wanted, spec, objective, study=own_files) as connection:
+        own_files.rename(own_files.with_name("hidden"))  # nodes have no such folder, but have what travelled
         with contextlib.closing(connection.pool()) as pool:
             outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     assert getattr(outcome, "loss", outcome) == 4.25
@@ -166,22 +143,13 @@ def test_the_study_s_own_files_travel_with_the_job(own_files: Path, cluster: Any
 
 def test_a_trajectory_that_a_node_does_not_see_goes_into_its_cache(own_files: Path, cluster: Any) -> None:
     trajectory = Trajectory.open(own_files / "run.trajectory")
-    packed = dataclasses.replace(Packed.of(trajectory), path=Path("/not/there"))
     with connected(cluster):
-        read = Read(ray.remote(Files).options(num_cpus=0).remote(trajectory.path))
+        packed = dataclasses.replace(PackedTrajectory.of(trajectory).served(ray), path=Path("/not/there"))
         [two] = [node["NodeID"] for node in ray.nodes() if node["NodeName"] == "two" and node["Alive"]]
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(two, soft=False)
-        there = ray.remote(found).options(num_cpus=0, scheduling_strategy=strategy)
-        assert (
-            ray.get(there.remote(packed, read))
-            == ray.get(there.remote(packed, read))
-            == cluster.other_cache / packed.in_cache
-        )
+        there = ray.remote(PackedTrajectory.found).options(num_cpus=0, scheduling_strategy=strategy)
+        assert [ray.get(there.remote(packed)) for _ in range(2)] == 2 * [cluster.other_cache / packed.in_cache]
     assert Trajectory.open(cluster.other_cache / packed.in_cache).sha256 == trajectory.sha256
-
-
-def found(packed: Packed, read: Read) -> Path:
-    return packed.found(read)
 
 
 def test_a_cluster_that_is_too_small_is_one_line(
@@ -191,13 +159,7 @@ def test_a_cluster_that_is_too_small_is_one_line(
     said = refused(folder, capsys, workers={"ray": 2, "gpus": 1, **on})
     assert "2 workers with 1 GPUs and 1 CPUs each are asked for, and the cluster has 0 GPUs and 4 CPUs" in said
     assert "lower gpus and cpus, or add nodes" in said
-    assert said == refused(folder, capsys, "--dry-run", workers={"ray": 2, "gpus": 1, **on})
-    assert "at most 0 and 2 on one" in refused(folder, capsys, workers={"ray": 2, "cpus": 3, **on})
-
-
-def test_a_dry_run_looks_at_the_cluster_and_leaves_nothing_behind(
-    folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
-) -> None:
+    assert "at most 0 and 2 on one" in refused(folder, capsys, "--dry-run", workers={"ray": 2, "cpus": 3, **on})
     file = study_file(folder, workers={"ray": 9, "address": cluster.address})
     assert lcsc(["run", file, "--dry-run"]) == 0
     assert "the cluster has room for 4 of 9 workers" in capsys.readouterr().err

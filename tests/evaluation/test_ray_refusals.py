@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.evaluation.file_shipping import Packed, other_software, software
+from lcsc_opt.evaluation.file_shipping import NodeObjective, PackedTrajectory
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import Trajectory
 from tests.study_files import read_study_file
 
 ray = pytest.importorskip("ray")
 
 from tests.evaluation.ray_clusters import (  # noqa: E402
+    SPEC,
     free_port,
     refused,
     study_file,
@@ -37,10 +39,10 @@ def test_addresses_where_no_cluster_is_are_one_line(
 
 def test_a_node_without_room_for_the_trajectory_says_so(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LCSC_CACHE", str(own_files / "cache"))
-    packed = Packed.of(Trajectory.open(own_files / "run.trajectory"))
-    huge = dataclasses.replace(packed, path=Path("/not/there"), sizes={"weights.bin": 10**18})
+    packed = PackedTrajectory.of(Trajectory.open(own_files / "run.trajectory"))
+    huge = dataclasses.replace(packed, path=Path("/not/there"), size=10**18)
     with pytest.raises(StudySpecError, match=r"no room for the trajectory: 1000000000.00 GB, and .* GB are free"):
-        huge.found(lambda *_: b"")
+        huge.found()
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,16 @@ def test_wrong_workers_of_a_cluster_are_one_line(folder: Path, workers: dict[str
     assert said in str(error.value)
 
 
-def test_other_software_is_what_changes_results() -> None:
-    here = software()
-    assert other_software(here, {**here, "python": "2.7", "cores": 999, "blas": []}) == ""
-    assert other_software(here, {**here, "blas": ["openblas 1 SkylakeX"]}).startswith("blas ")
-    assert other_software(here, {**here, "lcsc_opt's code": "another"}).startswith("lcsc_opt's code ")
+@pytest.mark.parametrize(
+    ("coordinator", "said"),
+    [
+        ({"python": "2.7", "cores": 999}, None),
+        ({"blas": []}, "has other software than the coordinator: blas "),
+        ({"lcsc_opt's code": "another"}, "has other software than the coordinator: lcsc_opt's code "),
+    ],
+)
+def test_other_software_is_what_changes_results(own_files: Path, coordinator: dict[str, Any], said: str | None) -> None:
+    copies = own_files.with_name("copies")
+    load = NodeObjective.collect(SPEC, own_files, load_objective(SPEC, beside=own_files), copies)
+    refused = dataclasses.replace(load, software={**load.software, **coordinator}).check()
+    assert refused is None if said is None else str(refused).startswith(said)

@@ -11,8 +11,8 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.study_file import ObjectiveSpec, parse_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import check_objective
+from lcsc_opt.search.plan import plans
 from lcsc_opt.search.studies import dry_run as estimated
-from lcsc_opt.search.studies import plans_of
 
 CHECKED = """
 from pathlib import Path
@@ -86,9 +86,9 @@ def test_a_dry_run_estimates_the_run(workplace: Path) -> None:
     content |= {"held_out": {"images": 200, "top": 2}}  # 10 evaluations, and 3 of twice as many images
 
     def left() -> float | None:
-        [plan] = plans_of(parse_studies(content, source="study"), workplace)
+        [plan] = plans(parse_studies(content, source="study"), workplace)
         [one] = estimated([plan], "sqlite:///studies.db")
-        return one.seconds
+        return one[2]
 
     assert left() is None
     assert not Path("studies.db").exists()

@@ -11,11 +11,15 @@ import torch
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
-from lcsc_opt.base.study_file import SpaceSpec
+from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
-from lcsc_opt.search.plan import build_space
+from lcsc_opt.search.plan import StudyPlan
 
 STEPS = (10, 20, 30)
+STUDY = {
+    **{"name": "e", "objective": {"file": "recorder.py"}, "optimizers": ["CMA"], "budget": {"evaluations": 1}},
+    "space": {"principal": 1},
+}
 
 
 def weighted(coefficients: np.ndarray) -> float:
@@ -53,7 +57,7 @@ def test_an_objective_without_images_or_weights_says_so() -> None:
     assert Recorder().trajectory is None
     assert Recorder().gram() is None
     with pytest.raises(ObjectiveError, match=r"^space\.principal: this objective has no weights"):
-        build_space(SpaceSpec(kind="principal", directions=1), Recorder())
+        StudyPlan(parse_studies(STUDY, source="study")[0]).check(Recorder())
 
 
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +10,13 @@ import pytest
 from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import NotFiniteError, SearchFailedError, TrajectoryError
-from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
-from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome
+from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search
@@ -66,46 +59,6 @@ def search(study: StoredStudy, function: Callable[[Any], float], evaluations: in
     found = Search(study, optimizer, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
     found.run(on_tell)
     return found
-
-
-class HoldingBack:
-    """Fails one candidate, counted by submits, and finishes another one only when it is told to."""
-
-    def __init__(self, *, fails: int = -1, held: int = -1) -> None:
-        self.fails, self.held, self.submitted = fails, held, 0
-        self.release = lambda: None
-
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
-        fails, held = self.submitted == self.fails, self.submitted == self.held
-        self.submitted += 1
-        outcome = Failure("broken", 0.1) if fails else Evaluation(bowl(candidate.coefficients))
-        if held:
-            self.release = lambda: None if future.done() else future.set_result(outcome)
-        else:
-            future.set_result(outcome)
-        return future
-
-    def close(self) -> None: ...
-
-
-class QuickFailures:
-    """Every second candidate raises at once; the others succeed a little later."""
-
-    def __init__(self) -> None:
-        self.submitted = 0
-
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
-        self.submitted += 1
-        if self.submitted % 2:
-            found = Evaluation(bowl(candidate.coefficients))
-            threading.Timer(0.1, functools.partial(future.set_result, found)).start()
-        else:
-            future.set_result(Failure("KeyError: 'b'", 0.0, retry=False, traceback="KeyError: 'b'"))
-        return future
-
-    def close(self) -> None: ...
 
 
 class Killed(BaseException):
@@ -187,9 +140,7 @@ class TestNothingCanSucceed:
             raise TrajectoryError("runs.trajectory: no such file")
 
         search(study, bowl, evaluations=4)
-        with pytest.raises(
-            SearchFailedError, match=r"nothing has succeeded in this run: TrajectoryError: runs.*no such"
-        ):
+        with pytest.raises(SearchFailedError, match=r"at each attempt, 2 in a row: TrajectoryError: runs.*no such"):
             search(study, moved, evaluations=20, failures=FailureSpec(retries=2))
         assert study.retry_failed() == (0, 2)
         search(study, bowl, evaluations=20)
@@ -214,17 +165,13 @@ class TestNothingCanSucceed:
         assert [trial.state.name for trial in study.trials()] == 3 * ["FAIL"] + 5 * ["COMPLETE"]
 
     def test_a_file_that_goes_during_a_search_costs_it_five_candidates(self, study: StoredStudy) -> None:
-        with pytest.raises(SearchFailedError, match=r"the last 5 trials raised the same error .* KeyError: 'gone'"):
+        with pytest.raises(SearchFailedError, match=r"raised the same error .* 5 in a row: KeyError: 'gone'"):
             search(study, Breaking(*range(7, 99), reason="gone"), 40, failures=TWICE)
         assert study.retry_failed() == (0, 5)
         search(study, bowl, 40)
         clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
         search(clean, bowl, 40)
         assert rows(study) == rows(clean)
-
-    def test_nor_do_quick_failures_that_overtake_successes(self, study: StoredStudy) -> None:
-        search(study, bowl, 40, evaluator=QuickFailures(), in_flight=12, failures=FailureSpec())
-        assert [row[1] for row in rows(study)].count("FAIL") == 20
 
 
 class TestRetryFailed:
@@ -309,33 +256,3 @@ class TestRetryFailed:
         with pytest.raises(Killed):
             study.retry_failed()
         assert study.attributes["search_ended"] is None
-
-
-BROKEN = "def lose(coefficients):\n    return {}['b']\n"
-MENDED = "def lose(coefficients):\n    return float((coefficients**2).sum())\n"
-STUDY = """
-name: mend
-objective: {file: function.py, settings: {callable: "losses_to_mend:lose", steps: [100, 200, 300]}}
-optimizers: [LCSC]
-budget: {evaluations: 6}
-"""
-
-
-def test_a_user_mends_the_cause_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    Path("mend.yaml").write_text(STUDY)
-    Path("losses_to_mend.py").write_text(BROKEN)
-    assert lcsc(["run", "mend.yaml"]) == 1
-    said = capsys.readouterr().err
-    assert "return {}['b']" in said
-    advice = "lcsc resume mend/LCSC/0 --retry-failed"
-    assert advice in said
-    Path("losses_to_mend.py").write_text(MENDED)
-    for name in [name for name in sys.modules if name == "losses_to_mend"]:
-        del sys.modules[name]
-    assert lcsc(advice.split()[1:]) == 0
-    assert "after 6 evaluations" in capsys.readouterr().err
-    assert lcsc(["show", "mend/LCSC/0"]) == 0

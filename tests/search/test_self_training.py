@@ -19,7 +19,7 @@ from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, NetworkSettings
 from lcsc_opt.sampling.function import FunctionSampler
-from lcsc_opt.search.self_training import SelfTraining, append_self_trained, second_place, with_weight
+from lcsc_opt.search.self_training import Appended, append_self_trained, with_weight
 from lcsc_opt.training.recipes import Cd, TrainingRecipe
 from lcsc_opt.training.recipes.base import Batch, Kind
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -89,8 +89,9 @@ def objective(tmp_path: Path) -> MergeSampleScore:
     return MergeSampleScore(Trajectory.open(path), sampler, scores, images=200)
 
 
-def settings(**changes: Any) -> SelfTraining:
-    return SelfTraining(Narrow(), **{"samples": 1000, "steps": 5, "seed": 3, **changes})
+def append(objective: MergeSampleScore, out: Path, recipe: TrainingRecipe | None = None, **changes: Any) -> Appended:
+    how = {"samples": 1000, "steps": 5, "seed": 3, **changes}
+    return append_self_trained(objective, recipe or Narrow(), out, start=lambda: EMA, **how)
 
 
 def rows(path: Path) -> list[float]:
@@ -109,13 +110,13 @@ def test_a_step_is_the_recipes_on_samples_of_the_start(objective: MergeSampleSco
     Narrow().loss(batch).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     out = tmp_path / "neon.trajectory"
-    append_self_trained(objective, settings(steps=1), out, start=lambda: EMA)
+    append(objective, out, steps=1)
     assert rows(out)[1] == float(network.scale.detach()), "of one step the average is the iterate"
 
 
 def test_the_row_stands_second_and_the_others_are_what_they_were(objective: MergeSampleScore, tmp_path: Path) -> None:
     out = tmp_path / "neon.trajectory"
-    found = append_self_trained(objective, settings(), out, start=lambda: EMA)
+    found = append(objective, out)
     made, before = Trajectory.open(out), Trajectory.open(tmp_path / "scales.trajectory")
     assert (made.steps, found.place, found.step) == ((10, 11, 20, 30), 1, 11)
     for index, old in ((0, 0), (2, 1), (3, 2)):
@@ -128,7 +129,7 @@ def test_away_from_it_is_better_where_it_loses_what_real_images_have(
     objective: MergeSampleScore, tmp_path: Path
 ) -> None:
     out = tmp_path / "neon.trajectory"
-    found = append_self_trained(objective, settings(), out, start=lambda: EMA)
+    found = append(objective, out)
     begun = float(Trajectory.open(tmp_path / "scales.trajectory").merge(EMA)["scale"])
     trained = rows(out)[1]
     assert trained < begun, "it learned to be narrower"
@@ -139,16 +140,21 @@ def test_away_from_it_is_better_where_it_loses_what_real_images_have(
 
 
 def test_an_ema_hardly_sees_the_row() -> None:
-    steps = tuple(range(20, 2001, 20))
-    place = second_place(steps)
-    longer = (*steps[:place], steps[place - 1] + 1, *steps[place:])
+    steps, place = tuple(range(20, 2001, 20)), 1
+    longer = (20, 21, *steps[1:])
     for rate in (0.99, 0.999, 0.9995):
         before, after = ema_coefficients(steps, rate), ema_coefficients(longer, rate)
         assert after[place] <= before[1] / 10
         assert np.abs(np.delete(after, place) - before).max() <= before[1] / 10
-    assert second_place((1, 2, 5, 6)) == 2
+
+
+def test_checkpoints_one_step_apart_leave_no_room(objective: MergeSampleScore, tmp_path: Path) -> None:
+    with TrajectoryWriter(tmp_path / "near.trajectory") as writer:
+        for step in (1, 2):
+            writer.append(step, Scale(0.2))
+    near = objective.on_weights(Trajectory.open(tmp_path / "near.trajectory"))
     with pytest.raises(StudySpecError, match="no room for a row"):
-        second_place((1, 2, 3))
+        append_self_trained(near, Narrow(), tmp_path / "neon.trajectory", start=lambda: np.array([0.5, 0.5]))
 
 
 class Diverges(Narrow):
@@ -179,7 +185,6 @@ class Asks(Narrow):
 def test_what_cannot_be_done_is_said_and_leaves_nothing(
     objective: MergeSampleScore, tmp_path: Path, changes: dict[str, Any], name: str, message: str
 ) -> None:
-    asked = SelfTraining(**{"recipe": Narrow(), "samples": 20, "steps": 2, **changes})
     with pytest.raises(LcscError, match=message):
-        append_self_trained(objective, asked, tmp_path / name, start=lambda: EMA)
+        append(objective, tmp_path / name, **{"samples": 20, "steps": 2, **changes})
     assert [path.name for path in tmp_path.iterdir()] == ["scales.trajectory"]
