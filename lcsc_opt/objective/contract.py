@@ -46,7 +46,7 @@ class Mergeable(Protocol):
         ...
 
     def verify(self) -> None:
-        """Compare the weights with the hashes in the identity; raises TrajectoryError where they differ."""
+        """Compare the weights with the hashes in the identity; TrajectoryError if they differ."""
         ...
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:

@@ -158,11 +158,10 @@ class MergeSampleScore(StagedObjective):
     ) -> Sampled:
         """Put the merged weights into the model, sample the images ``[first, last)``, and take their features.
 
-        The weights are let go before images are sampled, so ``prepared`` is used once.
+        ``prepared`` is used once: its weights are freed before images are sampled.
 
         Raises:
-            NotFiniteError: an image is not finite.
-            MetricError: its features are not.
+            NotFiniteError, MetricError: an image, or its features, are not finite.
         """
         self.know_constraint()
         watch = _Stopwatch()

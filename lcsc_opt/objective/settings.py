@@ -128,17 +128,7 @@ class ImageObjectiveSettings(ScoreSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        return open_or_pack(
-            self._patterns(),
-            cache=cache_directory(),
-            key=self.key,
-            selection=self.select.selection,
-            dtype=self.stored,
-        )
-
-    def _patterns(self) -> list[Path]:
-        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
-        return [given_path(pattern) for pattern in given]
+        return open_or_pack(self._patterns, selection=self.select.selection, **self._packing)
 
     def check(self) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
@@ -147,15 +137,22 @@ class ImageObjectiveSettings(ScoreSettings):
             TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
         """
         self.network_settings().torch_device()
-        where: dict[str, Any] = {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
-        check_checkpoints(self._patterns(), selection=self.select.selection, **where)
-        check_scores(**self._metrics(), **self._located())
+        check_checkpoints(self._patterns, selection=self.select.selection, **self._packing)
+        check_scores(**self._metrics)
 
+    @property
+    def _patterns(self) -> list[Path]:
+        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
+        return [given_path(pattern) for pattern in given]
+
+    @property
+    def _packing(self) -> dict[str, Any]:
+        return {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
+
+    @property
     def _metrics(self) -> dict[str, Any]:
-        return self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep"})
-
-    def _located(self) -> dict[str, Any]:
         return {
+            **self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep"}),
             "reference": None if self.reference is None else _located(self.reference),
             "weights": {extractor: str(given_path(path)) for extractor, path in self.weights.items()},
         }
@@ -175,8 +172,7 @@ class ImageObjectiveSettings(ScoreSettings):
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
         return build_scores(
-            **self._metrics(),
-            **self._located(),
+            **self._metrics,
             loss_scale=self.loss_scale,
             device=self.network_settings().torch_device(),
             batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,

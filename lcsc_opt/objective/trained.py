@@ -151,12 +151,15 @@ class SmallModel:
 
         Raises:
             TrainingError: the training diverged.
-            TrajectoryError: the settings leave fewer than two checkpoints, or the cache cannot be written.
+            TrajectoryError: the cache cannot be written.
         """
-        every, steps = settings.checkpoint_every, settings.training_steps
-        described = {"steps": steps, "checkpoint_every": every, "seed": settings.training_seed}
+        described = {
+            "steps": settings.training_steps,
+            "checkpoint_every": settings.checkpoint_every,
+            "seed": settings.training_seed,
+        }
         # 1 and "diffusion 1" are versions: raise them when the same settings would train another model
-        version = 1 if isinstance(self.recipe, ConsistencyRecipe) else "diffusion 1"
+        version = 1 if self.recipe.kind == "consistency" else "diffusion 1"
         text = json.dumps([version, self.architecture, {**self.recipe.model_dump(), **described}], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16] + ("" if settings.data == "all" else f"-{settings.data}")
         path = cache_directory() / f"{self.name}-{key}.trajectory"
