@@ -97,7 +97,7 @@ def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str)
     assert first.loss == pytest.approx(fid(sampled, real.mean(0), np.cov(real, rowvar=False)), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["digits_ddpm", "photographs"])
 def test_a_network_that_no_search_looks_at_sees_what_is_reported(name: str) -> None:
     objective, coefficients = build(name), ema_coefficients((2, 4, 6), 0.7)
     described = objective.describe()
@@ -154,15 +154,16 @@ def test_images_of_a_diffusion_model_are_those_of_diffusers_own_solver() -> None
 CHANGES: list[dict[str, Any]] = [{"training_seed": 1}, {"training_steps": 8}, {"checkpoint_every": 3}]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["digits_ddpm", "ct"])
+@pytest.mark.parametrize(
+    ("name", "change"), [*(("digits_ddpm", change) for change in CHANGES), ("ct", {"training_seed": 1})]
+)
 def test_other_training_is_another_trajectory_with_other_weights(name: str, change: dict[str, Any]) -> None:
     other, usual = build(name, **change), build(name)
     assert other.trajectory.path != usual.trajectory.path
     assert other.describe() != usual.describe()
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_ddpm"])
+@pytest.mark.parametrize("name", ["digits_ddpm"])
 def test_the_seed_alone_decides_the_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256, threads = build(name).trajectory.sha256, torch.get_num_threads()
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
@@ -237,7 +238,7 @@ def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_chec
 # what is refused, before anything is trained
 
 
-@pytest.mark.parametrize("name", [*OWN, "ct"])
+@pytest.mark.parametrize("name", ["digits", "ct"])
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

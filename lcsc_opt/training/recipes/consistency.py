@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
 from lcsc_opt.training.recipes.base import (
     Batch,
@@ -121,8 +120,7 @@ class Cd(ConsistencyRecipe):
 
         x^phi is one step of Heun's method on dx/dsigma = (x - D(x; sigma)) / sigma (Karras et al. 2022, Alg. 1).
         """
-        if batch.teacher is None:
-            raise TrainingError("cd distils a diffusion model: name it with --teacher")
+        assert batch.teacher is not None  # as it needs one
         low, high = self._uniform_interval(self.levels, batch)
         noisy = batch.images + column(high) * batch.normal()
         with torch.no_grad():
