@@ -33,38 +33,30 @@ class Mergeable(Protocol):
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps."""
-        ...
 
     @property
     def sha256(self) -> str:
         """Identifies what is merged, and how."""
-        ...
 
     @property
     def touched(self) -> bool:
         """Whether the weights were written again since the identity was computed."""
-        ...
 
     def verify(self) -> None:
         """Compare the weights with the hashes in the identity; TrajectoryError if they differ."""
-        ...
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
         """The linear combination for ``[K]`` coefficients that sum to one."""
-        ...
 
     def gram(self) -> npt.NDArray[np.float64]:
         """``[K, K]`` inner products of the centered checkpoints."""
-        ...
 
     @property
     def varying(self) -> frozenset[str]:
         """The names of the tensors that are not the same in all checkpoints."""
-        ...
 
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
         """The gradient in the merged tensors, by name → the gradient in the coefficients, ``[K]``."""
-        ...
 
 
 class Objective(abc.ABC):

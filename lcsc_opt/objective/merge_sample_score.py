@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import NotFiniteError, ObjectiveError
+from lcsc_opt.base.errors import NotFiniteError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
@@ -59,9 +59,6 @@ class MergeSampleScore(StagedObjective):
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
         smaller_batch: only for a batch size that was measured, not chosen. It is called with a size that does not fit
             into the device's memory, and gives a smaller one. A measured size is no part of the description.
-
-    Raises:
-        ObjectiveError: fewer than 2 images, or a batch size below 1.
     """
 
     trajectory: Mergeable
@@ -80,11 +77,6 @@ class MergeSampleScore(StagedObjective):
         batch_norm: BatchNormStatistics | None = None,
         smaller_batch: Callable[[int], int] | None = None,
     ) -> None:
-        if images < 2 or batch_size < 1 or (gradient_batch_size is not None and gradient_batch_size < 1):
-            raise ObjectiveError(
-                f"expected at least 2 images, and batch_size and gradient_batch_size from 1; got {images}, "
-                f"{batch_size} and {gradient_batch_size}"
-            )
         for warning in scores.warnings(images):
             notice(warning)
         self.trajectory, self.sampler, self.scores = trajectory, sampler, scores

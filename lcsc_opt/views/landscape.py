@@ -217,25 +217,23 @@ def _add_contours(made: go.Figure, data: Landscape) -> None:
 def _add_candidates(made: go.Figure, study: StudyHistory, trials: Trials, positions: Floats) -> None:
     """A dot for each candidate, and a large mark for the answer."""
     drawn, label, name = style(study.optimizer), inert(study.label), inert(study.study)
-    shared: dict[str, Any] = {"mode": "markers", "legendgroup": label, "hovertemplate": "%{text}<extra></extra>"}
+    answers = (trials["number"] == study.chosen).tolist()
     made.add_scatter(
         x=positions[:, 0],
         y=positions[:, 1],
-        showlegend=False,
-        marker={"symbol": drawn.marker, "size": 5, "color": with_alpha(drawn.colour, 0.55)},
+        mode="markers",
+        name=label,
+        legendgroup=label,
+        showlegend=not any(trace.name == label for trace in made.data),
+        marker={
+            "symbol": drawn.marker,
+            "size": [15 if answer else 5 for answer in answers],
+            "color": [with_alpha(drawn.colour, 1.0 if answer else 0.55) for answer in answers],
+            "line": {**_OUTLINE, "width": [1.5 if answer else 0 for answer in answers]},
+        },
         text=[f"{name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in trials],
-        **shared,
+        hovertemplate="%{text}<extra></extra>",
     )
-    if (answer := _answer(study, trials, positions)) is not None:
-        made.add_scatter(
-            x=[answer["x"]],
-            y=[answer["y"]],
-            name=label,
-            showlegend=not any(trace.name == label for trace in made.data),
-            text=[_with_loss(answer)],
-            marker={"symbol": drawn.marker, "size": 15, "color": drawn.colour, "line": _OUTLINE},
-            **shared,
-        )
 
 
 def _with_loss(point: dict[str, Any]) -> str:
