@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, Scores, frechet_distance
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import _located
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
@@ -117,18 +118,17 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(trajectory: Tr
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
 
 
-def test_names_of_datasets_are_no_paths(tmp_path: Path) -> None:
-    """Even where folders of these names lie beside the study file, as torchvision itself makes them."""
+def test_names_of_datasets_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if folders of these names lie next to the study file, as torchvision itself makes them."""
+    monkeypatch.setattr("lcsc_opt.objective.settings.build_scores", lambda **given: given["reference"])
     for name in ("train", "MNIST", "real"):
         (tmp_path / name).mkdir()
-    with study_directory(tmp_path):
-        assert _located({"torchvision": "MNIST", "split": "train", "root": "real"}) == {
-            "torchvision": "MNIST",
-            "split": "train",
-            "root": str(tmp_path / "real"),
-        }
-        assert _located({"inception": "real", "clip": {"torchvision": "MNIST", "split": "train"}}) == {
-            "inception": str(tmp_path / "real"),
-            "clip": {"torchvision": "MNIST", "split": "train"},
-        }
-        assert _located("cifar10-train") == "cifar10-train"
+    dataset, real = {"torchvision": "MNIST", "split": "train"}, str(tmp_path / "real")
+    for given, expected in (
+        ({**dataset, "root": "real"}, {**dataset, "root": real}),
+        ({"inception": "real", "clip": dataset}, {"inception": real, "clip": dataset}),
+        ("cifar10-train", "cifar10-train"),
+    ):
+        with study_directory(tmp_path):
+            found: Any = ImageObjectiveSettings(checkpoints="any", reference=given, device="cpu").scores()  # type: ignore[arg-type]
+        assert found == expected
