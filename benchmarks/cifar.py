@@ -48,7 +48,7 @@ WARM_UP = 3  # first trials, which do not count: they draw noise, choose kernels
 
 
 def main() -> None:
-    """Measure, print, and judge if there is a GPU."""
+    """Measure and print; with a GPU, compare with the targets."""
     arguments = _arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"

@@ -1,4 +1,4 @@
-"""How fast FID is computed, beside pytorch-fid's formula with scipy's ``sqrtm`` and beside torch-fidelity.
+"""How fast FID is computed, against pytorch-fid's formula with scipy's ``sqrtm`` and torch-fidelity.
 
     python benchmarks/fid.py [--rounds 3] [--quick]
 

@@ -3,7 +3,7 @@
     python benchmarks/fidelity.py [--seeds 2] [--images 60000] [--only WORD]
 
 The model is a one-step consistency model of half A of the digits, with K = 100 checkpoints. Searches see half A through
-one network; judges see half B, and both halves through another network. As in a study, the answer is the one of the
+one network; metrics see half B, and both halves through another network. As in a study, the answer is the one of the
 five best checks that is best on selection noise. It is reported on 10,000 images of held-out noise. Results that are
 already in ``results/fidelity.csv`` are not measured again.
 """
@@ -36,9 +36,9 @@ from lcsc_opt.training.images import bundled_images, feature_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
-JUDGES: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
+METRICS: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
 SPACES = ("A", "B", "A2", "B2")  # halves in the features of the search's network; with 2, of another network
-HEADER = ("search", "seed", "images", *(f"{judge} {space}" for space in SPACES for judge in JUDGES))
+HEADER = ("search", "seed", "images", *(f"{metric} {space}" for space in SPACES for metric in METRICS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +73,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only searches whose name contains this")
     arguments = parser.parse_args()
     print(machine())
-    judges, known = Judges(), read()
+    evaluator, known = MetricsOfHalves(), read()
     for row in ROWS:
         for seed in range(arguments.seeds if row.optimizer else 1):
             images = arguments.images if row.optimizer else 0
             if arguments.only in row.name and (row.name, seed, images) not in known:
                 coefficients = search(row, seed, images) if row.optimizer else best_ema(objective_of())
-                known[row.name, seed, images] = judges.of(coefficients)
+                known[row.name, seed, images] = evaluator.of(coefficients)
                 write(known)
                 print(row.name, seed, *(f"{value:.3f}" for value in known[row.name, seed, images]), flush=True)
-    print(table(known, judges))
+    print(table(known, evaluator))
 
 
 Known = dict[tuple[str, int, int], tuple[float, ...]]
@@ -143,8 +143,8 @@ def compared(
             yield evaluation.loss, candidate.coefficients
 
 
-class Judges:
-    """Judges: both halves of the digits, in the features of two networks."""
+class MetricsOfHalves:
+    """Evaluation metrics: both halves of the digits, in the features of two networks."""
 
     def __init__(self) -> None:
         images, _ = bundled_images("digits")
@@ -161,20 +161,20 @@ class Judges:
         return objective_of()
 
     def of(self, coefficients: Coefficients) -> tuple[float, ...]:
-        """All judges of 10,000 images on held-out noise."""
+        """All metrics of 10,000 images on held-out noise."""
         return self.of_images(self._objective.images(coefficients, HELD_OUT, REPORTED))
 
-    def floor(self) -> tuple[float, ...]:
-        """All judges of the real half A, as if it had been sampled."""
+    def baseline(self) -> tuple[float, ...]:
+        """All metrics of the real half A, as if it had been sampled."""
         return self.of_images(self._halves[0])
 
     def of_images(self, images: Any) -> tuple[float, ...]:
-        """All judges of images ``[N, 1, 8, 8]``."""
+        """All metrics of images ``[N, 1, 8, 8]``."""
         values = []
         for space in SPACES:
             metrics = FeatureMetrics(self._references[space])
             metrics.update(torch.from_numpy(extract(metrics.reference.extractor, images).astype(np.float32)))
-            values += [metrics.compute(judge) for judge in JUDGES]
+            values += [metrics.compute(metric) for metric in METRICS]
         return tuple(values)
 
 
@@ -191,13 +191,13 @@ def write(known: Known) -> None:
     write_csv("fidelity", HEADER, [(*key, *(round(value, 4) for value in values)) for key, values in known.items()])
 
 
-def table(known: Known, judges: Judges) -> str:
+def table(known: Known, evaluator: MetricsOfHalves) -> str:
     """A table of means over seeds, with their standard deviations."""
     shown = ("fid A", "fid B", "precision A", "recall A", "precision A2", "fid B2", "near A", "cmmd B", "sliced B")
     places = [HEADER.index(name) - 3 for name in shown]
     lines = [f"| search | images | seeds | {' | '.join(shown)} |", "|---|---|---|" + "---|" * len(shown)]
-    floor = judges.floor()
-    lines.append("| half A itself | | | " + " | ".join(f"{floor[place]:.3g}" for place in places) + " |")
+    baseline = evaluator.baseline()
+    lines.append("| half A itself | | | " + " | ".join(f"{baseline[place]:.3g}" for place in places) + " |")
     for name, images in dict.fromkeys((name, images) for name, _, images in known):
         found = [values for key, values in known.items() if (key[0], key[2]) == (name, images)]
         cells = [cell([values[place] for values in found]) for place in places]

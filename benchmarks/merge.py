@@ -1,4 +1,4 @@
-"""How fast checkpoints are merged, beside a plain read of the same bytes and beside loops that a user would write.
+"""How fast checkpoints are merged, against a plain read of the same bytes and loops that a user would write.
 
     python benchmarks/merge.py [--checkpoints 50] [--megabytes 64] [--rounds 5] [--quick]
 
@@ -54,7 +54,7 @@ def main() -> None:
     if not arguments.quick:
         result["digits"] = digits()
         print(write_json("merge", result))
-        _judge(result)
+        _compare_with_targets(result)
 
 
 def _arguments() -> argparse.Namespace:
@@ -226,7 +226,7 @@ def again(exact: Trajectory, path: Path, dtype: str) -> Trajectory:
     return Trajectory.open(path)
 
 
-def _judge(result: Mapping[str, Any]) -> None:
+def _compare_with_targets(result: Mapping[str, Any]) -> None:
     exact, slower = result["stored"]["exact"], result["instead"]["sum"]["times"]
     if exact["share_of_read"] < LEAST_SHARE or slower < LEAST_LOOP:
         sys.exit(f"missed: {LEAST_SHARE:.0%} of a read, {LEAST_LOOP} a sum")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from common import machine, read_csv, write_csv
-from fidelity import HEADER, REPORTED, Judges, answer_of, best_ema, objective_of
+from fidelity import HEADER, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from refine import TRAINING
 from torch import Tensor
 
@@ -53,13 +53,13 @@ class Ways:
         self._place = found.place
         self._extended = self._plain.on_weights(Trajectory.open(out))
 
-    def measure(self, way: str, row: str, images: int, judges: Judges) -> tuple[float, ...]:
-        """w, and all judges of the images of one way, on held-out noise."""
+    def measure(self, way: str, row: str, images: int, evaluator: MetricsOfHalves) -> tuple[float, ...]:
+        """w, and all metrics of the images of one way, on held-out noise."""
         objective = self._extended if row else self._plain
         coefficients = self._line() if way == "EMA*" and row else self._ema
         if way != "EMA*":
             coefficients = answer_of(objective, way, self._seed, images, selected_on=self._selected)
-        return self._weight(coefficients, row), *judges.of_images(_sampled(objective, coefficients))
+        return self._weight(coefficients, row), *evaluator.of_images(_sampled(objective, coefficients))
 
     def _line(self) -> Coefficients:
         candidates = [with_weight(self._ema, self._place, weight) for weight in LINE]
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--selected", type=int, default=2_000)
     arguments = parser.parse_args()
     print(machine())
-    judges, known = Judges(), read()
+    evaluator, known = MetricsOfHalves(), read()
     for seed in range(arguments.seeds):
         asked = [("EMA*", row, seed, 0) for row in ("", "neon")]
         asked += [(name, row, seed, arguments.images) for name in OPTIMIZERS for row in ("", "neon")]
@@ -91,7 +91,7 @@ def main() -> None:
             ways = Ways(seed, Path(folder), arguments.selected)
             for key in asked:
                 if key not in known:
-                    known[key] = ways.measure(key[0], key[1], key[3], judges)
+                    known[key] = ways.measure(key[0], key[1], key[3], evaluator)
                     write_csv("neon", COLUMNS, [(*one, *(round(v, 4) for v in known[one])) for one in known])
                     print(*key, *(f"{value:.3g}" for value in known[key][:5]), flush=True)
     print(table(known))

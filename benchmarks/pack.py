@@ -1,4 +1,4 @@
-"""Packing of checkpoints: its speed beside a plain copy of the same bytes to the same disk, and its memory.
+"""Packing of checkpoints: its speed against a plain copy of the same bytes to the same disk, and its memory.
 
     python benchmarks/pack.py [--checkpoints 24] [--megabytes 60] [--rounds 5] [--quick]
 

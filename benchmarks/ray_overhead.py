@@ -53,7 +53,7 @@ Pools = dict[str, WorkerPool]
 
 
 def main() -> None:
-    """Measure, print, and judge."""
+    """Measure, print, and compare with the targets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=400)
     parser.add_argument("--evaluations", type=int, default=100)

@@ -1,4 +1,4 @@
-"""Every recipe of ``lcsc train`` on digits: EMA* FID, samples, and what our loop costs beside a plain one.
+"""Every recipe of ``lcsc train`` on digits: EMA* FID, samples, and what our loop costs against a plain one.
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py [--steps 1000] [--recipes ddpm edm ...] [--costs] [--quick]
 

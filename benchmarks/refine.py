@@ -1,12 +1,12 @@
-"""Coefficients against all weights with equal images, and one after the other, on judges that neither sees.
+"""Coefficients against all weights with equal images, and one after the other, on metrics that neither sees.
 
     python benchmarks/refine.py [--seeds 3] [--images 20000] [--selected 10000] [--only WORD]
 
-Halves of the digits and judges are those of ``fidelity.py``; the model comes from a shorter training. Coefficients are
+Halves of the digits and metrics are those of ``fidelity.py``; the model comes from a shorter training. Coefficients are
 searched by ``LCSCGradient``, with its checks inside the budget. All weights are fine-tuned as by ``lcsc refine`` from
 EMA*, and the answer is their average. When one comes after the other, each has half of the images. Both pass an image
 through the network equally often, so equal images are equal model calls. Each way runs with and without ``keep:
-precision``. A model that was found with one step of sampling is judged in two steps, too. Results that are already in
+precision``. A model that was found with one step of sampling is measured in two steps, too. Results that are already in
 ``results/refine.csv`` are not measured again.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from common import machine, read_csv, write_csv
-from fidelity import HEADER, REPORTED, Judges, answer_of, best_ema, cell, objective_of
+from fidelity import HEADER, REPORTED, MetricsOfHalves, answer_of, best_ema, cell, objective_of
 from safetensors.torch import load_file
 
 from lcsc_opt.base.records import HELD_OUT, Coefficients
@@ -30,8 +30,8 @@ from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory
 
 TRAINING = {"training_steps": 2000, "checkpoint_every": 20}
-JUDGED = HEADER[3:]
-COLUMNS = ("way", "seed", "images", "selected", *JUDGED, *(f"{judge}, 2 steps" for judge in JUDGED))
+SHOWN_METRICS = HEADER[3:]
+COLUMNS = ("way", "seed", "images", "selected", *SHOWN_METRICS, *(f"{metric}, 2 steps" for metric in SHOWN_METRICS))
 SHOWN = (
     *("fid A", "fid B", "fid A2", "fid B2", "precision A", "precision A2", "recall A", "near A"),
     *("fid A, 2 steps", "fid B, 2 steps", "fid B2, 2 steps", "precision A, 2 steps"),
@@ -48,13 +48,13 @@ class Found:
     coefficients: Coefficients
     source: OneModel | Trajectory | None = None
 
-    def judged(self, judges: Judges) -> tuple[float, ...]:
-        """All judges of its samples on held-out noise, in one step and in two."""
+    def evaluated(self, evaluator: MetricsOfHalves) -> tuple[float, ...]:
+        """All metrics of its samples on held-out noise, in one step and in two."""
         values: tuple[float, ...] = ()
         for nfe in (1, 2):
             objective = objective_of(**TRAINING, nfe=nfe)
             sampled = objective if self.source is None else objective.on_weights(self.source)
-            values += judges.of_images(sampled.images(np.asarray(self.coefficients), HELD_OUT, REPORTED))
+            values += evaluator.of_images(sampled.images(np.asarray(self.coefficients), HELD_OUT, REPORTED))
         return values
 
 
@@ -116,14 +116,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only ways whose name contains this")
     arguments = parser.parse_args()
     print(machine())
-    judges, known = Judges(), read()
+    evaluator, known = MetricsOfHalves(), read()
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
             ways = Ways(Path(folder), arguments.images, arguments.selected, seed).by_name()
             for name, find in ways.items():
                 key = (name, seed, arguments.images, arguments.selected)
                 if key not in known and arguments.only in name:
-                    known[key] = find().judged(judges)
+                    known[key] = find().evaluated(evaluator)
                     rows = [(*key, *(round(value, 4) for value in values)) for key, values in known.items()]
                     write_csv("refine", COLUMNS, rows)
                     print(name, seed, *(f"{value:.3g}" for value in known[key][:3]), flush=True)

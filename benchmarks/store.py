@@ -1,4 +1,4 @@
-"""The cost of a trial in the database, beside simpler ways with Optuna, and beside a file of JSON lines.
+"""The cost of a trial in the database, against simpler ways with Optuna and a file of JSON lines.
 
     python benchmarks/store.py [--checkpoints 50 200 500] [--rounds 40] [--postgresql URL] [--quick]
 

@@ -1,4 +1,4 @@
-"""The time of a whole trial, and how much of it is neither sampling nor features, beside a loop written by hand.
+"""The time of a whole trial, and how much of it is neither sampling nor features, against a loop written by hand.
 
     python benchmarks/trial.py [--evaluations 100] [--rounds 3] [--quick]
 
@@ -47,7 +47,7 @@ Result = dict[str, float]
 
 
 def main() -> None:
-    """Measure, print one line for each K and way, and judge."""
+    """Measure, print one line for each K and way, and compare with the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
@@ -66,7 +66,7 @@ def main() -> None:
     print(write_json("trial", {"evaluations": arguments.evaluations, "rounds": arguments.rounds, "rows": rows}))
     missed = [row for row in rows if row["K"] == 200 and row["way"] in OPTIMIZERS and row["share"] > MOST_REST]
     if missed:
-        sys.exit(f"missed: at most {MOST_REST:.0%} of a trial of K = 200 beside sampling and features")
+        sys.exit(f"missed: at most {MOST_REST:.0%} of a trial of K = 200 that is neither sampling nor features")
 
 
 def compare(checkpoints: int, evaluations: int, rounds: int) -> list[dict[str, Any]]:

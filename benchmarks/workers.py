@@ -54,7 +54,7 @@ STEPS = tuple(range(100, 2100, 100))
 
 
 def main() -> None:
-    """Measure, print, and judge."""
+    """Measure, print, and compare with the targets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)

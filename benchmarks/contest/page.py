@@ -143,7 +143,7 @@ ASKED_FREE = ("images to reach LCSC's final FID, as a share of LCSC's", "1/2", "
 
 
 def figures_table(cell: Cell, results: Sequence[Result]) -> list[str]:
-    """The targets of the optimizers in one cell, beside the measured figures.
+    """The targets of the optimizers in one cell, and the measured figures.
 
     Every optimizer that does not follow the gradient counts as gradient-free.
     """

@@ -42,7 +42,7 @@ def cost_lines(stages: Mapping[str, Sequence[Mapping[str, float]]], totals: Sequ
 
 
 def against_training(found: Mapping[str, Points]) -> list[str]:
-    """Table 6: the time of a search beside that of the standard training."""
+    """Table 6: the time of a search, and that of the standard training."""
     rows = [
         ["model", "paper's search, h", "its training, h", "our training, s", *(f"{name}, s" for name in OPTIMIZERS)]
     ]

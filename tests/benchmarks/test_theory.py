@@ -24,7 +24,7 @@ def one_axis(*, noise: float, start: float, step: float = 0.2) -> theory.Quadrat
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_the_expected_matrix_is_that_of_simulated_runs(problem: theory.Quadratic) -> None:
     rng = np.random.default_rng(0)
-    runs = np.array([theory.gram_of_run(problem, STEPS, rng) for _ in range(4000)])
+    runs = np.array([theory.gram_of_run(problem, STEPS, rng) for _ in range(1500)])
     error = runs.std(axis=0) / np.sqrt(len(runs))
     assert (np.abs(runs.mean(axis=0) - theory.gram(problem, STEPS)) < 4.5 * error).all()
 
