@@ -143,12 +143,6 @@ def test_bad_selections_are_refused(files, tmp_path, select, steps, message):
     assert not (tmp_path / "t").exists()
 
 
-def test_folder_and_glob_are_packed_as_the_files(files, tmp_path):
-    expected = pack(files, tmp_path / "a").sha256
-    assert pack(tmp_path, tmp_path / "b").sha256 == expected
-    assert pack(str(tmp_path / "model*"), tmp_path / "c").sha256 == expected
-
-
 def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
     unread = [path.with_suffix(".pt") for path in files[::3]]
     for path in unread:

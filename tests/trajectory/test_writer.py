@@ -50,10 +50,8 @@ def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, av
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([torch.ones(3)], r"is a module or a state dict, not list: pass the model that has the weights"),
         (torch.optim.SGD([torch.ones(3)]), r"not SGD: pass the model"),
         ({"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor: pass it alone"),
-        ({"w": torch.ones(3), "epoch": 3}, r"Entry 'epoch' is int, not a tensor: leave it out"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, weights, message):
