@@ -142,7 +142,7 @@ def search(
             start = time.perf_counter()
             running.run()
             seconds = time.perf_counter() - start
-        costs = [Cost.from_dict(trial.user_attrs["cost"]) for trial in study.trials()]
+        costs = [Cost(**trial.user_attrs["cost"]) for trial in study.trials()]
     return seconds, functools.reduce(operator.add, costs)
 
 

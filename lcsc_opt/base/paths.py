@@ -41,6 +41,11 @@ class KnownCheckpoints:
     selected: bool = False
     packed: Path | None = None
 
+    @staticmethod
+    def current() -> KnownCheckpoints | None:
+        """Those of the study whose objective is being loaded, or ``None`` for a new study."""
+        return _study.get()[1]
+
 
 _study: contextvars.ContextVar[tuple[Path | None, KnownCheckpoints | None]] = contextvars.ContextVar(
     "study", default=(None, None)
@@ -51,18 +56,13 @@ _study: contextvars.ContextVar[tuple[Path | None, KnownCheckpoints | None]] = co
 def study_directory(directory: Path | None, checkpoints: KnownCheckpoints | None = None) -> Iterator[None]:
     """While this is open, :func:`given_path` looks in the study file's ``directory`` first.
 
-    ``checkpoints`` are what :func:`known_checkpoints` gives meanwhile.
+    ``checkpoints`` are what :meth:`KnownCheckpoints.current` gives meanwhile.
     """
     token = _study.set((directory, checkpoints))
     try:
         yield
     finally:
         _study.reset(token)
-
-
-def known_checkpoints() -> KnownCheckpoints | None:
-    """The checkpoints of the study whose objective is being loaded; ``None`` for a new study."""
-    return _study.get()[1]
 
 
 def given_path(path: str) -> Path:
@@ -75,8 +75,7 @@ def given_path(path: str) -> Path:
     directory = _study.get()[0]
     if directory is None or given.is_absolute():
         return given
-    beside = directory / given
-    return beside if _is_there(directory, given) else given
+    return directory / given if _is_there(directory, given) else given
 
 
 def _is_there(directory: Path, path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +72,6 @@ class Cost:
     def as_dict(self) -> dict[str, float]:
         """Name → number, as it is stored with a trial."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Cost:
-        """The inverse of :meth:`as_dict`; names that this version does not know are left out."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in stored.items() if name in known})
 
 
 @dataclasses.dataclass(frozen=True)

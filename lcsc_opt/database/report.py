@@ -79,7 +79,7 @@ class HeldOut:
     Attributes:
         trial: the number of the chosen trial.
         loss: mean over the groups of noise.
-        images: images of each group; ``None`` where that is not stored.
+        images: images of each group, or ``None`` if that is not stored.
         seeds: the seeds of the groups of noise.
         rows: the loss, and all metrics that are not the loss itself.
         metrics: everything that was measured of the answer, each the mean over the groups of noise.

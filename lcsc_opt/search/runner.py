@@ -350,7 +350,7 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
         gradient = trial.user_attrs.get("gradient")
         known = None if gradient is None else np.array(gradient, dtype=np.float64)
         violation = trial.user_attrs.get("violation")
-        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known, violation)
+        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost(**cost), known, violation)
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process, size_in_words, sync_folder
-from lcsc_opt.base.paths import KnownCheckpoints, another_folder, known_checkpoints
+from lcsc_opt.base.paths import KnownCheckpoints, another_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
@@ -92,7 +92,7 @@ def open_or_pack(
 ) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
-    When a study continues (:func:`lcsc_opt.base.paths.known_checkpoints`), its own trajectory is opened instead.
+    When a study continues (:meth:`lcsc_opt.base.paths.KnownCheckpoints.current`), its own trajectory is opened instead.
 
     Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
     steps, the key and the dtype. They stay there until somebody deletes them. A second process that asks for the same
@@ -110,7 +110,7 @@ def open_or_pack(
         TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
     """
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
-    if (known := known_checkpoints()) is not None:
+    if (known := KnownCheckpoints.current()) is not None:
         return _open_known(known, alone, cache, key, steps, dtype or EXACT)
     if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
         return _open_packed(Path(alone[0]).expanduser(), key, selection, steps, dtype)
@@ -128,7 +128,7 @@ def check_checkpoints(
     """
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     packed = len(alone) == 1 and is_packed(Path(alone[0]).expanduser())
-    if (known := known_checkpoints()) is not None:
+    if (known := KnownCheckpoints.current()) is not None:
         if known.packed is not None:
             return
         own = _there_now(alone, key, None).keys() & set(known.steps)
