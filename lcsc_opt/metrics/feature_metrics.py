@@ -23,7 +23,6 @@ from lcsc_opt.metrics.distances import (
     kernel_distance,
     precision_and_recall,
 )
-from lcsc_opt.metrics.extractors.published import torch_fidelity_module
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula
 from lcsc_opt.metrics.reference.reference import Reference
@@ -157,7 +156,8 @@ class FeatureMetrics:
         logits = _joined(self._logits)
         if logits is None or len(logits) < SCORE_SPLITS:
             raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
-        metric = torch_fidelity_module("metric_isc")
+        from torch_fidelity import metric_isc as metric
+
         result = metric.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
         return float(result[metric.KEY_METRIC_ISC_MEAN])
 

@@ -41,10 +41,11 @@ def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.Ar
         cov_2: ``[D, D]``, as ``cov_1``.
 
     Returns:
-        The distance in squared feature units, at least 0; computed in float64.
+        The distance in squared feature units, at least 0; computed in float64. Distances of many means and covariances
+        to one are faster with :class:`FrechetReference`.
 
-    Raises MetricError when an array is not finite, has another shape, or is no covariance. Distances of many
-    means and covariances to one are faster with :class:`FrechetReference`.
+    Raises:
+        MetricError: an array is not finite, has another shape, or is no covariance.
     """
     return FrechetReference(mean_1, cov_1).distance(mean_2, cov_2)
 
@@ -157,8 +158,8 @@ class FrechetReference:
         mean: ``[D]`` float64.
         cov: ``[D, D]`` float64.
 
-    Raises MetricError when an array is not finite, has another shape, or is no covariance. Safe to use from
-    several threads: nothing changes after the factor is computed.
+    Raises:
+        MetricError: an array is not finite, has another shape, or is no covariance.
     """
 
     def __init__(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> None:

@@ -17,9 +17,6 @@ from lcsc_opt.metrics.names import (
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
     MetricName,
-    parse_kept,
-    parse_loss,
-    parse_names,
 )
 from lcsc_opt.metrics.reference.building import ReferenceSetting, ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
@@ -147,9 +144,9 @@ class _Wanted:
         reference: ReferenceSetting | None,
         weights: Mapping[str, str],
     ) -> None:
-        parsed = parse_loss(loss)
-        kept = () if keep is None else (parse_kept(keep, parsed),)
-        self._names = (*parsed, *parse_names([*metrics, *(held_out_metrics or ())]), *kept)
+        parsed = MetricName.parse_loss(loss)
+        kept = () if keep is None else (MetricName.parse_kept(keep, parsed),)
+        self._names = (*parsed, *MetricName.parse_all([*metrics, *(held_out_metrics or ())]), *kept)
         self.extractors = [*dict.fromkeys(name.extractor for name in self._names)]
         searched = {name.extractor for name in parsed}
         others = [name for name in EXTRACTORS if name not in searched] if searched & {*EXTRACTORS} else []

@@ -67,19 +67,9 @@ class ImageMetrics:
             whole.merge(state)
         loss, metrics = whole.compute()
 
-    The gradient of the loss needs two passes. The features of all images give the gradient of the loss in the features.
-    Then images are sampled again with a graph, which leads the gradient back. The last batch keeps its graph between
-    the passes::
-
-        metrics = scores.image_metrics(count, gradient=True)
-        for images in batches[:-1]:
-            metrics.update(images)
-        features = metrics.update_with_graph(batches[-1])
-        gradients = metrics.gradients()  # d loss / d features, [N, D]
-        torch.autograd.backward([*features.values()], [rows of the last batch in gradients[name] for name in features])
-        for images in batches[:-1], sampled again:
-            images.backward(scores.image_gradient(images, {name: their rows in gradients[name] for name in features}))
-        loss, metrics = metrics.compute()
+    The gradient of the loss needs two passes. The features of all images give :meth:`gradients`, d loss / d features.
+    Then images are sampled again with a graph, and :meth:`Scores.image_gradient` leads the gradient back to them. The
+    last batch keeps its graph between the passes (:meth:`update_with_graph`).
 
     Args:
         scores: the loss, the metrics, and the references.

@@ -71,6 +71,56 @@ class MetricName:
             )
         return cls(formula, extractor if at else INCEPTION)
 
+    @classmethod
+    def parse_loss(cls, loss: str | Mapping[str, float]) -> dict[MetricName, float]:
+        """One metric with the weight 1, or the metrics of a weighted sum.
+
+        Raises:
+            MetricError: for an unknown or repeated metric, one of held-out images, a weight below zero, or none above
+                it.
+        """
+        parsed: dict[MetricName, float] = {}
+        for text, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
+            name = cls.parse(text)
+            if name.formula in OF_HELD_OUT:
+                raise MetricError(
+                    f"loss: {name} is of held-out images, which decide nothing; move it to held_out_metrics"
+                )
+            if name in parsed:
+                raise MetricError(f"loss: {name} is there twice")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise MetricError(
+                    f"loss: the weight of {name} is {weight!r}, expected a positive number; "
+                    f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"
+                )
+            parsed[name] = float(weight)
+        parsed = {name: weight for name, weight in parsed.items() if weight}  # a sweep may begin at zero
+        if not parsed:
+            raise MetricError("loss: names no metric; the usual one is fid")
+        return parsed
+
+    @classmethod
+    def parse_all(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
+        """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
+        return tuple(dict.fromkeys(cls.parse(name) for name in names))
+
+    @classmethod
+    def parse_kept(cls, text: str, loss: Mapping[MetricName, float]) -> MetricName:
+        """The metric of ``keep: TEXT``, which may not get worse than at EMA*, the best of the window's EMA rates.
+
+        FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: on average,
+        samples may lie as far outside the real images as EMA*'s samples do. Optimizers that follow gradients choose its
+        weight themselves, for example by dual ascent. All others get the loss with a penalty for the violation. Without
+        ``@extractor``, its features are those of the loss's first metric.
+
+        Raises:
+            MetricError: it cannot be kept.
+        """
+        formula, at, extractor = text.partition("@")
+        if formula not in KEPT:
+            raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")
+        return cls.parse(f"{KEPT[formula]}@{extractor if at else next(iter(loss)).extractor}")
+
     def __str__(self) -> str:
         return self.formula if self.extractor == INCEPTION else f"{self.formula}@{self.extractor}"
 
@@ -83,51 +133,3 @@ class MetricName:
     def needs_reference(self) -> bool:
         """Whether it compares with real images; only the Inception Score does not."""
         return self.formula != "is"
-
-
-def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
-    """One metric with the weight 1, or the metrics of a weighted sum.
-
-    Raises:
-        MetricError: for an unknown or repeated metric, one of held-out images, a weight below zero, or none above
-            it.
-    """
-    parsed: dict[MetricName, float] = {}
-    for text, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
-        name = MetricName.parse(text)
-        if name.formula in OF_HELD_OUT:
-            raise MetricError(f"loss: {name} is of held-out images, which decide nothing; move it to held_out_metrics")
-        if name in parsed:
-            raise MetricError(f"loss: {name} is there twice")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise MetricError(
-                f"loss: the weight of {name} is {weight!r}, expected a positive number; "
-                f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"
-            )
-        parsed[name] = float(weight)
-    parsed = {name: weight for name, weight in parsed.items() if weight}  # a sweep may begin at zero
-    if not parsed:
-        raise MetricError("loss: names no metric; the usual one is fid")
-    return parsed
-
-
-def parse_names(names: Iterable[str]) -> tuple[MetricName, ...]:
-    """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
-    return tuple(dict.fromkeys(MetricName.parse(name) for name in names))
-
-
-def parse_kept(text: str, loss: Mapping[MetricName, float]) -> MetricName:
-    """The metric of ``keep: TEXT``, which a search may not make worse than at EMA*, the best of the window's EMA rates.
-
-    FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: on average,
-    samples may lie as far outside the real images as EMA*'s samples do. Optimizers that follow gradients choose its
-    weight themselves, for example by dual ascent. All others get the loss with a penalty for the violation. If the text
-    names no features, they are those of the loss's first metric.
-
-    Raises:
-        MetricError: it cannot be kept.
-    """
-    formula, at, extractor = text.partition("@")
-    if formula not in KEPT:
-        raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")
-    return MetricName.parse(f"{KEPT[formula]}@{extractor if at else next(iter(loss)).extractor}")

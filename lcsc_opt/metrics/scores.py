@@ -32,9 +32,6 @@ from lcsc_opt.metrics.names import (
     OF_REFERENCE_FEATURES,
     Formula,
     MetricName,
-    parse_kept,
-    parse_loss,
-    parse_names,
 )
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -100,13 +97,13 @@ class Scores:
         device: torch.device | str = "cpu",
         report_references: Callable[[], Mapping[str, Reference]] | None = None,
     ) -> None:
-        self._named_loss, self._loss_scale = parse_loss(loss), loss_scale
-        self.keep = None if keep is None else parse_kept(keep, self._named_loss)
+        self._named_loss, self._loss_scale = MetricName.parse_loss(loss), loss_scale
+        self.keep = None if keep is None else MetricName.parse_kept(keep, self._named_loss)
         self.constraint: Constraint | None = None
         searched = [*self._named_loss, *([] if self.keep is None else [self.keep])]
         self.extractors = tuple(dict.fromkeys(metric.extractor for metric in searched))
-        self._metrics = tuple(dict.fromkeys((*self._named_loss, *parse_names(metrics), *searched)))
-        self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
+        self._metrics = tuple(dict.fromkeys((*self._named_loss, *MetricName.parse_all(metrics), *searched)))
+        self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_metrics))))
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         if missing := [name for name in names if name not in references]:
             raise MetricError(f"no extractor {missing[0]!r} was given, which a metric names")

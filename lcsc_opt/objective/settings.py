@@ -13,7 +13,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.from_settings import build_scores, check_scores
-from lcsc_opt.metrics.names import parse_loss
+from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.scores import LossScale, Scores, why_no_gradient
 from lcsc_opt.objective.batch_size import AUTO, MeasuredBatchSize
 from lcsc_opt.objective.contract import Mergeable
@@ -70,7 +70,7 @@ class ScoreSettings(FrozenModel):
 
     def why_no_gradient(self) -> str | None:
         """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
-        return why_no_gradient(parse_loss(self.loss))
+        return why_no_gradient(MetricName.parse_loss(self.loss))
 
 
 class ImageObjectiveSettings(ScoreSettings):

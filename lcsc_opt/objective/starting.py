@@ -13,7 +13,7 @@ from lcsc_opt.base.study_file import FILL_IN, experiment_name
 from lcsc_opt.checkpoints import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import lora_flavour
-from lcsc_opt.metrics.reference.images import is_image
+from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 
@@ -131,5 +131,5 @@ def _images_near(folder: Path) -> str | None:
     """The only folder with images next to the checkpoints or in the working directory."""
     base = folder if folder.is_dir() else folder.parent
     near = {path for place in (base.parent, Path()) if place.is_dir() for path in place.iterdir() if path.is_dir()}
-    found = [path for path in sorted(near) if sum(is_image(file.name) for file in path.iterdir()) >= 2]
+    found = [path for path in sorted(near) if sum(ImageSet.is_image(file.name) for file in path.iterdir()) >= 2]
     return str(found[0]) if len({path.resolve() for path in found}) == 1 else None

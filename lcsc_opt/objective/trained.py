@@ -24,7 +24,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, parse_kept, parse_loss, parse_names
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive, ScoreSettings
 from lcsc_opt.sampling import (
@@ -69,9 +69,9 @@ class TrainedSettings(ScoreSettings):
             MetricError: a metric is not known, needs another network, or cannot be kept.
             TrajectoryError: fewer than two checkpoints are left.
         """
-        loss = parse_loss(self.loss)
-        metrics = [*loss, *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
-        for metric in [*metrics, *([] if self.keep is None else [parse_kept(self.keep, loss)])]:
+        loss = MetricName.parse_loss(self.loss)
+        metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
+        for metric in [*metrics, *([] if self.keep is None else [MetricName.parse_kept(self.keep, loss)])]:
             if metric.extractor != INCEPTION:
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
         self.select.selection.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))

@@ -94,7 +94,7 @@ class PreparedNetwork:
         self.dtype = torch.float64 if doubles else torch.float32
         if self.settings.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        compile_in_place(self.module, self.settings.compile)
+        _compile_in_place(self.module, self.settings.compile)
 
     def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
@@ -198,7 +198,7 @@ class NetworkSampler:
         return (images if self.decoder is None else self.decoder(images)).clamp(-1, 1)
 
 
-def compile_in_place(module: Any, how: Compile) -> None:
+def _compile_in_place(module: Any, how: Compile) -> None:
     """Compile ``module`` for all that hold and call it.
 
     The modes with CUDA graphs overwrite the last output with the next, so callers get a copy. Each batch size gets a

@@ -7,6 +7,7 @@ prompts and generators. Nothing that a pipeline's folder holds is run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
@@ -26,7 +27,7 @@ from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.lora import LoraAdapter
-from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place, load_weights
+from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 
 NO_LORA_GRADIENT = "the gradient of a LoRA in a pipeline is not known"
@@ -86,12 +87,8 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     found = (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae"))
-    parts = [part.eval() for part in found if part is not None]
-    if settings.channels_last:
-        for part in parts:
-            part.to(memory_format=torch.channels_last)
-    if parts:
-        compile_in_place(parts[0], settings.compile)
+    for index, part in enumerate(part for part in found if part is not None):
+        PreparedNetwork(part, settings if index == 0 else dataclasses.replace(settings, compile=False))
     return pipeline
 
 

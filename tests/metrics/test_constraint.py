@@ -10,7 +10,7 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.image_metrics import PENALTY, SLACK, Constraint, ImageMetrics
-from lcsc_opt.metrics.names import parse_kept, parse_loss
+from lcsc_opt.metrics.names import MetricName
 
 
 class Pixels:
@@ -49,13 +49,13 @@ def seen(made: Scores, images: torch.Tensor) -> ImageMetrics:
 def test_precision_is_kept_by_what_has_a_gradient_in_the_features_of_the_loss(
     text: str, loss: Any, metric: str
 ) -> None:
-    assert str(parse_kept(text, parse_loss(loss))) == metric
+    assert str(MetricName.parse_kept(text, MetricName.parse_loss(loss))) == metric
 
 
 @pytest.mark.parametrize("text", ["fid", "recall", "precison", ""])
 def test_what_cannot_be_kept_is_refused(text: str) -> None:
     with pytest.raises(MetricError, match="cannot be kept; known: precision, near, hinge"):
-        parse_kept(text, parse_loss("fid"))
+        MetricName.parse_kept(text, MetricName.parse_loss("fid"))
 
 
 def test_the_baseline_is_measured_without_a_penalty() -> None:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
@@ -62,40 +61,6 @@ def test_gradient_of_fid_is_that_of_central_differences(count, dimension, real, 
     assert gradient.shape == samples.shape
     assert gradient.dtype == np.float64
     assert_equal(gradient, differences(reference.distance_from_features, samples))
-
-
-def nuclear_norm_distance(samples, real):
-    """FID through the singular values of the features, of which none is zero: no covariance, no pseudo-inverse.
-
-    The images' mean is taken out by a basis of what is orthogonal to it.
-    """
-    sum_zero = torch.linalg.qr(torch.eye(len(samples), dtype=torch.float64) - 1 / len(samples))[0][:, :-1]
-    x = sum_zero.T @ samples / (len(samples) - 1) ** 0.5
-    y = (real - real.mean(0)) / (len(real) - 1) ** 0.5
-    shift = (samples.mean(0) - real.mean(0)).square().sum()
-    return shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(2, 40), st.integers(2, 20), seeds)
-def test_gradient_of_fid_is_that_of_autograd_through_another_formula(count, dimension, seed):
-    samples, real = features(count, dimension, seed) * 0.8, features(dimension + 10, dimension, seed + 1)
-    reference = FrechetReference(*moments(real))
-    leaf = torch.from_numpy(samples).requires_grad_()
-    # of the singular values only as many as there are dimensions are not zero, and autograd wants no others
-    (expected,) = torch.autograd.grad(_without_zeros(leaf, torch.from_numpy(real)), leaf)
-    assert_equal(reference.distance_and_gradient(samples)[1], expected.numpy(), 1e-7)
-
-
-def _without_zeros(samples, real):
-    if len(samples) <= samples.shape[1]:
-        return nuclear_norm_distance(samples, real)
-    y = (real - real.mean(0)) / (len(real) - 1) ** 0.5
-    triangle = torch.linalg.qr(y).R  # yᵀ y is the covariance
-    x = (samples - samples.mean(0)) / (len(samples) - 1) ** 0.5
-    shift = (samples.mean(0) - real.mean(0)).square().sum()
-    values = torch.linalg.eigvalsh(triangle @ x.T @ x @ triangle.T)
-    return shift + x.square().sum() + y.square().sum() - 2 * values.sqrt().sum()
 
 
 @pytest.mark.parametrize("count", [4, 20])
@@ -216,21 +181,6 @@ def test_one_pass_with_a_graph_and_two_passes_in_batches_give_one_gradient(loss)
     assert whole.compute()[0] == pytest.approx(filled(made, batch.detach()).compute()[0], rel=1e-10)
 
 
-def test_value_and_gradient_share_one_decomposition(monkeypatch):
-    made, calls = scores({"fid": 1, "fid@clip": 1}), []
-    filled(made, images(20)).compute()  # the factor of the reference is computed once, and not in every evaluation
-    for name in ("eigh", "eigvalsh", "cholesky"):
-        plain = getattr(np.linalg, name)
-        monkeypatch.setattr(
-            np.linalg, name, lambda matrix, plain=plain, name=name: calls.append((name, len(matrix))) or plain(matrix)
-        )
-    metrics = filled(made, images(20), gradient=True)
-    metrics.gradients()
-    metrics.gradients()
-    metrics.compute()
-    assert calls == [("eigh", 5), ("eigh", 20)]  # of the smaller of features and images
-
-
 def test_other_metrics_need_no_gradient_and_no_pass_with_a_graph():
     made = scores("fid", metrics=["precision", "is", "fid@clip"])
     before = made.extractor.seen
@@ -281,8 +231,3 @@ def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs()
         made = Scores({"inception": Reference.of_images(first, images(60, seed=9))})
         gradients = filled(made, images(20), gradient=True).gradients()
         assert image_gradient(made, images(20), gradients).abs().sum() > 0
-
-
-def test_features_that_were_not_kept_have_no_gradient():
-    with pytest.raises(MetricError, match="gradient=True"):
-        filled(scores("fid"), images(20)).gradients()

@@ -111,13 +111,3 @@ def test_features_of_any_type_are_summed_in_float64_with_and_without_inference_m
     with torch.inference_mode():
         assert_same(moments, Moments.of(features.detach().double().numpy()))
     assert torch.equal(features, before)
-
-
-@pytest.mark.gpu
-def test_features_on_a_gpu_are_reduced_there():
-    if not torch.cuda.is_available():
-        pytest.skip("needs an accelerator")
-    features, moments = torch.from_numpy(features_of(600, 300)), Moments()
-    for part in features.cuda().split(100):
-        moments.update(part)
-    assert_same(moments, Moments.of(features.numpy()))

@@ -163,16 +163,6 @@ def test_own_extractors_that_are_none_are_refused(own, tmp_path, name, message):
         build_scores(loss=f"is@{name}", cache=tmp_path)
 
 
-def test_a_reference_can_differ_by_extractor(own, tmp_path, real_features):
-    np.save(tmp_path / "others.npy", images(50, seed=5).flatten(1).numpy())
-    names = ["own_extractors:plain", "own_extractors:on_device"]
-    references = dict(zip(names, [real_features, str(tmp_path / "others.npy")], strict=True))
-    scores = build_scores(loss={f"fid@{name}": 1 for name in names}, reference=references, cache=tmp_path)
-    first, second = score(scores)[1].values()
-    assert first == pytest.approx(score(both())[0], rel=1e-9)
-    assert abs(first - second) > 1e-3
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -162,14 +162,3 @@ def test_guidance_leads_away_from_the_guide(make: Any) -> None:
 def test_a_schedule_without_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ObjectiveError, match="0 < sigma_min < sigma_max"):
         HeunSchedule(**wrong)
-
-
-def test_everything_that_changes_images_is_described() -> None:
-    variants = [
-        heun(),
-        heun(steps=9),
-        heun(sigma_max=10.0),
-        heun(s_churn=3.0),
-        heun(EdmDenoiser(Gaussian(), guide=Gaussian())),
-    ]
-    assert len({str(variant.describe()) for variant in variants}) == len(variants)

@@ -148,17 +148,3 @@ def test_a_function_that_takes_nfe_is_told_it() -> None:
     assert (told.nfe, float(told.sample(SEARCH, 0, 5).max())) == (2, pytest.approx(0.2))
     assert float(own.sample(SEARCH, 0, 5).max()) == pytest.approx(0.3)
     assert told.describe() != own.describe()
-
-
-def test_everything_that_changes_images_is_described() -> None:
-    def sample(model: nn.Module, noise: Tensor, scale: float = 1.0) -> Tensor:
-        return noise
-
-    variants = [
-        make(sample),
-        make(sample, options={"scale": 2.0}),
-        make(sample, name="other"),
-        make(sample, image_shape=(1, 4, 5)),
-        make(sample, settings=NetworkSettings("cpu", dtype="bf16")),
-    ]
-    assert len({str(variant.describe()) for variant in variants}) == len(variants)

@@ -16,6 +16,13 @@ IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMES = torch.tensor([1, 50, 999])
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.03), ("fp16", 0.004)])
+def test_half_precision_is_close_and_not_equal(dtype: Any, tolerance: float) -> None:
+    exact, half = (PreparedNetwork(_Small(0), NetworkSettings("cpu", dtype=some))(IMAGES) for some in ("fp32", dtype))
+    assert half.dtype == torch.float32
+    assert 1e-5 < float((half - exact).norm() / exact.norm()) < tolerance
+
+
 def test_channels_last_reaches_images_and_convolutions() -> None:
     seen: list[bool] = []
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,6 @@ from lcsc_opt.optimizers import OURS
 from lcsc_opt.search.studies import load_objective
 from lcsc_opt.testing import check_checkpoint, check_extractor, check_objective, check_optimizer, check_storage
 from tests.evaluation.staged_examples import Stages
-from tests.metrics.network_files import random_inception
 from tests.model_studies import write_model_study
 
 STEPS = (10, 20, 30, 40)
@@ -200,14 +199,6 @@ def images() -> Tensor:
 
 def test_extractors_keep_the_contract() -> None:
     check_extractor(Small(), images())
-
-
-def test_inception_keeps_the_contract(tmp_path: Path) -> None:
-    from lcsc_opt.metrics.extractors.by_name import build_extractor
-
-    torch.save(random_inception().state_dict(), tmp_path / "inception.pth")
-    extractor = build_extractor("inception", weights=tmp_path / "inception.pth", device="cpu")
-    check_extractor(extractor, torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -114,15 +114,13 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
     Raises:
         MetricError: the extractor cuts the graph, and as ``extract``.
     """
-    size = _part_size(extractor, images)
+    size = int(getattr(extractor, "images_with_graph", len(images)))
     with torch.enable_grad():
         if len(images) <= size:
             features = extractor(images)
         else:
-            parts = torch.split(images, size)
-            features = torch.cat(
-                [checkpoint(extractor, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-            )
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            features = torch.cat([checkpoint(extractor, part, **options) for part in torch.split(images, size)])
     if not features.requires_grad:
         raise MetricError(
             f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; let "
@@ -147,15 +145,10 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
     Raises:
         MetricError: as :func:`features_with_graph`.
     """
-    size = _part_size(extractor, images)
+    size = int(getattr(extractor, "images_with_graph", len(images)))
     found: list[Tensor] = []
     for part, rows in zip(torch.split(images.detach(), size), torch.split(gradient, size), strict=True):
         leaf = part.clone().requires_grad_()
         features = features_with_graph(extractor, leaf)
         found += torch.autograd.grad(features, leaf, rows.to(features))
     return torch.cat(found)
-
-
-def _part_size(extractor: FeatureExtractor, images: Tensor) -> int:
-    """The extractor's ``images_with_graph``; without that attribute, all images at once."""
-    return int(getattr(extractor, "images_with_graph", len(images)))

@@ -6,7 +6,6 @@ import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,18 +18,6 @@ from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
-
-
-def torch_fidelity_module(name: str) -> Any:
-    """A module of torch-fidelity.
-
-    Raises:
-        MetricError: it cannot be imported.
-    """
-    try:
-        return import_module(f"torch_fidelity.{name}")
-    except ImportError as error:
-        raise MetricError(f"this metric needs torch-fidelity: {error}") from error
 
 
 class _PublishedNetwork(ABC):
@@ -122,8 +109,6 @@ class _PublishedNetwork(ABC):
 class InceptionExtractor(_PublishedNetwork):
     """The Inception network of published FIDs (Heusel et al. 2017): 2,048 features, equal to those of torch-fidelity,
     from its file ``weights-inception-2015-12-05-6726825d.pth``.
-
-    Arguments, name and errors are those of :class:`_PublishedNetwork`.
     """
 
     images_with_graph = 32  # an image's graph takes 121 MB
@@ -153,7 +138,8 @@ class InceptionExtractor(_PublishedNetwork):
         return x.flatten(1)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        module = torch_fidelity_module("feature_extractor_inceptionv3")
+        from torch_fidelity import feature_extractor_inceptionv3 as module
+
         name = module.URL_INCEPTION_V3.rpartition("/")[2]  # ends with its SHA-256's start
         digest = Path(name).stem.rpartition("-")[2]
         read = self._read(weights, module.URL_INCEPTION_V3, name, "inception", digest)
@@ -184,8 +170,9 @@ class RandomInception(InceptionExtractor):
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
         """He normal weights, with which signals keep their size, and normalizations that change nothing."""
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        class Unloaded(torch_fidelity_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3):  # type: ignore[misc]
+        class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
             def load_state_dict(self, *_: Any, **__: Any) -> None:
                 pass
 
@@ -204,8 +191,6 @@ class RandomInception(InceptionExtractor):
 class ClipExtractor(_PublishedNetwork):
     """CLIP's image encoder ViT-B/32 (Radford et al. 2021): 512 features, equal to those of torch-fidelity, from
     OpenAI's archive ``ViT-B-32.pt`` or a state dict out of it.
-
-    Arguments, name and errors are those of :class:`_PublishedNetwork`.
     """
 
     images_with_graph = 128  # an image's graph takes 27 MB
@@ -220,7 +205,8 @@ class ClipExtractor(_PublishedNetwork):
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        module = torch_fidelity_module("feature_extractor_clip")
+        from torch_fidelity import feature_extractor_clip as module
+
         digest = module.MODEL_METADATA[self.label]["hash"]
         read = self._read(weights, module.MODEL_URLS[self.label], f"{self.label}-{digest}.pt", "clip", digest)
         kept = ("visual.", "text_projection")  # torch-fidelity takes the size of its output from the second
@@ -235,8 +221,6 @@ class DinoV2Extractor(_PublishedNetwork):
     The weights are a folder in transformers' layout, such as that of ``facebook/dinov2-large``: 1,024 features; the
     sizes S, B and g serve as well. Bytes are scaled and _normalized as in torch-fidelity, and the position embedding is
     scaled to 16 × 16 patches as in the authors' repository.
-
-    Arguments, name and errors are those of :class:`_PublishedNetwork`.
     """
 
     images_with_graph = 16  # an image's graph takes 255 MB in ViT-L/14
@@ -314,8 +298,9 @@ def _rgb_levels(images: Tensor, device: torch.device) -> Tensor:
 
 def _resized(levels: Tensor, size: int) -> Tensor:
     """``[B, 3, H, W]`` → ``[B, 3, size, size]``, as torch-fidelity's networks scale all images."""
-    module = torch_fidelity_module("interpolate_compat_tensorflow")
-    scaled: Tensor = module.interpolate_bilinear_2d_like_tensorflow1x(levels, size=(size, size), align_corners=False)
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as interpolate
+
+    scaled: Tensor = interpolate(levels, size=(size, size), align_corners=False)
     return scaled
 
 

@@ -21,14 +21,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
-from lcsc_opt.metrics.reference.files import (
-    SUFFIXES,
-    Rows,
-    has_images,
-    load_statistics,
-    read_reference_file,
-    save_statistics,
-)
+from lcsc_opt.metrics.reference.files import IMAGES, SUFFIXES, Rows, load_statistics, read_reference_file
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
@@ -160,15 +153,14 @@ class ReferenceSettings(FrozenModel):
 
     @property
     def holds_images(self) -> bool:
-        """Whether these are images, which any extractor can use, and not numbers from one extractor.
-
-        Raises:
-            MetricError: for a file that cannot be read.
-        """
+        """Whether these are images, which any extractor can use, and not numbers from one extractor."""
         path = _path(self.train)
-        if path is None or path.is_dir():
+        if path is None or path.is_dir() or path.suffix.lower() == ".zip":
             return True
-        return path.suffix.lower() == ".zip" or (path.suffix.lower() == ".npz" and has_images(path))
+        if path.suffix.lower() != ".npz":
+            return False
+        with np.load(path, allow_pickle=False) as arrays:
+            return IMAGES in arrays
 
     def build(
         self, alias: str, extractor: FeatureExtractor, *, features: bool, held_out: bool, batch_size: int, cache: Path
@@ -317,7 +309,9 @@ class _Builder:
                 np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(kept))
                 write_atomically(features_file, header.getvalue(), kept.data.cast("B"), error=MetricError)
             if not statistics_file.exists():  # FID stays what it was, to the last bit
-                save_statistics(statistics_file, moments.mean, moments.covariance, moments.count, name)
+                content, mean, cov = io.BytesIO(), moments.mean, moments.covariance
+                np.savez(content, mu=mean, sigma=cov, count=np.array(moments.count), extractor=np.array(name))
+                write_atomically(statistics_file, content.getvalue(), error=MetricError)
         rows = _mapped(features_file, images.count, dimension) if features else None
         gaussian, count, _ = load_statistics(statistics_file)
         return Reference(self._extractor, gaussian, count, identity, rows, images.size)

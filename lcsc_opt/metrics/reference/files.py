@@ -13,7 +13,6 @@ Nothing in them is executed: a pickle may name numpy's arrays and nothing else.
 from __future__ import annotations
 
 import codecs
-import io
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +24,8 @@ import numpy.typing as npt
 import safetensors.torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics.frechet import Array, FrechetReference
+from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageSet
 
@@ -85,29 +83,8 @@ def read_reference_file(
         )
 
 
-def has_images(path: Path) -> bool:
-    """Whether a ``.npz`` holds the images themselves, as ADM's do.
-
-    Raises:
-        MetricError: it cannot be read.
-    """
-    with _named(path), _opened(path) as archive:
-        return IMAGES in archive
-
-
-def save_statistics(path: Path, mean: Array, cov: Array, count: int, extractor: str) -> None:
-    """Write ``mu``, ``sigma``, ``count`` and ``extractor`` as ``.npz``, atomically; pytorch-fid and others can read it.
-
-    Raises:
-        MetricError: it cannot be written.
-    """
-    buffer = io.BytesIO()
-    np.savez(buffer, mu=mean, sigma=cov, count=np.array(count), extractor=np.array(extractor))
-    write_atomically(path, buffer.getvalue(), error=MetricError)
-
-
 def load_statistics(path: Path) -> Statistics:
-    """The statistics in an ``.npz`` of :func:`save_statistics`, pytorch-fid, clean-fid or EDM.
+    """The statistics in an ``.npz`` of pytorch-fid, clean-fid, EDM or the cache.
 
     Raises:
         MetricError: it holds no ``mu`` and ``sigma``, or cannot be read; the message names the file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -107,6 +108,11 @@ class ImageSet:
 
         return cls((height, width), content, _as_marks(bytes.fromhex(marks)), pixels)
 
+    @staticmethod
+    def is_image(name: PurePath | str) -> bool:
+        """Whether a name, or a relative path, is that of an image that is not hidden."""
+        return PurePath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
     @property
     def count(self) -> int:
         """How many, M."""
@@ -152,15 +158,12 @@ class _Entry(NamedTuple):
 
 def _in_folder(folder: Path) -> list[_Entry]:
     entries = []
-    for path in sorted(path for path in folder.rglob("*") if is_image(path.relative_to(folder)) and path.is_file()):
+    for path in sorted(
+        path for path in folder.rglob("*") if ImageSet.is_image(path.relative_to(folder)) and path.is_file()
+    ):
         stat, name = path.stat(), path.relative_to(folder).as_posix()
         entries.append(_Entry(name, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes))
     return entries
-
-
-def is_image(name: PurePath | str) -> bool:
-    """Whether a name, or a relative path, is that of an image that is not hidden."""
-    return PurePath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
 
 
 def _in_zip(path: Path) -> list[_Entry]:
@@ -168,7 +171,9 @@ def _in_zip(path: Path) -> list[_Entry]:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise MetricError(f"{path}: is no zip file ({error})") from error
-    infos = [info for info in sorted(archive.infolist(), key=lambda info: info.filename) if is_image(info.filename)]
+    infos = [
+        info for info in sorted(archive.infolist(), key=lambda info: info.filename) if ImageSet.is_image(info.filename)
+    ]
     return [
         _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info)) for info in infos
     ]
@@ -198,25 +203,28 @@ def _look_at(path: Path, entries: Sequence[_Entry]) -> tuple[tuple[int, int], bo
     return first[1] if first else (0, 0), grey, digest.hexdigest(), marks.hex()
 
 
-def _no_image(entry: _Entry, error: Exception) -> MetricError:
-    reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
-    return MetricError(f"{entry.name}: cannot be read as an image ({reason}); remove it or fetch it again")
-
-
 def _header(entry: _Entry) -> tuple[bytes, tuple[int, int], str]:
-    try:
-        content = entry.read()
-        with Image.open(io.BytesIO(content)) as image:
-            return hashlib.sha256(content).digest(), (image.height, image.width), image.mode
-    except (*UNREADABLE, UnidentifiedImageError) as error:
-        raise _no_image(entry, error) from error
+    """The hash of one file, its height and width, and its mode."""
+    with _opened(entry) as (image, content):
+        return hashlib.sha256(content).digest(), (image.height, image.width), image.mode
 
 
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
     """``[H, W, C]`` of one file; a palette or transparency becomes plain colours, as in torch-fidelity."""
-    try:
-        with Image.open(io.BytesIO(entry.read())) as image:
-            pixels = np.asarray(image.convert(mode), dtype=np.uint8)
-    except (*UNREADABLE, UnidentifiedImageError) as error:
-        raise _no_image(entry, error) from error
+    with _opened(entry) as (image, _):
+        pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+@contextlib.contextmanager
+def _opened(entry: _Entry) -> Iterator[tuple[Image.Image, bytes]]:
+    """An image and the bytes of its file; whatever breaks while this is open names the file."""
+    try:
+        content = entry.read()
+        with Image.open(io.BytesIO(content)) as image:
+            yield image, content
+    except UNREADABLE as error:  # an unknown format is an OSError
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise MetricError(
+            f"{entry.name}: cannot be read as an image ({reason}); remove it or fetch it again"
+        ) from error

@@ -1,6 +1,5 @@
 """Graphs from features back to images: own extractors that cut them, parts, and rounding that they lead through."""
 
-import weakref
 
 import pytest
 import torch
@@ -67,47 +66,3 @@ CUTS = {
 def test_an_own_extractor_that_cuts_the_graph_is_named(cut):
     with pytest.raises(MetricError, match=r"extractor own: its features have no graph back .*without no_grad"):
         image_gradient(Network(cut), images(), rows())
-
-
-class Wide(Network):
-    """Its graph is a hundred times larger than images and features."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Sequential(nn.Linear(4, 1000), nn.Tanh(), nn.Linear(1000, 3)).double().requires_grad_(False)  # type: ignore[assignment]
-        self.layer.weight = self.layer[0].weight
-
-
-class WideInParts(Wide):
-    images_with_graph = 4
-
-
-class Held:
-    """A tensor that a graph holds, for as long as it does."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-
-def most_held(function):
-    """The most bytes that graphs held at once while ``function`` ran, and after it."""
-    alive, most = weakref.WeakSet(), [0]
-
-    def pack(tensor):
-        held = Held(tensor)
-        alive.add(held)
-        most[0] = max(most[0], sum(one.tensor.nbytes for one in alive))
-        return held
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-        kept = function()
-    del kept
-    return most[0]
-
-
-def test_the_gradient_in_images_holds_the_graph_of_one_part():
-    few, many, whole = (
-        most_held(lambda kind=kind, count=count: image_gradient(kind(), images(count), rows(count)))
-        for kind, count in ((WideInParts, 4), (WideInParts, 40), (Wide, 40))
-    )
-    assert few == many < whole / 4  # weights are held, too

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.reference.building import DATASETS, DatasetSettings
+from lcsc_opt.metrics.reference.building import DatasetSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 
 
@@ -203,7 +203,3 @@ def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
 class Explosive:
     def __reduce__(self):
         return (exec, ("raise SystemExit('the file was executed')",))
-
-
-def test_every_dataset_is_torchvisions(datasets):
-    assert all(hasattr(datasets, name) for name in DATASETS)
