@@ -25,20 +25,8 @@ from lcsc_opt.metrics.scores import REPORTED, LossScale, Scores
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
 
-def build_scores(
-    *,
-    loss: str | Mapping[str, float] = "fid",
-    metrics: Sequence[str] = (),
-    held_out_metrics: Sequence[str] | None = (),
-    keep: str | None = None,
-    loss_scale: LossScale | None = None,
-    reference: ReferenceSetting | None = None,
-    weights: Mapping[str, str] | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 250,
-    cache: Path,
-) -> Scores:
-    """Scores from the settings of a study file; loads the networks and looks at the reference images.
+class ScoresSettings:
+    """The metrics, references and weights that a study file names, checked without reading images or networks.
 
     By default, held-out reports compare with the features of the real images, if the reference has images, and have FID
     in the features of CLIP if the loss uses Inception, else in those of Inception. A search needs neither, and no user
@@ -49,25 +37,104 @@ def build_scores(
         metrics: computed with the loss in every evaluation.
         held_out_metrics: computed only in held-out reports; ``None`` takes the default ones.
         keep: a metric that may not get worse than at EMA*.
-        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
         weights: extractor → file; without one, published weights are downloaded if they are not there yet.
-        device: where networks run and distances are computed.
-        batch_size: reference images through a network at once.
-        cache: a folder for what is computed from the reference.
 
     Raises:
-        MetricError: for an unknown metric or extractor, or weights or a reference that cannot be used.
+        MetricError: for an unknown metric or extractor, or a missing reference.
     """
-    wanted = _Wanted(loss, metrics, held_out_metrics, keep, reference, weights or {})
-    place: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
-    references = {alias: wanted.reference(alias, device=device, **place) for alias in wanted.extractors}
 
-    def for_reports() -> dict[str, Reference]:
+    def __init__(
+        self,
+        *,
+        loss: str | Mapping[str, float] = "fid",
+        metrics: Sequence[str] = (),
+        held_out_metrics: Sequence[str] | None = (),
+        keep: str | None = None,
+        reference: ReferenceSetting | None = None,
+        weights: Mapping[str, str] | None = None,
+    ) -> None:
+        self._named: dict[str, Any] = {
+            "loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics or (), "keep": keep
+        }  # fmt: skip
+        parsed = MetricName.parse_loss(loss)
+        kept = () if keep is None else (MetricName.parse_kept(keep, parsed),)
+        self._names = (*parsed, *MetricName.parse_all([*metrics, *(held_out_metrics or ())]), *kept)
+        self._extractors = [*dict.fromkeys(name.extractor for name in self._names)]
+        searched = {name.extractor for name in parsed}
+        # Inception, CLIP and DINOv2 suit the images if the loss uses one of them
+        others = [name for name in EXTRACTORS if name not in searched] if searched & {*EXTRACTORS} else []
+        named = any(name.extractor not in searched and name.formula in DISTANCES for name in self._names)
+        self._default = held_out_metrics is None
+        self._cross_check = others[0] if others and self._default and not named else None
+        known = [*dict.fromkeys([*self._extractors, *others[: self._cross_check is not None]])]
+        self._given, self._references = reference, ReferenceSettings.by_extractor(reference, known)
+        for name in self._names:
+            if name.needs_reference and name.extractor not in self._references:
+                raise MetricError(
+                    f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
+                )
+        for extractor in weights or ():
+            MetricName.parse(f"fid@{extractor}")
+            if extractor not in known:
+                notice(f"weights: no metric uses {extractor}; its file is not read")
+        self._weights = {extractor: Path(path).expanduser() for extractor, path in (weights or {}).items()}
+
+    def check(self) -> None:
+        """Refuse what :meth:`build` would refuse, as far as that is known without reading images or networks.
+
+        Raises:
+            MetricError: a reference, a file of weights or a factory is not there.
+        """
+        for settings in self._references.values():
+            settings.check()
+        for extractor in dict.fromkeys([*self._extractors, *self._weights]):
+            check_extractor(extractor, weights=self._weights.get(extractor))
+
+    def build(
+        self,
+        *,
+        loss_scale: LossScale | None = None,
+        device: torch.device | str = "cpu",
+        batch_size: int = 250,
+        cache: Path,
+    ) -> Scores:
+        """Load the networks, and look at the reference images.
+
+        Args:
+            loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
+            device: where networks run and distances are computed.
+            batch_size: reference images through a network at once.
+            cache: a folder for what is computed from the reference.
+
+        Raises:
+            MetricError: weights or a reference cannot be used.
+        """
+        place: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
+        references: dict[str, Reference] = {}
+        for alias in self._extractors:
+            extractor = build_extractor(alias, weights=self._weights.get(alias), device=device)
+            formulas = {name.formula for name in self._names if name.extractor == alias}
+            if formulas == {"is"}:
+                references[alias] = Reference(extractor)
+                continue
+            features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & OF_HELD_OUT)
+            settings = self._references[alias]
+            references[alias] = settings.build(alias, extractor, features=features, held_out=held_out, **place)
+
+        def for_reports() -> dict[str, Reference]:
+            found = self._of_the_loss({alias: references[alias] for alias in scores.extractors}, place)
+            return {**found, **self._of_other_features(device, place)}
+
+        reports = for_reports if self._default else None
+        scores = Scores(references, **self._named, loss_scale=loss_scale, device=device, report_references=reports)
+        return scores
+
+    def _of_the_loss(self, references: Mapping[str, Reference], place: Mapping[str, Any]) -> dict[str, Reference]:
+        """The references of the loss with their features, and with the held-out images, if that does not take long."""
         found: dict[str, Reference] = {}
-        for alias in scores.extractors:
-            known = references[alias]
-            if known.gaussian is None or (known.features is None and not wanted.references[alias].holds_images):
+        for alias, known in references.items():
+            if known.gaussian is None or (known.features is None and not self._references[alias].holds_images):
                 continue
             if known.features is None and (known.count or 0) > MOST_IMAGES:
                 notice(
@@ -75,119 +142,35 @@ def build_scores(
                     f"images and more than {MOST_IMAGES:,} take long; name them in held_out_metrics all the same"
                 )
                 continue
-            settings = wanted.references[alias]
+            settings = self._references[alias]
             found[alias] = settings.build(alias, known.extractor, features=True, held_out=True, **place)
-        if (other := wanted.cross_check) is not None:
-            try:
-                settings, extractor = wanted.images_for(other), wanted.extractor(other, device=device)
-                found[other] = settings.build(other, extractor, features=False, held_out=True, **place)
-            except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
-                reason = str(error).partition("\n")[0]
-                notice(
-                    f"no cross-check: {MetricName('fid', other)}, which would confirm a gain in features that the loss "
-                    f"does not use, is left out: {reason}. Name a metric in held_out_metrics of the study file, or "
-                    "none: []"
-                )
         return found
 
-    scores = Scores(
-        references,
-        loss=loss,
-        metrics=metrics,
-        held_out_metrics=held_out_metrics or (),
-        keep=keep,
-        loss_scale=loss_scale,
-        device=device,
-        report_references=for_reports if held_out_metrics is None else None,
-    )
-    return scores
+    def _of_other_features(self, device: torch.device | str, place: Mapping[str, Any]) -> dict[str, Reference]:
+        """The reference of the cross-check; a line says why it cannot be had."""
+        if (other := self._cross_check) is None:
+            return {}
+        try:
+            settings = self._images_for(other)
+            extractor = build_extractor(other, weights=self._weights.get(other), device=device)
+            return {other: settings.build(other, extractor, features=False, held_out=True, **place)}
+        except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
+            reason = str(error).partition("\n")[0]
+            notice(
+                f"no cross-check: {MetricName('fid', other)}, which would confirm a gain in features that the loss "
+                f"does not use, is left out: {reason}. Name a metric in held_out_metrics of the study file, or none: []"
+            )
+            return {}
 
-
-def check_scores(
-    *,
-    loss: str | Mapping[str, float],
-    metrics: Sequence[str],
-    held_out_metrics: Sequence[str] | None,
-    keep: str | None,
-    reference: ReferenceSetting | None,
-    weights: Mapping[str, str],
-) -> None:
-    """Refuse settings that :func:`build_scores` would refuse, without reading images or networks.
-
-    Raises:
-        MetricError: for an unknown metric or extractor, or a reference or weights that are not there.
-    """
-    wanted = _Wanted(loss, metrics, held_out_metrics, keep, reference, weights)
-    for settings in wanted.references.values():
-        settings.check()
-    for extractor in dict.fromkeys([*wanted.extractors, *wanted.weights]):
-        check_extractor(extractor, weights=wanted.weights.get(extractor))
-
-
-class _Wanted:
-    """The metrics, references and weights that settings name.
-
-    Attributes:
-        extractors: of the metrics.
-        cross_check: the published extractor for FID in other features than the loss's, if none is asked for and
-            Inception, CLIP or DINOv2 suit the images, as the loss uses one of them.
-        references: extractor → real images.
-        weights: extractor → file.
-    """
-
-    def __init__(
-        self,
-        loss: str | Mapping[str, float],
-        metrics: Sequence[str],
-        held_out_metrics: Sequence[str] | None,
-        keep: str | None,
-        reference: ReferenceSetting | None,
-        weights: Mapping[str, str],
-    ) -> None:
-        parsed = MetricName.parse_loss(loss)
-        kept = () if keep is None else (MetricName.parse_kept(keep, parsed),)
-        self._names = (*parsed, *MetricName.parse_all([*metrics, *(held_out_metrics or ())]), *kept)
-        self.extractors = [*dict.fromkeys(name.extractor for name in self._names)]
-        searched = {name.extractor for name in parsed}
-        others = [name for name in EXTRACTORS if name not in searched] if searched & {*EXTRACTORS} else []
-        named = any(name.extractor not in searched and name.formula in DISTANCES for name in self._names)
-        self.cross_check = others[0] if others and held_out_metrics is None and not named else None
-        known = [*dict.fromkeys([*self.extractors, *others[: self.cross_check is not None]])]
-        self._given, self.references = reference, ReferenceSettings.by_extractor(reference, known)
-        for name in self._names:
-            if name.needs_reference and name.extractor not in self.references:
-                raise MetricError(
-                    f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
-                )
-        for extractor in weights:
-            MetricName.parse(f"fid@{extractor}")
-            if extractor not in known:
-                notice(f"weights: no metric uses {extractor}; its file is not read")
-        self.weights = {extractor: Path(path).expanduser() for extractor, path in weights.items()}
-
-    def extractor(self, alias: str, *, device: torch.device | str) -> Any:
-        """The network."""
-        return build_extractor(alias, weights=self.weights.get(alias), device=device)
-
-    def reference(self, alias: str, *, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
-        """What the metrics of one extractor compare with."""
-        extractor = self.extractor(alias, device=device)
-        formulas = {name.formula for name in self._names if name.extractor == alias}
-        if formulas == {"is"}:
-            return Reference(extractor)
-        features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & OF_HELD_OUT)
-        options: dict[str, Any] = {"features": features, "held_out": held_out, "batch_size": batch_size, "cache": cache}
-        return self.references[alias].build(alias, extractor, **options)
-
-    def images_for(self, extractor: str) -> ReferenceSettings:
+    def _images_for(self, extractor: str) -> ReferenceSettings:
         """The reference of an extractor, which may hold numbers only; else the images of all or of another one.
 
         Raises:
             MetricError: there are none.
         """
         if isinstance(self._given, Mapping) and extractor in self._given:
-            return self.references[extractor]
-        for settings in self.references.values():
+            return self._references[extractor]
+        for settings in self._references.values():
             if settings.holds_images:
                 return settings
         raise MetricError(

@@ -52,15 +52,14 @@ class NetworkSettings:
         apple = torch.backends.mps.is_available()
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
-        counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(apple)}
         kind, _, index = self.device.partition(":")
-        if kind not in counts or (index and not index.isdecimal()):
-            raise ObjectiveError(f"device: expected auto, cpu, cuda, cuda:1, … or mps, got {self.device!r}")
-        device, count = torch.device(self.device), counts[kind]
-        if (device.index or 0) >= count:
-            there = f"{count} of them" if count else "none"
-            raise ObjectiveError(f"device: {self.device} is not there (torch sees {there}); 'auto' takes what is")
-        return device
+        count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(apple)}.get(kind, 0)
+        if not (index or "0").isdecimal() or int(index or 0) >= count:
+            raise ObjectiveError(
+                f"device: {self.device} is not there; expected auto, cpu, cuda, cuda:1, … or mps, and torch sees "
+                f"{torch.cuda.device_count()} GPUs"
+            )
+        return torch.device(self.device)
 
 
 class PreparedNetwork:

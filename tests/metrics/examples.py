@@ -3,6 +3,7 @@
 import torch
 
 from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.from_settings import ScoresSettings
 
 IMAGES = 40
 
@@ -58,3 +59,7 @@ def score(scores, batch=None, *, held_out=False, size=7):
 
 def both(**settings):
     return Scores({"inception": reference(Classifier()), "m:f": reference()}, **settings)
+
+
+def build_scores(*, cache, batch_size=250, device="cpu", **settings):
+    return ScoresSettings(**settings).build(cache=cache, batch_size=batch_size, device=device)

@@ -8,7 +8,6 @@ from torch.utils.data import Dataset
 
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SEED, SUBSET_SIZE, SUBSETS
 from lcsc_opt.metrics.feature_metrics import SCORE_SPLITS
-from lcsc_opt.metrics.from_settings import build_scores
 from tests.metrics import examples, network_files
 from tests.metrics.test_fidelity import metrics_of, reference_of
 
@@ -73,7 +72,7 @@ def tolerance(formula):
 
 
 def ours(folder, samples, names, weights, cache):
-    scores = build_scores(
+    scores = examples.build_scores(
         loss=names[0], metrics=names[1:], reference=str(folder), weights=weights, batch_size=16, cache=cache
     )
     loss, metrics = examples.score(scores, samples / 127.5 - 1, size=20)

@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import Reference, Scores, frechet_distance
+from lcsc_opt.metrics import Reference, Scores, frechet_distance, from_settings
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.published import ClipExtractor
-from lcsc_opt.metrics.from_settings import build_scores
 from tests.metrics import network_files
-from tests.metrics.examples import Doubled, Pixels, both, images, reference, score
+from tests.metrics.examples import Doubled, Pixels, both, build_scores, images, reference, score
 
 DEFAULT = ["precision", "recall", "sliced", "near"]
 
@@ -279,3 +278,12 @@ def test_what_is_missing_for_other_features_is_one_line(
     assert "no cross-check: fid" in line
     assert reason in line
     assert "held_out_metrics" in line
+
+
+def test_very_many_real_images_are_said_to_be_too_many(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(from_settings, "MOST_IMAGES", 29)
+    scores = build_scores(**settings)
+    assert names(scores) == ["fid@clip"]
+    assert "have no precision, recall, sliced, near, since the reference has 30 images" in capsys.readouterr().err

@@ -10,8 +10,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, Scores, frechet_distance
-from lcsc_opt.metrics.from_settings import build_scores
-from tests.metrics.examples import IMAGES, Classifier, Pixels, both, fill, images, reference, score
+from tests.metrics.examples import IMAGES, Classifier, Pixels, both, build_scores, fill, images, reference, score
 
 
 def test_the_simple_case_is_fid():

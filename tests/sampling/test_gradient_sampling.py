@@ -196,44 +196,6 @@ def tensors_of(held: Any) -> list[Tensor]:
     return [item for item in flat if isinstance(item, Tensor)]
 
 
-def saved_bytes(sampler: Any) -> int:
-    """What is kept until the backward pass, beside the weights; what a recomputed call saves comes to other hooks."""
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not tensor.is_leaf:
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with (
-        sampler.weights.differentiable({"first.weight", "last.weight"}),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        total = sampler.sample(SEARCH, 0, IMAGES).sum()
-        del total
-    return sum(seen.values())
-
-
-WIDE = 256
-IMAGE_BYTES = IMAGES * 16 * 4
-MORE_STEPS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any], int]] = {
-    "consistency": (lambda n: consistency(n, 9.0, 8.0), lambda n: consistency(n, *range(9, 1, -1)), 6),
-    "DDIM": (lambda n: diffusers(n, "ddim", 2), lambda n: diffusers(n, "ddim", 8), 6),
-    "DPM-Solver++": (lambda n: diffusers(n, "dpm-solver++", 2), lambda n: diffusers(n, "dpm-solver++", 8), 6),
-    "Heun": (lambda n: heun(n, 2), lambda n: heun(n, 8), 12),
-}
-
-
-@pytest.mark.parametrize("name", MORE_STEPS)
-def test_a_further_step_keeps_images_and_no_activations(name: str) -> None:
-    few, many, calls = MORE_STEPS[name]
-    grown = saved_bytes(many(Smooth(WIDE))) - saved_bytes(few(Smooth(WIDE)))
-    one_call = saved_bytes(consistency(Smooth(WIDE), 9.0))
-    assert one_call > WIDE * IMAGE_BYTES  # activations of every channel
-    assert grown < 12 * calls * IMAGE_BYTES
-
-
 def count_calls(network: nn.Module) -> list[int]:
     calls = [0]
     forward = network.forward

@@ -139,20 +139,10 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) ->
     assert NetworkSettings().torch_device() == torch.device("mps")
 
 
-@pytest.mark.parametrize(
-    ("device", "gpus", "message"),
-    [
-        ("cuda", 0, r"device: cuda is not there \(torch sees none\); 'auto' takes what is"),
-        ("cuda:2", 2, r"device: cuda:2 is not there \(torch sees 2 of them\)"),
-        ("gpu", 0, "device: expected auto, cpu, cuda, .*got 'gpu'"),
-        ("meta", 0, "device: expected auto, cpu, cuda, .*got 'meta'"),
-    ],
-)
-def test_a_device_that_is_not_there_is_refused(
-    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, message: str
-) -> None:
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:2", 2), ("gpu", 0), ("cuda:x", 1), ("meta", 0)])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(ObjectiveError, match=message):
+    with pytest.raises(ObjectiveError, match=f"device: {device} is not there; .* torch sees {gpus} GPUs"):
         NetworkSettings(device=device).torch_device()
 
 

@@ -83,14 +83,6 @@ class CountingNoise(ImageNoise):
 IMAGE_BYTES = 4 * 2 * 3 * 3
 
 
-def test_the_same_batch_is_drawn_once() -> None:
-    noise = CountingNoise(10 * IMAGE_BYTES)
-    first = noise.batch(SEARCH, 0, 5, SHAPE)
-    assert noise.batch(SEARCH, 0, 5, list(SHAPE)) is first
-    assert noise.batch(SEARCH, 5, 10, SHAPE) is not first
-    assert noise.draws == 2
-
-
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 12))
 def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> None:
     noise = CountingNoise(bound * IMAGE_BYTES)

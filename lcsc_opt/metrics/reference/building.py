@@ -26,7 +26,6 @@ from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
 ROWS = 4096  # features whose moments are merged at once
-MOST_SHARED = 0.01  # of the held-out images; data sets may have a few in both parts
 DEFAULT_FRACTION = 0.2
 LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
 
@@ -181,35 +180,19 @@ class ReferenceSettings(FrozenModel):
         self.check()
         builder = _Builder(alias, extractor, batch_size, cache / "references")
         images = builder.image_set(self.train)
-        if images is not None and (fraction := self._fraction(images)):
+        if images is None and self.held_out_fraction:
+            raise MetricError(
+                f"reference: {self.train} is no folder, .zip or dataset of which a fraction could be held out; "
+                "give train: and held_out:"
+            )
+        fraction = 0.0 if images is None else self._fraction(images)
+        if images is not None and fraction:
             seen = builder.of_images(images.part(fraction, held_out=False), features=features)
-            if not held_out:
-                return seen
-            unseen = builder.of_images(images.part(fraction, held_out=True), features=True)
+            unseen = builder.of_images(images.part(fraction, held_out=True), features=True) if held_out else None
         else:
-            if images is None and self.held_out_fraction:
-                raise MetricError(
-                    f"reference: {self.train} is no folder, .zip or dataset of which a fraction could be held out; "
-                    "give train: and held_out:"
-                )
-            seen = builder.of(self.train, images, features=features)
-            if not held_out or self.held_out is None:
-                return seen
-            other = builder.image_set(self.held_out)
-            unseen = builder.of(self.held_out, other, features=True)
-            if (
-                images is not None
-                and other is not None
-                and (shared := images.shared(other)) > MOST_SHARED * other.count
-            ):
-                notice(
-                    f"reference: {shared:,} of the {other.count:,} images of held_out are in train, too, so that "
-                    "fid_held_out, nearer_train and authenticity mean nothing; leave them out of one of the two"
-                )
-        if unseen.identity == seen.identity:
-            raise MetricError("reference: held_out is train; give other real images, or held_out_fraction in its place")
-        if None not in (seen.size, unseen.size) and seen.size != unseen.size:
-            raise MetricError("reference: held_out has images of another size than train; bring both to one size first")
+            seen, unseen = builder.of(self.train, images, features=features), None
+            if held_out and self.held_out is not None:
+                unseen = builder.of(self.held_out, builder.image_set(self.held_out), features=True)
         return dataclasses.replace(seen, held_out=unseen)
 
     def _fraction(self, images: ImageSet) -> float:
@@ -312,7 +295,8 @@ class _Builder:
                 content, mean, cov = io.BytesIO(), moments.mean, moments.covariance
                 np.savez(content, mu=mean, sigma=cov, count=np.array(moments.count), extractor=np.array(name))
                 write_atomically(statistics_file, content.getvalue(), error=MetricError)
-        rows = _mapped(features_file, images.count, dimension) if features else None
+        # mapped: the workers of one machine share the memory
+        rows = np.load(features_file, mmap_mode="c", allow_pickle=False) if features else None
         gaussian, count, _ = load_statistics(statistics_file)
         return Reference(self._extractor, gaussian, count, identity, rows, images.size)
 
@@ -340,17 +324,6 @@ def _moments(batches: Iterable[Rows]) -> Moments:
         if count >= ROWS:
             merged, waiting, count = merged.merge(Moments.of(np.concatenate(waiting))), [], 0
     return merged.merge(Moments.of(np.concatenate(waiting))) if waiting else merged
-
-
-def _mapped(path: Path, count: int, dimension: int) -> Rows:
-    """Features from the cache, mapped: the workers of one machine share the memory."""
-    try:
-        features: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise MetricError(f"{path}: is broken ({error}); remove it, and the features are extracted again") from error
-    if features.shape != (count, dimension) or features.dtype != np.float32:
-        raise MetricError(f"{path}: holds something else; remove it, and the features are extracted again")
-    return features
 
 
 def _digest(*parts: str) -> str:

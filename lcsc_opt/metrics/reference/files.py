@@ -5,7 +5,8 @@
     .npz           mu, sigma of pytorch-fid, clean-fid and EDM; ADM's, with the images as arr_0; features
     .npy           features [N, D]
     .safetensors   features [N, D], or mu and sigma
-    .pkl           EDM2's statistics for Inception (fid) and DINOv2 (fd_dinov2)
+    .pkl           EDM2's statistics for Inception (fid) and DINOv2 (fd_dinov2), for which EDM2 scales images another
+                   way than torch-fidelity: distances to these compare with each other, not with EDM2's
 
 Nothing in them is executed: a pickle may name numpy's arrays and nothing else.
 """
@@ -24,7 +25,6 @@ import numpy.typing as npt
 import safetensors.torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageSet
@@ -145,11 +145,6 @@ def _from_edm2(path: Path, extractor: str) -> dict[str, Any]:
     if not isinstance(statistics, dict) or not {"mu", "sigma"} <= set(statistics):
         raise MetricError(
             f"holds no statistics for {extractor}; EDM2's files have mu and sigma for {' and '.join(EDM2_NAMES)}"
-        )
-    if extractor == "dinov2":
-        notice(
-            f"{path.name}: EDM2 scales images for DINOv2 another way than torch-fidelity; distances to its statistics "
-            "compare with each other, not with EDM2's"
         )
     known = {"mu": statistics["mu"], "sigma": statistics["sigma"]}
     return {**known, **({"count": count} if (count := stored.get("num_images")) else {})}

@@ -128,10 +128,6 @@ class ImageSet:
         content = hashlib.sha256(f"{self.content}\n{side} {fraction!r}".encode()).hexdigest()
         return dataclasses.replace(self, content=content, marks=self.marks[chosen], chosen=chosen)
 
-    def shared(self, other: ImageSet) -> int:
-        """How many images of ``other`` are among these, too; up to chance, which is one in 2³² for each pair."""
-        return int(np.isin(other.marks, self.marks).sum())
-
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1].
 

@@ -1,6 +1,5 @@
 """Images through an extractor."""
 
-
 import numpy as np
 import pytest
 import torch

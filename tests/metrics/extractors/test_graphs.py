@@ -1,6 +1,5 @@
 """Graphs from features back to images: own extractors that cut them, parts, and rounding that they lead through."""
 
-
 import pytest
 import torch
 from torch import nn

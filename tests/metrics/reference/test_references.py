@@ -140,7 +140,7 @@ def test_statistics_in_safetensors(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.dtype(">f8")])
-def test_edm2s_statistics(tmp_path, protocol, dtype, capsys):
+def test_edm2s_statistics(tmp_path, protocol, dtype):
     mean, cov = (array.astype(dtype) for array in mean_and_covariance())
     other = {"mu": np.zeros(D), "sigma": np.eye(D)}
     stored = {"num_images": 30, "fid": {"mu": mean, "sigma": np.asfortranarray(cov)}, "fd_dinov2": other}
@@ -148,9 +148,7 @@ def test_edm2s_statistics(tmp_path, protocol, dtype, capsys):
     reference = build(tmp_path / "img512.pkl")
     assert_is_reference(reference, with_features=False)
     assert reference.count == 30
-    assert capsys.readouterr().err == ""
     assert not build(tmp_path / "img512.pkl", "dinov2").frechet.mean.any()
-    assert "EDM2 scales images for DINOv2 another way" in capsys.readouterr().err
 
 
 class Explosive:
@@ -271,16 +269,6 @@ def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path)
     other = Pixels("pixels-2")
     assert build(folder, extractor=other, cache=cache).identity != first.identity
     assert other.seen == 30
-
-
-def test_a_broken_cache_says_what_to_remove(tmp_path):
-    folder, cache = write_folder(tmp_path / "real"), tmp_path / "cache"
-    build(folder, need=True, cache=cache)
-    (path,) = (cache / "references").glob("*.npy")
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(MetricError, match="remove it") as caught:
-        build(folder, need=True, cache=cache)
-    assert str(path) in str(caught.value)
 
 
 def test_one_setting_serves_all_extractors():

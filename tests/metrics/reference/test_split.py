@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import ReferenceSettings
-from lcsc_opt.metrics.reference.images import ImageSet
 
 
 class SplitPixels:
@@ -55,18 +53,6 @@ def test_two_folders(tmp_path: Path) -> None:
     assert (len(found.known_features), len(found.unseen.known_features)) == (60, 20)
     assert not rows(found) & rows(found.held_out)
     assert build({"train": str(train), "held_out": str(other)}, tmp_path, held_out=False).held_out is None
-
-
-def test_held_out_images_that_the_loss_sees_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train, other = write(tmp_path / "a"), write(tmp_path / "b", 20, seed=1)
-    build({"train": str(train), "held_out": str(other)}, tmp_path)
-    assert "in train, too" not in capsys.readouterr().err
-    for i in range(5):
-        shutil.copy(train / f"{i:03}.png", other / f"copy{i}.png")
-    build({"train": str(train), "held_out": str(other)}, tmp_path)
-    assert "5 of the 25 images of held_out are in train, too" in capsys.readouterr().err
-    one, two = (ImageSet.of_array(pixels(30, 0)[rows], source="test") for rows in (slice(20), slice(15, 30)))
-    assert one.shared(two) == 5
 
 
 def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) -> None:
@@ -114,18 +100,8 @@ def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], me
 
 
 def test_what_cannot_be_held_out(tmp_path: Path) -> None:
-    train = write(tmp_path / "a")
-    shutil.copytree(train, tmp_path / "same")
-    with pytest.raises(MetricError, match="held_out is train"):
-        build({"train": str(train), "held_out": str(tmp_path / "same")}, tmp_path)
-    large = tmp_path / "large"
-    large.mkdir()
-    for i in range(3):
-        Image.fromarray(np.full((4, 4, 3), i, dtype=np.uint8)).save(large / f"{i}.png")
-    with pytest.raises(MetricError, match="another size"):
-        build({"train": str(train), "held_out": str(large)}, tmp_path)
     with pytest.raises(MetricError, match="missing"):
-        ReferenceSettings.parse({"train": str(train), "held_out": str(tmp_path / "missing")}).check()
+        ReferenceSettings.parse({"train": str(tmp_path), "held_out": str(tmp_path / "missing")}).check()
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
     with pytest.raises(MetricError, match=r"no folder, \.zip or dataset"):
         build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
