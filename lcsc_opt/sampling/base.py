@@ -127,16 +127,14 @@ class ModuleWeights:
 
         Afterwards every tensor's ``requires_grad`` is as before.
         """
-        last = {id(tensor): name for name, tensor in self._state().items() if name in names}
-        leaves = {name: tensor for name, tensor in self._state().items() if last.get(id(tensor)) == name}
-        leaves = {name: tensor for name, tensor in leaves.items() if tensor.is_floating_point()}
-        chosen = {id(tensor) for tensor in leaves.values()}
-        asked = [
-            (tensor, tensor.requires_grad) for part in self._whole for tensor in (*part.parameters(), *part.buffers())
-        ]
+        state = {name: one for name, one in self._state().items() if name in names and one.is_floating_point()}
+        last = {id(tensor): name for name, tensor in state.items()}
+        leaves = {name: tensor for name, tensor in state.items() if last[id(tensor)] == name}
+        tensors = [tensor for part in self._whole for tensor in (*part.parameters(), *part.buffers())]
+        asked = [(tensor, tensor.requires_grad) for tensor in tensors]
         try:
             for tensor, before in asked:
-                if before != (id(tensor) in chosen):
+                if before != (id(tensor) in last):
                     tensor.requires_grad_(not before)
             yield leaves
         finally:
@@ -144,8 +142,5 @@ class ModuleWeights:
                 tensor.requires_grad_(before)
 
     def _state(self) -> dict[str, Tensor]:
-        return {
-            name: tensor
-            for name, tensor in self.trained.state_dict(keep_vars=True).items()
-            if isinstance(tensor, Tensor)
-        }
+        state = self.trained.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

@@ -110,6 +110,22 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
+def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
+    """``[T]`` timesteps, on the CPU like all numbers of a scheduler, which is then before its first step.
+
+    Raises:
+        ObjectiveError: the scheduler does not take them.
+    """
+    try:
+        with without_deprecations():
+            scheduler.set_timesteps(**schedule)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise ObjectiveError(f"sampler: {type(scheduler).__name__} refuses {schedule}: {reason}") from error
+    timesteps: Tensor = scheduler.timesteps
+    return timesteps
+
+
 class DiffusersSampler(NetworkSampler):
     """Images from a network called as ``network(x, timesteps [N], class_labels=…)`` and a scheduler of diffusers.
 
@@ -192,17 +208,8 @@ class DiffusersSampler(NetworkSampler):
         }
 
     def _timesteps(self) -> Tensor:
-        """``[T]`` timesteps, on the CPU like all numbers of the scheduler. Also resets it to its first step."""
-        try:
-            with without_deprecations():
-                self.scheduler.set_timesteps(**self._schedule)
-        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())
-            raise ObjectiveError(
-                f"sampler: {type(self.scheduler).__name__} refuses {self._schedule}: {reason}"
-            ) from error
-        timesteps: Tensor = self.scheduler.timesteps
-        return timesteps
+        """``[T]`` timesteps; also resets the scheduler to its first step."""
+        return set_timesteps(self.scheduler, self._schedule)
 
     def _try_schedule(self) -> bool:
         """Whether the steps draw noise. Steps that the scheduler refuses fail here, before a search."""

@@ -25,7 +25,7 @@ from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
-from lcsc_opt.sampling.diffusers_sampler import without_deprecations
+from lcsc_opt.sampling.diffusers_sampler import set_timesteps, without_deprecations
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
@@ -250,7 +250,7 @@ class LatentDiffusionSampler:
         embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None  # one call is enough for it
         guided = guidance_scale > 1 and self._takes("negative_prompt_embeds") and not embeds_guidance
         self._embeddings = _PromptEmbeddings(pipeline, negative_prompt=negative_prompt, guided=guided)
-        self.nfe = self._count_steps() * (2 if guided else 1)
+        self.nfe = len(set_timesteps(pipeline.scheduler, self._schedule)) * (2 if guided else 1)
         compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
         self.recomputed = 0 if self.nfe == 1 or compiled else self.nfe  # not where a compiler would see it
         self.alphas = alphas
@@ -298,7 +298,9 @@ class LatentDiffusionSampler:
                 output_type="pt",
             )
         if torch.is_grad_enabled():
-            self._count_steps()  # this forgets what multistep schedulers hold, and with it the graph
+            set_timesteps(
+                self.pipeline.scheduler, self._schedule
+            )  # this forgets what multistep schedulers hold, and with it the graph
         images: Tensor = output.images.float() * 2 - 1
         return images
 
@@ -336,16 +338,6 @@ class LatentDiffusionSampler:
         if pixels < 1 or pixels % max(factor, 8):
             raise ObjectiveError(f"{name}: expected a multiple of {max(factor, 8)}, got {pixels}")
         return pixels
-
-    def _count_steps(self) -> int:
-        scheduler = self.pipeline.scheduler
-        try:
-            with without_deprecations():
-                scheduler.set_timesteps(**self._schedule)
-        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())
-            raise ObjectiveError(f"sampler: {type(scheduler).__name__} refuses {self._schedule}: {reason}") from error
-        return len(scheduler.timesteps)
 
     def _fixed_weights_sha256(self) -> str:
         """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""

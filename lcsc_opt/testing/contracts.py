@@ -128,7 +128,7 @@ def _check_gradient(
 
 
 def _directions(origin: Coefficients, steps: tuple[int, ...]) -> list[Coefficients]:
-    """Two directions of length one, whose coefficients sum to zero."""
+    """Two directions of length one, which sum to zero."""
     space, generator = AffineSpace(steps, origin), np.random.default_rng(0)
     moved = [space.to_coefficients(generator.standard_normal(space.dimension)) - origin for _ in range(2)]
     return [direction / np.linalg.norm(direction) for direction in moved]
@@ -164,9 +164,9 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
         StudySpecError: a candidate's coefficients are not valid, or there is no such optimizer or option.
     """
     spec = OptimizerSpec(name=name, options=dict(options or {}))
-    state = _global_state()
+    state = str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
     first = _Run(spec, budget)
-    _require(_global_state() == state, "draws from numpy's global generator")
+    _require(str(np.random.get_state()) == state, "draws from numpy's global generator")  # noqa: NPY002
     _same(first, _Run(spec, budget), "the same seed and answers gave other candidates")
     in_flight = 1 if asks_one_at_a_time(spec) else 3
     _same(
@@ -205,10 +205,6 @@ class _Run:
         self.losses.append(loss)
 
 
-def _global_state() -> str:
-    return str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
-
-
 def _loss(coefficients: Coefficients) -> float:
     return float(np.square(coefficients - TARGET).sum()) + 1.0
 
@@ -230,8 +226,7 @@ def check_extractor(
     * ``name`` is a text that does not change, ``dimension`` the number of features of an image.
     * Features are ``[B, D]`` float32 and finite, the same every time.
     * Features of an image do not depend on the other images of its batch.
-    * If ``differentiable``, features have a graph that leads back to the images.
-    * If the extractor gives logits, they come with the same features.
+    * If ``differentiable``, features have a graph back to the images. Logits, if any, come with the same features.
 
     Args:
         extractor: what to check.
@@ -260,8 +255,8 @@ def check_extractor(
         _check_graph(extractor, images)
     if isinstance(extractor, ClassifyingExtractor):
         with torch.no_grad():
-            beside, logits = extractor.features_and_logits(images)
-        _require(torch.equal(beside, features), "features_and_logits: other features than a call")
+            same, logits = extractor.features_and_logits(images)
+        _require(torch.equal(same, features), "features_and_logits: other features than a call")
         _require(logits.ndim == 2 and len(logits) == count, f"logits: have the shape {tuple(logits.shape)}")
 
 

@@ -21,7 +21,7 @@ def seeded(seed):
 
 
 class Clip(nn.Module):
-    """What OpenAI's archive holds beside the image encoder, smaller."""
+    """What OpenAI's archive holds around the image encoder, smaller."""
 
     def __init__(self, visual):
         super().__init__()
