@@ -112,17 +112,6 @@ def test_metrics_of_the_loss_are_none_but_with_a_penalty() -> None:
     assert kept.signs["fid"] == 1
 
 
-def test_what_is_built_takes_the_place_of_what_the_loss_had() -> None:
-    full = reference()
-    build = Builds(inception=full)
-    found = Scores({"inception": dataclasses.replace(full, features=None)}, report_references=build)
-    loss = score(found)[0]
-    assert build.built == 0
-    measured = score(found, held_out=True)[1]
-    assert measured["near"] > 0
-    assert measured["fid"] == pytest.approx(loss, rel=1e-9)
-
-
 def test_mean_and_covariance_or_three_images_have_none() -> None:
     lean = dataclasses.replace(reference(), features=None)
     assert list(score(reported(lean), held_out=True)[1]) == ["fid"]

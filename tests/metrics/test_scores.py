@@ -49,13 +49,6 @@ def test_every_extractor_sees_an_image_once_and_only_when_a_metric_wants_it():
     assert (first.seen, second.seen) == (2 * IMAGES, IMAGES)
 
 
-def test_metrics_do_not_depend_on_the_batch_size():
-    scores = both(loss={"fid": 1, "kid": 1, "is": 1, "precision": 1, "recall": 1})
-    assert score(scores, size=1) == score(scores, size=IMAGES)
-    reduced = both(loss="fid")
-    assert score(reduced, size=1)[0] == pytest.approx(score(reduced, size=IMAGES)[0], rel=1e-12)
-
-
 @pytest.mark.parametrize(("loss", "value", "message"), [("fid", np.nan, "features"), ("is", np.inf, "logits")])
 def test_features_and_logits_that_are_not_finite_are_refused(loss, value, message):
     with pytest.raises(MetricError, match=f"{message} .*not finite"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,19 +105,6 @@ def test_one_step_is_one_call_on_noise_of_the_highest_level() -> None:
     network.calls.clear()
     assert torch.equal(one_step.sample(SEARCH, 3, 9), expected)
     assert (len(network.calls), one_step.nfe) == (1, 1)
-
-
-def test_several_steps_add_noise_and_denoise_again() -> None:
-    network, sigma_min = ToyNetwork(), 0.3
-    function, noise = ConsistencyFunction(network, sigma_min=sigma_min), ImageNoise(0)
-    x = function(80.0 * noise.batch(SEARCH, 0, 4, SHAPE, draw=0), torch.full((4,), 80.0))
-    for draw, sigma in ((1, 5.0), (2, 0.5)):
-        z = noise.batch(SEARCH, 0, 4, SHAPE, draw=draw)
-        x = function(x + math.sqrt(sigma**2 - sigma_min**2) * z, torch.full((4,), sigma))
-    network.calls.clear()
-    three_steps = sampler(80.0, 5.0, 0.5, network=network, sigma_min=sigma_min)
-    torch.testing.assert_close(three_steps.sample(SEARCH, 0, 4), x.clamp(-1, 1))
-    assert (len(network.calls), three_steps.nfe) == (3, 3)
 
 
 def test_several_steps_agree_with_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:

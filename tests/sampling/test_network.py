@@ -103,21 +103,6 @@ def test_outputs_of_cuda_graphs_outlive_the_next_call(monkeypatch: pytest.Monkey
     assert torch.equal(x.grad, torch.full_like(x, 2.0))
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_loading_keeps_every_tensor_where_it_is(channels_last: bool) -> None:
-    network = PreparedNetwork(unet(0, channels=3), NetworkSettings("cpu", channels_last=channels_last))
-
-    def places() -> dict[str, tuple[int, tuple[int, ...]]]:
-        state = network.module.state_dict(keep_vars=True)
-        return {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in state.items()}
-
-    before = places()
-    weights = unet(1, channels=3).state_dict()
-    load_weights(network.trained, weights)
-    assert places() == before
-    assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
-
-
 class _Small(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()

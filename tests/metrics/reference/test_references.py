@@ -305,18 +305,15 @@ MU, SIGMA = np.zeros(3), np.eye(3)
         {"features_": MU},
         {"mu": MU[None], "sigma": SIGMA},
         {"mu": MU, "sigma": np.eye(4)},
-        {"mu": MU, "sigma": SIGMA * np.nan},
         {"mu": MU, "sigma": -SIGMA},
         {"mu": MU, "sigma": SIGMA, "count": 1},
         {"mu": MU, "sigma": SIGMA, "count": [10, 11]},
-        {"mu": np.array(["a"] * 3), "sigma": SIGMA},
     ],
     ids=str,
 )
 def test_arrays_that_are_no_statistics_are_refused(tmp_path, arrays):
     np.savez(tmp_path / "bad.npz", **arrays)
-    for read in (lambda: build(tmp_path / "bad.npz"), lambda: Reference.load(Pixels(), tmp_path / "bad.npz")):
-        with pytest.raises(MetricError) as caught:
-            read()
-        assert str(caught.value).startswith(str(tmp_path / "bad.npz"))
-        assert "\n" not in str(caught.value)
+    with pytest.raises(MetricError) as caught:
+        Reference.load(Pixels(), tmp_path / "bad.npz")
+    assert str(caught.value).startswith(str(tmp_path / "bad.npz"))
+    assert "\n" not in str(caught.value)
