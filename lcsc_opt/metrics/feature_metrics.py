@@ -113,7 +113,7 @@ class FeatureMetrics:
                     known.distance_from_moments(self._moments) if many else known.distance_from_features(self._kept())
                 )
             case "kid":
-                return kernel_distance(*self._samples_and_real())[0]
+                return self._kernel_distance()[0]
             case "is":
                 return self._inception_score()
             case _:
@@ -135,7 +135,7 @@ class FeatureMetrics:
             case "fid":
                 value, gradient = self.reference.frechet.distance_and_gradient(self._kept())
             case "kid":
-                value, tensor = kernel_distance(*self._samples_and_real(), gradient=True)
+                value, tensor = self._kernel_distance(gradient=True)
                 gradient = tensor.cpu().numpy()
             case _:
                 with torch.enable_grad():
@@ -161,21 +161,19 @@ class FeatureMetrics:
         result = metric.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
         return float(result[metric.KEY_METRIC_ISC_MEAN])
 
-    def _samples(self, fewest: int = 1) -> Tensor:
-        """The features where distances are computed, at least ``fewest``; there are enough real ones, too."""
-        if len(self.reference.known_features) <= NEIGHBOURHOOD:
-            raise MetricError(f"this metric needs more than {NEIGHBOURHOOD} reference images")
+    def _samples(self, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
+        """The features where distances are computed; there are at least so many of both sets."""
+        if len(self.reference.known_features) < fewest_real:
+            raise MetricError(f"this metric needs more than {fewest_real - 1} reference images")
         samples = torch.from_numpy(self._kept()).to(self._device)
         if len(samples) < fewest:
             raise MetricError(f"this metric needs at least {fewest} images, got {len(samples)}")
         return samples
 
-    def _samples_and_real(self) -> tuple[Tensor, Tensor]:
-        """Both sets for KID, in the type of the samples."""
-        samples = torch.from_numpy(self._kept()).to(self._device)
-        if len(samples) < 2:
-            raise MetricError(f"this metric needs at least 2 images, got {len(samples)}")
-        return samples, self.reference.features_on(self._device).to(samples.dtype)
+    def _kernel_distance(self, *, gradient: bool = False) -> tuple[float, Tensor]:
+        samples = self._samples(2, 2)
+        real = self.reference.features_on(self._device).to(samples.dtype)
+        return kernel_distance(samples, real, gradient=gradient)
 
     def _kept(self) -> Features:
         self._rows = [] if not self._rows else [_joined(self._rows)]  # type: ignore[list-item]

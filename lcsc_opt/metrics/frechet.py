@@ -78,7 +78,7 @@ class Moments:
         Raises:
             MetricError: they are not finite.
         """
-        checked = _as_features(features)
+        checked = _checked(features, "features", None, None)
         mean = checked.mean(axis=0)
         deviations = checked - mean
         return cls(len(checked), mean, deviations.T @ deviations)
@@ -163,8 +163,8 @@ class FrechetReference:
     """
 
     def __init__(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> None:
-        self.mean = _as_mean(mean, "mu")
-        self.cov = _as_covariance(cov, len(self.mean), "sigma")
+        self.mean = _checked(mean, "mu", None)
+        self.cov = _covariance(cov, len(self.mean), "sigma")
         self._trace = float(np.trace(self.cov))
 
     @property
@@ -182,9 +182,8 @@ class FrechetReference:
         Raises:
             MetricError: an array is not finite, has another shape, or is no covariance.
         """
-        checked = _as_mean(mean, "mean")
-        self._check_dimension(len(checked), "mean")
-        return self._distance(checked, _as_covariance(cov, self.dimension, "covariance"))
+        checked = _checked(mean, "mean", self.dimension)
+        return self._distance(checked, _covariance(cov, self.dimension, "covariance"))
 
     def distance_from_features(self, features: npt.ArrayLike) -> float:
         """FID of ``features``: the squared distance to the Gaussian with their mean and covariance.
@@ -211,8 +210,7 @@ class FrechetReference:
         Raises:
             MetricError: they are of another D, or of fewer than two features.
         """
-        mean = moments.mean
-        self._check_dimension(len(mean), "moments")
+        mean = _checked(moments.mean, "moments", self.dimension)
         if moments.count < 2:
             raise MetricError(f"a covariance needs at least 2 images, got {moments.count}")
         return self._distance(mean, moments.scatter, divisor=moments.count - 1)
@@ -246,8 +244,7 @@ class FrechetReference:
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
-        checked = _as_features(features)
-        self._check_dimension(checked.shape[1], "features")
+        checked = _checked(features, "features", None, self.dimension)
         if len(checked) < 2:
             raise MetricError("a covariance needs at least 2 images, got 1")
         mean = checked.mean(axis=0)
@@ -297,13 +294,6 @@ class FrechetReference:
             np.matmul(rows[:, start:], factor[start:, columns], out=product[:, columns])
         return product
 
-    def _check_dimension(self, dimension: int, name: str) -> None:
-        if dimension != self.dimension:
-            raise MetricError(
-                f"{name}: {dimension} features, but the reference has {self.dimension}; "
-                "compute both with the same extractor"
-            )
-
 
 def _sum_of_roots(values: npt.NDArray[np.floating[Any]]) -> float:
     """``tr M^½`` from the ascending eigenvalues of M; those that are rounding count as zero."""
@@ -326,27 +316,34 @@ def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     return kept
 
 
-def _as_mean(mean: npt.ArrayLike, name: str) -> Array:
-    """``mean`` as ``[D]`` float64; raises MetricError when it is not one finite vector."""
-    array = _finite(mean, name)
-    if array.ndim != 1 or array.size == 0:
-        raise MetricError(f"{name}: expected a vector [D] with D at least 1, got the shape {list(array.shape)}")
+def _checked(values: npt.ArrayLike, name: str, *shape: int | None) -> Array:
+    """``values`` as float64; ``None`` in the shape is any length from 1.
+
+    Raises:
+        MetricError: they have another shape, or are not finite real numbers.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise MetricError(f"{name}: expected real numbers, got {array.dtype}")
+    wanted = tuple(length if known is None else known for length, known in zip(array.shape, shape, strict=False))
+    if array.shape != wanted or array.ndim != len(shape) or 0 in wanted:
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        raise MetricError(
+            f"{name}: expected the shape [{expected}], got {list(array.shape)}; use one extractor for both sets"
+        )
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise MetricError(f"{name}: holds NaN or infinity; look for images or weights that are not finite")
     return array
 
 
-def _as_covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
+def _covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     """``cov`` as ``[D, D]`` float64, exactly symmetric.
 
     Raises:
-        MetricError: it has another shape, is not finite, or is not symmetric or not positive semidefinite by more than
-            rounding in float32.
+        MetricError: it has another shape, is not finite, or is no covariance by more than rounding in float32.
     """
-    array = _finite(cov, name)
-    if array.shape != (dimension, dimension):
-        raise MetricError(
-            f"{name}: expected the shape [{dimension}, {dimension}] of a mean of {dimension} features, "
-            f"got {list(array.shape)}"
-        )
+    array = _checked(cov, name, dimension, dimension)
     scale = float(np.abs(array).max())
     symmetric = (array + array.T) / 2
     fault = "is not symmetric" if float(np.abs(array - array.T).max()) > TOLERANCE * scale else None
@@ -358,25 +355,3 @@ def _as_covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     if fault is not None:
         raise MetricError(f"{name}: {fault}, so it is no covariance; pass np.cov(features, rowvar=False)")
     return symmetric
-
-
-def _as_features(features: npt.ArrayLike, name: str = "features") -> Array:
-    """``features`` as ``[N, D]`` float64.
-
-    Raises:
-        MetricError: they are not finite, empty or of another rank.
-    """
-    array = _finite(features, name)
-    if array.ndim != 2 or 0 in array.shape:
-        raise MetricError(f"{name}: expected [N, D] with N and D at least 1, got the shape {list(array.shape)}")
-    return array
-
-
-def _finite(values: npt.ArrayLike, name: str) -> Array:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu":
-        raise MetricError(f"{name}: expected real numbers, got {array.dtype}")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise MetricError(f"{name}: holds NaN or infinity; look for images or weights that are not finite")
-    return array

@@ -146,7 +146,7 @@ def test_many_features_in_blocks_are_as_exact_as_few(count):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.zeros((5, 4)), "4 features, but the reference has 3"),
+        (np.zeros((5, 4)), r"expected the shape \[any, 3\]|expected the shape \[3\]"),
         (np.zeros((1, 3)), "at least 2 images"),
         (np.full((5, 3), np.nan), "NaN or infinity"),
     ],
@@ -163,7 +163,7 @@ def test_features_without_a_distance_have_no_gradient_either(features, message):
 @pytest.mark.parametrize(
     ("mean", "cov", "message"),
     [
-        (np.zeros((3, 1)), GOOD_COV, r"expected a vector \[D\]"),
+        (np.zeros((3, 1)), GOOD_COV, r"expected the shape \[any\]|expected the shape \[3\]"),
         (np.array([0, np.nan, 0]), GOOD_COV, "NaN or infinity"),
         (GOOD_MEAN, np.full((3, 3), np.inf), "NaN or infinity"),
         (GOOD_MEAN, np.eye(2), r"expected the shape \[3, 3\]"),

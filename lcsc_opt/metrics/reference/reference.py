@@ -109,22 +109,14 @@ class Reference:
 
     @property
     def frechet(self) -> FrechetReference:
-        """Distances to the mean and covariance.
-
-        Raises:
-            MetricError: nothing is known of the real images.
-        """
+        """Distances to the mean and covariance. Raises MetricError if nothing is known of the real images."""
         if self.gaussian is None:
             raise MetricError("needs a reference; only the Inception Score (is) does without")
         return self.gaussian
 
     @property
     def known_features(self) -> npt.NDArray[np.float32]:
-        """``[M, D]`` float32.
-
-        Raises:
-            MetricError: only mean and covariance are known.
-        """
+        """``[M, D]`` float32. Raises MetricError if only mean and covariance are known."""
         _ = self.frechet
         if self.features is None:
             raise MetricError(NO_FEATURES)
@@ -132,11 +124,7 @@ class Reference:
 
     @property
     def unseen(self) -> Reference:
-        """:attr:`held_out`.
-
-        Raises:
-            MetricError: there are none.
-        """
+        """:attr:`held_out`. Raises MetricError if there are none."""
         if self.held_out is None:
             raise MetricError(NOTHING_HELD_OUT)
         return self.held_out
@@ -148,11 +136,7 @@ class Reference:
 
     @torch.no_grad()
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
-        """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept.
-
-        Raises:
-            MetricError: only mean and covariance are known.
-        """
+        """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept."""
         return self._kept(name, device, lambda: compute(self.features_on(device)))
 
     def _kept(self, name: str, device: torch.device | str, make: Callable[[], T]) -> T:
