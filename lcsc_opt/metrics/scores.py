@@ -145,13 +145,7 @@ class Scores:
         return why_no_gradient(self.weights)
 
     def image_metrics(self, total: int, *, held_out: bool = False, gradient: bool = False) -> ImageMetrics:
-        """The metrics of one evaluation, or of a part of it, which has no images yet.
-
-        Args:
-            total: how many images the whole evaluation has.
-            held_out: whether held-out metrics are computed, too.
-            gradient: whether the gradient of the loss will be needed.
-        """
+        """The metrics of one evaluation, or of a part of it, which has no images yet."""
         return ImageMetrics(self, total, held_out=held_out, gradient=gradient)
 
     def computed(self, *, held_out: bool) -> tuple[MetricName, ...]:

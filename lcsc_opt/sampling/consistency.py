@@ -68,10 +68,8 @@ class ConsistencySampler(NetworkSampler):
 
     Args:
         function: the consistency function; its ``network`` gets the merged weights.
-        image_shape: ``[C, H, W]``.
         sigmas: noise levels, decreasing, one for each step; NFE is their number.
-        noise: where the noise comes from.
-        settings: how the network is run.
+        image_shape, noise, settings: as of :class:`NetworkSampler`.
     """
 
     def __init__(

@@ -134,15 +134,10 @@ class DiffusersSampler(NetworkSampler):
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
         steps: how many steps of the scheduler; ``None`` with ``timesteps``.
         timesteps: the steps themselves, for schedulers that take them, such as those of consistency models.
-        image_shape: ``[C, H, W]``.
-        noise: where all noise comes from.
-        labels: the classes of a class-conditional network, with the guidance towards them.
-        decoder: latents → images, if the network makes latents.
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
-        settings: how the network is run.
-        trained: the part of the network that the checkpoints hold; ``None`` is all of it.
         calls: how many model calls one call of the network counts as.
         timestep_scale: the network is told the scheduler's timesteps times this.
+        image_shape, noise, labels, decoder, settings, trained: as of :class:`NetworkSampler`.
 
     Raises:
         ObjectiveError: the scheduler does not take these steps or options; no such device.

@@ -143,11 +143,7 @@ class HeunSampler(NetworkSampler):
     Args:
         denoiser: its ``network`` gets the merged weights.
         schedule: noise levels and stochasticity.
-        image_shape: ``[C, H, W]``.
-        noise: where all noise comes from.
-        labels: the classes of a class-conditional network.
-        decoder: latents → images, if the network makes latents.
-        settings: how the network is run.
+        image_shape, noise, labels, decoder, settings: as of :class:`NetworkSampler`.
     """
 
     def __init__(

@@ -35,13 +35,10 @@ class FunctionSampler(NetworkSampler):
     Args:
         model: gets the merged weights.
         function: samples.
-        image_shape: of the noise of one image.
         nfe: model calls per image, for the cost that is reported.
-        noise: where all noise comes from.
-        labels: the classes of a class-conditional model.
         options: further arguments of the function.
-        settings: how the network is run.
         name: of model and function in the study's fingerprint.
+        image_shape, noise, labels, settings: as of :class:`NetworkSampler`.
 
     Raises:
         ObjectiveError: there are labels and the function has no parameter for them; an option that it does not have.

@@ -59,11 +59,7 @@ class _PublishedNetwork(ABC):
         self.name = f"{self.label}-{self.dimension}-{weights_sha256(used)[:12]}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1].
-
-        Raises:
-            MetricError: for another shape.
-        """
+        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
         return self._features(_rgb_levels(images, self._device))
 
     @abstractmethod
@@ -77,14 +73,10 @@ class _PublishedNetwork(ABC):
         """``[B, 3, H, W]`` in [0, 255] → ``[B, D]``."""
 
     def _read(self, weights: Path | None, url: str, name: str, setting: str, digest: str) -> dict[str, Tensor]:
-        """The state dict in a file, or in the published one in torch's hub folder. No code in it is run.
+        """The state dict in a file of any checkpoint format. No code in it is run.
 
-        Args:
-            weights: the file, in any checkpoint format, such as OpenAI's archive.
-            url: where the published file is.
-            name: of the published file in the hub folder.
-            setting: the extractor's name in the setting ``weights``.
-            digest: the beginning of the published file's SHA-256.
+        By default it is the published file at ``url``, whose SHA-256 begins with ``digest``, kept as ``name`` in
+        torch's hub folder. ``setting`` is the extractor's name in the setting ``weights``.
         """
         path = Path(torch.hub.get_dir()) / "checkpoints" / name if weights is None else weights
         if weights is None and not path.exists():
@@ -120,11 +112,7 @@ class InceptionExtractor(_PublishedNetwork):
     )
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, 2048]`` and logits ``[B, 1008]`` without their biases, as torch-fidelity's score takes them.
-
-        Raises:
-            MetricError: for images of another shape than ``[B, 1 or 3, H, W]``.
-        """
+        """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score takes them."""
         features = self(images)
         return features, features @ self._network.fc.weight.T
 
