@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -255,7 +256,6 @@ class LatentDiffusionSampler:
         self.recomputed = 0 if self.nfe == 1 or compiled else self.nfe  # not where a compiler would see it
         self.alphas = alphas
         self._lora = LoraAdapter(pipeline, alphas) if component == "lora" else None
-        self._weights_sha256: str | None = None
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the U-Net or transformer, or into the adapter that the first LoRA makes."""
@@ -311,7 +311,7 @@ class LatentDiffusionSampler:
             "sampler": type(self.pipeline).__name__,
             "component": self.component,
             "lora": None if self.alphas is None else {"alphas": self.alphas.model_dump()},
-            "weights": self._fixed_weights_sha256(),
+            "weights": self._fixed_weights_sha256,
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
             "options": self._options,
@@ -339,21 +339,20 @@ class LatentDiffusionSampler:
             raise ObjectiveError(f"{name}: expected a multiple of {max(factor, 8)}, got {pixels}")
         return pixels
 
+    @functools.cached_property
     def _fixed_weights_sha256(self) -> str:
         """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""
-        if self._weights_sha256 is None:
-            merged = None if self._lora is not None else self.denoiser
-            modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-            self._weights_sha256 = weights_sha256(
-                {
-                    f"{module}.{name.replace('.base_layer.', '.')}": tensor
-                    for module, part in modules.items()
-                    if part is not merged
-                    for name, tensor in part.state_dict().items()
-                    if ".lora_" not in name
-                }
-            )
-        return self._weights_sha256
+        merged = None if self._lora is not None else self.denoiser
+        modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+        return weights_sha256(
+            {
+                f"{module}.{name.replace('.base_layer.', '.')}": tensor
+                for module, part in modules.items()
+                if part is not merged
+                for name, tensor in part.state_dict().items()
+                if ".lora_" not in name
+            }
+        )
 
 
 def _sha256(prompts: Sequence[str]) -> str:

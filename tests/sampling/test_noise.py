@@ -1,8 +1,9 @@
-"""The noise of an image is its own: properties, and numpy's Philox as the reference."""
+"""Noise and class of an image are its own: properties, and numpy's Philox as the reference."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.sampling import ImageNoise
+from lcsc_opt.sampling import ClassLabels, ImageNoise
 
 SHAPE = (2, 3, 3)
 
@@ -103,3 +105,53 @@ def test_generators_for_steps_belong_to_an_image_a_group_and_a_seed() -> None:
     others = [step_noise(HELD_OUT), step_noise(Noise("search", 1)), step_noise(seed=1), step_noise(start=20, stop=40)]
     numbers = torch.cat([first, *others]).flatten()
     assert len(numbers.unique()) == len(numbers)
+
+
+# classes
+
+ZERO = ImageNoise(0)
+
+
+def test_balanced_labels_take_turns() -> None:
+    labels = ClassLabels(3, "balanced", noise=ZERO)
+    assert labels.batch(SEARCH, 2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
+
+
+def test_random_labels_belong_to_an_image_a_group_and_a_seed() -> None:
+    labels = ClassLabels(10, "random", noise=ZERO)
+    drawn = labels.batch(SEARCH, 0, 500)
+    assert torch.equal(torch.cat([labels.batch(SEARCH, 0, 7), labels.batch(SEARCH, 7, 500)]), drawn)
+    assert torch.equal(ClassLabels(10, "random", noise=ImageNoise(0)).batch(SEARCH, 0, 500), drawn)
+    others = [labels.batch(HELD_OUT, 0, 500), labels.batch(Noise("search", 1), 0, 500)]
+    others.append(ClassLabels(10, "random", noise=ImageNoise(1)).batch(SEARCH, 0, 500))
+    assert all(0.02 < float((other == drawn).float().mean()) < 0.2 for other in others)
+    counts = torch.bincount(drawn, minlength=10)
+    assert counts.min() > 25
+    assert counts.max() < 80
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class_is_refused(label: int) -> None:
+    with pytest.raises(ObjectiveError, match=f"classes 0 to 9, got {label}"):
+        ClassLabels(10, label, noise=ZERO)
+
+
+def test_the_null_class_at_the_end_is_not_sampled() -> None:
+    for null_label, classes in ((10, 10), (0, 11), (1000, 11)):
+        labels = ClassLabels.choose("balanced", classes=11, noise=ZERO, guidance=(2.0, null_label))
+        assert labels is not None
+        assert labels.classes == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "guidance", "classes", "message"),
+    [
+        ("balanced", None, None, "labels: the model has no classes"),
+        (None, (2.0, 0), None, "guidance: the model has no classes"),
+        (None, None, 10, "labels: the model has 10 classes; give balanced, random, or one of them"),
+        (10, (2.0, 10), 11, "classes 0 to 9, got 10"),
+    ],
+)
+def test_labels_that_do_not_suit_the_model_are_refused(labels: Any, guidance: Any, classes: Any, message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message):
+        ClassLabels.choose(labels, classes=classes, noise=ZERO, guidance=guidance)
