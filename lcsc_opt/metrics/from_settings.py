@@ -25,7 +25,7 @@ from lcsc_opt.metrics.scores import REPORTED, LossScale, Scores
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
 
-class ScoresSettings:
+class ScoresBuilder:
     """The metrics, references and weights that a study file names, checked without reading images or networks.
 
     By default, held-out reports compare with the features of the real images, if the reference has images, and have FID

@@ -12,7 +12,7 @@ from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics.from_settings import ScoresSettings
+from lcsc_opt.metrics.from_settings import ScoresBuilder
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.scores import LossScale, Scores, why_no_gradient
 from lcsc_opt.objective.batch_size import AUTO, MeasuredBatchSize
@@ -138,7 +138,7 @@ class ImageObjectiveSettings(ScoreSettings):
         """
         self.network_settings().torch_device()
         check_checkpoints(self._patterns, selection=self.select.selection, **self._packing)
-        self._scores_settings.check()
+        self._scores_builder.check()
 
     @property
     def _patterns(self) -> list[Path]:
@@ -150,8 +150,8 @@ class ImageObjectiveSettings(ScoreSettings):
         return {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
 
     @property
-    def _scores_settings(self) -> ScoresSettings:
-        return ScoresSettings(
+    def _scores_builder(self) -> ScoresBuilder:
+        return ScoresBuilder(
             **self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep"}),
             reference=None if self.reference is None else _located(self.reference),
             weights={extractor: str(given_path(path)) for extractor, path in self.weights.items()},
@@ -171,7 +171,7 @@ class ImageObjectiveSettings(ScoreSettings):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        return self._scores_settings.build(
+        return self._scores_builder.build(
             loss_scale=self.loss_scale,
             device=self.network_settings().torch_device(),
             batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,

@@ -3,7 +3,7 @@
 import torch
 
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.metrics.from_settings import ScoresSettings
+from lcsc_opt.metrics.from_settings import ScoresBuilder
 
 IMAGES = 40
 
@@ -62,4 +62,4 @@ def both(**settings):
 
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
-    return ScoresSettings(**settings).build(cache=cache, batch_size=batch_size, device=device)
+    return ScoresBuilder(**settings).build(cache=cache, batch_size=batch_size, device=device)
