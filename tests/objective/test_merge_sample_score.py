@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,10 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(trajectory: Tr
 
 def test_names_of_datasets_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if folders of these names lie next to the study file, as torchvision itself makes them."""
-    monkeypatch.setattr("lcsc_opt.objective.settings.build_scores", lambda **given: given["reference"])
+    monkeypatch.setattr(
+        "lcsc_opt.objective.settings.ScoresBuilder",
+        lambda **given: SimpleNamespace(build=lambda **_: given["reference"]),
+    )
     for name in ("train", "MNIST", "real"):
         (tmp_path / name).mkdir()
     dataset, real = {"torchvision": "MNIST", "split": "train"}, str(tmp_path / "real")
