@@ -33,7 +33,7 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
 )
 from lcsc_opt.views.figures.look import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, template
-from lcsc_opt.views.figures.writing import write_figure
+from lcsc_opt.views.figures.writing import write_figures
 
 Floats = npt.NDArray[np.float64]
 PAGE = Path(__file__).parents[1] / "docs" / "theory.md"
@@ -319,7 +319,7 @@ def main() -> None:
     lines = gap_table()
     print("\n".join(lines))
     insert(PAGE, {"gap": lines})
-    print(write_figure(draw(), FIGURE))
+    print(*write_figures({FIGURE: draw()}))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number, style
 from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
-from lcsc_opt.views.progress import progress_of
+from lcsc_opt.views.progress import Progress, duration
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking
-from lcsc_opt.views.sweep import points_of, varied_keys
+from lcsc_opt.views.sweep import sweep_points, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")
@@ -38,31 +38,22 @@ LINES = {"wrapText": True, "autoHeight": True}  # "1,234,000 (not reached 1 of 5
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader = parts.shared_reader(storage)
-    app = parts.new_page(__name__, "Compare")
-    app.layout = _layout
-    parts.remember(app, CONTROLS)
-    parts.choose(app, CONTROLS, lambda asked: _chosen(reader, asked), reader.experiments)
+    page = parts.Page(__name__, "Compare", storage, _content())
+    reader = page.reader
+    page.choose(CONTROLS, lambda asked: _chosen(reader, asked), reader.experiments)
 
-    @app.callback(
-        Output("problem", "children"),
-        Output("headline", "children"),
-        parts.drawn(app, "curves"),
+    @page.refreshes(
+        page.drawn("curves"),
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
         Output("metrics", "children"),
-        parts.drawn(app, "trade-off"),
+        page.drawn("trade-off"),
         Output("across", "options"),
         Output("up", "options"),
         Output("sweep", "children"),
         Output("studies", "children"),
-        Output("tick", "interval"),
-        Output("seen", "data"),
-        Input("tick", "n_intervals"),
-        Input("theme", "data"),
-        *(Input(control, "value") for control in CONTROLS),
-        State("seen", "data"),
-        State("ranking", "columnDefs"),
+        controls=CONTROLS,
+        states=[State("ranking", "columnDefs")],
     )
     def draw(
         _: int,
@@ -80,19 +71,37 @@ def build(storage: RDBStorage) -> dash.Dash:
             blank = empty_figure(NOTHING, theme)
             return "", NOTHING, blank, [], [], "", blank, [], [], "", "", parts.RUNNING_MS, ""
         studies, traded = reader.read(experiment), siblings(reader, experiment)
-        sweep = _sweep(points_of(reader, experiment), experiment)
+        sweep = _sweep(sweep_points(reader, experiment), experiment)
         now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up)
         if now == seen:
-            return (*[no_update] * 11, parts.rhythm(studies), no_update)
-        shown = _shown(studies, theme, axis, scale, target, columns)
+            return *[no_update] * 11, parts.refresh_interval(studies), no_update
+        ranked = ranking(studies, value=target)
+        figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
+        metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
+        listed = _columns(metric, axis, target)
+        sent = no_update if listed == columns else listed  # a reader may have made them wider
         metrics = metrics_of(traded)
         chosen = (name if name in metrics else None for name in (across, up))
         drawn = trade_off_figure(traded, *chosen, theme=theme) or empty_figure(ONE_METRIC, theme)
-        below = (_metrics(studies), drawn, metrics, metrics, sweep, _studies(studies))
-        return ("", *shown, *below, parts.rhythm(studies), now)
+        measured = comparison_table(studies)
+        table = "" if measured is None else parts.section("Evaluation metrics, held out", parts.table(*measured))
+        above = ("", headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked])
+        below = (table, drawn, metrics, metrics, sweep, _studies(studies))
+        return *above, *below, parts.refresh_interval(studies), now
 
-    _offer_csv(app)
-    return app
+    @page.app.callback(
+        Output("download", "data"),
+        Input("csv", "n_clicks"),
+        State("ranking", "virtualRowData"),
+        State("experiment", "value"),
+        prevent_initial_call=True,
+    )
+    def download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
+        """The ranking as a file, when its button is pressed."""
+        name = experiment.replace("/", "-")
+        return {"content": as_csv(rows or []), "filename": f"{name}.csv", "type": "text/csv"}
+
+    return page.app
 
 
 def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
@@ -105,40 +114,10 @@ def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
     return experiment, axis, scale, _number(asked.get("target")), asked.get("across") or None, asked.get("up") or None
 
 
-def _shown(
-    studies: Sequence[StudyHistory], theme: Any, axis: str, scale: Sequence[str], target: float | None, columns: Any
-) -> tuple[Any, ...]:
-    """Headline, curves, and the ranking's columns and rows.
-
-    Columns that are what they were are not sent again: a reader may have made them wider.
-    """
-    ranked = ranking(studies, value=target)
-    figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
-    metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-    listed = _columns(metric, axis, target)
-    sent = no_update if listed == columns else listed
-    return headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked]
-
-
-def _offer_csv(app: dash.Dash) -> None:
-    """Download the ranking as a file when its button is pressed."""
-
-    @app.callback(
-        Output("download", "data"),
-        Input("csv", "n_clicks"),
-        State("ranking", "virtualRowData"),
-        State("experiment", "value"),
-        prevent_initial_call=True,
-    )
-    def download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
-        name = experiment.replace("/", "-")
-        return {"content": as_csv(rows or []), "filename": f"{name}.csv", "type": "text/csv"}
-
-
-def _layout() -> html.Main:
+def _content() -> list[Any]:
     axes = [{"label": title, "value": axis} for axis, title in AXES.items()]
     scales = [{"label": title, "value": name} for name, title in SCALES.items()]
-    return parts.page_layout(
+    return [
         html.H1("Compare optimizers"),
         html.Div(id="headline", className="headline", role="status"),
         html.Div(
@@ -188,7 +167,7 @@ def _layout() -> html.Main:
         parts.graph("trade-off", label="One held-out metric of the answers against another"),
         html.Div(id="sweep"),
         parts.section("Studies", html.Div(id="studies")),
-    )
+    ]
 
 
 def _row(row: Ranked, axis: str) -> dict[str, Any]:
@@ -242,12 +221,6 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
     }
 
 
-def _metrics(studies: Sequence[StudyHistory]) -> Any:
-    """Each optimizer's held-out loss and other metrics."""
-    found = comparison_table(studies)
-    return "" if found is None else parts.section("Evaluation metrics, held out", parts.table(*found))
-
-
 def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
     if not points:
@@ -272,7 +245,7 @@ def _studies(studies: Sequence[StudyHistory]) -> Any:
 
 
 def _study(study: StudyHistory) -> list[Any]:
-    state = progress_of(study)
+    state = Progress.of(study)
     finished = study.finished
     done = f"{state.done:,}" + ("" if state.total is None else f" of {state.total:,}") + f" {state.unit}"
     return [
@@ -283,7 +256,7 @@ def _study(study: StudyHistory) -> list[Any]:
         number(None if study.held_out is None else study.held_out.loss),
         number(study.searched),
         f"{finished['images'].sum():,.0f}",
-        parts.duration(float(finished["seconds"].sum())),
+        duration(float(finished["seconds"].sum())),
         parts.optuna_link(study),
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash
-from dash import Input, Output, State, dcc, html, no_update
+from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.views.dashboard import parts
@@ -16,44 +16,33 @@ from lcsc_opt.views.landscape import Landscape, landscape_figure, landscape_name
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader = parts.shared_reader(storage)
-    app = parts.new_page(__name__, "Landscape")
-    app.layout = _layout
-    parts.remember(app, ["landscape"])
+    page = parts.Page(__name__, "Landscape", storage, _content())
+    reader = page.reader
 
     def chosen(asked: Mapping[str, str]) -> tuple[str | None]:
         near = landscape_names(reader, asked.get("experiment"))
         return (asked.get("landscape", near[-1] if near else None),)
 
-    parts.choose(app, ["landscape"], chosen, lambda: landscape_names(reader))
+    page.choose(["landscape"], chosen, lambda: landscape_names(reader))
 
-    @app.callback(
-        *(Output(name, "children") for name in ("problem", "headline", "points")),
-        parts.drawn(app, "plane"),
-        Output("tick", "interval"),
-        Output("seen", "data"),
-        Input("tick", "n_intervals"),
-        Input("theme", "data"),
-        Input("landscape", "value"),
-        State("seen", "data"),
-    )
+    @page.refreshes(Output("points", "children"), page.drawn("plane"), controls=["landscape"])
     def draw(_: int, theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
-            study = parts.chosen_study(reader, {}) or "experiment/optimizer/seed"
+            study = page.chosen_study({}) or "experiment/optimizer/seed"
             nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
         data = read_landscape(reader, name)
-        studies = [data.study, *(study for study, *_ in data.searches)]
-        now, rhythm = parts.signature(studies, theme), parts.rhythm(studies)
+        shown = [data.study, *(study for study, *_ in data.searches)]
+        now, interval = parts.signature(shown, theme), parts.refresh_interval(shown)
         if now == seen:
-            return *[no_update] * 4, rhythm, no_update
-        return "", _headline(data), _points(data), landscape_figure(data, theme=theme), rhythm, now
+            return *[no_update] * 4, interval, no_update
+        return "", _headline(data), _points(data), landscape_figure(data, theme=theme), interval, now
 
-    return app
+    return page.app
 
 
-def _layout() -> html.Main:
-    return parts.page_layout(
+def _content() -> list[Any]:
+    return [
         html.H1("Landscape"),
         html.Div(id="headline", className="headline", role="status"),
         html.Div([parts.field("Landscape", dcc.Dropdown(id="landscape", clearable=False))], className="controls"),
@@ -64,7 +53,7 @@ def _layout() -> html.Main:
             "little: lcsc evaluate measures a study's answer on held-out noise.",
             className="note",
         ),
-    )
+    ]
 
 
 def _headline(data: Landscape) -> str:

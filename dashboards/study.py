@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import dash
-from dash import Input, Output, State, dcc, html, no_update
+import numpy as np
+from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure, number
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, waiting_of
+from lcsc_opt.views.progress import RECENT, Progress, duration, failures_of
 from lcsc_opt.views.ranking import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -30,60 +29,47 @@ FIGURES = {
     "times": "Time per trial",
     "distances": "Distance between answers",
 }
-TEXTS = ("problem", "headline", "metrics", "progress", "nodes", "failures", "links")
+TEXTS = ("metrics", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
 OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than this
 
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader = parts.shared_reader(storage)
-    app = parts.new_page(__name__, "Study")
-    app.layout = _layout
-    parts.remember(app, ["study"])
-    parts.choose(app, ["study"], lambda asked: (parts.chosen_study(reader, asked),), reader.searches)
+    page = parts.Page(__name__, "Study", storage, _content())
+    reader = page.reader
+    page.choose(["study"], lambda asked: (page.chosen_study(asked),), reader.searches)
+    places = (*(Output(name, "children") for name in TEXTS), *(page.drawn(name) for name in FIGURES))
 
-    @app.callback(
-        *(
-            Output(name, "children")
-            for name in ("problem", "headline", "metrics", "progress", "nodes", "failures", "links")
-        ),
-        *(parts.drawn(app, name) for name in FIGURES),
-        Output("tick", "interval"),
-        Output("seen", "data"),
-        Input("tick", "n_intervals"),
-        Input("theme", "data"),
-        Input("study", "value"),
-        State("seen", "data"),
-    )
+    @page.refreshes(*places, controls=["study"])
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
-        if not name:
-            return (
-                "",
-                NOTHING,
-                *[""] * (len(TEXTS) - 2),
-                *[empty_figure(NOTHING, theme)] * len(FIGURES),
-                parts.RUNNING_MS,
-                None,
-            )
-        studies = reader.read(split_name(name)[0])
+        studies = reader.read(split_name(name)[0]) if name else ()
         study = next((study for study in studies if study.study == name), None)
         if study is None:
-            gone = f"{name}: no such study; choose another one"
-            return gone, *[""] * (len(TEXTS) - 1), *[empty_figure(gone, theme)] * len(FIGURES), parts.IDLE_MS, None
-        state = progress_of(study)
+            said = f"{name}: no such study; choose another one" if name else NOTHING
+            problem = (said, "") if name else ("", said)
+            nothing = [*[""] * len(TEXTS), *[empty_figure(said, theme)] * len(FIGURES)]
+            return *problem, *nothing, parts.IDLE_MS if name else parts.RUNNING_MS, None
+        state = Progress.of(study)
         now = _seen(study, studies, theme)
-        figures = _figures(reader, study, studies, theme, {key for key in now if now[key] != (seen or {}).get(key)})
-        about = (_metrics(study), _progress(study, state), _nodes(study), _failures(study), _links(study))
-        texts = ("", headline(study, state), *about)
-        return *texts, *(figures.get(key, no_update) for key in FIGURES), parts.rhythm([study]), now
+        wanted = {key for key in now if now[key] != (seen or {}).get(key)}
+        figures = own_figures(reader, study, studies, wanted, theme=theme)
+        if "distances" in wanted:
+            figures["distances"] = distances_figure(reader, studies, theme=theme)
+        links = [
+            parts.optuna_link(study, "This study in optuna-dashboard"),
+            parts.study_link(study, "images", "Its images"),
+        ]
+        texts = (_metrics(study), _progress(study, state), _nodes(study), _failures(study), links)
+        drawn = (figures.get(key, no_update) for key in FIGURES)
+        return "", _headline(study, state), *texts, *drawn, parts.refresh_interval([study]), now
 
-    return app
+    return page.app
 
 
-def _layout() -> html.Main:
+def _content() -> list[Any]:
     figures = [parts.section(title, parts.graph(name, label=title)) for name, title in FIGURES.items()]
-    return parts.page_layout(
+    return [
         html.H1("Study"),
         html.Div(id="headline", className="headline", role="status"),
         html.Div(
@@ -95,17 +81,17 @@ def _layout() -> html.Main:
         html.Div(id="metrics"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
-    )
+    ]
 
 
-def headline(study: StudyHistory, state: Progress) -> str:
+def _headline(study: StudyHistory, state: Progress) -> str:
     """The state of a study, in one line."""
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {number(study.searched)} searched"
         if study.held_out.warning is not None:
             best += f". Warning: {study.held_out.warning}"
-    left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"
+    left = "" if state.seconds_left is None else f", {duration(state.seconds_left)} left"
     return f"{study.study} is {state.state}{left}: {best}"
 
 
@@ -133,22 +119,6 @@ def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) ->
     }
 
 
-def _figures(
-    reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme, wanted: set[str]
-) -> dict[str, Any]:
-    """Name → figure, for the wanted figures."""
-    found: dict[str, Any] = {}
-    if "best_so_far" in wanted:
-        ema = best_ema(studies)
-        both = [study] if ema is None or ema.study == study.study else [study, ema]
-        found["best_so_far"] = comparison_figure(both, theme=theme)
-    if "distances" in wanted:
-        found["distances"] = distances_figure(reader, studies, theme=theme)
-    if wanted & {"coefficients", "movement", "shape", "times"}:
-        found.update(own_figures(reader, study, studies, theme=theme))
-    return {name: figure for name, figure in found.items() if name in wanted}
-
-
 def _progress(study: StudyHistory, state: Progress) -> list[Any]:
     total = "" if state.total is None else f" of {state.total:,}"
     rate = "–" if state.per_hour is None else f"{state.per_hour:,.0f} an hour"
@@ -156,8 +126,8 @@ def _progress(study: StudyHistory, state: Progress) -> list[Any]:
         "State": state.state,
         state.unit.capitalize(): f"{state.done:,}{total}",
         "Rate": rate,
-        "Time left": "–" if state.seconds_left is None else parts.duration(state.seconds_left),
-        "Workers": _workers(study),
+        "Time left": "–" if state.seconds_left is None else duration(state.seconds_left),
+        "Workers": f"{study.workers}, " + (f"run from {study.holder.host}" if study.holder else "not running"),
         "Failed trials": f"{state.failed:,}" + (f", {state.retried} tried again" if state.retried else ""),
     }
     shown = [html.Div([html.Dt(name), html.Dd(value)], className="tile") for name, value in tiles.items()]
@@ -165,52 +135,54 @@ def _progress(study: StudyHistory, state: Progress) -> list[Any]:
     return [*bar, html.Dl(shown, className="tiles"), *_evaluating(study)]
 
 
-def _workers(study: StudyHistory) -> str:
-    return f"{study.workers}, " + ("not running" if study.holder is None else f"run from {study.holder.host}")
-
-
 def _evaluating(study: StudyHistory) -> list[Any]:
-    waiting = waiting_of(study)
+    """Which trials have no result yet, the one that was asked first in front."""
+    rows = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
+    waiting = sorted((float(row["started"]), int(row["number"])) for row in rows)[:8]
     if not waiting:
         return []
     if not study.running:
-        listed = ", ".join(str(trial) for trial, _ in waiting[:8])
-        again = f"No result of trial {listed} yet; lcsc resume evaluates it again."
-        return [html.P(again, className="note")]
-    listed = ", ".join(f"trial {trial} for {parts.duration(seconds)}" for trial, seconds in waiting[:8])
+        listed = ", ".join(str(trial) for _, trial in waiting)
+        return [html.P(f"No result of trial {listed} yet; lcsc resume evaluates it again.", className="note")]
+    now = time.time()
+    listed = ", ".join(f"trial {trial} for {duration(max(now - asked, 0.0))}" for asked, trial in waiting)
     return [html.P(f"Evaluating {listed}.", className="note")]
 
 
 def _nodes(study: StudyHistory) -> Any:
-    """A row for each machine, while the study runs."""
-    kept = nodes_of(study)
-    if kept is None:
+    """A row for each machine, while the study runs. The process that searches may be the worker itself."""
+    if study.holder is None:
         return ""
-    rows = [[node.name or "before they began", node.alive, _busy(node), node.deaths] for node in kept.nodes]
-    seconds = time.time() - kept.kept_at
-    old = f", {parts.duration(seconds)} ago" if seconds > OLD_SECONDS else ""
-    alive = sum(node.alive for node in kept.nodes)
-    said = html.P(f"{alive} of {study.workers} workers answer{old}.", className="note")
-    return parts.section("Workers", said, parts.table(("machine", "alive", "busy", "died"), rows))
+    old = ""
+    if study.nodes is not None and study.nodes.kept_at >= study.holder.since:  # not from an earlier run
+        nodes, seconds = study.nodes.nodes, time.time() - study.nodes.kept_at
+        old = f", {duration(seconds)} ago" if seconds > OLD_SECONDS else ""
+    else:
+        nodes = (NodeWork(study.holder.host, 1, _share_busy(study), 0),) if study.workers == 1 else ()
+    busy = ("–" if node.busy is None or not node.alive else f"{node.busy:.0%}" for node in nodes)
+    rows = [
+        [node.name or "before they began", node.alive, share, node.deaths]
+        for node, share in zip(nodes, busy, strict=True)
+    ]
+    said = f"{sum(node.alive for node in nodes)} of {study.workers} workers answer{old}."
+    table = parts.table(("machine", "alive", "busy", "died"), rows)
+    return parts.section("Workers", html.P(said, className="note"), table)
 
 
-def _busy(node: NodeWork) -> str:
-    return "–" if node.busy is None or not node.alive else f"{node.busy:.0%}"
+def _share_busy(study: StudyHistory) -> float | None:
+    """The share of the last trials' time in this run that was spent on evaluation, for one worker."""
+    trials = study.finished
+    trials = trials[trials["started"] >= study.holder.since][-RECENT:] if study.holder else trials[:0]
+    elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
+    return min(float(trials["seconds"].sum()) / elapsed, 1.0) if elapsed > 0 else None
 
 
 def _failures(study: StudyHistory) -> Any:
     found = failures_of(study)
     if not found:
         return ""
-    rows = [[failure.reason, failure.attempts, failure.lost] for failure in found[:MOST_REASONS]]
+    shown = found[:MOST_REASONS]
+    rows = [[failure.reason, failure.attempts, failure.lost] for failure in shown]
     more = [html.P(f"and {len(found) - MOST_REASONS} more reasons", className="note")] * (len(found) > MOST_REASONS)
-    where = [_traceback(failure) for failure in found[:MOST_REASONS] if failure.traceback]
+    where = [html.Details([html.Summary(one.reason), html.Pre(one.traceback)]) for one in shown if one.traceback]
     return parts.section("Failures", parts.table(("reason", "attempts", "trials lost"), rows), *more, *where)
-
-
-def _traceback(failure: FailureReason) -> Any:
-    return html.Details([html.Summary(failure.reason), html.Pre(failure.traceback)])
-
-
-def _links(study: StudyHistory) -> list[Any]:
-    return [parts.optuna_link(study, "This study in optuna-dashboard"), parts.study_link(study, "images", "Its images")]

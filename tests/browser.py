@@ -50,11 +50,11 @@ def chromium() -> Iterator[Any]:
 
 
 def served(url: str, **options: Any) -> str:
-    """The address of a dashboard over a database, without its path; it ends with the tests."""
+    """The address of a dashboard over a database, with its path; it ends with the tests."""
     addresses: queue.Queue[str] = queue.Queue()
     options = {"port": 0, "ready": addresses.put, **options}
     threading.Thread(target=server.serve, args=(open_even_empty(url),), kwargs=options, daemon=True).start()
-    return addresses.get(timeout=60).partition("/lcsc/")[0]
+    return addresses.get(timeout=60)
 
 
 class Switched:
@@ -66,7 +66,7 @@ class Switched:
 
     def __init__(self, url: str) -> None:
         with mock.patch.object(server, "application", return_value=self):
-            self.home = served(url)
+            self.home = served(url).partition("/lcsc/")[0]
         self.show(url)
 
     def show(self, url: str) -> str:

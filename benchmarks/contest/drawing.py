@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -55,7 +54,7 @@ def objective_figure(field: Field) -> go.Figure:
 def _style(contender: str) -> Style:
     """The optimizer's own style; dotted for other settings, such as ``LCSC, mutation 0.014``."""
     optimizer, _, settings = contender.partition(", ")
-    return dataclasses.replace(style(optimizer), dash="dot") if settings else style(optimizer)
+    return style(optimizer)._replace(dash="dot") if settings else style(optimizer)
 
 
 def _log_axis(tickformat: str = "~g") -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -19,18 +20,8 @@ import typer
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
-from lcsc_opt.base.progress import said_once
-from lcsc_opt.cli import (
-    cleaning,
-    dashboard,
-    exports,
-    landscape,
-    results,
-    studies,
-    training,
-    trajectory,
-)
-from lcsc_opt.cli.output import OutputError, complain, outlive_terminals
+from lcsc_opt.base.progress import notice, said_once
+from lcsc_opt.cli import cleaning, exports, results, studies, training, trajectory
 
 app = typer.Typer(
     name="lcsc",
@@ -60,19 +51,18 @@ for _command in (
     *(training.train, training.refine, training.neon),
     *(studies.init, studies.run, studies.resume, studies.fork, studies.list_, studies.show),
     *(results.compare, results.report, results.evaluate, exports.export, exports.apply),
-    *(landscape.landscape, dashboard.dashboard, cleaning.delete, cleaning.cache),
+    *(results.landscape, results.dashboard, cleaning.delete, cleaning.cache),
 ):
     app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(trajectory.app, name="trajectory")
 
-
 _INTERRUPTED = 128 + signal.SIGINT
+_NOT_WRITTEN = 128 + 13  # SIGPIPE, which Windows has not
 _HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
 _ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANGUP]))
 
 # some versions of typer bring their own click, so the base of its errors is found from one of them
 _USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-
 
 _signals: list[int] = []  # the signal that ended the command
 
@@ -80,11 +70,33 @@ _signals: list[int] = []  # the signal that ended the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``lcsc`` and exit with its status. After the first signal of :data:`_ENDING`, further ones are ignored."""
     let_waiting_threads_sleep()
-    outlive_terminals()
+    _outlive_terminals()
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+class _Terminal(io.FileIO):
+    """What is written to a terminal; after it was closed, nobody reads it, and writing is no error."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(content)
+
+
+def _outlive_terminals() -> None:
+    """Let this process go on where its terminal is closed, as after ``lcsc run STUDY & disown``."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if os.isatty(descriptor) and os.name == "posix":
+            raw = io.BufferedWriter(_Terminal(descriptor, "w", closefd=False))
+            encoding = getattr(sys, name).encoding
+            setattr(sys, name, io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True))
 
 
 def _end_once(number: int, _frame: Any) -> None:
@@ -98,58 +110,37 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments; gives the exit status."""
     command = typer.main.get_command(app)
     try:
-        status = _invoked(command, arguments)
-        if status != _INTERRUPTED:
-            sys.stdout.flush()
+        with said_once():
+            status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
+        sys.stdout.flush()
     except LcscError as error:
-        complain(str(error))
-        if isinstance(error, OutputError):
-            _forget_output()
+        notice(str(error))
         return error.exit_status
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
-            raise
-        complain(f"the output cannot be written: {error.strerror}")
-        _forget_output()
-        return OutputError.exit_status
+    except _USAGE_ERRORS as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stdout.write(f"{error.format_message()}\n")
+        else:
+            notice(" ".join(error.format_message().split()))
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
+    except (OSError, SystemExit) as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error  # click and rich exit without a word
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            raise
+        notice(f"the output cannot be written: {cause.strerror}")
+        with contextlib.suppress(OSError, ValueError):  # the interpreter would write the rest when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOT_WRITTEN
     if status == _INTERRUPTED:  # some versions of typer return it in place of raising
-        complain(
-            f"interrupted; everything finished is kept, run the same command{_resuming(command, arguments)} to continue"
-        )
+        again = _resuming(command, arguments)
+        notice(f"interrupted; everything finished is kept, run the same command{again} to continue")
         return 128 + _signals[0] if _signals else _INTERRUPTED
     return status
 
 
-def _invoked(command: Any, arguments: Sequence[str]) -> int:
-    try:
-        with said_once():
-            return int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
-    except _USAGE_ERRORS as error:
-        return _complain_about_usage(error)
-    except SystemExit as ending:  # of typer, without a word, where nobody reads the output
-        if isinstance(ending.__context__, BrokenPipeError):
-            raise OutputError from None
-        raise
-
-
 def _resuming(command: Any, arguments: Sequence[str]) -> str:
-    """What else the command that goes on has to say, where it begins anew without ``--resume``."""
+    """What has to be added to a command that begins anew without ``--resume``."""
     chosen = command.commands.get(next(iter(arguments), ""))
     asks = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
     return " with --resume" if asks and "--resume" not in arguments else ""
-
-
-def _forget_output() -> None:
-    """Discard the rest of the output, which the interpreter would try to write again when it ends."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _complain_about_usage(error: Any) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stdout.write(f"{error.format_message()}\n")
-    else:
-        complain(" ".join(error.format_message().split()))
-    return 2

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.cli.options import Output, Storage, to_change, to_read
-from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, table
+from lcsc_opt.cli.options import Output, Storage, open_database
+from lcsc_opt.cli.output import Format, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from lcsc_opt.diagnostics.cleaning.cache import Cached
+    from lcsc_opt.diagnostics.cleaning import Cached
 
 _SHOWN = 3  # studies named for each thing that they use
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -29,22 +30,19 @@ def delete(
 ) -> None:
     """Delete studies from the database, but none that is being run. Their trials, figures and images go, too."""
     from lcsc_opt.database.connection import shrink
-    from lcsc_opt.database.urls import masked, storage_url
-    from lcsc_opt.diagnostics.cleaning.studies import deletable
+    from lcsc_opt.database.urls import masked
+    from lcsc_opt.diagnostics.cleaning import deletable, delete_study
 
-    url = storage_url(storage)
-    opened = to_change(url)
+    opened = open_database(storage, write=True)
     chosen = [deletable(opened, name) for name in dict.fromkeys(studies)]
-    for one in chosen:
-        files = f" and {len(one.files)} files" if one.files else ""
-        say(f"{one.study.name}: {one.trials} trials{files}, {size_in_words(one.bytes)}")
-    if not confirmed(f"Delete {len(chosen)} of the studies of {masked(url)}?", yes=yes):
+    for study, files in chosen:
+        say(f"{study.name}: {len(study.trials())} trials" + (f" and {len(files)} files" if files else ""))
+    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(opened.url)}?", yes=yes):
         return
-    for one in chosen:
-        one.delete()
-    kept = "" if shrink(url) else "; somebody is using the database, whose file keeps that room for later studies"
-    freed = size_in_words(sum(one.bytes for one in chosen))
-    say(f"deleted: {', '.join(one.study.name for one in chosen)}; {freed} freed{kept}")
+    for study, files in chosen:
+        delete_study(study, files)
+    kept = "" if shrink(opened.url) else "; somebody is using the database, whose file keeps that room for later"
+    say(f"deleted: {', '.join(study.name for study, _ in chosen)}{kept}")
 
 
 def cache(
@@ -57,41 +55,46 @@ def cache(
     output: Output = Format.table,
 ) -> None:
     """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
-    from lcsc_opt.diagnostics.cleaning.cache import contents
+    from lcsc_opt.diagnostics.cleaning import contents
 
     folder = cache_directory()
     try:
-        opened = to_read(storage)
+        opened = open_database(storage)
     except StudyStoreError as error:
         if unused:
             raise
         say(f"which studies use what is not known: {error}")
         opened = None
     found = [entry for entry in contents(folder, opened) if entry.unused or not unused]
+    rows = [_row(entry, folder) for entry in found]
     if output is Format.json:
-        print_json([_row(entry, folder) for entry in found])
+        print_json(rows)
     elif not found:
         say(f"{folder}: nothing to list")
     else:
-        shown = table("", "kind", "size", "last used", "studies", title=f"{folder}: {_total(found)}")
-        shown.columns[1].justify = shown.columns[4].justify = "left"
-        for entry in found:
-            row = _row(entry, folder)
-            day, size = str(row["last_used"]).partition("T")[0], size_in_words(entry.bytes)
-            shown.add_row(str(row["path"]), entry.kind, size, day, _studies(entry))
-        console().print(shown)
-    if clear:
-        _clear([entry for entry in found if not entry.in_use], yes=yes)
-
-
-def _clear(entries: Sequence[Cached], *, yes: bool) -> None:
-    if not entries:
+        cells = [
+            (row["path"], row["kind"], _studies(entry), size_in_words(entry.bytes), str(row["last_used"])[:10])
+            for row, entry in zip(rows, found, strict=True)
+        ]
+        header = ("", "kind", "studies", "size", "last used")
+        print_table(header, cells, title=f"{folder}: {_total(found)}", left=3)
+    entries = [entry for entry in found if not entry.in_use]
+    if clear and not entries:
         say("nothing to remove")
-    elif confirmed(f"Remove {len(entries)} of these, {_total(entries)}?", yes=yes):
+    elif clear and _confirmed(f"Remove {len(entries)} of these, {_total(entries)}?", yes=yes):
         removed = [entry for entry in entries if entry.remove()]
         say(f"removed: {len(removed)}, {_total(removed)} freed")
         if kept := [entry.path for entry in entries if entry not in removed]:
             say(f"not removed: {len(kept)}, such as {kept[0]}; somebody makes it now, or you may not write its folder")
+
+
+def _confirmed(question: str, *, yes: bool) -> bool:
+    """Whether the user answers yes at the terminal, or gave ``--yes``."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise StudySpecError(f"{question} Nobody can be asked here: give --yes")
+    return typer.confirm(question, err=True)
 
 
 def _total(entries: Sequence[Cached]) -> str:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, Study, parse_steps, study_in, to_read
-from lcsc_opt.cli.output import console, number, say, table
-
-if TYPE_CHECKING:
-    from lcsc_opt.exports import Recipe
-
-_SHOWN = 10  # coefficients, the largest ones
-_DIGITS = 12  # of a hash
+from lcsc_opt.cli.options import Steps, Storage, Study, find_study, parse_steps
+from lcsc_opt.cli.output import number, say
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a folder for diffusers.")]
 _Form = Annotated[
@@ -49,8 +43,7 @@ def export(
 
     alone = out.suffix == ".json"
     to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    opened = to_read(storage)
-    stored = study_in(opened, study)
+    stored = find_study(study, storage)
     objective = objective_of(stored)
     if to is None:
         made = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
@@ -59,54 +52,6 @@ def export(
         made = merging.export(stored, objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
-
-
-def print_recipe(shown: Recipe) -> None:
-    """Print how a model was merged."""
-    import numpy as np
-
-    from lcsc_opt.cli.trajectory import sparkline
-    from lcsc_opt.coefficients.profiles import describe_coefficients
-
-    coefficients = np.array(shown.coefficients)
-    summary = table(shown.title, "")
-    summary.columns[1].justify = "left"
-    numbers: dict[str, Any] = {"loss": shown.loss, **shown.metrics}
-    scores = {
-        "searched": ", ".join(f"{name} {number(value)}" for name, value in numbers.items()),
-        "held out": _held_out(shown.held_out),
-    }
-    rows = {
-        **(scores if shown.trial is not None else {}),  # a merge without a study has no scores
-        "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
-        "key": "-" if shown.key is None else shown.key or "the bare state dict",
-        "trajectory": shown.trajectory_sha256,
-        "method": shown.method,
-        "dtype": shown.dtype or "as the checkpoints",
-        "coefficients": ", ".join(
-            f"{name.replace('_', ' ')} {value:.4g}"
-            for name, value in describe_coefficients(coefficients, shown.steps).items()
-        ),
-        "positive": sparkline(np.maximum(coefficients, 0).tolist()),
-        "negative": sparkline(np.maximum(-coefficients, 0).tolist()),
-        "made with": f"lcsc_opt {shown.lcsc_opt}, " + ", ".join(f"{k} {v}" for k, v in shown.versions.items()),
-    }
-    for name, value in rows.items():
-        summary.add_row(name, value)
-    console().print(summary)
-    largest = table("step", "coefficient", "SHA-256", title=f"\nthe {min(_SHOWN, len(coefficients))} largest")
-    hashes = shown.checkpoint_sha256 or ("",) * len(coefficients)
-    for index in sorted(np.argsort(-np.abs(coefficients), kind="stable")[:_SHOWN]):
-        largest.add_row(str(shown.steps[index]), f"{coefficients[index]:+.4f}", hashes[index][:_DIGITS])
-    console().print(largest)
-
-
-def _held_out(held_out: dict[str, Any] | None) -> str:
-    if held_out is None:
-        return "not measured; `lcsc evaluate` does"
-    numbers = {"loss": held_out["loss"], **held_out.get("metrics", {})}
-    shown = ", ".join(f"{name} {number(value)}" for name, value in numbers.items())
-    return f"{shown}, on {held_out['images']:,} images" if held_out["images"] else shown
 
 
 def apply(

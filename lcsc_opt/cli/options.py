@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a d
     from lcsc_opt.database.store import StoredStudy
 
 Study = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
+Experiment = Annotated[str, typer.Argument(help="The name of a study file, such as digits.")]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -37,12 +38,8 @@ def parse_steps(text: str | None) -> list[int] | None:
     Raises:
         typer.BadParameter: a part is no whole number.
     """
-    return None if text is None else [_step(part) for part in text.split(",")]
-
-
-def _step(text: str) -> int:
     try:
-        return int(text)
+        return None if text is None else [int(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error
 
@@ -65,36 +62,25 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def to_read(storage: str | None) -> RDBStorage:
-    """The database of ``--storage``, or of a URL, to read.
+def open_database(storage: str | None, *, write: bool = False) -> RDBStorage:
+    """The database of ``--storage``, or of a URL; one that is not there is not made.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
     """
-    from lcsc_opt.database.connection import open_storage
+    from lcsc_opt.database.connection import open_existing, open_storage
     from lcsc_opt.database.urls import storage_url
 
-    return open_storage(storage_url(storage), write=False)
+    url = storage_url(storage)
+    return open_existing(url) if write else open_storage(url, write=False)
 
 
-def to_change(storage: str | None) -> RDBStorage:
-    """The database of ``--storage``, to change what it holds.
-
-    Raises:
-        StudyStoreError: one line that says why it cannot be opened.
-    """
-    from lcsc_opt.database.connection import open_existing
-    from lcsc_opt.database.urls import storage_url
-
-    return open_existing(storage_url(storage))
-
-
-def study_in(opened: RDBStorage, name: str) -> StoredStudy:
-    """The study of that name.
+def find_study(name: str, storage: str | None, *, write: bool = False) -> StoredStudy:
+    """The study of that name in the database of :func:`open_database`.
 
     Raises:
         StudyStoreError: it is not there, or another program made it.
     """
     from lcsc_opt.database.store import StoredStudy
 
-    return StoredStudy.open(opened, name)
+    return StoredStudy.open(open_database(storage, write=write), name)

@@ -1,4 +1,4 @@
-"""``lcsc compare``, ``report``, ``evaluate``."""
+"""``lcsc compare``, ``report``, ``evaluate``, ``landscape``, ``dashboard``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
-from lcsc_opt.cli.output import Format, console, number, print_json, print_report, print_texts, say, table
+from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
+from lcsc_opt.cli.output import Format, number, print_json, print_report, print_table, say
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, check_corners
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory
-    from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.views.ranking import Ranked
 
 
 def compare(
-    experiment: Annotated[str, typer.Argument(help="The name of a study file, such as digits.")],
+    experiment: Experiment,
     plot: Annotated[
         Path | None,
         typer.Option(help="Also draw the curves, or the trade-off of a sweep: .png, .svg, .pdf, .html, .json."),
@@ -40,37 +40,30 @@ def compare(
     """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, ranking
-    from lcsc_opt.views.sweep import is_sweep, points_of
+    from lcsc_opt.views.sweep import sweep_points
 
-    reader = HistoryReader(to_read(storage))
-    if is_sweep(reader, experiment):
-        points = points_of(reader, experiment)
+    reader = HistoryReader(open_database(storage))
+    if experiment not in reader.experiments() and (points := sweep_points(reader, experiment)):
         _compare_sweep(experiment, points, output)
-        if plot is not None:
-            _draw([study for studies in points.values() for study in studies], axis or ":", plot)
-        return
-    studies = reader.read(experiment)
-    if output is Format.json:
-        print_json(comparison_rows(studies))
+        studies = [study for point in points.values() for study in point]
+        axis = axis or ":"
     else:
-        _print_comparison(experiment, ranking(studies))
-        if (metrics := comparison_table(studies)) is not None:
-            print_texts(*metrics, title="\nevaluation metrics, held out")
-    if (warning := different_samples(studies)) is not None:
-        say(warning)
-    _say_of_each(studies)
-    if plot is not None:
-        _draw(studies, axis, plot)
-
-
-def _say_of_each(studies: Sequence[StudyHistory]) -> None:
-    """Print which studies are unfinished, and warnings."""
-    unfinished = [study.study for study in studies if not study.ended]
-    if unfinished:
+        studies = list(reader.read(experiment))
+        if output is Format.json:
+            print_json(comparison_rows(studies))
+        else:
+            _print_comparison(experiment, ranking(studies))
+            if (measured := comparison_table(studies)) is not None:
+                print_table(*measured, title="\nevaluation metrics, held out")
+        if (warning := different_samples(studies)) is not None:
+            say(warning)
+    if unfinished := [study.study for study in studies if not study.ended]:
         say(f"unfinished: {', '.join(unfinished)}")
     for study in studies:
         if study.warning is not None:
             say(f"{study.study}: {study.warning}")
+    if plot is not None:
+        _draw(studies, axis, plot)
 
 
 def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Format) -> None:
@@ -80,43 +73,47 @@ def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], outp
 
     if output is Format.json:
         print_json(sweep_rows(points))
-    else:
-        keys, rows = varied_keys(points), [(point, row) for point in points for row in ranking(points[point])]
-        names = metric_names([row for _, row in rows])
-        metrics = [name for name in names if name.partition("@")[0] in ("precision", "recall", "fdr")]
-        compared = ("searched", "held-out", "against EMA*", *metrics)
-        shown = table(*keys, "optimizer", "seeds", *compared, "evaluations", "seconds", title=name)
-        for point, row in rows:
-            varied = split_point(point)[1]
-            losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
-            others = [number(*row.metrics.get(name, (None, None))) for name in metrics]
-            costs = [f"{row.evaluations:.0f}", f"{row.seconds:.1f}"]
-            values = [varied.get(key, "-") for key in keys]
-            shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *others, *costs)
-        console().print(shown)
-    _say_of_each([study for studies in points.values() for study in studies])
+        return
+    keys, found = varied_keys(points), [(point, row) for point in points for row in ranking(points[point])]
+    names = metric_names([row for _, row in found])
+    metrics = [name for name in names if name.partition("@")[0] in ("precision", "recall", "fdr")]
+    header = (*keys, "optimizer", "seeds", "searched", "held-out", "against EMA*", *metrics, "evaluations", "seconds")
+    rows = []
+    for point, row in found:
+        varied = split_point(point)[1]
+        measured = [_mean(row.metrics.get(name)) for name in metrics]
+        costs = (f"{row.evaluations:.0f}", f"{row.seconds:.1f}")
+        losses = (_mean(row.searched), _mean(row.held_out), _against_ema(row))
+        rows.append((*(varied.get(key, "-") for key in keys), row.label, row.seeds, *losses, *measured, *costs))
+    print_table(header, rows, title=name)
+
+
+def _mean(found: tuple[float | None, float | None] | None) -> str:
+    """A mean and its spread over seeds."""
+    return number(*(found or (None, None)))
 
 
 def _against_ema(row: Ranked) -> str:
     return "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
 
 
-def _print_comparison(experiment: str, rows: Sequence[Ranked]) -> None:
-    sampled = ["on images"] if any(row.held_out_images for row in rows) else []
+def _print_comparison(experiment: str, summaries: Sequence[Ranked]) -> None:
+    sampled = ["on images"] if any(row.held_out_images for row in summaries) else []
     columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", "evaluations", "images", "seconds")
-    shown = table("optimizer", *columns, title=experiment)
-    for row in rows:
-        losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
-        costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
+    rows = []
+    for row in summaries:
         images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
-        shown.add_row(row.label, str(row.seeds), *losses, *images, _against_ema(row), *costs)
-    console().print(shown)
+        costs = (f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}")
+        rows.append(
+            (row.label, row.seeds, _mean(row.searched), _mean(row.held_out), *images, _against_ema(row), *costs)
+        )
+    print_table(("optimizer", *columns), rows, title=experiment)
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.curves import AXES, comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
-    from lcsc_opt.views.figures.writing import write_figure
+    from lcsc_opt.views.figures.writing import write_figures
 
     if axis is not None and ":" in axis:
         x, _, y = axis.partition(":")
@@ -128,19 +125,19 @@ def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
     else:
         figure = comparison_figure(studies, axis)
-    write_figure(figure, path)
+    write_figures({path: figure})
     say(f"drawn: {path}")
 
 
 def report(
-    experiment: Annotated[str, typer.Argument(help="The name of a study file, such as digits.")],
+    experiment: Experiment,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; without it EXPERIMENT.html.")] = None,
     storage: Storage = None,
 ) -> None:
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
-    path = write_report(to_read(storage), experiment, out or Path(f"{experiment}.html"))
+    path = write_report(open_database(storage), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")
 
 
@@ -175,31 +172,26 @@ def evaluate(
     from lcsc_opt.search.plan import StudyPlan
     from lcsc_opt.search.study import StudyRunner
 
-    opened = to_change(storage)
-    stored = study_in(opened, study)
+    stored = find_study(study, storage, write=True)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
     asked = HeldOutPlan.of(stored, **how, keep=keep)
-    with StudyRunner(opened, accept_changes=accept_changes).open(StudyPlan.of(stored)) as searched:
+    with StudyRunner(stored.storage, accept_changes=accept_changes).open(StudyPlan.of(stored)) as searched:
         report = searched.evaluate(asked)
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
     if output is Format.json:
         print_json(report)
         return
-    _print_choice(stored, report)
+    by_number = {trial.number: trial for trial in stored.trials()}
+    rows = [
+        (chosen, number(by_number[chosen].value), number(loss), "chosen" if chosen == report["trial"] else "")
+        for chosen, loss in zip(report["chosen_from"], report["selection"], strict=True)
+    ]
+    print_table(("trial", "searched", _measured("selection", report), ""), rows, title=stored.name)
     print_report(report, title=_measured("held out", report, groups=report["groups"]))
     for name, known in report.get("baselines", {}).items():
         label = f"{known['label']}: {known['study']}, trial {known['trial']}" if "study" in known else name
-        console().print(f"{label}: {number(known['loss'])}")
-
-
-def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:
-    by_number = {trial.number: trial for trial in study.trials()}
-    shown = table("trial", "searched", _measured("selection", report), "", title=study.name)
-    for chosen, selection in zip(report["chosen_from"], report["selection"], strict=True):
-        mark = "chosen" if chosen == report["trial"] else ""
-        shown.add_row(str(chosen), number(by_number[chosen].value), number(selection), mark)
-    console().print(shown)
+        typer.echo(f"{label}: {number(known['loss'])}")
 
 
 def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, Any]] = ()) -> str:
@@ -209,3 +201,64 @@ def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, A
     seeds = ", ".join(str(group["seed"]) for group in groups)
     noise = f", noise group{'s' * (len(groups) > 1)} {seeds}" if groups else ""
     return f"{what}, {report['images']:,} images{noise}"
+
+
+def landscape(
+    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed, any search of the experiment")],
+    grid: Annotated[
+        int | None, typer.Option(min=SMALLEST_SIZE, max=LARGEST_SIZE, help=f"Points on each side: {DEFAULT_SIZE}.")
+    ] = None,
+    corners: Annotated[
+        str | None,
+        typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999."),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(min=0.0, help=f"How far it reaches beyond the corners, in units of theirs: {DEFAULT_MARGIN:g}."),
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Sampled at each point; else as in the search.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Tells several landscapes of one experiment apart.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
+    storage: Storage = None,
+    output: Output = Format.table,
+) -> None:
+    """Evaluate the loss on the plane through three models. Run again, it continues what is unfinished."""
+    from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.search.landscape import run_landscape
+    from lcsc_opt.views.figures.writing import check_figure_names, write_figures
+    from lcsc_opt.views.landscape import landscape_figure, read_landscape
+
+    check_figure_names([] if plot is None else [plot])  # before hours of evaluation
+    stored = find_study(study, storage, write=True)
+    named = [int(one) if one.strip().isdecimal() else one.strip() for one in (corners or "").split(",")]
+    given = {"corners": list(check_corners(named)) if corners else None, "size": grid, "margin": margin}
+    options = {key: value for key, value in given.items() if value is not None}
+    name, outcome = run_landscape(stored.storage, stored, options, images=images, seed=seed)
+    say(f"{name}: {outcome}")
+    data = read_landscape(HistoryReader(stored.storage), name)
+    if output is Format.json:
+        print_json(data.as_row())
+    else:
+        rows = [(p["name"], f"{p['x']:.3g}", f"{p['y']:.3g}", number(p["loss"])) for p in data.points]
+        print_table(("", "x", "y", data.study.metric), rows, title=name)
+    if plot is not None:
+        write_figures({plot: landscape_figure(data)})
+        say(f"drawn: {plot}")
+
+
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. Others can reach anything but loopback: they need a token then."),
+    ] = "127.0.0.1",
+    storage: Storage = None,
+) -> None:
+    """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is served as well."""
+    from lcsc_opt.database.connection import open_even_empty
+    from lcsc_opt.database.urls import masked, storage_url
+    from lcsc_opt.views.dashboard.server import serve
+
+    url = storage_url(storage)
+    opened = open_even_empty(url)
+    serve(opened, port=port, host=host, ready=lambda address: say(f"{address} shows {masked(url)}; Ctrl-C ends it"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +12,14 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
-from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_report, say, table
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, find_study, open_database
+from lcsc_opt.cli.output import Format, number, print_json, print_report, print_table, say, sparkline
 
+if TYPE_CHECKING:
+    from lcsc_opt.exports import Recipe
+
+_LARGEST = 10  # coefficients that are shown of a recipe
+_HASH_DIGITS = 12
 _Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Evaluate on this Ray cluster: host:port of its head, or auto."),
@@ -83,13 +88,15 @@ def run(
 def _print_estimates(estimates: Any, url: str) -> None:
     """Print what would be run, how much of it is done, and about how long the rest takes."""
     from lcsc_opt.database.urls import masked
+    from lcsc_opt.views.progress import duration
 
-    shown = table("study", "optimizer options", "budget", "done", "left, about", title=f"would run, in {masked(url)}")
+    rows = []
     for plan, evaluations, seconds in estimates:
         left = "-" if seconds is None else duration(seconds)
         options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
-        shown.add_row(plan.name, options, str(plan.spec.budget), f"{evaluations} evaluations", left)
-    console().print(shown)
+        rows.append((plan.name, options, plan.spec.budget, f"{evaluations} evaluations", left))
+    header = ("study", "optimizer options", "budget", "done", "left, about")
+    print_table(header, rows, title=f"would run, in {masked(url)}")
     known = [seconds for *_, seconds in estimates if seconds is not None]
     if len(known) < len(estimates):
         say("how long it takes is known from stored evaluations; lcsc run FILE name=try --budget 3 stores some")
@@ -113,13 +120,13 @@ def resume(
     from lcsc_opt.search.plan import StudyPlan
     from lcsc_opt.search.study import StudyRunner
 
-    opened = to_change(storage)
-    plan = StudyPlan.of(study_in(opened, study))
+    stored = find_study(study, storage, write=True)
+    plan = StudyPlan.of(stored)
     if budget is not None:
         plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    outcome = StudyRunner(opened, accept_changes=accept_changes).run(plan, retry_failed=retry_failed)
+    outcome = StudyRunner(stored.storage, accept_changes=accept_changes).run(plan, retry_failed=retry_failed)
     say(f"{plan.name}: {outcome}")
 
 
@@ -140,11 +147,11 @@ def fork(
     from lcsc_opt.search import forking
     from lcsc_opt.search.study import StudyRunner
 
-    opened = to_change(storage)
+    stored = find_study(source, storage, write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
-    plan = forking.fork(study_in(opened, source), new, optimizer=chosen, accept_changes=accept_changes, **how)
-    say(f"{plan.name}: {StudyRunner(opened).run(plan)}")
+    plan = forking.fork(stored, new, optimizer=chosen, accept_changes=accept_changes, **how)
+    say(f"{plan.name}: {StudyRunner(stored.storage).run(plan)}")
 
 
 def list_(
@@ -156,13 +163,18 @@ def list_(
 ) -> None:
     """List the studies of the database, or the catalog."""
     if catalog:
-        _list_catalog(output)
+        found = {kind: {name: str(path) for name, path in entries(kind).items()} for kind in SUFFIXES}
+        if output is Format.json:
+            print_json(found)
+        else:
+            rows = [(kind, name, path) for kind, files in found.items() for name, path in files.items()]
+            print_table(("kind", "name", "file"), rows, left=3)
         return
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.store import other_studies
     from lcsc_opt.database.urls import masked
 
-    opened = to_read(storage)
+    opened = open_database(storage)
     reader = HistoryReader(opened)
     ours = reader.read_studies(reader.names())
     if others := other_studies(opened):
@@ -170,33 +182,13 @@ def list_(
     if output is Format.json:
         print_json([study.as_row() for study in ours])
         return
-    shown = table("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
+    shown: list[tuple[object, ...]] = []
     for study in ours:
         total = study.budget.get("evaluations")
-        done = f"{study.evaluations}/{total}" if total else str(study.evaluations)
-        numbers = [number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:.0f}"]
-        shown.add_row(study.study, study.state, done, str(len(study.failed)), *numbers)
-    console().print(shown)
-
-
-def _list_catalog(output: Format) -> None:
-    found = {kind: entries(kind) for kind in SUFFIXES}
-    if output is Format.json:
-        print_json({kind: {name: str(path) for name, path in files.items()} for kind, files in found.items()})
-        return
-    shown = table("kind", "name", "file")
-    shown.columns[1].justify = shown.columns[2].justify = "left"
-    for kind, files in found.items():
-        for name, path in files.items():
-            shown.add_row(kind, name, _near(path))
-    console().print(shown)
-
-
-def _near(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+        done = f"{study.evaluations}/{total}" if total else study.evaluations
+        numbers = (number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:.0f}")
+        shown.append((study.study, study.state, done, len(study.failed), *numbers))
+    print_table(("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds"), shown)
 
 
 def show(
@@ -208,26 +200,21 @@ def show(
     from lcsc_opt.views.progress import overview
 
     if Path(study).exists() or Path(study).suffix:
-        from lcsc_opt.cli.exports import print_recipe
         from lcsc_opt.exports.recipe import Recipe
 
         recipe = Recipe.read(Path(study))
-        print_json(recipe.model_dump()) if output is Format.json else print_recipe(recipe)
+        print_json(recipe.model_dump()) if output is Format.json else _print_recipe(recipe)
         return
-    opened = to_read(storage)
-    described = overview(study_in(opened, study))
+    described = overview(find_study(study, storage))
     if output is Format.json:
         print_json(described)
         return
-    shown = table(study, "")
-    shown.columns[1].justify = "left"
-    for name, value in described.items():
-        if name not in ("coefficients", "tracebacks", "held_out_report", "held_out_rows"):
-            shown.add_row(name.replace("_", " "), _readable(value))
-    console().print(shown)
+    left_out = ("coefficients", "tracebacks", "held_out_report", "held_out_rows")
+    rows = [(name.replace("_", " "), _readable(value)) for name, value in described.items() if name not in left_out]
+    print_table((study, ""), rows, left=2)
     print_report(described["held_out_report"])
     for text in described["tracebacks"].values():
-        console().print(f"\n{text.rstrip()}", markup=False)
+        typer.echo(f"\n{text.rstrip()}")
 
 
 def _readable(value: Any) -> str:
@@ -236,3 +223,41 @@ def _readable(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(_readable(part) for part in value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _print_recipe(shown: Recipe) -> None:
+    """Print how a model was merged."""
+    import numpy as np
+
+    from lcsc_opt.coefficients.profiles import describe_coefficients
+
+    coefficients = np.array(shown.coefficients)
+    described = describe_coefficients(coefficients, shown.steps)
+    scores = {"searched": _scores({"loss": shown.loss, **shown.metrics})}
+    held_out: dict[str, Any] | None = shown.held_out
+    if held_out is None:
+        scores["held out"] = "not measured; `lcsc evaluate` does"
+    else:
+        images = f", on {held_out['images']:,} images" if held_out["images"] else ""
+        scores["held out"] = _scores({"loss": held_out["loss"], **held_out.get("metrics", {})}) + images
+    rows = {
+        **(scores if shown.trial is not None else {}),  # a merge without a study has no scores
+        "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
+        "key": "-" if shown.key is None else shown.key or "the bare state dict",
+        "trajectory": shown.trajectory_sha256,
+        "method": shown.method,
+        "dtype": shown.dtype or "as the checkpoints",
+        "coefficients": ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in described.items()),
+        "positive": sparkline(np.maximum(coefficients, 0).tolist()),
+        "negative": sparkline(np.maximum(-coefficients, 0).tolist()),
+        "made with": f"lcsc_opt {shown.lcsc_opt}, " + ", ".join(f"{k} {v}" for k, v in shown.versions.items()),
+    }
+    print_table((shown.title, ""), rows.items(), left=2)
+    hashes = shown.checkpoint_sha256 or ("",) * len(coefficients)
+    largest = sorted(np.argsort(-np.abs(coefficients), kind="stable")[:_LARGEST])
+    cells = [(shown.steps[i], f"{coefficients[i]:+.4f}", hashes[i][:_HASH_DIGITS]) for i in largest]
+    print_table(("step", "coefficient", "SHA-256"), cells, title=f"\nthe {len(largest)} largest")
+
+
+def _scores(numbers: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number(value)}" for name, value in numbers.items())

@@ -5,17 +5,14 @@ from __future__ import annotations
 import enum
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import NonNegativeInt
 
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.cli.options import Output, Storage, assignments
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-
-if TYPE_CHECKING:
-    from lcsc_opt.search.refining import Refined
+from lcsc_opt.cli.output import Format, number, print_json, print_table, say
 
 _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
@@ -142,7 +139,11 @@ def refine(
     if output is Format.json:
         print_json({"answer": str(found.answer), "start": _row(found.start), "refined": _row(found.refined)})
     else:
-        _print_refined(found)
+        before, after = found.start, found.refined
+        rows = [("loss", number(before.loss), number(after.loss))]
+        rows += [(name, number(value), number(after.metrics.get(name))) for name, value in before.metrics.items()]
+        title = f"{before.cost.images:,} images of noise that no step saw"
+        print_table(("held out", "start", "refined"), rows, title=title)
     say(f"{found.answer}: the average; {out}: its checkpoints, for the setting checkpoints of a study file")
 
 
@@ -152,14 +153,6 @@ def _row(evaluation: Any) -> dict[str, Any]:
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
         "images": evaluation.cost.images,
     }
-
-
-def _print_refined(found: Refined) -> None:
-    shown = table("held out", "start", "refined", title=f"{found.start.cost.images:,} images of noise that no step saw")
-    shown.add_row("loss", number(found.start.loss), number(found.refined.loss))
-    for name, value in found.start.metrics.items():
-        shown.add_row(name, number(value), number(found.refined.metrics.get(name)))
-    console().print(shown)
 
 
 def neon(
@@ -188,8 +181,6 @@ def neon(
         losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]
         print_json({"step": found.step, "losses": losses})
     else:
-        shown = table("w", "loss", title="(1 + w) start − w self-trained, on the search's noise")
-        for weight, loss in found.losses.items():
-            shown.add_row(f"{weight:g}", number(loss))
-        console().print(shown)
+        rows = [(f"{weight:g}", number(loss)) for weight, loss in found.losses.items()]
+        print_table(("w", "loss"), rows, title="(1 + w) start − w self-trained, on the search's noise")
     say(f"{out}: the checkpoints and, as step {found.step}, the self-trained one; for checkpoints of a study file")

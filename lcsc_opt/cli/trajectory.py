@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +10,11 @@ import typer
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Steps, assignments, parse_steps
-from lcsc_opt.cli.output import Format, console, print_json, say, table
+from lcsc_opt.cli.output import Format, print_json, print_table, say, sparkline
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
 
-_SPARKS = "▁▂▃▄▅▆▇█"
-_NO_SPARK = "·"  # a value that is no number
 _KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
-
-
 _DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits, which halves what is read."
 
 
@@ -75,22 +70,14 @@ def show(
     described = inspect(paths, key=key, verify=verify)
     if output is Format.json:
         print_json(described)
-    else:
-        _print(described)
-
-
-def _print(described: dict[str, Any]) -> None:
+        return
     norms, warnings, _steps = (described.pop(name) for name in ("difference_norms", "warnings", "steps"))
-    shown = table("trajectory", "")
-    shown.columns[1].justify = "left"
-    for name, value in described.items():
-        shown.add_row(name.replace("_", " "), _text(value))
-    moved = [norm for norm in norms if norm is not None]
-    if moved:
-        shown.add_row("moved", f"{sparkline(norms)}  {min(moved):.3g} to {max(moved):.3g} between checkpoints")
-    console().print(shown)
+    rows = [(name.replace("_", " "), _text(value)) for name, value in described.items()]
+    if moved := [norm for norm in norms if norm is not None]:
+        rows.append(("moved", f"{sparkline(norms)}  {min(moved):.3g} to {max(moved):.3g} between checkpoints"))
+    print_table(("trajectory", ""), rows, left=2)
     for warning in warnings:
-        console().print(f"warning: {warning}", markup=False, soft_wrap=True)
+        typer.echo(f"warning: {warning}")
 
 
 def _text(value: Any) -> str:
@@ -99,21 +86,3 @@ def _text(value: Any) -> str:
     if value is None or value == "":
         return "-"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def sparkline(values: Sequence[float | None], width: int = 60) -> str:
-    """Values as a row of bars. Each bar is the mean of several values; a dot means that there is no number."""
-    shares = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
-    shares = shares if len(values) > width else [[value] for value in values]
-    means = [_mean(share) for share in shares]
-    top = max((mean for mean in means if mean is not None), default=0.0) or 1.0
-    return "".join(_NO_SPARK if mean is None else _bar(mean / top) for mean in means)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def _bar(height: float) -> str:
-    return _SPARKS[min(int(height * len(_SPARKS)), len(_SPARKS) - 1)]

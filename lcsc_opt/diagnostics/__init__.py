@@ -1,1 +1,1 @@
-"""What is wrong with a database, and what of it can be deleted."""
+"""What can be deleted: studies of a database, and what lies in the cache."""

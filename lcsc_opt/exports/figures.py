@@ -19,7 +19,7 @@ from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
+from lcsc_opt.views.artifacts import EMA_IMAGES, OWN_IMAGES, artifact_directory
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -49,7 +49,7 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     if own.chosen is None or (found := reader.answer(own)) is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(known)
-    _save_into_optuna_dashboard(storage, own, ema)
+    _save_into_optuna_dashboard(reader, own, ema)
     before = None if ema is None or ema.study == own.study else reader.answer(ema)
     if before is None or objective.sampler is None:
         return []
@@ -67,10 +67,10 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     return list(sheets)
 
 
-def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: StudyHistory | None) -> None:
+def _save_into_optuna_dashboard(reader: HistoryReader, own: StudyHistory, ema: StudyHistory | None) -> None:
     import optuna_dashboard
 
-    from lcsc_opt.views.figures.study import study_figures
+    from lcsc_opt.views.figures.study import own_figures
 
     lines = [f"Chosen: trial {own.chosen}. Searched {own.metric}: {own.searched:.4g}."]
     if own.held_out_loss is not None:
@@ -80,10 +80,12 @@ def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: Stu
     lines.append(
         "Comparison of all optimizers: [/lcsc/compare](/lcsc/compare) where `lcsc dashboard` serves this page."
     )
-    study = optuna.load_study(study_name=own.study, storage=storage)
+    study = optuna.load_study(study_name=own.study, storage=reader.storage)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for name, figure in study_figures(storage, own.study).items():
+        studies = [own] if ema is None else [own, ema]
+        drawn = own_figures(reader, own, studies, ("best_so_far", "coefficients"))
+        for name, figure in drawn.items():
             optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
         optuna_dashboard.save_note(study, "\n\n".join(lines))
 
@@ -95,5 +97,5 @@ def _sheets(objective: MergeSampleScore, ema: Floats, found: Floats, optimizer: 
     shown = np.argsort(-distance, kind="stable")[:SHOWN]
     return {
         EMA_IMAGES: contact_sheet(first[shown].numpy()),
-        own_images(optimizer): contact_sheet(second[shown].numpy()),
+        OWN_IMAGES.format(optimizer=optimizer): contact_sheet(second[shown].numpy()),
     }

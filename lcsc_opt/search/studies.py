@@ -33,7 +33,7 @@ from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.study import StudyRunner, objective_of
 from lcsc_opt.views.ranking import comparison_rows
-from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
+from lcsc_opt.views.sweep import sweep_points, sweep_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,8 +316,8 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     """
     with reading(storage_url(storage)) as opened:
         reader = HistoryReader(opened)
-        if is_sweep(reader, experiment):
-            return sweep_rows(points_of(reader, experiment))
+        if experiment not in reader.experiments() and (points := sweep_points(reader, experiment)):
+            return sweep_rows(points)
         return comparison_rows(reader.read(experiment))
 
 

@@ -13,15 +13,25 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 
 MOST_BYTES = 32 * 2**20  # of one image
-EMA_IMAGES = "images_1_EMA.png"
-_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+PREFIX = "images"
+EMA_IMAGES, OWN_IMAGES = f"{PREFIX}_1_EMA.png", f"{PREFIX}_2_{{optimizer}}.png"  # of EMA*, and of a study's answer
+PNG = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = {PNG: "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredImage:
-    """One image: the name of its file, its type (found from its content), and its content."""
+    """One image.
 
-    filename: str
+    Attributes:
+        artifact_id: the name of its file in the folder of artifacts.
+        caption: which model sampled it.
+        mimetype: found from its content.
+        content: the bytes of the file.
+    """
+
+    artifact_id: str
+    caption: str
     mimetype: str
     content: bytes
 
@@ -39,57 +49,44 @@ def artifact_directory(url: str) -> Path:
     return Path("lcsc.artifacts")
 
 
-def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path, *, prefix: str = "") -> list[StoredImage]:
-    """The images that are stored with a study's answer. Files that are missing, too large or no image are left out.
+def artifact_path(folder: Path, artifact_id: object) -> Path | None:
+    """The file of an artifact; ``None`` if it is no id of ours, since a database may name anything."""
+    try:
+        return folder / str(artifact_id) if str(uuid.UUID(str(artifact_id))) == artifact_id else None
+    except ValueError:
+        return None
+
+
+def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
+    """The images that are stored with a study's answer, without files that are missing, links, too large or no image.
 
     Args:
         reader: of the study's database.
         study: the study.
         folder: of the artifacts.
-        prefix: only images whose file names begin with this.
     """
-    if study.chosen is None:
-        return []
-    named = [meta for meta in reader.artifacts(study, study.chosen) if str(meta.get("filename")).startswith(prefix)]
-    read = ((str(meta["filename"]), read_artifact(folder, str(meta.get("artifact_id")))) for meta in named)
-    found = ((name, content, mimetype(content)) for name, content in read if content is not None)
-    return [StoredImage(name, kind, content) for name, content, kind in found if kind is not None]
+    found = []
+    for meta in [] if study.chosen is None else reader.artifacts(study, study.chosen):
+        name, path = str(meta.get("filename")), artifact_path(folder, meta.get("artifact_id"))
+        content = None if path is None or not name.startswith(PREFIX) else _content(path)
+        kind = None if content is None else _mimetype(content)
+        if path is not None and content is not None and kind is not None:
+            captions = {
+                EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
+                OWN_IMAGES.format(optimizer=study.optimizer): f"{study.study}, trial {study.chosen}",
+            }
+            found.append(StoredImage(path.name, captions.get(name, name), kind, content))
+    return found
 
 
-def own_images(optimizer: str) -> str:
-    """The name of the file with the images of an optimizer's answer; those of EMA* are in :data:`EMA_IMAGES`."""
-    return f"images_2_{optimizer}.png"
-
-
-def caption(study: StudyHistory, filename: str) -> str:
-    """Which model sampled the images that are stored with a study's answer under this file name."""
-    if filename == EMA_IMAGES:
-        return f"EMA*, from the same noise as {study.study}"
-    return f"{study.study}, trial {study.chosen}" if filename == own_images(study.optimizer) else filename
-
-
-def is_artifact_id(text: str) -> bool:
-    """Whether this can be the name of a file in the folder of artifacts. A database may name anything."""
+def _content(path: Path) -> bytes | None:
     try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False
-
-
-def read_artifact(folder: Path, artifact_id: str) -> bytes | None:
-    """The content of an artifact; ``None`` if its id is not valid, or the file is missing, a link, or too large."""
-    if not is_artifact_id(artifact_id):
-        return None
-    try:
-        path = folder / artifact_id
-        if path.is_symlink() or path.stat().st_size > MOST_BYTES:
-            return None
-        return path.read_bytes()
+        return None if path.is_symlink() or path.stat().st_size > MOST_BYTES else path.read_bytes()
     except OSError:
         return None
 
 
-def mimetype(content: bytes) -> str | None:
+def _mimetype(content: bytes) -> str | None:
     """The type of an image by its first bytes; ``None`` if it is no image. The database's own type is not trusted."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "image/webp"

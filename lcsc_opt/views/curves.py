@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.history import Floats, StudyHistory, Trials, best_ema
 from lcsc_opt.database.names import label
 from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
@@ -88,17 +87,13 @@ def default_axis(studies: Sequence[StudyHistory]) -> str:
 
 
 def curves(studies: Sequence[StudyHistory], axis: str) -> list[_Curve]:
-    """The curves of an experiment; optimizers in the order in which their studies were created.
-
-    Raises:
-        StudyStoreError: there is no such axis.
-    """
+    """The curves of an experiment over one of :data:`AXES`; optimizers in the order in which they were created."""
     grouped: dict[str, list[StudyHistory]] = {}
     for study in studies:
         if study.best is not None:
             key = study.optimizer if study.ended else study.study  # unique: only names of studies have slashes
             grouped.setdefault(key, []).append(study)
-    return [curve(group, axis) for group in grouped.values()]
+    return [_curve(group, axis) for group in grouped.values()]
 
 
 def comparison_figure(
@@ -119,9 +114,6 @@ def comparison_figure(
         log_x: of what was spent.
         log_y: of the loss; linear where a loss is not positive.
         theme: of the page.
-
-    Raises:
-        StudyStoreError: there is no such axis.
     """
     axis = axis or default_axis(studies)
     drawn = curves(studies, axis)
@@ -149,7 +141,7 @@ def comparison_figure(
     return made.update_yaxes(type="log" if log_y else "linear", tickformat="~g")
 
 
-def curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
+def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
     """Best so far of one optimizer over its seeds, on a common axis.
 
     Args:
@@ -178,13 +170,9 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
 
 
 def best_so_far(study: StudyHistory, axis: str) -> _Steps:
-    """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare.
-
-    Raises:
-        StudyStoreError: there is no such axis.
-    """
+    """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
     trials = study.compared
-    positions = spent(trials, axis)
+    positions = _spent(trials, axis)
     if axis == "seconds":  # with several workers, only seconds are not in the order of tells
         order = np.argsort(positions, kind="stable")
         trials, positions = trials[order], positions[order]
@@ -199,20 +187,13 @@ def improvements(losses: Floats) -> npt.NDArray[np.intp]:
     return np.flatnonzero(losses < before)
 
 
-def spent(trials: Trials, axis: str) -> Floats:
-    """``[n]``, what was spent until the end of each finished trial, in the order of the trials.
-
-    Raises:
-        StudyStoreError: there is no such axis.
-    """
+def _spent(trials: Trials, axis: str) -> Floats:
+    """``[n]``, what was spent until the end of each finished trial, in the order of the trials."""
     if axis == "evaluations":
         return np.arange(1, len(trials) + 1, dtype=np.float64)
     if axis == "seconds":
         return wall_clock(trials)
-    names = {"images": "images", "model_calls": "model_calls", "evaluation_seconds": "seconds"}
-    if axis not in names:
-        raise StudyStoreError(f"{axis}: no such axis; expected one of {', '.join(AXES)}")
-    return np.cumsum(trials[names[axis]], dtype=np.float64)
+    return np.cumsum(trials["seconds" if axis == "evaluation_seconds" else axis], dtype=np.float64)
 
 
 def wall_clock(trials: Trials) -> Floats:

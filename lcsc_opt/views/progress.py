@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.records import NodeWork
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import PARTS, Floats, KeptNodes, StudyHistory, Trials, images_taken
+from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, images_taken
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
-_RECENT = 50  # trials that the rate is computed from
-_OTHER = "other"
+RECENT = 50  # trials that the rate is computed from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,62 +46,40 @@ class Progress:
         """The share of the budget that was spent, from 0 to 1."""
         return min(self.done / self.total, 1.0) if self.total else None
 
-
-def progress_of(study: StudyHistory) -> Progress:
-    """The progress of a study, its rate, and the time that it still needs."""
-    unit, total = next(iter(study.budget.items()), ("evaluations", None))
-    finished = study.finished
-    is_own = ~finished["inherited"]
-    own = finished[is_own]
-    done = len(own) if unit == "evaluations" else int(images_taken(finished)[is_own].sum())
-    state = (
-        "finished" if study.ended else "running" if study.running else "interrupted" if len(study.trials) else "empty"
-    )
-    clock = np.sort(wall_clock(own))[-_RECENT:]
-    elapsed = float(clock[-1] - clock[0]) if len(clock) > 1 else 0.0
-    rate = (len(clock) - 1) * (done / len(own)) / elapsed if elapsed > 0 else None
-    left = (total - done) / rate if state == "running" and total and rate else None
-    failed = len(study.failed)
-    return Progress(
-        state=state,
-        unit=unit,
-        done=done,
-        total=total,
-        per_hour=None if rate is None else 3600 * rate,
-        seconds_left=None if left is None else max(left, 0.0),
-        failed=failed,
-        retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
-    )
+    @classmethod
+    def of(cls, study: StudyHistory) -> Progress:
+        """The progress of a study, its rate, and the time that it still needs."""
+        unit, total = next(iter(study.budget.items()), ("evaluations", None))
+        finished = study.finished
+        is_own = ~finished["inherited"]
+        own = finished[is_own]
+        done = len(own) if unit == "evaluations" else int(images_taken(finished)[is_own].sum())
+        unfinished = "running" if study.running else "interrupted" if len(study.trials) else "empty"
+        state = "finished" if study.ended else unfinished
+        clock = np.sort(wall_clock(own))[-RECENT:]
+        elapsed = float(clock[-1] - clock[0]) if len(clock) > 1 else 0.0
+        rate = (len(clock) - 1) * (done / len(own)) / elapsed if elapsed > 0 else None
+        return cls(
+            state=state,
+            unit=unit,
+            done=done,
+            total=total,
+            per_hour=None if rate is None else 3600 * rate,
+            seconds_left=max((total - done) / rate, 0.0) if state == "running" and total and rate else None,
+            failed=len(study.failed),
+            retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
+        )
 
 
-def waiting_of(study: StudyHistory, *, now: float | None = None) -> list[tuple[int, float]]:
-    """(trial, seconds since its ask) for each trial without a result, the longest first; ``now`` counts from 1970."""
-    moment = time.time() if now is None else now
-    rows = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
-    ages = [(int(row["number"]), max(moment - float(row["started"]), 0.0)) for row in rows]
-    return sorted(ages, key=lambda age: (-age[1], age[0]))
-
-
-def nodes_of(study: StudyHistory, *, now: float | None = None) -> KeptNodes | None:
-    """The last stored state of a running study's workers; ``now`` is in seconds since 1970.
-
-    If the searching process itself evaluates, its state is computed from the last trials. ``None`` if nobody runs the
-    study.
-    """
-    if study.holder is None:
-        return None
-    if study.nodes is not None and study.nodes.kept_at >= study.holder.since:  # not from an earlier run
-        return study.nodes
-    here = NodeWork(study.holder.host, 1, _busy(study, study.holder.since), 0)
-    return KeptNodes(time.time() if now is None else now, (here,) if study.workers == 1 else ())
-
-
-def _busy(study: StudyHistory, since: float) -> float | None:
-    """The share of the last trials' time that was spent on evaluation, for one worker."""
-    trials = study.finished
-    trials = trials[trials["started"] >= since][-_RECENT:]
-    elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
-    return min(float(trials["seconds"].sum()) / elapsed, 1.0) if elapsed > 0 else None
+def duration(seconds: float) -> str:
+    """For people: two units at most."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,16 +104,12 @@ def failures_of(study: StudyHistory) -> list[FailureReason]:
     for number, reasons in sorted(study.reasons.items()):
         for reason in dict.fromkeys(reasons):
             numbers[reason].append(number)
-    return [
-        FailureReason(
-            reason,
-            count,
-            tuple(numbers[reason]),
-            len(lost.intersection(numbers[reason])),
-            study.tracebacks.get(reason, ""),
-        )
-        for reason, count in attempts.most_common()
-    ]
+    found = []
+    for reason, count in attempts.most_common():
+        trials = tuple(numbers[reason])
+        traceback = study.tracebacks.get(reason, "")
+        found.append(FailureReason(reason, count, trials, len(lost.intersection(trials)), traceback))
+    return found
 
 
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
@@ -165,6 +136,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     reader, attributes = HistoryReader(study.storage), study.attributes
     found = reader.read_study(study.name)
     best, specification = reader.answer(found), attributes.get("specification", {})
+    lost = Counter(found.reasons[number][-1] for number in found.failed["number"].tolist())
     return {
         **found.as_row(),
         "budget": dict(found.budget),
@@ -181,18 +153,13 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "held_out_report": attributes.get("held_out"),
         "warning": found.warning,
         "failed": len(found.failed),
-        "failure_reasons": failure_reasons(found),
+        "failure_reasons": dict(lost.most_common()),  # by the last attempt of each trial
         "tracebacks": dict(found.tracebacks),
-        "seconds_per_trial": seconds_per_trial(found),
+        "seconds_per_trial": _seconds_per_trial(found),
     }
 
 
-def failure_reasons(study: StudyHistory) -> dict[str, int]:
-    """Reason of the last attempt → how many trials failed with it, the most frequent first."""
-    return dict(Counter(study.reasons[number][-1] for number in study.failed["number"].tolist()).most_common())
-
-
-def seconds_per_trial(study: StudyHistory) -> dict[str, float]:
+def _seconds_per_trial(study: StudyHistory) -> dict[str, float]:
     """Mean seconds of each part of a complete trial; ``other`` is the median of the time outside evaluations.
 
     ``other`` is the time of the optimizer, the database and the progress bar. An interruption does not move a median.
@@ -203,4 +170,4 @@ def seconds_per_trial(study: StudyHistory) -> dict[str, float]:
     means = {part.removesuffix("_seconds"): float(complete[part].mean()) for part in PARTS}
     named = {part: seconds for part, seconds in means.items() if seconds}
     outside = seconds_outside(study, complete)[:-1]  # the last trial has no trial after it
-    return {**named, **({_OTHER: float(np.median(outside))} if len(outside) else {})}
+    return {**named, **({"other": float(np.median(outside))} if len(outside) else {})}

@@ -11,13 +11,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.ranking import comparison_rows
 
 
-def is_sweep(reader: HistoryReader, name: str) -> bool:
-    """Whether ``name`` is the common part of a sweep's points, and no experiment itself."""
-    known = reader.experiments()
-    return name not in known and any(split_point(experiment)[0] == name for experiment in known)
-
-
-def points_of(reader: HistoryReader, name: str) -> dict[str, tuple[StudyHistory, ...]]:
+def sweep_points(reader: HistoryReader, name: str) -> dict[str, tuple[StudyHistory, ...]]:
     """Experiment → its studies, for the points of a sweep in the order in which they were begun.
 
     Args:

@@ -5,17 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.history import best_ema
 from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
     best_so_far,
-    curve,
     curves,
     default_axis,
     improvements,
-    spent,
     thinned,
     wall_clock,
 )
@@ -41,11 +37,6 @@ def test_only_improvements_are_kept() -> None:
     steps = best_so_far(history([5.0, 6.0, None, 4.0, 4.0]), "evaluations")
     assert (steps.positions.tolist(), steps.values.tolist(), steps.end) == ([1, 4], [5, 4], 5)
     assert (steps.first_below(4.5), steps.first_below(4.0), steps.first_below(3.9)) == (4, 4, None)
-
-
-def test_an_axis_that_is_not_there_is_named() -> None:
-    with pytest.raises(StudyStoreError, match="hours: no such axis; expected one of evaluations, images, model_calls"):
-        spent(history([1.0]).finished, "hours")
 
 
 # wall clock
@@ -85,7 +76,7 @@ def test_wall_clock_without_interruptions_is_the_time_since_the_start(values: li
 @given(st.lists(losses.filter(any), min_size=1, max_size=4), st.sampled_from(list(AXES)))
 def test_a_curve_is_the_mean_of_what_each_seed_has_found(seeds: list[list[float | None]], axis: str) -> None:
     studies = [history(values, seed=seed, seconds=seed + 1.0) for seed, values in enumerate(seeds)]
-    found = curve(studies, axis)
+    (found,) = curves(studies, axis)
     steps = [best_so_far(study, axis) for study in studies]
     assert found.positions[-1] == max(step.end for step in steps)
     assert (np.diff(found.positions) > 0).all()
@@ -96,7 +87,7 @@ def test_a_curve_is_the_mean_of_what_each_seed_has_found(seeds: list[list[float 
 
 
 def test_a_seed_that_has_ended_stays_at_its_best() -> None:
-    found = curve([history([4.0]), history([6.0, 2.0, 8.0], seed=1)], "evaluations")
+    (found,) = curves([history([4.0]), history([6.0, 2.0, 8.0], seed=1)], "evaluations")
     assert found.positions.tolist() == [1, 2, 3]
     assert found.mean.tolist() == [5, 3, 3]
 
@@ -128,21 +119,10 @@ def test_curves_are_drawn_against_images_where_there_are_any() -> None:
     assert default_axis([without]) == default_axis([]) == "evaluations"
 
 
-def test_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
-    one, two = (history([value], optimizer="EMAGrid", held_out=out) for value, out in ((1.0, 3.0), (2.0, 2.5)))
-    three = history([0.5], optimizer="EMAGrid")
-    assert best_ema([history([0.1]), one, two, three]) is two
-    assert best_ema([one, three]) is one
-    assert best_ema([history([0.1])]) is None
-    stopped = history([0.2], optimizer="EMAGrid", held_out=0.1, ended=False)  # its best may be to come
-    assert best_ema([stopped, one]) is one
-    assert best_ema([stopped]) is None
-
-
 def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
     positions = np.arange(5000.0)
     found = thinned(positions)
     assert len(found) == MOST_POINTS
     assert (found[0], found[-1]) == (0, 4999)
     study = history(list(np.linspace(9, 1, 5000)))
-    assert len(curve([study], "evaluations").positions) == MOST_POINTS
+    assert len(curves([study], "evaluations")[0].positions) == MOST_POINTS

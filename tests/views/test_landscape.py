@@ -18,7 +18,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape, landscape_figure, landscape_names, read_landscape
-from lcsc_opt.views.report import report
+from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
 from tests.study_examples import STEPS, coefficients, write_study
 
@@ -140,7 +140,8 @@ def test_a_landscape_is_no_search(storage: RDBStorage, tmp_path: Path) -> None:
     write_landscape(storage, loss=lambda *_: 0.1)
     reader = HistoryReader(storage)
     assert [study.study for study in reader.read("digits")] == ["digits/LCSC/0"]
-    ranked, _, rest = report(reader, "digits", tmp_path).partition("<h2>Landscape</h2>")
+    page = write_report(storage, "digits", tmp_path / "digits.html").read_text()
+    ranked, _, rest = page.partition("<h2>Landscape</h2>")
     assert "Landscape" not in ranked
     assert rest.startswith("\n<h3>digits/Landscape/0</h3>")
     assert "<summary>digits/Landscape/0</summary>" not in rest

@@ -5,19 +5,16 @@ import json
 
 import pytest
 
-from lcsc_opt.base.records import NodeWork
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import HeldOut, Holder, KeptNodes
+from lcsc_opt.database.history import HeldOut, Holder
 from lcsc_opt.views.progress import (
     FailureReason,
-    failure_reasons,
+    Progress,
     failures_of,
-    nodes_of,
     overview,
-    progress_of,
-    seconds_per_trial,
-    waiting_of,
+    seconds_outside,
 )
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
@@ -27,7 +24,7 @@ ALIVE = Holder("node1", 42, 900.0)
 
 def test_a_running_study_says_how_long_it_will_take() -> None:
     study = history([3.0, 2.0, None, 1.0], ended=False, running=1, holder=ALIVE, budget={"evaluations": 10})
-    found = progress_of(study)
+    found = Progress.of(study)
     assert (found.state, found.unit, found.done, found.total, found.share) == ("running", "evaluations", 4, 10, 0.4)
     assert found.per_hour == pytest.approx(3600 / 1.5)
     assert found.seconds_left == pytest.approx(6 * 1.5)
@@ -35,7 +32,7 @@ def test_a_running_study_says_how_long_it_will_take() -> None:
 
 
 def test_a_budget_in_images_is_counted_in_images() -> None:
-    found = progress_of(history([3.0, 2.0, 1.0], ended=False, holder=ALIVE, budget={"images": 100}))
+    found = Progress.of(history([3.0, 2.0, 1.0], ended=False, holder=ALIVE, budget={"images": 100}))
     assert (found.unit, found.done, found.total) == ("images", 30, 100)
     assert found.per_hour == pytest.approx(10 * 3600 / 1.5)
     assert found.seconds_left == pytest.approx(7 * 1.5)
@@ -45,12 +42,12 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     """As the runner counts them: it may ask for 40 images, and they are gone when none comes."""
     columns = {"images": [10.0, 0.0, 0.0, 4.0], "asked": [0.0, 0.0, 40.0, 0.0], "state": [1, 3, 3, 2]}
     study = history([3.0, None, None, 2.0], ended=False, holder=ALIVE, budget={"images": 100}, columns=columns)
-    assert progress_of(study).done == 10 + 10 + 40 + 4
+    assert Progress.of(study).done == 10 + 10 + 40 + 4
     inherited = history(
         [3.0, None, None, 2.0], budget={"images": 100}, columns={**columns, "inherited": [True, True, False, False]}
     )
-    assert progress_of(inherited).done == 40 + 4
-    assert progress_of(history([None, None], images=0.0, budget={"images": 100})).done == 0, "nobody knows how many"
+    assert Progress.of(inherited).done == 40 + 4
+    assert Progress.of(history([None, None], images=0.0, budget={"images": 100})).done == 0, "nobody knows how many"
 
 
 @pytest.mark.parametrize(
@@ -62,13 +59,13 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     ],
 )
 def test_the_state_of_a_study(changes: dict, state: str) -> None:
-    found = progress_of(history([2.0, 1.0], **changes))
+    found = Progress.of(history([2.0, 1.0], **changes))
     assert found.state == state
     assert (found.seconds_left is not None) == (state == "running")
 
 
 def test_an_empty_study_has_no_rate() -> None:
-    found = progress_of(history([], ended=False, budget={}))
+    found = Progress.of(history([], ended=False, budget={}))
     assert (found.state, found.done, found.total, found.per_hour, found.share) == ("empty", 0, None, None, None)
 
 
@@ -76,33 +73,12 @@ def test_the_rate_is_that_of_the_last_trials_and_of_no_interruption() -> None:
     study = history([1.0] * 100, ended=False, holder=ALIVE, budget={"evaluations": 200}, seconds=3, gap=0)
     study.trials["started"][75:] += 9 * 3600
     study.trials["ended"][75:] += 9 * 3600
-    assert progress_of(study).per_hour == pytest.approx(1200)
+    assert Progress.of(study).per_hour == pytest.approx(1200)
 
 
 def test_inherited_trials_are_no_progress() -> None:
     study = history([3.0, 2.0, 1.0], ended=False, columns={"inherited": [True, True, False]}, budget={"evaluations": 4})
-    assert progress_of(study).done == 1
-
-
-def test_trials_without_a_result_are_told_with_their_age() -> None:
-    study = history([3.0], ended=False, running=2, workers=2, holder=ALIVE)
-    assert waiting_of(study, now=1050.0) == [(1, 48.5), (2, 47.0)]
-
-
-def test_what_workers_of_each_machine_do_is_what_was_kept_last() -> None:
-    kept = KeptNodes(1040.0, (NodeWork("one", 2, 0.5, 0), NodeWork("two", 0, None, 3)))
-    study = dataclasses.replace(history([3.0], ended=False, workers=4, holder=ALIVE), nodes=kept)
-    assert nodes_of(study, now=1050.0) == kept
-    before = dataclasses.replace(study, nodes=KeptNodes(890.0, kept.nodes))  # the holder runs it since 900
-    assert nodes_of(before, now=1050.0) == KeptNodes(1050.0, ())
-    assert nodes_of(dataclasses.replace(study, holder=None), now=1050.0) is None
-
-
-def test_the_process_that_searches_is_a_worker_whose_trials_say_how_busy_it_is() -> None:
-    study = history([3.0, 2.0, 1.0], ended=False, seconds=1.0, gap=0.5, holder=ALIVE)
-    assert nodes_of(study, now=1050.0) == KeptNodes(1050.0, (NodeWork("node1", 1, 0.75, 0),))
-    new = history([], ended=False, holder=ALIVE)
-    assert nodes_of(new, now=1050.0) == KeptNodes(1050.0, (NodeWork("node1", 1, None, 0),))
+    assert Progress.of(study).done == 1
 
 
 def test_failures_are_grouped_by_reason() -> None:
@@ -114,7 +90,7 @@ def test_failures_are_grouped_by_reason() -> None:
         FailureReason("memory", 3, (0, 1), 1),
         FailureReason("not finite", 1, (2,), 1),
     ]
-    assert progress_of(study).retried == 1
+    assert Progress.of(study).retried == 1
     assert failures_of(history([1.0])) == []
 
 
@@ -138,14 +114,17 @@ def test_everything_about_a_study_is_json(url: str) -> None:
     assert {key: found[key] for key in expected} == expected
 
 
-def test_a_trial_counts_with_the_reason_of_its_last_attempt() -> None:
-    reasons = {0: ("memory", "not finite"), 1: ("memory",), 2: ("not finite",), 3: ("memory",)}
-    assert failure_reasons(history([None, None, None, 1.0], reasons=reasons)) == {"not finite": 2, "memory": 1}
+def test_a_trial_counts_with_the_reason_of_its_last_attempt(url: str) -> None:
+    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [])
+    for reasons in (["memory", "not finite"], ["memory"], ["not finite"]):
+        number = study.add_candidate(Candidate(coefficients(0)))
+        study.fail(number, [{"reason": reason, "seconds": 1.0} for reason in reasons], tell_index=number)
+    assert list(overview(study)["failure_reasons"].items()) == [("not finite", 2), ("memory", 1)]
 
 
-def test_seconds_per_trial_are_means_of_parts_and_a_median_of_the_rest() -> None:
-    study = history([4.0, 3.0, 2.0, 1.0], gap=0.5, columns={"sample_seconds": [0.2, 0.4, 0.2, 0.4]})
+def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() -> None:
+    study = history([4.0, 3.0, 2.0, 1.0], gap=0.5)
     study.trials["started"][3] += 3600
-    found = seconds_per_trial(study)
-    assert found == {"sample": pytest.approx(0.3), "other": pytest.approx(0.5)}
-    assert seconds_per_trial(history([None])) == {}
+    assert seconds_outside(study, study.trials).tolist() == pytest.approx([0.5, 0.5, 0.0, 0.0])
+    study = history([3.0, 2.0], seconds=1.0, workers=2, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
+    assert seconds_outside(study, study.trials).tolist() == pytest.approx([0.5, 2.0]), "the second one waited for 2 s"

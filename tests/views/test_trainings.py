@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.views import trainings
-from lcsc_opt.views.trainings import find_trainings, looked_in, read_sheet, read_training
+from lcsc_opt.views.trainings import TrainingHistory, find_trainings
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -31,27 +31,20 @@ def write_training(
     return place
 
 
-def read(place: Path) -> trainings.TrainingHistory:
-    found = read_training(place.name, place)
-    assert found is not None
-    return found
+def read(place: Path) -> TrainingHistory:
+    return find_trainings(place.parent)[place.name]
 
 
-def test_trainings_are_found_in_the_folder_of_the_database_and_in_those_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = tmp_path / "here"
-    places = [write_training(here, "b"), write_training(here / "more", "a")]
-    write_training(here / "more" / "deeper", "c")
+def test_trainings_are_found_in_a_folder_and_in_those_in_it(tmp_path: Path) -> None:
+    places = [write_training(tmp_path, "b"), write_training(tmp_path / "more", "a")]
+    write_training(tmp_path / "more" / "deeper", "c")
     for age, place in enumerate(reversed(places)):
         os.utime(place.with_name(f"{place.name}.jsonl"), (1000 - age, 1000 - age))
-    (here / "notes.jsonl").write_text("{}\n")  # of something else
-    assert list(find_trainings(looked_in(f"sqlite:///{here}/studies.db")).items()) == [
+    (tmp_path / "notes.jsonl").write_text("{}\n")  # of something else
+    assert [(name, found.place) for name, found in find_trainings(tmp_path).items()] == [
         ("b", places[0]),
         ("more/a", places[1]),
     ]
-    monkeypatch.chdir(here)
-    assert looked_in("postgresql://somebody@host/studies") == looked_in("sqlite://") == here
 
 
 def test_a_headline_says_where_a_training_is(tmp_path: Path) -> None:
@@ -83,16 +76,15 @@ def test_lines_that_are_not_whole_and_losses_that_are_none_are_left_out(tmp_path
     with (tmp_path / "run.jsonl").open("a") as file:
         file.write("\n".join(more))
     assert read(place).steps == (10,)
-    figure = trainings.training_figure(read(place), "dark")
+    figure = read(place).figure("dark")
     assert (list(figure.data[0].x), list(figure.data[0].y), figure.layout.yaxis.type) == ([10], [4.0], "log")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": "ict"}', '{"recipe": 1, "data": 2, "steps": "many"}'])
 def test_what_describes_no_training_is_none(tmp_path: Path, text: str) -> None:
-    place = write_training(tmp_path)
+    write_training(tmp_path)
     (tmp_path / "run.model" / "training.json").write_text(text)
     assert find_trainings(tmp_path) == {}
-    assert read_training("run", place) is None
 
 
 def test_only_samples_are_read(tmp_path: Path) -> None:
@@ -103,7 +95,7 @@ def test_only_samples_are_read(tmp_path: Path) -> None:
     (sheets / "step00000040.png").write_bytes(b"<script>")
     (sheets / "other.png").write_bytes(PNG)
     assert read(place).sheets == (10, 20, 30, 40)
-    assert [read_sheet(place, step) for step in (10, 30, 40, 50)] == [PNG, None, None, None]
+    assert [read(place).sheet(step) for step in (10, 30, 40, 50)] == [PNG, None, None, None]
     sheets.rename(tmp_path / "moved")
     sheets.symlink_to(tmp_path / "moved")
-    assert read_sheet(place, 10) is None
+    assert read(place).sheet(10) is None

@@ -54,8 +54,8 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 def site(storage: RDBStorage) -> Application:
     """Every page over ``storage``, as one WSGI application."""
     files = {name: file.resolve() for name, file in entries("dashboards").items()}
-    ours = sorted((name for name in files if name != _ROOT), key=lambda name: (_place(name), name))
-    menu = {name: f"{HOME}{quote(name)}" for name in ours}
+    others = sorted(files.keys() - {_ROOT, *_FIRST})
+    menu = {name: f"{HOME}{quote(name)}" for name in (*_FIRST, *others) if name in files}
     source = masked(storage.url)
     mounts = {path: _page(storage, name, files[name], _header(menu, name, source)) for name, path in menu.items()}
     home = _redirect(next(iter(menu.values()), ROOT_PATH))
@@ -63,10 +63,6 @@ def site(storage: RDBStorage) -> Application:
     root = _root(storage, files[_ROOT]) if _ROOT in files else _redirect(HOME)
     mounted: Application = DispatcherMiddleware(root, {**mounts, HOME.rstrip("/"): static})
     return mounted
-
-
-def _place(name: str) -> int:
-    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _title(name: str) -> str:
@@ -85,13 +81,9 @@ def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Applicatio
         return _broken(header, name, str(error))
     except Exception as error:
         return _broken(header, name, f"{file}: build(storage) raised {type(error).__name__}: {error}")
-    return _with_root(server)
-
-
-def _with_root(server: Application) -> Application:
-    """The address of a page without a slash at its end is that of the page."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """The address of a page without a slash at its end is that of the page."""
         return server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
 
     return answer
@@ -191,28 +183,21 @@ def _root(storage: RDBStorage, file: Path) -> Application:
     except Exception as error:
         notice(f"dashboard: {file}: {type(error).__name__}: {error}")
         return _redirect(HOME)
+    link = f'<a href="{HOME}" style="{_LINK_STYLE}">Read-only here · Compare optimizers (lcsc)</a>'
 
     @Request.application
     def answer(request: Request) -> Response:
-        environ = request.environ
-        if not request.path.startswith("/dashboard"):
-            found = Response.from_app(inner, environ, buffered=True)
-            if request.path.startswith("/artifacts/"):
-                found.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
-            return found
-        for name in ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_RANGE"):
-            environ.pop(name, None)  # the page is changed below
-        return _linked(Response.from_app(inner, environ, buffered=True))
+        on_page = request.path.startswith("/dashboard")
+        for name in ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_RANGE") if on_page else ():
+            request.environ.pop(name, None)  # the page is changed below
+        found = Response.from_app(inner, request.environ, buffered=True)
+        if on_page and found.mimetype == "text/html":
+            found.set_data(found.get_data().replace(b"</body>", f"{link}</body>".encode(), 1))
+            for name in ("ETag", "Last-Modified"):
+                found.headers.pop(name, None)
+        elif request.path.startswith("/artifacts/"):
+            found.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
+        return found
 
     application: Application = answer
     return application
-
-
-def _linked(page: Response) -> Response:
-    if page.mimetype != "text/html":
-        return page
-    link = f'<a href="{HOME}" style="{_LINK_STYLE}">Read-only here · Compare optimizers (lcsc)</a>'
-    page.set_data(page.get_data().replace(b"</body>", f"{link}</body>".encode(), 1))
-    for name in ("ETag", "Last-Modified"):
-        page.headers.pop(name, None)
-    return page

@@ -15,14 +15,14 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.views.dashboard.pages import HOME, Application, site
-from lcsc_opt.views.dashboard.parts import forbid_writing
 
 _HOST = "127.0.0.1"
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -37,32 +37,30 @@ _HEADERS = {
 }
 
 
-def serve(
-    storage: RDBStorage,
-    *,
-    port: int,
-    host: str = _HOST,
-    token: str | None = None,
-    ready: Callable[[str], None] | None = None,
-) -> None:
-    """Serve until interrupted.
+_READ_ONLY = {
+    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+def serve(storage: RDBStorage, *, port: int, host: str = _HOST, ready: Callable[[str], None] | None = None) -> None:
+    """Serve until interrupted. If other machines can reach the address, every request must carry a token.
 
     Args:
         storage: only read; from here on it refuses to be written to.
         port: to listen on; 0 for any that is free.
-        host: an address of this machine. Anything but loopback needs a token.
-        token: what every request must carry.
-        ready: called with the address to open, once the server answers there.
+        host: an address of this machine.
+        ready: called with the address to open, with the token, once the server answers there.
 
     Raises:
         StudyStoreError: the port is taken, or the address is none of this machine's.
-        StudySpecError: others could reach it without a token.
     """
-    if token is None and not is_loopback(host):
-        raise StudySpecError(f"host {host}: others can reach it, so every request must carry a token")
+    token = None if _is_loopback(host) else secrets.token_urlsafe(32)
     with contextlib.closing(_listen(host, port)) as listening:
         port = int(listening.getsockname()[1])
-        guarded = application(storage, host=host, token=token, cookie=f"lcsc_token_{port}")
+        guarded = application(storage, token=token, cookie=f"lcsc_token_{port}")
         server = make_server(host, port, guarded, threaded=True, request_handler=_QuietHandler, fd=listening.fileno())
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
@@ -71,15 +69,23 @@ def serve(
             server.serve_forever()
 
 
-def application(
-    storage: RDBStorage, *, host: str = _HOST, token: str | None = None, cookie: str = "lcsc_token"
-) -> Guard:
-    """The whole site as one WSGI application; see :func:`serve`."""
-    forbid_writing(storage)
-    return Guard(site(storage), any_host=not is_loopback(host), token=token, cookie=cookie)
+def application(storage: RDBStorage, *, token: str | None = None, cookie: str = "lcsc_token") -> Guard:
+    """The whole site as one WSGI application; see :func:`serve`. From here on the storage refuses every write."""
+    statement = _READ_ONLY.get(storage.engine.dialect.name)
+    if statement is not None:
+
+        @sa.event.listens_for(storage.engine, "connect")
+        def _connect(connection: Any, _record: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute(statement)
+            cursor.close()
+            connection.commit()
+
+        storage.engine.dispose()  # connections made before the listener was there
+    return Guard(site(storage), token=token, cookie=cookie)
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether only this machine can reach that address."""
     if host == "localhost":
         return True
@@ -87,11 +93,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def new_token() -> str:
-    """One that cannot be guessed."""
-    return secrets.token_urlsafe(32)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -130,14 +131,13 @@ class Guard:
 
     Args:
         inner: the site.
-        any_host: accept any ``Host``, as a machine has many names; only with a token, which other sites do not have.
-        token: given once as ``?token=``, from then on as a cookie that scripts cannot read.
+        token: given once as ``?token=``, from then on as a cookie that scripts cannot read. With one, any ``Host`` is
+            accepted, as a machine has many names: other sites do not have the token.
         cookie: its name; browsers tell cookies apart by host, but not by port.
     """
 
-    def __init__(self, inner: Application, *, any_host: bool, token: str | None, cookie: str) -> None:
-        self._inner, self._any_host = inner, any_host and token is not None
-        self._token, self._cookie = token, cookie
+    def __init__(self, inner: Application, *, token: str | None = None, cookie: str = "lcsc_token") -> None:
+        self._inner, self._token, self._cookie = inner, token, cookie
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Refuse, or ask the site."""
@@ -147,10 +147,16 @@ class Guard:
             return _headed(refusal)(environ, start_response)
         if self._token is not None and not _same(request.cookies.get(self._cookie), self._token):
             return _headed(self._admission(request))(environ, start_response)
-        return self._answer(environ)(environ, start_response)
+        try:
+            answer = Response.from_app(self._inner, environ, buffered=True)
+        except Exception as error:
+            notice(f"dashboard: {request.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            said = "this failed; the terminal of lcsc dashboard says why\n"
+            answer = Response(said, status=HTTPStatus.INTERNAL_SERVER_ERROR, mimetype="text/plain")
+        return _headed(answer)(environ, start_response)
 
     def _refusal(self, request: Request) -> Response | None:
-        if not self._any_host and _host_name(request) not in _LOOPBACK_NAMES:
+        if self._token is None and _host_name(request) not in _LOOPBACK_NAMES:
             return _refused("this Host is not served; open the address that lcsc dashboard printed")
         if not _is_same_site(request):
             return _refused("requests from other sites are refused")
@@ -169,14 +175,6 @@ class Guard:
         answer.autocorrect_location_header = False
         answer.set_cookie(self._cookie, str(self._token), httponly=True, samesite="Lax", path="/")
         return answer
-
-    def _answer(self, environ: dict[str, Any]) -> Response:
-        try:
-            answer = Response.from_app(self._inner, environ, buffered=True)
-        except Exception as error:
-            notice(f"dashboard: {environ.get('PATH_INFO')}: {type(error).__name__}: {_first_line(error)}")
-            answer = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "this failed; the terminal of lcsc dashboard says why")
-        return _headed(answer)
 
 
 def _is_same_site(request: Request) -> bool:
@@ -209,12 +207,4 @@ def _headed(answer: Response) -> Response:
 
 
 def _refused(reason: str) -> Response:
-    return _plain(HTTPStatus.FORBIDDEN, reason)
-
-
-def _plain(status: HTTPStatus, text: str) -> Response:
-    return Response(f"{text}\n", status=status, mimetype="text/plain")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+    return Response(f"{reason}\n", status=HTTPStatus.FORBIDDEN, mimetype="text/plain")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
 
 Theme = Literal["light", "dark"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How an optimizer is drawn; the dash and the marker tell it from others for those who see no colours."""
 
     colour: str

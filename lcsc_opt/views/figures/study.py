@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from optuna.storages import RDBStorage
 from plotly.subplots import make_subplots
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
-from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure, improvements, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
@@ -30,39 +27,34 @@ _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpo
 _OTHER = "other"
 
 
-def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:
-    """What is saved into optuna-dashboard of a study: ``best_so_far`` and ``coefficients``, both valid HTML ids.
-
-    Raises:
-        StudyStoreError: there is no such study.
-    """
-    reader = HistoryReader(storage)
-    studies = reader.read(split_name(study)[0])
-    own = next(iter(reader.read_studies([study])), None)  # a landscape is not among them
-    if own is None:
-        known = ", ".join(history.study for history in studies)
-        raise StudyStoreError(f"{study}: no such study; the experiment has: {known}")
-    ema = best_ema(studies)
-    both = [own] if ema is None or ema.study == study else [own, ema]
-    return {
-        "best_so_far": comparison_figure(both, theme=theme),
-        "coefficients": coefficients_figure(reader, [own], ema, theme=theme),
-    }
-
-
 def own_figures(
-    reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], *, theme: Theme = "light"
+    reader: HistoryReader,
+    study: StudyHistory,
+    studies: Sequence[StudyHistory],
+    wanted: Collection[str],
+    *,
+    theme: Theme = "light",
 ) -> dict[str, go.Figure]:
-    """What is drawn of one study alone; ``studies`` are those of its experiment, of which EMA* is one."""
-    drawn = {
-        "coefficients": coefficients_figure(reader, [study], best_ema(studies), theme=theme),
-        "movement": movement_figure(reader, study, theme=theme),
-        "shape": shape_figure(reader, study, theme=theme),
-        "times": times_figure(study, theme=theme),
+    """What is drawn of one study: those of the ``wanted`` that have something to show.
+
+    Args:
+        reader: of the study's database.
+        study: the study.
+        studies: of its experiment; EMA* is one of them.
+        wanted: ``best_so_far``, ``coefficients``, ``movement``, ``shape``, ``times``, ``failures``.
+        theme: of the page.
+    """
+    ema, failures = best_ema(studies), failures_of(study)
+    both = [study] if ema is None or ema.study == study.study else [study, ema]
+    draw: dict[str, Callable[[], go.Figure]] = {
+        "best_so_far": lambda: comparison_figure(both, theme=theme),
+        "coefficients": lambda: coefficients_figure(reader, [study], ema, theme=theme),
+        "movement": lambda: _movement_figure(reader, study, theme),
+        "shape": lambda: _shape_figure(reader, study, theme),
+        "times": lambda: _times_figure(study, theme),
+        **({"failures": lambda: _failures_figure(failures, study.study, theme)} if failures else {}),
     }
-    if failures := failures_of(study):
-        drawn["failures"] = failures_figure(failures, study=study.study, theme=theme)
-    return drawn
+    return {name: draw[name]() for name in draw if name in wanted}
 
 
 def coefficients_figure(
@@ -81,7 +73,7 @@ def coefficients_figure(
     spacing = 0.3 / (len(found) + 1)
     made = make_subplots(rows=len(found), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=spacing)
     for row, (study, coefficients) in enumerate(found, start=1):
-        heights, per_step = as_heights(coefficients, np.array(study.steps, dtype=np.float64))
+        heights, per_step = _as_heights(coefficients, np.array(study.steps, dtype=np.float64))
         intervals = np.diff(study.steps, prepend=2 * study.steps[0] - study.steps[1])
         made.add_bar(
             x=study.steps,
@@ -98,7 +90,7 @@ def coefficients_figure(
         if ema is not None and against is not None and ema.study != study.study:
             made.add_scatter(
                 x=ema.steps,
-                y=as_heights(against, np.array(ema.steps, dtype=np.float64))[0],
+                y=_as_heights(against, np.array(ema.steps, dtype=np.float64))[0],
                 mode="lines",
                 name="EMA*",
                 legendgroup="EMA*",
@@ -134,7 +126,7 @@ def _heading(study: StudyHistory, coefficients: Floats) -> str:
     return f"{inert(f'{study.study}, trial {study.chosen}')}<br>{inert(shown)}"
 
 
-def as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
+def _as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
     """``[K]``, the heights of bars, and whether they are per training step.
 
     A checkpoint stands for the steps since the checkpoint before it. If these intervals differ, each coefficient is
@@ -146,7 +138,7 @@ def as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
     return coefficients / np.concatenate([intervals[:1], intervals]), True
 
 
-def movement_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
+def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
     Of many improvements some are chosen evenly; of many checkpoints neighbours share a column, which shows the largest
@@ -180,7 +172,7 @@ def movement_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme 
     return made.update_xaxes(title_text=_STEP_TITLE + suffix, tickformat="~s")
 
 
-def shape_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
+def _shape_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
     """Σ|a|, the number of checkpoints that matter and the negative share of the best coefficients over the search.
 
     From what is stored with each trial. Inherited trials lack it; theirs come from the coefficients.
@@ -220,7 +212,7 @@ def shape_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "
     return made.update_layout(height=480, showlegend=False)
 
 
-def times_figure(study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
+def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
     ``other`` is the optimizer, the database, waiting, and parts without a name.
@@ -251,7 +243,7 @@ def times_figure(study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
     return made.update_yaxes(title_text="time per trial (s)")
 
 
-def failures_figure(data: Sequence[FailureReason], *, study: str = "", theme: Theme = "light") -> go.Figure:
+def _failures_figure(data: Sequence[FailureReason], study: str, theme: Theme) -> go.Figure:
     """How often each reason made an attempt fail; the most frequent on top."""
     shown = data[:15]
     made = figure(theme, name=f"failures/{study}", height=120 + 34 * len(shown))

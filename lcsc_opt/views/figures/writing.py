@@ -10,19 +10,14 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.files import replacing
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.views.figures.look import CONFIG
 
 _IMAGES = (".png", ".svg", ".pdf")
 _SUFFIXES = (*_IMAGES, ".html", ".json")
-WIDTH = 900
+_WIDTH = 900
 _SCALE = 2  # pixels of an image for each of its figure's
 _PATIENCE_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
-
-
-def write_figure(figure: go.Figure, path: Path) -> Path:
-    """Write one figure; the suffix says how. See :func:`write_figures`."""
-    return write_figures({path: figure})[0]
 
 
 def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
@@ -36,7 +31,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     contents = {path: _text(figure, path.suffix) for path, figure in figures.items() if path not in images}
     contents.update(_draw(images) if images else {})
     for path in figures:
-        write_file(path, contents[path])
+        write_atomically(path, contents[path], error=LcscError)
     return list(figures)
 
 
@@ -49,20 +44,6 @@ def check_figure_names(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.suffix not in _SUFFIXES:
             raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, and the folder that it is in.
-
-    Raises:
-        LcscError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as pending:
-            pending.write_bytes(content)
-    except OSError as error:
-        raise LcscError(f"{path}: {error.strerror}; give another file") from error
 
 
 def _text(figure: go.Figure, suffix: str) -> bytes:
@@ -104,8 +85,8 @@ async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
                 figure.to_dict(),
                 opts={
                     "format": path.suffix.lstrip("."),
-                    "width": figure.layout.width or WIDTH,
-                    "height": figure.layout.height or WIDTH // 2,
+                    "width": figure.layout.width or _WIDTH,
+                    "height": figure.layout.height or _WIDTH // 2,
                     "scale": _SCALE if path.suffix == ".png" else 1,
                 },
             )

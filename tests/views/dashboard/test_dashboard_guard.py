@@ -7,10 +7,11 @@ import pytest
 from werkzeug.test import Client
 
 from lcsc_opt.views.dashboard.server import Guard
-from tests.dashboard_site import HOST, Site, write_study
+from tests.dashboard_site import HOST
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 TOKEN = "correct-horse"
+CALLBACK = "/lcsc/compare/_dash-update-component"
 
 
 def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -24,23 +25,23 @@ def failing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
 
 
 def ask(path: str = "/", method: str = "GET", *, guard: Guard | None = None, cookie: str = "", **headers: str) -> Any:
-    guard = guard or Guard(echo, any_host=False, token=None, cookie="lcsc_token")
+    guard = guard or Guard(echo)
     named = {"Host": HOST, **{name.replace("_", "-"): value for name, value in headers.items()}}
     if cookie:
         named["Cookie"] = cookie
     return Client(guard, use_cookies=False).open(path, method=method, headers=named)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost", "localhost:9999", "[::1]:8080"])
-def test_names_of_this_machine_are_served(host: str) -> None:
-    assert ask(Host=host).status_code == 200
-
-
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080", "", "[", "a@b"]
+    ("host", "status"),
+    [
+        *((name, 200) for name in ("127.0.0.1:8080", "localhost", "localhost:9999", "[::1]:8080")),
+        *((name, 403) for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080")),
+        *((name, 403) for name in ("", "[", "a@b")),
+    ],
 )
-def test_another_host_is_refused(host: str) -> None:
-    assert ask(Host=host).status_code == 403
+def test_only_names_of_this_machine_are_served(host: str, status: int) -> None:
+    assert ask(Host=host).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -48,24 +49,27 @@ def test_another_host_is_refused(host: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_requests_from_another_origin_are_refused(origin: str, method: str) -> None:
-    assert ask("/lcsc/compare/_dash-update-component", method, Origin=origin).status_code == 403
+    assert ask(CALLBACK, method, Origin=origin).status_code == 403
 
 
-def test_our_own_pages_may_ask() -> None:
-    path = "/lcsc/compare/_dash-update-component"
-    assert ask(path, "POST", Origin=f"http://{HOST}", Sec_Fetch_Site="same-origin").status_code == 200
-    assert ask("/", Sec_Fetch_Site="none", Sec_Fetch_Mode="navigate").status_code == 200
+@pytest.mark.parametrize(
+    ("path", "method", "headers", "status"),
+    [
+        (CALLBACK, "POST", {"Origin": f"http://{HOST}", "Sec_Fetch_Site": "same-origin"}, 200),
+        ("/", "GET", {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate"}, 200),
+        ("/", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 200),
+        ("/", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+        (CALLBACK, "POST", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 403),
+        (CALLBACK, "POST", {"Sec_Fetch_Site": "same-site"}, 403),
+    ],
+)
+def test_other_sites_may_link_here_but_neither_embed_nor_post(
+    path: str, method: str, headers: dict[str, Any], status: int
+) -> None:
+    assert ask(path, method, **headers).status_code == status
 
 
-def test_other_sites_may_link_here_but_neither_embed_nor_post() -> None:
-    assert ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate").status_code == 200
-    assert ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors").status_code == 403
-    path = "/lcsc/compare/_dash-update-component"
-    assert ask(path, "POST", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate").status_code == 403
-    assert ask(path, "POST", Sec_Fetch_Site="same-site").status_code == 403
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/api/studies", "/lcsc/compare/file", "/_dash-update-component"])
 def test_only_reads_and_callbacks_pass(path: str, method: str) -> None:
     answer = ask(path, method)
@@ -83,7 +87,7 @@ def test_answers_are_kept_from_other_sites() -> None:
 
 
 def test_an_error_is_one_line_on_the_terminal_and_nothing_in_the_browser(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = ask("/page", guard=Guard(failing, any_host=False, token=None, cookie="c"))
+    answer = ask("/page", guard=Guard(failing))
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
@@ -92,7 +96,7 @@ def test_an_error_is_one_line_on_the_terminal_and_nothing_in_the_browser(capsys:
 
 @pytest.fixture
 def guarded() -> Guard:
-    return Guard(echo, any_host=True, token=TOKEN, cookie="lcsc_token_8080")
+    return Guard(echo, token=TOKEN, cookie="lcsc_token_8080")
 
 
 def test_without_the_token_nothing_is_served(guarded: Guard) -> None:
@@ -126,16 +130,6 @@ def test_the_token_leads_nowhere_else(path: str, guarded: Guard) -> None:
 
 def test_with_a_token_the_origin_is_checked_as_well(guarded: Guard) -> None:
     cookie = f"lcsc_token_8080={TOKEN}"
-    path = "/lcsc/compare/_dash-update-component"
-    assert (
-        ask(path, "POST", guard=guarded, cookie=cookie, Host="gpu7:8080", Origin="http://gpu7:8080").status_code == 200
-    )
-    assert ask(path, "POST", guard=guarded, cookie=cookie, Host="gpu7:8080", Origin="http://evil").status_code == 403
-
-
-def test_a_name_of_another_machine_needs_a_token_to_be_accepted(url: str) -> None:
-    write_study(url, "digits/LCSC/0")
-    assert Site(url, host="0.0.0.0").request("/lcsc/", host="gpu7:8080").status_code == 403
-    site = Site(url, host="0.0.0.0", token=TOKEN)
-    assert site.request("/lcsc/", host="gpu7:8080").status_code == 403
-    assert site.request(f"/lcsc/?token={TOKEN}", host="gpu7:8080").status_code == 303
+    for origin, status in (("http://gpu7:8080", 200), ("http://evil", 403)):
+        answer = ask(CALLBACK, "POST", guard=guarded, cookie=cookie, Host="gpu7:8080", Origin=origin)
+        assert answer.status_code == status

@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.connection import open_storage
@@ -28,20 +25,14 @@ from lcsc_opt.views.figures.look import empty_figure, inert
 from lcsc_opt.views.figures.study import (
     MOST_COLUMNS,
     MOST_IMPROVEMENTS,
-    as_heights,
     coefficients_figure,
     distances_figure,
-    failures_figure,
-    movement_figure,
     own_figures,
-    shape_figure,
-    study_figures,
-    times_figure,
 )
-from lcsc_opt.views.progress import FailureReason
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
 
+NAMES = ("best_so_far", "coefficients", "movement", "shape", "times", "failures")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
 
@@ -53,6 +44,10 @@ def storage(url: str) -> RDBStorage:
 def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[StudyHistory, ...]]:
     reader = HistoryReader(storage)
     return reader, reader.read(experiment)
+
+
+def drawn(reader: HistoryReader, name: str, study: StudyHistory) -> go.Figure:
+    return own_figures(reader, study, [study], [name])[name]
 
 
 def texts(figure: go.Figure) -> str:
@@ -77,32 +72,16 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     assert len(coefficients_figure(reader, [ema], ema).data) == 1, "EMA* is not drawn over itself"
 
 
-def test_heights_are_densities_where_checkpoints_are_not_equally_far_apart() -> None:
-    values = np.array([0.25, 0.25, 0.5])
-    assert as_heights(values, np.array([100.0, 200, 300]))[1] is False
-    heights, density = as_heights(values, np.array([100.0, 200, 400]))
-    assert (density, heights.tolist()) == (True, [0.0025, 0.0025, 0.0025])
-
-
-@given(st.integers(2, 12), st.data())
-def test_the_area_of_a_density_is_the_coefficient(count: int, data: st.DataObject) -> None:
-    intervals = np.array(data.draw(st.lists(st.integers(1, 50), min_size=count, max_size=count)), dtype=float)
-    values = np.array(data.draw(st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=count, max_size=count)))
-    intervals[0] = intervals[1]
-    heights, density = as_heights(values, np.cumsum(intervals))
-    np.testing.assert_allclose(heights * intervals if density else heights, values, atol=1e-15)
-
-
 def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0, None, 2.0, 2.0])
     write_study(storage, "digits/LCSC/1", [float(-number) for number in range(MOST_IMPROVEMENTS + 1)])
     reader, (study, many) = read(storage)
-    made = movement_figure(reader, study)
+    made = drawn(reader, "movement", study)
     (heat,) = made.data
     assert (list(heat.x), list(heat.y)) == (list(STEPS), ["0", "2", "4"])
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
-    made = movement_figure(reader, many)
+    made = drawn(reader, "movement", many)
     assert made.layout.title.text == f"{MOST_IMPROVEMENTS} of {MOST_IMPROVEMENTS + 1} improvements"
     assert (made.data[0].y[0], made.data[0].y[-1]) == ("0", str(MOST_IMPROVEMENTS))
 
@@ -115,7 +94,7 @@ def test_many_checkpoints_are_grouped_and_the_largest_stays_visible(storage: RDB
     study = StoredStudy.open_or_create(storage, "digits/LCSC/0", {"steps": list(range(1, count + 1))})
     study.finish(study.add_candidate(Candidate(values)), Evaluation(1.0), tell_index=0)
     reader, (own,) = read(storage)
-    (heat,) = movement_figure(reader, own).data
+    (heat,) = drawn(reader, "movement", own).data
     assert np.shape(heat.z) == (1, 167)
     np.testing.assert_allclose(heat.z[0][3:5], [-0.3, 0.3], rtol=1e-6, err_msg="checkpoints 9 to 11 and 12 to 14")
     assert (heat.x[0], heat.x[-1]) == (3, count)
@@ -125,7 +104,7 @@ def test_the_shape_over_the_search_needs_no_coefficients(storage: RDBStorage) ->
     source = write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0, None])
     reader, (study,) = read(storage)
     reader.coefficients = None  # type: ignore[method-assign,assignment]
-    made = shape_figure(reader, study)
+    made = drawn(reader, "shape", study)
     expected = [coefficients(number) for number in (0, 2, 2)]
     for trace in made.data:
         assert list(trace.x) == [1, 3, 4], "the last one is the end of the search"
@@ -136,7 +115,7 @@ def test_the_shape_over_the_search_needs_no_coefficients(storage: RDBStorage) ->
     np.testing.assert_allclose(made.data[2].y, negative, atol=1e-12)
     copy_study(source, "more/LCSC/0", {"steps": STEPS, "forked_from": "x"})  # inherited trials lack what is stored
     reader, (study,) = read(storage, "more")
-    np.testing.assert_allclose(shape_figure(reader, study).data[0].y, [sum_abs(row) for row in expected])
+    np.testing.assert_allclose(drawn(reader, "shape", study).data[0].y, [sum_abs(row) for row in expected])
 
 
 def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
@@ -152,8 +131,14 @@ def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBSto
     np.testing.assert_allclose(made.data[0].z, expected, atol=1e-12)
 
 
+def times(study: StudyHistory) -> go.Figure:
+    """Of a study without a database, and so without an answer."""
+    reader: Any = None
+    return drawn(reader, "times", study)
+
+
 def seconds(study: StudyHistory) -> dict[str, list[float]]:
-    return {trace.name.partition(":")[0]: list(trace.y) for trace in times_figure(study).data}
+    return {trace.name.partition(":")[0]: list(trace.y) for trace in times(study).data}
 
 
 def test_time_per_trial_is_stacked_by_part() -> None:
@@ -161,23 +146,11 @@ def test_time_per_trial_is_stacked_by_part() -> None:
     study = history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns)
     after = "after the last one nothing starts"
     assert seconds(study) == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.75, 0.75, 0.25]}, after
-    assert times_figure(study).layout.barmode == "stack"
-
-
-def test_an_interruption_is_no_time_of_a_trial() -> None:
-    study = history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5)
-    study.trials["started"][2] += 3600
-    study.trials["ended"][2] += 3600
-    np.testing.assert_allclose(seconds(study)["other"], [1.5, 1.0, 1.0])
-
-
-def test_with_several_workers_the_rest_is_the_time_from_ask_to_result() -> None:
-    study = history([3.0, 2.0], seconds=1.0, workers=2, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
-    np.testing.assert_allclose(seconds(study)["other"], [1.5, 3.0], err_msg="the second one waited for 2 s")
+    assert times(study).layout.barmode == "stack"
 
 
 def test_many_trials_are_averaged_and_none_is_lost() -> None:
-    made = times_figure(history([1.0] * 1001, seconds=2.0, gap=0.0, running=1, ended=False))
+    made = times(history([1.0] * 1001, seconds=2.0, gap=0.0, running=1, ended=False))
     assert list(made.data[0].x[:3]) == [0, 9, 18]
     assert (made.data[0].width, len(made.data[0].y)) == (9, 112)
     np.testing.assert_allclose(made.data[0].y, 2.0)
@@ -186,7 +159,7 @@ def test_many_trials_are_averaged_and_none_is_lost() -> None:
 def test_figures_without_data_say_what_to_run(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [], ended=False)
     reader, (study,) = read(storage)
-    drawn = own_figures(reader, study, [study])
+    drawn = own_figures(reader, study, [study], NAMES)
     for made in (*drawn.values(), distances_figure(reader, [study]), comparison_figure([])):
         assert not made.data
         (sentence,) = made.layout.annotations
@@ -200,9 +173,8 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
     for seed in range(2):
         write_study(storage, f"digits/{name}/{seed}", [2.0, None, 1.0], metric=HOSTILE)
     reader, studies = read(storage)
-    drawn = own_figures(reader, studies[0], studies)
-    failures = failures_figure([FailureReason(HOSTILE, 2, (1, 2), 1)])
-    compared: Any = (comparison_figure(studies), distances_figure(reader, studies), failures, empty_figure(HOSTILE))
+    drawn = own_figures(reader, studies[0], studies, NAMES)
+    compared: Any = (comparison_figure(studies), distances_figure(reader, studies), empty_figure(HOSTILE))
     for made in (*drawn.values(), *compared):
         assert "<script" not in texts(made)
         assert "<a" not in texts(made)
@@ -211,19 +183,15 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
 def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(storage: RDBStorage) -> None:
     write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
     write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out={"trial": 2, "loss": 2.5})
-    made = study_figures(storage, "digits/LCSC/0")
-    assert list(made) == ["best_so_far", "coefficients"]
     reader, studies = read(storage)
-    drawn = own_figures(reader, studies[-1], studies)
-    assert list(drawn) == ["coefficients", "movement", "shape", "times", "failures"]
-    assert all(is_valid_graph_object_id(name) for name in [*made, *drawn])
-    assert {trace.name for trace in made["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
-    assert len(made["coefficients"].data) == 2
-    with pytest.raises(StudyStoreError, match=r"digits/LCSC/1: no such study; the experiment has: digits/EMAGrid/0"):
-        study_figures(storage, "digits/LCSC/1")
+    drawn = own_figures(reader, studies[-1], studies, NAMES)
+    assert tuple(drawn) == NAMES
+    assert all(is_valid_graph_object_id(name) for name in drawn)
+    assert {trace.name for trace in drawn["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
+    assert len(drawn["coefficients"].data) == 2
 
 
 def test_figures_import_no_torch() -> None:
-    ours = ("database.history", "views.figures.study", "views.landscape", "views.report", "cli.landscape")
+    ours = ("database.history", "views.figures.study", "views.landscape", "views.report", "cli.results")
     code = f"import sys, {', '.join(f'lcsc_opt.{name}' for name in ours)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

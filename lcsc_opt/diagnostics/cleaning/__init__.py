@@ -1,1 +1,0 @@
-"""Deletes studies (:mod:`.studies`) and the contents of the cache (:mod:`.cache`)."""
