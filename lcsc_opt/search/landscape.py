@@ -47,7 +47,7 @@ def run_landscape(
         seed: tells several landscapes of one experiment apart.
 
     Returns:
-        The landscape's name, and one line for people with the result.
+        The landscape's name, and one line with the result.
 
     Raises:
         StudyStoreError: ``source`` is a landscape itself, or the stored landscape has other options, or the
@@ -55,13 +55,13 @@ def run_landscape(
         StudySpecError: the corners span no plane.
     """
     experiment, optimizer, _ = split_name(source.name)
-    name = f"{experiment}/{LANDSCAPE}/{seed}"
+    name, fewer = f"{experiment}/{LANDSCAPE}/{seed}", {} if images is None else {"images": images}
     if optimizer == LANDSCAPE:
         raise StudyStoreError(f"{source.name}: is a landscape; name a search of {experiment}, or lcsc resume it")
     if name in study_names(storage):
         plan = StudyPlan.of(StoredStudy.open(storage, name))
         known = {**plan.optimizer.options, "images": plan.spec.objective.settings.get("images")}
-        asked = {**options, **({} if images is None else {"images": images})}
+        asked = {**options, **fewer}
         if changed := [f"{key} is {known[key]}, not {value}" for key, value in asked.items() if known[key] != value]:
             raise StudyStoreError(f"{name}: exists with other options: {'; '.join(changed)}. Choose another --seed")
         return name, StudyRunner(storage).run(plan)
@@ -76,17 +76,16 @@ def run_landscape(
     configure(wanted)
     plane = Plane.through(chosen["corners"], steps)
     searched = StudyPlan.of(source)
-    settings, failures = searched.spec.objective.settings, searched.spec.failures
-    settings = settings if images is None else {**settings, "images": images}
-    changed_plan = searched.changed(
+    settings = {**searched.spec.objective.settings, **fewer}
+    plan = searched.changed(
         objective=searched.spec.objective.model_copy(update={"settings": settings}),
         optimizers=(wanted,),
         seeds=(seed,),
-        failures=failures.model_copy(update={"stop_share": _STOP_SHARE}),
+        failures=searched.spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
         budget=BudgetSpec(evaluations=len(plane_grid(chosen["size"], chosen["margin"])[1])),
         held_out=None,
     )
-    plan = dataclasses.replace(changed_plan, origin=None)
+    plan = dataclasses.replace(plan, origin=None)
     runner = StudyRunner(storage)
     if images is None:
         source.require("fingerprint", runner.objective(plan).describe(), part="objective")
