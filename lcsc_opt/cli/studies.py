@@ -171,13 +171,12 @@ def list_(
             print_table(("kind", "name", "file"), rows, left=3)
         return
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.database.store import other_studies
     from lcsc_opt.database.urls import masked
 
     opened = open_database(storage)
     reader = HistoryReader(opened)
     ours = reader.read_studies(reader.names())
-    if others := other_studies(opened):
+    if others := len(opened.get_all_studies()) - len(reader.names()):
         say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
     if output is Format.json:
         print_json([study.as_row() for study in ours])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.names import EMA_GRID, SUCCEEDED, label
+from lcsc_opt.database.names import EMA_GRID, label
 from lcsc_opt.database.report import HeldOut
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing
@@ -271,46 +270,3 @@ def is_kept(specification: Mapping[str, Any]) -> bool:
     """Whether the objective of a study's specification has the setting ``keep`` of our objectives."""
     settings = (specification.get("objective") or {}).get("settings") or {}
     return settings.get("keep") is not None
-
-
-def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
-    """The study updated with its user attributes."""
-    specification = attributes.get("specification") or {}
-    return dataclasses.replace(
-        study,
-        steps=tuple(attributes.get("steps") or ()),
-        forked_from=attributes.get("forked_from"),
-        workers=int(specification.get("workers", 1)),
-        ordered=specification.get("tells", "ordered") == "ordered",
-        keeps=is_kept(specification),
-        budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
-        ended=bool(attributes.get("search_ended")),
-        held_out=HeldOut.parse(attributes.get("held_out")),
-        nodes=KeptNodes.parse(attributes.get(NODES)),
-    )
-
-
-def trials_as_array(trials: Sequence[FrozenTrial]) -> Trials:
-    """``[n]`` of :data:`TRIAL`."""
-    found = np.zeros(len(trials), dtype=TRIAL)
-    for row, trial in zip(found, trials, strict=True):
-        known = trial.user_attrs
-        row["number"], row["state"], row["inherited"] = trial.number, trial.state.value, "inherited" in known
-        row["tell_index"], row["retry_of"] = known.get("tell_index", trial.number), known.get("retry_of", -1)
-        row["started"], row["ended"] = _seconds(trial.datetime_start), _seconds(trial.datetime_complete)
-        row["loss"] = trial.value if trial.state in SUCCEEDED and trial.value is not None else np.nan
-        row["asked"] = (known.get("images") or 0) if trial.state == TrialState.FAIL else 0
-        for name in COSTS:
-            row[name] = known.get("cost", {}).get(name, 0.0)
-    return found
-
-
-def _seconds(moment: datetime.datetime | None) -> float:
-    return np.nan if moment is None else moment.timestamp()
-
-
-def attempts_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:
-    """The failed attempts of a trial, each with its ``reason``."""
-    attempts = trial.user_attrs.get("attempts") or []
-    failed = trial.state == TrialState.FAIL and not attempts
-    return [{"reason": trial.user_attrs.get("reason", "unknown")}] if failed else attempts

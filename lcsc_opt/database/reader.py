@@ -6,6 +6,7 @@ Trials come through Optuna's cache, which never reads a trial again that has end
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import threading
 import time
@@ -20,18 +21,10 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.history import (
-    TRIAL,
-    Floats,
-    Holder,
-    StudyHistory,
-    Trials,
-    attempts_of,
-    trials_as_array,
-    with_attributes,
-)
+from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, KeptNodes, StudyHistory, Trials, is_kept
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import EMA_GRID, HOLDER, SUCCEEDED, is_search, split_name
+from lcsc_opt.database.report import HeldOut
 from lcsc_opt.database.store import StoredStudy, our_studies
 
 UNSEEN = (HOLDER, "nodes")  # attributes whose changes make no new revision
@@ -149,7 +142,7 @@ class HistoryReader:
             known = self._known[name] = self._new(name, attributes)
         before = known.history
         changed = {key: value for key, value in attributes.items() if key not in UNSEEN} != known.attributes
-        study = with_attributes(before, attributes)
+        study = _with_attributes(before, attributes)
         if changed or not before.ended or running:
             study, is_new = self._with_trials(known, study, attributes)
             changed = changed or is_new
@@ -175,7 +168,7 @@ class HistoryReader:
         ended = set(known.trials["number"][~np.isin(known.trials["state"], waiting)].tolist())
         fresh = [trial for trial in found if trial.number not in ended]
         kept = known.trials[np.isin(known.trials["number"], list(ended))]
-        trials = np.concatenate([kept, trials_as_array(fresh)])
+        trials = np.concatenate([kept, _trials_as_array(fresh)])
         trials = trials[np.argsort(trials["number"], kind="stable")]
         is_new = trials.tobytes() != known.trials.tobytes()
         known.trials = trials
@@ -183,7 +176,7 @@ class HistoryReader:
         mended = trials["retry_of"][np.isin(trials["state"], [state.value for state in SUCCEEDED])]
         shown = trials[~np.isin(trials["number"], [*forgotten, *mended[mended >= 0].tolist()])]
         shown.setflags(write=False)
-        attempts = {trial.number: made for trial in fresh if (made := attempts_of(trial))}
+        attempts = {trial.number: made for trial in fresh if (made := _attempts_of(trial))}
         reasons = {n: tuple(str(one.get("reason", "unknown")) for one in made) for n, made in attempts.items()}
         numbers = set(shown["number"].tolist())
         texts = {
@@ -212,3 +205,46 @@ class HistoryReader:
             found = np.array(trials[study.chosen].user_attrs.get("coefficients", ()), dtype=np.float64)
             study = dataclasses.replace(study, average=average_name(found, study.steps))
         return study
+
+
+def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
+    """The study updated with its user attributes."""
+    specification = attributes.get("specification") or {}
+    return dataclasses.replace(
+        study,
+        steps=tuple(attributes.get("steps") or ()),
+        forked_from=attributes.get("forked_from"),
+        workers=int(specification.get("workers", 1)),
+        ordered=specification.get("tells", "ordered") == "ordered",
+        keeps=is_kept(specification),
+        budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
+        ended=bool(attributes.get("search_ended")),
+        held_out=HeldOut.parse(attributes.get("held_out")),
+        nodes=KeptNodes.parse(attributes.get(NODES)),
+    )
+
+
+def _trials_as_array(trials: Sequence[FrozenTrial]) -> Trials:
+    """``[n]`` of :data:`TRIAL`."""
+    found = np.zeros(len(trials), dtype=TRIAL)
+    for row, trial in zip(found, trials, strict=True):
+        known = trial.user_attrs
+        row["number"], row["state"], row["inherited"] = trial.number, trial.state.value, "inherited" in known
+        row["tell_index"], row["retry_of"] = known.get("tell_index", trial.number), known.get("retry_of", -1)
+        row["started"], row["ended"] = _seconds(trial.datetime_start), _seconds(trial.datetime_complete)
+        row["loss"] = trial.value if trial.state in SUCCEEDED and trial.value is not None else np.nan
+        row["asked"] = (known.get("images") or 0) if trial.state == TrialState.FAIL else 0
+        for name in COSTS:
+            row[name] = known.get("cost", {}).get(name, 0.0)
+    return found
+
+
+def _seconds(moment: datetime.datetime | None) -> float:
+    return np.nan if moment is None else moment.timestamp()
+
+
+def _attempts_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:
+    """The failed attempts of a trial, each with its ``reason``."""
+    attempts = trial.user_attrs.get("attempts") or []
+    failed = trial.state == TrialState.FAIL and not attempts
+    return [{"reason": trial.user_attrs.get("reason", "unknown")}] if failed else attempts

@@ -58,7 +58,7 @@ from lcsc_opt.database.names import SUCCEEDED, compared_trials, differences
 from lcsc_opt.database.urls import masked
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
-_LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
+_SUM_ABS = {"sum_abs": FloatDistribution(1.0, 1e6, log=True)}  # for Optuna's plots; the coefficients have no bound
 _MAKING_SECONDS = 30.0  # how long another process may take to make a study
 T = TypeVar("T")
 
@@ -74,17 +74,12 @@ def study_names(storage: RDBStorage) -> list[str]:
     return list(our_studies(storage))
 
 
-def other_studies(storage: RDBStorage) -> int:
-    """How many studies of the database were made by other programs; they are left alone."""
-    return sum(not _is_made_by_us(study.user_attrs) for study in in_database(storage, storage.get_all_studies))
-
-
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
     return str(attributes.get("created_by")).startswith("lcsc_opt")
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
-    """The attributes of a trial that describe its candidate; images and noise only where they are not the defaults."""
+    """The attributes of a trial that describe its candidate; images and noise only if they are not the defaults."""
     attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
     if candidate.images is not None:
         attributes["images"] = candidate.images
@@ -121,7 +116,7 @@ class StoredStudy:
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
-        """Open a study, or create it with ``attributes``. Two processes may race for it: one of them creates it."""
+        """Open a study, or create it with ``attributes``; of two processes that race for it, one creates it."""
         if name not in our_studies(storage):
             create(storage, name, attributes, exist_ok=True)
         return cls.open(storage, name)
@@ -190,12 +185,16 @@ class StoredStudy:
             retry_of: the number of the failed trial that is evaluated again.
 
         Returns:
-            The number of the trial.
+            The trial's number.
         """
-        optional = {"tells_before": tells_before, "retry_of": retry_of}
         attributes = {**candidate_attributes(candidate), "tell_index": self._next}
+        optional = {"tells_before": tells_before, "retry_of": retry_of}
         attributes |= {name: value for name, value in optional.items() if value is not None}
-        return self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes, **_summary(candidate)))
+        ranges = {**_SUM_ABS, "effective": FloatDistribution(1.0, float(len(candidate.coefficients)))}
+        found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
+        params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
+        how: dict[str, Any] = {"params": params, "distributions": ranges}
+        return self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes, **how))
 
     @property
     def _next(self) -> int:
@@ -312,17 +311,16 @@ class StoredStudy:
         """
         trials, report = self.trials(), self.attributes.get("held_out") or {}
         if number is None:
-            compared = compared_trials(trials)
-            if not compared:
+            best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
+            if best is None:
                 raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
-            number = int(report.get("trial", min(compared, key=lambda trial: (trial.value, trial.number)).number))
-        trial = next((trial for trial in trials if trial.number == number and trial.value is not None), None)
-        if trial is None:
+            number = int(report.get("trial", best.number))
+        known = {trial.number: {**trial.user_attrs, "loss": trial.value} for trial in trials if trial.value is not None}
+        if number not in known:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
-        held_out = {key: report[key] for key in ("loss", "metrics", "images", "groups") if key in report}
-        known = {**trial.user_attrs, "loss": trial.value}
-        coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
-        return number, coefficients, {**known, "held_out": held_out} if report.get("trial") == number else known
+        if report.get("trial") == number:
+            known[number]["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
+        return number, np.array(known[number]["coefficients"], dtype=np.float64), known[number]
 
     def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
         """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
@@ -420,14 +418,3 @@ def _create_empty(storage: RDBStorage, name: str) -> int:
     except KeyError:
         with quiet_optuna():
             return storage.create_new_study([StudyDirection.MINIMIZE], name)
-
-
-def _summary(candidate: Candidate) -> dict[str, Any]:
-    """Parameters that Optuna's plots can show, with their ranges."""
-    found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
-    ranges = {
-        "sum_abs": FloatDistribution(1.0, _LARGEST_SUM_ABS, log=True),
-        "effective": FloatDistribution(1.0, float(len(candidate.coefficients))),
-    }
-    params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
-    return {"params": params, "distributions": ranges}
