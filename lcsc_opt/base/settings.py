@@ -74,6 +74,8 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     if kind == "literal_error":
         choices = detail["ctx"]["expected"].replace(" or ", ",").split(",")
         hint = near_miss(str(given), [part.strip("' ") for part in choices])
+    elif kind == "string_type" and isinstance(given, (int, float)):
+        hint = f" (it is text in quotes, in a shell '\"{given}\"')"
     return f"{path}: expected {message}, got {excerpt(given)}{hint}"
 
 
@@ -121,8 +123,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            problem = "is given twice" if key.value in seen else "is no key (a number has a point: 0.02)"
+            if key.value in seen or key.tag == _NUMBER:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} {problem}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 

@@ -197,7 +197,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ({"budget": 300}, "budget: expected a mapping of keys to values, got 300"),
         ({"optimizers": "LCSC"}, "optimizers: expected a list, got 'LCSC'"),
         ({"optimizers": [{"LCSC": [1]}]}, "optimizers[0].options: expected a mapping of keys to values, got [1]"),
-        ({"name": 3}, "name: expected a valid string, got 3"),
+        ({"name": 3}, "name: expected a valid string, got 3 (it is text in quotes, in a shell '\"3\"')"),
         (
             {"objective": {"file": "x.py", "settings": {"day": datetime.date(2024, 1, 2)}}},
             "objective.settings.day: expected a text, a number, true, false, a list or a mapping, got datetime.…",
@@ -244,6 +244,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     [
         ("a: [1, 2\n", "not valid YAML: while parsing a flow sequence"),
         ("? [a]\n: 1\n", "not valid YAML: while constructing a mapping"),
+        ("a: {step_size: 0,02}\n", "not valid YAML: 02 is no key (a number has a point"),
         ("seeds: [" + "9" * 5000 + "]\n", "not valid YAML: Exceeds the limit"),
         ("a: " + "[" * 5000, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),
