@@ -1,6 +1,8 @@
-"""Extractors whose features are pixels, images for them, and their scores."""
+"""Extractors whose features are pixels, images for them, their scores, features in a random basis, hostile content."""
 
+import numpy as np
 import torch
+from PIL import Image
 
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.from_settings import ScoresBuilder
@@ -59,6 +61,37 @@ def score(scores, batch=None, *, held_out=False, size=7):
 
 def both(**settings):
     return Scores({"inception": reference(Classifier()), "m:f": reference()}, **settings)
+
+
+def features_of(count, dimension=5, *, seed=0, mean=3.0, least=0.1, rank=None, dtype=np.float64):
+    """Standard deviations from 1 to ``least``, in a random basis, around ``mean``."""
+    generator = np.random.default_rng(seed)
+    turn = np.linalg.qr(generator.standard_normal((dimension, dimension)))[0]
+    spread = np.geomspace(1, least, dimension)[:rank]
+    return (generator.standard_normal((count, len(spread))) * spread @ turn[: len(spread)] + mean).astype(dtype)
+
+
+def mean_and_covariance(features):
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def pixels(count, height=2, width=2, channels=3, seed=0):
+    """``[count, height, width, channels]`` uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+
+
+def write_folder(path, images):
+    path.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{i:03}.png")
+    return path
+
+
+class Explosive:
+    """What a pickle may hold."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the file was executed')",))
 
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):

@@ -1,13 +1,14 @@
 """Small networks with random weights, written as the published files are: what the extractors are tested on."""
 
 import contextlib
+import re
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
+from lcsc_opt.base.errors import MetricError
 
 SMALL_CLIP = {"embed_dim": 12, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
 
@@ -52,6 +53,11 @@ def write_clip(path):
         torch.jit.save(archive, path)
 
 
+def refused(path, message=""):
+    """One line that begins with the path of the file."""
+    return pytest.raises(MetricError, match=rf"^{re.escape(str(path))}[^\n]*{message}[^\n]*$")
+
+
 def damaged(content, generator):
     """``content`` cut off, or with a few bytes changed."""
     if generator.random() < 0.2:
@@ -91,21 +97,3 @@ def random_dinov2(image_size=224):
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.3)
     return network
-
-
-def assert_same_with_graph(extractor, images):
-    """Features that keep the graph back to the images are those without one, bit for bit."""
-    with torch.inference_mode():
-        expected = extractor(images)
-    assert torch.equal(features_with_graph(extractor, images.clone().requires_grad_()).detach(), expected)
-
-
-def assert_gradient_leads(extractor, images):
-    """Moving a tenth of the pixels by a whole level changes a number made of features as its gradient says."""
-    generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(extractor.dimension, generator=generator)
-    gradient = image_gradient(extractor, images, weights.expand(len(images), -1))
-    step = gradient.sign() * (torch.rand(images.shape, generator=generator) < 0.1) / 127.5
-    with torch.inference_mode():
-        ahead, behind = (float((extractor(images + sign * step) @ weights).double().sum()) for sign in (1, -1))
-    assert (ahead - behind) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.1)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SEED, SUBSET_SIZE, SUBSETS
@@ -21,17 +20,6 @@ THEIR_NAMES = {
 }
 
 
-class Images(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
-
-
 def smooth_images(count, seed, size=24):
     """``[count, 3, size, size]`` uint8: a few colours each, so that networks see differences."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,14 +29,14 @@ def smooth_images(count, seed, size=24):
 
 
 def write_folder(path, count):
-    path.mkdir()
-    for i, image in enumerate(smooth_images(count, seed=0)):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path / f"{i:03}.png")
-    return path
+    return examples.write_folder(path, smooth_images(count, seed=0).permute(0, 2, 3, 1).numpy())
 
 
 def theirs(folder, samples, real, extractor, weights, **metrics):
     from torch_fidelity import calculate_metrics
+
+    class Images(list, Dataset):  # type: ignore[misc]
+        """torch-fidelity asks for the type."""
 
     return calculate_metrics(
         input1=Images(samples),

@@ -11,15 +11,11 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.image_metrics import PENALTY, SLACK, Constraint, ImageMetrics
 from lcsc_opt.metrics.names import MetricName
+from tests.metrics.examples import Pixels, fill
 
 
-class Pixels:
-    """The four pixels of an image as features."""
-
-    name, dimension, input_size = "pixels", 4, None
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)
+class FourPixels(Pixels):
+    dimension = 4
 
 
 def drawn(count: int, *, seed: int, spread: float = 0.3) -> torch.Tensor:
@@ -28,12 +24,11 @@ def drawn(count: int, *, seed: int, spread: float = 0.3) -> torch.Tensor:
 
 
 def scores(keep: str | None = "precision") -> Scores:
-    return Scores({"inception": Reference.of_images(Pixels(), drawn(60, seed=0))}, keep=keep)
+    return Scores({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
 
 
 def seen(made: Scores, images: torch.Tensor) -> ImageMetrics:
-    metrics = made.image_metrics(len(images), gradient=True)
-    metrics.update(images)
+    metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True), images)
     return metrics
 
 

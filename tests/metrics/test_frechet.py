@@ -8,28 +8,19 @@ from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Moments, frechet_distance
+from tests.metrics.examples import features_of
+from tests.metrics.examples import mean_and_covariance as moments
 
 seeds = st.integers(0, 2**32 - 1)
 dimensions = st.integers(1, 12)
 
 
 def correlated_features(count, dimension, seed):
-    """Features with standard deviations from 1 to 0.05 in a random basis, away from the origin."""
-    generator = np.random.default_rng(seed)
-    mixing = np.geomspace(1, 0.05, dimension)[:, None] * random_rotation(dimension, seed)
-    return generator.standard_normal((count, dimension)) @ mixing + generator.standard_normal(dimension)
-
-
-def moments(features):
-    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+    return features_of(count, dimension, seed=seed, mean=np.linspace(-1, 2, dimension), least=0.05)
 
 
 def random_moments(dimension, seed, count=None):
     return moments(correlated_features(count or 4 * dimension + 2, dimension, seed))
-
-
-def random_rotation(dimension, seed):
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0]
 
 
 def torch_fidelity_distance(features_1, features_2):
@@ -62,26 +53,20 @@ def nuclear_norm_distance(features_1, features_2):
 
 
 @settings(deadline=None)
-@given(dimensions, seeds)
-def test_distance_to_itself_is_zero(dimension, seed):
-    mean, cov = random_moments(dimension, seed)
-    assert frechet_distance(mean, cov, mean, cov) <= 1e-10 * np.trace(cov)
-
-
-@settings(deadline=None)
 @given(dimensions, seeds, seeds)
-def test_distance_is_symmetric_and_not_negative(dimension, seed_1, seed_2):
+def test_distance_is_symmetric_not_negative_and_zero_to_itself(dimension, seed_1, seed_2):
     first, second = random_moments(dimension, seed_1), random_moments(dimension, seed_2)
     there, back = frechet_distance(*first, *second), frechet_distance(*second, *first)
     assert there >= 0
     assert there == pytest.approx(back, rel=1e-8, abs=1e-8)
+    assert frechet_distance(*first, *first) <= 1e-10 * np.trace(first[1])
 
 
 @settings(deadline=None)
 @given(dimensions, seeds)
 def test_distance_does_not_change_when_both_sets_are_rotated(dimension, seed):
     (mean_1, cov_1), (mean_2, cov_2) = random_moments(dimension, seed), random_moments(dimension, seed + 1)
-    turn = random_rotation(dimension, seed)
+    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0]
     before = frechet_distance(mean_1, cov_1, mean_2, cov_2)
     after = frechet_distance(turn @ mean_1, turn @ cov_1 @ turn.T, turn @ mean_2, turn @ cov_2 @ turn.T)
     assert after == pytest.approx(before, rel=1e-8, abs=1e-8)
@@ -114,13 +99,17 @@ def test_full_rank_agrees_with_scipy_and_torch_fidelity(dimension):
         assert distance == pytest.approx(torch_fidelity_distance(ours, theirs), rel=1e-6)
 
 
-@pytest.mark.parametrize(("ours_count", "theirs_count"), [(100, 2000), (2000, 100), (100, 80)])
-def test_rank_deficient_covariances_are_as_exact_as_full_ones(ours_count, theirs_count):
-    ours, theirs = correlated_features(ours_count, 256, 1), correlated_features(theirs_count, 256, 2)
+@pytest.mark.parametrize(
+    ("ours_count", "theirs_count", "dimension"),
+    [(100, 2000, 256), (2000, 100, 256), (100, 80, 256), (290, 900, 300), (700, 900, 300)],
+)
+def test_rank_deficient_covariances_and_those_in_blocks_are_as_exact(ours_count, theirs_count, dimension):
+    ours, theirs = correlated_features(ours_count, dimension, 1), correlated_features(theirs_count, dimension, 2)
     expected = nuclear_norm_distance(ours, theirs)
     reference = FrechetReference(*moments(theirs))
     assert reference.distance_from_features(ours) == pytest.approx(expected, rel=1e-9)
     assert reference.distance(*moments(ours)) == pytest.approx(expected, rel=1e-9)
+    assert reference.distance_from_moments(Moments.of(ours)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_float32_covariances_are_accepted():
@@ -132,15 +121,6 @@ def test_float32_covariances_are_accepted():
 
 GOOD_MEAN, GOOD_COV = np.zeros(3), np.eye(3)
 ASYMMETRIC = np.array([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]])
-
-
-@pytest.mark.parametrize("count", [290, 700])
-def test_many_features_in_blocks_are_as_exact_as_few(count):
-    ours, theirs = correlated_features(count, 300, 1), correlated_features(900, 300, 2)
-    reference = FrechetReference(*moments(theirs))
-    expected = nuclear_norm_distance(ours, theirs)
-    assert reference.distance_from_features(ours) == pytest.approx(expected, rel=1e-9)
-    assert reference.distance_from_moments(Moments.of(ours)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -3,25 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Reference, Scores, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance
-
-seeds = st.integers(0, 2**32 - 1)
+from tests.metrics.examples import features_of, fill
+from tests.metrics.examples import mean_and_covariance as moments
 
 
 def features(count, dimension, seed, rank=None):
-    """Features with standard deviations from 1 to 0.2 in a random basis, away from the origin."""
-    generator = np.random.default_rng(seed)
-    turn = np.linalg.qr(generator.standard_normal((dimension, dimension)))[0]
-    spread = np.geomspace(1, 0.2, dimension)[:rank]
-    return generator.standard_normal((count, len(spread))) * spread @ turn[: len(spread)] + turn[0]
-
-
-def moments(values):
-    return values.mean(axis=0), np.atleast_2d(np.cov(values, rowvar=False))
+    return features_of(count, dimension, seed=seed, mean=0.5, least=0.2, rank=rank)
 
 
 def differences(function, at, step=1e-5):
@@ -90,19 +81,6 @@ def test_gradient_of_kid_is_that_of_central_differences(subset_sizes, real):
     assert_equal(gradient.numpy(), differences(value, samples))
 
 
-def test_gradient_of_kid_is_that_of_autograd_through_torch_metrics_formula():
-    samples, real = (torch.from_numpy(features(9, 5, seed)) for seed in (0, 1))
-    leaf = samples.clone().requires_grad_()
-    both = torch.cat([leaf, real])
-    kernels = (both @ both.T / 5 + 1) ** 3
-    pairs = ~torch.eye(9, dtype=torch.bool)
-    mmd = kernels[:9, :9][pairs].mean() + kernels[9:, 9:][pairs].mean() - 2 * kernels[:9, 9:].mean()
-    (expected,) = torch.autograd.grad(mmd, leaf)
-    distance, gradient = kernel_distance(samples, real, gradient=True)
-    assert distance == pytest.approx(mmd.item(), rel=1e-12)
-    assert_equal(gradient.numpy(), expected.numpy(), 1e-12)
-
-
 class Smooth:
     """A differentiable extractor of 1 × 3 × 3 images, without parameters that ask for a gradient."""
 
@@ -131,9 +109,7 @@ def scores(loss, dtype=torch.float64, **settings):
 
 
 def filled(made, batch, **options):
-    metrics = made.image_metrics(len(batch), **options)
-    metrics.update(batch)
-    return metrics
+    return fill(made.image_metrics(len(batch), **options), batch, len(batch))
 
 
 def image_gradient(made, batch, gradients, rows=slice(None)):

@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Moments
+from lcsc_opt.metrics import Moments
 from lcsc_opt.metrics.frechet import BLOCK
+from tests.metrics.examples import features_of
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def features_of(count, dimension=5, *, mean=3.0, seed=0, dtype=np.float64):
-    """Standard deviations from 1 to 0.1, in a random basis, around ``mean``."""
-    generator = np.random.default_rng(seed)
-    turn = np.linalg.qr(generator.standard_normal((dimension, dimension)))[0]
-    spread = np.geomspace(1, 0.1, dimension)
-    return (generator.standard_normal((count, dimension)) * spread @ turn + mean).astype(dtype)
 
 
 def updated(features, sizes):
@@ -82,14 +75,6 @@ def test_features_far_from_the_origin_lose_no_digits(mean, dtype):
     for found in (updated(features, 50), halves[0].merge(halves[1])):
         np.testing.assert_allclose(found.mean, wide.mean(axis=0).astype(float), rtol=1e-15, atol=1e-15)
         np.testing.assert_allclose(found.scatter, scatter.astype(float), rtol=0, atol=3 * rounding * np.trace(scatter))
-
-
-@pytest.mark.parametrize("sizes", [1, 17, 500])
-def test_fid_of_batches_is_that_of_all_at_once(sizes):
-    real, samples = (features_of(500, 32, mean=1e3, seed=seed, dtype=np.float32) for seed in (1, 2))
-    reference = FrechetReference(real.mean(0, dtype=np.float64), np.cov(real, rowvar=False, dtype=np.float64))
-    expected = reference.distance_from_features(samples)
-    assert reference.distance_from_moments(updated(samples, sizes)) == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("dimension", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 30])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.metrics import Reference, Scores
-from tests.metrics.examples import Pixels, both, fill, images, score
-from tests.metrics.test_reports import with_cross_check
+from tests.metrics.examples import Doubled, Pixels, both, fill, images, reference, score
 
 COUNT = 43
 CUTS = {1: [43], 2: [30, 13], 3: [1, 20, 22], 7: [5, 1, 9, 2, 16, 3, 7]}
@@ -52,7 +51,8 @@ def test_metrics_of_kept_features_are_the_same_bit_for_bit(workers, count):
 
 @pytest.mark.parametrize("workers", CUTS)
 def test_held_out_metrics_have_parts_too(workers):
-    for scores in (with_cross_check(), both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"])):
+    cross_checked = Scores({"inception": reference()}, report_references=lambda: {"cross_check": reference(Doubled())})
+    for scores in (cross_checked, both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"])):
         expected = score(scores, images(COUNT), held_out=True)[1]
         assert merged(scores, CUTS[workers], held_out=True).compute()[1] == pytest.approx(expected, rel=1e-11)
         assert len(expected) > 1

@@ -10,13 +10,24 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, Scores, frechet_distance
-from tests.metrics.examples import IMAGES, Classifier, Pixels, both, build_scores, fill, images, reference, score
+from tests.metrics.examples import (
+    IMAGES,
+    Classifier,
+    Pixels,
+    both,
+    build_scores,
+    fill,
+    images,
+    mean_and_covariance,
+    reference,
+    score,
+)
 
 
 def test_the_simple_case_is_fid():
     loss, metrics = score(Scores({"inception": reference()}))
     own, real = (images(count, seed).flatten(1).double().numpy() for count, seed in ((IMAGES, 0), (60, 9)))
-    expected = frechet_distance(own.mean(0), np.cov(own.T), real.mean(0), np.cov(real.T))
+    expected = frechet_distance(*mean_and_covariance(own), *mean_and_covariance(real))
     assert loss == pytest.approx(expected, rel=1e-6)
     assert metrics == {"fid": loss}
 
@@ -61,19 +72,25 @@ def test_too_few_images_for_a_metric_are_named(metric, count):
         score(both(loss=metric), images(count))
 
 
-@pytest.mark.parametrize("metric", ["kid", "precision", "recall"])
-def test_mean_and_covariance_are_not_enough_for_metrics_of_features(metric):
-    with pytest.raises(MetricError, match=f"{metric}: .*mean and covariance only; give the images"):
-        Scores({"inception": Reference.of_statistics(Pixels(), np.zeros(16), np.eye(16))}, loss=metric)
+STATISTICS = Reference.of_statistics(Pixels(), np.zeros(16), np.eye(16))
 
 
-def test_extractors_and_references_that_do_not_belong_together_are_refused():
-    with pytest.raises(MetricError, match="is: the extractor pixels tells no classes apart"):
-        Scores({"inception": Reference(Pixels())}, loss="is")
-    with pytest.raises(MetricError, match="fid: needs a reference"):
-        Scores({"inception": Reference(Pixels())}, loss="fid")
-    with pytest.raises(MetricError, match="no extractor 'clip' was given"):
-        Scores({"inception": reference()}, loss="fid@clip")
+@pytest.mark.parametrize(
+    ("known", "settings", "message"),
+    [
+        *((STATISTICS, {"loss": name}, f"{name}: .*mean and covariance only") for name in ("kid", "precision")),
+        (Reference(Pixels()), {"loss": "is"}, "is: the extractor pixels tells no classes apart"),
+        (Reference(Pixels()), {}, "fid: needs a reference"),
+        (STATISTICS, {"loss": "fid@clip"}, "no extractor 'clip' was given"),
+        (reference(), {"held_out_metrics": ["fid_held_out"]}, "fid_held_out: .*none are held out"),
+    ],
+)
+def test_metrics_and_references_that_do_not_belong_together_are_refused(known, settings, message):
+    with pytest.raises(MetricError, match=message):
+        Scores({"inception": known}, **settings)
+
+
+def test_a_reference_has_as_many_features_as_its_extractor():
     with pytest.raises(MetricError, match="has 8 features and the extractor pixels 16"):
         Reference.of_statistics(Pixels(), np.zeros(8), np.eye(8))
 
@@ -84,9 +101,9 @@ def test_the_inception_score_needs_no_reference():
 
 
 def test_warnings_say_what_few_images_mean():
-    assert ["10 images for 16 features" in line for line in both(loss="fid", metrics=["kid"]).warnings(10)] == [True]
-    small = Scores({"inception": reference(count=12)}).warnings(100)
-    assert "the reference set has 12 images" in small[0]
+    [line] = both(loss="fid", metrics=["kid"]).warnings(10)
+    assert "10 images for 16 features" in line
+    assert "the reference set has 12 images" in Scores({"inception": reference(count=12)}).warnings(100)[0]
 
 
 def test_samples_of_another_size_than_the_reference_are_said_once(capsys):
@@ -173,8 +190,6 @@ def test_settings_that_make_no_sense_are_refused(own, tmp_path, real_features, s
 
 
 class LargePixels(Pixels):
-    name = "large-pixels"
-
     def __call__(self, images):
         return 7 * super().__call__(images)
 

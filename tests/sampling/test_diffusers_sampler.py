@@ -18,7 +18,6 @@ from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, SchedulerSettings, b
 from tests.unet_examples import unet
 
 IMAGES = 5
-SHAPES = {1: (1, 8, 8), 3: (3, 8, 8)}
 NOISE = ImageNoise(7)
 CPU = NetworkSettings(device="cpu")
 
@@ -26,7 +25,7 @@ CPU = NetworkSettings(device="cpu")
 def make(network: nn.Module, scheduler: Any, *, channels: int = 1, **options: Any) -> DiffusersSampler:
     if "timesteps" not in options:
         options.setdefault("steps", 10)
-    shape = SHAPES[channels]
+    shape = (channels, 8, 8)
     return DiffusersSampler(network, scheduler, image_shape=shape, noise=NOISE, **{"settings": CPU, **options})
 
 
@@ -38,7 +37,7 @@ def images(sampler: DiffusersSampler, noise: Noise = SEARCH, start: int = 0, sto
 def from_pipeline(monkeypatch: pytest.MonkeyPatch, pipeline: Any, *, channels: int = 1, **options: Any) -> Tensor:
     """The pipeline's own images ``[N, C, H, W]`` in [-1, 1], from our noise."""
     module = importlib.import_module(type(pipeline).__module__)
-    start = NOISE.batch(SEARCH, 0, IMAGES, SHAPES[channels])
+    start = NOISE.batch(SEARCH, 0, IMAGES, (channels, 8, 8))
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: start.clone())
     pipeline.set_progress_bar_config(disable=True)
     generators = NOISE.generators(SEARCH, 0, IMAGES)
@@ -53,13 +52,29 @@ def differ(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().max())
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_ddpm_gives_the_pipelines_images(monkeypatch: pytest.MonkeyPatch, prediction: str) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler
+DPM = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
 
-    network, scheduler = unet(), DDPMScheduler(prediction_type=prediction)
-    expected = from_pipeline(monkeypatch, DDPMPipeline(network, scheduler), num_inference_steps=12)
-    assert differ(images(make(network, DDPMScheduler(prediction_type=prediction), steps=12)), expected) < 1e-5
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "steps"),
+    [
+        *(("ddpm", "DDPM", {"prediction_type": name}, 12) for name in ("epsilon", "v_prediction", "sample")),
+        *(("dpm-solver++", "DPMSolverMultistep", DPM, steps) for steps in (7, 10, 15)),
+        *(("sde-dpm-solver++", "DPMSolverMultistep", DPM, steps) for steps in (7, 10, 15)),
+    ],
+)
+def test_ddpm_and_dpm_solver_give_the_pipelines_images(
+    monkeypatch: pytest.MonkeyPatch, name: Any, kind: str, config: dict[str, Any], steps: int
+) -> None:
+    import diffusers
+
+    algorithm = {"algorithm_type": name.replace("dpm-", "dpm")} if "solver" in name else {}
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(**config, **algorithm)
+    network = unet()
+    expected = from_pipeline(monkeypatch, diffusers.DDPMPipeline(network, scheduler), num_inference_steps=steps)
+    sampler = make(network, build_scheduler(name, config), steps=steps)
+    assert sampler.nfe == steps
+    assert differ(images(sampler), expected) < 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}])
@@ -95,24 +110,6 @@ def test_consistency_models_give_the_pipelines_images(
     assert differ(images(sampler), expected) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [7, 10, 15])
-@pytest.mark.parametrize(
-    ("name", "algorithm"), [("dpm-solver++", "dpmsolver++"), ("sde-dpm-solver++", "sde-dpmsolver++")]
-)
-def test_dpm_solver_gives_the_pipelines_images(
-    monkeypatch: pytest.MonkeyPatch, steps: int, name: Any, algorithm: str
-) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
-
-    trained_with = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample").config
-    scheduler = DPMSolverMultistepScheduler.from_config(trained_with, algorithm_type=algorithm)
-    network = unet()
-    expected = from_pipeline(monkeypatch, DDPMPipeline(network, scheduler), num_inference_steps=steps)
-    sampler = make(network, build_scheduler(name, trained_with), steps=steps)
-    assert sampler.nfe == steps
-    assert differ(images(sampler), expected) < 1e-5
-
-
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_guidance_and_learned_variance_give_the_pipelines_images(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
@@ -125,22 +122,14 @@ def test_guidance_and_learned_variance_give_the_pipelines_images(monkeypatch: py
         ).eval()  # fmt: skip
         nn.init.normal_(network.proj_out_2.weight, std=0.5)
     config = {"clip_sample": False}
-    shape = (4, 8, 8)
-    start = NOISE.batch(SEARCH, 0, IMAGES, shape)
+    start = NOISE.batch(SEARCH, 0, IMAGES, (4, 8, 8))
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: start.clone())
     pipeline = DiTPipeline(network, _NoDecoder(), DDIMScheduler(**config))
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline([3, 3, 3, 3, 3], guidance_scale=scale, num_inference_steps=6, output_type="np").images
     expected = torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1
-    sampler = DiffusersSampler(
-        network,
-        build_scheduler("ddim", config),
-        steps=6,
-        image_shape=shape,
-        noise=NOISE,
-        labels=ClassLabels(1000, 3, noise=NOISE, guidance=(scale, 1000) if scale > 1 else None),
-        settings=CPU,
-    )
+    labels = ClassLabels(1000, 3, noise=NOISE, guidance=(scale, 1000) if scale > 1 else None)
+    sampler = make(network, build_scheduler("ddim", config), channels=4, labels=labels, steps=6)
     assert sampler.nfe == (12 if scale > 1 else 6)
     assert differ(images(sampler), expected) < 1e-5
 
@@ -183,25 +172,19 @@ def test_an_image_depends_on_its_index_alone(name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "config", "options", "message"),
     [
-        ({"steps": 5000}, "refuses"),
-        ({"step_options": {"etta": 1}}, "no option 'etta'; it has eta"),
+        ("ddim", {}, {"steps": 5000}, "refuses"),
+        ("ddim", {}, {"step_options": {"etta": 1}}, "no option 'etta'; it has eta"),
+        ("ddim", {}, {"timesteps": [22, 0]}, "takes a number of steps, and no timesteps"),
+        ("euler-ancestral", {"prediction_type": "sample"}, {}, "DiscreteScheduler cannot step: prediction_type"),
     ],
 )
-def test_what_the_scheduler_does_not_take_is_refused(options: dict[str, Any], message: str) -> None:
+def test_what_the_scheduler_does_not_take_is_refused_before_it_samples(
+    name: Any, config: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ObjectiveError, match=message):
-        make(unet(), build_scheduler("ddim", None), **options)
-
-
-def test_a_scheduler_that_cannot_step_is_refused_before_it_samples() -> None:
-    with pytest.raises(ObjectiveError, match="EulerAncestralDiscreteScheduler cannot step: prediction_type"):
-        make(unet(), build_scheduler("euler-ancestral", {"prediction_type": "sample"}))
-
-
-def test_timesteps_are_refused_by_schedulers_that_take_none() -> None:
-    with pytest.raises(ObjectiveError, match="takes a number of steps, and no timesteps"):
-        make(unet(), build_scheduler("ddim", None), timesteps=[22, 0])
+        make(unet(), build_scheduler(name, config), **options)
 
 
 def test_everything_that_changes_images_is_described() -> None:
@@ -223,9 +206,6 @@ def test_everything_that_changes_images_is_described() -> None:
     texts = [json.dumps(variant, sort_keys=True) for variant in variants]
     assert len(set(texts)) == len(texts)
     assert described() == described()
-
-
-# schedulers
 
 
 def test_what_the_model_was_trained_with_is_kept() -> None:
@@ -260,9 +240,8 @@ def test_what_the_model_was_trained_with_is_kept() -> None:
     ],
 )
 def test_what_makes_no_scheduler_is_refused(name: Any, config: Any, options: Any, message: str) -> None:
-    with pytest.raises(ObjectiveError, match=message) as caught:
+    with pytest.raises(ObjectiveError, match=f"^.*{message}.*$"):
         build_scheduler(name, config, options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
-from lcsc_opt.sampling import (
-    DiffusersSampler,
-    EdmDenoiser,
-    HeunSampler,
-    HeunSchedule,
-    ImageNoise,
-    NetworkSettings,
-)
+from lcsc_opt.sampling import DiffusersSampler, EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.edm import RawOutput
 

@@ -114,14 +114,11 @@ class _Small(nn.Module):
         return torch.tanh(self.layer(x)) * x
 
 
-def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for there, expected in ((False, "cpu"), (True, "cuda")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert NetworkSettings().torch_device() == torch.device(expected)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert NetworkSettings().torch_device() == torch.device("mps")
+@pytest.mark.parametrize("best", ["cpu", "cuda", "mps"])
+def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, best: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: best == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: best == "mps")
+    assert NetworkSettings().torch_device() == torch.device(best)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:2", 2), ("gpu", 0), ("cuda:x", 1), ("meta", 0)])

@@ -12,11 +12,11 @@ from PIL import Image
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.reference.building import DatasetSettings
 from lcsc_opt.metrics.reference.images import ImageSet
+from tests.metrics import examples
 
 
 def pixels(count=5, height=6, width=8, channels=3, seed=0):
-    shape = (count, height, width, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return examples.pixels(count, height, width, channels, seed)
 
 
 def write(folder, images, suffix=".png", **options):
@@ -32,14 +32,9 @@ def in_order(images):
     return np.concatenate([images[::2], images[1::2]])
 
 
-def all_bytes(image_set, batch_size=2):
-    return (
-        ((torch.cat(list(image_set.batches(batch_size))) + 1) * 127.5)
-        .round()
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .numpy()
-    )
+def all_bytes(image_set):
+    levels = ((torch.cat(list(image_set.batches(2))) + 1) * 127.5).round()
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture
@@ -157,9 +152,7 @@ def write_cifar10(root, images):
 def test_cifar10_is_read_as_torchvision_does(tmp_path, monkeypatch, datasets):
     images = pixels(12, 32, 32)
     write_cifar10(tmp_path, images)
-    monkeypatch.setattr(
-        datasets.cifar, "check_integrity", lambda path, md5=None: True
-    )  # these are not the published files
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: True)  # not the published files
     train = DatasetSettings.named("cifar10-train").images(root=tmp_path)
     test = DatasetSettings(torchvision="CIFAR10", split="test", root=str(tmp_path)).images(root=tmp_path)
     assert (train.count, test.count, train.size) == (10, 2, (32, 32))
@@ -195,11 +188,6 @@ def test_nothing_is_downloaded_unless_it_is_asked_for(tmp_path, monkeypatch, dat
 
 def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
     write_cifar10(tmp_path, pixels(12, 32, 32))
-    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Explosive()))
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(examples.Explosive()))
     with pytest.raises(MetricError, match="cannot be read"):
         DatasetSettings.named("cifar10-train").images(root=tmp_path)
-
-
-class Explosive:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('the file was executed')",))

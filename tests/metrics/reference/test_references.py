@@ -9,47 +9,31 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 from safetensors.numpy import save_file
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.files import load_statistics
-from tests.metrics import network_files
+from tests.metrics import examples, network_files
+from tests.metrics.examples import Explosive
 
 D = 12
+IMAGES = examples.pixels(30)
+FEATURES = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).flatten(1).float().numpy() / 127.5 - 1
+MEAN, COV = examples.mean_and_covariance(FEATURES.astype(np.float64))
 
 
-class Pixels:
-    name, dimension = "pixels-1", D
+class Pixels(examples.Pixels):
+    dimension = D
 
     def __init__(self, name="pixels-1"):
-        self.name, self.seen = name, 0
-
-    def __call__(self, images):
-        self.seen += len(images)
-        return images.flatten(1)
-
-
-def images(count=30):
-    """``[count, 2, 2, 3]`` uint8."""
-    return np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
-
-
-def features(count=30):
-    return torch.from_numpy(images(count)).permute(0, 3, 1, 2).flatten(1).float().numpy() / 127.5 - 1
-
-
-def mean_and_covariance(count=30):
-    return features(count).mean(0).astype(np.float64), np.cov(features(count), rowvar=False).astype(np.float64)
+        super().__init__()
+        self.name = name
 
 
 def write_folder(path):
-    path.mkdir()
-    for i, image in enumerate(images()):
-        Image.fromarray(image).save(path / f"{i:03}.png")
-    return path
+    return examples.write_folder(path, IMAGES)
 
 
 def build(path, alias="inception", extractor=None, *, need=False, cache=None, batch_size=7):
@@ -59,12 +43,12 @@ def build(path, alias="inception", extractor=None, *, need=False, cache=None, ba
 
 
 def assert_is_reference(reference, *, with_features):
-    mean, cov = mean_and_covariance()
+    mean, cov = MEAN, COV
     np.testing.assert_allclose(reference.frechet.mean, mean, rtol=0, atol=1e-6)
     np.testing.assert_allclose(reference.frechet.cov, cov, rtol=1e-5, atol=1e-7)
     assert reference.frechet.distance(mean, cov) == pytest.approx(0, abs=1e-6)
     if with_features:
-        np.testing.assert_allclose(reference.features, features(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(reference.features, FEATURES, rtol=0, atol=1e-6)
     else:
         with pytest.raises(MetricError, match="mean and covariance only"):
             _ = reference.known_features
@@ -82,29 +66,33 @@ def write_edm(path, mean, cov):
     np.savez(path, mu=mean, sigma=cov)
 
 
+def write_safetensors(path, mean, cov):
+    save_file({"mu": mean, "sigma": cov}, path.with_suffix(".safetensors"))
+
+
 def write_adm(path, mean, cov):
     """guided-diffusion's VIRTUAL files: images without a name, statistics of two layers."""
-    np.savez_compressed(path, images(), mu=mean, sigma=cov, mu_s=np.zeros(5), sigma_s=np.eye(5))
+    np.savez_compressed(path, IMAGES, mu=mean, sigma=cov, mu_s=np.zeros(5), sigma_s=np.eye(5))
 
 
 def write_ours(path, mean, cov):
     np.savez(path, mu=mean, sigma=cov, count=30, extractor="pixels-1")
 
 
-@pytest.mark.parametrize("write", [write_edm, write_adm, write_ours])
+@pytest.mark.parametrize("write", [write_edm, write_adm, write_ours, write_safetensors])
 def test_statistics_of_pytorch_fid_clean_fid_edm_and_adm(tmp_path, write):
-    write(tmp_path / "stats.npz", *mean_and_covariance())
-    extractor = Pixels()
-    assert_is_reference(build(tmp_path / "stats.npz", extractor=extractor), with_features=False)
+    write(tmp_path / "stats.npz", MEAN, COV)
+    extractor, [path] = Pixels(), tmp_path.iterdir()
+    assert_is_reference(build(path, extractor=extractor, cache=tmp_path / "cache"), with_features=False)
     assert extractor.seen == 0
 
 
 def test_adms_statistics_are_inceptions_and_its_images_serve_the_rest(tmp_path):
-    mean, cov = mean_and_covariance()
+    mean, cov = MEAN, COV
     write_adm(tmp_path / "VIRTUAL.npz", mean + 1, cov)  # published: of more images than the file holds
     inception = build(tmp_path / "VIRTUAL.npz", need=True)
     np.testing.assert_allclose(inception.frechet.mean, mean + 1)
-    np.testing.assert_allclose(inception.features, features(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(inception.features, FEATURES, rtol=0, atol=1e-6)
     assert_is_reference(build(tmp_path / "VIRTUAL.npz", "clip"), with_features=False)
     assert_is_reference(build(tmp_path / "VIRTUAL.npz", "clip", need=True), with_features=True)
 
@@ -113,11 +101,11 @@ def test_adms_statistics_are_inceptions_and_its_images_serve_the_rest(tmp_path):
 def test_saved_features(tmp_path, suffix):
     path = tmp_path / f"features{suffix}"
     if suffix == ".npy":
-        np.save(path, features().astype(np.float64))
+        np.save(path, FEATURES.astype(np.float64))
     elif suffix == ".npz":
-        np.savez(path, features=features())
+        np.savez(path, features=FEATURES)
     else:
-        save_file({"features": features()}, path)
+        save_file({"features": FEATURES}, path)
     extractor = Pixels()
     assert_is_reference(build(path, extractor=extractor, need=True), with_features=True)
     assert extractor.seen == 0
@@ -126,22 +114,16 @@ def test_saved_features(tmp_path, suffix):
 def test_features_in_half_the_bytes(tmp_path):
     """As a network under autocast gives them; numpy knows no bfloat16."""
     for dtype in (torch.bfloat16, torch.float16):
-        short = torch.from_numpy(features()).to(dtype)
+        short = torch.from_numpy(FEATURES).to(dtype)
         safetensors.torch.save_file({"features": short}, tmp_path / "short.safetensors")
         found = build(tmp_path / "short.safetensors", need=True)
         np.testing.assert_array_equal(found.features, short.float().numpy())
 
 
-def test_statistics_in_safetensors(tmp_path):
-    mean, cov = mean_and_covariance()
-    save_file({"mu": mean, "sigma": cov}, tmp_path / "stats.safetensors")
-    assert_is_reference(build(tmp_path / "stats.safetensors"), with_features=False)
-
-
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.dtype(">f8")])
 def test_edm2s_statistics(tmp_path, protocol, dtype):
-    mean, cov = (array.astype(dtype) for array in mean_and_covariance())
+    mean, cov = MEAN.astype(dtype), COV.astype(dtype)
     other = {"mu": np.zeros(D), "sigma": np.eye(D)}
     stored = {"num_images": 30, "fid": {"mu": mean, "sigma": np.asfortranarray(cov)}, "fd_dinov2": other}
     (tmp_path / "img512.pkl").write_bytes(pickle.dumps(stored, protocol))
@@ -151,18 +133,10 @@ def test_edm2s_statistics(tmp_path, protocol, dtype):
     assert not build(tmp_path / "img512.pkl", "dinov2").frechet.mean.any()
 
 
-class Explosive:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('the file was executed')",))
-
-
 class CutShort:
     def __reduce__(self):
         core = np._core if hasattr(np, "_core") else np.core  # until numpy 2
         return (core.numeric._frombuffer, (b"123", np.dtype("f8"), (2,), "C"))
-
-
-CUT_SHORT = CutShort()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +146,7 @@ CUT_SHORT = CutShort()
         (b"\x80\x02cos\nsystem\n(X\x04\0\0\0truetR.", r"would run code when loaded \(os.system\)"),
         (b"\x80\x02cnumpy\nload\n(X\x04\0\0\0truetR.", r"would run code when loaded \(numpy.load\)"),
         (pickle.dumps({"fid": {"mu": np.array([print]), "sigma": 0}}), "would run code when loaded"),
-        (pickle.dumps({"fid": {"mu": CUT_SHORT, "sigma": 0}}), "cannot be read"),
+        (pickle.dumps({"fid": {"mu": CutShort(), "sigma": 0}}), "cannot be read"),
         (pickle.dumps({"fid": {"mu": 1.0, "sigma": 2.0}}), r"mu: expected the shape \[any\]"),
         (pickle.dumps({"fid": {"mu": np.array(["x"]), "sigma": np.eye(2)}}), "mu: expected real numbers"),
         (pickle.dumps([1]), "no statistics for inception"),
@@ -182,15 +156,13 @@ CUT_SHORT = CutShort()
 def test_nothing_in_a_pickle_is_executed(tmp_path, content, message):
     path = tmp_path / "stats.pkl"
     path.write_bytes(content)
-    with pytest.raises(MetricError, match=message) as caught:
+    with network_files.refused(path, message):
         build(path)
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".npz"])
 def test_damaged_files_are_one_line(tmp_path, suffix):
-    mean, cov = mean_and_covariance()
+    mean, cov = MEAN, COV
     path, generator, refused = tmp_path / f"stats{suffix}", random.Random(0), []
     if suffix == ".npz":
         write_edm(path, mean, cov)
@@ -216,10 +188,10 @@ def test_an_object_array_in_an_npz_is_refused(tmp_path):
 
 
 def test_references_of_another_extractor_are_refused(tmp_path):
-    write_ours(tmp_path / "stats.npz", *mean_and_covariance())
+    write_ours(tmp_path / "stats.npz", MEAN, COV)
     with pytest.raises(MetricError, match="was computed with pixels-1 and not with pixels-2"):
         build(tmp_path / "stats.npz", extractor=Pixels("pixels-2"))
-    np.save(tmp_path / "features.npy", features()[:, :5])
+    np.save(tmp_path / "features.npy", FEATURES[:, :5])
     with pytest.raises(MetricError, match="has 5 features and the extractor pixels-1 12"):
         build(tmp_path / "features.npy")
 
@@ -235,10 +207,8 @@ def test_references_of_another_extractor_are_refused(tmp_path):
 )
 def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(MetricError, match=message) as caught:
+    with network_files.refused(tmp_path / name, message):
         build(tmp_path / name)
-    assert str(caught.value).startswith(str(tmp_path / name))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
@@ -248,7 +218,7 @@ def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
 
 
 def test_a_dataset_by_name(tmp_path, monkeypatch):
-    datasets = types.SimpleNamespace(CIFAR10=lambda root, *, download, train: types.SimpleNamespace(data=images()))
+    datasets = types.SimpleNamespace(CIFAR10=lambda root, *, download, train: types.SimpleNamespace(data=IMAGES))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setattr("torchvision.datasets", datasets)
     for setting in ("cifar10-train", {"torchvision": "CIFAR10"}):
@@ -281,7 +251,7 @@ def test_one_setting_serves_all_extractors():
 
 
 def test_statistics_are_loaded_bit_for_bit_and_identified_by_all_that_they_say(tmp_path):
-    mean, cov = mean_and_covariance()
+    mean, cov = MEAN, COV
     write_ours(tmp_path / "digits.npz", mean, cov)
     gaussian, *rest = load_statistics(tmp_path / "digits.npz")
     assert np.array_equal(gaussian.mean, mean)
@@ -313,7 +283,5 @@ MU, SIGMA = np.zeros(3), np.eye(3)
 )
 def test_arrays_that_are_no_statistics_are_refused(tmp_path, arrays):
     np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(MetricError) as caught:
+    with network_files.refused(tmp_path / "bad.npz"):
         Reference.load(Pixels(), tmp_path / "bad.npz")
-    assert str(caught.value).startswith(str(tmp_path / "bad.npz"))
-    assert "\n" not in str(caught.value)

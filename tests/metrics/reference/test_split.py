@@ -7,31 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import ReferenceSettings
+from tests.metrics.examples import Pixels, pixels, write_folder
 
 
-class SplitPixels:
-    name, dimension = "split-pixels", 12
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, : self.dimension]
-
-
-def pixels(count: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+class SplitPixels(Pixels):
+    dimension = 12
 
 
 def write(path: Path, count: int = 60, seed: int = 0) -> Path:
-    path.mkdir()
-    for i, image in enumerate(pixels(count, seed)):
-        Image.fromarray(image).save(path / f"{i:03}.png")
-    return path
+    folder: Path = write_folder(path, pixels(count, seed=seed))
+    return folder
 
 
 def build(setting: Any, folder: Path, **changes: Any) -> Reference:

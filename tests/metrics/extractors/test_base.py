@@ -1,10 +1,12 @@
-"""Graphs from features back to images: own extractors that cut them, parts, and rounding that they lead through."""
+"""Images through an extractor, and graphs from features back to images."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import extract
 from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
 
 
@@ -65,3 +67,35 @@ CUTS = {
 def test_an_own_extractor_that_cuts_the_graph_is_named(cut):
     with pytest.raises(MetricError, match=r"extractor own: its features have no graph back .*without no_grad"):
         image_gradient(Network(cut), images(), rows())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
+def test_features_depend_neither_on_the_batch_size_nor_on_parts(batch_size):
+    batches = []
+    extractor = Network(lambda images: batches.append(len(images)) or images)
+    features = extract(extractor, images(), batch_size=batch_size)
+    assert features.dtype == np.float64
+    np.testing.assert_allclose(features, Network.__call__(extractor, images()), rtol=1e-12)
+    assert max(batches[:-1]) == min(batch_size, 10)
+    parts = (part for part in images().split([4, 0, 5, 1]))
+    np.testing.assert_allclose(extract(extractor, parts, batch_size=3), features, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(0, 1, 2, 2), "there are none"),
+        ([], "there are none"),
+        (torch.full((2, 1, 2, 2), torch.nan), "own: features are not finite"),
+    ],
+)
+def test_what_gives_no_features_is_refused(given, message):
+    with pytest.raises(MetricError, match=message):
+        extract(Network(), given)
+
+
+def test_features_of_another_shape_than_promised_are_refused():
+    extractor = Network()
+    extractor.dimension = 2
+    with pytest.raises(MetricError, match=r"shape \[10, 3\], expected \[10, 2\]"):
+        extract(extractor, images())
