@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -21,11 +20,9 @@ Kind = Literal["objectives", "studies", "dashboards"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".yaml", ".yml"), "dashboards": (".py",)}
 
 
-def shipped_directory(kind: Kind) -> Path:
-    """The folder that ships with the library: inside the wheel, or at the top of a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "_shipped" / kind
-    return inside if inside.is_dir() else package.parent / kind
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
+"""The folder around the folders that ship with the library: inside the wheel, or the top of a checkout."""
 
 
 def entries(kind: Kind, *, beside: Path | None = None) -> dict[str, Path]:
@@ -49,36 +46,25 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
     Raises:
         StudySpecError: it is not found; the message says where it was looked for and which names are known.
     """
-    wanted = Path(name).expanduser()
-    for path in _places(kind, wanted, beside):
-        if path.is_file():
-            return path.resolve()
+    wanted, suffixes = Path(name).expanduser(), SUFFIXES[kind]
+    # a given name may also lie directly in the study's folder and in the working directory
+    folders = [*([] if beside is None else [beside]), Path(), *_own_folders(kind, beside)]
+    for file in [wanted] if wanted.suffix in suffixes else [wanted.with_name(wanted.name + end) for end in suffixes]:
+        for folder in folders:
+            if (folder / file).is_file():
+                return (folder / file).resolve()
     known = list(entries(kind, beside=beside))
-    where = ", ".join(str(folder) for folder in _folders(kind, beside))
+    where = ", ".join(map(str, folders))
     raise StudySpecError(
         f"{name}: no such file in {kind}{near_miss(wanted.stem, known)}; looked in {where}; "
         f"known names: {', '.join(known) or 'none'}"
     )
 
 
-def _places(kind: Kind, wanted: Path, beside: Path | None) -> Iterator[Path]:
-    names = [wanted] if wanted.suffix in SUFFIXES[kind] else [wanted.with_name(wanted.name + s) for s in SUFFIXES[kind]]
-    for path in names:
-        if path.is_absolute():
-            yield path
-            continue
-        yield from (folder / path for folder in _folders(kind, beside))
-
-
-def _folders(kind: Kind, beside: Path | None) -> list[Path]:
-    """Where a given name may lie: also directly in the study's folder and in the working directory."""
-    return [*([] if beside is None else [beside]), Path(), *_own_folders(kind, beside)]
-
-
 def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
     """Folders that hold nothing but this kind of file."""
     near = [] if beside is None else [beside / kind]
-    return [*near, Path(kind), shipped_directory(kind)]
+    return [*near, Path(kind), SHIPPED / kind]
 
 
 ORIGINALS: dict[Path, Path] = {}

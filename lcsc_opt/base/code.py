@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from lcsc_opt.base.catalog import shipped_directory
+from lcsc_opt.base.catalog import SHIPPED
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
@@ -94,5 +94,5 @@ def _is_local(path: Path) -> bool:
 def _folders_of_others() -> tuple[Path, ...]:
     """Of this library, of the shipped objectives, and of Python."""
     standard = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
-    folders = (Path(__file__).parents[1], shipped_directory("objectives"), *standard)
+    folders = (Path(__file__).parents[1], SHIPPED / "objectives", *standard)
     return tuple(folder.resolve() for folder in folders)

@@ -5,9 +5,8 @@
     LcscError                  one line, says what was wrong, where, and what to do
     ├── StudySpecError         wrong input: a study file, an option, coefficients, a file of the catalog, workers
     ├── TrajectoryError        checkpoint files, packed trajectories
-    ├── MetricError            features, reference statistics, distances
+    ├── MetricError            features, reference statistics, distances, images that are not finite
     ├── ObjectiveError         an objective that cannot be built, or cannot evaluate what it was asked for
-    │   └── NotFiniteError     a candidate whose numbers are not finite
     ├── TrainingError          a recipe, its data or the models that it begins from
     ├── StudyStoreError        the study database, or a study that does not continue as it began
     └── SearchFailedError      the search ran, and failed
@@ -33,15 +32,11 @@ class TrajectoryError(LcscError):
 
 
 class MetricError(LcscError, ValueError):
-    """Features, reference statistics or a distance that cannot be computed."""
+    """Features, reference statistics or a distance that cannot be computed, maybe of this candidate alone."""
 
 
 class ObjectiveError(LcscError):
     """An objective that cannot be built, or that cannot evaluate what it was asked for."""
-
-
-class NotFiniteError(ObjectiveError):
-    """The numbers of this candidate are not finite; those of another candidate may be."""
 
 
 class TrainingError(LcscError):

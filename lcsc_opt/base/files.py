@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lcsc_opt.base.errors import LcscError, TrajectoryError
-from lcsc_opt.base.paths import another_folder
 
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
+ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the cache"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems have none
 
 
@@ -70,11 +71,6 @@ def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscE
         raise error(f"{path}: cannot be written ({refused.strerror or refused})") from refused
 
 
-def is_hidden(name: PurePath | str) -> bool:
-    """Whether a name, or one of the folders in a relative path, begins with a dot, as macOS's ``._1.png`` does."""
-    return any(part.startswith(".") for part in PurePath(name).parts)
-
-
 def is_pending(name: str) -> bool:
     """Whether this is the name of an unfinished file or folder, such as a killed process leaves."""
     return name.startswith(".") and name.endswith(PENDING)
@@ -107,12 +103,12 @@ def _sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def try_lock(path: Path) -> FileLock | None:
+def try_lock(path: Path) -> Callable[[], None] | None:
     """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
-        The lock, to be released, or ``None`` if another process, or another lock of this process, has the file locked.
-        On a file system without locks, the lock keeps nobody out.
+        What removes the file and releases the lock, or ``None`` if another process, or another lock of this process,
+        has the file locked. On a file system without locks, the lock keeps nobody out.
 
     Raises:
         OSError: the file cannot be made.
@@ -125,14 +121,11 @@ def try_lock(path: Path) -> FileLock | None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    return lock
+    return functools.partial(_unlock, lock)
 
 
-def unlock(lock: FileLock) -> None:
-    """Remove the lock's file while it is still locked, then release it.
-
-    A process that opened the file meanwhile makes a new one.
-    """
+def _unlock(lock: FileLock) -> None:
+    """Remove the file while it is still locked: a process that opened it meanwhile makes a new one."""
     if lock.is_locked:
         with contextlib.suppress(OSError):  # Windows removes no open file
             Path(lock.lock_file).unlink()
@@ -153,14 +146,15 @@ def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     path = out.with_name(f".{out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(path)
+        unlock = try_lock(path)
     except OSError as error:
-        raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {another_folder(path)}.") from error
-    if lock is None:
+        raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {ANOTHER_FOLDER}.") from error
+    if unlock is None:
         busy()
         lock = FileLock(path, thread_local=False, fallback_to_soft=False)
         lock.acquire(poll_interval=POLL_SECONDS)
+        unlock = functools.partial(_unlock, lock)
     try:
         yield
     finally:
-        unlock(lock)
+        unlock()

@@ -18,11 +18,6 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
 
 
-def another_folder(path: Path) -> str:
-    """The advice of an error when ``path`` cannot be written."""
-    return "set LCSC_CACHE to another folder" if path.is_relative_to(cache_directory()) else "choose another folder"
-
-
 @dataclasses.dataclass(frozen=True)
 class KnownCheckpoints:
     """The checkpoints that a study was begun with.
@@ -75,12 +70,8 @@ def given_path(path: str) -> Path:
     directory = _study.get()[0]
     if directory is None or given.is_absolute():
         return given
-    return directory / given if _is_there(directory, given) else given
-
-
-def _is_there(directory: Path, path: Path) -> bool:
-    """Whether a path or a glob finds anything; a text that is neither finds nothing."""
     try:
-        return (directory / path).exists() or next(directory.glob(str(path)), None) is not None
-    except (ValueError, NotImplementedError, OSError):
-        return False
+        found = (directory / given).exists() or any(True for _ in directory.glob(path))
+    except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
+        found = False
+    return directory / given if found else given

@@ -43,13 +43,11 @@ def _version(package: str) -> str | None:
 
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """``torch 2.13.0 → 2.14.0, cores 2 → 8``, or nothing where they are the same."""
-    flat_before, flat_now = _flat(before), _flat(now)
-    changed = [key for key in sorted({*flat_before, *flat_now}) if flat_before.get(key) != flat_now.get(key)]
+    flat_before, flat_now = ({**values, **values.get("packages", {})} for values in (before, now))
+    changed = [
+        key for key in sorted({*flat_before, *flat_now} - {"packages"}) if flat_before.get(key) != flat_now.get(key)
+    ]
     return ", ".join(f"{key} {flat_before.get(key)} → {flat_now.get(key)}" for key in changed)
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in values.items() if key != "packages"}, **values.get("packages", {})}
 
 
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
@@ -63,6 +61,7 @@ def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
 
 
 _lock = threading.RLock()
+_controller = functools.cache(ThreadpoolController)  # looking for the libraries takes milliseconds
 
 
 @contextlib.contextmanager
@@ -71,15 +70,5 @@ def blas_threads(count: int | None) -> Iterator[None]:
 
     ``None`` leaves the number as it is.
     """
-    with _lock:
-        if count is None:
-            yield
-        else:
-            with _controller().limit(limits=count, user_api="blas"):
-                yield
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    """Made once: looking for the libraries takes milliseconds."""
-    return ThreadpoolController()
+    with _lock, contextlib.nullcontext() if count is None else _controller().limit(limits=count, user_api="blas"):
+        yield

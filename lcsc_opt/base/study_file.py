@@ -191,26 +191,29 @@ class StudySpec(FrozenModel):
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:
-        return _expand_space(value)
+        """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed."""
+        if isinstance(value, str):
+            return {"kind": value}
+        if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
+            ((kind, rest),) = value.items()
+            return {"kind": kind, **(rest if isinstance(rest, Mapping) else {"directions": rest})}
+        return value
 
     @pydantic.field_validator("optimizers", mode="before")
     @classmethod
     def _read_optimizers(cls, value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            return value
-        return tuple(_expand_optimizer(entry) for entry in value)
+        return tuple(map(_optimizer, value)) if isinstance(value, (list, tuple)) else value
 
     @pydantic.field_validator("workers", mode="plain")
     @classmethod
     def _read_workers(cls, value: Any) -> Workers:
-        if value == "auto":
-            return "auto"
-        if isinstance(value, RayWorkers):
-            return value
         if isinstance(value, Mapping):
-            return _ray_workers(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-            return value
+            try:
+                return parse_settings(RayWorkers, value, source="")
+            except StudySpecError as error:  # its lines get the path of the key
+                raise ValueError(str(error).removeprefix(": ")) from error
+        if value == "auto" or isinstance(value, RayWorkers) or (type(value) is int and value >= 1):
+            return value  # type: ignore[no-any-return]
         listed = value if isinstance(value, (list, tuple)) else []
         if listed and all(isinstance(device, str) and _DEVICE.fullmatch(device) for device in listed):
             return tuple(listed)
@@ -240,26 +243,7 @@ class StudySpec(FrozenModel):
         return self
 
 
-def _expand_space(value: Any) -> Any:
-    """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed too."""
-    if isinstance(value, str):
-        return {"kind": value}
-    if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
-        ((kind, rest),) = value.items()
-        if isinstance(rest, Mapping):
-            return {"kind": kind, **rest}
-        return {"kind": kind, "directions": rest}
-    return value
-
-
-def _ray_workers(value: Mapping[Any, Any]) -> RayWorkers:
-    try:
-        return parse_settings(RayWorkers, value, source="")
-    except StudySpecError as error:  # its lines get the path of the key
-        raise ValueError(str(error).removeprefix(": ")) from error
-
-
-def _expand_optimizer(entry: Any) -> Any:
+def _optimizer(entry: Any) -> Any:
     """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
     if isinstance(entry, str):
         return {"name": entry}
@@ -280,10 +264,6 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     Raises:
         StudySpecError: one line that names every wrong key with its path.
     """
-    return parse_studies(_content(path, overrides), source=" ".join([str(path), *overrides]))
-
-
-def _content(path: Path, overrides: Sequence[str]) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -294,7 +274,7 @@ def _content(path: Path, overrides: Sequence[str]) -> Any:
         raise StudySpecError(f"{path}: not valid YAML: {error}") from error
     for override in overrides:
         content = _overridden(content, override)
-    return content
+    return parse_studies(content, source=" ".join([str(path), *overrides]))
 
 
 def _overridden(content: Any, override: str) -> Any:

@@ -127,11 +127,6 @@ class Content:
         return {name: _plain(value, name, left) for name, value in found.items()}
 
 
-def is_tensor(value: object) -> bool:
-    """Whether ``value`` is a tensor, or the reference to one."""
-    return isinstance(value, (Tensor, TensorRef))
-
-
 def shown(text: object) -> str:
     """A text out of a file, made fit for one line of a message."""
     line = str(text.name if isinstance(text, Record) else text)[: _SHOWN + 1]
@@ -143,7 +138,11 @@ def kind(value: object) -> str:
     """What a value is, in words for a message."""
     if isinstance(value, Record):
         return f"a {shown(value.name)}"
-    return "a Tensor" if is_tensor(value) else f"a {type(value).__name__}"
+    return "a Tensor" if _is_tensor(value) else f"a {type(value).__name__}"
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, (Tensor, TensorRef))
 
 
 def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:
@@ -154,7 +153,7 @@ def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:
     if depth > _DEEPEST or not parts:
         return None
     seen[id(content)] = depth
-    if all(map(is_tensor, parts.values())):
+    if all(map(_is_tensor, parts.values())):
         return _averaged_prefix(parts)
     for key in GUESSED_KEYS:
         inner = parts.get(key)
@@ -185,7 +184,7 @@ def _is_weights(value: Any) -> bool:
     """Whether ``value`` is a network, a dict with tensors in it, or a saved list of averages."""
     entries = _entries(value) or {}
     glance = itertools.islice(entries.values(), _GLANCE)
-    return _is_module(value) or any(map(is_tensor, glance)) or _is_list_of_averages(entries)
+    return _is_module(value) or any(map(_is_tensor, glance)) or _is_list_of_averages(entries)
 
 
 def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, Any]:
@@ -219,7 +218,7 @@ def _averaged_prefix(names: Mapping[Any, Any]) -> str:
 
 def _is_list_of_averages(parts: Mapping[Any, Any]) -> bool:
     averages = parts.get(_SHADOW)
-    return isinstance(averages, list) and bool(averages) and is_tensor(averages[0])
+    return isinstance(averages, list) and bool(averages) and _is_tensor(averages[0])
 
 
 def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
@@ -232,10 +231,10 @@ def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
         TrajectoryError: there is no way to match them, or more than one.
     """
     models = (_entries((_entries(root) or {}).get(key)) or {} for key in GUESSED_KEYS)
-    model = next((m for m in models if m and all(isinstance(n, str) and is_tensor(v) for n, v in m.items())), {})
+    model = next((m for m in models if m and all(isinstance(n, str) and _is_tensor(v) for n, v in m.items())), {})
     names = [name for name in model if name.rpartition(".")[2] not in _STATISTICS]
     shapes = [tuple(model[name].shape) for name in names]
-    wanted = [tuple(tensor.shape) if is_tensor(tensor) else None for tensor in averages]
+    wanted = [tuple(tensor.shape) if _is_tensor(tensor) else None for tensor in averages]
     first, last = _embedded(wanted, shapes), _embedded(wanted[::-1], shapes[::-1])
     if first is None or last is None or first != [len(names) - 1 - place for place in reversed(last)]:
         raise TrajectoryError(
@@ -297,7 +296,7 @@ def _module_weights(root: Any) -> dict[str, Any]:
             if not isinstance(name, str) or len(prefix) + len(name) > _LONGEST_NAME:
                 raise TrajectoryError(f"holds a network whose parts have impossible names ({shown(name)}).")
         if script:
-            tensors = {name: value for name, value in tensors.items() if is_tensor(value)}
+            tensors = {name: value for name, value in tensors.items() if _is_tensor(value)}
             modules = {name: value for name, value in modules.items() if _is_script(value)}
         left_out = {name for name in transient if isinstance(name, str)}
         kept = {name: value for name, value in tensors.items() if value is not None and name not in left_out}

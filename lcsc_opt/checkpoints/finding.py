@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import is_hidden
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata, read_step
+from lcsc_opt.checkpoints.content import Content
+from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata
+from lcsc_opt.checkpoints.torch_files import read_content
 
 MANIFEST = "manifest.json"  # of a packed trajectory
 WEIGHTS = "weights.bin"
@@ -115,7 +116,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
         for path in paths
         if path.suffix in _SUFFIXES
         and path.name != WEIGHTS  # of an unfinished trajectory
-        and not is_hidden(path.name)
+        and not path.name.startswith(".")
         and not path.is_dir()
         and not _NEVER.fullmatch(path.stem)
     ]
@@ -246,8 +247,8 @@ def checkpoint_step(path: str | Path) -> int:
     name = _bare(path.name)
     if found := re.findall(_NAMED, name, flags=re.IGNORECASE):
         return int(found[-1])
-    with contextlib.suppress(TrajectoryError):
-        if path.suffix in TORCH_SUFFIXES and path.is_file() and (step := read_step(path)) is not None:
+    with contextlib.suppress(Exception):  # a damaged file can raise anything
+        if path.suffix in TORCH_SUFFIXES and (step := Content(read_content(path)).step) is not None:
             return step
     if found := re.findall(_WHOLE, name):
         return int(found[-1])

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import Content, is_tensor, kind, shown
-from lcsc_opt.checkpoints.torch_files import MALFORMED, map_tensors, read_content
+from lcsc_opt.checkpoints.content import Content, kind, shown
+from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
@@ -75,16 +75,6 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
         return {}
     with _naming(path), _opened(path) as file:
         return dict(file.metadata() or {})
-
-
-def read_step(path: Path) -> int | None:
-    """The training step inside a file of torch.
-
-    Raises:
-        TrajectoryError: as :func:`read_checkpoint`.
-    """
-    with _naming(path):
-        return Content(read_content(path)).step
 
 
 def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
@@ -164,7 +154,7 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
         raise TrajectoryError(f"holds no tensor{f' under {shown(key)!r}' if key else ''}: leave it out.")
     _check_count(state)
     for name, value in state.items():
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not is_tensor(value):
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not isinstance(value, (Tensor, TensorRef)):
             where = shown(f"{key}.{name}" if key and isinstance(name, str) else name)
             raise TrajectoryError(
                 f"has {kind(value)} at {where!r}, not a tensor: pass --key, or save the weights alone."

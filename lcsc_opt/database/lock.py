@@ -12,16 +12,15 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from filelock import FileLock
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.files import try_lock, unlock
+from lcsc_opt.base.files import try_lock
 from lcsc_opt.database.connection import DriverError, in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
@@ -55,7 +54,7 @@ class _StudyLock(Protocol):
 class _FileLock:
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock: FileLock | None = None
+        self._lock: Callable[[], None] | None = None
 
     def take(self) -> bool:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -69,7 +68,7 @@ class _FileLock:
 
     def free(self) -> None:
         if self._lock is not None:
-            unlock(self._lock)
+            self._lock()
 
 
 class _AdvisoryLock:
@@ -176,7 +175,7 @@ def _is_locked(path: Path) -> bool:
     except OSError:  # this user may not write there
         return False
     if lock is not None:
-        unlock(lock)
+        lock()
     return lock is None and path.exists()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
-from lcsc_opt.base.files import PENDING, remove, try_lock, unlock
+from lcsc_opt.base.files import PENDING, remove, try_lock
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.lock import locked
@@ -191,6 +191,6 @@ def _nobody_makes(path: Path, kind: str) -> Iterator[bool]:
             except OSError:  # in a folder that is only read here
                 lock = None
             if lock is not None:
-                locks.callback(unlock, lock)
+                locks.callback(lock)
             free &= lock is not None
         yield free

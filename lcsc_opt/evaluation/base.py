@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.base.errors import LcscError, NotFiniteError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.objective.contract import Objective
@@ -66,7 +66,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line wherever it is shown
         retry = not isinstance(error, LcscError)
-        broken = not isinstance(error, NotFiniteError)
+        broken = not isinstance(error, MetricError)
         text = "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:] if broken else ""
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
     free_memory()

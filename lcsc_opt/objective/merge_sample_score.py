@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import NotFiniteError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
@@ -153,7 +153,7 @@ class MergeSampleScore(StagedObjective):
         ``prepared`` is used once: its weights are freed before images are sampled.
 
         Raises:
-            NotFiniteError, MetricError: an image, or its features, are not finite.
+            MetricError: an image, or its features, are not finite.
         """
         self.know_constraint()
         watch = _Stopwatch()
@@ -239,7 +239,7 @@ class MergeSampleScore(StagedObjective):
         sampled again.
 
         Raises:
-            NotFiniteError: the gradient is not finite.
+            MetricError: the gradient is not finite.
         """
         watch, sampler = _Stopwatch(), self.sampler
         assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
@@ -274,7 +274,7 @@ class MergeSampleScore(StagedObjective):
             with watch.timing("merge"):
                 slope = self._source.project(total.sums)
         if not np.isfinite(slope).all():
-            raise NotFiniteError("the gradient is not finite")
+            raise MetricError("the gradient is not finite")
         again = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed
         return slope, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
 
@@ -365,7 +365,7 @@ class MergeSampleScore(StagedObjective):
     def _sample_finite(self, noise: Noise, first: int, last: int) -> Tensor:
         images = self.sampler.sample(noise, first, last)
         if not bool(torch.isfinite(images).all()):
-            raise NotFiniteError("the merged model samples values that are not finite")
+            raise MetricError("the merged model samples values that are not finite")
         return images
 
 

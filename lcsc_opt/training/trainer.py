@@ -13,6 +13,8 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import remove, write_atomically
-from lcsc_opt.base.machine import interrupt_held
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.base.reproducibility import derive_seed
@@ -204,7 +205,7 @@ class Trainer:
         try:
             self.begin(resume=resume)
             if self.accelerator.num_processes == 1:
-                with interrupt_held() as stop:
+                with _interrupt_held() as stop:
                     self._run_to_the_end(stop)
             else:  # an interrupt reaches them in different steps, and a state is saved by all in the same one
                 self._run_to_the_end(lambda: False)
@@ -366,3 +367,39 @@ class Trainer:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
+
+
+_HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def _interrupt_held() -> Iterator[Callable[[], bool]]:
+    """Hold back SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
+
+    Signals that are ignored, or that end the process without a handler, stay as they are. Only the main thread gets
+    signals; in others nothing is held.
+
+    Yields:
+        Whether a signal waits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    handlers: dict[int, Any] = {number: one for number in _HELD if callable(one := signal.getsignal(number))}
+    waiting: list[tuple[int, Any]] = []
+
+    def come(number: int, frame: Any) -> None:
+        waiting.append((number, frame))
+        if len(waiting) > 1:
+            handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, come)
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if waiting:
+        number, frame = waiting[0]
+        handlers[number](number, frame)

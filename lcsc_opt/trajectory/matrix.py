@@ -12,11 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock, unlock
+from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock
 from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
@@ -48,7 +47,7 @@ class MatrixWriter:
         self._failed = False
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
             self._lock = _locked(path)
-            undo.callback(unlock, self._lock)
+            undo.callback(self._lock)
             self._written = self._committed = _continued(path)  # what rows hold; what the disk is known to have
             if dtype is not None and self._written is not None and self._written.stored != self._stored:
                 there = self._written.stored or EXACT
@@ -69,7 +68,7 @@ class MatrixWriter:
     def close(self) -> None:
         """Let another process write."""
         if self._close.alive and self._process == os.getpid():  # the lock is not a forked process's to release
-            unlock(self._lock)
+            self._lock()
         self._close()
 
     def check(self, tensors: Mapping[str, Tensor]) -> Layout:
@@ -266,8 +265,11 @@ def _continued(path: Path) -> Manifest | None:
     return Manifest.load(path) if (path / MANIFEST).exists() else None
 
 
-def _locked(path: Path) -> FileLock:
-    """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish."""
+def _locked(path: Path) -> Callable[[], None]:
+    """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish.
+
+    Returns what lets the next writer in.
+    """
     path.mkdir(parents=True, exist_ok=True)
     if (foreign := foreign_files(path)) and not (path / MANIFEST).exists():
         raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")

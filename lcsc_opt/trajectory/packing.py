@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import only_process, size_in_words, sync_folder
-from lcsc_opt.base.paths import KnownCheckpoints, another_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, size_in_words, sync_folder
+from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
@@ -264,7 +264,7 @@ def _check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> N
     if needed > free:
         raise TrajectoryError(
             f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {size_in_words(needed)}, and "
-            f"{size_in_words(free)} are free; select fewer checkpoints, or {another_folder(out)} on another disk"
+            f"{size_in_words(free)} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
     notice(f"{checkpoints} checkpoints are packed once, to {out}, which takes {size_in_words(needed)} of its disk")
 

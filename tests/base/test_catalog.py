@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.base.catalog import find, shipped_directory
+from lcsc_opt.base.catalog import SHIPPED, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import given_path, study_directory
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -29,13 +29,12 @@ def write(folder: Path, name: str, text: str = GOOD) -> Path:
 
 def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(workplace: Path) -> None:
     study = workplace / "elsewhere"
-    assert find("objectives", "digits.py", beside=study) == shipped_directory("objectives") / "digits.py"
+    assert find("objectives", "digits.py", beside=study) == (SHIPPED / "objectives") / "digits.py"
     here = write(workplace / "objectives", "digits.py")
     assert find("objectives", "digits.py", beside=study) == here
-    beside = write(study, "digits.py")
-    assert find("objectives", "digits.py", beside=study) == beside
-    assert find("objectives", "digits", beside=study) == beside
-    assert find("objectives", str(here), beside=study) == here
+    near = write(study, "digits.py")
+    for name, file in (("digits.py", near), ("digits", near), (str(here), here)):
+        assert find("objectives", name, beside=study) == file
 
 
 def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
@@ -60,16 +59,8 @@ def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workp
         load_objective(ObjectiveSpec(file=name))
 
 
-def test_modules_beside_the_study_file_can_be_imported(workplace: Path, tmp_path: Path) -> None:
-    study = tmp_path / "study folder"
-    write(study, "beside_it.py", "def loss(coefficients):\n    return 1.0\n")
-    settings = {"callable": "beside_it:loss", "steps": [1, 2]}
-    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=study)  # type: ignore[arg-type]
-    assert objective([0.5, 0.5]) == 1.0
-
-
-SHIPPED = sorted(shipped_directory("studies").rglob("*.yaml"))
-OF_FILES = [path for path in SHIPPED if "checkpoints:" in path.read_text()]  # that a user has
+STUDIES = sorted((SHIPPED / "studies").rglob("*.yaml"))
+OF_FILES = [path for path in STUDIES if "checkpoints:" in path.read_text()]  # that a user has
 
 
 def test_a_shipped_study_of_files_says_which_are_not_there(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +72,7 @@ def test_a_shipped_study_of_files_says_which_are_not_there(workplace: Path, caps
     assert not any(workplace.iterdir())
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path not in OF_FILES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in STUDIES if path not in OF_FILES], ids=lambda path: path.stem)
 def test_every_shipped_study_could_be_run(path: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", str(path), "--dry-run"]) == 0
     name = path.stem if path.parent.name == "studies" else f"{path.parent.name}_{path.stem}"

@@ -79,6 +79,7 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
     (folder / "code_loss.py").write_text("import code_late\n\ndef lose(a):\n    return float(a[0])\n")
     settings = {"callable": "code_loss:lose", "steps": [1, 2]}
     objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=folder)  # type: ignore[arg-type]
+    assert objective([0.5, 0.5]) == 0.5, "modules next to the study file can be imported"
     assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
     (folder / "code_objective.py").write_text(
         "import code_helpers, dataclasses\nfrom lcsc_opt.objective.contract import CoefficientFunction\n\n"

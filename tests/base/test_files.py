@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, unlock, write_atomically
+from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -62,14 +62,12 @@ def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: p
 
 
 def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_path: Path) -> None:
-    lock = try_lock(tmp_path / "lock")
-    assert lock is not None
-    assert try_lock(tmp_path / "lock") is None
-    unlock(lock)
-    assert names(tmp_path) == []
-    again = try_lock(tmp_path / "lock")
-    assert again is not None
-    unlock(again)
+    for _ in range(2):
+        unlock = try_lock(tmp_path / "lock")
+        assert unlock is not None
+        assert try_lock(tmp_path / "lock") is None
+        unlock()
+        assert names(tmp_path) == []
 
 
 def test_a_killed_process_keeps_no_lock(tmp_path: Path) -> None:
@@ -78,9 +76,9 @@ def test_a_killed_process_keeps_no_lock(tmp_path: Path) -> None:
         "lock = try_lock(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False)
-    lock = try_lock(tmp_path / "lock")
-    assert lock is not None
-    unlock(lock)
+    unlock = try_lock(tmp_path / "lock")
+    assert unlock is not None
+    unlock()
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +86,9 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    lock = try_lock(tmp_path / "lock")
-    assert lock is not None
-    unlock(lock)
+    unlock = try_lock(tmp_path / "lock")
+    assert unlock is not None
+    unlock()
 
 
 def test_who_comes_second_is_told_and_waits(tmp_path: Path) -> None:

@@ -19,13 +19,6 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
-
-
 def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Called by a test itself, since pytest puts its own stderr back after the fixtures."""
     stream = io.StringIO()
@@ -37,21 +30,16 @@ def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def test_a_log_gets_a_line_every_ten_seconds_with_rate_and_time_left(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
     with progress("search", 40) as advance:
         for _ in range(30):
             clock.now += 0.5
             advance()
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == "search: 20/40, 2.0/s, 10 s left\n"
-
-
-def test_what_an_earlier_process_did_counts_as_done_and_not_as_speed(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with progress("search", 100, done=80) as advance:
+    assert capsys.readouterr() == ("", "search: 20/40, 2.0/s, 10 s left\n")
+    with progress("search", 100, done=80) as advance:  # by an earlier process: that is no speed
         clock.now += 20
         advance(10)
     assert capsys.readouterr().err == "search: 90/100, 2.0 s each, 20 s left\n"

@@ -62,10 +62,10 @@ def complaint(changes: Mapping[Any, Any]) -> str:
     """What is said of such a study file: one line, after the name of its source."""
     with pytest.raises(StudySpecError) as caught:
         parse_studies(content(changes), source="some/study.yaml")
-    message = str(caught.value)
+    source, _, message = str(caught.value).partition(": ")
+    assert source == "some/study.yaml"
     assert "\n" not in message
-    assert message.startswith("some/study.yaml: ")
-    return message.removeprefix("some/study.yaml: ")
+    return message
 
 
 # what is right
@@ -109,7 +109,6 @@ def test_what_is_left_out_has_a_default() -> None:
         ({"principal": 40}, SpaceSpec(kind="principal", directions=40)),
         ({"kind": "principal", "directions": 40}, SpaceSpec(kind="principal", directions=40)),
         ({"affine": {"origin": 0.99}}, SpaceSpec(origin=0.99)),
-        ({"kind": "affine"}, SpaceSpec()),
         ({"principal": {"directions": 3, "origin": 0.5}}, SpaceSpec(kind="principal", directions=3, origin=0.5)),
     ],
 )
@@ -144,26 +143,11 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
-    options = (
-        "{mutation: 1e-3, scale: -2E+1, most: 9e999, other: 1.5e-3, text: 1e-3x, hash: 7e, ten: 010, many: 10_000, "
-        "half: .5, four: 4.0, day: 2024-06-01, time: 1:40}"
-    )
-    file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {options}}}]"))
+    written = "1e-3, -2E+1, 9e999, 1.5e-3, 1e-3x, 7e, 010, 10_000, .5, 4.0, 2024-06-01, 1:40"
+    meant = [1e-3, -20, math.inf, 1.5e-3, "1e-3x", "7e", 10, 10_000, 0.5, 4.0, "2024-06-01", "1:40"]
+    file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {{values: [{written}]}}}}]"))
     (optimizer,) = read_study_file(file).optimizers
-    assert optimizer.options == {
-        "mutation": 1e-3,
-        "scale": -20,
-        "most": math.inf,
-        "other": 1.5e-3,
-        "text": "1e-3x",
-        "hash": "7e",
-        "ten": 10,
-        "many": 10_000,
-        "half": 0.5,
-        "four": 4.0,
-        "day": "2024-06-01",
-        "time": "1:40",
-    }
+    assert optimizer.options["values"] == meant
     (optimizer,) = read_study_file(file, ["optimizers.LCSC.mutation=2e-4"]).optimizers
     assert optimizer.options["mutation"] == 2e-4
     assert read_study_file(file, ["budget.images=1.5e3", "budget.evaluations=null"]).budget.images == 1500
@@ -178,20 +162,11 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         # unknown keys
         ({"budgt": 3}, f"budgt: unknown key (did you mean 'budget'?); {TOP}"),
         (
-            {"optimizers": ..., "optimisers": ["LCSC"]},
-            f"optimizers: missing; optimisers: unknown key (did you mean 'optimizers'?); {TOP}",
-        ),
-        (
-            {"held_out": {"image": 500}},
-            "held_out.image: unknown key (did you mean 'images'?); expected one of images, top",
-        ),
-        (
-            {"optimizers": ["CMA", {"name": "LCSC", "opts": {}}]},
-            "optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
+            {"optimizers": ["CMA", {"name": "LCSC", "opts": {}}], "name": ...},
+            "name: missing; optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
         ),
         ({1: 2}, "[1]: expected a key that is text, got 1"),
         # missing keys
-        ({"name": ...}, "name: missing"),
         ({"objective": {"settings": {}}}, "objective.file: missing"),
         # wrong types
         ({"budget": 300}, "budget: expected a mapping of keys to values, got 300"),
@@ -277,31 +252,32 @@ def test_python_objects_in_yaml_are_not_made(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-class TestOverrides:
-    def write(self, tmp_path: Path) -> Path:
-        path = tmp_path / "mine.yaml"
-        path.write_text("name: mine\nobjective: {file: a.py}\noptimizers: [LCSC]\nbudget: {evaluations: 4}\n")
-        return path
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    return path
 
-    def test_they_take_the_place_of_what_the_file_says(self, tmp_path: Path) -> None:
-        given = ["objective.settings.images=500", "seeds=[0, 1]", "budget.evaluations=9", "optimizers=[CMA]"]
-        spec = read_study_file(self.write(tmp_path), given)
-        assert spec.objective.settings == {"images": 500}
-        assert (spec.seeds, spec.budget.evaluations, spec.optimizers[0].name) == ((0, 1), 9, "CMA")
 
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            ("sedes=[0]", "sedes: unknown key (did you mean 'seeds'?)"),
-            ("seeds=many", "seeds: expected"),
-            ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500"),
-            ("objective..file=a", "expected KEY=VALUE"),
-            ("seeds=[0", "seeds=[0: not valid YAML"),
-            ("name.first=1", "'mine' has no key 'first'; replace all of it"),
-        ],
-    )
-    def test_they_are_checked_as_the_file_is(self, tmp_path: Path, override: str, message: str) -> None:
-        with pytest.raises(StudySpecError) as caught:
-            read_study_file(self.write(tmp_path), [override])
-        assert message in str(caught.value)
-        assert override in str(caught.value)
+def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:
+    given = ["objective.settings.images=500", "seeds=[0, 1]", "budget.evaluations=9", "optimizers=[CMA]"]
+    spec = read_study_file(minimal, given)
+    assert spec.objective.settings == {"images": 500}
+    assert (spec.seeds, spec.budget.evaluations, spec.optimizers[0].name) == ((0, 1), 9, "CMA")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sedes=[0]", "sedes: unknown key (did you mean 'seeds'?)"),
+        ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500"),
+        ("objective..file=a", "expected KEY=VALUE"),
+        ("seeds=[0", "seeds=[0: not valid YAML"),
+        ("name.first=1", "'digits' has no key 'first'; replace all of it"),
+    ],
+)
+def test_overrides_are_checked_as_the_file_is(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(StudySpecError) as caught:
+        read_study_file(minimal, [override])
+    assert message in str(caught.value)
+    assert override in str(caught.value)

@@ -6,32 +6,24 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
-from tests.checkpoints import checkpoint_examples
+from tests.checkpoints.checkpoint_examples import net, optimizer_state, saved, weights
 from tests.trajectory.trajectory_examples import same_bits
 
-MODEL, EMA = checkpoint_examples.weights(1), checkpoint_examples.weights(2)
-
-
-def saved(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
-    return path
+MODEL, EMA = weights(1), weights(2)
 
 
 def test_ddim_without_an_average(tmp_path):
-    path = saved(tmp_path / "ckpt.pth", [MODEL, checkpoint_examples.optimizer_state(), 3, 4000])
-    checkpoint = read_checkpoint(path)
-    assert checkpoint.key == "model"
-    assert same_bits(checkpoint.tensors, MODEL)
+    path = saved(tmp_path / "ckpt.pth", [MODEL, optimizer_state(), 3, 4000])
+    assert read_checkpoint(path).key == "model"
+    assert same_bits(read_checkpoint(path).tensors, MODEL)
     assert checkpoint_step(path) == 4000
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), checkpoint_examples.net(1)])
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), net(1)])
 def test_averages_without_names_get_those_of_the_model(tmp_path, model):
     shadow = [parameter.detach() + 1 for parameter in model.parameters()]
     state = {"sigmas": torch.ones(7), **model.state_dict()}  # score_sde's models begin with a buffer
@@ -63,26 +55,21 @@ def test_accelerate_folder_by_key(tmp_path):
     saved(folder / "model.safetensors", MODEL)
     saved(folder / "model_1.safetensors", EMA)
     saved(folder / "custom_checkpoint_0.pkl", {"step": 3, "model": EMA, "ema": MODEL})
-    saved(folder / "optimizer.bin", checkpoint_examples.optimizer_state())
-    saved(folder / "random_states_0.pkl", {"torch_manual_seed": torch.zeros(8, dtype=torch.uint8)})
-    assert same_bits(read_checkpoint(folder).tensors, MODEL)
-    second, custom = (read_checkpoint(folder, key=key) for key in ("model_1", "custom_checkpoint_0"))
-    assert (second.key, custom.key) == ("model_1", "custom_checkpoint_0.ema")
-    assert same_bits(second.tensors, EMA)
-    assert same_bits(custom.tensors, MODEL)
-    assert same_bits(read_checkpoint(folder, key=custom.key).tensors, MODEL)
-    assert same_bits(read_checkpoint(folder, key="custom_checkpoint_0.model").tensors, EMA)
+    saved(folder / "optimizer.bin", optimizer_state())
+    custom = "custom_checkpoint_0"
+    for key, found, expected in (
+        (None, "", MODEL),
+        ("model_1", "model_1", EMA),
+        (custom, f"{custom}.ema", MODEL),
+        (f"{custom}.ema", f"{custom}.ema", MODEL),
+        (f"{custom}.model", f"{custom}.model", EMA),
+    ):
+        assert read_checkpoint(folder, key=key).key == found
+        assert same_bits(read_checkpoint(folder, key=key).tensors, expected)
     assert checkpoint_step(folder) == 7
-
-
-@pytest.mark.parametrize("key", ["model_2", "../checkpoint_7", "model_1.x.y", "optimizer"])
-def test_folder_has_no_such_key(tmp_path, key):
-    folder = tmp_path / "checkpoint_7"
-    saved(folder / "model.safetensors", MODEL)
-    saved(folder / "model_1.safetensors", EMA)
-    saved(folder / "optimizer.bin", checkpoint_examples.optimizer_state())
-    with pytest.raises(TrajectoryError, match="checkpoint_7"):
-        read_checkpoint(folder, key=key)
+    for key in ("model_2", "../checkpoint_7", "model_1.x.y", "optimizer"):
+        with pytest.raises(TrajectoryError, match="checkpoint_7"):
+            read_checkpoint(folder, key=key)
 
 
 def test_variants_are_found_where_nothing_else_is(tmp_path):

@@ -32,13 +32,13 @@ def as_a_shell_would(command: str) -> list[str]:
 
 
 def test_page_and_examples_name_the_same_formats():
-    assert rows().keys() == checkpoint_examples.EXAMPLES.keys()
+    assert rows().keys() == set(checkpoint_examples.NAMES)
 
 
 @pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning", "ignore::Warning:lightning_fabric")
-@pytest.mark.parametrize("name", checkpoint_examples.EXAMPLES)
+@pytest.mark.parametrize("name", checkpoint_examples.NAMES)
 def test_example_of_the_page_packs_these_weights(name, workplace, monkeypatch, capsys):
-    written = checkpoint_examples.EXAMPLES[name](workplace / "run")
+    written = checkpoint_examples.write(name, workplace / "run")
     monkeypatch.setattr(sys, "argv", ["lcsc"])
     assert lcsc(as_a_shell_would(rows()[name])) == 0, capsys.readouterr().err
     trajectory = Trajectory.open("run.trajectory")

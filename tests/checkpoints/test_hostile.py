@@ -153,7 +153,6 @@ ZIPPED: dict[str, Callable[[Path], bytes]] = {
     "stride_outside": lambda _: weights(tensor(numbers(4, 2), numbers(5, 1))),
     "negative_stride": lambda _: weights(tensor(numbers(4), numbers(-1), offset=8)),
     "negative_offset": lambda _: weights(tensor(numbers(4), numbers(1), offset=-8)),
-    "expanded": lambda _: weights(tensor(numbers(2**40), numbers(0))),
     "expanded_often": lambda _: weights(*[tensor(numbers(2**20), numbers(0))] * 2000),
     "shape_that_overflows": lambda _: weights(tensor(numbers(2**40, 2**40, 2**40), numbers(0, 0, 0))),
     "shape_of_lists": lambda _: weights(tensor(doubled(b")", b"\x86", 50), numbers(1))),
@@ -312,7 +311,6 @@ def entry(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[s
 EMPTY = json.dumps(entry(0, 0, [0]))
 SAFETENSORS: dict[str, Callable[[], bytes]] = {
     "header_of_a_terabyte": lambda: header("{}", size=2**40),
-    "header_of_the_whole_range": lambda: header("{}", size=2**64 - 1),
     "header_longer_than_the_file": lambda: header("{}", size=200),
     "header_of_80_megabytes": lambda: header(b" " * 80 * 2**20),
     "deep_header": lambda: header('{"a":' + "[" * 1_000_000),
@@ -387,12 +385,9 @@ def test_index_does_not_leave_its_folder(tmp_path, name):
 def test_watching_sees_code_that_runs(tmp_path):
     """The test of the test: what the child watches for is reported when it happens."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from tests.checkpoints import read_in_a_child as child;"
-        "sys.addaudithook(child.watch);"
-        "child.watching = True; exec('x = 1'); open(sys.argv[2], 'w').close(); child.watching = False;"
-        "print(child.events)"
+        "import sys; from tests.checkpoints import read_in_a_child as child; sys.addaudithook(child.watch)\n"
+        "child.watching = True; exec('x = 1'); open(sys.argv[1], 'w').close(); child.watching = False\n"
+        "assert {event.split()[0] for event in child.events} >= {'exec', 'open'}, child.events"
     )
-    command = [sys.executable, "-c", program, str(Path(__file__).parents[2]), str(tmp_path / "ran")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "exec" in printed
-    assert "open" in printed
+    command = [sys.executable, "-c", program, str(tmp_path / "ran")]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)

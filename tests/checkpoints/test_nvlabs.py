@@ -31,16 +31,12 @@ def test_weights_are_those_of_the_unpickled_network(snapshot):
     assert not any("scratch" in name or name == "bias" for name in found)  # what state_dict() leaves out
 
 
-def test_training_state_of_edm(tmp_path):
+def test_training_states(tmp_path):
+    """EDM's have the network in them; EDM2's plain dicts, and a list with the average of each width."""
     path = tmp_path / "training-state-000100.pt"
     written = nvlabs_examples.write_training_state(path, nvlabs_examples.network(1))
-    checkpoint = read_checkpoint(path)
-    assert checkpoint.key == "net"
-    assert same_bits(checkpoint.tensors, written)
-
-
-def test_training_state_of_edm2(tmp_path):
-    """Plain dicts, and a list with the average of each width."""
+    assert read_checkpoint(path).key == "net"
+    assert same_bits(read_checkpoint(path).tensors, written)
     net, first, second = (dict(nvlabs_examples.network(seed).state_dict()) for seed in (1, 2, 3))
     ema = {"stds": [0.05, 0.1], "emas": [first, second]}
     state = nvlabs_examples.EasyDict(cur_nimg=100_000, total_elapsed_time=1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import NotFiniteError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.errors import MetricError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -158,7 +158,7 @@ class TestNothingCanSucceed:
 
         def diverging(coefficients: np.ndarray) -> float:
             if next(values) < 3:
-                raise NotFiniteError("samples are not finite")
+                raise MetricError("samples are not finite")
             return bowl(coefficients)
 
         search(study, diverging)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.catalog import shipped_directory
+from lcsc_opt.base.catalog import SHIPPED
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.cli import run as lcsc
@@ -26,7 +26,7 @@ from lcsc_opt.trajectory import Trajectory
 from tests.objectives.image_objectives import PIXELS, settings
 from tests.studies import code_bases
 
-FOLDER = shipped_directory("studies") / "paper" / "full"
+FOLDER = (SHIPPED / "studies") / "paper" / "full"
 FILES = sorted(FOLDER.glob("*.yaml"))
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cifar10_consistency": lambda: networks().cifar10_consistency(),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.catalog import load_file, shipped_directory
+from lcsc_opt.base.catalog import SHIPPED, load_file
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.training.networks import descend, initialize
 from tests.training.toy_network import ToyNetwork
@@ -27,7 +27,7 @@ class Unchanged(nn.Module):
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_what_becomes_patches_becomes_the_same_image_again(patch: int) -> None:
-    patched = load_file(shipped_directory("objectives") / "photographs.py").PatchedUNet
+    patched = load_file((SHIPPED / "objectives") / "photographs.py").PatchedUNet
     network = patched((3, 8, 8), (4,), patch=patch)
     network.unet = Unchanged()
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.files import is_hidden, write_atomically
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -111,7 +111,8 @@ class ImageSet:
     @staticmethod
     def is_image(name: PurePath | str) -> bool:
         """Whether a name, or a relative path, is that of an image that is not hidden."""
-        return PurePath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+        path = PurePath(name)
+        return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
     @property
     def count(self) -> int:
