@@ -49,11 +49,11 @@ class Pipeline:
         prepared = self._merging.submit(lambda: attempt(lambda: self._objective.prepare(candidate)))
         return self._sampling.submit(lambda: self._sample(candidate, prepared, first, last, gradient))
 
-    def slope(
+    def vjp(
         self, candidate: Candidate, first: int, last: int, back: Any
     ) -> Future[tuple[Coefficients, Cost] | Failure]:
         """Start computing what the images ``[first, last)`` contribute to the gradient."""
-        return self._sampling.submit(lambda: attempt(lambda: self._objective.slope(candidate, first, last, back)))
+        return self._sampling.submit(lambda: attempt(lambda: self._objective.vjp(candidate, first, last, back)))
 
     def close(self) -> None:
         """Stop. A running evaluation ends at its next :func:`stop_if_told`."""

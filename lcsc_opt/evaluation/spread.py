@@ -70,16 +70,16 @@ class SpreadEvaluator:
     def _with_gradient(
         self, evaluation: Evaluation, candidate: Candidate, ranges: Sequence[tuple[int, int]], back: Sequence[Any]
     ) -> Outcome:
-        slopes = _results(
+        products = _results(
             [
-                self._pool.submit("slope", candidate, first, last, rows, worker=worker, depth=AT_ONCE)
+                self._pool.submit("vjp", candidate, first, last, rows, worker=worker, depth=AT_ONCE)
                 for worker, ((first, last), rows) in enumerate(zip(ranges, back, strict=True))
             ]
         )
-        if isinstance(slopes, Failure):
-            return slopes
-        cost = evaluation.cost + Cost.of_parts([cost for _, cost in slopes])
-        return dataclasses.replace(evaluation, gradient=sum(slope for slope, _ in slopes), cost=cost)
+        if isinstance(products, Failure):
+            return products
+        cost = evaluation.cost + Cost.of_parts([cost for _, cost in products])
+        return dataclasses.replace(evaluation, gradient=sum(product for product, _ in products), cost=cost)
 
 
 def _shares(images: int, workers: int) -> list[tuple[int, int]]:

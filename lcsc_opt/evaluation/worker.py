@@ -25,7 +25,7 @@ from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import Objective, StagedObjective
 
-Kind = Literal["submit", "sample", "slope"]
+Kind = Literal["submit", "sample", "vjp"]
 """The names of :class:`Pipeline`'s methods; an objective without stages knows ``submit`` only."""
 
 

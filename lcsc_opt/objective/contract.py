@@ -170,7 +170,7 @@ class StagedObjective(Objective):
     def score(
         self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False
     ) -> tuple[Evaluation, Sequence[Any]]:
-        """The evaluation, from all parts in the order of their images; with ``gradient`` also what :meth:`slope` needs.
+        """The evaluation, from all parts in the order of their images; with ``gradient`` also what :meth:`vjp` needs.
 
         Returns:
             The :class:`Evaluation`, still without its gradient, and one picklable object for each part; ``None`` for
@@ -178,8 +178,8 @@ class StagedObjective(Objective):
         """
 
     @abc.abstractmethod
-    def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
-        """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
+    def vjp(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
+        """The vector-Jacobian product of the images ``[first, last)``: their part of the gradient ``[K]``; its cost.
 
         Usually called in the process that has just sampled this part with ``gradient``. If that process has died, or
         had several parts, what it kept must be computed again: bit for bit, if trials are to be repeatable.
@@ -198,12 +198,12 @@ class StagedObjective(Objective):
         count = self.images_of(candidate)
         part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
         evaluation, [back] = self.score(candidate, [part], gradient=gradient)
-        cost, slope = evaluation.cost, None
+        cost, product = evaluation.cost, None
         if gradient:
-            slope, extra = self.slope(candidate, 0, count, back)
+            product, extra = self.vjp(candidate, 0, count, back)
             cost += extra
         cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
-        return dataclasses.replace(evaluation, cost=cost, gradient=slope)
+        return dataclasses.replace(evaluation, cost=cost, gradient=product)
 
 
 def stop_if_told() -> None:
@@ -281,10 +281,10 @@ class CoefficientFunction(Objective):
             return Evaluation(loss)
         if self._gradient is None:
             raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
-        slope = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
-        if slope.shape != coefficients.shape:
-            raise ObjectiveError(f"the gradient has the shape {list(slope.shape)}, expected {list(coefficients.shape)}")
-        return Evaluation(loss, gradient=slope)
+        found = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
+        if found.shape != coefficients.shape:
+            raise ObjectiveError(f"the gradient has the shape {list(found.shape)}, expected {list(coefficients.shape)}")
+        return Evaluation(loss, gradient=found)
 
     def describe(self) -> dict[str, Any]:
         """The callables' names and the steps."""

@@ -207,8 +207,7 @@ class MergeSampleScore(StagedObjective):
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
     ) -> tuple[Evaluation, list[FeatureGradients | None]]:
-        """Loss and metrics from all parts in the order of their images; with ``gradient`` also what :meth:`slope`
-        needs.
+        """Loss and metrics from all parts in the order of their images; with ``gradient`` also what :meth:`vjp` needs.
 
         Raises:
             MetricError: the features cannot be scored.
@@ -232,8 +231,8 @@ class MergeSampleScore(StagedObjective):
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def slope(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
-        """What the images ``[first, last)`` contribute to the gradient ``[K]``.
+    def vjp(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
+        """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient ``[K]``.
 
         If they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
         sampled again.
@@ -272,11 +271,11 @@ class MergeSampleScore(StagedObjective):
                 with watch.timing("sample"):
                     total.add(images, gradient)
             with watch.timing("merge"):
-                slope = self._source.project(total.sums)
-        if not np.isfinite(slope).all():
+                product = self._source.project(total.sums)
+        if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")
         again = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed
-        return slope, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
+        return product, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
@@ -337,7 +336,7 @@ class MergeSampleScore(StagedObjective):
     def _keep_graph(
         self, metrics: ImageMetrics, candidate: Candidate, part: tuple[int, int], first: int, watch: _Stopwatch
     ) -> None:
-        """Take the features of the last batch, and keep its graph until :meth:`slope`."""
+        """Take the features of the last batch, and keep its graph until :meth:`vjp`."""
         assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         total = WeightGradient(self.sampler.weights.differentiable(self._source.varying))
         with total.working():

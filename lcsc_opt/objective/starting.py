@@ -18,6 +18,7 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
+_FLUX = ("double_blocks", "single_blocks", "single_transformer_blocks")  # in names of its layers, and of none in SD
 Ask = Callable[[str, str], "str | None"]
 """(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
 
@@ -35,7 +36,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         names in the file.
 
     Raises:
-        TrajectoryError: there are no checkpoints, or those of several models.
+        TrajectoryError: there are no checkpoints, those of several models, or LoRAs that no objective samples.
     """
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
@@ -45,6 +46,8 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         first = next(iter(sources.values()))
         steps, names = tuple(sources), tuple(read_checkpoint(first).tensors)
     of_lora = lora_flavour(names) is not None
+    if of_lora and any(part in name for name in names for part in _FLUX):
+        raise TrajectoryError(f"{folder}: LoRAs of FLUX, which no objective samples; lcsc apply and average take them")
     kind, settings = _objective(folder, first, of_lora=of_lora)
     near = _images_near(folder) if reference is None else reference
     settings = {

@@ -85,7 +85,7 @@ class Stages(StagedObjective):
         back = [1.0 / images] * len(parts) if gradient else [None] * len(parts)
         return Evaluation(loss, places, Cost(images=images)), back
 
-    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+    def vjp(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
         assert self.kept is not None
         assert self.kept.coefficients.tobytes() == candidate.coefficients.tobytes()
         rows = basis(first, last)
@@ -176,14 +176,14 @@ def wait_for_file(path: Path) -> None:
 
 
 class DiesOnce(Stages):
-    """The process that samples with a gradient dies before its slope, once for each file that is there."""
+    """The process that samples with a gradient dies before its product, once for each file that is there."""
 
-    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+    def vjp(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
         with contextlib.suppress(FileNotFoundError):
             Path(os.environ["LCSC_TEST_MARKER"]).unlink()  # which one process can
             os._exit(9)
         self.kept = candidate  # as an objective does that samples again
-        return super().slope(candidate, first, last, back)
+        return super().vjp(candidate, first, last, back)
 
 
 LINE = 12  # characters of a line of the log
@@ -215,9 +215,9 @@ class Logged(Stages):
             file.write(f"{os.getpid():{LINE - 1}}\n".encode())
             return file.tell() // LINE  # where this line ends, whatever others have written since
 
-    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+    def vjp(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
         self.kept = candidate
-        return super().slope(candidate, first, last, back)
+        return super().vjp(candidate, first, last, back)
 
 
 class EnvironmentInLoss(Stages):

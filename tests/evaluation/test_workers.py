@@ -250,12 +250,12 @@ def test_closing_while_a_gradient_is_scored_leaves_nobody_waiting() -> None:
         closed = closing.submit(lambda: (pool.close(), evaluator.close()))
         objective.ends.set()
         closed.result(120)
-    with contextlib.suppress(CancelledError):  # or its slopes came before the end
+    with contextlib.suppress(CancelledError):  # or its products came before the end
         future.result(timeout=120)
     assert future.done()
 
 
-def test_a_worker_that_dies_between_sample_and_slope_costs_an_attempt(
+def test_a_worker_that_dies_between_sample_and_gradient_costs_an_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = tmp_path / "marker"

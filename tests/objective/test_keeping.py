@@ -62,8 +62,8 @@ def test_losses_and_gradients_of_parts_are_those_of_the_whole(trajectory: Trajec
     found, back = main.score(candidate, parts, gradient=True)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.violation == pytest.approx(expected.violation, rel=1e-4)
-    slopes = [worker.slope(candidate, *range_, rows)[0] for range_, rows in zip(ranges, back, strict=True) if rows]
-    assert np.sum(slopes, axis=0) == pytest.approx(expected.gradient, rel=1e-4)
+    products = [worker.vjp(candidate, *range_, rows)[0] for range_, rows in zip(ranges, back, strict=True) if rows]
+    assert np.sum(products, axis=0) == pytest.approx(expected.gradient, rel=1e-4)
 
 
 def test_a_gradient_with_a_weight_is_that_of_the_loss_and_so_much_of_the_kept_metric(trajectory: Trajectory) -> None:

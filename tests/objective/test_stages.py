@@ -101,7 +101,7 @@ def test_parts_give_the_loss_of_the_whole(
 
 
 @pytest.mark.parametrize("cuts", [(), (20,), (7, 14, 33)])
-def test_slopes_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+def test_products_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[int, ...]) -> None:
     candidate = Candidate(OTHER)
     ends = [0, *cuts, 40]
     ranges = list(itertools.pairwise(ends))
@@ -112,18 +112,18 @@ def test_slopes_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[int,
         for worker, (first, last) in zip(workers, ranges, strict=True)
     ]
     _, back = workers[0].score(candidate, parts, gradient=True)
-    slopes = [
-        worker.slope(travelled(candidate), first, last, travelled(rows))[0]
+    products = [
+        worker.vjp(travelled(candidate), first, last, travelled(rows))[0]
         for worker, (first, last), rows in zip(workers, ranges, back, strict=True)
         if rows is not None
     ]
     assert whole.gradient is not None
-    assert len(slopes) == len(ranges)
-    np.testing.assert_allclose(sum(slopes), whole.gradient, rtol=1e-5)
+    assert len(products) == len(ranges)
+    np.testing.assert_allclose(sum(products), whole.gradient, rtol=1e-5)
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "another candidate", "another process"])
-def test_a_slope_is_the_same_whatever_was_sampled_meanwhile(tmp_path: Path, meanwhile: str) -> None:
+def test_a_vector_jacobian_product_is_the_same_whatever_was_sampled_meanwhile(tmp_path: Path, meanwhile: str) -> None:
     objective, candidate = build(tmp_path / "one"), Candidate(EMA)
     part = objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
     _, [back] = objective.score(candidate, [part], gradient=True)
@@ -132,32 +132,32 @@ def test_a_slope_is_the_same_whatever_was_sampled_meanwhile(tmp_path: Path, mean
         objective.evaluate(Candidate(OTHER))
     elif meanwhile == "another process":
         objective = build(tmp_path / "two")
-    slope, cost = objective.slope(candidate, 0, 40, back)
+    product, cost = objective.vjp(candidate, 0, 40, back)
     expected = build(tmp_path / "three").evaluate(candidate, gradient=True)
     assert expected.gradient is not None
-    assert slope.tobytes() == expected.gradient.tobytes()
+    assert product.tobytes() == expected.gradient.tobytes()
     assert cost.model_calls == (35 if meanwhile == "nothing" else 40) + 2 * 40
-    again, _ = objective.slope(candidate, 0, 40, back)
+    again, _ = objective.vjp(candidate, 0, 40, back)
     assert again.tobytes() == expected.gradient.tobytes()
 
 
-def test_a_slope_is_the_same_where_one_worker_samples_several_parts(tmp_path: Path) -> None:
+def test_a_vector_jacobian_product_is_the_same_where_one_worker_samples_several_parts(tmp_path: Path) -> None:
     candidate, ranges = Candidate(OTHER), [(0, 20), (20, 40)]
     two, one = [build(tmp_path / name) for name in ("first", "second")], build(tmp_path / "one")
-    slopes = []
+    products = []
     for workers in (two, [one, one]):
         both = list(zip(workers, ranges, strict=True))
         parts = [worker.sample(candidate, worker.prepare(candidate), *images, gradient=True) for worker, images in both]
         _, back = one.score(candidate, parts, gradient=True)
-        slopes.append(
+        products.append(
             [
-                worker.slope(candidate, *images, rows)[0].tobytes()
+                worker.vjp(candidate, *images, rows)[0].tobytes()
                 for (worker, images), rows in zip(both, back, strict=True)
                 if rows is not None
             ]
         )
-    assert slopes[0] == slopes[1]
-    assert len(slopes[0]) == 2
+    assert products[0] == products[1]
+    assert len(products[0]) == 2
 
 
 def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSampleScore) -> None:

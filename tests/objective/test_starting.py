@@ -78,11 +78,28 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'reference: "FILL IN: a folder of real images' in text
 
 
-def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
+def loras(*names: str) -> None:
     Path("loras").mkdir()
-    factors = {f"unet.mid.attn.to_q.lora_{part}.weight": torch.ones(2, 2) for part in ("A", "B")}
     for step in (1, 2):
-        save_file(factors, Path("loras") / f"checkpoint-{step}.safetensors")
+        save_file({name: torch.ones(2, 2) for name in names}, Path("loras") / f"checkpoint-{step}.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_unet_double_blocks_0_img_attn_proj.lora_{}.weight",
+        "transformer.single_transformer_blocks.3.lora_{}.weight",
+    ],
+)
+def test_a_lora_of_flux_gets_no_study_that_could_not_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loras(*(name.format(part) for part in (("down", "up") if "unet" in name else "AB")))
+    assert lcsc(["init", "loras"]) == 2
+    assert "loras: LoRAs of FLUX" in capsys.readouterr().err
+    assert not Path("study.yaml").exists()
+
+
+def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
+    loras(*(f"unet.mid.attn.to_q.lora_{part}.weight" for part in ("A", "B")))
     assert lcsc(["init", "loras"]) == 0
     text = Path("study.yaml").read_text()
     assert "file: latent_diffusion.py" in text
