@@ -52,12 +52,11 @@ def study(url: str) -> StoredStudy:
 
 def search(study: StoredStudy, function: Callable[[Any], float], evaluations: int = 8, **changes: Any) -> Search:
     space = AffineSpace(STEPS, default_origin(STEPS))
-    options = {"optimizer": "LCSC", "failures": PATIENT, "on_tell": lambda _: None, **changes}
-    on_tell = options.pop("on_tell")
-    optimizer = build_optimizer(OptimizerSpec(name=options.pop("optimizer")), space, budget=8, workers=1, seed=0)
-    evaluator = options.pop("evaluator", InProcessEvaluator(CoefficientFunction(function, STEPS, name="function")))
+    optimizer = build_optimizer(OptimizerSpec(name="LCSC"), space, budget=8, workers=1, seed=0)
+    evaluator = InProcessEvaluator(CoefficientFunction(function, STEPS, name="function"))
+    options = {"failures": PATIENT, **changes}
     found = Search(study, optimizer, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
-    found.run(on_tell)
+    found.run()
     return found
 
 
@@ -71,6 +70,17 @@ def rows(study: StoredStudy) -> list[tuple[int, str, float | None, bytes]]:
     again = {t.user_attrs["retry_of"]: t for t in trials if "retry_of" in t.user_attrs}
     found = [again.get(t.number, t) for t in trials if "retry_of" not in t.user_attrs]
     return [(i, t.state.name, t.value, np.array(t.user_attrs["coefficients"]).tobytes()) for i, t in enumerate(found)]
+
+
+def undisturbed(study: StoredStudy, evaluations: int) -> list[tuple[int, str, float | None, bytes]]:
+    """The rows of the same search without a failure."""
+    clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
+    search(clean, bowl, evaluations)
+    return rows(clean)
+
+
+def states(study: StoredStudy) -> list[str]:
+    return [trial.state.name for trial in study.trials()]
 
 
 @pytest.mark.parametrize("written", [1, 2, 3])  # attempts, reason, cost; the state comes last
@@ -99,79 +109,64 @@ def test_a_failure_that_a_crash_cut_off_is_not_evaluated_again(
     assert going_on.calls == len(others) == 7
 
 
-class TestTracebacks:
-    def test_the_database_keeps_them_and_everything_shows_them(self, study: StoredStudy) -> None:
-        search(study, Breaking(2, reason="b"))
-        text = study.trials()[2].user_attrs["attempts"][0]["traceback"]
-        assert text.endswith("KeyError: 'b'\n")
-        assert f'File "{__file__}"' in text
-        assert "return table[self.reason.format(call=self.calls - 1)]" in text
-        assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
-        [history] = HistoryReader(study.storage).read_studies([study.name])
-        assert [failure.traceback for failure in failures_of(history)] == [text]
-
-    def test_the_terminal_says_where_it_was_once_for_each_reason(
-        self, study: StoredStudy, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        search(study, Breaking(2, 4, 5, reason="b"))
-        said = capsys.readouterr().err
-        assert said.count("e/LCSC/0: trial 2: KeyError: 'b'") == said.count("KeyError") == 1
-        assert "return table[self.reason" in said
-        assert "in attempt" not in said, "of the library's own frames, nothing"
+def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reason_where_it_was(
+    study: StoredStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(study, Breaking(2, 4, 5, reason="b"))
+    said, line = capsys.readouterr().err, "return table[self.reason.format(call=self.calls - 1)]"
+    assert said.count("e/LCSC/0: trial 2: KeyError: 'b'") == said.count("KeyError") == said.count(line) == 1
+    assert "in attempt" not in said, "of the library's own frames, nothing"
+    text = study.trials()[2].user_attrs["attempts"][0]["traceback"]
+    assert text.endswith("KeyError: 'b'\n")
+    assert f'File "{__file__}"' in text
+    assert line in text
+    assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
+    [history] = HistoryReader(study.storage).read_studies([study.name])
+    assert [failure.traceback for failure in failures_of(history)] == [text]
 
 
 class TestNothingCanSucceed:
     def test_the_same_error_again_and_again_before_any_success_ends_the_search(self, study: StoredStudy) -> None:
         broken = Breaking(*range(99), reason="b")
-        with pytest.raises(
-            SearchFailedError, match=r"raised the same error at each attempt.*KeyError: 'b'.*--retry-failed"
-        ):
+        with pytest.raises(SearchFailedError, match=r"raised the same error at each attempt.*KeyError: 'b'"):
             search(study, broken, failures=FailureSpec(retries=2))
         assert (broken.calls, len(study.trials())) == (3, 1)
 
-    def test_other_errors_each_time_do_not(self, study: StoredStudy) -> None:
-        search(study, Breaking(0, 1, 2), failures=FailureSpec(retries=2))
-        assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
-
-    def test_a_file_that_is_gone_costs_a_resumed_study_two_candidates_and_not_its_budget(
-        self, study: StoredStudy
+    @pytest.mark.parametrize(("begun", "lost"), [(True, 2), (False, 5)])
+    def test_a_file_that_is_gone_costs_two_candidates_or_five_and_not_the_budget(
+        self, study: StoredStudy, begun: bool, lost: int
     ) -> None:
         def moved(_: np.ndarray) -> float:
             raise TrajectoryError("runs.trajectory: no such file")
 
-        search(study, bowl, evaluations=4)
-        with pytest.raises(SearchFailedError, match=r"at each attempt, 2 in a row: TrajectoryError: runs.*no such"):
-            search(study, moved, evaluations=20, failures=FailureSpec(retries=2))
-        assert study.retry_failed() == (0, 2)
-        search(study, bowl, evaluations=20)
-        clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
-        search(clean, bowl, evaluations=20)
-        assert rows(study) == rows(clean)
+        if begun:
+            search(study, bowl, evaluations=4)
+        broken, said = (moved, "TrajectoryError: runs") if begun else (Breaking(*range(7, 99), reason="b"), "KeyError")
+        with pytest.raises(SearchFailedError, match=rf"at each attempt, {lost} in a row: {said}"):
+            search(study, broken, 40, failures=TWICE)
+        assert study.retry_failed() == (0, lost)
+        search(study, bowl, 40)
+        assert rows(study) == undisturbed(study, 40)
 
-    def test_one_candidate_that_always_fails_does_not_end_a_resumed_study(self, study: StoredStudy) -> None:
-        search(study, bowl, evaluations=4)
-        search(study, Breaking(0, 1, 2, reason="b"), failures=FailureSpec(retries=2))
-        assert [trial.state.name for trial in study.trials()] == 4 * ["COMPLETE"] + ["FAIL"] + 3 * ["COMPLETE"]
-
-    def test_candidates_that_are_not_finite_do_not(self, study: StoredStudy) -> None:
-        values = iter(range(99))
+    @pytest.mark.parametrize(("begun", "reason", "failed"), [(0, "{call}", 1), (4, "b", 1), (0, "nan", 3)])
+    def test_other_errors_one_candidate_and_what_is_not_finite_do_not(
+        self, study: StoredStudy, begun: int, reason: str, failed: int
+    ) -> None:
+        function = Breaking(0, 1, 2, reason=reason)
 
         def diverging(coefficients: np.ndarray) -> float:
-            if next(values) < 3:
-                raise MetricError("samples are not finite")
-            return bowl(coefficients)
+            try:
+                return function(coefficients)
+            except KeyError as error:
+                raise MetricError("samples are not finite") from error
 
-        search(study, diverging)
-        assert [trial.state.name for trial in study.trials()] == 3 * ["FAIL"] + 5 * ["COMPLETE"]
-
-    def test_a_file_that_goes_during_a_search_costs_it_five_candidates(self, study: StoredStudy) -> None:
-        with pytest.raises(SearchFailedError, match=r"raised the same error .* 5 in a row: KeyError: 'gone'"):
-            search(study, Breaking(*range(7, 99), reason="gone"), 40, failures=TWICE)
-        assert study.retry_failed() == (0, 5)
-        search(study, bowl, 40)
-        clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
-        search(clean, bowl, 40)
-        assert rows(study) == rows(clean)
+        if begun:
+            search(study, bowl, evaluations=begun)
+        if reason == "nan":
+            search(study, diverging)
+        else:
+            search(study, function, failures=FailureSpec(retries=2))
+        assert states(study) == begun * ["COMPLETE"] + failed * ["FAIL"] + (8 - begun - failed) * ["COMPLETE"]
 
 
 class TestRetryFailed:
@@ -182,9 +177,7 @@ class TestRetryFailed:
         assert study.retry_failed() == (0, 5)
         assert [row[1] for row in rows(study)] == 3 * ["COMPLETE"]
         search(study, bowl)
-        clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
-        search(clean, bowl)
-        assert rows(study) == rows(clean)
+        assert rows(study) == undisturbed(study, 8)
 
     @pytest.mark.parametrize("changes", [{}, {"in_flight": 3}, {"in_flight": 3, "tells": "as-completed"}])
     def test_what_failed_before_a_success_gets_its_result_and_the_search_stays_what_it_was(
@@ -198,9 +191,7 @@ class TestRetryFailed:
         assert (found.told, found.failures) == (12, 0)
         assert [row[3] for row in after[:8]] == [row[3] for row in before], "the same candidates"
         assert [row[1] for row in after] == 12 * ["COMPLETE"]
-        assert [after[number][2] for number in (1, 4)] == [
-            bowl(np.frombuffer(after[number][3], dtype=np.float64)) for number in (1, 4)
-        ]
+        assert all(after[number][2] == bowl(np.frombuffer(after[number][3])) for number in (1, 4))
         [history] = HistoryReader(study.storage).read_studies([study.name])
         assert (history.evaluations, len(history.failed)) == (12, 0)
         search(study, bowl, evaluations=14, **changes)  # and is replayed again
@@ -214,7 +205,7 @@ class TestRetryFailed:
         study.retry_failed()
         with pytest.raises(Killed):
             search(study, killed)
-        assert [trial.state.name for trial in study.trials()[8:]] == ["RUNNING"]
+        assert states(study)[8:] == ["RUNNING"]
         search(study, bowl)
         assert [trial.user_attrs["retry_of"] for trial in study.trials()[8:]] == [1, 4]
         assert [row[1] for row in rows(study)] == 8 * ["COMPLETE"]
@@ -243,12 +234,10 @@ class TestRetryFailed:
     ) -> None:
         search(study, Breaking(1))
         study.set_attribute("search_ended", {"evaluations": 8, "exhausted": False})
-        written, write = 0, study.set_attribute
+        written, write = iter(range(9)), study.set_attribute
 
         def interrupted(name: str, value: Any) -> None:
-            nonlocal written
-            written += 1
-            if written == 3:
+            if next(written) == 2:
                 raise Killed
             write(name, value)
 

@@ -1,64 +1,103 @@
-"""The final choice: on which noise, how often, beside which baselines, and what is not measured twice."""
+"""The final choice: on which noise, how often, against which baselines; what is stored, warned of and shown."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import optuna
 import pytest
 import yaml
 
-from lcsc_opt.base.errors import SearchFailedError, StudySpecError
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
-from tests.model_studies import EMA_STUDY, STUDY, write_model_study
+from lcsc_opt.views.ranking import headline, ranking
+from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
+from tests.study_examples import STEPS, coefficients, write_study
 
-STORAGE = "sqlite:///studies.db"
+PLAN = HeldOutPlan(images=20, top=1)
+EMA = default_origin(STEPS)
+CROSS_CHECK = "fid@cross_check"
 
 
-class Recording(Objective):
-    """Remembers what it was asked for; its loss depends on the coefficients and the noise."""
+def plain(loss: float) -> dict[str, float]:
+    return {"kid": loss / 2}  # reported, and not asked for
 
-    steps = (100, 200, 300)
 
-    def __init__(self, *, broken: object = None) -> None:
-        self.asked: list[tuple[float, str, int, int | None]] = []
-        self._broken = broken
+def follows(loss: float) -> dict[str, float]:
+    return {CROSS_CHECK: 2 * loss}
+
+
+def cheats(loss: float) -> dict[str, float]:
+    return {CROSS_CHECK: 30 - loss}
+
+
+def trades(loss: float) -> dict[str, float]:
+    return {"precision": min(0.2 + loss / 10, 1.0), "near": loss}
+
+
+class Measured(Objective):
+    """Remembers what it was asked for. Its loss is lowest at trial 1; its metrics follow the loss or do not."""
+
+    steps = STEPS
+
+    def __init__(self, metrics: Callable[[float], dict[str, float]] = follows, *, broken: object = None) -> None:
+        self.asked: list[tuple[tuple[float, ...], str, int, int | None]] = []
+        self._metrics, self._broken = metrics, broken
+
+    @property
+    def cross_check_metric(self) -> str | None:
+        return CROSS_CHECK if CROSS_CHECK in self._metrics(1.0) else None
+
+    @property
+    def evaluation_metrics(self) -> Mapping[str, int]:
+        return {name: -1 if name == "precision" else 1 for name in self._metrics(1.0) if name != "kid"}
+
+    def real_halves(self) -> Mapping[str, float]:
+        return {"precision": 0.9}
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
         noise = candidate.noise
-        self.asked.append((float(candidate.coefficients[0]), noise.group, noise.seed, candidate.images))
+        self.asked.append((tuple(candidate.coefficients), noise.group, noise.seed, candidate.images))
         if self._broken in (noise.seed, float(candidate.coefficients[0])):
             raise RuntimeError("out of memory")
-        loss = float((candidate.coefficients**2).sum()) + noise.seed**2
-        return Evaluation(loss, {"fid": loss, "kid": loss / 2}, Cost())
+        loss = 0.5 + float(((candidate.coefficients - coefficients(1)) ** 2).sum()) + noise.seed / 100
+        return Evaluation(loss, {"fid": loss, **self._metrics(loss)}, Cost())
 
-    def describe(self) -> dict[str, object]:
-        return {"kind": "recording"}
+    def describe(self) -> dict[str, Any]:
+        return {}
 
-    def groups(self) -> list[tuple[str, int]]:
-        return [(group, seed) for _, group, seed, _ in self.asked]
+    def groups(self, model: Coefficients | None = None) -> list[tuple[str, int]]:
+        """The noise of all evaluations, or of those of one model."""
+        return [(group, seed) for known, group, seed, _ in self.asked if model is None or known == tuple(model)]
+
+
+Recording = functools.partial(Measured, plain)
 
 
 @pytest.fixture
 def study(url: str) -> StoredStudy:
-    from tests.study_examples import write_study
-
     return write_study(open_storage(url, write=True), STUDY, [3.0, 1.0, 2.0, None, 1.5])
 
 
-def grid(study: StoredStudy, **attributes: object) -> StoredStudy:
-    from tests.study_examples import write_study
+def grid(study: StoredStudy) -> StoredStudy:
+    return write_study(study.storage, EMA_STUDY, [5.0, 6.0, 4.0])
 
-    return write_study(study.storage, EMA_STUDY, [5.0, 6.0, 4.0], **attributes)  # type: ignore[arg-type]
+
+def row(report: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    return next(row for row in report["rows"] if row["metric"] == metric)
 
 
 def test_several_groups_are_reported_with_their_spread(study: StoredStudy) -> None:
@@ -106,20 +145,12 @@ def test_ema_star_is_measured_on_the_same_noise(study: StoredStudy) -> None:
     plan = HeldOutPlan(images=20, top=1, groups=2, baselines=True)
     report = score_held_out(study, objective, plan)
     assert objective.groups() == [("selection", 0), *([("held-out", 0), ("held-out", 1)] * 2)]
-    beside = report["baselines"]["EMA*"]
-    assert (beside["label"], beside["study"], beside["trial"]) == ("EMA*", EMA_STUDY, 2)
-    assert objective.asked[-1][0] == -0.5  # the coefficients of its trial 2
-    assert [group["seed"] for group in beside["groups"]] == [0, 1]
+    star = report["baselines"]["EMA*"]
+    assert (star["label"], star["study"], star["trial"]) == ("EMA*", EMA_STUDY, 2)
+    assert objective.asked[-1][0] == tuple(coefficients(2))
+    assert [group["seed"] for group in star["groups"]] == [0, 1]
     assert study.attributes["held_out"] == report
     assert (ema.attributes, [trial.user_attrs for trial in ema.trials()]) == before  # another study's lease
-
-
-def test_what_the_grid_has_measured_is_taken_from_there(study: StoredStudy) -> None:
-    ema = grid(study)
-    score_held_out(ema, Recording(), HeldOutPlan(images=20, top=3))
-    objective = Recording()
-    score_held_out(study, objective, HeldOutPlan(images=20, top=1, groups=2, baselines=True))
-    assert objective.groups() == [("selection", 0), ("held-out", 0), ("held-out", 1), ("held-out", 1)]
 
 
 def test_without_a_grid_the_last_checkpoint_and_one_ema_stand_in(
@@ -127,7 +158,7 @@ def test_without_a_grid_the_last_checkpoint_and_one_ema_stand_in(
 ) -> None:
     report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=1, baselines=True))
     assert list(report["baselines"]) == ["last checkpoint", "default EMA"]
-    assert report["baselines"]["last checkpoint"]["loss"] == 1.0  # coefficients 0, 0, 1
+    assert report["baselines"]["last checkpoint"]["loss"] == 0.625  # coefficients 0, 0, 1
     assert "--optimizer EMAGrid" in capsys.readouterr().err
 
 
@@ -141,7 +172,6 @@ def test_a_baseline_that_fails_does_not_lose_the_report(study: StoredStudy, caps
 
 def test_options_come_before_the_study_file_and_that_before_the_defaults(study: StoredStudy) -> None:
     assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
-    assert DEFAULT_IMAGES == 50_000
     study.set_attribute("held_out_plan", {"images": 300, "top": 2})
     assert HeldOutPlan.of(study) == HeldOutPlan(300, 2, baselines=True)
     look = HeldOutPlan(10, 1, 3, 4, baselines=True, keep=False)
@@ -178,33 +208,146 @@ def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) ->
     assert again.asked == []
 
 
-@pytest.fixture
-def finished(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert lcsc(["run", str(write_model_study(workplace))]) == 0
+def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured_once(study: StoredStudy) -> None:
+    objective = Measured()
+    report = score_held_out(study, objective, PLAN)
+    assert objective.groups(EMA) == [("held-out", 0)]
+    assert set(objective.groups()) == {(SELECTION.group, SELECTION.seed), (HELD_OUT.group, HELD_OUT.seed)}
+    found, before = row(report, CROSS_CHECK), report["baselines"]["default EMA"]["metrics"][CROSS_CHECK]
+    assert (found["value"], found["against"]) == (report["metrics"][CROSS_CHECK], "default EMA")
+    assert found["cross_check"]
+    assert (found["baseline"], found["gain"]) == (before, pytest.approx(before - found["value"]))
+    assert study.attributes["held_out"] == report
+    study.set_attribute("held_out", None)  # as a higher budget does
+    again = Measured()
+    assert score_held_out(study, again, PLAN) == report
+    assert again.asked == []
+
+
+def test_ema_star_comes_before_it_and_costs_nothing_where_it_was_reported(study: StoredStudy) -> None:
+    measured = score_held_out(grid(study), Measured(), PLAN)
+    assert "baselines" not in measured, "a grid has none but itself"
+    assert row(measured, CROSS_CHECK)["against"] is None
+    objective = Measured()
+    report = score_held_out(study, objective, PLAN)
+    assert {found["against"] for found in report["rows"]} == {"EMA*"}
+    assert report["baselines"]["EMA*"]["loss"] == measured["loss"]
+    assert {known for known, *_ in objective.asked} == {tuple(coefficients(1))}, "no model but the answer was sampled"
+    objective = Measured()
+    score_held_out(study, objective, HeldOutPlan(images=20, top=1, groups=2, baselines=True))
+    assert objective.groups() == [("held-out", 1), ("held-out", 1)]
+
+
+def test_what_was_measured_without_a_metric_is_measured_again(study: StoredStudy) -> None:
+    before = score_held_out(study, Measured(lambda _: {}), PLAN)
+    assert not {"baselines", "warning"} & set(before)
+    assert [found["metric"] for found in before["rows"]] == ["loss"]
+    objective = Measured()
+    report = score_held_out(study, objective, PLAN)
+    assert objective.groups(coefficients(1)) == [("held-out", 0)], "and not chosen again"
+    kept = score_held_out(study, Measured(lambda _: {}), PLAN)
+    assert kept["metrics"] == report["metrics"], "what cannot be measured now is not lost"
+
+
+def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
+    study = StoredStudy.open_or_create(
+        open_storage(url, write=True), STUDY, {"steps": STEPS, "fingerprint": {"objective": {}}}
+    )
+    asked = [(5.0, 10, SEARCH), (0.1, 10, Noise("search", 3)), (0.2, 2, SEARCH), (4.0, 10, SEARCH)]
+    for number, (loss, images, noise) in enumerate(asked[1:2]):
+        key = study.add_candidate(Candidate(coefficients(number), noise=noise))
+        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=False)
+    with pytest.raises(StudyStoreError, match="no complete trial on the search's noise"):
+        score_held_out(study, Measured(), PLAN)
+    for number, (loss, images, noise) in enumerate(asked, start=1):
+        key = study.add_candidate(Candidate(coefficients(number), images=images, noise=noise))
+        compares = images == 10 and noise == SEARCH
+        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=compares)
+    assert score_held_out(study, Measured(), HeldOutPlan(images=20, top=5))["chosen_from"] == [4, 1]
+
+
+def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    report = score_held_out(study, Measured(trades), PLAN)
+    precision, near = row(report, "precision"), row(report, "near")
+    assert (precision["against"], precision["lost"], precision["real_halves"]) == ("default EMA", True, 0.9)
+    assert precision["gain"] == pytest.approx(precision["value"] - precision["baseline"])
+    assert (near["lost"], near["real_halves"]) == (False, None)
+    assert near["gain"] == pytest.approx(near["baseline"] - near["value"])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "compare the images" in line]
+    assert line == f"lcsc: {STUDY}: {report['warning']}"
+    assert line.endswith("search with keep: precision")
+
+
+def test_groups_of_noise_give_each_its_spread(study: StoredStudy) -> None:
+    precision = row(score_held_out(study, Measured(trades), HeldOutPlan(images=20, top=1, groups=3)), "precision")
+    assert precision["spread"] == precision["baseline_spread"] == pytest.approx(0.001)
+    assert precision["gain_spread"] == pytest.approx(0, abs=1e-12), "both move alike"
+
+
+def test_show_and_compare_say_it(study: StoredStudy, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = score_held_out(study, Measured(trades), PLAN)
     capsys.readouterr()
-    return workplace
+    assert lcsc(["show", STUDY, "--storage", url]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "metric better answer default EMA gain real images" in shown
+    assert "(worse) 0.9" in shown
+    assert not [name for name in ("held out report", "held out rows", "seed: 0") if name in shown], "a table has them"
+    for command in (["show", STUDY], ["compare", "small"]):
+        assert lcsc([*command, "--storage", url, "--format", "json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        printed = printed if isinstance(printed, dict) else printed[0]
+        assert printed["held_out_rows"] == report["rows"]
 
 
-def test_evaluate_prints_every_metric_and_ema_star(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["evaluate", STUDY, "--images", "30", "--groups", "3"]) == 0
+def test_the_headline_tells_in_how_many_seeds_it_gained_nothing(url: str) -> None:
+    storage = open_storage(url, write=True)
+    for seed, metrics in enumerate((cheats, follows, cheats)):
+        score_held_out(write_study(storage, f"{STUDY[:-1]}{seed}", [3.0, 1.0, 2.0]), Measured(metrics), PLAN)
+    (found,) = ranking(HistoryReader(storage).read("small"))
+    assert (found.doubtful, found.doubted, found.seeds) == (2, (CROSS_CHECK,), 3)
+    assert list(found.metrics) == [CROSS_CHECK]
+    assert "but fid@cross_check gained nothing in 2 of 3 seeds: compare the images" in headline([found], "FID")
+
+
+PROPERTY = """
+    @property
+    def cross_check_metric(self):
+        return "fid@cross_check"
+"""
+MEASURED = OBJECTIVE.replace('metrics["kid"] = loss / 7', 'metrics["fid@cross_check"] = 9 - loss')
+CHECKED_OBJECTIVE = MEASURED.replace("\n    def describe(self):", f"{PROPERTY}\n    def describe(self):")
+
+
+def test_run_compare_and_evaluate_say_it(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_model_study(workplace, held_out={"images": 20, "top": 1}, budget={"evaluations": 40})
+    (workplace / "small_model.py").write_text(CHECKED_OBJECTIVE)
+    assert lcsc(["run", str(path)]) == 0
+    ran = capsys.readouterr().err
+    assert lcsc(["compare", "small"]) == 0
+    compared = capsys.readouterr()
+    assert CROSS_CHECK in compared.out
+    for text in (ran, compared.err):
+        (line,) = [line for line in text.splitlines() if "compare the images" in line]
+        assert f"{STUDY}: the loss is" in line
+        assert "below EMA*'s, but fid@cross_check" in line
+    stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), STUDY)
+    first = stored.attributes["held_out"]
+    assert first["rows"][1]["value"] == pytest.approx(9 - first["rows"][0]["value"])
+    look = ["evaluate", STUDY, "--images", "30", "--groups", "3"]
+    assert lcsc(look) == 0
     printed = capsys.readouterr().out
     assert "30 images, noise groups 0, 1, 2" in printed
     assert re.search(r"EMA\* \(.+\): small/EMAGrid/0", printed), "which average it is"
-    assert all(text in printed for text in ("loss", "kid", "±"))
-
-    assert "held_out" not in optuna.load_study(study_name=STUDY, storage=STORAGE).user_attrs, "it was a look"
-    assert lcsc(["evaluate", STUDY, "--images", "30", "--groups", "3", "--keep", "--format", "json"]) == 0
+    assert all(text in printed for text in ("loss", CROSS_CHECK, "±"))
+    assert stored.attributes["held_out"] == first
+    assert lcsc([*look, "--keep", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["loss"] < report["baselines"]["EMA*"]["loss"]
     assert [row["against"] for row in report["rows"]] == ["EMA*", "EMA*"]
-    assert optuna.load_study(study_name=STUDY, storage=STORAGE).user_attrs["held_out"] == report
-
-
-def test_evaluate_refuses_an_objective_that_has_changed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = optuna.load_study(study_name=STUDY, storage=STORAGE)
-    fingerprint = study.user_attrs["fingerprint"]
-    study.set_user_attr("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
-    assert lcsc(["evaluate", STUDY]) == 2
+    assert stored.attributes["held_out"] == report
+    fingerprint = stored.attributes["fingerprint"]
+    stored.set_attribute("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
+    assert lcsc(look) == 2
     assert "changed since it began: objective.kind" in capsys.readouterr().err
 
 

@@ -47,9 +47,7 @@ STUDY = {
     "optimizers": ["LCSC", "CMA"],
     "budget": {"evaluations": EVALUATIONS},
 }
-KILLS = (  # one after the other, of one search
-    *("evaluation 1", "before_cursor_execute 60", "after_cursor_execute 61", "commit 30", "evaluation 20"),
-)
+KILLS = ("evaluation 1", "before_cursor_execute 60", "after_cursor_execute 61", "commit 30", "evaluation 20")
 Trials = dict[str, list[tuple[int, list[float], float | None, TrialState]]]
 
 
@@ -65,12 +63,11 @@ def run(signal_at: str) -> Ended:
 
 
 def trials() -> Trials:
-    studies = (
-        optuna.load_study(study_name=f"long/{name}/0", storage="sqlite:///studies.db") for name in ("LCSC", "CMA")
-    )
+    names, storage = ("long/LCSC/0", "long/CMA/0"), "sqlite:///studies.db"
     return {
-        study.study_name: [(t.number, t.user_attrs["coefficients"], t.value, t.state) for t in study.trials]
-        for study in studies
+        name: [(t.number, t.user_attrs["coefficients"], t.value, t.state) for t in study.trials]
+        for name in names
+        for study in [optuna.load_study(study_name=name, storage=storage)]
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,7 @@ class Features:
         return torch.tanh(images.flatten(1) @ self.matrix.to(images.dtype))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums over several threads have other last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # sums over several threads have other last bits
 
 
 @pytest.fixture
@@ -109,6 +103,14 @@ def measured(evaluation: Evaluation) -> tuple[float, dict[str, float]]:
     return evaluation.loss, dict(evaluation.metrics)
 
 
+def noise_of(step: int) -> Noise:
+    return Noise("refine", 3 * 2**20 + step - 1)
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+
+
 def rows(out: Path) -> list[dict[str, Tensor]]:
     trajectory = Trajectory.open(out)
     return [trajectory.checkpoint(index) for index in range(len(trajectory))]
@@ -140,8 +142,7 @@ def test_steps_are_adams_and_the_answer_is_their_average(build: Build, tmp_path:
     average = expected = made[0][name].numpy()
     for step in range(1, SHORT.steps + 1):
         model = OneModel(made[step - 1], frozenset([name]))
-        noise = Noise("refine", 3 * 2**20 + step - 1)
-        objective.on_weights(model).evaluate(Candidate(ONE, 40, noise), gradient=True)
+        objective.on_weights(model).evaluate(Candidate(ONE, 40, noise_of(step)), gradient=True)
         gradient = model.gradients[name].numpy()
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         expected = expected - 1e-2 * (m / (1 - 0.9**step)) / np.sqrt(v / (1 - 0.999**step))
@@ -161,8 +162,7 @@ def test_what_it_leaves(build: Build, tmp_path: Path) -> None:
     for name in ("last.bias", "count"):  # the same in all checkpoints, or no number that moves
         assert torch.equal(made[-1][name], start[name])
     assert not torch.equal(made[-1]["first.bias"], start["first.bias"])
-    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in curve(out)] == [1, 2, 3, 4, 5, 6, 7]
     assert not out.with_suffix(".state.pt").exists()
     assert measured(found.start) == measured(objective.evaluate(Candidate(EMA, 400, HELD_OUT)))
     answer = objective.on_weights(OneModel(load_file(found.answer), frozenset()))
@@ -173,57 +173,50 @@ def test_what_it_leaves(build: Build, tmp_path: Path) -> None:
     assert searched.evaluate(Candidate(np.full(4, 0.25)), gradient=True).gradient is not None
 
 
-def stop_before(objective: MergeSampleScore, step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let evaluations of the given step fail."""
-    evaluate = MergeSampleScore.evaluate
+def stopped(objective: MergeSampleScore, out: Path, step: int, error: BaseException | None = None) -> dict[str, Any]:
+    """Refine, let the evaluation of a step fail, and give the state that is left."""
+    evaluate, error = MergeSampleScore.evaluate, error or KeyboardInterrupt()
 
     def stopping(self: MergeSampleScore, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        if candidate.noise == Noise("refine", 3 * 2**20 + step - 1):
+        if candidate.noise == noise_of(step):
             raise error
         return evaluate(self, candidate, gradient=gradient)
 
-    monkeypatch.setattr(MergeSampleScore, "evaluate", stopping)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MergeSampleScore, "evaluate", stopping)
+        with pytest.raises(type(error)):
+            run(objective, out)
+    state: dict[str, Any] = torch.load(out.with_suffix(".state.pt"), weights_only=True)
+    return state
 
 
 @pytest.mark.parametrize(
-    ("keep", "stopped", "error"),
+    ("keep", "step", "error"),
     [(None, 1, KeyboardInterrupt()), ("precision", 4, KeyboardInterrupt()), (None, 4, MemoryError())],
 )
 def test_interrupted_it_goes_on_bit_for_bit(
-    build: Build, tmp_path: Path, keep: str | None, stopped: int, error: BaseException
+    build: Build, tmp_path: Path, keep: str | None, step: int, error: BaseException
 ) -> None:
     whole, parted = tmp_path / "whole.trajectory", tmp_path / "parted.trajectory"
     expected = run(build(keep=keep), whole)
-    with pytest.MonkeyPatch.context() as patch:
-        objective = build(keep=keep)
-        stop_before(objective, stopped, error, patch)
-        with pytest.raises(type(error)):
-            run(objective, parted)
-    state = torch.load(parted.with_suffix(".state.pt"), weights_only=True)
-    assert state["done"] == (stopped - 1 if isinstance(error, KeyboardInterrupt) else 0)
+    state = stopped(build(keep=keep), parted, step, error)
+    assert state["done"] == (step - 1 if isinstance(error, KeyboardInterrupt) else 0)
     found = run(build(keep=keep), parted, resume=True)
     assert measured(found.start) == measured(expected.start)
     assert measured(found.refined) == measured(expected.refined)
     assert found.answer.read_bytes() == expected.answer.read_bytes()
     assert Trajectory.open(parted).sha256 == Trajectory.open(whole).sha256
-    losses = [
-        [(line["step"], line["loss"]) for line in map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())]
-        for path in (whole, parted)
-    ]
+    losses = [[(line["step"], line["loss"]) for line in curve(path)] for path in (whole, parted)]
     assert losses[0] == losses[1]
 
 
 def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path) -> None:
     objective, out = build(keep="precision"), tmp_path / "r.trajectory"
-    with pytest.MonkeyPatch.context() as patch:
-        stop_before(objective, SHORT.steps, KeyboardInterrupt(), patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(objective, out)
-    state = torch.load(out.with_suffix(".state.pt"), weights_only=True)
+    state = stopped(objective, out, SHORT.steps)
     run(objective, out, resume=True)
     kept = DualAscent()
-    for step, row in enumerate(rows(out)[: state["done"]]):
-        candidate = Candidate(ONE, 40, Noise("refine", 3 * 2**20 + step), kept.weight)
+    for step, row in enumerate(rows(out)[: state["done"]], start=1):
+        candidate = Candidate(ONE, 40, noise_of(step), kept.weight)
         kept.hear(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
     assert state["keep_weight"] == kept.weight != FIRST_KEEP_WEIGHT
     answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory").answer]
@@ -238,7 +231,7 @@ def test_what_is_not_finite_ends_it_and_names_the_step(
 
     def broken(noise: Noise, start: int, stop: int) -> Tensor:
         images = sample(noise, start, stop)
-        return images / 0 if noise == Noise("refine", 3 * 2**20 + 4) else images
+        return images / 0 if noise == noise_of(5) else images
 
     monkeypatch.setattr(objective.sampler, "sample", broken)
     with pytest.raises(TrainingError, match=r"step 5: .*not finite; the checkpoints before it are whole in .*r\.traj"):
@@ -270,11 +263,7 @@ def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: 
     out = tmp_path / "r.trajectory"
     with pytest.raises(StudySpecError, match="there is nothing to go on with; leave --resume out to begin"):
         run(build(), out, resume=True)
-    with pytest.MonkeyPatch.context() as patch:
-        objective = build()
-        stop_before(objective, 3, KeyboardInterrupt(), patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(objective, out)
+    stopped(build(), out, 3)
     assert "stopped after step 2; with --resume the same command goes on" in capsys.readouterr().err
     with pytest.raises(StudySpecError, match="exists already; go on with --resume, or give another name"):
         run(build(), out)
@@ -283,21 +272,13 @@ def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: 
         run(build(), out, other, resume=True)
     with pytest.raises(StudySpecError, match=r"was begun otherwise: objective\.scores"):
         run(build(keep="precision"), out, resume=True)
+    with only_process(out, busy=pytest.fail), pytest.raises(StudySpecError, match="another process refines to it"):
+        run(build(), out, resume=True)  # it would set back the curve of the other, and write over its state
     run(build(), out, resume=True)
     interrupted = tmp_path / "damaged.trajectory"
     interrupted.with_suffix(".state.pt").write_bytes(b"no state")
     with pytest.raises(TrainingError, match="is damaged; begin anew under another name"):
         run(build(), interrupted, resume=True)
-
-
-def test_two_commands_do_not_refine_to_one_trajectory(build: Build, tmp_path: Path) -> None:
-    """The second one would set back the curve of the first, and write its own state over that of the first."""
-    out = tmp_path / "r.trajectory"
-    with (
-        only_process(out, busy=pytest.fail),
-        pytest.raises(StudySpecError, match="another process refines to it; wait until it is done"),
-    ):
-        run(build(), out)
 
 
 def test_objectives_without_a_gradient_in_weights_are_refused(

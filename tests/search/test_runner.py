@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import random
 import threading
 import weakref
@@ -37,8 +39,8 @@ class Interrupted(BaseException):
 class ShuffledEvaluator:
     """Finishes candidates in another order than they came in."""
 
-    def __init__(self, objective: Objective, workers: int, seed: int) -> None:
-        self.workers, self._objective, self._random = workers, objective, random.Random(seed)
+    def __init__(self, objective: Objective, seed: int) -> None:
+        self._objective, self._random = objective, random.Random(seed)
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         future: Future[Outcome] = Future()
@@ -72,11 +74,24 @@ def run(
     objective: Objective,
     name: str = "LCSC",
     evaluations: int = EVALUATIONS,
-    failures: FailureSpec | None = None,
+    *,
+    stop_after: int = -1,
+    asked: Any = None,
+    shuffled: int | None = None,
+    **options: Any,
 ) -> Search:
-    evaluator = InProcessEvaluator(objective)
-    search = Search(study, optimizer(name), evaluator, budget=BudgetSpec(evaluations=evaluations), failures=failures)
-    search.run()
+    """Search, with four workers that finish in the order of the seed ``shuffled``, or with none."""
+    evaluator: Any = InProcessEvaluator(objective)
+    if shuffled is not None:
+        evaluator, options["in_flight"] = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
+    asked = asked or optimizer(name, workers=1 if shuffled is None else 4)
+
+    def on_tell(running: Search) -> None:
+        if running.told == stop_after:
+            raise Interrupted
+
+    search = Search(study, asked, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
+    search.run(on_tell)
     return search
 
 
@@ -93,9 +108,7 @@ def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tu
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_that_pycma_mirrors_are_told_without_a_warning(seed: int, url: str, objective: Objective) -> None:
     few = optimizer("CMA", seed=seed, popsize=4)  # mirrors; every warning is an error here
-    search = Search(open_study(url), few, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=EVALUATIONS))
-    search.run()
-    assert search.told == EVALUATIONS
+    assert run(open_study(url), objective, asked=few).told == EVALUATIONS
 
 
 @pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "EMAGrid"])
@@ -114,76 +127,54 @@ def test_a_search_interrupted_anywhere_asks_the_same_candidates(
 
     objective.evaluate = evaluate  # type: ignore[assignment, method-assign]
     interruptions = 0
-    while True:
-        try:
+    while len(study.trials()) == 0 or study.trials()[-1].state == TrialState.RUNNING:
+        with contextlib.suppress(Interrupted):
             run(study, objective, name)
             break
-        except Interrupted:
-            interruptions += 1
-            assert study.trials()[-1].state == TrialState.RUNNING
+        interruptions += 1
     assert interruptions >= 1
     assert trials_of(study) == clean
 
 
-@pytest.mark.parametrize("before", ["ask", "result", "tell"])
+@pytest.mark.parametrize(
+    ("call", "written"), [("add_candidate", False), ("finish", False), ("finish", True)], ids=["ask", "result", "tell"]
+)
 def test_a_search_that_dies_around_a_commit_loses_and_doubles_nothing(
-    before: str, url: str, objective: Objective, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+    call: str, written: bool, url: str, objective: Objective, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = open_study(url)
-    calls = 0
+    study, original, calls = open_study(url), getattr(StoredStudy, call), itertools.count(1)
 
-    def dying(original: Any, *, first: bool) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 12 and first:
-                raise Interrupted
-            result = original(*args, **kwargs)
-            if calls == 12:
-                raise Interrupted
-            return result
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        last = next(calls) == 12
+        if last and not written:
+            raise Interrupted
+        result = original(*args, **kwargs)
+        if last:
+            raise Interrupted
+        return result
 
-        return call
-
-    target = "add_candidate" if before == "ask" else "finish"
     with monkeypatch.context() as patch:
-        patch.setattr(StoredStudy, target, dying(getattr(StoredStudy, target), first=before != "tell"))
+        patch.setattr(StoredStudy, call, dying)
         with pytest.raises(Interrupted):
             run(study, objective)
     run(study, objective)
     assert trials_of(study) == undisturbed("LCSC")
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: Path, objective: Objective) -> None:
+def test_neither_the_order_in_which_workers_finish_nor_interruptions_change_anything(
+    tmp_path: Path, url: str, objective: Objective
+) -> None:
     found = []
-    for other in (seed, seed + 100):
-        study = open_study(f"sqlite:///{tmp_path / f'{other}.db'}")
-        evaluator = ShuffledEvaluator(objective, 4, other)
-        budget = BudgetSpec(evaluations=EVALUATIONS)
-        Search(study, optimizer("CMA", workers=4), evaluator, budget=budget, in_flight=most_in_flight(4)).run()
+    for seed in (0, 1, 100):
+        study = open_study(f"sqlite:///{tmp_path / f'{seed}.db'}")
+        run(study, objective, "CMA", shuffled=seed)
         found.append(trials_of(study))
-    assert found[0] == found[1]
-
-
-def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, objective: Objective) -> None:
-    def search(study: StoredStudy, stop_after: int) -> None:
-        def on_tell(running: Search) -> None:
-            if running.told == stop_after:
-                raise Interrupted
-
-        evaluator = ShuffledEvaluator(objective, 4, stop_after)
-        budget = BudgetSpec(evaluations=EVALUATIONS)
-        Search(study, optimizer(workers=4), evaluator, budget=budget, in_flight=most_in_flight(4)).run(on_tell)
-
-    clean = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
-    search(clean, -1)
     study = open_study(url)
     for stop in (3, 11, 12):
         with pytest.raises(Interrupted):
-            search(study, stop)
-    search(study, -1)
-    assert trials_of(study) == trials_of(clean)
+            run(study, objective, "CMA", shuffled=stop, stop_after=stop)
+    run(study, objective, "CMA", shuffled=0)
+    assert [trials == trials_of(study) for trials in found] == 3 * [True]
 
 
 def test_how_many_trials_are_in_flight() -> None:
@@ -216,12 +207,10 @@ def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
     ],
 )
 def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, reason: str, url: str) -> None:
-    calls = 0
+    calls = itertools.count(1)
 
     def sometimes(coefficients: np.ndarray) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls % 3:
+        if next(calls) % 3:
             return float(np.square(coefficients).sum())
         if isinstance(answer, Exception):
             raise answer
@@ -246,23 +235,15 @@ def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
     asked.tell = lambda parameter, loss: (told.append(loss), original(parameter, loss))
     objective = CoefficientFunction(lambda _: next(losses), STEPS, name="losses")
     once = FailureSpec(retries=0)
-    Search(open_study(url), asked, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=5), failures=once).run()
+    run(open_study(url), objective, evaluations=5, asked=asked, failures=once)
     assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
 
 
 def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objective: Objective) -> None:
     study = open_study(url)
     run(study, objective, evaluations=10)
-    other = optimizer(seed=1)
-    search = Search(
-        study,
-        other,
-        InProcessEvaluator(objective),
-        budget=BudgetSpec(evaluations=12),
-        environment_change="torch 1 → 2",
-    )
     with pytest.raises(StudyStoreError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
-        search.run()
+        run(study, objective, evaluations=12, asked=optimizer(seed=1), environment_change="torch 1 → 2")
     assert len(study.trials()) == 10
 
 
@@ -286,12 +267,11 @@ def test_a_failed_attempt_is_recorded_and_the_same_candidate_is_tried_again(url:
 
 
 def test_attempts_are_counted_across_an_interruption(url: str) -> None:
-    calls = 0
+    calls: list[None] = []
 
     def always(coefficients: np.ndarray) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+        calls.append(None)
+        if len(calls) == 2:
             raise Interrupted
         raise RuntimeError("no")
 
@@ -303,16 +283,15 @@ def test_attempts_are_counted_across_an_interruption(url: str) -> None:
     with pytest.raises(SearchFailedError):
         run(study, objective, evaluations=1)
     assert len(study.trials()[0].user_attrs["attempts"]) == 3
-    assert calls == 4  # one of them was interrupted
+    assert len(calls) == 4  # one of them was interrupted
 
 
 def test_a_study_stops_when_too_many_trials_fail_and_stays_stopped(url: str) -> None:
-    calls = 0
+    calls: list[None] = []
 
     def often(coefficients: np.ndarray) -> float:
-        nonlocal calls
-        calls += 1
-        return 1.0 if calls % 4 == 0 else float("nan")
+        calls.append(None)
+        return 1.0 if len(calls) % 4 == 0 else float("nan")
 
     objective, study = CoefficientFunction(often, STEPS, name="often"), open_study(url)
     policy = FailureSpec(retries=0, stop_share=0.6)
@@ -321,36 +300,27 @@ def test_a_study_stops_when_too_many_trials_fail_and_stays_stopped(url: str) -> 
     assert len(study.trials()) == 10
     with pytest.raises(SearchFailedError, match="8 of 10"):
         run(study, objective, failures=policy)
-    assert calls == 10
+    assert len(calls) == 10
     run(study, objective, failures=FailureSpec(retries=0, stop_share=1.0))
     assert len(study.trials()) == EVALUATIONS
 
 
 def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, objective: Objective) -> None:
     study = open_study(url)
-    told: list[tuple[str, float]] = []
 
-    def search(stop_after: int) -> None:
-        def on_tell(running: Search) -> None:
-            if running.told == stop_after:
-                raise Interrupted
-
+    def search(stop_after: int) -> list[tuple[str, float]]:
+        told: list[tuple[str, float]] = []
         asked = optimizer("CMA", workers=4)
         original_ask, original_tell = asked.ask, asked.tell
-        told.clear()
         asked.ask = lambda: (told.append(("ask", 0.0)), original_ask())[1]
         asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
-        evaluator = ShuffledEvaluator(objective, 4, stop_after)
-        budget = BudgetSpec(evaluations=EVALUATIONS)
-        width = most_in_flight(4)
-        Search(study, asked, evaluator, budget=budget, in_flight=width, tells="as-completed").run(on_tell)
+        with contextlib.suppress(Interrupted):
+            run(study, objective, asked=asked, shuffled=stop_after, stop_after=stop_after, tells="as-completed")
+        return told
 
-    with pytest.raises(Interrupted):
-        search(14)
-    first = list(told)
-    before = trials_of(study)
-    search(-1)
-    assert told[: len(first)] == first
+    first, before = search(14), trials_of(study)
+    assert len(before) < EVALUATIONS
+    assert search(-1)[: len(first)] == first
     assert [row[:2] for row in trials_of(study)[: len(before)]] == [row[:2] for row in before]
     order = [trial.user_attrs["tell_index"] for trial in study.trials()]
     assert sorted(order) == list(range(EVALUATIONS))

@@ -41,34 +41,21 @@ def names() -> list[str]:
     return study_names(open_storage("sqlite:///studies.db", write=False))
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        (
-            "objective.settings.callable=sibling_losses:doubled",
-            'callable was "sibling_losses:loss", is now "sibling_los',
-        ),
+def test_another_seed_with_other_settings_is_refused(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names()
+    for override, said in (
+        ("objective.settings.callable=sibling_losses:doubled", 'callable was "sibling_losses:loss", is now "sibling_l'),
         ('optimizers=[{"LCSC": {"mutation": 0.5}}]', "optimizer.options.mutation was null, is now 0.5"),
         ("space=convex", 'space.kind was "affine", is now "convex"'),
-    ],
-)
-def test_another_seed_with_other_settings_is_refused(
-    begun: Path, capsys: pytest.CaptureFixture[str], override: str, said: str
-) -> None:
-    before = names()
-    for how in ([], ["--dry-run"]):
-        capsys.readouterr()
-        assert lcsc(["run", "a.yaml", "seeds=[1]", override, *how]) == 2
-        line = capsys.readouterr().err
-        assert line.startswith("lcsc: a/")
-        assert line.count("\n") == 1
-        assert "/1: its losses would not compare with those of a/" in line
-        assert said in line
-    assert names() == before
-    assert lcsc(["run", "a.yaml", "seeds=[1]", override, "name=b", "--dry-run"]) == 0
-
-
-def test_what_changes_no_loss_is_allowed(begun: Path) -> None:
+    ):
+        for how in ([], ["--dry-run"]):
+            capsys.readouterr()
+            assert lcsc(["run", "a.yaml", "seeds=[1]", override, *how]) == 2
+            line = capsys.readouterr().err
+            assert "/1: its losses would not compare with those of a/" in line
+            assert said in line
+        assert lcsc(["run", "a.yaml", "seeds=[1]", override, "name=b", "--dry-run"]) == 0
+    assert names() == before, "and what changes no loss is allowed"
     assert lcsc(["run", "a.yaml", "seeds=[1]", "budget.evaluations=12", "tells=as-completed"]) == 0
     assert lcsc(["run", "a.yaml", "optimizers=[CMA]", "space=convex"]) == 0
 

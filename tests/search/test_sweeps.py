@@ -108,7 +108,6 @@ def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
     assert built() == ["2 0.1", "2 0.2", "3 0.1", "3 0.2"]
 
 
-@pytest.mark.parametrize("rehearsed", [[], ["--dry-run"]])
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -118,12 +117,12 @@ def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
     ],
 )
 def test_what_is_wrong_at_any_point_is_one_line_before_anything_is_built(
-    override: str, said: str, rehearsed: list[str], capsys: pytest.CaptureFixture[str]
+    override: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert lcsc(["run", "sweep.yaml", override, *rehearsed]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
-    assert len(lines) == 1
-    assert said in lines[0]
+    for rehearsed in ([], ["--dry-run"]):
+        assert lcsc(["run", "sweep.yaml", override, *rehearsed]) == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
+        assert said in line
     assert built() == []
 
 
@@ -144,10 +143,7 @@ def test_another_budget_holds_at_every_point_unless_it_is_varied(capsys: pytest.
     assert lcsc(["run", "sweep.yaml", "--budget", "3", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("3 evaluations") == 4
     assert lcsc(["run", "sweep.yaml", "vary={budget.evaluations: [4, 6]}", "--budget", "3"]) == 2
-    assert (
-        "--budget: the study file varies budget.evaluations; give budget.evaluations=3 in place"
-        in capsys.readouterr().err
-    )
+    assert "--budget: the study file varies budget.evaluations" in capsys.readouterr().err
 
 
 def test_from_python_a_sweep_is_run_and_one_objective_is_asked_for() -> None:
