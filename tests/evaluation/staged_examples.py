@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import yaml
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.evaluation import Failure, Outcome
 from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
 
 STEPS = (1, 2, 3)
@@ -33,24 +35,16 @@ class Part:
 
 
 class Stages(StagedObjective):
-    """The loss is the mean over images i of (a . (1, i, i^2))^2; stages take so many seconds.
+    """The loss is the mean over images i of (a . (1, i, i^2))^2.
 
     Where the first coefficient is 7, 8 or 9, merging, sampling or scoring fails; 6 gives NaN; 5 kills the process.
     """
 
-    def __init__(self, merge: float = 0.0, sample: float = 0.0, score: float = 0.0, *, overlaps: bool = True) -> None:
-        self.seconds = {"merge": merge, "sample": sample, "score": score}
-        self.overlaps = overlaps
+    steps, images_per_evaluation, overlaps = STEPS, IMAGES, True
+
+    def __init__(self) -> None:
         self.log: list[tuple[str, str, float, float]] = []
         self.kept: Candidate | None = None
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        return STEPS
-
-    @property
-    def images_per_evaluation(self) -> int:
-        return IMAGES
 
     def describe(self) -> dict[str, Any]:
         return {"stages": True}
@@ -93,7 +87,6 @@ class Stages(StagedObjective):
 
     def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
         start = time.perf_counter()
-        time.sleep(self.seconds[name])
         self.log.append((name, threading.current_thread().name, start, time.perf_counter()))
         if candidate.coefficients[0] == fails:
             raise RuntimeError(f"cannot {name}")
@@ -102,9 +95,7 @@ class Stages(StagedObjective):
 class Whole(Objective):
     """Without stages: the loss is half the square of the coefficients' norm."""
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        return STEPS
+    steps = STEPS
 
     def why_no_gradient(self) -> str | None:
         return None
@@ -167,12 +158,6 @@ class HeldScore(Stages):
         if name == "score":
             self.scores.set()
             assert self.ends.wait(120)
-
-
-def wait_for_file(path: Path) -> None:
-    """Until a worker has made it."""
-    while not path.exists():
-        time.sleep(0.01)
 
 
 class DiesOnce(Stages):
@@ -239,6 +224,26 @@ def basis(first: int, last: int) -> np.ndarray:
 
 def candidate(*coefficients: float, images: int | None = None) -> Candidate:
     return Candidate(np.array(coefficients), images=images)
+
+
+def evaluated(future: Future[Outcome]) -> Evaluation:
+    outcome = future.result(timeout=120)
+    assert isinstance(outcome, Evaluation), outcome
+    return outcome
+
+
+def failed(future: Future[Outcome]) -> Failure:
+    outcome = future.result(timeout=120)
+    assert isinstance(outcome, Failure), outcome
+    return outcome
+
+
+def assert_gradient(found: Evaluation, asked: Candidate) -> None:
+    """It is that of the objective in one process."""
+    expected = Stages().evaluate(asked, gradient=True).gradient
+    assert found.gradient is not None
+    assert expected is not None
+    np.testing.assert_allclose(found.gradient, expected, rtol=1e-12)
 
 
 def study_file(folder: Path, **changes: Any) -> str:

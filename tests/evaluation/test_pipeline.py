@@ -3,23 +3,28 @@ from __future__ import annotations
 import time
 from itertools import combinations
 
-import numpy as np
 import pytest
 
-from lcsc_opt.base.records import Evaluation
-from lcsc_opt.evaluation import Failure, Pipeline, evaluate_safely
-from tests.evaluation.staged_examples import SLOW_SECONDS, Overlapping, Slow, Stages, candidate
+from lcsc_opt.evaluation import Pipeline
+from tests.evaluation.staged_examples import (
+    SLOW_SECONDS,
+    Overlapping,
+    Slow,
+    Stages,
+    assert_gradient,
+    candidate,
+    evaluated,
+    failed,
+)
 
 
-def test_a_pipeline_gives_what_the_objective_gives() -> None:
+def test_a_pipeline_gives_the_losses_and_the_gradient_of_the_objective() -> None:
     objective = Stages()
     pipeline = Pipeline(objective)
     asked = [candidate(1 - a, a, 0.0, images=images) for a, images in ((0.2, None), (0.7, 5), (-3.0, 8))]
-    outcomes = [pipeline.submit(one).result() for one in asked]
+    assert [evaluated(pipeline.submit(one)).loss for one in asked] == [objective.evaluate(one).loss for one in asked]
+    assert_gradient(evaluated(pipeline.submit(asked[0], gradient=True)), asked[0])
     pipeline.close()
-    assert [outcome.loss for outcome in outcomes if isinstance(outcome, Evaluation)] == [
-        objective.evaluate(one).loss for one in asked
-    ]
 
 
 def test_stages_of_different_candidates_overlap_and_those_of_one_do_not() -> None:
@@ -43,22 +48,10 @@ def test_stages_of_different_candidates_overlap_and_those_of_one_do_not() -> Non
 def test_a_stage_that_fails_fails_its_candidate_only(first: float, reason: str) -> None:
     pipeline = Pipeline(Stages())
     broken, good = pipeline.submit(candidate(first, 1 - first, 0.0)), pipeline.submit(candidate(1.0, 0.0, 0.0))
-    outcome = broken.result()
-    assert isinstance(outcome, Failure)
-    assert outcome.reason == f"RuntimeError: cannot {reason}"
-    assert outcome.retry
-    assert isinstance(good.result(), Evaluation)
+    assert failed(broken).reason == f"RuntimeError: cannot {reason}"
+    assert failed(broken).retry
+    evaluated(good)
     pipeline.close()
-
-
-def test_a_gradient_is_that_of_the_objective() -> None:
-    pipeline, asked = Pipeline(Stages()), candidate(0.5, 0.3, 0.2)
-    outcome, expected = pipeline.submit(asked, gradient=True).result(), evaluate_safely(Stages(), asked, gradient=True)
-    pipeline.close()
-    assert isinstance(outcome, Evaluation)
-    assert isinstance(expected, Evaluation)
-    assert outcome.gradient is not None
-    np.testing.assert_array_equal(outcome.gradient, expected.gradient)
 
 
 def test_closing_stops_a_stage_in_the_middle() -> None:
