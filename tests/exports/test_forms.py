@@ -19,6 +19,7 @@ from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory
 from tests.exports.test_model_folder import unet
 from tests.model_studies import like, state_dict, write_model_study
+from tests.trajectory.trajectory_examples import same_bits
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
@@ -84,9 +85,4 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     _, *arguments = shlex.split(rows()[form])
     assert lcsc(arguments) == 0
     path = Path(arguments[arguments.index("-o") + 1])
-    recipe = Recipe.read(path)
-    trajectory = Trajectory.open("run.trajectory")
-    expected = merge_exactly(trajectory, recipe)
-    loaded = load(path)
-    assert loaded.keys() == expected.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    assert same_bits(load(path), merge_exactly(Trajectory.open("run.trajectory"), Recipe.read(path)))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports import Recipe
-from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.exports.merging import export, rebuild
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
@@ -63,6 +61,10 @@ def study(url: str) -> StoredStudy:
     return made
 
 
+def assert_same_weights(left: Path, right: Path) -> None:
+    torch.testing.assert_close(load_file(left), load_file(right), rtol=0, atol=0)
+
+
 @pytest.fixture(scope="module")
 def network() -> Any:
     return unet()
@@ -84,43 +86,28 @@ def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> 
         Recipe.of_trial(study, objective, number=2)
 
 
-def test_from_pretrained_loads_the_folder(study: StoredStudy, objective: Objective, tmp_path: Path) -> None:
-    from diffusers import UNet2DModel
-
-    recipe, kind = export(study, objective, Destination.of(tmp_path / "best", dtype="bfloat16")), torch.bfloat16
-    loaded, info = UNet2DModel.from_pretrained(
-        tmp_path / "best", torch_dtype=kind, output_loading_info=True, low_cpu_mem_usage=False
-    )
-    assert not any(info.values()), info
-    expected = merge_exactly(objective.trajectory, recipe)  # type: ignore[arg-type]
-    assert loaded.state_dict().keys() == expected.keys()
-    for name, tensor in loaded.state_dict().items():
-        assert tensor.dtype == kind
-        assert torch.equal(tensor, expected[name])
-    assert loaded.config.block_out_channels == [8]
-    assert Recipe.read(tmp_path / "best") == recipe
-    with safe_open(tmp_path / "best" / "diffusion_pytorch_model.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["lcsc_recipe"]) == recipe.model_dump(mode="json")
+def test_other_checkpoints_than_the_study_searched_are_refused(study: StoredStudy, objective: Objective) -> None:
+    study.set_attribute("fingerprint", {"objective": {"trajectory": "another"}})
+    with pytest.raises(StudyStoreError, match="holds other checkpoints than those it was searched on"):
+        Recipe.of_trial(study, objective)
 
 
 def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
     study: StoredStudy, objective: Objective, network: Any, tmp_path: Path
 ) -> None:
-    export(study, objective, Destination.of(tmp_path / "best"))
-    first = load_file(tmp_path / "best" / "diffusion_pytorch_model.safetensors")
+    weights, first = "diffusion_pytorch_model.safetensors", tmp_path / "first.safetensors"
+    recipe = export(study, objective, Destination.of(tmp_path / "best", dtype="bfloat16"))
+    first.write_bytes((tmp_path / "best" / weights).read_bytes())
+    assert {tensor.dtype for tensor in load_file(first).values()} == {torch.bfloat16}
+    assert Recipe.read(tmp_path / "best") == Recipe.read(first) == recipe
     with pytest.raises(StudySpecError, match="exists already"):
         Destination.of(tmp_path / "best")
     (tmp_path / "best" / "stale").write_text("of an earlier export")
     network.save_pretrained(tmp_path / "original")
     to = Destination.of(tmp_path / "best", config=tmp_path / "original", overwrite=True)
     rebuild(Recipe.read(tmp_path / "best"), [tmp_path / "run.trajectory"], to)
-    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
-        "config.json",
-        "diffusion_pytorch_model.safetensors",
-        "lcsc_recipe.json",
-    ]
-    again = load_file(tmp_path / "best" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"config.json", weights, "lcsc_recipe.json"}
+    assert_same_weights(tmp_path / "best" / weights, first)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -128,8 +115,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(
     study: StoredStudy, network: Any, tmp_path: Path
 ) -> None:
     """diffusers itself would fill the gap with random numbers."""
-    weights = dict(network.state_dict())
-    del weights["conv_in.bias"]
+    weights = {name: tensor for name, tensor in network.state_dict().items() if name != "conv_in.bias"}
     objective = objective_over(pack_random(tmp_path / "other.trajectory", weights), network)
     with pytest.raises(ObjectiveError, match=r"lacks 'conv_in\.bias'.*--config FOLDER"):
         export(study, objective, Destination.of(tmp_path / "best"))
@@ -154,40 +140,18 @@ def lora(tmp_path: Path) -> Trajectory:
     return pack_random(tmp_path / "lora.trajectory", weights)
 
 
-def test_a_lora_is_read_by_diffusers(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-
-    to = Destination.of(tmp_path / "best.safetensors", form="lora", dtype="float16")
-    recipe = export(study, objective_over(lora), to)
-    loaded, _ = StableDiffusionPipeline.lora_state_dict(tmp_path / "best.safetensors")
-    merged = lora.merge(COEFFICIENTS)
-    assert loaded.keys() == merged.keys()
-    for name, tensor in loaded.items():
-        assert tensor.dtype == torch.float16
-        torch.testing.assert_close(tensor.float(), merged[name], rtol=2**-10, atol=1e-6)
-    assert Recipe.read(tmp_path / "best.safetensors") == recipe
-
-    rebuild(recipe, [tmp_path / "lora.trajectory"], Destination.of(tmp_path / "again.safetensors", form="lora"))
-    again, first = (load_file(tmp_path / f"{name}.safetensors") for name in ("again", "best"))
-    assert all(torch.equal(again[name], first[name]) for name in first)
-
-
 def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
     study: StoredStudy, lora: Trajectory, tmp_path: Path
 ) -> None:
     """alpha / rank is multiplied into the up factors, which the names of diffusers have no other place for."""
     alphas = {"configs": {"unet": {"lora_alpha": 6.0}}}
-    described = {"objective": {"sampler": {"lora": {"alphas": alphas}}}}
-    study.set_attribute("fingerprint", described)
-    export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
-    exported, merged = load_file(tmp_path / "best.safetensors"), lora.merge(COEFFICIENTS)
-    for name, tensor in exported.items():
-        torch.testing.assert_close(tensor, merged[name] * (3 if "lora_B" in name else 1))
-    arguments = ["apply", str(tmp_path / "best.safetensors"), str(lora.path), "-o", str(tmp_path / "again.safetensors")]
-    assert lcsc(arguments) == 0  # in the form that was exported
-    again = load_file(tmp_path / "again.safetensors")
-    assert again.keys() == exported.keys()
-    assert all(torch.equal(again[name], exported[name]) for name in exported)
+    study.set_attribute("fingerprint", {"objective": {"sampler": {"lora": {"alphas": alphas}}}})
+    best, again = tmp_path / "best.safetensors", tmp_path / "again.safetensors"
+    export(study, objective_over(lora), Destination.of(best, form="lora"))
+    merged = {name: w * (3 if "lora_B" in name else 1) for name, w in lora.merge(COEFFICIENTS).items()}
+    torch.testing.assert_close(load_file(best), merged)
+    assert lcsc(["apply", str(best), str(lora.path), "-o", str(again)]) == 0  # in the form that was exported
+    assert_same_weights(again, best)
 
 
 def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, tmp_path: Path) -> None:
@@ -198,18 +162,14 @@ def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, 
     objective: Any = objective_over(trajectory)
     pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(layers_per_block=2)), transformer=None)
     objective.sampler = SimpleNamespace(network=None, pipeline=pipeline)
-    recipe = export(study, objective, Destination.of(tmp_path / "best.safetensors", form="lora"))
-    exported = load_file(tmp_path / "best.safetensors")
+    best, again, other = (
+        Destination.of(tmp_path / f"{n}.safetensors", form="lora") for n in ("best", "again", "other")
+    )
+    recipe = export(study, objective, best)
     expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    assert set(exported) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}
-
-    again = Destination.of(tmp_path / "again.safetensors", form="lora")
-    rebuild(Recipe.read(tmp_path / "best.safetensors"), [trajectory.path], again)
-    rebuilt = load_file(again.path)
-    assert rebuilt.keys() == exported.keys()
-    assert all(torch.equal(rebuilt[name], exported[name]) for name in exported)
-
-    other = Destination.of(tmp_path / "other.safetensors", form="lora")
+    assert set(load_file(best.path)) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}
+    rebuild(Recipe.read(best.path), [trajectory.path], again)
+    assert_same_weights(again.path, best.path)
     with pytest.raises(TrajectoryError, match="export the LoRA from its study"):
         rebuild(recipe.model_copy(update={"lora": None}), [trajectory.path], other)
     assert not other.path.exists()

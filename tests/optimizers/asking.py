@@ -5,7 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lcsc_opt.base.records import Evaluation
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import attach_evaluation
+
+STEPS = tuple(range(100, 2100, 100))
+AFFINE = AffineSpace(STEPS, default_origin(STEPS))
 
 
 def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: float | None = None) -> None:

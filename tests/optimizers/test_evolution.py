@@ -13,20 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, default_origin, ema_coefficients, window_ema_rates
-from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, ema_coefficients, window_ema_rates
 from lcsc_opt.optimizers import LCSC, coefficient_array
+from tests.optimizers.asking import AFFINE, STEPS
 
-STEPS = tuple(range(100, 2100, 100))
-SPACE = AffineSpace(STEPS, default_origin(STEPS))
 EMAS = [ema_coefficients(STEPS, rate) for rate in window_ema_rates(STEPS)]
 TINY = 1e-11
+LOSSES = (5, 1, 4, 2, 6, 3, 7)  # of the first population, whose best three are 1, 3 and 5
 
 Loss = Callable[[int, np.ndarray], float]
 
 
 def lcsc(*, seed: int = 0, **options: Any) -> Any:
-    return LCSC(**options)(coefficient_array(SPACE, seed=seed), budget=1000)
+    return LCSC(**options)(coefficient_array(AFFINE, seed=seed), budget=1000)
 
 
 def run(optimizer: Any, loss: Loss, count: int) -> list[np.ndarray]:
@@ -51,9 +50,8 @@ def index_of(value: np.ndarray, among: Sequence[np.ndarray]) -> int | None:
 
 
 def test_the_first_population_is_the_ema_coefficients_in_order() -> None:
-    asked = run(lcsc(), in_turn, 7)
     assert len(EMAS) == len(PAPER_EMA_RATES) == 7
-    np.testing.assert_allclose(asked, EMAS, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(run(lcsc(), in_turn, 7), EMAS, rtol=0, atol=1e-14)
 
 
 @settings(max_examples=25)
@@ -67,21 +65,15 @@ def test_the_first_population_is_the_ema_coefficients_in_order() -> None:
 def test_children_sum_to_one(
     seed: int, mutation: float, crossover: float, max_parents: int, generation_size: int
 ) -> None:
-    optimizer = lcsc(
-        seed=seed,
-        mutation=mutation,
-        crossover=crossover,
-        max_parents=max_parents,
-        generation_size=generation_size,
-    )
+    options = {"max_parents": max_parents, "generation_size": generation_size}
+    optimizer = lcsc(seed=seed, mutation=mutation, crossover=crossover, **options)
     for value in run(optimizer, lambda _, value: float(np.square(value).sum()), 30):
         assert abs(math.fsum(value) - 1) <= 1e-12
 
 
 def test_without_mutation_and_crossover_children_are_their_parents() -> None:
     optimizer = lcsc(mutation=TINY, crossover=0, max_parents=3, generation_size=10)
-    losses = [5, 1, 4, 2, 6, 3, 7]
-    children = run(optimizer, lambda number, _: losses[number] if number < 7 else 100 + number, 67)[7:]
+    children = run(optimizer, lambda number, _: LOSSES[number] if number < 7 else 100 + number, 67)[7:]
     assert {index_of(child, EMAS) for child in children} == {1, 3, 5}, "the best three, each of them now and then"
 
 
@@ -97,8 +89,7 @@ def is_mix(child: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
 
 def test_crossover_mixes_two_parents_coefficient_by_coefficient() -> None:
     optimizer = lcsc(mutation=TINY, crossover=1, max_parents=3, generation_size=300)
-    losses = [5, 1, 4, 2, 6, 3, 7]
-    children = run(optimizer, lambda number, _: losses[number] if number < 7 else 100.0, 307)[7:]
+    children = run(optimizer, lambda number, _: LOSSES[number] if number < 7 else 100.0, 307)[7:]
     parents = [EMAS[i] for i in (1, 3, 5)]
     whole = [child for child in children if index_of(child, parents) is not None]
     mixed = [child for child in children if index_of(child, parents) is None]

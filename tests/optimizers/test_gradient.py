@@ -13,20 +13,12 @@ from scipy.optimize import minimize
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.optimizers import (
-    LCSCGradient,
-    Request,
-    attach_request,
-    coefficient_array,
-    request_of,
-)
+from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.optimizers import LCSCGradient, Request, attach_request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
-from tests.optimizers.asking import run, tell
+from tests.optimizers.asking import AFFINE, STEPS, run, tell
 
-STEPS = tuple(range(100, 2100, 100))
 COUNT = len(STEPS)
-AFFINE = AffineSpace(STEPS, default_origin(STEPS))
 WALK = np.random.default_rng(0).standard_normal((COUNT, 60)).cumsum(axis=0)  # checkpoints lie like a random walk
 MINIMUM = AFFINE.to_coefficients(0.1 * np.random.default_rng(1).standard_normal(COUNT - 1))  # some are negative
 TARGET = MINIMUM @ WALK
@@ -51,8 +43,12 @@ class Quadratic:
         return self(candidate.value, seed=seed, gradient=request.gradient)
 
 
-def gradient_search(space: CoefficientSpace = AFFINE, *, seed: int = 0, **options: Any) -> Any:
-    return LCSCGradient(**{"step_size": 0.03, **options})(coefficient_array(space, seed=seed))
+def gradient_search(space: CoefficientSpace = AFFINE, *, plan: tuple[int, int] | None = None, **options: Any) -> Any:
+    """With ``plan``, of so many images in all and for each evaluation."""
+    optimizer = LCSCGradient(**{"step_size": 0.03, **options})(coefficient_array(space, seed=0))
+    if plan is not None:
+        optimizer.plan_budget(evaluations=None, images=plan[0], images_per_evaluation=plan[1])
+    return optimizer
 
 
 def loss_of(optimizer: Any, objective: Quadratic | None = None) -> float:
@@ -90,26 +86,17 @@ def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -
 
 @pytest.mark.parametrize(("checks", "per_evaluation"), [(0.1, 1000), (0.2, 0), (0.5, 50)])
 def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: int) -> None:
-    optimizer = gradient_search(checks=checks, growth=0.0)
-    optimizer.plan_budget(evaluations=None, images=10**9, images_per_evaluation=per_evaluation)
-    gradients, plain = spent(run(optimizer, Quadratic(), 300), per_evaluation)
+    asked = run(gradient_search(checks=checks, growth=0.0, plan=(10**9, per_evaluation)), Quadratic(), 300)
+    steps = [request_of(one).images or 1 for one in asked if request_of(one).gradient]
+    gradients, plain = sum(steps), (len(asked) - len(steps)) * (per_evaluation or 1)  # without images, candidates
     most = checks * (gradients + plain)
     room = (per_evaluation or 1) + (100 * plain / per_evaluation if per_evaluation else 0)  # whole checks, whole steps
     assert most - room <= plain <= most
 
 
-def spent(asked: Sequence[Any], per_evaluation: int) -> tuple[int, int]:
-    """Images of gradients and of checks; where there are no images, candidates."""
-    gradients = [request_of(one).images or 0 for one in asked if request_of(one).gradient]
-    checks = len(asked) - len(gradients)
-    return (sum(gradients), checks * per_evaluation) if per_evaluation else (len(gradients), checks)
-
-
 @pytest.mark.parametrize("budget", [1100, 3000, 20_000])
 def test_a_check_ends_the_planned_budget_in_images(budget: int) -> None:
-    optimizer = gradient_search()
-    optimizer.plan_budget(evaluations=None, images=budget, images_per_evaluation=1000)
-    left, kinds = budget, []
+    optimizer, left, kinds = gradient_search(plan=(budget, 1000)), budget, []
     while left > 0:
         [candidate] = run(optimizer, Quadratic(), 1)
         kinds.append(request_of(candidate).gradient)
@@ -132,12 +119,11 @@ def test_a_check_ends_a_budget_that_is_asked_before_the_first_step(images: int |
 
 def test_the_steps_do_not_depend_on_the_budget() -> None:
     """A raised budget continues the same search."""
-    short, long = gradient_search(), gradient_search()
-    short.plan_budget(evaluations=None, images=3000, images_per_evaluation=1000)
-    long.plan_budget(evaluations=None, images=10**6, images_per_evaluation=1000)
     paths = [
-        [one.value for one in run(optimizer, Quadratic(), 100) if request_of(one).gradient][:60]
-        for optimizer in (short, long)
+        [one.value for one in run(gradient_search(plan=(budget, 1000)), Quadratic(), 100) if request_of(one).gradient][
+            :60
+        ]
+        for budget in (3000, 10**6)
     ]
     np.testing.assert_array_equal(*paths)  # type: ignore[arg-type]
 
@@ -152,12 +138,9 @@ def test_images_grow_with_the_search_in_whole_multiples() -> None:
 
 
 def test_images_do_not_grow_beyond_those_of_a_check() -> None:
-    optimizer = gradient_search(growth=0.05)
-    optimizer.plan_budget(evaluations=None, images=10**9, images_per_evaluation=500)
+    optimizer = gradient_search(growth=0.05, plan=(10**9, 500))
     assert max(request_of(one).images or 0 for one in run(optimizer, Quadratic(), 200)) == 500
-    smaller = gradient_search()
-    smaller.plan_budget(evaluations=None, images=10**9, images_per_evaluation=70)
-    assert request_of(smaller.ask()).images == 70
+    assert request_of(gradient_search(plan=(10**9, 70)).ask()).images == 70
 
 
 def test_an_objective_without_images_is_not_asked_for_any() -> None:
@@ -196,16 +179,12 @@ def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
 
 
 def test_a_principal_space_is_searched_to_its_own_minimum() -> None:
-    space = PrincipalSpace.of(STEPS, default_origin(STEPS), centered_gram(), 5)
+    centered = WALK - WALK.mean(axis=0)
+    space = PrincipalSpace.of(STEPS, default_origin(STEPS), centered @ centered.T, 5)
     optimizer = gradient_search(space)
     run(optimizer, Quadratic(), 300)
     best, *_ = np.linalg.lstsq((space.basis.T @ WALK).T, TARGET - space.origin @ WALK, rcond=None)
     assert loss_of(optimizer) == pytest.approx(Quadratic()(space.to_coefficients(best)).loss, rel=1e-3)
-
-
-def centered_gram() -> np.ndarray:
-    centered = WALK - WALK.mean(axis=0)
-    return np.asarray(centered @ centered.T)
 
 
 def test_a_convex_space_is_searched_to_its_own_minimum() -> None:
@@ -259,15 +238,15 @@ def test_plain_nevergrad_is_told_what_is_missing() -> None:
 # --- taking over another search
 
 
+def somewhere(seed: int) -> Coefficients:
+    return AFFINE.to_coefficients(0.1 * np.random.default_rng(seed).standard_normal(COUNT - 1))
+
+
 def inherit(optimizer: Any, coefficients: Coefficients, evaluation: Evaluation | None, *, gradient: bool) -> None:
     """What the runner does with the trials of a study that this one was forked from."""
     parameter = optimizer.parametrization.spawn_child(new_value=coefficients)
     attach_request(parameter, Request(gradient=gradient))
     tell(optimizer, parameter, evaluation, loss=1e6)
-
-
-def somewhere(seed: int) -> Coefficients:
-    return AFFINE.to_coefficients(0.1 * np.random.default_rng(seed).standard_normal(COUNT - 1))
 
 
 def test_without_gradients_it_starts_where_the_other_search_was_best() -> None:
@@ -291,13 +270,6 @@ def test_with_gradients_it_goes_on_from_the_last_one() -> None:
     assert 0 < np.abs(moved).max() < 0.011
 
 
-def falling(count: int, *, to: float = 1.0, noise: float, seed: int = 0) -> list[float]:
-    """Checks that fall as searches do, quickly and then slowly, with noise."""
-    times = np.arange(1, count + 1)
-    losses = to + 1 / np.sqrt(times) + noise * np.random.default_rng(seed).standard_normal(count)
-    return [float(loss) for loss in losses]
-
-
 def still_falling(checks: Sequence[float]) -> bool:
     """Whether a search goes on whose checks gave these losses."""
     optimizer = gradient_search()
@@ -311,21 +283,16 @@ def still_falling(checks: Sequence[float]) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_search_whose_checks_fall_goes_on(seed: int) -> None:
-    checks = falling(60, noise=0.01, seed=seed)
-    assert all(still_falling(checks[:count]) for count in (1, 19, 20, 35, 60))
+def test_a_search_whose_checks_fall_goes_on_and_one_whose_checks_only_vary_ends_soon(seed: int) -> None:
+    noise = np.random.default_rng(seed).standard_normal(60)
+    falling = list(1 + 1 / np.sqrt(np.arange(1, 61)) + 0.01 * noise)  # quickly and then slowly, as searches do
+    assert all(still_falling(falling[:count]) for count in (1, 19, 20, 35, 60))
+    for scale in (1e-6, 1e6):
+        assert not all(still_falling(list(5 + scale * noise[:count])) for count in range(20, 61, 4))
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
-@pytest.mark.parametrize("seed", range(2))
-def test_a_search_whose_checks_only_vary_ends_soon(seed: int, scale: float) -> None:
-    checks = [5 + scale * x for x in np.random.default_rng(seed).standard_normal(60)]
-    assert not all(still_falling(checks[:count]) for count in range(20, 61, 4))
-
-
-@pytest.mark.parametrize("seed", range(1))
-def test_a_search_in_noise_that_got_where_it_can_ends_by_itself(seed: int) -> None:
-    optimizer = gradient_search(seed=seed)
+def test_a_search_in_noise_that_got_where_it_can_ends_by_itself() -> None:
+    optimizer = gradient_search()
     asked = 0
     while not optimizer.finished and asked < 3000:
         run(optimizer, Quadratic(noise=1.0), 1)

@@ -11,21 +11,18 @@ from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
-    default_origin,
     ema_coefficients,
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import EMAGrid, PlaneGrid, PowerEMAGrid, build_optimizer, coefficient_array
+from tests.optimizers.asking import AFFINE, STEPS
 
-STEPS = tuple(range(100, 2100, 100))
-SPACE = AffineSpace(STEPS, default_origin(STEPS))
 UNIFORM = [np.repeat([0.0, 1 / count], [20 - count, count]) for count in (1, 3, 10, 20)]
 
 
 def build(grid: Any) -> Any:
-    return grid(coefficient_array(SPACE, seed=0), budget=100)
+    return grid(coefficient_array(AFFINE, seed=0), budget=100)
 
 
 def plane_points(corners: Any) -> list[np.ndarray]:
@@ -90,4 +87,4 @@ def test_steps_can_be_given_for_a_plain_array() -> None:
 )
 def test_wrong_options_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(StudySpecError, match=complaint):
-        build_optimizer(OptimizerSpec(name="Landscape", options=options), SPACE, budget=9, workers=1, seed=0)
+        build_optimizer(OptimizerSpec(name="Landscape", options=options), AFFINE, budget=9, workers=1, seed=0)

@@ -10,15 +10,13 @@ from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import HELD_OUT, Evaluation, Noise
-from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, Request, attach_evaluation, coefficient_array, space_of
 from lcsc_opt.optimizers.parametrization import failed, steps_of
+from tests.optimizers.asking import AFFINE, STEPS
 
-STEPS = tuple(range(100, 2100, 100))
-ORIGIN = default_origin(STEPS)
+ORIGIN = AFFINE.origin
 DIRECTIONS = np.random.default_rng(0).standard_normal((20, 6))
-AFFINE = AffineSpace(STEPS, ORIGIN)
 CONVEX = ConvexSpace(STEPS, ORIGIN)
 PRINCIPAL = PrincipalSpace(STEPS, ORIGIN, np.linalg.qr(DIRECTIONS - DIRECTIONS.mean(axis=0))[0])
 SPACES = pytest.mark.parametrize("space", [AFFINE, CONVEX, PRINCIPAL], ids=["affine", "convex", "principal"])
@@ -57,12 +55,8 @@ def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) 
     for direction in np.eye(19):
         child = array.spawn_child().set_standardized_data(direction)
         assert np.linalg.norm(child.value - ORIGIN) == pytest.approx(step_size)
-    moved = np.array(
-        [
-            array.spawn_child().set_standardized_data(np.random.default_rng(seed).standard_normal(19)).value - ORIGIN
-            for seed in range(400)
-        ]
-    )
+    drawn = np.random.default_rng(0).standard_normal((400, 19))
+    moved = np.array([array.spawn_child().set_standardized_data(row).value for row in drawn]) - ORIGIN
     np.testing.assert_allclose(moved.std(axis=0), step_size * math.sqrt(19 / 20), rtol=0.2)
 
 

@@ -17,7 +17,7 @@ import torch
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.trajectory.trajectory_examples import state_dict
 
-FORKS = """
+SCRIPT = """
 import atexit, gc, os, sys, time, warnings, torch
 from lcsc_opt.trajectory import TrajectoryWriter
 gc.freeze()  # what was imported: no fork collects it when it ends
@@ -30,22 +30,33 @@ for path in sys.argv[1:]:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
     sys.exit()
-case = os.path.basename(path).split()
+last = False
+def slow(descriptor, plain=os.fsync):  # the disk is not ready when the interpreter begins to end
+    time.sleep(0.05 * last)
+    return plain(descriptor)
+os.fsync = slow
+how, *registered = os.path.basename(path).split()
+late = lambda: writer.append(3, {"w": torch.zeros(200_000)}, wait=how == "wait")
+if registered == ["before"]: atexit.register(late)
+writer = TrajectoryWriter(path)
+for step in range(3):
+    last = step == 2
+    writer.append(step, {"w": torch.full((200_000,), float(step))}, wait=False)
+    if step == 1 and how == "fork" and os.fork() == 0:
+        sys.exit()  # as a worker of a data loader: it has the writer, too
+if registered == ["after"]: atexit.register(late)
+if how == "exception": raise SystemExit("stop")
+if how == "exit": sys.exit(0)
 """
 
 
-def ends_of_interpreters(script: str, folder: Path, cases: list[str]) -> tuple[list[int], str]:
-    """Run a script to the interpreter's end in a fork for each case, one after the other.
-
-    Args:
-        script: what follows :data:`FORKS`: knows ``case``, its words, and ``path`` for a trajectory.
-        folder: of the trajectories ``folder / case``.
-        cases: their words.
+def ends_of_interpreters(folder: Path, cases: list[str]) -> tuple[list[int], str]:
+    """Write ``folder / case`` to the interpreter's end in a fork for each case, one after the other.
 
     Returns:
         The exit statuses, and what all said on standard error. Warnings are errors.
     """
-    command = [sys.executable, "-W", "error", "-c", FORKS + script, *(str(folder / case) for case in cases)]
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, *(str(folder / case) for case in cases)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return [int(line) for line in answer.stdout.split()], answer.stderr
 

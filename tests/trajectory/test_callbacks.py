@@ -39,12 +39,10 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.ones(4 * STEPS, 3)), batch_size=4)
 
 
-def lightning(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
-    pytest.importorskip("pytorch_lightning")
-    import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import ModelCheckpoint
+def lightning_module(dies_at: int | None = None) -> Any:
+    pl = pytest.importorskip("pytorch_lightning")
 
-    class Module(pl.LightningModule):
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.network = network()
@@ -57,11 +55,21 @@ def lightning(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) 
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters(), 1e-2)
 
+    return Module()
+
+
+def lightning(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
+    pytest.importorskip("pytorch_lightning")
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
     saving = lightning_callback(folder / "run.trajectory", every=2, weights=lambda module: module.network, **options)
     keeping = ModelCheckpoint(folder / "kept", every_n_train_steps=SAVED_AT, save_top_k=-1, filename="{step}")
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_steps=STEPS, callbacks=[saving, keeping], accelerator="cpu", **quiet)
-    trainer.fit(Module(), loader(), ckpt_path=folder / "kept" / f"step={SAVED_AT}.ckpt" if goes_on else None)
+    trainer.fit(
+        lightning_module(dies_at), loader(), ckpt_path=folder / "kept" / f"step={SAVED_AT}.ckpt" if goes_on else None
+    )
 
 
 def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
@@ -189,21 +197,15 @@ def test_two_processes_that_die_go_on_and_only_one_of_them_writes(tmp_path: Path
     assert rewound not in (tmp_path / "said1").read_text()
 
 
-def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, main=False)
+@pytest.mark.parametrize("main", [True, False])
+def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(tmp_path: Path, main: bool) -> None:
+    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, main=main)
     saver.load_state_dict({"step": 3})
     saver.step(4, network())
     assert saver.state_dict() == {"step": 4}
+    assert not main or Trajectory.open(tmp_path / "run.trajectory").steps == (4,)
     saver.close()
-    assert not (tmp_path / "run.trajectory").exists()
-
-
-def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(tmp_path: Path) -> None:
-    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1)
-    saver.step(1, network())
-    assert saver.state_dict() == {"step": 1}
-    assert Trajectory.open(tmp_path / "run.trajectory").steps == (1,)
-    saver.close()
+    assert (tmp_path / "run.trajectory").exists() == main, "other processes write nothing"
 
 
 @pytest.mark.parametrize(
@@ -224,23 +226,10 @@ def test_a_trainer_that_is_not_installed_is_one_line(
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pl = pytest.importorskip("pytorch_lightning")
-
-    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network()
-
-        def training_step(self, batch: Any, _index: int) -> Tensor:
-            return self.network(batch[0]).square().mean()
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
     monkeypatch.chdir(tmp_path)
-    model = network()
+    module, model = lightning_module(), network()
     data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80
-    known: dict[str, Any] = {"module": Module(), "loader": loader(), "network": model, "model": Scored()}
+    known: dict[str, Any] = {"module": module, "loader": loader(), "network": model, "model": Scored()}
     known |= {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "dataset": data}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     for block in blocks:

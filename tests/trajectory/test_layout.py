@@ -48,25 +48,7 @@ def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
     assert contents["t"].view(torch.float32).tolist() == [0, 3, 1, 4, 2, 5]
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({}, "it lacks 'w'"),
-        ({"w": torch.ones(2), "x": torch.ones(1)}, "it has also 'x'"),
-        ({"w": torch.ones(3)}, r"\[3\].*\[2\]"),
-        ({"w": torch.ones(2).double()}, "float64.*float32"),
-    ],
-)
-def test_first_difference_is_named(other, message):
-    with pytest.raises(TrajectoryError, match=message):
-        Layout.of({"w": torch.ones(2)}).check(other)
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [torch.ones(2).to_sparse(), torch.ones(2, device="meta")],
-    ids=["sparse", "meta"],
-)
+@pytest.mark.parametrize("tensor", [torch.ones(2).to_sparse(), torch.ones(2, device="meta")], ids=["sparse", "meta"])
 def test_tensors_that_cannot_be_stored_are_refused(tensor):
     with pytest.raises(TrajectoryError, match="'w' is sparse"):
         Layout.of({"w": tensor})

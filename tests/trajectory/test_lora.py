@@ -12,11 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.lora import (
-    LoraAlphas,
-    lora_flavour,
-    lora_modules,
-)
+from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour, lora_modules
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from tests import tiny_pipelines
@@ -112,17 +108,15 @@ def saved_trajectory(saved: Saved, folder: Path, flavour: str) -> tuple[Trajecto
     return pack(files, folder / "lora.trajectory", steps=[100, 200]), list(networks)
 
 
-def dense(weights: dict[str, Tensor], alphas: LoraAlphas | None = None) -> dict[str, Tensor]:
-    """Path of each module, with underscores for dots → its ΔW."""
-    return {
-        module.path.replace(".", "_"): delta(*module.factors(weights, alphas or LoraAlphas()))
-        for module in lora_modules(weights)
-    }
-
-
-def delta(down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """ΔW = alpha / rank · up · down, ``[out, in(, h, w)]``, as large as the module's weight."""
-    return scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+def assert_products(weights: dict[str, Tensor], alphas: LoraAlphas | None, network: Any) -> None:
+    """ΔW = alpha / rank · up · down of each module, ``[out, in(, h, w)]``, is what PEFT computes for the network."""
+    ours = {}
+    for module in lora_modules(weights):
+        down, up, scale = module.factors(weights, alphas or LoraAlphas())
+        product = scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+        ours[module.path.replace(".", "_")] = product
+    theirs = {name.replace(".", "_"): value for name, value in deltas(network).items()}
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def load_into_pipeline(source: Any, folder: Path) -> Any:
@@ -134,16 +128,12 @@ def load_into_pipeline(source: Any, folder: Path) -> Any:
 @by_flavour
 def test_products_are_those_that_peft_computes_and_a_pipeline_loads(saved: Saved, tmp_path: Path, flavour: str) -> None:
     path, network = saved(flavour, 1, tmp_path / "lora")
-    weights = read_checkpoint(path).tensors
+    weights, alphas = read_checkpoint(path).tensors, LoraAlphas.read(path)
     assert lora_flavour(weights) == flavour
-    ours = dense(weights, LoraAlphas.read(path))
-    theirs = deltas(network)
-    assert ours.keys() == {name.replace(".", "_") for name in theirs}
-    assert {value.dim() for value in ours.values()} == {2, 4}
-    loaded = deltas(load_into_pipeline(to_diffusers(weights, LoraAlphas.read(path)), tmp_path).unet)
-    for name, delta in theirs.items():
-        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(loaded[name], delta, rtol=1e-5, atol=1e-7)
+    assert_products(weights, alphas, network)
+    assert {value.dim() for value in deltas(network).values()} == {2, 4}
+    loaded = load_into_pipeline(to_diffusers(weights, alphas), tmp_path).unet
+    torch.testing.assert_close(deltas(loaded), deltas(network), rtol=1e-5, atol=1e-7)
 
 
 def test_text_encoders_are_converted_too(tmp_path: Path) -> None:
@@ -159,23 +149,30 @@ def test_text_encoders_are_converted_too(tmp_path: Path) -> None:
     torch.testing.assert_close(deltas(loaded.text_encoder), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_names_of_trainers_and_of_kohyas_text_encoders_are_known() -> None:
-    down, up = torch.ones(1, 3), torch.ones(2, 1)
-    old = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora"
-    assert list(to_diffusers({f"{old}.down.weight": down, f"{old}.up.weight": up})) == [
-        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight",
-        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.weight",
-    ]
-    trainer = "unet.base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    assert list(to_diffusers({f"{trainer}.lora_A.weight": down, f"{trainer}.lora_B.weight": up})) == [
-        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
-        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight",
-    ]
-    text = "lora_te_text_model_encoder_layers_3_self_attn_q_proj"
-    assert list(to_diffusers({f"{text}.lora_down.weight": down, f"{text}.lora_up.weight": up})) == [
-        "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.down.weight",
-        "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.up.weight",
-    ]
+BLOCK = "attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        (
+            f"unet.down_blocks.0.{BLOCK}.processor.to_out_lora.[down,up]",
+            f"unet.down_blocks.0.{BLOCK}.to_out.0.lora_[A,B]",
+        ),
+        (f"unet.base_model.model.mid_block.{BLOCK}.to_q.lora_[A,B]", f"unet.mid_block.{BLOCK}.to_q.lora_[A,B]"),
+        (
+            "lora_te_text_model_encoder_layers_3_self_attn_q_proj.lora_[down,up]",
+            "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.[down,up]",
+        ),
+    ],
+)
+def test_names_of_trainers_and_of_kohyas_text_encoders_are_known(factors: str, expected: str) -> None:
+    def both(pattern: str) -> list[str]:
+        stem, pair = pattern.removesuffix("]").split("[")
+        return [f"{stem}{name}.weight" for name in pair.split(",")]
+
+    weights = dict(zip(both(factors), (torch.ones(1, 3), torch.ones(2, 1)), strict=True))
+    assert list(to_diffusers(weights)) == both(expected)
 
 
 def test_kohyas_names_for_sdxl_need_the_unets_configuration() -> None:
@@ -196,9 +193,7 @@ def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, 
     network = adapted_unet(1, **changes)
     for save in (save_diffusers, save_peft):
         path = save(network, tmp_path / save.__name__)
-        ours = dense(read_checkpoint(path).tensors, LoraAlphas.read(path))
-        for name, delta in deltas(network).items():
-            torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+        assert_products(read_checkpoint(path).tensors, LoraAlphas.read(path), network)
 
 
 @pytest.mark.parametrize(
@@ -243,23 +238,12 @@ def test_a_configuration_that_is_none_is_one_line(saved: Saved, tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
-def without_packed_alphas(trajectory: Trajectory) -> Trajectory:
-    """As a training loop writes it, which says where the checkpoints are and nothing of alphas."""
-    path = trajectory.path.with_name("written.trajectory")
-    with TrajectoryWriter(path) as writer:
-        for i, step in enumerate(trajectory.steps):
-            writer.append(step, trajectory.checkpoint(i), source=trajectory.sources[i])
-    return Trajectory.open(path)
-
-
 @pytest.mark.parametrize("flavour", ["diffusers", "peft"])
 def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(saved: Saved, tmp_path: Path, flavour: str) -> None:
     trajectory, networks = saved_trajectory(saved, tmp_path, flavour)
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
-    ours = dense(trajectory.checkpoint(1), trajectory.lora_alphas())
-    for name, delta in deltas(networks[1]).items():
-        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+    assert_products(trajectory.checkpoint(1), trajectory.lora_alphas(), networks[1])
 
 
 @pytest.mark.parametrize(("place", "key"), [(".", None), ("unet_lora", "unet_lora")])
@@ -279,7 +263,10 @@ def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path
 def test_alphas_that_are_gone_are_asked_for_or_assumed(
     saved: Saved, tmp_path: Path, flavour: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, flavour)[0])
+    packed, _ = saved_trajectory(saved, tmp_path, flavour)
+    with TrajectoryWriter(tmp_path / "written.trajectory") as writer:  # as a training loop, which tells no alphas
+        writer.append(200, packed.checkpoint(1), source=packed.sources[1])
+    trajectory = Trajectory.open(writer.path)
     assert trajectory.lora_alphas().configs
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")

@@ -18,7 +18,15 @@ from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Selection, Trajectory, TrajectoryWriter, open_or_pack, pack, packing
 from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
-from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
+from tests.trajectory.trajectory_examples import (
+    STEPS,
+    append,
+    assert_whole,
+    interrupt,
+    make_trajectory,
+    same_bits,
+    state_dict,
+)
 
 
 @pytest.fixture
@@ -35,11 +43,8 @@ def names(folder):
 
 def test_packed_in_the_order_of_steps(files, tmp_path):
     trajectory = pack(files[::-1], tmp_path / "run.trajectory")
-    assert trajectory.steps == STEPS
     assert trajectory.sources == tuple(map(str, files))
-    for index, step in enumerate(STEPS):
-        assert same_bits(trajectory.checkpoint(index), state_dict(step))
-    trajectory.verify()
+    assert_whole(trajectory.path, STEPS)
     assert "run.trajectory.partial" not in names(tmp_path)
 
 
@@ -56,24 +61,25 @@ def test_key_of_the_first_is_taken_from_all(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch, count):
-    read = []
-
-    def reading(path, *, key):
-        read.append(path)
-        if len(read) == count + 1:
-            raise KeyboardInterrupt
-        return plain(path, key=key)
-
-    plain = packing.read_checkpoint
-    monkeypatch.setattr(packing, "read_checkpoint", reading)
-    with pytest.raises(KeyboardInterrupt):
-        pack(files, tmp_path / "t")
+    with monkeypatch.context() as patch:
+        interrupt(patch, packing, "read_checkpoint", count + 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack(files, tmp_path / "t")
     assert not (tmp_path / "t").exists()
     assert Trajectory.open(tmp_path / "t.partial").steps == STEPS[:count]
-    read[:] = [None] * len(STEPS) * 2
-    trajectory = pack(files, tmp_path / "t")
-    assert read[len(STEPS) * 2 :] == files[count:]
-    assert trajectory.sha256 == make_trajectory(tmp_path / "whole").sha256
+    interrupt(monkeypatch, packing, "read_checkpoint", len(STEPS) - count + 1, AssertionError("read again"))
+    assert pack(files, tmp_path / "t").sha256 == make_trajectory(tmp_path / "whole").sha256
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_refused_disk_leaves_what_the_next_call_goes_on_with(files, tmp_path, monkeypatch, name):
+    """Whichever call it is that the disk refuses."""
+    for count in range(1, 12):
+        with monkeypatch.context() as patch, contextlib.suppress(TrajectoryError):
+            interrupt(patch, os, name, count, OSError(5, "Input/output error"))
+            pack(files, tmp_path / f"t{count}")
+        pack(files, tmp_path / f"t{count}", overwrite=True)
+        assert_whole(tmp_path / f"t{count}", STEPS)
 
 
 @pytest.mark.parametrize("change", ["content", "selection"])
@@ -100,31 +106,6 @@ def test_overwrite_never_removes_anything_else(files, tmp_path):
     with pytest.raises(TrajectoryError, match="in the way"):
         pack(files, tmp_path / "t")
     assert (tmp_path / "t.partial" / "me.jpg").exists()
-
-
-@pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_refused_disk_leaves_what_the_next_call_goes_on_with(files, tmp_path, monkeypatch, name):
-    """Whichever call it is that the disk refuses, and whenever it is noticed."""
-    plain, failed, count = getattr(os, name), True, 0
-    while failed:
-        count += 1
-        calls = []
-
-        def call(*arguments, calls=calls, count=count):
-            calls.append(arguments)
-            if len(calls) == count:
-                raise OSError(5, "Input/output error")
-            return plain(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, call)
-            with contextlib.suppress(TrajectoryError):
-                pack(files, tmp_path / f"t{count}")
-        failed = len(calls) >= count
-        trajectory = pack(files, tmp_path / f"t{count}", overwrite=True)
-        trajectory.verify()
-        assert trajectory.steps == STEPS
-    assert count > 2
 
 
 @pytest.mark.parametrize(
@@ -167,13 +148,10 @@ def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch)
 
 
 def test_packed_trajectory_opens_as_it_is(files, tmp_path):
-    torch.save({"ema": state_dict(1)}, tmp_path / "m1.pt")
-    torch.save({"ema": state_dict(2)}, tmp_path / "m2.pt")
-    packed = pack(str(tmp_path / "m*.pt"), tmp_path / "t.trajectory").path
+    packed = pack(files, tmp_path / "t.trajectory").path
     for patterns in (packed, str(packed), [packed]):
         assert open_or_pack(patterns, cache=tmp_path / "cache").path == packed
-    assert open_or_pack(packed, cache=tmp_path / "cache", key="ema").path == packed
-    with pytest.raises(TrajectoryError, match="with the key 'ema', not 'model'"):
+    with pytest.raises(TrajectoryError, match="with the key '', not 'model'"):
         open_or_pack(packed, cache=tmp_path / "cache", key="model")
     with pytest.raises(TrajectoryError, match="is packed: leave out last, steps"):
         open_or_pack(packed, cache=tmp_path / "cache", selection=Selection(last=2), steps=[1, 2])
@@ -193,18 +171,14 @@ def test_checkpoints_of_a_study_are_packed_once(files, tmp_path, capsys, monkeyp
 
 
 def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
-    cache = tmp_path / "cache"
-    paths = {open_or_pack(files, cache=cache).path}
-    paths.add(open_or_pack(files, cache=cache, selection=Selection(last=3)).path)
+    cache, options = tmp_path / "cache", [{}, {"dtype": "exact"}, {"dtype": "bfloat16"}, {"key": ""}]
+    options += [{"selection": Selection(last=3)}, {"steps": [1, 2, 3, 4, 5]}]
+    paths = {open_or_pack(files, cache=cache, **some).path for some in options}
     paths.add(open_or_pack(files[1:], cache=cache).path)
-    paths.add(open_or_pack(files, cache=cache, key="").path)
-    paths.add(open_or_pack(files, cache=cache, steps=[1, 2, 3, 4, 5]).path)
-    paths |= {open_or_pack(files, cache=cache, dtype=dtype).path for dtype in ("exact", "bfloat16")}
     save_file(state_dict(7), files[2])
     later = open_or_pack(files, cache=cache)
     assert same_bits(later.checkpoint(2), state_dict(7))
-    paths.add(later.path)
-    assert len(paths) == 7
+    assert len(paths | {later.path}) == 7
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -229,8 +203,7 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
     exact = merge_exactly(trajectory, Recipe.of(trajectory, np.array(row), study="tests"))
     torch.testing.assert_close(exact, trajectory.merge(row))
     assert exact["weight"].dtype == torch.float32
-    with TrajectoryWriter(trajectory.path) as writer:  # goes on as it began
-        writer.append(600, state_dict(600))
+    append(trajectory.path, 600)  # goes on as it began
     assert torch.equal(Trajectory.open(trajectory.path).checkpoint(-1)["weight"], state_dict(600)["weight"].to(half))
 
 
@@ -247,39 +220,30 @@ def pack_step_by_step(files, cache, told):
     told.send(open_or_pack(files, cache=cache).sha256)
 
 
-@contextlib.contextmanager
-def another_process(files, cache):
-    """It packs; yields it and the connection to it."""
-    here, there = CONTEXT.Pipe()
-    process = forked(pack_step_by_step, files, cache, there)
-    process.start()
-    there.close()
-    with here:
-        yield process, here
-    process.kill()
-    process.join()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch):
     """As the workers of one study do, each of which builds the objective."""
-    with another_process(files, tmp_path / "cache") as (_, worker):
-        assert worker.recv() == "read"  # it packs, and now stands still
-        (partial,) = (tmp_path / "cache" / "trajectories").glob(".*.lock")
-        out = partial.with_name(partial.name[1:].removesuffix(".lock"))
-        with pytest.raises(TrajectoryError, match="Another process packs to"):
-            pack(files, out)
-        monkeypatch.setattr(packing, "read_checkpoint", None)  # it shall open what the first has packed
-        with ThreadPoolExecutor() as pool:
-            waiting = pool.submit(open_or_pack, files, cache=tmp_path / "cache")
-            wait_until(lambda: "waiting" in capsys.readouterr().err)
-            assert not waiting.done()
-            for _ in files:
-                worker.send("go on")
-            trajectory = waiting.result(timeout=120)
-        assert [worker.recv() for _ in files][-1] == trajectory.sha256
+    cache = tmp_path / "cache"
+    worker, there = CONTEXT.Pipe()
+    process = forked(pack_step_by_step, files, cache, there)
+    process.start()
+    there.close()
+    assert worker.recv() == "read"  # it packs, and now stands still
+    (partial,) = (cache / "trajectories").glob(".*.lock")
+    with pytest.raises(TrajectoryError, match="Another process packs to"):
+        pack(files, partial.with_name(partial.name[1:].removesuffix(".lock")))
+    monkeypatch.setattr(packing, "read_checkpoint", None)  # the first has packed what it opens
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(open_or_pack, files, cache=cache)
+        wait_until(lambda: "waiting" in capsys.readouterr().err)
+        assert not waiting.done()
+        for _ in files:
+            worker.send("go on")
+        trajectory = waiting.result(timeout=120)
+    assert [worker.recv() for _ in files][-1] == trajectory.sha256
+    process.join()
     assert trajectory.steps == STEPS
-    assert names(tmp_path / "cache" / "trajectories") == {trajectory.path.name}
+    assert names(cache / "trajectories") == {trajectory.path.name}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,12 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merge, placement
+from lcsc_opt.trajectory import Trajectory, merge, placement
 from lcsc_opt.trajectory.placement import Placement
-from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
+from tests.trajectory.trajectory_examples import COMBINED, STEPS, append, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
 COMBINATIONS = np.array([[2.5, -1.75, 0.5, 0.25, -0.5], [0.0, 0.0, 3.0, -2.0, 0.0], [1 / K] * K])
-COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
 UNITS = {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
@@ -49,10 +49,7 @@ def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None
 
 @pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16"])
 def test_merges_are_those_of_the_map(tmp_path: Path, stored: str, way: Placement) -> None:
-    with TrajectoryWriter(tmp_path / "run.trajectory", dtype=stored) as writer:
-        for step in STEPS:
-            writer.append(step, state_dict(step))
-    trajectory = Trajectory.open(tmp_path / "run.trajectory")
+    trajectory = make_trajectory(tmp_path / "run.trajectory", dtype=stored)
     placed = trajectory.on("cpu", how=way)
     for index in (0, 2, K - 1):
         assert same_bits(placed.merge(np.eye(K)[index]), trajectory.checkpoint(index))
@@ -73,10 +70,7 @@ def test_projection_gram_and_norms_are_those_of_the_map(trajectory: Trajectory, 
 
 
 def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, way: Placement) -> None:
-    with TrajectoryWriter(tmp_path / "ring", keep_last=4) as writer:
-        for step in range(1, 10):
-            writer.append(step, state_dict(step))
-    trajectory = Trajectory.open(tmp_path / "ring")
+    trajectory = make_trajectory(tmp_path / "ring", range(1, 10), keep_last=4)
     row = [0.5, -0.5, 2.0, -1.0]
     close(trajectory.on("cpu", how=way).merge(row), trajectory.merge(row))
     assert same_bits(trajectory.on("cpu", how=way).merge(np.eye(4)[0]), trajectory.checkpoint(0))
@@ -120,11 +114,9 @@ def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tm
     placed = trajectory.on("cpu", how=way)
     expected = placed.merge(COMBINATIONS[0])
     assert pickle.loads(pickle.dumps(placed)).sha256 == trajectory.sha256  # it travels as its path
-    with TrajectoryWriter(trajectory.path) as writer:
-        writer.append(600, state_dict(600))
+    append(trajectory.path, 600)
     assert same_bits(placed.merge(COMBINATIONS[0]), expected)
-    with TrajectoryWriter(trajectory.path, keep_last=3) as writer:
-        writer.append(700, state_dict(700))
+    append(trajectory.path, 700, keep_last=3)
     for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):
         with pytest.raises(TrajectoryError, match="open it again"):
             use()
@@ -135,34 +127,26 @@ def test_a_streamed_trajectory_is_read_again_after_an_error(trajectory: Trajecto
     expected = placed.merge(COMBINATIONS[0])
     weights = trajectory.path / "weights.bin"
     content = weights.read_bytes()
-    with weights.open("r+b") as file:
-        file.truncate(len(content) - 200)
+    os.truncate(weights, len(content) - 200)
     with pytest.raises(TrajectoryError, match=r"weights\.bin is truncated"):
         placed.merge(COMBINATIONS[0])
-    with weights.open("r+b") as file:
-        file.write(content)
+    weights.write_bytes(content)
     assert same_bits(placed.merge(COMBINATIONS[0]), expected)
 
 
 def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
     trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trajectory.on("cpu")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(placement, "_room", lambda _device: 100.0)
-    trajectory.on("cpu")
-    assert "are streamed for each merge" in capsys.readouterr().err
-
-
-def test_a_device_without_room_left_streams(
-    trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     def full(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("meanwhile")
 
+    trajectory.on("cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(placement, "_room", lambda _device: 100.0)
     monkeypatch.setattr(placement, "_Resident", full)
-    trajectory.on("cpu", how="resident")
-    assert "are streamed for each merge" in capsys.readouterr().err
+    for how in (None, "resident"):  # there was room, until it was taken
+        trajectory.on("cpu", how=how)  # type: ignore[arg-type]
+        assert "are streamed for each merge" in capsys.readouterr().err
 
 
 def test_the_map_is_not_for_gpus(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:

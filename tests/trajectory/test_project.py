@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merge
-from tests.trajectory.trajectory_examples import STEPS, state_dict
+from tests.trajectory.trajectory_examples import COMBINED, STEPS, state_dict
 
 K = len(STEPS)
-COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
 
 
 def gradients_like(tensors: dict[str, Tensor], names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory import merge as merging
 from tests.processes import peak_growth
-from tests.trajectory.trajectory_examples import STEPS, bits, same_bits, state_dict
+from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
 shared_fixture = settings(
@@ -141,20 +141,14 @@ def test_bad_coefficients_are_refused(trajectory, coefficients, message):
         trajectory.merge(coefficients)
 
 
-def test_verify_names_the_first_damaged_step(trajectory):
+@pytest.mark.parametrize("change", ["damaged", "truncated"])
+def test_weights_that_changed_on_the_disk_are_refused(trajectory, change):
     trajectory.verify()
     with (trajectory.path / "weights.bin").open("r+b") as file:
         file.seek(3 * trajectory.nbytes // K + 5)
-        file.write(b"!")
-    with pytest.raises(TrajectoryError, match="step 400"):
-        trajectory.verify()
-
-
-def test_truncated_weights_are_refused(trajectory):
-    with (trajectory.path / "weights.bin").open("r+b") as file:
-        file.truncate(trajectory.nbytes - 1)
-    with pytest.raises(TrajectoryError, match="truncated"):
-        Trajectory.open(trajectory.path)
+        file.truncate() if change == "truncated" else file.write(b"!")
+    with pytest.raises(TrajectoryError, match="truncated" if change == "truncated" else "step 400"):
+        Trajectory.open(trajectory.path).verify()
 
 
 @pytest.mark.parametrize("block", [1, merging.TILE_BYTES])
@@ -170,10 +164,7 @@ def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeyp
 
 
 def test_slots_are_not_the_order_of_steps(tmp_path):
-    with TrajectoryWriter(tmp_path / "ring", keep_last=3) as writer:
-        for step in range(1, 10):
-            writer.append(step, state_dict(step))
-    trajectory = Trajectory.open(tmp_path / "ring")
+    trajectory = make_trajectory(tmp_path / "ring", range(1, 10), keep_last=3)
     assert trajectory.steps == (7, 8, 9)
     expected = 2.0 * state_dict(7)["double"] - 0.5 * state_dict(8)["double"] - 0.5 * state_dict(9)["double"]
     for merged in (trajectory.merge([2.0, -0.5, -0.5]), *trajectory.merge_many([[2.0, -0.5, -0.5]] * 9)):
@@ -184,13 +175,11 @@ def test_slots_are_not_the_order_of_steps(tmp_path):
 
 def merge_one(path):
     """One alone; where all are merged, it has been read before."""
-    trajectory = Trajectory.open(path)
-    return trajectory.merge(np.eye(len(trajectory))[0])
+    return Trajectory.open(path).merge(np.eye(24)[0])
 
 
 def merge_all(path):
-    trajectory = Trajectory.open(path)
-    return trajectory.merge(np.full(len(trajectory), 1 / len(trajectory)))
+    return Trajectory.open(path).merge(np.full(24, 1 / 24))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -204,12 +193,8 @@ def test_merging_needs_its_output_and_one_block(tmp_path):
     assert grown < 16_000_000 + 2 * merging.TILE_BYTES < 24 * 16_000_000 / 4
 
 
-def test_weights_written_to_after_their_manifest_are_noticed(tmp_path):
-    path = tmp_path / "run.trajectory"
-    with TrajectoryWriter(path) as writer:
-        for step in (1, 2, 3):
-            writer.append(step, {"w": torch.full((4,), float(step))})
-    assert not Trajectory.open(path).touched
-    (path / "weights.bin").write_bytes((path / "weights.bin").read_bytes())
-    assert Trajectory.open(path).touched
-    Trajectory.open(path).verify()  # the same bytes again are no damage
+def test_weights_written_to_after_their_manifest_are_noticed(trajectory):
+    assert not trajectory.touched
+    (trajectory.path / "weights.bin").touch()
+    assert trajectory.touched
+    trajectory.verify()  # the same bytes again are no damage

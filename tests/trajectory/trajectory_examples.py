@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 STEPS = (100, 200, 300, 400, 500)
+COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
 
 
 def state_dict(step: int) -> dict[str, Tensor]:
@@ -40,11 +45,37 @@ def _drawn(step: int) -> dict[str, Tensor]:
     }
 
 
-def make_trajectory(path: Path, steps: tuple[int, ...] = STEPS) -> Trajectory:
-    with TrajectoryWriter(path) as writer:
-        for step in steps:
-            writer.append(step, state_dict(step))
+def append(path: Path, *steps: int, **options: Any) -> list[bool]:
+    with TrajectoryWriter(path, **options) as writer:
+        return [writer.append(step, state_dict(step)) for step in steps]
+
+
+def make_trajectory(path: Path, steps: Iterable[int] = STEPS, **options: Any) -> Trajectory:
+    append(path, *steps, **options)
     return Trajectory.open(path)
+
+
+def assert_whole(path: Path, steps: Iterable[int]) -> None:
+    """The trajectory holds exactly these checkpoints, each as it was given."""
+    trajectory = Trajectory.open(path)
+    trajectory.verify()
+    assert trajectory.steps == tuple(steps)
+    for index, step in enumerate(trajectory.steps):
+        assert same_bits(trajectory.checkpoint(index), state_dict(step))
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, count: int, error: BaseException) -> None:
+    """Make the ``count``-th call of ``owner.<name>`` fail; an ``os.write`` has written half of its bytes."""
+    plain, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == count:
+            if name == "write":
+                plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            raise error
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
 
 
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
