@@ -9,13 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.coefficients.plane import (
-    DEFAULT_MARGIN,
-    DEFAULT_SIZE,
-    Plane,
-    check_corners,
-    plane_grid,
-)
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, Plane, check_corners, plane_grid
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 
 STEPS = tuple(range(100, 2100, 100))
@@ -41,15 +35,18 @@ def test_a_step_that_was_not_saved_is_refused_with_the_nearest_one() -> None:
         Plane.through((100, 470, 2000), STEPS)
 
 
-@pytest.mark.parametrize("corners", [(100, 200, 100), ("ema:0", 2000, 100), ("ema:0.9", "ema:0.9", 100)])
-def test_corners_on_one_line_are_refused(corners: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("corners", "count"),
+    [
+        ((100, 200, 100), 20),
+        (("ema:0", 2000, 100), 20),
+        (("ema:0.9", "ema:0.9", 100), 20),
+        (("ema:0.9", "ema:0.99", 100), 2),
+    ],
+)
+def test_corners_on_one_line_are_refused(corners: tuple[Any, ...], count: int) -> None:
     with pytest.raises(StudySpecError, match="lie on one line; choose three that span a plane"):
-        Plane.through(corners, STEPS)
-
-
-def test_two_checkpoints_span_no_plane() -> None:
-    with pytest.raises(StudySpecError, match="lie on one line"):
-        Plane.through(("ema:0.9", "ema:0.99", 100), (100, 200))
+        Plane.through(corners, STEPS[:count])
 
 
 def test_default_corners_are_three_rates_of_the_window() -> None:
@@ -72,15 +69,9 @@ def test_labels_tell_rates_apart(corner: Any, label: str) -> None:
     assert Plane.label(corner) == label
 
 
-def test_the_corners_are_where_the_paper_puts_them() -> None:
-    corners = (np.eye(20)[0], ema_coefficients(STEPS, 0.99), np.eye(20)[19])
-    for place, corner in zip([(0, 0), (1, 0), (0, 1)], corners, strict=True):
-        np.testing.assert_allclose(PLANE.at(*place), corner, rtol=0, atol=1e-15)
-
-
 @given(x=st.floats(-5, 5), y=st.floats(-5, 5))
 def test_a_point_is_the_linear_combination_of_the_paper(x: float, y: float) -> None:
-    first, second, third = PLANE.corners
+    first, second, third = np.eye(20)[0], ema_coefficients(STEPS, 0.99), np.eye(20)[19]
     point = PLANE.at(x, y)
     np.testing.assert_allclose(point, first + x * (second - first) + y * (third - first), rtol=0, atol=1e-14)
     assert abs(math.fsum(point) - 1) <= 1e-12
@@ -108,17 +99,13 @@ def test_a_projection_in_weight_space_is_the_least_squares_solution_over_all_par
     assert not np.allclose(PLANE.project(found), expected, rtol=1e-2)
 
 
-def test_a_grid_reaches_its_margin_beyond_the_corners() -> None:
-    assert plane_grid(5, 0.5)[0].tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
-    assert plane_grid(2, 0.0)[0].tolist() == [0.0, 1.0]
-
-
 @pytest.mark.parametrize(
     ("size", "margin", "count"),
     [(DEFAULT_SIZE, DEFAULT_MARGIN, 441), (5, 0.5, 25), (2, 0.0, 4), (4, 0.5, 19), (2, 0.25, 7)],
 )
 def test_every_point_of_the_grid_and_every_corner_is_visited_once(size: int, margin: float, count: int) -> None:
     axis, visited = plane_grid(size, margin)
+    assert (axis[0], axis[-1], len(axis)) == (-margin, 1 + margin, size)
     assert visited[:3].tolist() == [[0, 0], [1, 0], [0, 1]]
     assert len(visited) == count == len({tuple(place) for place in visited.tolist()})
     assert {(x, y) for x in axis.tolist() for y in axis.tolist()} <= {tuple(place) for place in visited.tolist()}

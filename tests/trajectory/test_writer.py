@@ -21,7 +21,6 @@ class Averaging(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.online_model, self.ema_model = nn.Linear(2, 1), model
-        self.register_buffer("initted", torch.tensor(True))
         self.register_buffer("step", torch.tensor(3))
 
 
@@ -122,6 +121,13 @@ def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp
         assert same_bits(trajectory.checkpoint(-1), state_dict(16))
 
 
+@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}, {"dtype": "int8"}], ids=str)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
+    with pytest.raises(TrajectoryError):
+        TrajectoryWriter(tmp_path / "t", **options)
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.parametrize("step", [-1, 1.5, 2**63])
 def test_steps_are_whole_numbers(tmp_path, step):
     with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=r"[Ss]tep"):
@@ -216,15 +222,14 @@ def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, 
 @pytest.mark.parametrize("how", ["wait", "later"])
 def test_killed_process_leaves_the_last_whole_checkpoints(tmp_path, how):
     path = tmp_path / "t"
+    reported = 0
     for limit in (2, 9):
-        append_from = survivors(path)[-1] if path.exists() else 0
-        told, tells = CONTEXT.Pipe(duplex=False)
+        enough, (told, tells) = reported + limit, CONTEXT.Pipe(duplex=False)
         process = forked(append_for_ever, path, tells, wait=how == "wait")
         process.start()
         tells.close()
-        reported = 0
-        while reported < append_from + limit:
-            reported = told.recv()
+        while (reported := told.recv()) < enough:
+            pass
         process.kill()
         process.join()
         steps = survivors(path)
@@ -239,13 +244,6 @@ def test_what_a_killed_writer_left_half_done_is_removed(tmp_path):
     append(tmp_path / "t", 2)
     assert_whole(tmp_path / "t", [1, 2])
     assert sorted(entry.name for entry in (tmp_path / "t").iterdir()) == ["manifest.json", "weights.bin"]
-
-
-@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}, {"dtype": "int8"}], ids=str)
-def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
-    with pytest.raises(TrajectoryError):
-        TrajectoryWriter(tmp_path / "t", **options)
-    assert not (tmp_path / "t").exists()
 
 
 def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):
