@@ -36,11 +36,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def check_corners(corners: Any) -> tuple[Corner, ...]:
-    """Three checked corners.
-
-    Raises:
-        StudySpecError: ``corners`` are not three training steps or EMA rates from zero and below one.
-    """
+    """Three corners; a :class:`StudySpecError` unless they are training steps or EMA rates from zero and below one."""
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
     if not listed or len(corners) != 3 or not all(type(one) is int or _rate(one) is not None for one in corners):
         raise StudySpecError(

@@ -46,10 +46,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
     since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
-
-    Args:
-        steps: ``[K]`` training steps, strictly increasing.
-        rate: in [0, 1); 0 gives the last checkpoint.
+    Rate 0 gives the last checkpoint.
 
     Returns:
         ``[K]``, non-negative, sum to one.
@@ -66,9 +63,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    Args:
-        steps: ``[K]`` training steps, strictly increasing.
-        rates: of the EMAs; by default those of the window.
+    The rates of the EMAs are by default those of the window.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.

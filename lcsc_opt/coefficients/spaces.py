@@ -137,16 +137,10 @@ class PrincipalSpace:
 
     @classmethod
     def of(cls, steps: tuple[int, ...], origin: Coefficients, gram: _Array, dimension: int) -> PrincipalSpace:
-        """The space of the leading eigenvectors of the checkpoints' centered Gram matrix.
-
-        Args:
-            steps: ``[K]``.
-            origin: ``[K]``.
-            gram: ``[K, K]`` inner products of the checkpoints after their mean was subtracted.
-            dimension: r, from 1 to K - 1.
+        """The space of the leading eigenvectors of ``gram``, ``[K, K]``, of the checkpoints less their mean.
 
         Raises:
-            StudySpecError: ``dimension`` is out of range.
+            StudySpecError: ``dimension``, r, is not from 1 to K - 1.
         """
         count = len(gram)
         if not 1 <= dimension <= count - 1:

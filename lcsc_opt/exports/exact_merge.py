@@ -23,6 +23,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.lora import LoraAlphas
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout
@@ -32,12 +33,7 @@ ELEMENTS = 2**18  # processed at once; few enough to stay in a cache
 
 
 class CheckpointFiles:
-    """Checkpoints as they were saved, one file or folder each; what a merge needs of a :class:`Trajectory`.
-
-    Args:
-        paths: step → path.
-        key: which state dict of each, as in :func:`read_checkpoint`.
-    """
+    """Checkpoints as they were saved, step → file or folder; what a merge needs of a :class:`Trajectory`."""
 
     stored = None  # rows keep their dtypes
 
@@ -58,18 +54,15 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
 
     A single coefficient of exactly 1 gives that checkpoint. Constant tensors are copied; integers and bools come from
     the checkpoint with the largest coefficient, the first of those that tie. Checkpoints whose coefficient is zero
-    are not read. Floating-point tensors of the result are of the recipe's dtype.
-
-    Args:
-        checkpoints: the source; it may hold more than needed.
-        recipe: what to merge.
+    are not read, and there may be more checkpoints than needed. Floating-point tensors of the result are of the
+    recipe's dtype.
 
     Raises:
         StudySpecError: the recipe's coefficients do not sum to one.
         TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
             its dtype.
     """
-    coefficients = recipe.checked_coefficients()
+    coefficients = check_coefficients(recipe.coefficients, len(recipe.steps))
     needed = {recipe.steps[index]: int(index) for index in np.flatnonzero(coefficients)}
     if missing := sorted(needed.keys() - set(checkpoints.steps)):
         raise TrajectoryError(

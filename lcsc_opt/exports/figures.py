@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -14,15 +13,12 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.database.history import Floats, StudyHistory, best_ema
+from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import EMA_IMAGES, OWN_IMAGES, artifact_directory
-
-if TYPE_CHECKING:  # imports torch, which listing studies does not need
-    from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
 PAIRS = 1000  # images drawn from either model
 SHOWN = 40  # of them, those that differ most
@@ -57,7 +53,13 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
 
     if not isinstance(objective, MergeSampleScore):
         return []
-    sheets, folder = _sheets(objective, before, found, own.optimizer), artifact_directory(storage.url)
+    # of both models from the same held-out noise, those farthest apart in the features first (App. E)
+    first, second = (objective.images(coefficients, HELD_OUT, PAIRS) for coefficients in (before, found))
+    distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
+    shown = np.argsort(-distance, kind="stable")[:SHOWN]
+    images = {EMA_IMAGES: first, OWN_IMAGES.format(optimizer=own.optimizer): second}
+    sheets = {name: contact_sheet(each[shown].numpy()) for name, each in images.items()}
+    folder = artifact_directory(storage.url)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in sheets.items():
@@ -88,14 +90,3 @@ def _save_into_optuna_dashboard(reader: HistoryReader, own: StudyHistory, ema: S
         for name, figure in drawn.items():
             optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
         optuna_dashboard.save_note(study, "\n\n".join(lines))
-
-
-def _sheets(objective: MergeSampleScore, ema: Floats, found: Floats, optimizer: str) -> dict[str, bytes]:
-    """Images of two ``[K]`` from the same held-out noise, those farthest apart in the features first (App. E)."""
-    first, second = (objective.images(coefficients, HELD_OUT, PAIRS) for coefficients in (ema, found))
-    distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
-    shown = np.argsort(-distance, kind="stable")[:SHOWN]
-    return {
-        EMA_IMAGES: contact_sheet(first[shown].numpy()),
-        OWN_IMAGES.format(optimizer=optimizer): contact_sheet(second[shown].numpy()),
-    }

@@ -66,10 +66,10 @@ def rebuild(
     """Combine the checkpoints of a recipe again, bit for bit on any machine, and write the model.
 
     Args:
-        recipe: of an exported model.
+        recipe: of an exported model; its key and dtype hold where no other is given.
         patterns: checkpoint files, folders or globs, or one packed trajectory.
-        to: where the model is written, and how; without a dtype, in the recipe's.
-        key: which state dict of each file; ``None`` takes the recipe's.
+        to: where the model is written, and how.
+        key: which state dict of each file.
         steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
 
     Returns:
@@ -111,13 +111,8 @@ def average(
 ) -> Recipe:
     """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
 
-    Args:
-        patterns: a packed trajectory; else files, globs or folders, which are packed into the cache.
-        coefficients_of: training steps ``[K]`` → coefficients ``[K]`` that sum to one.
-        to: the path and the form.
-        name: of the model, in the recipe.
-        key: which state dict of each file.
-        steps: the training step of each file, if the names do not say them.
+    ``coefficients_of`` gives the coefficients ``[K]`` for the training steps ``[K]``, and ``name`` is the model's in the
+    recipe; the others are as for :func:`rebuild`. Files are packed into the cache.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
@@ -129,8 +124,7 @@ def average(
     trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
-    weights = merge_exactly(trajectory, recipe)
-    to.write(weights, recipe, config)
+    to.write(merge_exactly(trajectory, recipe), recipe, config)
     return recipe
 
 
@@ -179,14 +173,14 @@ def coefficients_named(source: str) -> Callable[[tuple[int, ...]], Coefficients]
         return None
     if isinstance(content, Mapping) and "coefficients" in content:
         content = content["coefficients"]
-    return lambda steps: _listed(content, steps, path)
 
-
-def _listed(content: Any, steps: Sequence[int], path: Path) -> Coefficients:
-    if isinstance(content, Mapping):
+    def listed(steps: tuple[int, ...]) -> Coefficients:
+        if not isinstance(content, Mapping):
+            return check_coefficients(content, len(steps))
         given = {str(step): value for step, value in content.items()}
         if unknown := sorted(set(given) - {str(step) for step in steps}):
             there = f"there are {steps[0]} to {steps[-1]}"
             raise StudySpecError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
-        content = [given.get(str(step), 0.0) for step in steps]
-    return check_coefficients(content, len(steps))
+        return check_coefficients([given.get(str(step), 0.0) for step in steps], len(steps))
+
+    return listed

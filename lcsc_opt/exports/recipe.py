@@ -19,7 +19,6 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
-from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -197,14 +196,6 @@ class Recipe(pydantic.BaseModel):
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""
         return json.dumps(self.model_dump())
-
-    def checked_coefficients(self) -> Coefficients:
-        """``[K]``.
-
-        Raises:
-            StudySpecError: they do not sum to one.
-        """
-        return check_coefficients(self.coefficients, len(self.steps))
 
 
 def packed_trajectory(objective: Objective) -> Trajectory:

@@ -85,10 +85,7 @@ class Destination:
         return cls(path, typing.cast("Form", form), dtype, config)
 
     def config_text(self, default: str | None = None) -> str | None:
-        """``config.json`` for the form ``diffusers``, ``None`` for other forms.
-
-        Args:
-            default: of the objective's network, where the user named no folder.
+        """``config.json`` for the form ``diffusers``: the user's, or the ``default``; ``None`` for other forms.
 
         Raises:
             ObjectiveError: it is not there, or is another kind of file.
@@ -110,12 +107,7 @@ class Destination:
         return text
 
     def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None) -> None:
-        """Write weights and recipe as a whole; no reader ever sees half of it.
-
-        Args:
-            weights: name → tensor.
-            recipe: how they were merged.
-            config: from :meth:`config_text`.
+        """Write weights, recipe and the ``config`` of :meth:`config_text` as a whole; no reader ever sees half of it.
 
         Raises:
             ObjectiveError: the weights do not fit the configuration.

@@ -51,11 +51,7 @@ def averaging_share(step: int) -> float:
 
 
 class DualAscent:
-    """The weight of a kept metric. It grows when the metric was above its value at EMA*, and falls when it was below.
-
-    Args:
-        weight: the first one.
-    """
+    """The weight of a kept metric: grows when the metric was above its value at EMA*, and falls when it was below."""
 
     def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:
         self.weight = weight
@@ -231,10 +227,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
 class _Path:
     """The iterates of one search, as free vectors ``[d]``.
 
-    Args:
-        space: of the free vectors.
-        start: ``[K]``, where the search begins.
-        step_size: the length of a step that is as large as Adam allows in every direction.
+    ``step_size`` is the length of a step that is as large as Adam allows in every direction.
 
     Attributes:
         free: the next iterate.

@@ -154,17 +154,12 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Take fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
-        few = (
-            max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
-            if images_per_evaluation
-            else 0
-        )
+        few = images_per_evaluation and max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
         affordable = (evaluations or 0) if images is None else images // max(few, 1)
         in_two_stages = few < images_per_evaluation and affordable > _FEWEST_PROBES + 2 * self.num_workers
         self._images = images_per_evaluation if in_two_stages else 0
-        self._begin(
-            min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1)), few if in_two_stages else None
-        )
+        most = max(affordable // (2 * _FIRST_SHARE), 1)
+        self._begin(min(self._options["directions"], most), few if in_two_stages else None)
 
     def _begin(self, directions: int, images: int | None = None) -> None:
         """Begin the first stage: a probe along every wave, on both sides for some of them."""

@@ -47,12 +47,8 @@ def build_optimizer(
 ) -> Optimizer:
     """A fresh optimizer over the coefficients of ``space``.
 
-    Args:
-        spec: its name in Nevergrad's registry and its options.
-        space: what it searches.
-        budget: evaluations; some of Nevergrad's optimizers plan by it.
-        workers: how many candidates may be evaluated at once.
-        seed: of the study; the optimizer's random numbers are derived from it.
+    Some of Nevergrad's optimizers plan by the ``budget``, in evaluations. ``workers`` candidates may be evaluated at
+    once. Random numbers are derived from the study's ``seed``.
 
     Raises:
         StudySpecError: an unknown optimizer or option, which the message names; or several workers for an optimizer of

@@ -100,11 +100,7 @@ class TrajectorySaver:
         self._last = step
 
     def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
-        """Save the weights that a tuning begins with, as the checkpoint of step 0.
-
-        Raises:
-            TrajectoryError: the weights cannot be saved, or training has begun.
-        """
+        """Save the weights that a tuning begins with, as the checkpoint of step 0, as :meth:`step` does."""
         if self._writer is not None:
             self._writer.append(0, weights, wait=False)
 
@@ -175,11 +171,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
 def transformers_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
     """A callback for ``Trainer(callbacks=[...])`` of transformers; steps are ``state.global_step``.
 
-    Args:
-        path: of the trajectory.
-        every: save at steps that are multiples of it.
-        weights: model → the weights to save; ``None`` saves the model.
-        options: further arguments of :class:`TrajectorySaver`.
+    Its arguments are those of :func:`lightning_callback`.
 
     Raises:
         TrajectoryError: transformers is not installed.

@@ -34,14 +34,10 @@ _MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
 
 
 class Merger:
-    """Combines the rows of a matrix; results are on the device of the source.
+    """Combines the rows ``[slots, row_bytes]`` uint8 of a matrix; results are on the device of the source.
 
-    On a GPU it works on a stream of its own, next to a sampler's, and what it returns is finished.
-
-    Args:
-        source: of the columns.
-        rows: ``[slots, row_bytes]`` uint8, mapped.
-        manifest: of the rows. Results are float32 if it says that rows were rounded, else of the rows' dtypes.
+    They are float32 if the manifest says that rows were rounded, else of the rows' dtypes. On a GPU it works on a
+    stream of its own, next to a sampler's, and what it returns is finished.
     """
 
     def __init__(self, source: Placed, rows: Tensor, manifest: Manifest) -> None:
@@ -210,15 +206,9 @@ def _multiply(
     tiles: Iterator[tuple[int, int]],
     merged: list[Tensor],
 ) -> None:
-    """Write the product of ``[B, slots]`` float64 and ``[slots, n]``, tile by tile.
+    """Write the product of ``[B, slots]`` float64 and ``[slots, n]``, summed in ``dtype``, into B ``merged`` ``[n]``.
 
-    Args:
-        coefficients: zero for rows that are not in ``ranges``.
-        columns: of one segment.
-        ranges: of the rows to read.
-        dtype: what is summed in.
-        tiles: ``[start, stop)`` of the columns, the last one perhaps shorter than others.
-        merged: ``[n]`` for each candidate, of any dtype, written to.
+    Only the rows in ``ranges`` are read; ``tiles`` are ``[start, stop)`` of the columns.
     """
     alone = len(merged) == 1 and merged[0].dtype == dtype
     scratch: Tensor | None = None  # for rows that are widened; new memory for each tile would be slow, page by page

@@ -190,9 +190,6 @@ def _fingerprint(sources: _Sources, key: str | None, dtype: str) -> str:
     return hashlib.sha256(json.dumps([described, key, *stored]).encode()).hexdigest()
 
 
-# packing
-
-
 def _pack(sources: _Sources, out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``identity`` stopped. No other process may do so meanwhile."""
     partial = _partial(out)
@@ -276,9 +273,6 @@ def _is_trajectory(path: Path) -> bool:
 def _partial(out: Path) -> Path:
     """Where a trajectory grows until it is complete."""
     return out.with_name(f"{out.name}.partial")
-
-
-# opening
 
 
 def _place(cache: Path, identity: str) -> Path:

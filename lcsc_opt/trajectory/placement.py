@@ -32,11 +32,7 @@ _READERS = 4  # threads; a disk has work while one of them waits for the other
 
 
 class Mapped:
-    """The file as it is mapped: the system keeps what fits into memory.
-
-    Args:
-        rows: ``[slots, row_bytes]`` uint8, mapped.
-    """
+    """The file as it is mapped, ``[slots, row_bytes]`` uint8: the system keeps what fits into memory."""
 
     device = CPU
 
@@ -55,10 +51,7 @@ class Mapped:
 class _Streamed:
     """Read for each merge: while some columns are combined, the next are read into memory of fixed size.
 
-    Args:
-        path: of the file.
-        shape: slots, and the bytes of a row.
-        device: where columns are wanted; for a GPU they are read into pinned memory.
+    ``shape`` is slots, and the bytes of a row. For a GPU, columns are read into pinned memory.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int], device: torch.device) -> None:
@@ -117,15 +110,7 @@ class _Streamed:
 
 
 class _Resident:
-    """In the memory of a device, copied there once.
-
-    Args:
-        streamed: what brings the columns there.
-        rows: how many there are.
-        segments: what is copied.
-        slots: the rows that are used.
-        name: of the trajectory, for the progress.
-    """
+    """In the memory of a device, copied there once."""
 
     def __init__(
         self, streamed: _Streamed, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str
@@ -165,13 +150,8 @@ def place(
     On a GPU from its own memory if they fit into a part of what is free; on the CPU, which also serves devices other
     than CUDA's, from the map if they fit into a part of the machine's memory. Else they are streamed.
 
-    Args:
-        path: of the file.
-        rows: ``[slots, row_bytes]`` uint8, mapped.
-        segments: what a merge combines.
-        slots: the rows that are used.
-        device: where merged tensors are wanted.
-        how: ``resident`` or ``streamed`` on any device, ``mapped`` on the CPU only; ``None`` chooses.
+    ``rows`` ``[slots, row_bytes]`` uint8 are mapped from ``path``; a merge combines ``segments`` of those in ``slots``.
+    ``how`` asks for one of the three; ``mapped`` is for the CPU only.
 
     Raises:
         TrajectoryError: the map was asked for, and the device is a GPU.

@@ -120,12 +120,8 @@ class Trajectory:
         Else the trajectory is read for each merge (``streamed``), part by part, while the part before is combined. A
         line on stderr says which way, unless it is the map.
 
-        Several threads may use one object. Pickled for another process, it is only its path and steps, and must be put
-        on a device there again.
-
-        Args:
-            device: for example ``cuda:1``.
-            how: one of the three ways; ``mapped`` on the CPU only. ``None`` takes the fastest.
+        Pickled for another process, it must be put on a device there again. ``how`` asks for one of the three ways;
+        ``mapped`` on the CPU only.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.

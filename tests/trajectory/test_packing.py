@@ -6,6 +6,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,8 @@ def test_checkpoints_of_a_study_are_packed_once(files, tmp_path, capsys, monkeyp
 
 
 def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
-    cache, options = tmp_path / "cache", [{}, {"dtype": "exact"}, {"dtype": "bfloat16"}, {"key": ""}]
+    cache = tmp_path / "cache"
+    options: list[dict[str, Any]] = [{}, {"dtype": "exact"}, {"dtype": "bfloat16"}, {"key": ""}]
     options += [{"selection": Selection(last=3)}, {"steps": [1, 2, 3, 4, 5]}]
     paths = {open_or_pack(files, cache=cache, **some).path for some in options}
     paths.add(open_or_pack(files[1:], cache=cache).path)
