@@ -111,8 +111,8 @@ def average(
 ) -> Recipe:
     """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
 
-    ``coefficients_of`` gives the coefficients ``[K]`` for the training steps ``[K]``, and ``name`` is the model's in the
-    recipe; the others are as for :func:`rebuild`. Files are packed into the cache.
+    ``coefficients_of`` gives the coefficients ``[K]`` for the training steps ``[K]``, and ``name`` is the model's in
+    the recipe; the others are as for :func:`rebuild`. Files are packed into the cache.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.

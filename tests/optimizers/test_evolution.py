@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import nevergrad as ng
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -137,18 +136,3 @@ def test_the_best_is_never_lost() -> None:
     children = run(optimizer, lambda number, _: float(losses[number]), 60)[9:]
     assert {index_of(child, EMAS) for child in children} == {4}
     np.testing.assert_allclose(optimizer.recommend().value, EMAS[4], atol=1e-14)
-
-
-def test_it_runs_with_plain_nevergrad_on_a_plain_array() -> None:
-    optimizer = ng.optimizers.registry["LCSC"](ng.p.Array(shape=(20,)), budget=50)
-    optimizer.parametrization.random_state.seed(12)
-    target = np.linspace(-0.3, 0.4, 20)
-    asked = []
-    optimizer.register_callback("tell", lambda _, candidate, __: asked.append(candidate.value))
-    recommendation = optimizer.minimize(lambda value: float(np.square(value - target).sum()))
-    assert recommendation.value.shape == (20,)
-    steps = range(1, 21)
-    emas = [ema_coefficients(steps, rate) for rate in window_ema_rates(steps)]
-    np.testing.assert_allclose(asked[:7], emas)
-    assert np.abs(np.array(asked).sum(axis=1) - 1).max() < 1e-12
-    assert np.square(recommendation.value - target).sum() < min(np.square(ema - target).sum() for ema in emas)

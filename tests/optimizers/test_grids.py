@@ -65,12 +65,6 @@ def test_a_finished_grid_asks_its_best_again() -> None:
     assert optimizer.finished
 
 
-@pytest.mark.parametrize("name", ["EMAGrid", "PowerEMAGrid", "Landscape"])
-def test_it_runs_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
-    optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=20)
-    assert optimizer.minimize(lambda value: float(np.square(value).sum())).value.sum() == pytest.approx(1, abs=1e-12)
-
-
 def test_steps_can_be_given_for_a_plain_array() -> None:
     optimizer = EMAGrid(steps=[10, 20, 60], rates=[0.9])(ng.p.Array(shape=(3,)), budget=5)
     np.testing.assert_allclose(optimizer.ask().value, ema_coefficients([10, 20, 60], 0.9))
