@@ -128,16 +128,9 @@ def precision_and_recall(samples: Tensor, reference: Reference) -> tuple[float, 
 def _nearer_train(samples: Tensor, reference: Reference) -> Tensor:
     """The share of samples that are nearer to a real image of the loss than to any held-out one."""
     real, other = _real(samples, reference), _real(samples, reference.unseen)
-    return (
-        torch.cat(
-            [
-                torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1)
-                for rows in torch.split(samples, _rows_at_once(max(len(real), len(other))))
-            ]
-        )
-        .double()
-        .mean()
-    )
+    parts = torch.split(samples, _rows_at_once(max(len(real), len(other))))
+    nearer = [torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1) for rows in parts]
+    return torch.cat(nearer).double().mean()
 
 
 def _authenticity(samples: Tensor, reference: Reference) -> Tensor:

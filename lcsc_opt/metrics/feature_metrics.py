@@ -90,11 +90,7 @@ class FeatureMetrics:
         self._logits += [] if logits is None else [logits]
 
     def compute(self, formula: Formula) -> float:
-        """The value of one metric.
-
-        Raises:
-            MetricError: the features do not allow it.
-        """
+        """The value of one metric. Raises MetricError if the features do not allow it."""
         if formula in self._values:
             return self._values[formula]
         if formula in ("precision", "recall"):
@@ -108,10 +104,9 @@ class FeatureMetrics:
         match formula:
             case "fid" | "fid_held_out":
                 known = (self.reference if formula == "fid" else self.reference.unseen).frechet
-                many = self._moments.count > 0
-                return (
-                    known.distance_from_moments(self._moments) if many else known.distance_from_features(self._kept())
-                )
+                if self._moments.count:
+                    return known.distance_from_moments(self._moments)
+                return known.distance_from_features(self._kept())
             case "kid":
                 return self._kernel_distance()[0]
             case "is":
@@ -124,10 +119,7 @@ class FeatureMetrics:
     def gradient(self, formula: Formula) -> Array:
         """``[N, D]`` float64: the derivative in the features of a metric that is in ``DIFFERENTIABLE``.
 
-        Call it before :meth:`compute`: then both share what they have in common.
-
-        Raises:
-            MetricError: the features do not allow it.
+        Call it before :meth:`compute`: then both share what they have in common. Raises MetricError as that does.
         """
         if formula in self._gradients:
             return self._gradients[formula]

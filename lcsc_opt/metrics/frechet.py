@@ -31,21 +31,9 @@ TOLERANCE = 1e-5  # covariances are accepted with the rounding of float32; what 
 
 
 def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.ArrayLike, cov_2: npt.ArrayLike) -> float:
-    """Squared Fréchet distance between N(mean_1, cov_1) and N(mean_2, cov_2).
+    """Squared Fréchet distance between N(mean_1, cov_1) and N(mean_2, cov_2), as :meth:`FrechetReference.distance`.
 
-    Args:
-        mean_1: ``[D]``.
-        cov_1: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; its rank
-            may be less than D.
-        mean_2: ``[D]``.
-        cov_2: ``[D, D]``, as ``cov_1``.
-
-    Returns:
-        The distance in squared feature units, at least 0; computed in float64. Distances of many means and covariances
-        to one are faster with :class:`FrechetReference`.
-
-    Raises:
-        MetricError: an array is not finite, has another shape, or is no covariance.
+    Distances of many means and covariances to one are faster with :class:`FrechetReference`.
     """
     return FrechetReference(mean_1, cov_1).distance(mean_2, cov_2)
 
@@ -173,11 +161,7 @@ class FrechetReference:
         return len(self.mean)
 
     def distance(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> float:
-        """Squared Fréchet distance to N(mean, cov), in float64.
-
-        Args:
-            mean: ``[D]``.
-            cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; its rank may be less than D.
+        """Squared Fréchet distance to N(mean, cov), in float64; the covariance may be of any rank.
 
         Raises:
             MetricError: an array is not finite, has another shape, or is no covariance.
@@ -186,13 +170,10 @@ class FrechetReference:
         return self._distance(checked, _covariance(cov, self.dimension, "covariance"))
 
     def distance_from_features(self, features: npt.ArrayLike) -> float:
-        """FID of ``features``: the squared distance to the Gaussian with their mean and covariance.
+        """FID of ``features`` ``[N, D]``: the squared distance to the Gaussian with their mean and covariance.
 
         The covariance divides by N − 1, as in pytorch-fid and torch-fidelity. When N < D it goes
         through the N × N matrix.
-
-        Args:
-            features: ``[N, D]``, N at least 2.
 
         Raises:
             MetricError: the features are not finite, have another D, or are fewer than two.
@@ -216,16 +197,9 @@ class FrechetReference:
         return self._distance(mean, moments.scatter, divisor=moments.count - 1)
 
     def distance_and_gradient(self, features: npt.ArrayLike) -> tuple[float, Array]:
-        """FID of ``features`` and its derivative in each of them, from one eigendecomposition.
+        """:meth:`distance_from_features`, up to rounding, and its derivative in them, ``[N, D]`` float64.
 
-        Args:
-            features: ``[N, D]``, N at least 2.
-
-        Returns:
-            The distance of :meth:`distance_from_features`, up to rounding, and the gradient ``[N, D]`` float64.
-
-        Raises:
-            MetricError: as :meth:`distance_from_features`.
+        Both are from one eigendecomposition. The errors are the same.
         """
         mean, deviations = self._mean_and_deviations(features)
         count = len(deviations)

@@ -11,13 +11,7 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
-from lcsc_opt.metrics.names import (
-    DISTANCES,
-    EXTRACTORS,
-    OF_HELD_OUT,
-    OF_REFERENCE_FEATURES,
-    MetricName,
-)
+from lcsc_opt.metrics.names import DISTANCES, EXTRACTORS, OF_HELD_OUT, OF_REFERENCE_FEATURES, MetricName
 from lcsc_opt.metrics.reference.building import ReferenceSetting, ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import REPORTED, LossScale, Scores
@@ -81,11 +75,7 @@ class ScoresBuilder:
         self._weights = {extractor: Path(path).expanduser() for extractor, path in (weights or {}).items()}
 
     def check(self) -> None:
-        """Refuse what :meth:`build` would refuse, as far as that is known without reading images or networks.
-
-        Raises:
-            MetricError: a reference, a file of weights or a factory is not there.
-        """
+        """Raise MetricError if a reference, a file of weights or a factory is not there; nothing is read."""
         for settings in self._references.values():
             settings.check()
         for extractor in dict.fromkeys([*self._extractors, *self._weights]):
@@ -151,7 +141,13 @@ class ScoresBuilder:
         if (other := self._cross_check) is None:
             return {}
         try:
-            settings = self._images_for(other)
+            own = isinstance(self._given, Mapping) and other in self._given  # it may hold numbers only
+            images = [found for found in self._references.values() if found.holds_images] if not own else []
+            settings = self._references[other] if own else next(iter(images), None)
+            if settings is None:
+                raise MetricError(
+                    f"it needs reference images; give them under reference: {{{other}: a folder, a .zip, ...}}"
+                )
             extractor = build_extractor(other, weights=self._weights.get(other), device=device)
             return {other: settings.build(other, extractor, features=False, held_out=True, **place)}
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
@@ -161,18 +157,3 @@ class ScoresBuilder:
                 f"does not use, is left out: {reason}. Name a metric in held_out_metrics of the study file, or none: []"
             )
             return {}
-
-    def _images_for(self, extractor: str) -> ReferenceSettings:
-        """The reference of an extractor, which may hold numbers only; else the images of all or of another one.
-
-        Raises:
-            MetricError: there are none.
-        """
-        if isinstance(self._given, Mapping) and extractor in self._given:
-            return self._references[extractor]
-        for settings in self._references.values():
-            if settings.holds_images:
-                return settings
-        raise MetricError(
-            f"it needs reference images; give them under reference: {{{extractor}: a folder, a .zip, ...}}"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -82,30 +82,19 @@ class ImageMetrics:
         self._scores, self._total = scores, total
         self.metrics = scores.computed(held_out=held_out)
         self._splits = scores.splits if held_out else {}
-        formulas: dict[str, set[Formula]] = {}
+        self._formulas: dict[str, set[Formula]] = {}
         for metric in self.metrics:
-            formulas.setdefault(metric.extractor, set()).add(metric.formula)
-        self._formulas = formulas
-        self._features = {
-            name: FeatureMetrics(
-                scores.references[name],
-                wanted,
-                total=total,
-                gradient=gradient and name in scores.extractors,
-                device=scores.device,
-            )
-            for name, wanted in formulas.items()
-        }
+            self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
+        self._features: dict[str, FeatureMetrics] = {}
+        for name, wanted in self._formulas.items():
+            options: Any = {"total": total, "gradient": gradient and name in scores.extractors, "device": scores.device}
+            self._features[name] = FeatureMetrics(scores.references[name], wanted, **options)
 
     def update(self, images: Tensor, known: dict[str, Tensor] | None = None) -> None:
         """Take the features of ``[B, C, H, W]`` in [−1, 1].
 
-        Args:
-            images: of any size that the extractors take.
-            known: extractor's name → their features ``[B, D]``, if they are computed already.
-
-        Raises:
-            MetricError: features are not finite.
+        ``known`` are features ``[B, D]`` by their extractor's name, if some are computed already. Raises MetricError if
+        features are not finite.
         """
         self._scores.notice_size(images)
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
@@ -124,18 +113,13 @@ class ImageMetrics:
                 metrics.update(checked_features(extractor, features, len(images)) if wanted else None, logits)
 
     def update_with_graph(self, images: Tensor) -> dict[str, Tensor]:
-        """Take the features of ``[B, C, H, W]`` in [−1, 1], and return those that the loss uses, with a graph.
-
-        Returns:
-            Extractor's name → features ``[B, D]``, with the graph that leads back to ``images``.
+        """As :meth:`update`; returns those that the loss uses, with a graph: extractor's name → ``[B, D]``.
 
         Raises:
             MetricError: as :meth:`update`, and when the images have no graph or an extractor cuts it.
         """
-        features = {
-            name: features_with_graph(self._scores.references[name].extractor, images)
-            for name in self._scores.extractors
-        }
+        scores = self._scores
+        features = {name: features_with_graph(scores.references[name].extractor, images) for name in scores.extractors}
         self.update(images, features)
         return features
 
@@ -150,11 +134,7 @@ class ImageMetrics:
             metrics.merge(state[name])
 
     def compute(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name.
-
-        Raises:
-            MetricError: the features do not allow it.
-        """
+        """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
         scores = self._scores
         values = {m: self._features[m.extractor].compute(m.formula) for m in self.metrics}
         penalty = 0.0

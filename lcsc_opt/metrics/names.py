@@ -24,11 +24,7 @@ OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"} 
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd")
 
-KEPT = {
-    "precision": "hinge",
-    "near": "near",
-    "hinge": "hinge",
-}  # what may be kept → what stands for it, of single images
+KEPT = {"precision": "hinge", "near": "near", "hinge": "hinge"}  # what may be kept → what bounds it in single images
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")

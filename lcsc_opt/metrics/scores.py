@@ -77,8 +77,6 @@ class Scores:
         keep: the metric that is kept.
         extractors: the names of the extractors whose features the loss is made of.
         constraint: its bound; ``None`` while it is not known, and nothing is bounded.
-        references: extractor's name → reference.
-        device: where distances between features are computed.
 
     Raises:
         MetricError: for an unknown metric, a reference that is missing, or a metric that needs more than mean and

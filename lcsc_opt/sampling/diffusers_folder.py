@@ -57,10 +57,7 @@ class DiffusersFolder:
             place = folder / "scheduler" / "scheduler_config.json"
             if place.is_file():
                 scheduler = _read_json(place)
-                scale = scheduler.pop(TIMESTEP_SCALE, 1.0)
-                if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-                    raise ObjectiveError(f"{place}: {TIMESTEP_SCALE}: expected a number above 0, got {scale!r}")
-                return cls(path, _read_json(config), scheduler, float(scale))
+                return cls(path, _read_json(config), scheduler, float(scheduler.pop(TIMESTEP_SCALE, 1.0)))
         return cls(path, _read_json(config), None)
 
     def network(self) -> nn.Module:

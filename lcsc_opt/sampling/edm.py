@@ -58,11 +58,8 @@ class EdmDenoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Noisy images ``[N, C, H, W]`` at noise levels ``[N]``, of classes ``[N]`` → images ``[N, C, H, W]``."""
-        rows = (
-            None
-            if class_labels is None
-            else F.one_hot(class_labels, self.label_dim).to(torch.promote_types(x.dtype, torch.float32))
-        )
+        wide = torch.promote_types(x.dtype, torch.float32)
+        rows = None if class_labels is None else F.one_hot(class_labels, self.label_dim).to(wide)
         denoised: Tensor = self.network(x, sigma, rows)
         if self.guide is None:
             return denoised

@@ -65,7 +65,8 @@ class FunctionSampler(NetworkSampler):
         any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._draws = "draw" in parameters
         self._first: tuple[dict[str, Tensor], Tensor, Noise, int] | None = None  # weights, and two images of them
-        self._loads: int | None = 0  # since then; None if these images are compared no more
+        # since then; None if these are compared no more, or another size would be compiled for this alone
+        self._loads: int | None = None if self._network.settings.compile else 0
         if "nfe" in parameters:
             self.options = {"nfe": nfe, **self.options}
         if labels is not None and not (any_keyword or "labels" in parameters):
@@ -94,8 +95,6 @@ class FunctionSampler(NetworkSampler):
             self._look_at(images.detach())
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
             self._first = weights, images[:2].detach().clone(), noise, start
-            if self._network.settings.compile:  # another size would be compiled for this alone
-                self._loads = None
         images = images if torch.is_grad_enabled() else images.detach()
         return images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)
 

@@ -63,8 +63,7 @@ class LatentDecoder(nn.Module):
         autoencoder: such as ``AutoencoderKL`` of diffusers; its ``decode(latents).sample`` are images.
         mean: ``[C]``, mean of the autoencoder's latents; the model's have mean zero.
         scale: ``[C]``, factors that the model's latents are multiplied with.
-        low: the value of black in the decoded images; white is 1.
-        batch_size: latents decoded at once.
+        low, batch_size: as of :class:`DecoderSettings`.
     """
 
     mean: Tensor

@@ -98,12 +98,8 @@ class PreparedNetwork:
     def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
 
-        Args:
-            images: noisy images.
-            arguments: of the network; tensors on :attr:`device`.
-            again: whether a backward pass repeats this call instead of keeping its activations; worth it for all calls
-                but the last of a batch.
-            keywords: of the network.
+        With ``again``, a backward pass repeats this call instead of keeping its activations; that is worth it for all
+        calls but the last of a batch.
         """
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -117,10 +117,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ObjectiveError(
-            f"prompts: {path} cannot be read: {reason}; expected a text file, one prompt a line"
-        ) from error
+        raise ObjectiveError(f"prompts: {path} cannot be read as UTF-8, one prompt a line: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ObjectiveError(f"prompts: {path} holds no prompt; expected one a line")
@@ -275,10 +272,8 @@ class LatentDiffusionSampler:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32."""
         prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
         embedded = self._embeddings.of([prompts[image % len(prompts)] for image in range(start, stop)])
-        shape = (
-            self.denoiser.config.in_channels,
-            *(length // self.pipeline.vae_scale_factor for length in self.image_size),
-        )
+        factor = self.pipeline.vae_scale_factor
+        shape = (self.denoiser.config.in_channels, *(length // factor for length in self.image_size))
         latents = self.noise.batch(noise, start, stop, shape)
         again = recomputed_calls(self.denoiser) if self.recomputed else contextlib.nullcontext()
         call: Any = type(self.pipeline).__call__
@@ -298,9 +293,8 @@ class LatentDiffusionSampler:
                 output_type="pt",
             )
         if torch.is_grad_enabled():
-            set_timesteps(
-                self.pipeline.scheduler, self._schedule
-            )  # this forgets what multistep schedulers hold, and with it the graph
+            # multistep schedulers forget what they hold, and with it the graph
+            set_timesteps(self.pipeline.scheduler, self._schedule)
         images: Tensor = output.images.float() * 2 - 1
         return images
 

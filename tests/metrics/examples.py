@@ -71,6 +71,16 @@ def features_of(count, dimension=5, *, seed=0, mean=3.0, least=0.1, rank=None, d
     return (generator.standard_normal((count, len(spread))) * spread @ turn[: len(spread)] + mean).astype(dtype)
 
 
+def differences(function, at, step=1e-5):
+    """The gradient of ``function`` at an array by central differences, entry by entry."""
+    found = np.empty_like(at)
+    for index in np.ndindex(*at.shape):
+        moved = np.zeros_like(at)
+        moved[index] = step
+        found[index] = (function(at + moved) - function(at - moved)) / (2 * step)
+    return found
+
+
 def mean_and_covariance(features):
     return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
 

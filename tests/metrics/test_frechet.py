@@ -73,14 +73,6 @@ def test_distance_does_not_change_when_both_sets_are_rotated(dimension, seed):
 
 
 @settings(deadline=None)
-@given(dimensions, seeds)
-def test_shift_of_the_mean_adds_its_squared_length(dimension, seed):
-    mean, cov = random_moments(dimension, seed)
-    shift = np.random.default_rng(seed).standard_normal(dimension)
-    assert frechet_distance(mean, cov, mean + shift, cov) == pytest.approx(shift @ shift, rel=1e-7, abs=1e-9)
-
-
-@settings(deadline=None)
 @given(st.integers(2, 12), seeds, st.data())
 def test_gram_route_equals_covariance_route(dimension, seed, data):
     count = data.draw(st.integers(2, dimension - 1)) if dimension > 2 else 2

@@ -7,22 +7,12 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Reference, Scores, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance
-from tests.metrics.examples import features_of, fill
+from tests.metrics.examples import differences, features_of, fill
 from tests.metrics.examples import mean_and_covariance as moments
 
 
 def features(count, dimension, seed, rank=None):
     return features_of(count, dimension, seed=seed, mean=0.5, least=0.2, rank=rank)
-
-
-def differences(function, at, step=1e-5):
-    """The gradient of ``function`` by central differences, entry by entry."""
-    found = np.empty_like(at)
-    for index in np.ndindex(*at.shape):
-        moved = np.zeros_like(at)
-        moved[index] = step
-        found[index] = (function(at + moved) - function(at - moved)) / (2 * step)
-    return found
 
 
 def assert_equal(gradient, expected, relative=1e-5):

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import Scores
 from tests.metrics.examples import Doubled, Pixels, both, fill, images, reference, score
 
 COUNT = 43
@@ -28,17 +28,26 @@ def merged(scores, sizes, **options):
     return whole
 
 
-@pytest.mark.parametrize("workers", CUTS)
-def test_fid_does_not_depend_on_the_number_of_parts(workers):
-    class Far(Pixels):
-        def __call__(self, batch):
-            return super().__call__(batch) + 1e3
+class Far(Pixels):
+    def __call__(self, batch):
+        return super().__call__(batch) + 1e3
 
-    far = Scores({"inception": Reference.of_images(Far(), images(60, seed=9))})
-    for scores, rel in ((both(loss="fid", metrics=["fid@m:f"]), 1e-11), (far, 1e-9)):
-        found, expected = merged(scores, CUTS[workers]).compute(), score(scores, images(COUNT))
-        assert found[0] == pytest.approx(expected[0], rel=rel)
-        assert found[1] == pytest.approx(expected[1], rel=rel)
+
+@pytest.mark.parametrize("workers", CUTS)
+@pytest.mark.parametrize(
+    ("scores", "held_out", "rel"),
+    [
+        (both(loss="fid", metrics=["fid@m:f"]), False, 1e-11),
+        (Scores({"inception": reference(Far())}), False, 1e-9),
+        (both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"]), True, 1e-11),
+        (Scores({"inception": reference()}, report_references=lambda: {"c": reference(Doubled())}), True, 1e-11),
+    ],
+)
+def test_metrics_do_not_depend_on_the_number_of_parts(workers, scores, held_out, rel):
+    loss, metrics = merged(scores, CUTS[workers], held_out=held_out).compute()
+    expected = score(scores, images(COUNT), held_out=held_out)
+    assert (loss, metrics) == (pytest.approx(expected[0], rel=rel), pytest.approx(expected[1], rel=rel))
+    assert len(metrics) > held_out
 
 
 @pytest.mark.parametrize("workers", CUTS)
@@ -47,15 +56,6 @@ def test_metrics_of_kept_features_are_the_same_bit_for_bit(workers, count):
     scores = both(loss=ALL, metrics=["kid@m:f"])
     sizes = CUTS[workers] if count == COUNT else [count - workers + 1, *[1] * (workers - 1)]
     assert merged(scores, sizes).compute() == score(scores, images(count))
-
-
-@pytest.mark.parametrize("workers", CUTS)
-def test_held_out_metrics_have_parts_too(workers):
-    cross_checked = Scores({"inception": reference()}, report_references=lambda: {"cross_check": reference(Doubled())})
-    for scores in (cross_checked, both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"])):
-        expected = score(scores, images(COUNT), held_out=True)[1]
-        assert merged(scores, CUTS[workers], held_out=True).compute()[1] == pytest.approx(expected, rel=1e-11)
-        assert len(expected) > 1
 
 
 @pytest.mark.parametrize("loss", ["fid", "kid", {"fid": 1, "kid@m:f": 3}], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -60,9 +61,6 @@ def names(scores: Scores) -> list[str]:
     return [str(metric) for metric in scores.evaluation_metrics]
 
 
-# other features
-
-
 def test_other_features_are_built_and_computed_for_reports_only() -> None:
     build = Builds(cross_check=reference(Doubled()))
     scores = Scores({"inception": reference()}, report_references=build)
@@ -94,9 +92,6 @@ def test_a_distance_that_was_asked_for_comes_first(settings: dict[str, Any], exp
     assert str(scores.cross_check_metric) == expected
     assert build.built == (expected == "fid@cross_check")
     assert expected in score(scores, held_out=True)[1]
-
-
-# the features of the loss
 
 
 def test_reports_have_them_and_searches_do_not() -> None:
@@ -187,9 +182,6 @@ def test_fdr_is_fid_over_that_of_real_images_mean_over_all_spaces() -> None:
     assert found.signs["fdr"] == 1
 
 
-# from settings
-
-
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("clip") / "ViT-B-32.pt"
@@ -249,17 +241,10 @@ def test_each_extractor_may_have_a_reference_of_its_own(
     ],
 )
 def test_what_is_missing_for_other_features_is_one_line(
-    settings: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, Any],
-    reason: str,
+    settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: Any, reason: str
 ) -> None:
-    def refuse(url: str, *_: Any, **__: Any) -> None:
-        raise OSError("Network is unreachable")
-
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
     assert build_scores(**{**settings, **changes}).cross_check_metric is None
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no cross-check: fid" in line

@@ -105,15 +105,6 @@ def test_several_steps_agree_with_diffusers(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(network.calls) == model.nfe == 3
 
 
-@pytest.mark.parametrize("sigmas", [(80.0,), (80.0, 5.0)])
-def test_an_image_depends_on_its_index_and_not_on_its_batch(sigmas: tuple[float, ...]) -> None:
-    model = sampler(*sigmas)
-    whole = model.sample(SEARCH, 0, 12)
-    later = [model.sample(SEARCH, start, stop) for start, stop in ((7, 12), (0, 1), (1, 7))]
-    torch.testing.assert_close(torch.cat([later[1], later[2], later[0]]), whole, rtol=1e-5, atol=1e-6)
-    assert torch.equal(model.sample(SEARCH, 0, 12), whole)
-
-
 @pytest.mark.parametrize("sigmas", [[1.0, 1.0], [1.0, 2.0], [80.0, 0.002], [-1.0]])
 def test_noise_levels_decrease_and_are_above_the_lowest_of_the_function(sigmas: list[float]) -> None:
     with pytest.raises(ObjectiveError, match="sigmas: expected"):

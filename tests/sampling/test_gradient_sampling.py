@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.sampling import (
     SCHEDULERS,
     ClassLabels,
@@ -185,6 +185,16 @@ def test_images_are_the_same_with_a_graph_and_nothing_is_left_behind(name: str) 
     assert not any(item.requires_grad for item in flat if isinstance(item, Tensor))
     second = gradient(sampler, set(state))
     assert all(torch.equal(part, second[n]) for n, part in first.items())
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_an_image_depends_on_its_index_and_its_group_alone(name: str) -> None:
+    sampler = BUILD[name](Smooth().double())
+    with torch.no_grad():
+        together, other = sampler.sample(SEARCH, 0, 6), sampler.sample(HELD_OUT, 0, 6)
+        apart = torch.cat([sampler.sample(SEARCH, start, stop) for start, stop in ((4, 6), (0, 1), (1, 4))])
+    torch.testing.assert_close(apart, together[[4, 5, 0, 1, 2, 3]], rtol=1e-5, atol=1e-6)
+    assert (other - together).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize("name", BUILD)

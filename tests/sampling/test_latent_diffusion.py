@@ -195,46 +195,38 @@ def test_a_lora_that_does_not_fit_is_one_line(folder: Path) -> None:
         each.load(lora(1, text=True))
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_latent_consistency_models_need_one_call_a_step(tmp_path: Path, whole: bool) -> None:
-    if whole:
-        latent = tiny_pipelines.latent_consistency(tmp_path)
-    else:  # such a U-Net in the pipeline of Stable Diffusion
-        latent = tiny_pipelines.stable_diffusion(tmp_path, time_cond_proj_dim=8)
-    each = sampler(latent, guidance_scale=8.5)
-    assert each.nfe == 3
-    torch.testing.assert_close(
-        each.sample(SEARCH, 0, 3), own_images(latent, 0, 3, guidance_scale=8.5), rtol=0, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (4.0, None), (4.0, "")])
-def test_sdxl_is_the_pipelines_own(tmp_path: Path, guidance: float, negative: str | None) -> None:
-    large = tiny_pipelines.stable_diffusion_xl(tmp_path)
-    assert large.config.force_zeros_for_empty_prompt  # no negative prompt is another thing than an empty one
-    each = sampler(large, guidance_scale=guidance, negative_prompt=negative)
-    given = None if negative is None else [negative] * 4
-    own = own_images(large, 0, 4, guidance_scale=guidance, negative_prompt=given)
-    torch.testing.assert_close(each.sample(SEARCH, 0, 4), own, rtol=0, atol=1e-5)
+LATENT = {"guidance_scale": 8.5}  # which such a U-Net embeds: one call a step is enough
+PIXART = {"use_resolution_binning": False, "clean_caption": False}
 
 
 @pytest.mark.parametrize(
-    ("build", "options"),
+    ("build", "chosen", "options", "nfe"),
     [
-        (tiny_pipelines.stable_diffusion_3, {}),
-        (tiny_pipelines.pixart, {"use_resolution_binning": False, "clean_caption": False}),
+        (tiny_pipelines.latent_consistency, LATENT, {}, 3),
+        (lambda folder: tiny_pipelines.stable_diffusion(folder, time_cond_proj_dim=8), LATENT, {}, 3),
+        (tiny_pipelines.stable_diffusion_xl, {"guidance_scale": 1.0}, {}, 3),
+        # no negative prompt is another thing than an empty one
+        (tiny_pipelines.stable_diffusion_xl, {"guidance_scale": 4.0}, {}, 6),
+        (tiny_pipelines.stable_diffusion_xl, {"guidance_scale": 4.0, "negative_prompt": ""}, {}, 6),
+        *(
+            (build, {"guidance_scale": guidance, "negative_prompt": "blurry"}, options, 3 if guidance == 1 else 6)
+            for build, options in ((tiny_pipelines.stable_diffusion_3, {}), (tiny_pipelines.pixart, PIXART))
+            for guidance in (1.0, 4.0)
+        ),
     ],
 )
-def test_transformers_are_the_pipelines_own(tmp_path: Path, build: Any, options: dict[str, bool]) -> None:
+def test_images_of_other_pipelines_are_their_own(
+    tmp_path: Path, build: Any, chosen: dict[str, Any], options: dict[str, Any], nfe: int
+) -> None:
     pipeline = build(tmp_path)
-    for guidance in (1.0, 4.0):
-        each = sampler(pipeline, component="transformer", guidance_scale=guidance, negative_prompt="blurry")
-        own = own_images(pipeline, 0, 4, guidance_scale=guidance, negative_prompt=["blurry"] * 4, **options)
-        torch.testing.assert_close(each.sample(SEARCH, 0, 4), own, rtol=0, atol=1e-5)
-        assert each.nfe == (3 if guidance == 1.0 else 6)
-    before = each.sample(SEARCH, 0, 1)
-    each.load({name: 1.1 * value for name, value in pipeline.transformer.state_dict().items()})
-    assert (each.sample(SEARCH, 0, 1) - before).abs().max() > 1e-3
+    component = "unet" if hasattr(pipeline, "unet") else "transformer"
+    each = sampler(pipeline, component=component, **chosen)
+    given = {name: [value] * 4 if name == "negative_prompt" else value for name, value in chosen.items()}
+    images = each.sample(SEARCH, 0, 4)
+    torch.testing.assert_close(images, own_images(pipeline, 0, 4, **given, **options), rtol=0, atol=1e-5)
+    assert each.nfe == nfe
+    each.load({name: 1.1 * value for name, value in getattr(pipeline, component).state_dict().items()})
+    assert (each.sample(SEARCH, 0, 4) - images).abs().max() > 1e-3
 
 
 def test_a_lora_of_a_transformer_changes_the_images_as_a_file_of_it_does(tmp_path: Path) -> None:
@@ -336,7 +328,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     path.write_text("a cat\n\n  über \n", encoding="utf-8")
     assert read_prompts(path) == ("a cat", "über")
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ObjectiveError, match="not UTF-8"):
+    with pytest.raises(ObjectiveError, match="as UTF-8"):
         read_prompts(path)
     path.write_text("\n \n")
     with pytest.raises(ObjectiveError, match="holds no prompt"):

@@ -205,7 +205,7 @@ class DinoV2Extractor(_PublishedNetwork):
     """DINOv2 (Oquab et al. 2023): the class token of ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023).
 
     The weights are a folder in transformers' layout, such as that of ``facebook/dinov2-large``: 1,024 features; the
-    sizes S, B and g serve as well. Bytes are scaled and _normalized as in torch-fidelity, and the position embedding is
+    sizes S, B and g serve as well. Bytes are scaled and normalized as in torch-fidelity, and the position embedding is
     scaled to 16 × 16 patches as in the authors' repository.
     """
 

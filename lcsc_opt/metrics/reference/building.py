@@ -141,11 +141,7 @@ class ReferenceSettings(FrozenModel):
         return {name: cls.parse(setting) for name, setting in reference.items()}
 
     def check(self) -> None:
-        """Refuse what no extractor could use, without reading it.
-
-        Raises:
-            MetricError: for a path that does not exist, or a file of no known kind.
-        """
+        """Raise MetricError for a path that does not exist or a file of no known kind, without reading it."""
         for part in (self.train, self.held_out):
             if part is not None:
                 _path(part)
@@ -209,11 +205,7 @@ class ReferenceSettings(FrozenModel):
 
 
 def _path(source: str | DatasetSettings) -> Path | None:
-    """The folder or file of a source; ``None`` for a dataset.
-
-    Raises:
-        MetricError: there is no such path, or a file of no known kind.
-    """
+    """The folder or file of a source, checked; ``None`` for a dataset."""
     if not isinstance(source, str):
         return None
     path = Path(source).expanduser()

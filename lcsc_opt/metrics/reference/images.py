@@ -81,10 +81,6 @@ class ImageSet:
         All files are read once for their size and content. The result is kept in ``cache`` until a file changes its
         name, length or time.
 
-        Args:
-            path: a folder or a ``.zip``.
-            cache: a folder for that result.
-
         Raises:
             MetricError: there are no images, one cannot be read, or they differ in size.
         """
@@ -130,11 +126,7 @@ class ImageSet:
         return dataclasses.replace(self, content=content, marks=self.marks[chosen], chosen=chosen)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, in parts ``[B, C, H, W]`` in [−1, 1].
-
-        Raises:
-            MetricError: for a file that is broken.
-        """
+        """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""
         chosen = np.arange(self.count) if self.chosen is None else self.chosen
         for first in range(0, self.count, batch_size):
             pixels = self.pixels(chosen[first : first + batch_size])
@@ -155,11 +147,11 @@ class _Entry(NamedTuple):
 
 def _in_folder(folder: Path) -> list[_Entry]:
     entries = []
-    for path in sorted(
-        path for path in folder.rglob("*") if ImageSet.is_image(path.relative_to(folder)) and path.is_file()
-    ):
-        stat, name = path.stat(), path.relative_to(folder).as_posix()
-        entries.append(_Entry(name, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes))
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if ImageSet.is_image(name) and path.is_file():
+            stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+            entries.append(_Entry(name.as_posix(), stamp, path.read_bytes))
     return entries
 
 
@@ -168,11 +160,10 @@ def _in_zip(path: Path) -> list[_Entry]:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise MetricError(f"{path}: is no zip file ({error})") from error
-    infos = [
-        info for info in sorted(archive.infolist(), key=lambda info: info.filename) if ImageSet.is_image(info.filename)
-    ]
     return [
-        _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info)) for info in infos
+        _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info))
+        for info in sorted(archive.infolist(), key=lambda info: info.filename)
+        if ImageSet.is_image(info.filename)
     ]
 
 

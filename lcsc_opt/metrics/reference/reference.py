@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -50,6 +49,7 @@ class Reference:
     features: npt.NDArray[np.float32] | None = None
     size: tuple[int, int] | None = None
     held_out: Reference | None = None
+    _computed: dict[tuple[str, str], object] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.gaussian is not None and self.gaussian.dimension != self.extractor.dimension:
@@ -126,35 +126,29 @@ class Reference:
     def unseen(self) -> Reference:
         """:attr:`held_out`. Raises MetricError if there are none."""
         if self.held_out is None:
-            raise MetricError(NOTHING_HELD_OUT)
+            raise MetricError(
+                "this metric compares with real images that the loss does not see, and none are held out; "
+                "give reference: {train: FOLDER, held_out: FOLDER}, or {train: FOLDER, held_out_fraction: 0.2}"
+            )
         return self.held_out
 
     def features_on(self, device: torch.device | str) -> Tensor:
         """``[M, D]`` float32, kept on ``device``. Raises MetricError if only mean and covariance are known."""
-        known = self.known_features
-        return self._kept("features", device, lambda: torch.from_numpy(known).to(device))
+        place = ("features", str(device))
+        if place not in self._computed:
+            self._computed[place] = torch.from_numpy(self.known_features).to(device)
+        return cast("Tensor", self._computed[place])
 
     @torch.no_grad()
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
         """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept."""
-        return self._kept(name, device, lambda: compute(self.features_on(device)))
-
-    def _kept(self, name: str, device: torch.device | str, make: Callable[[], T]) -> T:
         place = (name, str(device))
         if place not in self._computed:
-            self._computed[place] = make()
+            self._computed[place] = compute(self.features_on(device))
         return cast("T", self._computed[place])
-
-    @cached_property
-    def _computed(self) -> dict[tuple[str, str], object]:
-        return {}
 
 
 NO_FEATURES = (
     "this metric compares features, and the reference holds mean and covariance only; "
     "give the images themselves (a folder, a .zip, ADM's .npz) or saved features [N, D]"
-)
-NOTHING_HELD_OUT = (
-    "this metric compares with real images that the loss does not see, and none are held out; "
-    "give reference: {train: FOLDER, held_out: FOLDER}, or {train: FOLDER, held_out_fraction: 0.2}"
 )

@@ -3,7 +3,6 @@
 import pickle
 import random
 import shutil
-import sys
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -182,9 +181,6 @@ def test_levels_are_the_nearest_bytes_and_let_the_gradient_through(dtype):
     assert gradient.tolist() == pytest.approx(expected, rel=1e-2)
 
 
-# weights
-
-
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
@@ -266,10 +262,3 @@ def test_weights_are_looked_for_where_torch_fidelity_puts_them(tmp_path, monkeyp
     assert asked[0] in str(caught.value)
     (tmp_path / "checkpoints" / name).symlink_to(files["clip"])
     assert ClipExtractor().name.startswith(ClipExtractor.label)
-
-
-def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    for name in ["transformers", *(name for name in sys.modules if name.startswith("transformers."))]:
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MetricError, match="needs transformers"):
-        DinoV2Extractor(tmp_path / "weights")
