@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -143,7 +144,7 @@ def attributes(url: str) -> Store:
         trial = study.ask()
         trial.set_user_attr("coefficients", coefficients.tolist())
         trial.set_user_attr("metrics", dict(RESULT.metrics))
-        trial.set_user_attr("cost", RESULT.cost.as_dict())
+        trial.set_user_attr("cost", dataclasses.asdict(RESULT.cost))
         trial.set_user_attr("tell_index", number)
         study.tell(trial, RESULT.loss)
 
@@ -175,7 +176,7 @@ def lines(path: Path) -> Iterator[Store]:
 
         def store(coefficients: np.ndarray, number: int) -> None:
             write({"number": number, "coefficients": coefficients.tolist()})
-            result = {"metrics": dict(RESULT.metrics), "cost": RESULT.cost.as_dict(), "tell_index": number}
+            result = {"metrics": dict(RESULT.metrics), "cost": dataclasses.asdict(RESULT.cost), "tell_index": number}
             write({"number": number, "value": RESULT.loss, **result})
 
         yield store

@@ -26,15 +26,8 @@ from unittest import mock
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        *(
-            "nevergrad",
-            "torch",
-            "alembic.runtime.environment",
-            "optuna_dashboard",
-            "lcsc_opt.cli",
-            "lcsc_opt.trajectory",
-        ),
-        *("lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.study"),
+        *("nevergrad", "torch", "alembic.runtime.environment", "optuna_dashboard", "lcsc_opt.cli"),
+        *("lcsc_opt.trajectory", "lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.study"),
         "tests.forked",
     ]
 )
@@ -142,11 +135,8 @@ def kill_what_still_runs() -> None:
 class Lcsc:
     """A running ``lcsc ARGUMENTS``, in the working directory and with the environment of now.
 
-    Args:
-        arguments: of the command.
-        environment: what else is in the environment.
-        out: where its output goes, in place of :attr:`Ended.out`.
-        first: what the process does before; a function of a module.
+    ``environment`` is added to it; ``out`` is where its output goes, in place of :attr:`Ended.out`; and ``first`` is
+    what the process does before.
     """
 
     def __init__(

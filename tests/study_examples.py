@@ -1,14 +1,16 @@
-"""Small studies, written as the runner writes them."""
+"""Small studies, written as the runner writes them, and study files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.study_file import StudySpec, only_one, read_studies
 from lcsc_opt.database.store import StoredStudy
 
 STEPS = (100, 200, 300)
@@ -49,3 +51,8 @@ def write_study(
     if held_out is not None:
         study.set_attribute("held_out", held_out)
     return study
+
+
+def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+    """The only experiment of a study file."""
+    return only_one(read_studies(path, overrides), source=str(path))

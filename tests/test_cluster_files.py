@@ -47,12 +47,6 @@ def known(command: Any, *names: str) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
-@pytest.mark.parametrize("script", [JOB, HOSTS], ids=lambda path: path.name)
-def test_bash_reads_the_script(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    assert options(script.read_text()) >= {"--head", "--port", "--address", "--block", "--ray"}
-
-
 @pytest.mark.parametrize("file", [JOB, HOSTS, RAYJOB], ids=lambda path: path.name)
 def test_lcsc_has_the_options_that_it_is_given(file: Path) -> None:
     given = set().union(*(options(line) for line in file.read_text().splitlines() if "lcsc run" in line))
@@ -62,6 +56,7 @@ def test_lcsc_has_the_options_that_it_is_given(file: Path) -> None:
 
 @pytest.mark.parametrize("script", [JOB, HOSTS], ids=lambda path: path.name)
 def test_ray_has_the_options_that_it_is_given(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
     scripts = pytest.importorskip("ray.scripts.scripts")
     lines = [line for line in script.read_text().splitlines() if re.search(r"start --|--head|ray --address", line)]
     given = set().union(*map(options, lines))
@@ -125,16 +120,15 @@ def jobs(tmp_path: Path) -> Iterator[Any]:
         job.process.wait()
 
 
-def test_before_its_time_is_over_the_job_goes_back_into_the_queue(jobs: Any) -> None:
-    assert jobs().signal(signal.SIGUSR1) == (143, "requeue 7")
-
-
-def test_a_search_that_has_just_finished_does_not_go_back(jobs: Any) -> None:
-    assert jobs(told=0).signal(signal.SIGUSR1) == (0, "")
-
-
-def test_a_cancelled_job_does_not_go_back(jobs: Any) -> None:
-    assert jobs().signal(signal.SIGTERM) == (143, "")
+@pytest.mark.parametrize(
+    ("number", "told", "asked"),
+    [(signal.SIGUSR1, 143, "requeue 7"), (signal.SIGUSR1, 0, ""), (signal.SIGTERM, 143, "")],
+    ids=["its time is over", "it has just finished", "it is cancelled"],
+)
+def test_a_job_goes_back_into_the_queue_before_its_time_is_over(
+    jobs: Any, number: signal.Signals, told: int, asked: str
+) -> None:
+    assert jobs(told=told).signal(number) == (told, asked)
 
 
 def test_the_job_ends_with_the_status_of_the_search(jobs: Any, tmp_path: Path) -> None:

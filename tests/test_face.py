@@ -19,17 +19,8 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from tests.model_studies import write_model_study
 from tests.processes import script_process
 
-NAMES = {
-    "Objective",
-    "Study",
-    "Trajectory",
-    "TrajectoryWriter",
-    "__version__",
-    "compare",
-    "load_objective",
-    "load_study",
-    "run",
-}
+NAMES = {"Objective", "Study", "Trajectory", "TrajectoryWriter"} | {"compare", "load_objective", "load_study", "run"}
+NAMES |= {"__version__"}
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
@@ -136,7 +127,7 @@ import lcsc_opt
 def lose(coefficients):
     return float((coefficients**2).sum())
 
-{guard}:
+if {guard}:
     print("once")
     (study,) = lcsc_opt.run({{
         "name": "script",
@@ -149,18 +140,10 @@ def lose(coefficients):
 """
 
 
-def write_script(guard: str, module: str) -> Path:
-    script = Path("script.py").resolve()
-    script.write_text(SCRIPT.format(guard=guard, module=module))
-    return script
-
-
-def test_a_script_runs_once_however_many_workers_there_are(workplace: Path) -> None:
+@pytest.mark.parametrize(("guard", "module"), [("True", "face_losses"), ('__name__ == "__main__"', "__main__")])
+def test_a_script_runs_once_and_its_workers_call_its_function(workplace: Path, guard: str, module: str) -> None:
     Path("face_losses.py").write_text("def lose(coefficients):\n    return float((coefficients**2).sum())\n")
-    found = script_process(write_script("if True", "face_losses"))
-    assert (found.status, found.out) == (0, "once\n4\n"), found.err
-
-
-def test_workers_call_a_function_of_the_script_itself(workplace: Path) -> None:
-    found = script_process(write_script('if __name__ == "__main__"', "__main__"))
+    script = workplace / "script.py"
+    script.write_text(SCRIPT.format(guard=guard, module=module))
+    found = script_process(script)
     assert (found.status, found.out) == (0, "once\n4\n"), found.err

@@ -13,12 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("objectives", "studies", "dashboards")
-OURS = (
-    "LCSC_",
-    "OPTUNA_",
-    "PYTHON",
-    "COV_",
-)  # variables that would let this session leak into the new environment
+OURS = ("LCSC_", "OPTUNA_", "PYTHON", "COV_")  # variables that would let this session leak into the new environment
 
 FUNCTION = """
 def loss(coefficients):
@@ -64,7 +59,9 @@ def lcsc(installed: Path, *arguments: str, cwd: Path) -> str:
 
 
 def test_wheel_holds_the_library_and_the_files_of_the_catalog(wheel):
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    every = zipfile.ZipFile(wheel).namelist()
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in every)
+    names = {name for name in every if ".dist-info/" not in name}
     shipped = {
         f"lcsc_opt/_shipped/{path.relative_to(ROOT).as_posix()}"
         for kind in SHIPPED
@@ -74,11 +71,6 @@ def test_wheel_holds_the_library_and_the_files_of_the_catalog(wheel):
     assert {f"lcsc_opt/_shipped/{kind}" for kind in SHIPPED} <= {str(Path(name).parent) for name in shipped}
     assert shipped | {"lcsc_opt/py.typed", "lcsc_opt/cli/__init__.py"} <= names
     assert {name for name in names if not name.startswith("lcsc_opt/") or name.endswith(".pyc")} == set()
-
-
-def test_wheel_carries_its_license(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
 def test_catalog_of_an_installed_wheel_is_its_own(installed, tmp_path):

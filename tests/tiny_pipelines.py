@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +105,22 @@ def latent_consistency(folder: Path) -> Any:
 
 
 def _without_checker(kind: Any, folder: Path, **changes: Any) -> Any:
+    nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return _quiet(kind(unet=seeded(lambda: unet(**changes)), scheduler=scheduler(), **_texts(folder), **nothing))
+
+
+def _texts(folder: Path, *, projections: Sequence[bool] = (False,), **changes: Any) -> dict[str, Any]:
+    """The decoder, with ``changes``; and for each entry a text encoder, with or without projection, and a tokenizer."""
     tokens = tokenizer(folder / "vocabulary")
-    pipeline = kind(
-        unet=seeded(lambda: unet(**changes)),
-        vae=seeded(vae),
-        text_encoder=seeded(lambda: text_encoder(len(tokens))),
-        tokenizer=tokens,
-        scheduler=scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {"vae": seeded(lambda: vae(**changes))}
+    for number, projection in enumerate(projections):
+        end = f"_{number + 1}" if number else ""
+        build = functools.partial(text_encoder, len(tokens), projection=projection)
+        parts |= {f"text_encoder{end}": seeded(build, number), f"tokenizer{end}": tokens}
+    return parts
+
+
+def _quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -123,44 +129,22 @@ def stable_diffusion_xl(folder: Path) -> Any:
     """SDXL: two text encoders, and the size of the image as a further condition."""
     from diffusers import StableDiffusionXLPipeline
 
-    tokens = tokenizer(folder / "vocabulary")
     conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 32}
-    pipeline = StableDiffusionXLPipeline(
-        unet=seeded(lambda: unet(**conditions, projection_class_embeddings_input_dim=16 + 6 * 8)),
-        vae=seeded(vae),
-        text_encoder=seeded(lambda: text_encoder(len(tokens))),
-        text_encoder_2=seeded(lambda: text_encoder(len(tokens), projection=True), 1),
-        tokenizer=tokens,
-        tokenizer_2=tokens,
-        scheduler=scheduler(),
-        add_watermarker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    network = seeded(lambda: unet(**conditions, projection_class_embeddings_input_dim=16 + 6 * 8))
+    parts = {**_texts(folder, projections=(False, True)), "scheduler": scheduler()}
+    return _quiet(StableDiffusionXLPipeline(unet=network, **parts, add_watermarker=False))
 
 
 def stable_diffusion_3(folder: Path) -> Any:
     """Stable Diffusion 3 without its third text encoder."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    tokens = tokenizer(folder / "vocabulary")
     settings = {"sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 1}
-    sizes = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32}
-    pipeline = StableDiffusion3Pipeline(
-        transformer=seeded(
-            lambda: SD3Transformer2DModel(**settings, **sizes, caption_projection_dim=16, pooled_projection_dim=32)
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=seeded(lambda: vae(shift_factor=0.1)),
-        text_encoder=seeded(lambda: text_encoder(len(tokens), projection=True)),
-        text_encoder_2=seeded(lambda: text_encoder(len(tokens), projection=True), 1),
-        text_encoder_3=None,
-        tokenizer=tokens,
-        tokenizer_2=tokens,
-        tokenizer_3=None,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    settings |= {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32}
+    settings |= {"caption_projection_dim": 16, "pooled_projection_dim": 32}
+    network = seeded(lambda: SD3Transformer2DModel(**settings))
+    parts = {**_texts(folder, projections=(True, True), shift_factor=0.1), "text_encoder_3": None, "tokenizer_3": None}
+    return _quiet(StableDiffusion3Pipeline(transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(), **parts))
 
 
 def pixart(folder: Path) -> Any:
@@ -173,15 +157,10 @@ def pixart(folder: Path) -> Any:
     encoder = T5Config(vocab_size=len(tokens), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     settings = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 8, "num_layers": 1}
     sizes = {"attention_head_dim": 8, "num_attention_heads": 2, "cross_attention_dim": 16, "caption_channels": 32}
-    pipeline = PixArtSigmaPipeline(
-        transformer=seeded(lambda: PixArtTransformer2DModel(**settings, **sizes, use_additional_conditions=False)),
-        scheduler=DPMSolverMultistepScheduler(),
-        vae=seeded(vae),
-        text_encoder=seeded(lambda: T5EncoderModel(encoder)).eval(),
-        tokenizer=tokens,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    network = seeded(lambda: PixArtTransformer2DModel(**settings, **sizes, use_additional_conditions=False))
+    text = {"text_encoder": seeded(lambda: T5EncoderModel(encoder)).eval(), "tokenizer": tokens}
+    parts = {"transformer": network, "vae": seeded(vae), "scheduler": DPMSolverMultistepScheduler()}
+    return _quiet(PixArtSigmaPipeline(**parts, **text))
 
 
 def randomize(module: nn.Module, seed: int, *, only: str = "") -> None:

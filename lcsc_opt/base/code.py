@@ -6,7 +6,6 @@ Installed packages, Python and this library are left out: their versions are kno
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -47,11 +46,7 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
 
 def module_file(name: str) -> Path | None:
     """The file of a module, found without importing it, or ``None`` if it has none, or there is no such module."""
-    if name in sys.modules:
-        file = getattr(sys.modules[name], "__file__", None)
-    else:
-        spec = _spec(name)
-        file = None if spec is None else spec.origin
+    file = getattr(sys.modules[name], "__file__", None) if name in sys.modules else getattr(_spec(name), "origin", None)
     return None if file is None else Path(file)
 
 
@@ -84,15 +79,10 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
     return {".".join(name.split(".")[: end + 1]) for name in names if name for end in range(name.count(".") + 1)}
 
 
+_STANDARD = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
+_OTHERS = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD)}
+
+
 def _is_local(path: Path) -> bool:
     resolved = path.resolve()
-    installed = {"site-packages", "dist-packages"}.intersection(resolved.parts)
-    return not installed and not any(folder in resolved.parents for folder in _folders_of_others())
-
-
-@functools.cache
-def _folders_of_others() -> tuple[Path, ...]:
-    """Of this library, of the shipped objectives, and of Python."""
-    standard = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
-    folders = (Path(__file__).parents[1], SHIPPED / "objectives", *standard)
-    return tuple(folder.resolve() for folder in folders)
+    return _OTHERS.isdisjoint(resolved.parents) and {"site-packages", "dist-packages"}.isdisjoint(resolved.parts)

@@ -34,21 +34,15 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
         raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
     if not callable(found):
         raise error(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
-    function: Callable[..., Any] = found
-    return function
+    return found  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """While this is open, diffusers and transformers show no progress bars and no warnings.
-
-    This library reports what matters itself.
-    """
-    loud = []
-    for name in ("diffusers.utils.logging", "transformers.utils.logging"):
-        if name in sys.modules:
-            library: Any = sys.modules[name]
-            loud.append((library, library.get_verbosity(), library.is_progress_bar_enabled()))
+    """While this is open, diffusers and transformers show no progress bars and no warnings."""
+    names = ("diffusers.utils.logging", "transformers.utils.logging")
+    found: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
+    loud = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in found]
     try:
         for library, _, _ in loud:
             library.set_verbosity_error()

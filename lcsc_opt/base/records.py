@@ -60,7 +60,7 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """The cost of both, one after the other."""
-        return Cost(**{name: value + getattr(other, name) for name, value in self.as_dict().items()})
+        return Cost(**{name: value + getattr(other, name) for name, value in dataclasses.asdict(self).items()})
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
@@ -68,10 +68,6 @@ class Cost:
         summed = ("images", "model_calls")
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: (sum if name in summed else max)(getattr(part, name) for part in parts) for name in names})
-
-    def as_dict(self) -> dict[str, float]:
-        """Name → number, as it is stored with a trial."""
-        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)

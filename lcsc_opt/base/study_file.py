@@ -268,13 +268,17 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise StudySpecError(f"{path}: not valid YAML: {error}") from error
+    content = _yaml(text, path)
     for override in overrides:
         content = _overridden(content, override)
     return parse_studies(content, source=" ".join([str(path), *overrides]))
+
+
+def _yaml(text: str, source: object) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise StudySpecError(f"{source}: not valid YAML: {error}") from error
 
 
 def _overridden(content: Any, override: str) -> Any:
@@ -283,10 +287,7 @@ def _overridden(content: Any, override: str) -> Any:
     keys = path.split(".")
     if not equals or not all(keys):
         raise StudySpecError(f"{override}: expected KEY=VALUE, as in objective.settings.images=500")
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise StudySpecError(f"{override}: not valid YAML: {error}") from error
+    value = _yaml(text, override)
     if keys[0] == VARY and len(keys) > 1:
         return replaced(content, [VARY, ".".join(keys[1:])], value, where=override)
     varied = content.get(VARY) if isinstance(content, Mapping) else None

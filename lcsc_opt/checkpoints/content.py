@@ -17,21 +17,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.torch_files import Record, TensorRef
 
-GUESSED_KEYS = (
-    "ema",
-    "ema_state_dict",
-    "state_dict_ema",
-    "model_ema",
-    "ema_model",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "model_state",
-    "net",
-    "network",
-    "params",
-    "unet",
-)
+_AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
+_RAW = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")
+GUESSED_KEYS = (*_AVERAGES, *_RAW)
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _SHADOW = "shadow_params"

@@ -35,12 +35,8 @@ PACKED_ALPHAS = "lora_alphas"  # in the metadata of a packed trajectory
 _ADAPTER_METADATA = "lora_adapter_metadata"  # PEFT's configuration in files that diffusers writes
 _PEFT_PREFIX = "base_model.model."
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-_KOHYA = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
+_KOHYA = {f"lora_te{number}_": "text_encoder" for number in ("", "1")}
+_KOHYA |= {"lora_unet_": "unet", "lora_te2_": "text_encoder_2"}
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _OLD_TEXT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 

@@ -207,37 +207,21 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 # folders that are one checkpoint, of diffusers, Accelerate, PEFT, and whole pipelines
 
-_COMPONENTS = (
-    *("unet_ema", "transformer_ema", "prior_ema"),
-    *("unet", "transformer", "prior", "unet_lora", "transformer_lora"),
-)
-_WEIGHTS_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "adapter_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_lora_weights.bin",
-    "adapter_model.bin",
-    "pytorch_model.bin",
-)
+_AVERAGED = ("unet_ema", "transformer_ema", "prior_ema")
+_COMPONENTS = (*_AVERAGED, "unet", "transformer", "prior", "unet_lora", "transformer_lora")
+_STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
+_SAFETENSORS = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
+_WEIGHTS_FILES = [*_SAFETENSORS, *(f"{stem}.bin" for stem in (*_STEMS, "pytorch_model"))]
 _NAMED_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
 
 
 class _Found(NamedTuple):
-    """The file of a folder that has the weights.
+    """The file of a folder that has the weights."""
 
-    Attributes:
-        file: a weights file, or the index of several.
-        key: the key that chooses this file in the folder; ``""`` when it lies in the folder itself.
-        rest: the rest of the key, which finds the state dict in the file; with ``None`` it is guessed.
-        others: keys of other components that a user could choose; empty where the user has chosen.
-    """
-
-    file: Path
-    key: str
-    rest: str | None = ""
-    others: tuple[str, ...] = ()
+    file: Path  # or the index of several
+    key: str  # which chooses this file in the folder; "" when it lies in the folder itself
+    rest: str | None = ""  # of the key, which finds the state dict in the file; with None it is guessed
+    others: tuple[str, ...] = ()  # keys of other components; empty where the user has chosen
 
 
 def find_weights(folder: Path, key: str | None) -> _Found:

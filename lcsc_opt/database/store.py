@@ -221,7 +221,7 @@ class StoredStudy:
 
         The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
         """
-        attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": evaluation.cost.as_dict()}
+        attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": dataclasses.asdict(evaluation.cost)}
         if evaluation.gradient is not None:
             attributes["gradient"] = evaluation.gradient.tolist()
         if evaluation.violation is not None:

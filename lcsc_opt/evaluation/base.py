@@ -101,7 +101,7 @@ def _plain(answer: object) -> Evaluation:
     """
     if not isinstance(answer, Evaluation):
         raise ObjectiveError(f"evaluate gave {type(answer).__name__}, expected an Evaluation")
-    cost = answer.cost.as_dict()
+    cost = dataclasses.asdict(answer.cost)
     return dataclasses.replace(
         answer,
         loss=float(_number("loss", answer.loss)),

@@ -21,7 +21,7 @@ from lcsc_opt.base.study_file import (
     experiment_name,
     parse_studies,
 )
-from tests.study_files import read_study_file
+from tests.study_examples import read_study_file
 
 MINIMAL = """
 name: digits

@@ -11,7 +11,7 @@ import yaml
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.base.sweep import split_point
-from tests.study_files import read_study_file
+from tests.study_examples import read_study_file
 
 MINIMAL = {"name": "s", "objective": {"file": "a.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}
 IMAGES = "objective.settings.images"

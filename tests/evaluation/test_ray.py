@@ -28,7 +28,7 @@ from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.trajectory import Trajectory
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, wait_for
 from tests.processes import Lcsc
-from tests.study_files import read_study_file
+from tests.study_examples import read_study_file
 
 ray = pytest.importorskip("ray")
 

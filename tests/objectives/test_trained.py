@@ -28,7 +28,7 @@ from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.consistency import Ict
-from tests.study_files import read_study_file
+from tests.study_examples import read_study_file
 
 ROOT = Path(__file__).parents[2]
 TINY = {"images": 70, "batch_size": 32, "training_steps": 6, "checkpoint_every": 2}
