@@ -173,7 +173,7 @@ class StartingPoint:
         """
         known = None if self.study is None else known_ema(self.study)
         if known is not None:
-            return known
+            return known[1]
         averages = plain_averages(self.objective.steps)
         losses: dict[int, float] = {}
         with progress("EMA*", len(averages)) as advance:

@@ -249,7 +249,7 @@ def _baselines(
     experiment, optimizer, _ = split_name(study.name)
     if optimizer == EMA_GRID or not (plan.baselines or needed):
         return {}
-    if (found := _ema_star(study)) is not None:
+    if (found := known_ema(study)) is not None:
         ema, coefficients = found
         return {EMA: (coefficients, {"study": ema.study, "trial": ema.chosen, "label": ema.label})}
     default = {_DEFAULT_EMA: (default_origin(objective.steps), Report())}
@@ -262,14 +262,8 @@ def _baselines(
     return {_LAST: (np.eye(len(objective.steps))[-1], Report()), **default}
 
 
-def known_ema(study: StoredStudy) -> Coefficients | None:
-    """``[K]`` of EMA*, if the study's experiment has a finished EMAGrid of the same objective, else ``None``."""
-    found = _ema_star(study)
-    return None if found is None else found[1]
-
-
-def _ema_star(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
-    """The best of the experiment's EMA grids with this study's objective, and the coefficients of its answer."""
+def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
+    """EMA*: the best of the experiment's finished EMA grids with this study's objective, and ``[K]`` of its answer."""
 
     def function_of(name: str) -> tuple[Any, Any]:
         fingerprint = StoredStudy.open(study.storage, name).attributes["fingerprint"]

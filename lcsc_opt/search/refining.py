@@ -99,7 +99,7 @@ class RefineSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Refined:
+class _Refined:
     """The result of a refinement.
 
     Attributes:
@@ -121,7 +121,7 @@ def refine(
     start: Callable[[], Coefficients],
     held_out_images: int,
     resume: bool = False,
-) -> Refined:
+) -> _Refined:
     """Fine-tune to the end, write the average, and compare it with the start.
 
     Args:
@@ -296,7 +296,7 @@ class _Refinement:
         for name, part in self._average.items():
             part.lerp_(self._iterate[name], share)
 
-    def finish(self, held_out_images: int) -> Refined:
+    def finish(self, held_out_images: int) -> _Refined:
         """Write the average in the dtypes of the checkpoints, and compare it with the start."""
         answer = {name: self._average.get(name, part).to(part) for name, part in self.begun.items()}
         objectives = [self._of_checkpoints.on_weights(OneModel(w, frozenset())) for w in (self.begun, answer)]
@@ -314,7 +314,7 @@ class _Refinement:
                 found.append(objective.evaluate(Candidate(ONE, held_out_images, HELD_OUT)))
                 advance(note=f"{what} {found[-1].loss:.4g}")
         self.out.with_suffix(".state.pt").unlink()
-        return Refined(file, *found)
+        return _Refined(file, *found)
 
 
 def _identity(objective: MergeSampleScore, settings: RefineSettings) -> str:

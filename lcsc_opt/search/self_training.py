@@ -36,7 +36,7 @@ _WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # values of w that are tried at the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Appended:
+class _Appended:
     """The result of :func:`append_self_trained`.
 
     Attributes:
@@ -59,7 +59,7 @@ def append_self_trained(
     samples: int = 10_000,
     steps: int = 200,
     seed: int = 0,
-) -> Appended:
+) -> _Appended:
     """Write the checkpoints of an objective with one more row, the start trained on its own samples.
 
     Args:
@@ -116,7 +116,7 @@ def append_self_trained(
         for weight in _WEIGHTS:
             losses[weight] = float(longer.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
             advance(note=f"w {weight:g}: {losses[weight]:.4g}")
-    return Appended(place, step, losses)
+    return _Appended(place, step, losses)
 
 
 def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coefficients:

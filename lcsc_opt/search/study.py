@@ -53,7 +53,7 @@ _KEEP_SECONDS = 10.0  # between two writes of the workers' state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OpenStudy:
+class _OpenStudy:
     """A study whose lock is held, with everything decided; :meth:`StudyRunner.open` makes it.
 
     Attributes:
@@ -265,7 +265,7 @@ class StudyRunner:
             StoredStudy.open_or_create(self.storage, plan.name, {**begun, **changed, **(attributes or {})})
 
     @contextlib.contextmanager
-    def open(self, plan: StudyPlan, *, retry_failed: bool = False) -> Iterator[OpenStudy]:
+    def open(self, plan: StudyPlan, *, retry_failed: bool = False) -> Iterator[_OpenStudy]:
         """Create or open a study, compare it with what is there now, and hold its lock while this is open.
 
         Args:
@@ -288,7 +288,7 @@ class StudyRunner:
                     again, forgotten = study.retry_failed()
                     later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
                     notice(f"{study.name}: {again} failed trials are evaluated again{later}")
-                yield OpenStudy(plan, study, objective, pool)
+                yield _OpenStudy(plan, study, objective, pool)
 
     def run(self, plan: StudyPlan, *, retry_failed: bool = False) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.

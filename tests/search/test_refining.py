@@ -25,7 +25,7 @@ from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import FIRST_KEEP_WEIGHT, DualAscent
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
-from lcsc_opt.search.refining import Refined, RefineSettings, refine
+from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 SHAPE, STEPS = (1, 4, 4), (10, 20, 30)
@@ -95,7 +95,7 @@ def build(tmp_path: Path) -> Callable[..., MergeSampleScore]:
 Build = Callable[..., MergeSampleScore]
 
 
-def run(objective: Objective, out: Path, settings: RefineSettings = SHORT, *, resume: bool = False) -> Refined:
+def run(objective: Objective, out: Path, settings: RefineSettings = SHORT, *, resume: bool = False) -> Any:
     return refine(objective, settings, out, start=lambda: EMA, held_out_images=400, resume=resume)
 
 

@@ -18,7 +18,7 @@ from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, NetworkSettings
 from lcsc_opt.sampling.function import FunctionSampler
-from lcsc_opt.search.self_training import Appended, append_self_trained, with_weight
+from lcsc_opt.search.self_training import append_self_trained, with_weight
 from lcsc_opt.training.recipes import Cd, TrainingRecipe
 from lcsc_opt.training.recipes.base import Batch, Kind
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -83,7 +83,7 @@ def objective(tmp_path: Path) -> MergeSampleScore:
     return MergeSampleScore(Trajectory.open(path), sampler, scores, images=200)
 
 
-def append(objective: MergeSampleScore, out: Path, recipe: TrainingRecipe | None = None, **changes: Any) -> Appended:
+def append(objective: MergeSampleScore, out: Path, recipe: TrainingRecipe | None = None, **changes: Any) -> Any:
     how = {"samples": 1000, "steps": 5, "seed": 3, **changes}
     return append_self_trained(objective, recipe or Narrow(), out, start=lambda: EMA, **how)
 

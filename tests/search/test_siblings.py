@@ -63,10 +63,8 @@ def test_another_seed_with_other_settings_is_refused(begun: Path, capsys: pytest
 def test_another_seed_with_other_code_is_refused_unless_it_is_accepted(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"callable": "edited_sibling:loss", "steps": [1, 2]}
-    (workplace / "a.yaml").write_text(
-        yaml.safe_dump(STUDY | {"objective": {"file": "function.py", "settings": settings}})
-    )
+    objective = {"file": "function.py", "settings": {"callable": "edited_sibling:loss", "steps": [1, 2]}}
+    (workplace / "a.yaml").write_text(yaml.safe_dump(STUDY | {"objective": objective}))
     (workplace / "edited_sibling.py").write_text(MODULE)
     assert lcsc(["run", "a.yaml"]) == 0
     (workplace / "edited_sibling.py").write_text(MODULE.replace("(c**2)", "((c - 1) ** 2)"))
