@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lcsc_opt import load_study
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.evaluation import evaluate_safely
@@ -60,7 +60,7 @@ def test_merged_variances_are_no_numbers_and_estimated_ones_are(
 ) -> None:
     merging = objective(folder, batch_norm="merge")
     assert capsys.readouterr().err.count("batch normalization") == 0
-    with pytest.raises(ObjectiveError, match="not finite"):
+    with pytest.raises(MetricError, match="not finite"):
         merging.evaluate(Candidate(SIGNED))
     estimating = objective(folder)
     assert "1.running_mean: statistics of batch normalization are estimated again" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
@@ -95,7 +95,7 @@ def test_a_candidate_chooses_how_many_images_and_which_noise(trajectory: Traject
 def test_samples_that_are_not_finite_fail_the_evaluation(trajectory: Trajectory) -> None:
     objective = build(trajectory)
     objective.sampler.sample = lambda noise, start, stop: torch.full((stop - start, 1, 4, 4), torch.nan)  # type: ignore[method-assign]
-    with pytest.raises(ObjectiveError, match="not finite"):
+    with pytest.raises(MetricError, match="not finite"):
         objective.evaluate(Candidate(EMA))
 
 

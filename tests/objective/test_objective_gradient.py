@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.records import SEARCH, Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, Scores
@@ -370,5 +370,5 @@ def test_memory_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gradient_that_is_not_finite_fails_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = build(function(Network().double()))
     monkeypatch.setattr(objective.trajectory, "project", lambda gradients: np.array([1.0, np.nan, 0, 0, 0]))
-    with pytest.raises(ObjectiveError, match="the gradient is not finite"):
+    with pytest.raises(MetricError, match="the gradient is not finite"):
         objective.evaluate(Candidate(EMA), gradient=True)

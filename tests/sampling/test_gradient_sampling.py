@@ -194,7 +194,7 @@ def test_an_image_depends_on_its_index_and_its_group_alone(name: str) -> None:
         together, other = sampler.sample(SEARCH, 0, 6), sampler.sample(HELD_OUT, 0, 6)
         apart = torch.cat([sampler.sample(SEARCH, start, stop) for start, stop in ((4, 6), (0, 1), (1, 4))])
     torch.testing.assert_close(apart, together[[4, 5, 0, 1, 2, 3]], rtol=1e-5, atol=1e-6)
-    assert (other - together).abs().mean() > 1e-3
+    assert (other - together).abs().mean() > 1e-4
 
 
 @pytest.mark.parametrize("name", BUILD)
