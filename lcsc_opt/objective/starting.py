@@ -47,7 +47,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         steps, names = tuple(sources), tuple(read_checkpoint(first).tensors)
     of_lora = lora_flavour(names) is not None
     if of_lora and any(part in name for name in names for part in _FLUX):
-        raise TrajectoryError(f"{folder}: LoRAs of FLUX, which no objective samples; lcsc apply and average take them")
+        raise TrajectoryError(f"{folder}: LoRAs of FLUX, which no objective samples; lcsc apply averages them")
     kind, settings = _objective(folder, first, of_lora=of_lora)
     near = _images_near(folder) if reference is None else reference
     settings = {

@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lcsc_opt import load_study
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import SEARCH, Candidate
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.evaluation import evaluate_safely
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, NOISE
-from tests.objectives.image_objectives import build
+from tests.objectives.image_objectives import build, settings
 
 SIGNED = np.array([-2.0, 1.0, 2.0])
+
+
+OWN = "tests.objective.test_batch_norm"
 
 
 def network() -> nn.Module:
@@ -27,7 +30,7 @@ def network() -> nn.Module:
 
 
 def plain() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1))
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
 
 
 def sample(model: nn.Module, noise: Tensor) -> Tensor:
@@ -50,9 +53,8 @@ def objective(folder: Path, model: str = "network", **changes: object) -> MergeS
             weights["1.running_var"] = torch.full((4,), float(4 - step))  # which the coefficients make -6 + 2 + 2
             weights["1.running_mean"] += step
         save_file(weights, folder / f"model{step}.safetensors")
-    own = "tests.objective.test_batch_norm"
-    settings = {"checkpoints": "model*.safetensors", "model": f"{own}:{model}", "sampler": f"{own}:sample"}
-    return build("torch_module.py", folder, **{**settings, "image_shape": [1, 8, 8], **changes})
+    usual = {"checkpoints": "model*.safetensors", "model": f"{OWN}:{model}", "sampler": f"{OWN}:sample"}
+    return build("torch_module.py", folder, **{**usual, "image_shape": [1, 8, 8], **changes})
 
 
 def test_merged_variances_are_no_numbers_and_estimated_ones_are(
@@ -86,11 +88,10 @@ def test_the_same_candidate_has_the_same_loss_whatever_was_there_before_and_howe
     folder: Path,
 ) -> None:
     first, other = objective(folder), objective(folder, batch_size=7)
-    expected = evaluate_safely(first, Candidate(SIGNED, noise=SEARCH))
-    first.evaluate(Candidate(np.array([1.0, 0.0, 0.0])))
-    again = evaluate_safely(first, Candidate(SIGNED, noise=SEARCH))
-    assert again.loss == expected.loss  # type: ignore[union-attr]
-    assert other.evaluate(Candidate(SIGNED)).loss == pytest.approx(expected.loss, rel=1e-4)  # type: ignore[union-attr]
+    expected = first(SIGNED)
+    first([1.0, 0.0, 0.0])
+    assert first(SIGNED) == expected
+    assert other(SIGNED) == pytest.approx(expected, rel=1e-4)
 
 
 def test_networks_without_it_cost_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,20 +103,16 @@ def test_networks_without_it_cost_nothing(folder: Path, capsys: pytest.CaptureFi
 
 def test_an_export_has_the_statistics_that_were_searched_with_and_so_has_what_its_recipe_makes(folder: Path) -> None:
     objective(folder)
-    own = "tests.objective.test_batch_norm"
-    Path("bn.yaml").write_text(
-        "name: bn\nobjective:\n  file: torch_module.py\n  settings: {checkpoints: 'model*.safetensors', "
-        f"model: '{own}:network', sampler: '{own}:sample', image_shape: [1, 8, 8], reference: reference.npz, "
-        "loss: 'fid@tests.objectives.image_objectives:make_extractor', images: 24, device: cpu}\n"
-        "optimizers: [{LCSC: {mutation: 1.0}}]\nbudget: {evaluations: 8}\n"
-    )
+    model = {"model": f"{OWN}:network", "sampler": f"{OWN}:sample", "image_shape": [1, 8, 8]}
+    chosen = settings(folder, checkpoints="model*.safetensors", **model)
+    study = {"name": "bn", "objective": {"file": "torch_module.py", "settings": chosen}, "budget": {"evaluations": 8}}
+    Path("bn.yaml").write_text(yaml.safe_dump({**study, "optimizers": [{"LCSC": {"mutation": 1.0}}]}))
     assert lcsc(["run", "bn.yaml"]) == 0
-    study = load_study("bn/LCSC/0")
-    assert all(row["state"] == "COMPLETE" for row in study.trials)
+    found = load_study("bn/LCSC/0")
+    assert all(row["state"] == "COMPLETE" for row in found.trials)
     assert lcsc(["export", "bn/LCSC/0", "-o", "best.safetensors"]) == 0
     exported = load_file("best.safetensors")
-    searched = study.objective.statistics(study.coefficients)
-    merged = study.merge()
+    searched, merged = found.objective.statistics(found.coefficients), found.merge()
     assert searched.keys() < exported.keys() == merged.keys()
     for name, value in exported.items():
         torch.testing.assert_close(merged[name], value)

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lcsc_opt.cli import run as lcsc
+from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
 
@@ -21,34 +22,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def photographs(folder: str) -> None:
-    Path(folder).mkdir()
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)):
-        Image.fromarray(pixels).save(Path(folder) / f"{i}.png")
-
-
-def diffusers() -> None:
-    for step in (100, 200, 300):
-        unet(step).save_pretrained(Path("out") / f"checkpoint-{step}" / "unet")
-
-
 def plain() -> None:
     Path("runs").mkdir()
     for step in (1, 2, 3):
         save_file({"w": torch.ones(2) * step}, Path("runs") / f"model{step}.safetensors")
 
 
-def test_a_run_of_diffusers_beside_real_images_needs_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
-    diffusers()
-    photographs("real")
+def test_a_run_of_diffusers_next_to_real_images_needs_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (100, 200, 300):
+        unet(step).save_pretrained(Path("out") / f"checkpoint-{step}" / "unet")
+    Path("real").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)):
+        Image.fromarray(pixels).save(Path("real") / f"{i}.png")
     assert lcsc(["init", "out"]) == 0
     said = capsys.readouterr().err
     assert "study.yaml: 3 checkpoints, steps 100 to 300, for objectives/diffusers_unconditional.py" in said
-    assert "next: lcsc run study.yaml" in said
-    text = Path("study.yaml").read_text()
-    assert "FILL IN" not in text
-    own = "fid@tests.objectives.image_objectives:make_extractor"  # where Inception cannot be downloaded
-    small = ["budget.evaluations=3", "objective.settings.images=12", "held_out=null", f"objective.settings.loss={own}"]
+    assert "FILL IN" not in Path("study.yaml").read_text()
+    small = ["budget.evaluations=3", "objective.settings.images=12", "held_out=null"]
+    small.append(f"objective.settings.loss={PIXELS}")  # Inception would be downloaded
     assert lcsc(["run", "study.yaml", *small, "--dry-run"]) == 0
     assert lcsc(["run", "study.yaml", *small, "--optimizer", "LCSCGradient"]) == 0
     assert lcsc(["init", "out"]) == 2
@@ -59,10 +50,9 @@ def test_what_only_the_user_knows_is_marked_and_named_by_a_dry_run(capsys: pytes
     plain()
     assert lcsc(["init", "runs", "-o", "mine.yaml", "--reference", "cifar10-train"]) == 0
     names = [f"objective.settings.{name}" for name in ("model", "sampler", "image_shape")]
-    assert f"to be filled in: {', '.join(names)}; then: lcsc run mine.yaml --dry-run" in capsys.readouterr().err
+    assert f"to be filled in: {', '.join(names)}" in capsys.readouterr().err
     assert lcsc(["run", "mine.yaml", "--dry-run"]) == 2
     said = capsys.readouterr().err
-    assert "mine.yaml: to be filled in: objective.settings.model, module:function that makes" in said
     assert all(name in said for name in names)
     assert "reference: cifar10-train" in Path("mine.yaml").read_text()
 
@@ -73,9 +63,8 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcsc_opt.cli.studies._ask", lambda name, what: next(answers) or None)
     assert lcsc(["init", "runs"]) == 0
     text = Path("study.yaml").read_text()
-    assert "model: models:build" in text
-    assert "image_shape: [3, 8, 8]" in text
-    assert 'reference: "FILL IN: a folder of real images' in text
+    for line in ("model: models:build", "image_shape: [3, 8, 8]", 'reference: "FILL IN: a folder of real images'):
+        assert line in text
 
 
 def loras(*names: str) -> None:
@@ -102,7 +91,6 @@ def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     loras(*(f"unet.mid.attn.to_q.lora_{part}.weight" for part in ("A", "B")))
     assert lcsc(["init", "loras"]) == 0
     text = Path("study.yaml").read_text()
-    assert "file: latent_diffusion.py" in text
-    assert "component: lora" in text
+    for line in ("file: latent_diffusion.py", "component: lora", "- LCSCQuadratic"):  # it has no gradient
+        assert line in text
     assert text.count("FILL IN") == 3
-    assert "- LCSCQuadratic" in text, "it has no gradient"

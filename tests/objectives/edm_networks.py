@@ -35,9 +35,8 @@ class TinyPrecond(nn.Module):
             nn.Conv2d(img_channels + 1, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, img_channels, 1)
         )
         self.classes = nn.Linear(label_dim, img_channels) if label_dim else None
-        self._stored: dict[str, Any] = {
-            "img_resolution": img_resolution, "img_channels": img_channels, "label_dim": label_dim, "width": width
-        }  # fmt: skip
+        self._stored: dict[str, Any] = {"img_resolution": img_resolution, "img_channels": img_channels}
+        self._stored |= {"label_dim": label_dim, "width": width}
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         s = sigma.reshape(-1, 1, 1, 1)
@@ -50,9 +49,7 @@ class TinyPrecond(nn.Module):
 
     def __reduce__(self) -> Any:
         state = {**super().__reduce__()[2], "_init_args": (), "_init_kwargs": self._stored}  # type: ignore[dict-item]
-        meta = {
-            "type": "class", "version": 6, "module_src": SOURCE, "class_name": type(self).__name__, "state": state
-        }  # fmt: skip
+        meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": type(self).__name__, "state": state}
         return _reconstruct_persistent_obj, (meta,), None
 
 

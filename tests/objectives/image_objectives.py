@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -51,6 +53,22 @@ def build(file: str, folder: Path, **changes: Any) -> MergeSampleScore:
     objective = load_objective(ObjectiveSpec(file=file, settings=settings(folder, **changes)), beside=folder)
     assert isinstance(objective, MergeSampleScore)
     return objective
+
+
+def combined(coefficients: np.ndarray, networks: list[Any]) -> dict[str, Tensor]:
+    """The merged weights of networks, added one after the other."""
+    states = [network.state_dict() for network in networks]
+    return {
+        name: torch.stack([float(a) * state[name] for a, state in zip(coefficients, states, strict=True)]).sum(0)
+        for name in states[0]
+    }
+
+
+def one_line(kind: type[Exception], message: str, made: Callable[[], Any]) -> None:
+    """It raises such an error, with a message of one line."""
+    with pytest.raises(kind, match=message) as caught:
+        made()
+    assert "\n" not in str(caught.value)
 
 
 def check(objective: MergeSampleScore) -> None:

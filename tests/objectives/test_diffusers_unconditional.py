@@ -10,7 +10,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
-from tests.objectives.image_objectives import build, check
+from tests.objectives.image_objectives import build, check, combined, one_line
 from tests.unet_examples import unet
 
 FILE = "diffusers_unconditional.py"
@@ -50,12 +50,8 @@ def test_images_are_the_pipelines_with_the_merged_weights(folder: Path, monkeypa
     objective = build(FILE, folder, checkpoints="out", model="out", sampler={"steps": 9})
     coefficients = ema_coefficients(STEPS, 0.99)
     merged = unet(0)
-    merged.load_state_dict({
-        name: sum(float(a) * unet(step).state_dict()[name] for a, step in zip(coefficients, STEPS, strict=True))
-        for name in merged.state_dict()
-    })  # fmt: skip
-    scheduler = DDIMScheduler.from_pretrained(folder / "out" / "scheduler")
-    pipeline = DDIMPipeline(merged, scheduler)
+    merged.load_state_dict(combined(coefficients, [unet(step) for step in STEPS]))
+    pipeline = DDIMPipeline(merged, DDIMScheduler.from_pretrained(folder / "out" / "scheduler"))
     pipeline.set_progress_bar_config(disable=True)
     z = objective.sampler.noise.batch(SEARCH, 0, 12, (1, 8, 8))  # type: ignore[attr-defined]
     monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: z)
@@ -69,15 +65,8 @@ def test_a_consistency_model_with_classes_and_guidance(folder: Path) -> None:
     from diffusers import CMStochasticIterativeScheduler
 
     train(folder, CMStochasticIterativeScheduler(), num_class_embeds=4, channels=3)
-    objective = build(
-        FILE,
-        folder,
-        checkpoints="out",
-        model="out",
-        sampler={"timesteps": [22, 0]},
-        labels="random",
-        guidance={"scale": 1.5, "null_label": 3},
-    )
+    guided = {"labels": "random", "guidance": {"scale": 1.5, "null_label": 3}}
+    objective = build(FILE, folder, checkpoints="out", model="out", sampler={"timesteps": [22, 0]}, **guided)
     assert objective.sampler.nfe == 4
     check(objective)
 
@@ -94,6 +83,4 @@ def test_a_consistency_model_with_classes_and_guidance(folder: Path) -> None:
 def test_settings_that_do_not_fit_are_one_line(folder: Path, changes: Any, message: str) -> None:
     train(folder)
     common = {"checkpoints": "out", "model": "out", "sampler": {"name": "ddim", "steps": 3}}
-    with pytest.raises(ObjectiveError, match=message) as caught:
-        build(FILE, folder, **{**common, **changes})
-    assert "\n" not in str(caught.value)
+    one_line(ObjectiveError, message, lambda: build(FILE, folder, **{**common, **changes}))

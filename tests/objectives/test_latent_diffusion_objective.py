@@ -19,23 +19,14 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import read_checkpoint
 from tests import tiny_pipelines
+from tests.objectives.image_objectives import one_line
 
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("folder")  # for its cache
 STEPS = (100, 200, 300)
 COEFFICIENTS = np.array([1.6, -0.9, 0.3])
-ALPHA = 6.0
-
-
-def trained(seed: int) -> Any:
-    """A U-Net with a LoRA of rank 2."""
-    from peft import LoraConfig
-
-    network = tiny_pipelines.unet()
-    network.add_adapter(LoraConfig(r=2, lora_alpha=ALPHA, target_modules=["to_q", "to_v", "to_out.0", "conv1"]))  # type: ignore[arg-type]
-    tiny_pipelines.randomize(network, seed, only="lora_")
-    return network
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +34,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study's folder: a pipeline, checkpoints as the trainers of diffusers leave them, prompts and photographs."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     place = tmp_path_factory.mktemp("study")
     pipeline = tiny_pipelines.stable_diffusion(place)
     pipeline.save_pretrained(place / "pipeline")
     for step in STEPS:
-        network = trained(step)
+        network = tiny_pipelines.unet()
+        network.add_adapter(LoraConfig(r=2, lora_alpha=6.0, target_modules=["to_q", "to_v", "to_out.0", "conv1"]))  # type: ignore[arg-type]
+        tiny_pipelines.randomize(network, step, only="lora_")
         StableDiffusionPipeline.save_lora_weights(
             place / "lora" / f"checkpoint-{step}",
             unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(network)),
@@ -59,39 +53,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pipeline.unet.save_pretrained(place / "whole" / f"checkpoint-{step}" / "unet")
     (place / "prompts.txt").write_text("a cat\na dog\na red house\n")
     (place / "other.txt").write_text("a boat\n")
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
     (place / "photographs").mkdir()
-    for i, image in enumerate(pixels):
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)):
         Image.fromarray(image).save(place / "photographs" / f"{i}.png")
     return place
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
-
-
 def objective(place: Path, **changes: Any) -> MergeSampleScore:
     settings = {
-        "pipeline": "pipeline",
-        "component": "lora",
-        "checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors",
-        "sampler": {"name": "lcm", "steps": 3},
-        "prompts": "prompts.txt",
-        "loss": "fid@tests.tiny_pipelines:Colours",
-        "reference": "photographs",
-        "images": 8,
-        "batch_size": 4,
-        "device": "cpu",
-        **changes,
+        **{"pipeline": "pipeline", "component": "lora", "sampler": {"name": "lcm", "steps": 3}},
+        **{"checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors", "prompts": "prompts.txt"},
+        **{"loss": "fid@tests.tiny_pipelines:Colours", "reference": "photographs"},
+        **{"images": 8, "batch_size": 4, "device": "cpu"},
     }
-    kept = {name: value for name, value in settings.items() if value is not None}
+    kept = {name: value for name, value in {**settings, **changes}.items() if value is not None}
     built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), beside=place)
     assert isinstance(built, MergeSampleScore)
     return built
 
 
-def own_images(place: Path, objective: Any, lora: Any = None, **changes: Any) -> Tensor:
+def own_images(place: Path, objective: Any, lora: Any = None) -> Tensor:
     """The pipeline's own images, with a LoRA that it loads itself."""
     from diffusers import DiffusionPipeline, LCMScheduler
 
@@ -101,14 +82,9 @@ def own_images(place: Path, objective: Any, lora: Any = None, **changes: Any) ->
     if lora is not None:
         pipeline.load_lora_weights(lora)
     noise = objective.sampler.noise
-    called = pipeline(
-        prompt=["a cat", "a dog", "a red house", "a cat"],
-        latents=noise.batch(SEARCH, 0, 4, (4, 8, 8)),
-        generator=noise.generators(SEARCH, 0, 4),
-        num_inference_steps=3,
-        guidance_scale=1.0,
-        output_type="pt",
-    )
+    drawn = {"latents": noise.batch(SEARCH, 0, 4, (4, 8, 8)), "generator": noise.generators(SEARCH, 0, 4)}
+    prompts = ["a cat", "a dog", "a red house", "a cat"]
+    called = pipeline(prompt=prompts, **drawn, num_inference_steps=3, guidance_scale=1.0, output_type="pt")
     return called.images * 2 - 1
 
 
@@ -116,8 +92,7 @@ def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
     built = objective(place, held_out_prompts="other.txt", held_out_metrics=["kid@tests.tiny_pipelines:Colours"])
     assert built.steps == STEPS
     evaluation = built.evaluate(Candidate(COEFFICIENTS))
-    assert evaluation.cost.images == 8
-    assert evaluation.cost.model_calls == 24
+    assert (evaluation.cost.images, evaluation.cost.model_calls) == (8, 24)
     assert built(COEFFICIENTS) == evaluation.loss
     assert built(ema_coefficients(STEPS, 0.99)) != evaluation.loss
     held_out = built.evaluate(Candidate(COEFFICIENTS, noise=HELD_OUT))
@@ -158,6 +133,4 @@ def test_the_checkpoints_of_a_unet_are_searched(place: Path) -> None:
 def test_settings_that_do_not_fit_are_one_line(
     place: Path, changes: dict[str, Any], kind: type[LcscError], said: str
 ) -> None:
-    with pytest.raises(kind, match=said) as caught:
-        objective(place, **changes)(COEFFICIENTS)
-    assert "\n" not in str(caught.value)
+    one_line(kind, said, lambda: objective(place, **changes)(COEFFICIENTS))

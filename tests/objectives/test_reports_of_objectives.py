@@ -27,18 +27,13 @@ def published(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(by_name.PUBLISHED, name, lambda weights, device: Means(name="tests-corners"))
 
 
-def write_images(folder: Path, name: str, count: int = 20) -> str:
-    images = folder / name
-    images.mkdir()
-    generator = np.random.default_rng(len(name))
-    for i in range(count):
-        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(images / f"{i}.png")
-    return str(images)
-
-
 @pytest.fixture
 def real(folder: Path) -> str:
-    return write_images(folder, "real")
+    for name, count in (("real", 20), ("others", 12)):
+        (folder / name).mkdir()
+        for i, pixels in enumerate(np.random.default_rng(count).integers(0, 256, (count, 8, 8), dtype=np.uint8)):
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder / "real")
 
 
 def scores(folder: Path, **changes: Any) -> Scores:
@@ -53,27 +48,19 @@ def evaluation_metrics(found: Scores) -> list[str]:
 def test_without_held_out_metrics_the_cross_check_is_in_the_other_published_features(
     folder: Path, real: str, loss: str, cross_check: str
 ) -> None:
-    assert str(scores(folder, loss=loss, reference=real).cross_check_metric) == cross_check
-
-
-@pytest.mark.parametrize("named", [[], ["kid"], ["recall@clip"]])
-def test_named_held_out_metrics_are_taken_instead(folder: Path, real: str, named: list[str]) -> None:
-    assert scores(folder, loss="fid", reference=real, held_out_metrics=named).cross_check_metric is None
-
-
-def test_what_is_added_is_no_part_of_the_study(folder: Path, real: str) -> None:
-    automatic = scores(folder, loss="fid", reference=real)
-    assert automatic.cross_check_metric is not None
-    assert automatic.describe() == scores(folder, loss="fid", reference=real, held_out_metrics=[]).describe()
-    named = scores(folder, loss="fid", reference=real, held_out_metrics=["fid@clip"])
-    assert str(named.cross_check_metric) == "fid@clip"
+    automatic = scores(folder, loss=loss, reference=real)
+    assert str(automatic.cross_check_metric) == cross_check
+    none = scores(folder, loss=loss, reference=real, held_out_metrics=[])
+    assert none.cross_check_metric is None
+    assert automatic.describe() == none.describe(), "what is added is no part of the study"
+    named = scores(folder, loss=loss, reference=real, held_out_metrics=[cross_check])
+    assert str(named.cross_check_metric) == cross_check
     assert named.describe() != automatic.describe()
 
 
-def test_nothing_is_downloaded_for_an_extractor_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = scores(folder, reference=str(folder / "reference.npz"))
-    assert own.cross_check_metric is None
-    assert "cross-check" not in capsys.readouterr().err
+@pytest.mark.parametrize("named", ["kid", "recall@clip"])
+def test_named_held_out_metrics_are_taken_instead(folder: Path, real: str, named: str) -> None:
+    assert scores(folder, loss="fid", reference=real, held_out_metrics=[named]).cross_check_metric is None
 
 
 def test_a_folder_of_images_has_the_usual_ones(folder: Path, real: str) -> None:
@@ -85,14 +72,18 @@ def test_a_folder_of_images_has_the_usual_ones(folder: Path, real: str) -> None:
     assert found.real_halves() == {}
 
 
-def test_a_file_of_mean_and_covariance_has_none(folder: Path) -> None:
+def test_a_file_of_mean_and_covariance_has_none_and_downloads_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings(folder)  # which writes the file
-    assert evaluation_metrics(scores(folder, reference=str(folder / "reference.npz"))) == []
+    own = scores(folder, reference=str(folder / "reference.npz"))
+    assert (own.cross_check_metric, evaluation_metrics(own)) == (None, [])
+    assert "cross-check" not in capsys.readouterr().err
 
 
-def test_a_reference_in_two_folders_has_more(folder: Path, real: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("real")
+def test_a_reference_in_two_folders_has_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    write_images(folder, "others", 12)
     found = scores(folder, reference={"train": "real", "held_out": "others"})
     assert evaluation_metrics(found) == [*DEFAULT, *HELD_OUT]
     halves = found.real_halves()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import SEARCH
-from tests.objectives.image_objectives import build, check
+from lcsc_opt.base.records import SEARCH, Candidate
+from tests.objectives.image_objectives import build, check, one_line
 
 MODULE = """
 import torch
@@ -56,29 +58,27 @@ def study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-COMMON = {
-    "checkpoints": "model*.pt",
-    "model": "users_own_model:build",
-    "model_settings": {"width": 6},
-    "image_shape": [1, 8, 8],
+OWN = "users_own_model"
+MIX = np.array([0.5, 0.2, 0.3])
+COMMON: dict[str, Any] = {
+    **{"checkpoints": "model*.pt", "model": f"{OWN}:build", "model_settings": {"width": 6}},
+    **{"image_shape": [1, 8, 8], "sampler": f"{OWN}:sample"},
 }
 
 
 def test_any_network_and_any_sampler_are_searched(study: Path) -> None:
-    objective = build(
-        "torch_module.py", study, **COMMON, sampler="users_own_model:sample", sampler_settings={"strength": 0.5}
-    )
+    objective = build("torch_module.py", study, **COMMON, sampler_settings={"strength": 0.5})
     assert objective.steps == (10, 20, 30)
     check(objective)
 
 
 def test_labels_and_further_noise(study: Path) -> None:
-    sampler = {"sampler": "users_own_model:sample_twice", "nfe": 2, "classes": 4}
-    objective = build("torch_module.py", study, **COMMON, **sampler, labels="balanced")
+    labelled = {**COMMON, "sampler": f"{OWN}:sample_twice", "nfe": 2, "classes": 4}
+    objective = build("torch_module.py", study, **labelled, labels="balanced")
     assert objective.sampler.nfe == 2
     check(objective)
-    of_one_class = build("torch_module.py", study, **COMMON, **sampler, labels=2)
-    first, other = (made.images(np.array([0.5, 0.2, 0.3]), SEARCH, 8) for made in (objective, of_one_class))
+    of_one_class = build("torch_module.py", study, **labelled, labels=2)
+    first, other = (made.images(MIX, SEARCH, 8) for made in (objective, of_one_class))
     assert torch.equal(first[2::4], other[2::4])
     assert not torch.equal(first[0], other[0])
 
@@ -86,24 +86,42 @@ def test_labels_and_further_noise(study: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "users_own_model:missing"}, "model: 'users_own_model:missing' cannot be imported"),
-        ({"model": "users_own_model:no_model", "model_settings": {}}, "returned a int; expected a torch.nn.Module"),
-        ({"model_settings": {"widht": 3}}, r"model_settings: users_own_model:build .*widht"),
+        ({"model": f"{OWN}:missing"}, f"model: '{OWN}:missing' cannot be imported"),
+        ({"model": f"{OWN}:no_model", "model_settings": {}}, "returned a int; expected a torch.nn.Module"),
+        ({"model_settings": {"widht": 3}}, f"model_settings: {OWN}:build .*widht"),
         ({"sampler_settings": {"steps": 3}}, "has no parameter 'steps'"),
         ({"labels": "balanced"}, "labels: the model has no classes"),
     ],
 )
 def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ObjectiveError, match=message) as caught:
-        build("torch_module.py", study, **{**COMMON, "sampler": "users_own_model:sample", **changes})
-    assert "\n" not in str(caught.value)
+    one_line(ObjectiveError, message, lambda: build("torch_module.py", study, **{**COMMON, **changes}))
 
 
 def test_a_batch_size_that_is_found_changes_rounding_only(study: Path) -> None:
-    sampler = "users_own_model:sample"
-    number = build("torch_module.py", study, **COMMON, sampler=sampler)
-    found = build("torch_module.py", study, **COMMON, sampler=sampler, batch_size="auto")
-    coefficients = np.array([0.5, 0.2, 0.3])
-    assert found(coefficients) == pytest.approx(number(coefficients), rel=1e-6)
+    number, found = (build("torch_module.py", study, **COMMON, **how) for how in ({}, {"batch_size": "auto"}))
+    assert found(MIX) == pytest.approx(number(MIX), rel=1e-6)
     assert found.describe() == {**number.describe(), "batch_size": "auto"}
     assert len(list((study.parent / "cache").glob("batch-sizes/*.json"))) == 1
+
+
+def test_a_batch_that_was_found_is_no_larger_than_a_candidate(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcsc_opt.objective.batch_size.MeasuredBatchSize.largest", lambda _: 64)
+    objective = build("torch_module.py", study, **COMMON, batch_size="auto", images=24)
+    sizes: list[int] = []
+    sample = objective.sampler.sample
+    monkeypatch.setattr(
+        objective.sampler, "sample", lambda noise, *span: (sizes.append(span[1] - span[0]), sample(noise, *span))[1]
+    )
+    objective.evaluate(Candidate(MIX, images=60))
+    assert sizes == [24, 24, 12]
+
+
+def test_a_copy_of_the_template_searches_its_model(folder: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "objectives" / "template.py", folder / "my_model.py")
+    network = load_file(folder / "my_model.py").network
+    for step in (1000, 2000, 3000):
+        torch.manual_seed(step)
+        torch.save(network(5).state_dict(), folder / f"model{step:06d}.pt")
+    objective = build("my_model.py", folder, checkpoints="model*.pt", width=5)
+    assert objective.steps == (1000, 2000, 3000)
+    check(objective)

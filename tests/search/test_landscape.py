@@ -38,17 +38,12 @@ THETA = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)
 class Weights(Objective):
     """How far merged weights are from a target; models far from the checkpoints cannot be evaluated."""
 
+    steps, images_per_evaluation = (10, 20, 30, 40, 50), 0
+
     def __init__(self, images, reach):
         self._images, self._reach = images, reach
+        self.images_per_evaluation = images
         self._left = int(os.environ.get("INTERRUPTED_AT", "-1"))
-
-    @property
-    def steps(self):
-        return (10, 20, 30, 40, 50)
-
-    @property
-    def images_per_evaluation(self):
-        return self._images
 
     def gram(self):
         centered = THETA - THETA.mean(axis=0)
@@ -130,11 +125,10 @@ def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(databas
 
 def test_it_has_the_objective_of_the_search(database: str) -> None:
     study = compute(database)
-    storage = study.storage
-    search = StoredStudy.open(storage, "small/LCSC/0").attributes
-    assert study.attributes["fingerprint"]["objective"] == search["fingerprint"]["objective"]
-    assert study.attributes["specification"]["objective"] == search["specification"]["objective"]
-    ema = StoredStudy.open(storage, "small/EMAGrid/0").trials()[0]
+    search = StoredStudy.open(study.storage, "small/LCSC/0").attributes
+    for part in ("fingerprint", "specification"):
+        assert study.attributes[part]["objective"] == search[part]["objective"]
+    ema = StoredStudy.open(study.storage, "small/EMAGrid/0").trials()[0]
     rate = window_ema_rates(STEPS)[0]
     again = compute(database, seed=1, corners=[f"ema:{rate!r}", 10, 30]).trials()[0]
     assert again.value == pytest.approx(ema.value, rel=1e-12)
@@ -144,7 +138,6 @@ def test_it_has_the_objective_of_the_search(database: str) -> None:
     ("options", "complaint"),
     [
         ({"size": 5}, "size is 3, not 5"),
-        ({"margin": 0.5}, "margin is 0.75, not 0.5"),
         ({"corners": [10, 20, 50]}, r"corners is \[10, 30, 50\], not \[10, 20, 50\]"),
         ({"images": 20}, "images is 10, not 20"),
     ],
@@ -166,8 +159,7 @@ def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) ->
     limited = {"file": "weights.py", "settings": {"reach": 2.9}}
     study = compute(write(workplace, objective=limited, failures={"retries": 0}), size=5, margin=1.5)
     states = [trial.state.name for trial in study.trials()]
-    assert states.count("FAIL") > len(states) / 2  # more than an ordinary search allows
-    assert states.count("COMPLETE") > 3
+    assert 3 < states.count("COMPLETE") < len(states) / 2  # more failures than an ordinary search allows
     assert study.attributes["search_ended"]["evaluations"] == len(states)
 
 

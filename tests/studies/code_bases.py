@@ -99,12 +99,11 @@ def weights(network: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def write_openai(folder: Path, steps: tuple[int, ...], build: Callable[[], nn.Module]) -> None:
-    """``model000100.pt``, and beside it what training leaves, too."""
+    """``model000100.pt``, and what training leaves next to it."""
     folder.mkdir()
     for step in steps:
-        torch.save(weights(build(), step), folder / f"model{step:06d}.pt")
-        torch.save(weights(build(), step + 1), folder / f"ema_0.9999_{step:06d}.pt")
-        torch.save(weights(build(), step + 2), folder / f"target_model{step:06d}.pt")
+        for i, name in enumerate(("model", "ema_0.9999_", "target_model")):
+            torch.save(weights(build(), step + i), folder / f"{name}{step:06d}.pt")
         torch.save({"state": {}, "param_groups": []}, folder / f"opt{step:06d}.pt")
 
 
@@ -113,6 +112,5 @@ def write_ddim(folder: Path, steps: tuple[int, ...], build: Callable[[], nn.Modu
     folder.mkdir()
     for step in steps:
         model = {f"module.{name}": tensor for name, tensor in weights(build(), step).items()}
-        torch.save(
-            [model, {"state": {}, "param_groups": []}, 3, step, weights(build(), step + 1)], folder / f"ckpt_{step}.pth"
-        )
+        content = [model, {"state": {}, "param_groups": []}, 3, step, weights(build(), step + 1)]
+        torch.save(content, folder / f"ckpt_{step}.pth")

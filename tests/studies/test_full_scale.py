@@ -28,12 +28,6 @@ from tests.studies import code_bases
 
 FOLDER = (SHIPPED / "studies") / "paper" / "full"
 FILES = sorted(FOLDER.glob("*.yaml"))
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "cifar10_consistency": lambda: networks().cifar10_consistency(),
-    "imagenet64_consistency": lambda: networks().imagenet64_consistency(),
-    "cifar10_diffusion": lambda: networks().cifar10_diffusion(),
-    "imagenet64_diffusion": lambda: networks().imagenet64_diffusion(),
-}
 PAPER = {  # window, interval, images, last steps, NFE: Sec. 5.1 and App. B.1 of the paper, its Tables 1 to 3
     "cifar10_cd": (40_000, 100, 10_000, [50_000, 250_000, 800_000], [1]),
     "cifar10_ct": (40_000, 100, 10_000, [400_000, 800_000], [1]),
@@ -61,6 +55,12 @@ def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("published_networks", None)
 
 
+def network(given: dict[str, Any]) -> Callable[[], nn.Module]:
+    """What the settings of a study name as its model."""
+    made: Callable[[], nn.Module] = getattr(networks(), given["model"].partition(":")[2])
+    return made
+
+
 def of(spec: StudySpec) -> dict[str, Any]:
     return dict(spec.objective.settings)
 
@@ -76,7 +76,7 @@ def write_files(path: Path) -> None:
     window, folder = given["select"]["window"], Path(given["checkpoints"]).parent
     steps = {step for last in last_steps(path) for step in (last - window - 100, last - window, last - 1000, last)}
     write = code_bases.write_ddim if folder.name == "cifar10-dm" else code_bases.write_openai
-    write(folder, tuple(sorted(steps)), NETWORKS[given["model"].partition(":")[2]])
+    write(folder, tuple(sorted(steps)), network(given))
     if given["reference"].endswith(".npz"):
         settings(Path(), reference=given["reference"])
         Path("reference.npz").rename(given["reference"])
@@ -93,8 +93,7 @@ def test_every_file_has_the_papers_settings() -> None:
             given = of(spec)
             assert spec.name.startswith(f"paper_full_{path.stem}")
             assert (given["select"]["window"], given["select"]["interval"]) == (window, interval)
-            assert given["images"] == images
-            assert spec.budget.total == 2000
+            assert (given["images"], spec.budget.total) == (images, 2000)
             assert spec.held_out is not None
             assert spec.held_out.images == 50_000
             assert [optimizer.name for optimizer in spec.optimizers][:2] == ["EMAGrid", "LCSC"]
@@ -118,10 +117,8 @@ def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, ca
     settings(Path())
     last = last_steps(path)[-1]
     select = [] if path.stem == "enhance" else [f"objective.settings.select.last_step={last}"]
-    fewer = {
-        "loss": PIXELS, "reference": "reference.npz", "held_out_metrics": [], "images": 6, "batch_size": 3,
-        "device": "cpu", "dtype": "fp32",
-    }  # fmt: skip
+    fewer = {"loss": PIXELS, "reference": "reference.npz", "held_out_metrics": [], "images": 6, "batch_size": 3}
+    fewer |= {"device": "cpu", "dtype": "fp32"}
     nfe = ["objective.settings.nfe=9"] if "dm" in path.stem else []
     changes = [f"objective.settings.{key}={json.dumps(value)}" for key, value in fewer.items()]
     command = ["run", str(path), *changes, *select, *nfe, "optimizers=[LCSC]", "held_out.images=6", "held_out.top=1"]
@@ -134,7 +131,7 @@ def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, ca
     [packed] = [Trajectory.open(folder) for folder in cache.iterdir() if folder.suffix == ".trajectory"]
     window = PAPER[path.stem][0]
     assert packed.steps == (last - window, last - 1000, last)
-    raw = code_bases.weights(NETWORKS[of(read_studies(path)[0])["model"].partition(":")[2]](), last)
+    raw = code_bases.weights(network(of(read_studies(path)[0]))(), last)
     assert all(torch.equal(tensor, raw[name]) for name, tensor in packed.checkpoint(2).items())  # no average's
 
 
@@ -147,13 +144,7 @@ def test_missing_code_is_one_line_that_names_it(workplace: Path, monkeypatch: An
     assert lcsc(["run", str(path), *changes, "objective.settings.held_out_metrics=[]", "optimizers=[LCSC]"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("lcsc: model: training.networks cannot be imported")
-    assert said.endswith("put a copy of NVlabs/edm on PYTHONPATH")
     assert not (Path.cwd().parent / "cache" / "trajectories").exists()  # before anything is packed
-
-
-def sampler(function: Any, model: nn.Module, size: int, nfe: int = 1, **options: Any) -> FunctionSampler:
-    shape = (3, size, size)
-    return FunctionSampler(model, function, image_shape=shape, nfe=nfe, noise=ImageNoise(0), options=options)
 
 
 def test_consistency_sampling_is_the_librarys() -> None:
@@ -164,8 +155,10 @@ def test_consistency_sampling_is_the_librarys() -> None:
             return network(x, c_noise, None)
 
     function = ConsistencyFunction(Unlabelled(), noise_scale=0.25)
-    expected = ConsistencySampler(function, image_shape=(3, 32, 32), sigmas=[80.0, 1.088], noise=ImageNoise(0))
-    ours = sampler(networks().edm_consistency, network, 32, nfe=2, sigmas=[80.0, 1.088])
+    sigmas = [80.0, 1.088]
+    how: Any = {"image_shape": (3, 32, 32), "noise": ImageNoise(0)}
+    expected = ConsistencySampler(function, sigmas=sigmas, **how)
+    ours = FunctionSampler(network, networks().edm_consistency, nfe=2, options={"sigmas": sigmas}, **how)
     torch.testing.assert_close(ours.sample(SEARCH, 0, 3), expected.sample(SEARCH, 0, 3), rtol=1e-4, atol=1e-5)
 
 

@@ -42,6 +42,12 @@ def denoiser(network: nn.Module, **config: Any) -> Any:
     return Model(folder, network, "ddpm").denoiser()
 
 
+def written(folder: Path, scheduler: dict[str, Any], scale: float = 1.0) -> Model:
+    Model.write_config(folder, unet(0), scheduler, scale)
+    Model.write_weights(folder, unet(0))
+    return Model.read(folder, "--teacher")
+
+
 @pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
 def test_a_network_of_betas_is_a_denoiser_at_any_of_its_noise_levels(predicts: str) -> None:
     made = denoiser(Knowing(predicts), prediction_type=predicts)
@@ -67,10 +73,7 @@ def test_noise_levels_between_two_timesteps_are_told_as_numbers_between() -> Non
 
 
 def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
-    network = unet(0)
-    Model.write_config(tmp_path, network, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4}, 1.0)
-    Model.write_weights(tmp_path, network)
-    model = Model.read(tmp_path, "--teacher")
+    model, network = written(tmp_path, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.4}), unet(0)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     s = 1.7
     with torch.no_grad():
@@ -94,23 +97,12 @@ def test_an_edm_model_is_the_denoiser_of_its_scheduler(tmp_path: Path) -> None:
     ],
 )
 def test_a_scheduler_tells_how_a_model_was_trained(tmp_path: Path, scheduler: Any, kind: str) -> None:
-    network = unet(0)
-    Model.write_config(tmp_path, network, scheduler, 1.0)
-    Model.write_weights(tmp_path, network)
-    assert Model.read(tmp_path, "-").kind == kind
+    assert written(tmp_path, scheduler).kind == kind
 
 
-def test_what_a_network_is_used_to_stands_beside_its_scheduler(tmp_path: Path) -> None:
-    Model.write_config(tmp_path, unet(0), {"_class_name": "CMStochasticIterativeScheduler"}, 0.001)
-    folder = DiffusersFolder.read(tmp_path)
-    assert folder.timestep_scale == 0.001
-    assert "timestep_scale" not in (folder.scheduler or {})
-    Model.write_weights(tmp_path, unet(0))
-    assert Model.read(tmp_path, "-").noise_scale == 0.25
-
-
-def test_a_consistency_model_is_no_teacher(tmp_path: Path) -> None:
-    Model.write_config(tmp_path, unet(0), {"_class_name": "CMStochasticIterativeScheduler"}, 1.0)
-    Model.write_weights(tmp_path, unet(0))
+def test_a_consistency_model_knows_its_noise_and_is_no_teacher(tmp_path: Path) -> None:
+    model = written(tmp_path, {"_class_name": "CMStochasticIterativeScheduler"}, 0.001)
+    assert (model.folder.timestep_scale, model.noise_scale) == (0.001, 0.25)
+    assert "timestep_scale" not in (model.folder.scheduler or {})
     with pytest.raises(TrainingError, match="is a consistency model; expected a diffusion model"):
-        Model.read(tmp_path, "--teacher").denoiser()
+        model.denoiser()

@@ -1,11 +1,11 @@
-"""One step of every recipe against the formula of its paper, image by image, with the same random numbers."""
+"""One step of every recipe against the formula of its paper in float64, with the same random numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from lcsc_opt.training.recipes.diffusion import Ddpm, Edm, Flow
 
 N, PIXELS = 5, 4
 IMAGES = 0.7 * torch.randn(N, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+X = IMAGES.flatten(1).double()
 
 
 class Affine(nn.Module):
@@ -51,67 +52,84 @@ def batch(recipe: TrainingRecipe, *, step: int = 0, steps: int = 100, teacher: o
     )
 
 
-def f(weights: tuple[float, float], x: float, s: float, *, low: float, scale: float, data: float = 0.5) -> float:
+def loss(recipe: TrainingRecipe, **given: Any) -> float:
+    return recipe.loss(batch(recipe, **given)).item()
+
+
+def column(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)[:, None]
+
+
+def f(weights: tuple[float, float], x: Tensor, s: Tensor, *, low: float = 0.002, scale: float = 250) -> Tensor:
     """Song et al. 2023, Eq. 5 and Appendix C; with ``low`` 0 and ``scale`` 1/4 Karras et al. 2022, Table 1."""
-    a, b = weights
+    (a, b), data = weights, 0.5
     skip = data**2 / ((s - low) ** 2 + data**2)
-    out = data * (s - low) / math.sqrt(s**2 + data**2)
-    return skip * x + out * (a * x / math.sqrt(s**2 + data**2) + b * scale * math.log(s))
+    norm = (s**2 + data**2).sqrt()
+    return skip * x + data * (s - low) / norm * (a * x / norm + b * scale * s.log())
 
 
-def karras(i: int, count: int, low: float, high: float) -> float:
+def karras(i: Tensor, count: int) -> Tensor:
     """The i-th of ``count`` noise levels, increasing (Karras et al. 2022, Eq. 5)."""
-    ends = low ** (1 / 7), high ** (1 / 7)
-    return (ends[0] + i / (count - 1) * (ends[1] - ends[0])) ** 7
+    low, high = 0.002 ** (1 / 7), 20 ** (1 / 7)
+    return (low + i / (count - 1) * (high - low)) ** 7
 
 
-def pixels(tensor: Tensor) -> list[list[float]]:
-    return tensor.flatten(1).tolist()
+def lognormal_pairs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """``[N, 1]`` n, and the noise levels n and n + 1 of ``count`` + 1 (Song & Dhariwal 2023, Table 1)."""
+    levels = karras(torch.arange(count + 1, dtype=torch.float64), count + 1)
+    chances = (0.5 * (1 + torch.erf((levels.log() + 1.1) / (math.sqrt(2) * 2)))).diff()
+    n = torch.multinomial(chances, N, replacement=True, generator=generator)[:, None]
+    return n, levels[n], levels[n + 1]
+
+
+def teacher(x: Tensor, sigma: Tensor) -> Tensor:
+    """Of standard normal images."""
+    return x / (1 + sigma[:, None, None, None] ** 2)
 
 
 def draws() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
+def normal(generator: torch.Generator) -> Tensor:
+    return torch.randn(IMAGES.shape, generator=generator)
+
+
+def flat(images: Tensor) -> Tensor:
+    return images.flatten(1).double()
+
+
+def best_order(noise: Tensor) -> Tensor:
+    """Of all orders of the noise the one that is nearest to the images."""
+    orders = (torch.tensor(order) for order in itertools.permutations(range(N)))
+    return noise[min(orders, key=lambda order: float((noise[order] - IMAGES).square().sum()))]
+
+
 def test_ddpm_is_equation_14() -> None:
-    recipe, generator = Ddpm(), draws()
-    t = torch.randint(1000, (N,), generator=generator).tolist()
-    noise = pixels(torch.randn(IMAGES.shape, generator=generator))
-    a, b = STUDENT
-    total = 0.0
-    for i, image in enumerate(pixels(IMAGES)):
-        kept = math.prod(1 - (1e-4 + (0.02 - 1e-4) * s / 999) for s in range(t[i] + 1))  # alpha_bar
-        for x, e in zip(image, noise[i], strict=True):
-            total += (e - (a * (math.sqrt(kept) * x + math.sqrt(1 - kept) * e) + b * t[i])) ** 2
-    assert recipe.loss(batch(recipe)).item() == pytest.approx(total / (N * PIXELS), rel=1e-4)
+    generator, (a, b) = draws(), STUDENT
+    t = torch.randint(1000, (N,), generator=generator)
+    e = flat(normal(generator))
+    kept = column([math.prod(1 - (1e-4 + (0.02 - 1e-4) * s / 999) for s in range(last + 1)) for last in t.tolist()])
+    predicted = a * (kept.sqrt() * X + (1 - kept).sqrt() * e) + b * column(t)
+    assert loss(Ddpm()) == pytest.approx(float((e - predicted).square().mean()), rel=1e-4)
 
 
 def test_edm_is_the_weighted_error_of_the_denoised_image() -> None:
-    recipe, generator = Edm(), draws()
-    sigma = [math.exp(-1.2 + 1.2 * z) for z in torch.randn(N, generator=generator).tolist()]
-    noise = pixels(torch.randn(IMAGES.shape, generator=generator))
-    total = 0.0
-    for i, image in enumerate(pixels(IMAGES)):
-        s = sigma[i]
-        weight = (s**2 + 0.25) / (s * 0.5) ** 2
-        for y, n in zip(image, noise[i], strict=True):
-            total += weight * (f(STUDENT, y + s * n, s, low=0, scale=0.25) - y) ** 2
-    assert recipe.loss(batch(recipe)).item() == pytest.approx(total / (N * PIXELS), rel=1e-4)
+    generator = draws()
+    s = (1.2 * column(torch.randn(N, generator=generator)) - 1.2).exp()
+    error = f(STUDENT, X + s * flat(normal(generator)), s, low=0, scale=0.25) - X
+    expected = ((s**2 + 0.25) / (s * 0.5) ** 2 * error.square()).mean()
+    assert loss(Edm()) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize(("step", "levels"), [(0, 2), (50, 107), (99, 151)])
 def test_ct_is_algorithm_3(step: int, levels: int) -> None:
     recipe, generator = Ct(last_levels=150, first_rate=0.9), draws()
-    n = torch.randint(levels - 1, (N,), generator=generator).tolist()
-    z = pixels(torch.randn(IMAGES.shape, generator=generator))
-    total = 0.0
-    for i, image in enumerate(pixels(IMAGES)):
-        low, high = (karras(n[i] + end, levels, 0.002, 20) for end in (0, 1))
-        for x, e in zip(image, z[i], strict=True):
-            student = f(STUDENT, x + high * e, high, low=0.002, scale=250)
-            total += (student - f(TARGET, x + low * e, low, low=0.002, scale=250)) ** 2
+    n = column(torch.randint(levels - 1, (N,), generator=generator))
+    z, low, high = flat(normal(generator)), karras(n, levels), karras(n + 1, levels)
+    gap = f(STUDENT, X + high * z, high) - f(TARGET, X + low * z, low)
     assert recipe.level_count(step, 100) == levels
-    assert recipe.loss(batch(recipe, step=step)).item() == pytest.approx(total / N, rel=1e-3)
+    assert loss(recipe, step=step) == pytest.approx(float(gap.square().sum() / N), rel=1e-3)
 
 
 def test_ct_has_the_schedules_of_its_paper() -> None:
@@ -129,44 +147,30 @@ def test_the_target_of_ct_follows_within_a_few_steps_of_a_short_training() -> No
 
 
 def test_cd_is_algorithm_2_with_a_step_of_heun() -> None:
-    recipe, generator = Cd(), draws()
+    generator = draws()
+    n = column(torch.randint(17, (N,), generator=generator))
+    low, high = karras(n, 18), karras(n + 1, 18)
+    noisy = X + high * flat(normal(generator))
+    slope = (noisy - noisy / (1 + high**2)) / high
+    euler = noisy + (low - high) * slope
+    led = noisy + (low - high) * (slope + (euler - euler / (1 + low**2)) / low) / 2
+    gap = f(STUDENT, noisy, high) - f(TARGET, led, low)
+    assert loss(Cd(), teacher=teacher) == pytest.approx(float(gap.square().sum() / N), rel=1e-4)
+    assert Cd().target_rate(3, 10) == 0.95
 
-    def teacher(x: Tensor, sigma: Tensor) -> Tensor:
-        return x / (1 + sigma[:, None, None, None] ** 2)  # of standard normal images
 
-    n = torch.randint(17, (N,), generator=generator).tolist()
-    z = pixels(torch.randn(IMAGES.shape, generator=generator))
-    total = 0.0
-    for i, image in enumerate(pixels(IMAGES)):
-        low, high = (karras(n[i] + end, 18, 0.002, 20) for end in (0, 1))
-        for x, e in zip(image, z[i], strict=True):
-            noisy = x + high * e
-            slope = (noisy - noisy / (1 + high**2)) / high
-            euler = noisy + (low - high) * slope
-            led = noisy + (low - high) * (slope + (euler - euler / (1 + low**2)) / low) / 2
-            student = f(STUDENT, noisy, high, low=0.002, scale=250)
-            total += (student - f(TARGET, led, low, low=0.002, scale=250)) ** 2
-    assert recipe.loss(batch(recipe, teacher=teacher)).item() == pytest.approx(total / N, rel=1e-4)
-    assert recipe.target_rate(3, 10) == 0.95
+def pseudo_huber(gap: Tensor) -> Tensor:
+    """``[N, 1]``: Song & Dhariwal 2023, Eq. 8."""
+    c = 0.00054 * math.sqrt(PIXELS)
+    return (gap.square().sum(1, keepdim=True) + c * c).sqrt() - c
 
 
 def test_ict_is_equation_7() -> None:
-    recipe, generator = Ict(), draws()
-    levels = [karras(i, 11, 0.002, 20) for i in range(11)]
-    cumulative = [0.5 * (1 + math.erf((math.log(s) + 1.1) / (math.sqrt(2) * 2))) for s in levels]
-    chances = torch.tensor([b - a for a, b in itertools.pairwise(cumulative)], dtype=torch.float64)
-    n = torch.multinomial(chances, N, replacement=True, generator=generator).tolist()
-    z = pixels(torch.randn(IMAGES.shape, generator=generator))
-    c = 0.00054 * math.sqrt(PIXELS)
-    total = 0.0
-    for i, image in enumerate(pixels(IMAGES)):
-        low, high = levels[n[i]], levels[n[i] + 1]
-        square = 0.0
-        for x, e in zip(image, z[i], strict=True):
-            student = f(STUDENT, x + high * e, high, low=0.002, scale=250)
-            square += (student - f(STUDENT, x + low * e, low, low=0.002, scale=250)) ** 2
-        total += (math.sqrt(square + c * c) - c) / (high - low)
-    assert recipe.loss(batch(recipe)).item() == pytest.approx(total / N, rel=1e-3)
+    generator = draws()
+    _, low, high = lognormal_pairs(10, generator)
+    z = flat(normal(generator))
+    gap = f(STUDENT, X + high * z, high) - f(STUDENT, X + low * z, low)
+    assert loss(Ict()) == pytest.approx(float((pseudo_huber(gap) / (high - low)).mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -199,68 +203,38 @@ def test_chances_of_noise_levels_are_lognormal(count: int, mean: float, std: flo
 
 @pytest.mark.parametrize(("step", "stage"), [(0, 1), (60, 5)])
 def test_ect_is_its_loss(step: int, stage: int) -> None:
-    recipe, generator = Ect(), draws()
-    t = [math.exp(-1.1 + 2 * z) for z in torch.randn(N, generator=generator).tolist()]
-    noise = pixels(torch.randn(IMAGES.shape, generator=generator))
-    c = 0.00054 * math.sqrt(PIXELS)
-    total, zeros = 0.0, 0
-    for i, image in enumerate(pixels(IMAGES)):
-        r = max(t[i] * (1 - (1 + 8 / (1 + math.exp(t[i]))) / 2**stage), 0)
-        zeros += r == 0
-        square = 0.0
-        for x, e in zip(image, noise[i], strict=True):
-            target = f(STUDENT, x + r * e, r, low=0, scale=250) if r else x
-            square += (f(STUDENT, x + t[i] * e, t[i], low=0, scale=250) - target) ** 2
-        total += (1 / t[i] ** 2 + 1 / 0.5**2) * (math.sqrt(square + c * c) - c)
-    assert (zeros > 0) == (stage == 1)  # the first stage begins as a diffusion model
-    assert recipe.loss(batch(recipe, step=step)).item() == pytest.approx(total / N, rel=1e-3)
+    generator = draws()
+    t = (2 * column(torch.randn(N, generator=generator)) - 1.1).exp()
+    e = flat(normal(generator))
+    r = (t * (1 - (1 + 8 / (1 + t.exp())) / 2**stage)).clamp(min=0)
+    target = torch.where(r > 0, f(STUDENT, X + r * e, r, low=0), X)
+    expected = ((1 / t**2 + 1 / 0.5**2) * pseudo_huber(f(STUDENT, X + t * e, t, low=0) - target)).mean()
+    assert bool((r == 0).any()) == (stage == 1)  # the first stage begins as a diffusion model
+    assert loss(Ect(), step=step) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_flow_is_the_velocity_of_straight_paths_between_coupled_pairs() -> None:
-    recipe, generator = Flow(), draws()
-    noise = torch.randn(IMAGES.shape, generator=generator)
-    share = torch.rand(N, generator=generator).tolist()
-    coupled = pixels(best_order(noise))
-    a, b = STUDENT
-    total = 0.0
-    for i, image in enumerate(pixels(IMAGES)):
-        for x_1, x_0 in zip(image, coupled[i], strict=True):
-            t = 1 - share[i]  # of the paper
-            velocity = -(a * ((1 - t) * x_0 + t * x_1) + b * 1000 * share[i])
-            total += (velocity - (x_1 - x_0)) ** 2
-    assert recipe.loss(batch(recipe)).item() == pytest.approx(total / (N * PIXELS), rel=1e-4)
-
-
-def best_order(noise: Tensor) -> Tensor:
-    """Of all orders of the noise the one that is nearest to the images."""
-    orders = (torch.tensor(order) for order in itertools.permutations(range(N)))
-    return noise[min(orders, key=lambda order: float((noise[order] - IMAGES).square().sum()))]
+    generator, (a, b) = draws(), STUDENT
+    noise = normal(generator)
+    share, x_0 = column(torch.rand(N, generator=generator)), flat(best_order(noise))
+    velocity = -(a * (share * x_0 + (1 - share) * X) + b * 1000 * share)  # the paper's t is 1 - share
+    assert loss(Flow()) == pytest.approx(float((velocity - (X - x_0)).square().mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(("step", "count"), [(0, 10), (40, 40)])
 def test_slct_is_the_cauchy_loss_and_a_diffusion_loss_where_there_is_little_noise(step: int, count: int) -> None:
-    recipe, generator = Slct(diffusion_share=0.6), draws()
-    levels = [karras(i, count + 1, 0.002, 20) for i in range(count + 1)]
-    cumulative = [0.5 * (1 + math.erf((math.log(s) + 1.1) / (math.sqrt(2) * 2))) for s in levels]
-    chances = torch.tensor([b - a for a, b in itertools.pairwise(cumulative)], dtype=torch.float64)
-    n = torch.multinomial(chances, N, replacement=True, generator=generator).tolist()
-    z = pixels(best_order(torch.randn(IMAGES.shape, generator=generator)))
+    generator = draws()
+    n, low, high = lognormal_pairs(count, generator)
+    z = flat(best_order(normal(generator)))
     c = 0.03456 if count == 10 else math.exp(-1.15 * math.log(count) - 0.85)
-    consistency, diffusion, early = 0.0, 0.0, 0
-    for i, image in enumerate(pixels(IMAGES)):
-        low, high = levels[n[i]], levels[n[i] + 1]
-        squares, errors = 0.0, 0.0
-        for x, e in zip(image, z[i], strict=True):
-            student = f(STUDENT, x + high * e, high, low=0.002, scale=250)
-            squares += (student - f(STUDENT, x + low * e, low, low=0.002, scale=250)) ** 2 / PIXELS
-            errors += (student - x) ** 2 / PIXELS
-        consistency += math.log(1 + squares / (2 * c**2)) / (high - low) / N
-        if n[i] < 0.6 * count:
-            early += 1
-            diffusion += (1 / high**2 + 1 / 0.5**2) * errors
-    assert 0 < early < N
-    loss = recipe.loss(batch(recipe, step=step)).item()
-    assert loss == pytest.approx(consistency + 5 * diffusion / early, rel=1e-3)
+    student = f(STUDENT, X + high * z, high)
+    squares = (student - f(STUDENT, X + low * z, low)).square().mean(1, keepdim=True)
+    consistency = ((1 + squares / (2 * c**2)).log() / (high - low)).mean()
+    early = n < 0.6 * count
+    diffusion = ((1 / high**2 + 1 / 0.5**2) * (student - X).square().mean(1, keepdim=True))[early].mean()
+    assert 0 < int(early.sum()) < N
+    found = loss(Slct(diffusion_share=0.6), step=step)
+    assert found == pytest.approx(float(consistency + 5 * diffusion), rel=1e-3)
 
 
 def test_slct_trains_no_scale_of_a_normalization() -> None:
@@ -273,32 +247,23 @@ def test_slct_trains_no_scale_of_a_normalization() -> None:
     assert torch.equal(network.state_dict()["1.weight"], torch.ones(4))
 
 
-TEACHER: Callable[[Tensor, Tensor], Tensor] = lambda x, sigma: x / (1 + sigma[:, None, None, None] ** 2)  # noqa: E731
-
-
 @pytest.mark.parametrize("name", RECIPES)
-def test_only_the_student_has_a_gradient(name: str) -> None:
+def test_only_the_student_has_a_gradient_and_the_generator_decides_the_loss(name: str) -> None:
     recipe = RECIPES[name]()
-    given = batch(recipe, step=30, teacher=TEACHER)
-    recipe.loss(given).backward()  # type: ignore[no-untyped-call]
+    given = batch(recipe, step=30, teacher=teacher)
+    found = recipe.loss(given)
+    found.backward()  # type: ignore[no-untyped-call]
     assert given.network.a.grad is not None
     assert given.target.a.grad is None
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_same_generator_gives_the_same_loss(name: str) -> None:
-    recipe = RECIPES[name]()
-    losses = [float(recipe.loss(batch(recipe, teacher=TEACHER)).detach()) for _ in range(2)]
-    other = dataclasses.replace(batch(recipe, teacher=TEACHER), generator=torch.Generator().manual_seed(8))
-    assert losses[0] == losses[1] != float(recipe.loss(other).detach())
+    other = dataclasses.replace(given, generator=torch.Generator().manual_seed(8))
+    assert loss(recipe, step=30, teacher=teacher) == found.item() != recipe.loss(other).item()
 
 
 def test_settings_of_a_recipe_are_parsed_and_refused() -> None:
-    assert parse_recipe("ict", ["sigma_max=8e1", "last_discretization=1280"]) == Ict(
-        sigma_max=80, last_discretization=1280
-    )
+    changes = ["sigma_max=8e1", "last_discretization=1280"]
+    assert parse_recipe("ict", changes) == Ict(sigma_max=80, last_discretization=1280)
     for name, setting, message in (
-        ("ict", "sigma_mx=80", r"sigma_mx: unknown key, did you mean|sigma_mx: unknown key"),
+        ("ict", "sigma_mx=80", "sigma_mx: unknown key"),
         ("cd", "rate=1.5", "rate: expected less than 1, got 1.5"),
         ("edm", "sigma_max=[1", "not valid YAML"),
         ("edm", "sigma_max", "expected KEY=VALUE"),

@@ -23,7 +23,7 @@ from tests.dashboard_site import Site
 from tests.study_examples import STEPS, coefficients, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
-NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>"
+NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>%{x}"
 
 
 def bowl(x: float, y: float) -> float:
@@ -129,14 +129,10 @@ def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(storage:
     assert landscape_names(HistoryReader(storage), "faces") == []
 
 
-def test_a_search_is_no_landscape(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [2.0])
-    with pytest.raises(StudyStoreError, match="digits/LCSC/0: no such landscape; compute one: lcsc landscape"):
-        read(storage, "digits/LCSC/0")
-
-
-def test_a_landscape_is_no_search(storage: RDBStorage, tmp_path: Path) -> None:
+def test_a_search_is_no_landscape_and_a_landscape_no_search(storage: RDBStorage, tmp_path: Path) -> None:
     write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out={"trial": 1, "loss": 2.5})
+    with pytest.raises(StudyStoreError, match="digits/LCSC/0: no such landscape"):
+        read(storage, "digits/LCSC/0")
     write_landscape(storage, loss=lambda *_: 0.1)
     reader = HistoryReader(storage)
     assert [study.study for study in reader.read("digits")] == ["digits/LCSC/0"]
@@ -164,11 +160,11 @@ def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStora
 
 
 def test_markup_is_inert(storage: RDBStorage) -> None:
-    write_landscape(storage, f"{HOSTILE}%{{x}}/Landscape/0")
-    write_study(storage, f"{HOSTILE}%{{x}}/LCSC/0", [2.0], metric=HOSTILE)
-    made = landscape_figure(read(storage, f"{HOSTILE}%{{x}}/Landscape/0"))
+    write_landscape(storage, f"{HOSTILE}/Landscape/0")
+    write_study(storage, f"{HOSTILE}/LCSC/0", [2.0], metric=HOSTILE)
+    made = landscape_figure(read(storage, f"{HOSTILE}/Landscape/0"))
     assert "<script" not in json.dumps(json.loads(made.to_json()))
-    assert not [trace for trace in made.data if "%{x}/" in (trace.hovertemplate or "")]
+    assert not [trace for trace in made.data if "%{x}" in (trace.hovertemplate or "")]
 
 
 # the page
