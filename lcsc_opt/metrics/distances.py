@@ -34,14 +34,8 @@ def kernel_distance(
 ) -> tuple[float, Tensor]:
     """Mean over random subsets of the unbiased squared MMD with the kernel ``(xᵀy / D + 1)³``; may be below zero.
 
-    Args:
-        samples: ``[N, D]`` float32.
-        real: ``[M, D]`` as ``samples``, on the same device.
-        seed: of the subsets.
-        gradient: whether the derivative is computed, too; one subset is in memory at a time.
-
-    Returns:
-        The distance, and its derivative in the samples: ``[N, D]`` float64 on their device, zero without ``gradient``.
+    Samples are ``[N, D]`` and real ones ``[M, D]``, on one device; ``seed`` is that of the subsets. Returns the
+    distance, and its derivative in the samples: ``[N, D]`` float64 on their device, zero without ``gradient``.
     """
     distances, total = [], torch.zeros_like(samples, dtype=torch.float64)
     for rows, real_rows in _subsets(samples, real, seed):

@@ -38,12 +38,7 @@ class ImageNoise:
     def batch(self, noise: Noise, start: int, stop: int, shape: Sequence[int], *, draw: int = 0) -> Tensor:
         """Noise of the images ``start`` to ``stop``: ``[stop - start, *shape]`` float32, not to be written to.
 
-        Args:
-            noise: the group.
-            start: first image.
-            stop: one past the last image.
-            shape: of one image, ``[C, H, W]``.
-            draw: which of several independent draws for the same image, as multi-step sampling needs.
+        ``draw`` is which of several independent draws for the same image, as multi-step sampling needs.
         """
         key = (noise, start, stop, tuple(shape), draw)
         return self._kept(key, lambda: self._draw(noise, start, stop, shape, draw))

@@ -128,11 +128,6 @@ class _PromptEmbeddings:
     """The embeddings of prompts, and of one negative prompt, as a pipeline's own ``encode_prompt`` gives them.
 
     They are kept on the CPU, up to :data:`CACHE_BYTES`; what does not fit is computed each time.
-
-    Args:
-        pipeline: one of :data:`EMBEDDINGS`.
-        negative_prompt: what guidance leads away from; ``None`` leaves it to the pipeline.
-        guided: whether classifier-free guidance needs it.
     """
 
     def __init__(self, pipeline: Any, *, negative_prompt: str | None, guided: bool) -> None:
@@ -207,8 +202,7 @@ class LatentDiffusionSampler:
         timesteps: the steps themselves, where the pipeline takes them.
         guidance_scale: as the pipeline takes it; 1 is no classifier-free guidance.
         negative_prompt: what guidance leads away from; ``None`` leaves it to the pipeline.
-        height: of the images, in pixels; ``None`` is what the model was trained on.
-        width: the same.
+        height, width: of the images, in pixels; ``None`` is what the model was trained on.
         options: further arguments of the pipeline, such as ``eta``.
         alphas: of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
 

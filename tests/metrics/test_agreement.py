@@ -87,7 +87,7 @@ def test_clip_metrics_are_torch_fidelitys(tmp_path):
 def test_inception_metrics_are_torch_fidelitys(tmp_path, monkeypatch):
     """A dozen images, and not FID: torch-fidelity's takes half a minute for 2,048 features on one core.
 
-    Both networks see them smaller than they do; in their own size, features are compared in ``test_inception.py``.
+    Both networks see them smaller than they do; in their own size, features are compared in ``test_published.py``.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

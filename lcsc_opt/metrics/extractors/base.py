@@ -132,7 +132,7 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of any function in the images, from its gradient in their features.
 
-    At most ``images_with_graph`` images have a graph at a time.
+    At most ``images_with_graph`` images have a graph at a time. Errors are those of :func:`features_with_graph`.
 
     Args:
         extractor: the network.
@@ -141,9 +141,6 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
 
     Returns:
         ``[B, C, H, W]`` in the type and on the device of ``images``, without a graph.
-
-    Raises:
-        MetricError: as :func:`features_with_graph`.
     """
     size = int(getattr(extractor, "images_with_graph", len(images)))
     found: list[Tensor] = []

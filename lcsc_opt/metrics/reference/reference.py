@@ -79,20 +79,12 @@ class Reference:
 
     @classmethod
     def of_images(cls, extractor: FeatureExtractor, images: Tensor) -> Reference:
-        """A reference of ``[M, C, H, W]`` in [−1, 1], M at least 2.
-
-        Raises:
-            MetricError: there are too few, or the extractor refuses them.
-        """
+        """A reference of ``[M, C, H, W]`` in [−1, 1], M at least 2. Raises MetricError as :func:`extract`."""
         return cls.of_features(extractor, extract(extractor, images, batch_size=500))
 
     @classmethod
     def of_features(cls, extractor: FeatureExtractor, features: npt.ArrayLike) -> Reference:
-        """A reference of the features ``[M, D]`` that ``extractor`` gave.
-
-        Raises:
-            MetricError: there are fewer than two, or they are not finite.
-        """
+        """A reference of the features ``[M, D]`` that ``extractor`` gave: finite ones, M at least 2."""
         moments = Moments.of(features)
         found = cls.of_statistics(extractor, moments.mean, moments.covariance, moments.count)
         return dataclasses.replace(found, features=np.asarray(features, dtype=np.float32))
