@@ -28,11 +28,11 @@ class Pipeline:
     """
 
     def __init__(self, objective: Objective) -> None:
-        if not isinstance(objective, StagedObjective):
-            raise TypeError(f"{type(objective).__name__} has no stages")
+        assert isinstance(objective, StagedObjective)
         self._objective = objective
         self._stop = threading.Event()
-        begin = functools.partial(_begin_thread, self._stop, _torch_threads())
+        torch = sys.modules.get("torch")  # none if nobody has imported it
+        begin = functools.partial(_begin_thread, self._stop, None if torch is None else torch.get_num_threads())
         self._merging, self._sampling, self._scoring = self._threads = tuple(
             ThreadPoolExecutor(1, f"lcsc-{name}", initializer=begin) for name in ("merge", "sample", "score")
         )
@@ -75,12 +75,6 @@ class Pipeline:
         if isinstance(part, Failure):
             return part
         return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), candidate, gradient=False)
-
-
-def _torch_threads() -> int | None:
-    """How many threads torch takes here, or ``None`` if nobody has imported it."""
-    torch = sys.modules.get("torch")
-    return None if torch is None else int(torch.get_num_threads())
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:

@@ -30,15 +30,16 @@ class SpreadEvaluator:
     """
 
     def __init__(self, objective: Objective, pool: WorkerPool) -> None:
-        if not isinstance(objective, StagedObjective):
-            raise TypeError(f"{type(objective).__name__} has no stages")
+        assert isinstance(objective, StagedObjective)
         self._objective, self._pool = objective, pool
         self._scoring = threading.Lock()  # an objective scores one candidate at a time
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Hand out the images of a candidate, and join the parts that come back."""
-        ranges = _shares(self._objective.images_of(candidate), len(self._pool))
+        images = self._objective.images_of(candidate)
+        workers = min(len(self._pool), images)  # none of them gets no image
+        ranges = list(itertools.pairwise(images * worker // workers for worker in range(workers + 1)))
         sampled = [
             self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, depth=AT_ONCE)
             for worker, (first, last) in enumerate(ranges)
@@ -80,13 +81,6 @@ class SpreadEvaluator:
             return products
         cost = evaluation.cost + Cost.of_parts([cost for _, cost in products])
         return dataclasses.replace(evaluation, gradient=sum(product for product, _ in products), cost=cost)
-
-
-def _shares(images: int, workers: int) -> list[tuple[int, int]]:
-    """``[first, last)`` for each worker, as even as can be; no worker gets none."""
-    workers = min(workers, images)
-    ends = [images * worker // workers for worker in range(workers + 1)]
-    return list(itertools.pairwise(ends))
 
 
 def _results(futures: Sequence[Future[Part]]) -> list[Part] | Failure:

@@ -44,16 +44,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         decisive = ({key: known["environment"].get(key) for key in keys} for known in (before, now))
         found.append(describe_difference(*decisive))
     if "code" in now:
-        found.append(_changed_code(before["code"], now["code"]))
+        was, code = before["code"], now["code"]
+        changed = sorted(name for name in was.keys() & code.keys() if was[name] != code[name])
+        kinds = {"changed": changed, "new": sorted(code.keys() - was.keys()), "gone": sorted(was.keys() - code.keys())}
+        found += [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
     if "objective" in now:
         found += differences(before["objective"], json.loads(json.dumps(now["objective"])), "objective")
     return "; ".join(line for line in found if line)
-
-
-def _changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-    kinds = {"changed": changed, "new": sorted(now.keys() - before.keys()), "gone": sorted(before.keys() - now.keys())}
-    return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)
 
 
 def accepted_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) -> dict[str, Any]:
