@@ -19,7 +19,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import best_ema
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import artifact_directory, stored_images
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.writing import write_figures
 from lcsc_opt.views.ranking import Ranked, ranking
@@ -68,7 +68,7 @@ def draw(storage: RDBStorage) -> None:
     found = next(study for study in studies if study.study == "digits/LCSCGradient/0")
     write_figures({IMAGES / "digits_coefficients.png": coefficients_figure(reader, [found], ema)})
     for image, name in zip(
-        stored_images(reader, found, artifact_directory(storage.url)), ("ema", "found"), strict=True
+        StoredImage.of_answer(reader, found, artifact_directory(storage.url)), ("ema", "found"), strict=True
     ):
         (IMAGES / f"digits_images_{name}.png").write_bytes(image.content)
     write_report(storage, "digits", RESULTS / "digits.html")

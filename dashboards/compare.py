@@ -21,8 +21,7 @@ from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number, style
 from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
 from lcsc_opt.views.progress import Progress, duration
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking
-from lcsc_opt.views.sweep import sweep_points, varied_keys
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking, sweep_points, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")

@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import StoredImage, artifact_directory, stored_images
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import number
 
@@ -37,7 +37,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not studies:
             return f"{name}: no such study; choose another one", "", "", "", parts.IDLE_MS, ""
         (study,) = studies
-        shown = stored_images(reader, study, folder)
+        shown = StoredImage.of_answer(reader, study, folder)
         now = repr((name, study.study_id, study.chosen, [image.artifact_id for image in shown]))
         if now == seen:
             return *[no_update] * 4, parts.refresh_interval(studies), no_update
@@ -56,7 +56,7 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     """Serve an image that the database names for this study's answer, and no other file of the folder."""
     name = request.args.get("study", "")
     studies = reader.read_studies([name]) if name in reader.names() else ()
-    images = {image.artifact_id: image for study in studies for image in stored_images(reader, study, folder)}
+    images = {image.artifact_id: image for study in studies for image in StoredImage.of_answer(reader, study, folder)}
     found = images.get(request.args.get("artifact", ""))
     return parts.image_response(None if found is None else found.content, found.mimetype if found else "")
 

@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number
-from lcsc_opt.views.landscape import Landscape, landscape_figure, landscape_names, read_landscape
+from lcsc_opt.views.landscape import Landscape
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -20,10 +20,10 @@ def build(storage: RDBStorage) -> dash.Dash:
     reader = page.reader
 
     def chosen(asked: Mapping[str, str]) -> tuple[str | None]:
-        near = landscape_names(reader, asked.get("experiment"))
+        near = Landscape.names(reader, asked.get("experiment"))
         return (asked.get("landscape", near[-1] if near else None),)
 
-    page.choose(["landscape"], chosen, lambda: landscape_names(reader))
+    page.choose(["landscape"], chosen, lambda: Landscape.names(reader))
 
     @page.refreshes(Output("points", "children"), page.drawn("plane"), controls=["landscape"])
     def draw(_: int, theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
@@ -31,12 +31,12 @@ def build(storage: RDBStorage) -> dash.Dash:
             study = page.chosen_study({}) or "experiment/optimizer/seed"
             nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
-        data = read_landscape(reader, name)
+        data = Landscape.read(reader, name)
         shown = [data.study, *(study for study, *_ in data.searches)]
         now, interval = parts.signature(shown, theme), parts.refresh_interval(shown)
         if now == seen:
             return *[no_update] * 4, interval, no_update
-        return "", _headline(data), _points(data), landscape_figure(data, theme=theme), interval, now
+        return "", _headline(data), _points(data), data.figure(theme=theme), interval, now
 
     return page.app
 

@@ -17,7 +17,7 @@ from lcsc_opt.database.names import split_name
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure, number
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.progress import RECENT, Progress, duration, failures_of
+from lcsc_opt.views.progress import RECENT, FailureReason, Progress, duration
 from lcsc_opt.views.ranking import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -131,7 +131,8 @@ def _progress(study: StudyHistory, state: Progress) -> list[Any]:
         "Failed trials": f"{state.failed:,}" + (f", {state.retried} tried again" if state.retried else ""),
     }
     shown = [html.Div([html.Dt(name), html.Dd(value)], className="tile") for name, value in tiles.items()]
-    bar = [] if state.share is None else [html.Progress(value=str(state.share), max="1", **parts.labelled("progress"))]
+    label: Any = {"aria-label": "progress"}
+    bar = [] if state.share is None else [html.Progress(value=str(state.share), max="1", **label)]
     return [*bar, html.Dl(shown, className="tiles"), *_evaluating(study)]
 
 
@@ -178,7 +179,7 @@ def _share_busy(study: StudyHistory) -> float | None:
 
 
 def _failures(study: StudyHistory) -> Any:
-    found = failures_of(study)
+    found = FailureReason.of(study)
     if not found:
         return ""
     shown = found[:MOST_REASONS]

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure
-from lcsc_opt.views.trainings import TrainingHistory, find_trainings
+from lcsc_opt.views.trainings import TrainingHistory
 
 SHOWN = 12  # sheets, the newest ones
 NOTE = "Images at the same place come from the same noise, of the weights at that step, which are no average."
@@ -25,13 +25,15 @@ def build(storage: RDBStorage) -> dash.Dash:
     page = parts.Page(__name__, "Training", storage, _content())
 
     def newest() -> str | None:
-        return next(reversed(list(find_trainings(folder))), None)
+        return next(reversed(list(TrainingHistory.find(folder))), None)
 
-    page.choose(["training"], lambda asked: (asked.get("training") or newest(),), lambda: list(find_trainings(folder)))
+    page.choose(
+        ["training"], lambda asked: (asked.get("training") or newest(),), lambda: list(TrainingHistory.find(folder))
+    )
 
     def sheet() -> Response:
         """Serve the samples of a step of a shown training, and no other file."""
-        found, step = find_trainings(folder).get(request.args.get("training", "")), request.args.get("step", "")
+        found, step = TrainingHistory.find(folder).get(request.args.get("training", "")), request.args.get("step", "")
         content = None if found is None or not step.isdecimal() or len(step) > 12 else found.sheet(int(step))
         return parts.image_response(content, "image/png")
 
@@ -41,7 +43,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
             return "", nothing, empty_figure(nothing, theme), "", parts.RUNNING_MS, ""
-        training = find_trainings(folder).get(name)
+        training = TrainingHistory.find(folder).get(name)
         if training is None:
             gone = f"{name}: no such training; choose another one"
             return gone, "", empty_figure(gone, theme), "", parts.IDLE_MS, ""

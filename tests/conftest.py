@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.evaluation.processes import cores
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
-from tests import database_servers, migrations, processes
+from tests import commands, database_servers, migrations, processes
 
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
 hypothesis.settings.register_profile(
@@ -166,6 +166,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> commands.Typed:
+    """Types commands of ``lcsc``."""
+    return commands.Typed(capsys)
+
+
+@pytest.fixture
+def new_accelerator() -> Iterator[None]:
+    """Accelerate keeps a state for a process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -5,20 +5,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from optuna.storages import RDBStorage
 from werkzeug.test import Client, TestResponse
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.dashboard.server import application
+from tests import study_examples
 
-STEPS = (100, 200, 300)
 HOST = "127.0.0.1:8080"
 
 
@@ -36,36 +32,9 @@ def write_study(
     held_out: float | None = None,
     ended: bool = True,
 ) -> StoredStudy:
-    """A study with a trial for each loss, as the runner writes it; ``None`` stands for one that failed."""
-    attributes = {"steps": STEPS, "budget": {"evaluations": 9, "images": None}}
-    study = StoredStudy.open_or_create(written(url), name, attributes)
-    for loss in losses:
-        add_result(study, loss)
-    if ended:
-        study.set_attribute("search_ended", {"evaluations": len(losses), "exhausted": False})
-    if held_out is not None:
-        study.set_attribute("held_out", {"loss": held_out})
-    return study
-
-
-def add_result(study: StoredStudy, loss: float | None, *, reason: str = "broken") -> int:
-    """One more trial that has ended."""
-    number = len(study.trials())
-    coefficients = np.array([-0.25 * number, 0.25, 0.75 + 0.25 * number])
-    key = study.add_candidate(Candidate(coefficients))
-    if loss is None:
-        study.fail(key, [{"reason": reason, "seconds": 0.5}], tell_index=number)
-    else:
-        study.finish(key, Evaluation(loss, {"fid": loss}, Cost(images=10, seconds=0.5)), tell_index=number)
-    return key
-
-
-def attach(study: StoredStudy, number: int, path: Path) -> None:
-    """Store a file beside a trial, as the runner does."""
-    folder = artifact_directory(study.storage.url)
-    folder.mkdir(exist_ok=True)
-    trial = next(trial for trial in study.trials() if trial.number == number)
-    study.attach(trial.number, folder, path)
+    """A study with a trial for each loss; ``None`` stands for one that failed."""
+    report = None if held_out is None else {"loss": held_out}
+    return study_examples.write_study(written(url), name, losses, held_out=report, ended=ended)
 
 
 class Site:

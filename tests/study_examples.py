@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import StudySpec, only_one, read_studies
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views.artifacts import artifact_directory
 
 STEPS = (100, 200, 300)
 
@@ -38,12 +39,7 @@ def write_study(
     created = {"steps": STEPS, "fingerprint": fingerprint, "budget": {"evaluations": 9, "images": None}}
     study = StoredStudy.open_or_create(storage, name, created)
     for number, loss in enumerate(losses):
-        key = study.add_candidate(Candidate(coefficients(number)))
-        if loss is None:
-            study.fail(key, [{"reason": "broken", "seconds": seconds}], tell_index=number)
-        else:
-            cost = Cost(images=images, seconds=seconds)
-            study.finish(key, Evaluation(loss, {} if metric is None else {metric: loss}, cost), tell_index=number)
+        add_result(study, number, loss, images=images, seconds=seconds, metric=metric)
     for number in range(len(losses), len(losses) + running):
         study.add_candidate(Candidate(coefficients(number)))
     if ended:
@@ -56,3 +52,34 @@ def write_study(
 def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """The only experiment of a study file."""
     return only_one(read_studies(path, overrides), source=str(path))
+
+
+def add_result(
+    study: StoredStudy,
+    number: int,
+    loss: float | None,
+    *,
+    images: int = 10,
+    seconds: float = 0.5,
+    metric: str | None = "fid",
+    reason: str = "broken",
+    at: np.ndarray | None = None,
+) -> None:
+    """The trial of this number, which has ended; ``at`` other coefficients than its own."""
+    key = study.add_candidate(Candidate(coefficients(number) if at is None else at))
+    if loss is None:
+        study.fail(key, [{"reason": reason, "seconds": seconds}], tell_index=number)
+    else:
+        cost = Cost(images=images, seconds=seconds)
+        study.finish(key, Evaluation(loss, {} if metric is None else {metric: loss}, cost), tell_index=number)
+
+
+def attach(study: StoredStudy, number: int, name: str, content: bytes) -> Path:
+    """Store a file with a trial, as the runner does; the path of what is stored."""
+    folder = artifact_directory(study.storage.url)
+    folder.mkdir(exist_ok=True)
+    file = folder.with_name(name)
+    file.write_bytes(content)
+    study.attach(number, folder, file)
+    (meta,) = (meta for meta in study.artifacts() if (meta["trial"], meta["filename"]) == (number, name))
+    return folder / str(meta["artifact_id"])

@@ -55,7 +55,7 @@ def cache(
     output: Output = Format.table,
 ) -> None:
     """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
-    from lcsc_opt.diagnostics.cleaning import contents
+    from lcsc_opt.diagnostics.cleaning import Cached
 
     folder = cache_directory()
     try:
@@ -65,7 +65,7 @@ def cache(
             raise
         say(f"which studies use what is not known: {error}")
         opened = None
-    found = [entry for entry in contents(folder, opened) if entry.unused or not unused]
+    found = [entry for entry in Cached.all_in(folder, opened) if entry.unused or not unused]
     rows = [_row(entry, folder) for entry in found]
     if output is Format.json:
         print_json(rows)

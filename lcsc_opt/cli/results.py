@@ -39,8 +39,7 @@ def compare(
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, ranking
-    from lcsc_opt.views.sweep import sweep_points
+    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, ranking, sweep_points
 
     reader = HistoryReader(open_database(storage))
     if experiment not in reader.experiments() and (points := sweep_points(reader, experiment)):
@@ -68,8 +67,7 @@ def compare(
 
 def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Format) -> None:
     """Print a row for each optimizer at each point."""
-    from lcsc_opt.views.ranking import metric_names, ranking
-    from lcsc_opt.views.sweep import sweep_rows, varied_keys
+    from lcsc_opt.views.ranking import metric_names, ranking, sweep_rows, varied_keys
 
     if output is Format.json:
         print_json(sweep_rows(points))
@@ -225,24 +223,23 @@ def landscape(
     """Evaluate the loss on the plane through three models. Run again, it continues what is unfinished."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.search.landscape import run_landscape
-    from lcsc_opt.views.figures.writing import check_figure_names, write_figures
-    from lcsc_opt.views.landscape import landscape_figure, read_landscape
+    from lcsc_opt.views.figures.writing import write_figures
+    from lcsc_opt.views.landscape import Landscape
 
-    check_figure_names([] if plot is None else [plot])  # before hours of evaluation
     stored = find_study(study, storage, write=True)
     named = [int(one) if one.strip().isdecimal() else one.strip() for one in (corners or "").split(",")]
     given = {"corners": list(check_corners(named)) if corners else None, "size": grid, "margin": margin}
     options = {key: value for key, value in given.items() if value is not None}
     name, outcome = run_landscape(stored.storage, stored, options, images=images, seed=seed)
     say(f"{name}: {outcome}")
-    data = read_landscape(HistoryReader(stored.storage), name)
+    data = Landscape.read(HistoryReader(stored.storage), name)
     if output is Format.json:
         print_json(data.as_row())
     else:
         rows = [(p["name"], f"{p['x']:.3g}", f"{p['y']:.3g}", number(p["loss"])) for p in data.points]
         print_table(("", "x", "y", data.study.metric), rows, title=name)
     if plot is not None:
-        write_figures({plot: landscape_figure(data)})
+        write_figures({plot: data.figure()})
         say(f"drawn: {plot}")
 
 

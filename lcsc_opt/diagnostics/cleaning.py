@@ -89,6 +89,24 @@ class Cached:
     studies: tuple[str, ...] | None
     in_use: bool
 
+    @staticmethod
+    def all_in(cache: Path, storage: RDBStorage | None) -> list[Cached]:
+        """What is in the cache, the largest first.
+
+        Args:
+            cache: the folder; it may not be there yet.
+            storage: the database whose studies use it; ``None`` if it is not known.
+        """
+        studies = None
+        if storage is not None:
+            reader = HistoryReader(storage)
+            histories = reader.read_studies(reader.names())
+            studies = [(history, StoredStudy.open(storage, history.study).attributes) for history in histories]
+        paths = [path for name in _FOLDERS if (cache / name).is_dir() for path in sorted((cache / name).iterdir())]
+        kinds = [(path, _kind_of(path.relative_to(cache).as_posix())) for path in paths]
+        found = [_cached(path, kind, studies) for path, kind in kinds if kind is not None]
+        return sorted(found, key=lambda entry: (-entry.bytes, entry.path))
+
     @property
     def unused(self) -> bool:
         """Whether no study uses it, for certain."""
@@ -100,24 +118,6 @@ class Cached:
             if nobody:
                 remove(self.path)
         return not self.path.exists()
-
-
-def contents(cache: Path, storage: RDBStorage | None) -> list[Cached]:
-    """What is in the cache, the largest first.
-
-    Args:
-        cache: the folder; it may not be there yet.
-        storage: the database whose studies use it; ``None`` if it is not known.
-    """
-    studies = None
-    if storage is not None:
-        reader = HistoryReader(storage)
-        histories = reader.read_studies(reader.names())
-        studies = [(history, StoredStudy.open(storage, history.study).attributes) for history in histories]
-    paths = [path for name in _FOLDERS if (cache / name).is_dir() for path in sorted((cache / name).iterdir())]
-    kinds = [(path, _kind_of(path.relative_to(cache).as_posix())) for path in paths]
-    found = [_cached(path, kind, studies) for path, kind in kinds if kind is not None]
-    return sorted(found, key=lambda entry: (-entry.bytes, entry.path))
 
 
 def _kind_of(name: str) -> str | None:

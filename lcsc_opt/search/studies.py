@@ -32,8 +32,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.study import StudyRunner, objective_of
-from lcsc_opt.views.ranking import comparison_rows
-from lcsc_opt.views.sweep import sweep_points, sweep_rows
+from lcsc_opt.views.ranking import comparison_rows, sweep_points, sweep_rows
 
 
 @dataclasses.dataclass(frozen=True)

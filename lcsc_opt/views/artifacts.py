@@ -35,6 +35,28 @@ class StoredImage:
     mimetype: str
     content: bytes
 
+    @classmethod
+    def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
+        """The images of a study's answer, without files that are missing, links, too large or no image.
+
+        Args:
+            reader: of the study's database.
+            study: the study.
+            folder: of the artifacts.
+        """
+        found = []
+        for meta in [] if study.chosen is None else reader.artifacts(study, study.chosen):
+            name, path = str(meta.get("filename")), artifact_path(folder, meta.get("artifact_id"))
+            content = None if path is None or not name.startswith(PREFIX) else _content(path)
+            kind = None if content is None else _mimetype(content)
+            if path is not None and content is not None and kind is not None:
+                captions = {
+                    EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
+                    OWN_IMAGES.format(optimizer=study.optimizer): f"{study.study}, trial {study.chosen}",
+                }
+                found.append(cls(path.name, captions.get(name, name), kind, content))
+        return found
+
     @property
     def data_url(self) -> str:
         """The image as a ``data:`` URL, for a page that is one file."""
@@ -55,28 +77,6 @@ def artifact_path(folder: Path, artifact_id: object) -> Path | None:
         return folder / str(artifact_id) if str(uuid.UUID(str(artifact_id))) == artifact_id else None
     except ValueError:
         return None
-
-
-def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
-    """The images that are stored with a study's answer, without files that are missing, links, too large or no image.
-
-    Args:
-        reader: of the study's database.
-        study: the study.
-        folder: of the artifacts.
-    """
-    found = []
-    for meta in [] if study.chosen is None else reader.artifacts(study, study.chosen):
-        name, path = str(meta.get("filename")), artifact_path(folder, meta.get("artifact_id"))
-        content = None if path is None or not name.startswith(PREFIX) else _content(path)
-        kind = None if content is None else _mimetype(content)
-        if path is not None and content is not None and kind is not None:
-            captions = {
-                EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
-                OWN_IMAGES.format(optimizer=study.optimizer): f"{study.study}, trial {study.chosen}",
-            }
-            found.append(StoredImage(path.name, captions.get(name, name), kind, content))
-    return found
 
 
 def _content(path: Path) -> bytes | None:

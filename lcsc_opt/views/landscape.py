@@ -68,6 +68,47 @@ class Landscape:
         others = [self.lowest, *(_answer(*search) for search in self.searches)]
         return [*corners, *(point for point in others if point is not None)]
 
+    @staticmethod
+    def names(reader: HistoryReader, experiment: str | None = None) -> list[str]:
+        """The landscapes of the database, or of one experiment, in the order in which they were created."""
+        landscapes = [name for name in reader.names() if not is_search(name)]
+        return [name for name in landscapes if experiment in (None, split_name(name)[0])]
+
+    @classmethod
+    def read(cls, reader: HistoryReader, name: str) -> Landscape:
+        """A landscape and the searches of its experiment over the same checkpoints, as they are now.
+
+        Raises:
+            StudyStoreError: there is no such landscape.
+        """
+        if name not in cls.names(reader):
+            raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
+        own, *others = reader.read_studies([
+            name, *(other for other in reader.searches() if split_name(other)[0] == split_name(name)[0])
+        ])  # fmt: skip
+        attributes = StoredStudy.open(reader.storage, name).attributes
+        options = attributes["specification"]["optimizer"]["options"]
+        plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
+        stored = attributes[PLANE_ATTRIBUTE]["products"]
+        products = None if stored is None else np.array(stored, dtype=np.float64)
+        axis, planned = plane_grid(*grid)
+        values = np.full((len(axis), len(axis)), np.nan)
+        nearest = np.abs(planned[:, :, None] - axis).argmin(axis=2)
+        there = np.flatnonzero((np.abs(planned - axis[nearest]) <= _ON_GRID).all(axis=1))  # corners may be off the grid
+        there = there[there < len(own.trials)]
+        values[nearest[there, 1], nearest[there, 0]] = own.trials["loss"][there]
+        searches = []
+        for study in others:
+            if study.steps == own.steps and study.best is not None:
+                complete = study.finished[~np.isnan(study.finished["loss"])]
+                evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
+                trials = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
+                coefficients = reader.coefficients(study, trials["number"].tolist())
+                searches.append((study, trials, plane.project(coefficients, products)))
+        labels = tuple(Plane.label(corner) for corner in options["corners"])
+        space = "coefficients" if products is None else "weights"
+        return cls(own, labels, axis, planned, values, space, tuple(searches))
+
     def as_row(self) -> dict[str, Any]:
         """JSON-able: what ``lcsc landscape --format json`` prints."""
         return {
@@ -77,46 +118,45 @@ class Landscape:
             "values": [[None if math.isnan(value) else value for value in row] for row in self.values.tolist()],
         }
 
-
-def landscape_names(reader: HistoryReader, experiment: str | None = None) -> list[str]:
-    """The landscapes of the database, or of one experiment, in the order in which they were created."""
-    landscapes = [name for name in reader.names() if not is_search(name)]
-    return [name for name in landscapes if experiment in (None, split_name(name)[0])]
-
-
-def read_landscape(reader: HistoryReader, name: str) -> Landscape:
-    """A landscape and the searches of its experiment over the same checkpoints, as they are now.
-
-    Raises:
-        StudyStoreError: there is no such landscape.
-    """
-    if name not in landscape_names(reader):
-        raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
-    own, *others = reader.read_studies([
-        name, *(other for other in reader.searches() if split_name(other)[0] == split_name(name)[0])
-    ])  # fmt: skip
-    attributes = StoredStudy.open(reader.storage, name).attributes
-    options = attributes["specification"]["optimizer"]["options"]
-    plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
-    stored = attributes[PLANE_ATTRIBUTE]["products"]
-    products = None if stored is None else np.array(stored, dtype=np.float64)
-    axis, planned = plane_grid(*grid)
-    values = np.full((len(axis), len(axis)), np.nan)
-    nearest = np.abs(planned[:, :, None] - axis).argmin(axis=2)
-    there = np.flatnonzero((np.abs(planned - axis[nearest]) <= _ON_GRID).all(axis=1))  # corners may be off the grid
-    there = there[there < len(own.trials)]
-    values[nearest[there, 1], nearest[there, 0]] = own.trials["loss"][there]
-    searches = []
-    for study in others:
-        if study.steps == own.steps and study.best is not None:
-            complete = study.finished[~np.isnan(study.finished["loss"])]
-            evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
-            trials = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
-            coefficients = reader.coefficients(study, trials["number"].tolist())
-            searches.append((study, trials, plane.project(coefficients, products)))
-    labels = tuple(Plane.label(corner) for corner in options["corners"])
-    space = "coefficients" if products is None else "weights"
-    return Landscape(own, labels, axis, planned, values, space, tuple(searches))
+    def figure(self, *, theme: Theme = "light") -> go.Figure:
+        """The loss on the plane as contours; on it the corners, the candidates of searches, and their answers."""
+        name = self.study.study
+        if np.isnan(self.values).all():
+            return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
+        made = figure(theme, name=f"landscape/{name}", title=_title(self), height=720)
+        _add_contours(made, self)
+        for search in self.searches:
+            _add_candidates(made, *search)
+        corners = self.points[:3]
+        made.add_scatter(
+            x=[point["x"] for point in [*corners, corners[0]]],
+            y=[point["y"] for point in [*corners, corners[0]]],
+            mode="lines+markers+text",
+            name="corners",
+            text=[*(_with_loss(point) for point in corners), ""],
+            textposition=["bottom right", "bottom right", "top right", "middle center"],
+            line={"width": 1, "dash": "dot", "color": GREY},
+            marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
+            hovertemplate="%{text}<extra></extra>",
+        )
+        if (lowest := self.lowest) is not None:
+            made.add_annotation(text=_with_loss(lowest), x=lowest["x"], y=lowest["y"], ax=70, ay=-45, arrowhead=2)
+        # the grid, and answers up to its side beyond it
+        low, high = self.axis[0], self.axis[-1]
+        side, places = high - low, np.array([[point["x"], point["y"]] for point in self.points])
+        start = np.clip(places.min(axis=0), low - side, low) - 0.03 * side
+        end = np.clip(places.max(axis=0), high, high + side) + 0.03 * side
+        first, second, third = (inert(label) for label in self.labels)
+        made.update_xaxes(
+            title_text=f"x: from {first} (0) to {second} (1)", range=[start[0], end[0]], constrain="domain"
+        )
+        made.update_yaxes(
+            title_text=f"y: from {first} (0) to {third} (1)", range=[start[1], end[1]], constrain="domain"
+        )
+        made.update_yaxes(scaleanchor="x").update_annotations(
+            bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"}
+        )
+        return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 110})
 
 
 def _answer(study: StudyHistory, trials: Trials, positions: Floats) -> dict[str, Any] | None:
@@ -135,41 +175,6 @@ def _point(name: str, position: Floats, trial: Any) -> dict[str, Any]:
 
 def _images(study: StudyHistory) -> int:
     return int(study.trials["images"].max(initial=0))
-
-
-def landscape_figure(data: Landscape, *, theme: Theme = "light") -> go.Figure:
-    """The loss on the plane as contours; on it the corners, the candidates of searches, and their answers."""
-    name = data.study.study
-    if np.isnan(data.values).all():
-        return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
-    made = figure(theme, name=f"landscape/{name}", title=_title(data), height=720)
-    _add_contours(made, data)
-    for search in data.searches:
-        _add_candidates(made, *search)
-    corners = data.points[:3]
-    made.add_scatter(
-        x=[point["x"] for point in [*corners, corners[0]]],
-        y=[point["y"] for point in [*corners, corners[0]]],
-        mode="lines+markers+text",
-        name="corners",
-        text=[*(_with_loss(point) for point in corners), ""],
-        textposition=["bottom right", "bottom right", "top right", "middle center"],
-        line={"width": 1, "dash": "dot", "color": GREY},
-        marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
-        hovertemplate="%{text}<extra></extra>",
-    )
-    if (lowest := data.lowest) is not None:
-        made.add_annotation(text=_with_loss(lowest), x=lowest["x"], y=lowest["y"], ax=70, ay=-45, arrowhead=2)
-    # the grid, and answers up to its side beyond it
-    low, high = data.axis[0], data.axis[-1]
-    side, places = high - low, np.array([[point["x"], point["y"]] for point in data.points])
-    start = np.clip(places.min(axis=0), low - side, low) - 0.03 * side
-    end = np.clip(places.max(axis=0), high, high + side) + 0.03 * side
-    first, second, third = (inert(label) for label in data.labels)
-    made.update_xaxes(title_text=f"x: from {first} (0) to {second} (1)", range=[start[0], end[0]], constrain="domain")
-    made.update_yaxes(title_text=f"y: from {first} (0) to {third} (1)", range=[start[1], end[1]], constrain="domain")
-    made.update_yaxes(scaleanchor="x").update_annotations(bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"})
-    return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 110})
 
 
 def _title(data: Landscape) -> str:

@@ -95,21 +95,17 @@ class FailureReason:
     lost: int
     traceback: str = ""
 
-
-def failures_of(study: StudyHistory) -> list[FailureReason]:
-    """Why attempts failed, the most frequent reason first."""
-    lost = set(study.failed["number"].tolist())
-    attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
-    numbers: dict[str, list[int]] = {reason: [] for reason in attempts}
-    for number, reasons in sorted(study.reasons.items()):
-        for reason in dict.fromkeys(reasons):
-            numbers[reason].append(number)
-    found = []
-    for reason, count in attempts.most_common():
-        trials = tuple(numbers[reason])
-        traceback = study.tracebacks.get(reason, "")
-        found.append(FailureReason(reason, count, trials, len(lost.intersection(trials)), traceback))
-    return found
+    @classmethod
+    def of(cls, study: StudyHistory) -> list[FailureReason]:
+        """Why attempts of a study failed, the most frequent reason first."""
+        lost = set(study.failed["number"].tolist())
+        attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
+        found = []
+        for reason, count in attempts.most_common():
+            trials = tuple(number for number, reasons in sorted(study.reasons.items()) if reason in reasons)
+            traceback = study.tracebacks.get(reason, "")
+            found.append(cls(reason, count, trials, len(lost.intersection(trials)), traceback))
+        return found
 
 
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:

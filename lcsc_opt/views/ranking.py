@@ -1,4 +1,4 @@
-"""Which optimizer is ahead, at what cost, whether by more than chance, and in which metrics: data and tables."""
+"""Which optimizer is ahead, at what cost, by more than chance or not, in which metrics, over a sweep: data, tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, StudyHistory, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOut, MetricRow
 from lcsc_opt.views.curves import AXES, best_so_far
 from lcsc_opt.views.figures.look import number
@@ -257,6 +259,34 @@ def comparison_rows(studies: Sequence[StudyHistory]) -> list[dict[str, Any]]:
         warnings = (None if study.held_out_loss is None else differ, study.warning)
         rows.append({**study.as_row(), "warnings": [warning for warning in warnings if warning is not None]})
     return rows
+
+
+def sweep_points(reader: HistoryReader, name: str) -> dict[str, tuple[StudyHistory, ...]]:
+    """Experiment → its studies, for the points of a sweep in the order in which they were begun.
+
+    Args:
+        reader: of the database.
+        name: of the sweep, or of one of its points.
+
+    Returns:
+        The points; empty if no experiment of this name varies anything.
+    """
+    sweep, known = split_point(name)[0], [(other, *split_point(other)) for other in reader.experiments()]
+    return {experiment: reader.read(experiment) for experiment, of, varied in known if of == sweep and varied}
+
+
+def varied_keys(points: Mapping[str, Sequence[StudyHistory]]) -> list[str]:
+    """The short names of all keys that the points vary, in the order in which they first appear."""
+    return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
+
+
+def sweep_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, Any]]:
+    """The rows of ``lcsc compare --format json`` for a sweep: one for each study, with the values in ``varied``."""
+    return [
+        {**row, "varied": split_point(experiment)[1]}
+        for experiment, studies in points.items()
+        for row in comparison_rows(studies)
+    ]
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:

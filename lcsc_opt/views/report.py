@@ -21,13 +21,13 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import artifact_directory, stored_images
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.look import CONFIG, number, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
-from lcsc_opt.views.landscape import landscape_figure, landscape_names, read_landscape
-from lcsc_opt.views.progress import Progress, failures_of
+from lcsc_opt.views.landscape import Landscape
+from lcsc_opt.views.progress import FailureReason, Progress
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -60,7 +60,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     ranked = ranking(studies)
     order = [row.optimizer for row in ranked]
     images = [
-        (study.study, stored_images(reader, study, folder))
+        (study.study, StoredImage.of_answer(reader, study, folder))
         for study in sorted(studies, key=lambda study: order.index(study.optimizer))
     ]
     first = default_axis(studies)
@@ -84,8 +84,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         trade_off=None if traded is None else _figure(traded),
         distances=_figure(distances_figure(reader, studies)) if answered else None,
         landscapes=[
-            (name, _figure(landscape_figure(read_landscape(reader, name))))
-            for name in landscape_names(reader, experiment)
+            (name, _figure(Landscape.read(reader, name).figure())) for name in Landscape.names(reader, experiment)
         ],
         images=[(study, sheets) for study, sheets in images if sheets],
         studies=[_study(reader, study, studies) for study in studies],
@@ -146,7 +145,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
             (_SECTION_TITLES[name], _figure(figure))
             for name, figure in own_figures(reader, study, studies, _SECTION_TITLES).items()
         ],
-        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures_of(study)],
+        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in FailureReason.of(study)],
     }
 
 

@@ -56,6 +56,21 @@ class TrainingHistory:
     sheets: tuple[int, ...]
     running: bool
 
+    @staticmethod
+    def find(folder: Path) -> dict[str, TrainingHistory]:
+        """Name → training, of those in this folder or one level below, newest last."""
+        found: list[tuple[float, TrainingHistory]] = []
+        for curve in (*folder.glob(f"*{_CURVE}"), *folder.glob(f"*/*{_CURVE}")):
+            try:
+                status = curve.lstat()
+            except OSError:  # it is gone
+                continue
+            place = curve.with_name(curve.name.removesuffix(_CURVE))
+            training = None if curve.is_symlink() else _read(str(place.relative_to(folder)), place, status)
+            if training is not None:
+                found.append((status.st_mtime, training))
+        return {training.name: training for _, training in sorted(found, key=lambda pair: (pair[0], pair[1].name))}
+
     @property
     def headline(self) -> str:
         """The training's progress, in one line."""
@@ -96,21 +111,6 @@ class TrainingHistory:
         scale = "log" if all(loss > 0 for loss in self.losses) else "linear"
         drawn.update_yaxes(title_text="mean loss since the checkpoint before", type=scale)
         return drawn
-
-
-def find_trainings(folder: Path) -> dict[str, TrainingHistory]:
-    """Name → training, of those in this folder or one level below, newest last."""
-    found: list[tuple[float, TrainingHistory]] = []
-    for curve in (*folder.glob(f"*{_CURVE}"), *folder.glob(f"*/*{_CURVE}")):
-        try:
-            status = curve.lstat()
-        except OSError:  # it is gone
-            continue
-        place = curve.with_name(curve.name.removesuffix(_CURVE))
-        training = None if curve.is_symlink() else _read(str(place.relative_to(folder)), place, status)
-        if training is not None:
-            found.append((status.st_mtime, training))
-    return {training.name: training for _, training in sorted(found, key=lambda pair: (pair[0], pair[1].name))}
 
 
 def _read(name: str, place: Path, curve: os.stat_result) -> TrainingHistory | None:

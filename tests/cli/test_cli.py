@@ -17,6 +17,8 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.search.studies import load_study
+from lcsc_opt.trajectory import Trajectory
+from tests.commands import Typed
 from tests.processes import lcsc_process
 from tests.study_examples import write_study as write_finished
 
@@ -83,38 +85,26 @@ def write_study(folder: Path, **changes: object) -> Path:
     return path
 
 
-def complaint(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a wrong input is answered with."""
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("lcsc: ")]
-    assert len(lines) == 1, captured.err
-    assert "Traceback" not in captured.err
-    return lines[0]
-
-
 def database() -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage("sqlite:///studies.db")
 
 
 @pytest.mark.parametrize("group", [(), ("trajectory",)])
 def test_the_list_of_commands_has_whole_sentences(
-    group: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    group: tuple[str, ...], typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert lcsc([*group, "--help"]) == 0
-    commands = capsys.readouterr().out.partition("Commands:")[2].splitlines()[1:]
+    commands = typed(*group, "--help").out.partition("Commands:")[2].splitlines()[1:]
     assert len(commands) >= 2
     assert all(command.endswith(".") and not command.endswith("...") for command in commands)
 
 
-def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_compare_and_export_end_to_end(tiny: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
     names = optuna.get_all_study_names(database())
     assert sorted(names) == sorted(f"tiny/{o}/{s}" for o in ("EMAGrid", "LCSC", "CMA") for s in (0, 1))
-    capsys.readouterr()
 
-    assert lcsc(["compare", "tiny", "--format", "json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = typed.json("compare", "tiny")
     keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
     assert all(set(row) == {*keys, "held_out_rows", "held_out_images", "warnings"} for row in rows)
     assert {row["state"] for row in rows} == {"finished"}
@@ -123,44 +113,36 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     assert by_name["tiny/EMAGrid/0"]["evaluations"] == 11
     assert by_name["tiny/LCSC/0"]["held_out"] < by_name["tiny/EMAGrid/0"]["held_out"]
 
-    assert lcsc(["compare", "tiny"]) == 0
-    printed = capsys.readouterr().out
+    printed = typed("compare", "tiny").out
     assert "EMA* (EMA 0.9" in printed
     assert "±" in printed  # two seeds
     assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "seconds"]) == 0
     drawn = json.loads(Path("curves.json").read_text())
     assert "(s)" in drawn["layout"]["xaxis"]["title"]["text"]
     assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
-    assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "sheep"]) == 2
+    typed.refused("compare", "tiny", "--plot", "curves.json", "--axis", "sheep")
     assert lcsc(["report", "tiny"]) == 0
     assert "tiny/CMA/1" in Path("tiny.html").read_text()
 
 
-def test_the_budget_of_a_grid_is_its_candidates(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"]) == 0
-    assert "tiny/EMAGrid/0: 11/11" in capsys.readouterr().err
-    assert lcsc(["list"]) == 0
-    assert "11/11" in capsys.readouterr().out
+def test_the_budget_of_a_grid_is_its_candidates(tiny: Path, typed: Typed) -> None:
+    assert "tiny/EMAGrid/0: 11/11" in typed("run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0").err
+    assert "11/11" in typed("list").out
     for command in (["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"], ["resume", "tiny/EMAGrid/0"]):
-        assert lcsc([*command, "--budget", "300"]) == 0
-        assert "finished already" in capsys.readouterr().err
+        assert "finished already" in typed(*command, "--budget", "300").err
 
 
-def test_compare_says_of_how_many_images_held_out_losses_are(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_says_of_how_many_images_held_out_losses_are(workplace: Path, typed: Typed) -> None:
     storage = open_storage("sqlite:///studies.db", write=True)
     for name, images in (("e/EMAGrid/0", 10_000), ("e/LCSC/0", 10_000), ("e/LCSC/1", 2_000)):
         write_finished(storage, name, [3.0, 2.0], held_out={"trial": 1, "loss": 2.5, "images": images})
     write_finished(storage, "e/CMA/0", [3.0])
-    assert lcsc(["compare", "e"]) == 0
-    printed = capsys.readouterr()
+    printed = typed("compare", "e")
     shown = {line.split()[0]: line for line in printed.out.splitlines()[1:]}
     assert "on images" in shown["optimizer"]
     assert "2,000, 10,000" in shown["LCSC"]
     assert "do not compare" in printed.err
-    assert lcsc(["compare", "e", "--format", "json"]) == 0
-    rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["study"]: row for row in typed.json("compare", "e")}
     assert [row["held_out_images"] for row in rows.values()] == [10_000, 10_000, 2_000, None]
     assert "do not compare" in rows["e/EMAGrid/0"]["warnings"][0]
     assert rows["e/CMA/0"]["warnings"] == []
@@ -173,15 +155,14 @@ def test_optuna_dashboard_shows_the_main_figures_and_a_note(ran: Path) -> None:
     assert all(text in known for text in ("best_so_far", "coefficients", "the best plain average: "))
 
 
-def test_a_finished_experiment_run_again_does_nothing(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -> None:
     before = Path("studies.db").read_bytes()
     Path("my_losses.py").unlink()  # it is not even loaded
-    assert lcsc(["run", "tiny.yaml", "--seed", "0"]) == 0
+    command = ["run", "tiny.yaml", "--seed", "0"]
+    assert "finished already" in typed(*command).err
     assert Path("studies.db").read_bytes() == before
-    assert "finished already" in capsys.readouterr().err
     write_study(ran, optimizers=[{"LCSC": {"mutation": 0.5}}])
-    assert lcsc(["run", "tiny.yaml", "--seed", "0"]) == 2
-    assert "specification.optimizer.options.mutation was 0.02, is now 0.5" in complaint(capsys)
+    assert "specification.optimizer.options.mutation was 0.02, is now 0.5" in typed.refused(*command)
     assert Path("studies.db").read_bytes() == before
 
 
@@ -195,155 +176,120 @@ def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypa
     assert [path.name for path in sorted(Path().glob("*.db"))] == ["first.db", "second.db"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["resume"], ["fork", "--seed", "1"], ["evaluate"], ["delete"], ["landscape"]],
-    ids=lambda words: words[0],
-)
-def test_a_command_about_a_study_makes_no_database(
-    workplace: Path, capsys: pytest.CaptureFixture[str], command: list[str]
-) -> None:
-    name, *options = command
-    names = ["a/LCSC/0", "b"] if name == "fork" else ["a/LCSC/0"]
-    assert lcsc([name, *names, *options]) == 2
-    assert "studies.db: no such database; start a study with `lcsc run`" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["resume", "fork", "evaluate", "delete", "landscape"])
+def test_a_command_about_a_study_makes_no_database(workplace: Path, typed: Typed, command: str) -> None:
+    names = ["a/LCSC/0", *["b"] * (command == "fork")]
+    assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(command, *names)
     assert not list(workplace.iterdir())
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "3", "--budget", "500", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "tiny/LCSC/3" in printed
-    assert "500 evaluations" in printed
-    assert "mutation=0.02" in printed
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, typed: Typed) -> None:
+    printed = typed("run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "3", "--budget", "500", "--dry-run").out
+    assert all(text in printed for text in ("tiny/LCSC/3", "500 evaluations", "mutation=0.02"))
     assert not Path("studies.db").exists()
 
 
-def test_resume_finishes_and_raises_the_budget(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     first = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
-    assert lcsc(["resume", "tiny/LCSC/0"]) == 0
-    assert "continuing" not in capsys.readouterr().err
-    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "20"]) == 0
-    assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in capsys.readouterr().err
+    assert "continuing" not in typed("resume", "tiny/LCSC/0").err
+    assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in typed("resume", "tiny/LCSC/0", "--budget", "20").err
     raised = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
-    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "5"]) == 2
-    assert "cannot be lowered" in complaint(capsys)
+    assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
 
 
-def test_list_and_show(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["list"]) == 0
-    assert "tiny/CMA/0" in capsys.readouterr().out
-    assert lcsc(["list", "--format", "json"]) == 0
-    assert "tiny/CMA/0" in [row["study"] for row in json.loads(capsys.readouterr().out)]
-    assert lcsc(["show", "tiny/CMA/0", "--format", "json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
+def test_list_and_show(ran: Path, typed: Typed) -> None:
+    assert "tiny/CMA/0" in typed("list").out
+    assert "tiny/CMA/0" in [row["study"] for row in typed.json("list")]
+    shown = typed.json("show", "tiny/CMA/0")
     assert shown["optimizer_options"] == {"step_size": 0.05}
     assert shown["checkpoints"] == len(shown["coefficients"]) == 20
-    assert lcsc(["show", "tiny/CMA/0"]) == 0
-    assert "step_size: 0.05" in capsys.readouterr().out
-    assert lcsc(["list", "--catalog"]) == 0
-    printed = capsys.readouterr().out
+    assert "step_size: 0.05" in typed("show", "tiny/CMA/0").out
+    printed = typed("list", "--catalog").out
     assert all(name in printed for name in ("digits.yaml", "digits.py", "function.py"))
 
 
-def test_evaluate_chooses_again_among_more(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep", "--format", "json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_evaluate_chooses_again_among_more(ran: Path, typed: Typed) -> None:
+    report = typed.json("evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep")
     assert report["images"] == 0  # a function samples none
     assert len(report["chosen_from"]) == 4
     study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
     assert study.user_attrs["held_out"] == report
 
 
-def test_a_function_is_held_out_where_it_has_another_one_for_that(
-    ran: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_function_is_held_out_where_it_has_another_one_for_that(ran: Path, typed: Typed) -> None:
     study = load_study("tiny/CMA/0")
     assert study.held_out == pytest.approx((study.searched or 0.0) + 0.001)
     assert study.trials[[row["loss"] for row in study.trials].index(study.searched)]["coefficients"] == pytest.approx(
         study.coefficients.tolist()
     )
-    assert lcsc(["evaluate", "tiny/CMA/0"]) == 0
-    printed = capsys.readouterr().out
-    assert "held out" in printed
-    assert "images" not in printed
-    assert "noise" not in printed
-    assert lcsc(["evaluate", "tiny/CMA/0", "--groups", "2"]) == 1
-    assert "a held-out function has one group of noise" in capsys.readouterr().err
+    printed = typed("evaluate", "tiny/CMA/0").out
+    assert [text in printed for text in ("held out", "images", "noise")] == [True, False, False]
+    assert "a held-out function has one" in typed("evaluate", "tiny/CMA/0", "--groups", "2", status=1).err
 
 
-def test_a_plain_function_has_nothing_held_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
     settings = {key: value for key, value in STUDY["objective"]["settings"].items() if key != "held_out"}  # type: ignore[index]
     write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
-    options = ["--optimizer", "EMAGrid", "--optimizer", "CMA"]
-    assert lcsc(["run", "tiny.yaml", *options]) == 0
-    assert capsys.readouterr().err.count("nothing is held out: no held_out function") == 1, "not once a study"
-    assert lcsc(["compare", "tiny"]) == 0
-    assert [line.split()[-5:-3] for line in capsys.readouterr().out.splitlines()[2:]] == [["-", "-"]] * 2
+    command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA"]
+    assert typed(*command).err.count("nothing is held out: no held_out function") == 1, "not once a study"
+    assert [line.split()[-5:-3] for line in typed("compare", "tiny").out.splitlines()[2:]] == [["-", "-"]] * 2
     (tiny.parent / "my_losses.py").unlink()
-    assert lcsc(["run", "tiny.yaml", *options]) == 0, "finished: it is not even loaded"
+    typed(*command)  # finished: it is not even loaded
     (tiny.parent / "my_losses.py").write_text(MODULE)
-    capsys.readouterr()
-    assert lcsc(["evaluate", "tiny/CMA/0"]) == 2
-    assert "no held_out function was given" in complaint(capsys)
+    assert "no held_out function was given" in typed.refused("evaluate", "tiny/CMA/0")
 
 
-@pytest.mark.parametrize("callable_", ["nan_sometimes", "broken"])
-def test_an_objective_that_fails_sometimes_or_always(
-    tiny: Path, capsys: pytest.CaptureFixture[str], callable_: str
-) -> None:
-    settings = {**STUDY["objective"]["settings"], "callable": f"my_losses:{callable_}"}  # type: ignore[index]
-    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
-    status = lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"])
-    [*where, last] = capsys.readouterr().err.splitlines()
-    if callable_ == "broken":
-        assert status == 1
-        assert any("my_losses.py" in line for line in where)
-        assert last.startswith("lcsc: ")
-        assert "the GPU is on fire" in last
-        return
-    assert status == 0
+def of(callable_: str) -> dict[str, object]:
+    """The objective with another function."""
+    settings = STUDY["objective"]["settings"]  # type: ignore[index]
+    return {"file": "function.py", "settings": {**settings, "callable": f"my_losses:{callable_}"}}
+
+
+def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed) -> None:
+    write_study(tiny.parent, objective=of("broken"))
+    [*where, last] = typed("run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0", status=1).err.splitlines()
+    assert any("my_losses.py" in line for line in where)
+    assert last.startswith("lcsc: ")
+    assert "the GPU is on fire" in last
+
+
+def test_an_objective_that_sometimes_fails_is_searched(tiny: Path, typed: Typed) -> None:
+    write_study(tiny.parent, objective=of("nan_sometimes"))
+    typed("run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0")
     study = optuna.load_study(study_name="tiny/CMA/0", storage="sqlite:///studies.db")
     failed = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL]
     assert 0 < len(failed) < 15
     assert {trial.user_attrs["reason"] for trial in failed} == {"the loss is nan"}
-    lcsc(["show", "tiny/CMA/0"])
-    assert "the loss is nan" in capsys.readouterr().out
+    assert "the loss is nan" in typed("show", "tiny/CMA/0").out
 
 
-BAD_STUDIES = [
-    ({"optimisers": ["LCSC"]}, "optimisers: unknown key (did you mean 'optimizers'?)"),
-    ({"optimizers": [{"LCSC": {"mutaton": 1}}]}, "mutaton: no such option (did you mean 'mutation'?)"),
-    ({"objective": {"file": "functoin.py"}}, "no such file in objectives (did you mean 'function'?)"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), BAD_STUDIES)
-def test_a_wrong_study_file_is_one_line(
-    change: dict[str, object], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimisers": ["LCSC"]}, "optimisers: unknown key (did you mean 'optimizers'?)"),
+        ({"optimizers": [{"LCSC": {"mutaton": 1}}]}, "mutaton: no such option (did you mean 'mutation'?)"),
+        ({"objective": {"file": "functoin.py"}}, "no such file in objectives (did you mean 'function'?)"),
+    ],
+)
+def test_a_wrong_study_file_is_one_line(change: dict[str, object], message: str, tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, **change)
-    assert lcsc(["run", "tiny.yaml"]) == 2
-    assert message in complaint(capsys)
+    assert message in typed.refused("run", "tiny.yaml")
     assert not Path("studies.db").exists() or optuna.get_all_study_names(database()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["run", "nothing.yaml"], "nothing.yaml: no such file in studies"),
-        (["run"], "Missing argument"),
-        (["run", "tiny.yaml", "--sed", "1"], "No such option: --sed"),
-        (["show", "tiny"], "studies.db: no such database"),
+        ("run nothing.yaml", "nothing.yaml: no such file in studies"),
+        ("run", "Missing argument"),
+        ("run tiny.yaml --sed 1", "No such option: --sed"),
+        ("show tiny", "studies.db: no such database"),
     ],
 )
-def test_wrong_arguments_are_one_line(
-    arguments: list[str], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert lcsc(arguments) == 2
-    assert message in complaint(capsys)
+def test_wrong_arguments_are_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
+    assert message in typed.refused(*command.split())
 
 
 @pytest.fixture
@@ -362,7 +308,7 @@ def small_digits(workplace: Path) -> Path:
 
 
 @pytest.mark.usefixtures("networks_train_briefly")
-def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_model_end_to_end(small_digits: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
     study = optuna.load_study(study_name="small/LCSC/0", storage="sqlite:///studies.db")
     assert len(study.trials) == 10  # 1,000 images, 100 each
@@ -376,37 +322,34 @@ def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixtu
     with safe_open("best.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["lcsc_recipe"])
     assert recipe["coefficients"] == chosen.user_attrs["coefficients"]
-    from lcsc_opt.trajectory import Trajectory
-
     (trajectory,) = (Trajectory.open(path) for path in (small_digits.parent.parent / "cache").glob("*.trajectory"))
     assert recipe["trajectory_sha256"] == trajectory.sha256
     merged = trajectory.merge(recipe["coefficients"])
     exported = load_file("best.safetensors")
     for name, tensor in merged.items():
         torch.testing.assert_close(exported[name], tensor)
-    capsys.readouterr()
-    assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 2
-    assert "exists already" in complaint(capsys)
+    assert "exists already" in typed.refused("export", "small/LCSC/0", "-o", "best.safetensors")
 
     weights = trajectory.path / "weights.bin"
     swapped = bytearray(weights.read_bytes())
     swapped[len(swapped) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
     weights.write_bytes(swapped)
-    assert lcsc(["resume", "small/LCSC/0", "--budget", "1200"]) == 2
-    assert "the weights of step 6 are damaged" in complaint(capsys)
+    assert "the weights of step 6 are damaged" in typed.refused("resume", "small/LCSC/0", "--budget", "1200")
 
 
-def test_a_function_has_no_model_to_export(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["export", "tiny/EMAGrid/0", "-o", "x.safetensors"]) == 2
-    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc apply c.json CHECKPOINTS" in complaint(capsys)
+def test_a_function_has_no_model_to_export(ran: Path, typed: Typed) -> None:
+    said = typed.refused("export", "tiny/EMAGrid/0", "-o", "x.safetensors")
+    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc apply c.json CHECKPOINTS" in said
     assert not Path("x.safetensors").exists()
 
 
 def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path) -> None:
+    tiny.write_text(tiny.read_text().replace("my_losses", "losses_to_fork"))  # others have put a my_losses on the path
+    losses = Path("my_losses.py").rename("losses_to_fork.py")
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]) == 0
     source = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
     calls = tiny.parent / "calls"
-    with (tiny.parent / "my_losses.py").open("a") as module:  # loaded already, so a new process must see this
+    with losses.open("a") as module:  # loaded already, so a new process must see this
         module.write(f"\n_loss = loss\ndef loss(c):\n    open({str(calls)!r}, 'a').write('x')\n    return _loss(c)\n")
     command = ["fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "6"]
     assert lcsc_process(*command).status == 2, "its code is not what it was"

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.search.studies import load_study
 from lcsc_opt.trajectory import Trajectory
+from tests.commands import Typed
 from tests.unet_examples import unet
 
 
-@pytest.fixture(autouse=True)
-def new_state() -> Iterator[None]:
-    """Accelerate keeps one for a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("networks_train_briefly")
-def test_a_trained_model_gets_one_more_row_that_a_search_runs_on(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("networks_train_briefly", "new_accelerator")
+def test_a_trained_model_gets_one_more_row_that_a_search_runs_on(workplace: Path, typed: Typed) -> None:
     unet(0).save_config(workplace / "network")
     short = ["--data", "digits", "--steps", "6", "--checkpoint-every", "2", "--network", "network", "batch_size=4"]
     assert lcsc(["train", "ict", *short, "-o", "ict.trajectory"]) == 0
@@ -36,18 +25,14 @@ def test_a_trained_model_gets_one_more_row_that_a_search_runs_on(
     study.update(optimizers=["LCSC"], budget={"evaluations": 8}, held_out={"images": 80, "top": 1})
     Path("ict.yaml").write_text(yaml.safe_dump(study))
     command = ["neon", "ict.yaml", "--recipe", "ict", "-o", "neon.trajectory", "--samples", "20", "--steps", "2"]
-    capsys.readouterr()
-    assert lcsc([*command, "batch_size=4", "--format", "json"]) == 0
-    printed = capsys.readouterr()
+    printed = typed(*command, "batch_size=4", "--format", "json")
     found = json.loads(printed.out)
     assert found["step"] == 3
     assert [row["w"] for row in found["losses"]] == [-0.5, 0, 0.5, 1, 2, 4]
     assert "neon.trajectory: the checkpoints and, as step 3, the self-trained one" in printed.err
     assert Trajectory.open("neon.trajectory").steps == (2, 3, 4, 6)
-    assert lcsc(command) == 2
-    assert "exists already; give another name" in capsys.readouterr().err
-    assert lcsc(["neon", "ict.yaml", "--recipe", "ikt", "-o", "other.trajectory"]) == 2
-    assert "ikt: no such recipe" in capsys.readouterr().err
+    assert "exists already; give another name" in typed(*command, status=2).err
+    assert "ikt: no such recipe" in typed("neon", "ict.yaml", "--recipe", "ikt", "-o", "other.trajectory", status=2).err
     study["objective"]["settings"]["checkpoints"] = "neon.trajectory"
     Path("neon.yaml").write_text(yaml.safe_dump({**study, "name": "neon"}))
     assert lcsc(["run", "neon.yaml"]) == 0

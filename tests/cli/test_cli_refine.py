@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.search.studies import load_study
 from lcsc_opt.trajectory import Trajectory
+from tests.commands import Typed
 from tests.objectives.image_objectives import settings
 
 MODULE = """
@@ -59,9 +60,8 @@ def first(out: str) -> dict[str, torch.Tensor]:
     return Trajectory.open(out).checkpoint(0)
 
 
-def test_a_study_file_is_refined_and_its_checkpoints_are_searched(study: dict[str, Any], capsys: Any) -> None:
-    assert lcsc(["refine", "tiny.yaml", *SHORT, "--format", "json"]) == 0
-    printed = capsys.readouterr()
+def test_a_study_file_is_refined_and_its_checkpoints_are_searched(study: dict[str, Any], typed: Typed) -> None:
+    printed = typed("refine", "tiny.yaml", *SHORT, "--format", "json")
     found = json.loads(printed.out)
     assert found["refined"]["loss"] < found["start"]["loss"]
     assert found["refined"]["images"] == 40
@@ -71,23 +71,21 @@ def test_a_study_file_is_refined_and_its_checkpoints_are_searched(study: dict[st
     Path("again.yaml").write_text(yaml.safe_dump({**study, "name": "again"}))
     assert lcsc(["run", "again.yaml"]) == 0
     assert load_study("again/EMAGrid/0").steps == (0, 1, 2, 3, 4)
-    assert lcsc(["refine", "tiny.yaml", *SHORT]) == 2
-    assert "exists already; give another name" in capsys.readouterr().err
+    assert "exists already; give another name" in typed("refine", "tiny.yaml", *SHORT, status=2).err
 
 
 @pytest.mark.usefixtures("study")
-def test_it_begins_with_what_a_study_found(capsys: Any) -> None:
-    assert lcsc(["refine", "tiny.yaml", *SHORT, "--from", "best"]) == 2
-    assert "--from best: a study file has found nothing" in capsys.readouterr().err
+def test_it_begins_with_what_a_study_found(typed: Typed) -> None:
+    command = ["refine", "tiny.yaml", *SHORT, "--from", "best"]
+    assert "--from best: a study file has found nothing" in typed(*command, status=2).err
     assert lcsc(["run", "tiny.yaml"]) == 0
     assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--budget", "40"]) == 0
     best, ema = load_study("tiny/CMA/0"), load_study("tiny/EMAGrid/0")
     assert not np.array_equal(best.coefficients, ema.coefficients)
     for begin, expected in [("best", best), ("ema", ema)]:
         command = ["refine", "tiny/CMA/0", *SHORT[:-1], f"{begin}.trajectory", "--from", begin, "held_out=30"]
-        assert lcsc(command) == 0
+        shown = typed(*command).out
         assert all(torch.equal(first(f"{begin}.trajectory")[name], part) for name, part in expected.merge().items())
-        shown = capsys.readouterr().out
         assert "30 images of noise that no step saw" in shown
         assert len(shown.splitlines()) == 4  # title, header, the loss, the metric
 

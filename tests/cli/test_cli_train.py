@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from lcsc_opt.base.contact_sheet import contact_sheet
@@ -33,6 +31,7 @@ from lcsc_opt.training.images import bundled_images
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.trajectory import Trajectory
+from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import autoencoder, unet
 
@@ -40,12 +39,7 @@ SHORT = ["--data", "digits", "--steps", "4", "--checkpoint-every", "2", "batch_s
 QUICK = [*SHORT, "--samples-every", "0"]  # where no sample is looked at
 
 
-@pytest.fixture(autouse=True)
-def new_state() -> Iterator[None]:
-    """Accelerate keeps one for a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("new_accelerator")
 
 
 @pytest.fixture
@@ -69,31 +63,39 @@ def options(recipe: str) -> list[str]:
     return needs.get(recipe, ["--network", "network"])
 
 
+def study_settings() -> dict[str, Any]:
+    """What the study file of the training says of its objective."""
+    settings: dict[str, Any] = yaml.safe_load(Path("run.yaml").read_text())["objective"]["settings"]
+    return settings
+
+
+def study_objective() -> Any:
+    """That objective, of few images."""
+    file = yaml.safe_load(Path("run.yaml").read_text())["objective"]["file"]
+    given = {**study_settings(), "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
+    return load_objective(ObjectiveSpec(file=file, settings=given), beside=Path.cwd())
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, capsys: Any) -> None:
+def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, typed: Typed) -> None:
     command = ["train", recipe, *SHORT, *options(recipe), "-o", "run.trajectory", "--samples-every", "4"]
-    assert lcsc(command) == 0
-    assert "next: lcsc run run.yaml" in capsys.readouterr().err
+    assert "next: lcsc run run.yaml" in typed(*command).err
     trajectory = Trajectory.open("run.trajectory")
     assert trajectory.steps == (2, 4)
-    study = yaml.safe_load(Path("run.yaml").read_text())
-    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
-    assert (study["objective"]["settings"]["loss"], given["held_out_metrics"]) == ("fid@digits", ["fid@digits2"])
-    objective = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
-    images = objective.images([0.5, 0.5], SEARCH, 3)  # type: ignore[attr-defined]
+    given = study_settings()
+    assert (given["loss"], given["held_out_metrics"]) == ("fid@digits", ["fid@digits2"])
+    objective = study_objective()
+    images = objective.images([0.5, 0.5], SEARCH, 3)
     assert images.shape == (3, 1, 8, 8)
     assert images.isfinite().all()
-    assert objective.sampler.nfe == (1 if Model.read(folder / "run.model", "-").kind == "consistency" else 10)  # type: ignore[attr-defined]
+    assert objective.sampler.nfe == (1 if Model.read(folder / "run.model", "-").kind == "consistency" else 10)
     assert [sheet.name for sheet in Path("run.samples").glob("*.png")] == ["step00000004.png"]
 
 
 def test_samples_are_those_of_the_study_files_sampler_and_can_be_left_out(folder: Path) -> None:
     command = ["train", "ict", *SHORT, *options("ict")]
     assert lcsc([*command, "-o", "run.trajectory", "--samples-every", "4"]) == 0
-    study = yaml.safe_load(Path("run.yaml").read_text())
-    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
-    objective: Any = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
-    expected = contact_sheet(objective.images([0.0, 1.0], HELD_OUT, 32).numpy())
+    expected = contact_sheet(study_objective().images([0.0, 1.0], HELD_OUT, 32).numpy())
     assert [sheet.read_bytes() for sheet in Path("run.samples").iterdir()] == [expected]
     assert lcsc([*command, "-o", "none.trajectory", "--samples-every", "0"]) == 0
     assert not Path("none.samples").exists()
@@ -112,10 +114,7 @@ def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> 
 def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     """EDM's ln(sigma) / 4 where the scheduler of consistency models has 250 ln(sigma)."""
     assert lcsc(["train", "ect", *QUICK, *options("ect"), "-o", "run.trajectory", "sigma_max=3"]) == 0
-    study = yaml.safe_load(Path("run.yaml").read_text())
-    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
-    objective: Any = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
-    network = unet(0)
+    objective, network = study_objective(), unet(0)
     network.load_state_dict(Trajectory.open("run.trajectory").merge([0.0, 1.0]))
     z = objective.sampler.noise.batch(SEARCH, 0, 5, (1, 8, 8))
     function = ConsistencyFunction(network, sigma_min=0.0, noise_scale=0.25)
@@ -145,7 +144,7 @@ def test_a_tuning_of_the_same_kind_keeps_the_model_that_it_begins_with(folder: P
 
 def test_latents_are_decoded_by_the_studys_objective(folder: Path) -> None:
     assert lcsc(["train", "ict", *QUICK, "--autoencoder", "autoencoder", "-o", "run.trajectory"]) == 0
-    settings = yaml.safe_load(Path("run.yaml").read_text())["objective"]["settings"]
+    settings = study_settings()
     assert settings["decoder"]["autoencoder"] == str((folder / "autoencoder").absolute())
     assert Model.read(Path("run.model"), "-").folder.image_shape() == (2, 4, 4)
 
@@ -173,14 +172,14 @@ def test_the_small_autoencoder_brings_images_back(
 
 
 def test_slct_trains_an_autoencoder_no_longer_than_itself(
-    folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
     monkeypatch.setattr(data, "descend", lambda *_, steps, **__: made.append(steps))
     monkeypatch.setattr(data, "STEPS", 5)
     for steps in ("4", "6"):
-        assert lcsc(["train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory"]) == 0
-        assert "a small autoencoder of these images is trained first" in capsys.readouterr().err
+        said = typed("train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory").err
+        assert "a small autoencoder of these images is trained first" in said
     assert made == [4, 5]
 
 
@@ -188,7 +187,7 @@ def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
     save_images([(8, 8)] * 5)
     arguments = ["--data", "images", *QUICK[2:], "--network", "network", "-o", "run.trajectory"]
     assert lcsc(["train", "flow", *arguments]) == 0
-    settings = yaml.safe_load(Path("run.yaml").read_text())["objective"]["settings"]
+    settings = study_settings()
     assert (settings["loss"], settings["reference"]) == ("fid", str((folder / "images").absolute()))
 
 
@@ -206,47 +205,42 @@ def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
         assert callable(import_dotted(MADE[str(extractor)], setting="loss"))
 
 
-def test_the_same_command_does_not_write_over_a_training(folder: Path, capsys: Any) -> None:
+def test_the_same_command_does_not_write_over_a_training(folder: Path, typed: Typed) -> None:
     command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
     assert lcsc(command) == 0
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert lcsc(command) == 2
-    assert "run.trajectory: is there already: --resume goes on, or name another" in capsys.readouterr().err
+    assert "run.trajectory: is there already: --resume goes on, or name another" in typed.refused(*command)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_resume_goes_on_and_keeps_the_settings(folder: Path, capsys: Any) -> None:
+def test_resume_goes_on_and_keeps_the_settings(folder: Path, typed: Typed) -> None:
     command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
     assert lcsc(command) == 0
     Path("run.yaml").write_text("# changed by its user\n")
     assert lcsc([*command, "--resume", "--steps", "8"]) == 0
     assert Trajectory.open("run.trajectory").steps == (2, 4, 6, 8)
     assert Path("run.yaml").read_text() == "# changed by its user\n"
-    capsys.readouterr()
     for option, value, before in (("--seed", "1", 0), ("--steps", "6", 8)):
-        assert lcsc([*command, "--resume", "--steps", "8", option, value]) == 2
-        said = f"lcsc: {option[2:]}: the training began with {before}, and goes on with that\n"
-        assert capsys.readouterr().err == said
+        said = typed.refused(*command, "--resume", "--steps", "8", option, value)
+        assert said == f"lcsc: {option[2:]}: the training began with {before}, and goes on with that"
     assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
 
 
 @pytest.mark.parametrize("options_too", [[], ["--resume"]])
-def test_a_training_is_left_alone_by_another_command(folder: Path, options_too: list[str], capsys: Any) -> None:
+def test_a_training_is_left_alone_by_another_command(folder: Path, options_too: list[str], typed: Typed) -> None:
     command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory", *options_too]
     if options_too:
         assert lcsc(command[:-1]) == 0
     with only_process(folder / "run.model", busy=pytest.fail):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder}
-        capsys.readouterr()
-        assert lcsc(command) == 2
-        assert capsys.readouterr().err.startswith("lcsc: run.trajectory: another process trains it; wait until")
+        assert "run.trajectory: another process trains it; wait until" in typed.refused(*command)
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder} == before
 
 
 @pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("…", "training"), ("08", "08")])
-def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, capsys: Any) -> None:
-    assert lcsc(["train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory"]) == 0
-    assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in capsys.readouterr().err
+def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, typed: Typed) -> None:
+    said = typed("train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory").err
+    assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in said
     assert yaml.safe_load(Path(f"{name}.yaml").read_text())["name"] == study
     assert lcsc(["run", f"{name}.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
 
@@ -284,14 +278,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["flow", "--resume"], "run.trajectory: there is nothing to go on with"),
         (["flow", "coupling=best"], "coupling: expected 'optimal-transport' or 'independent'"),
         (["cd"], "cd needs a diffusion model: name its folder with --teacher"),
-        (
-            ["cd", "--teacher", "other.model"],
-            "--teacher: other.model does not say how its network was trained: Something",
-        ),
-        (
-            ["cd", "--teacher", "ddpm.model"],
-            "--teacher: ddpm.model is for [3, 8, 8], and what is trained on is [1, 8, 8]",
-        ),
+        (["cd", "--teacher", "other.model"], "other.model does not say how its network was trained: Something"),
+        (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and what is trained on is [1, 8, 8]"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
         (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect begins from edm"),
         (["slct", "--autoencoder", "network"], "--autoencoder: network is of a UNet2DModel; expected the folder of"),
@@ -301,13 +289,9 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_trained(
-    folder: Path, wrong: Path, arguments: list[str], message: str, capsys: Any
+    folder: Path, wrong: Path, arguments: list[str], message: str, typed: Typed
 ) -> None:
     shutil.copytree(wrong, folder, dirs_exist_ok=True)
     before = set(folder.rglob("*"))
-    given = ["train", arguments[0], *QUICK, "-o", "run.trajectory", *arguments[1:]]
-    assert lcsc(given) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len([line for line in said if line.startswith("lcsc: ")]) == 1
-    assert message in said[-1]
+    assert message in typed.refused("train", arguments[0], *QUICK, "-o", "run.trajectory", *arguments[1:])
     assert set(folder.rglob("*")) == before

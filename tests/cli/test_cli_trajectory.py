@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import sys
@@ -56,31 +55,23 @@ def test_pack_selects(runs, options, steps):
         (["show", "runs", "--verify"], "not a trajectory"),
     ],
 )
-def test_wrong_input_is_one_line(runs, capsys, arguments, message):
-    assert lcsc(["trajectory", *arguments]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
-    assert message in line
+def test_wrong_input_is_one_line(runs, typed, arguments, message):
+    assert message in typed.refused("trajectory", *arguments)
     assert not Path("t").exists()
 
 
-def test_show_of_packed_and_unpacked_has_the_same_json(runs, capsys):
+def test_show_of_packed_and_unpacked_has_the_same_json(runs, typed):
     assert lcsc(["trajectory", "pack", "runs", "-o", "t.trajectory"]) == 0
-    shown = []
-    for arguments in (["runs"], ["t.trajectory", "--verify"]):
-        capsys.readouterr()
-        assert lcsc(["trajectory", "show", *arguments, "--format", "json"]) == 0
-        shown.append(json.loads(capsys.readouterr().out))
-    unpacked, packed = shown
+    unpacked, packed = (typed.json("trajectory", "show", *given) for given in (["runs"], ["t.trajectory", "--verify"]))
     assert list(unpacked) == list(packed)
     assert {name for name in packed if packed[name] != unpacked[name]} == {"path", "packed", "verified"}
     assert (packed["steps"], packed["parameters"], packed["warnings"]) == (list(STEPS), 12, [])
 
 
-def test_show_warns_below_the_table(runs, capsys):
+def test_show_warns_below_the_table(runs, typed):
     save_file({"w": torch.full((4, 3), float("nan"))}, runs / "model000300.safetensors")
     (runs / "model000500.safetensors").unlink()
-    assert lcsc(["trajectory", "show", "runs/*.safetensors"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = typed("trajectory", "show", "runs/*.safetensors").out.splitlines()
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert warnings == [
         "warning: gap: 200 from step 400 to 600, where 100 is usual",
@@ -112,7 +103,7 @@ def interrupt_the_fourth_row():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
-def test_ctrl_c_while_packing_keeps_whole_checkpoints_and_the_same_command_goes_on(runs, capsys):
+def test_ctrl_c_while_packing_keeps_whole_checkpoints_and_the_same_command_goes_on(runs, typed):
     ended = lcsc_process("trajectory", "pack", "runs", "-o", "t.trajectory", first=interrupt_the_fourth_row)
     printed = ended.err
     assert ended.status == 130
@@ -122,7 +113,6 @@ def test_ctrl_c_while_packing_keeps_whole_checkpoints_and_the_same_command_goes_
     partial = Trajectory.open("t.trajectory.partial")
     partial.verify()
     assert partial.steps in (STEPS[:3], STEPS[:4])
-    assert lcsc(["trajectory", "pack", "runs", "-o", "t.trajectory"]) == 0
-    assert f"pack: {len(STEPS)}/{len(STEPS)}" in capsys.readouterr().err
+    assert f"pack: {len(STEPS)}/{len(STEPS)}" in typed("trajectory", "pack", "runs", "-o", "t.trajectory").err
     assert lcsc(["trajectory", "pack", "runs", "-o", "undisturbed.trajectory"]) == 0
     assert Trajectory.open("t.trajectory").sha256 == Trajectory.open("undisturbed.trajectory").sha256

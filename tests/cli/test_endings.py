@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import os
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Ended, Lcsc, finished_trials, lcsc_process, wait_until
+from tests.processes import Ended, finished_trials, lcsc_process, wait_until
 
 LCSC = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
 SELF_ENDING = """
@@ -75,23 +72,6 @@ def lose(coefficients):
 """
 
 
-def take_terminal(name: str, answer: signal.Handlers) -> None:
-    """The process leads a session on this terminal, and has this answer to its end."""
-    os.setsid()
-    terminal = os.open(name, os.O_RDWR)
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    for descriptor in (0, 1, 2):
-        os.dup2(terminal, descriptor)
-    os.close(terminal)
-    signal.signal(signal.SIGHUP, answer)
-
-
-def close_in_the_third_evaluation(window: int, terminal: int) -> None:
-    os.close(terminal)
-    wait_until(Path("third").exists)
-    os.close(window)
-
-
 @pytest.fixture
 def waiting(workplace: Path) -> None:
     """A search that goes on in its third evaluation when the file "go" is there."""
@@ -102,50 +82,50 @@ def waiting(workplace: Path) -> None:
 TAKE_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
+signal.signal(signal.SIGHUP, int(sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_terminal_that_is_closed_ends_it_in_peace(waiting: None) -> None:
+@pytest.mark.parametrize("answer", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_terminal_that_is_closed_ends_a_search_in_peace_unless_it_is_disowned(
+    waiting: None, answer: signal.Handlers
+) -> None:
     """In an interpreter of its own, which at its end writes to that terminal what is left."""
     window, terminal = os.openpty()
-    command = [sys.executable, "-c", TAKE_TERMINAL, *LCSC, "run", "ending.yaml"]
+    command = [sys.executable, "-c", TAKE_TERMINAL, str(int(answer)), *LCSC, "run", "ending.yaml"]
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True) as search:
-        close_in_the_third_evaluation(window, terminal)
-        assert search.wait() == 128 + signal.SIGHUP
-    assert finished_trials() == 2
+        os.close(terminal)
+        wait_until(Path("third").exists)
+        os.close(window)
+        if answer is signal.SIG_IGN:
+            Path("go").touch()
+        ended = (search.wait(), finished_trials())
+    assert ended == ((128 + signal.SIGHUP, 2) if answer is signal.SIG_DFL else (0, 6))
 
 
-def test_a_search_that_is_disowned_outlives_its_terminal(waiting: None) -> None:
-    window, terminal = os.openpty()
-    first = functools.partial(take_terminal, os.ttyname(terminal), signal.SIG_IGN)
-    search = Lcsc("run", "ending.yaml", first=first)
-    close_in_the_third_evaluation(window, terminal)
-    Path("go").touch()
-    assert search.wait().status == 0
-    assert finished_trials() == 6
-
-
-@pytest.mark.parametrize("command", ["list --catalog", "list --catalog --format=json"])
-def test_output_that_nobody_reads_is_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("list --catalog", "Broken pipe"),
+        ("list --catalog --format=json", "Broken pipe"),
+        ("--help", "No space left on device"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str, reason: str
+) -> None:
     """In an interpreter of its own, which at its end would write again what is left."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    reading, writing = os.pipe()
+    reading, out = os.pipe()
     os.close(reading)
-    found = subprocess.run([*LCSC, *command.split()], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert found.returncode == 141
-    assert found.stderr == "lcsc: the output cannot be written: Broken pipe\n"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_that_there_is_no_room_for_is_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    with Path("/dev/full").open("w") as full:
-        found = subprocess.run([*LCSC, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert found.returncode == 141
-    assert found.stderr == "lcsc: the output cannot be written: No space left on device\n"
+    if command == "--help":
+        if not Path("/dev/full").exists():
+            pytest.skip("this system has no /dev/full")
+        out = os.open("/dev/full", os.O_WRONLY)
+    found = subprocess.run([*LCSC, *command.split()], stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(out)
+    assert (found.returncode, found.stderr) == (141, f"lcsc: the output cannot be written: {reason}\n")
 
 
 def ignore_sigint() -> None:

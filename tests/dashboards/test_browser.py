@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from PIL import Image
 
 from lcsc_opt.views.dashboard import parts
 from tests.browser import Switched, Watched, chromium, served, watched
-from tests.dashboard_site import add_result, attach, write_study
+from tests.dashboard_site import write_study
+from tests.study_examples import add_result, attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -28,13 +30,12 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Finished studies of two optimizers and three seeds, with images."""
-    folder = tmp_path_factory.mktemp("browser")
-    url = f"sqlite:///{folder / 'studies.db'}"
-    Image.new("L", (80, 40), 128).save(folder / "images.png")
+    url = f"sqlite:///{tmp_path_factory.mktemp('browser') / 'studies.db'}"
+    Image.new("L", (80, 40), 128).save(image := io.BytesIO(), "PNG")
     for seed in range(3):
         write_study(url, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=8.0 + seed / 10)
         study = write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
-        attach(study, 3, folder / "images.png")
+        attach(study, 3, "images.png", image.getvalue())
         write_study(url, f"digits/CMA/{seed}", [7.0, 3.0 + seed / 10], held_out=2.9 + seed / 5)
     return url
 
@@ -48,6 +49,14 @@ def dashboard(finished: str) -> Switched:
 def home(dashboard: Switched, finished: str) -> str:
     """The address of a dashboard over them."""
     return dashboard.show(finished)
+
+
+@pytest.fixture
+def view(browser: Any, home: str) -> Iterator[Watched]:
+    """A page that must have nothing to complain about."""
+    with watched(browser, home) as opened:
+        yield opened
+        assert opened.problems == []
 
 
 @pytest.fixture
@@ -80,21 +89,19 @@ def zoom_in(view: Watched, figure: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_page_opens_without_a_complaint(browser: Any, home: str) -> None:
-    with watched(browser, home) as view:
-        for (page, figure), scheme in zip(PAGES.items(), ("light", "dark", "light"), strict=True):
-            view.page.emulate_media(color_scheme=scheme)
-            view.page.goto(f"{home}/lcsc/{page}")
-            view.drawn(figure)
-            assert view.page.inner_text("nav [aria-current]") == page.capitalize()
-        view.page.click("nav >> text=Images")
-        view.until("document.querySelector('.pane img')?.naturalWidth === 80")
-        view.page.click("nav >> text=optuna-dashboard")
-        view.page.wait_for_selector("text=digits/LCSC/0")
-        view.page.click("text=Compare optimizers")
-        assert headline(view).startswith("LCSC is ahead: held-out FID 3.1 ± 0.1, 61 % below EMA*; CMA not disting")
-        assert view.page.url.startswith(f"{home}/lcsc/compare")
-        assert view.problems == []
+def test_every_page_opens_without_a_complaint(view: Watched, home: str) -> None:
+    for (page, figure), scheme in zip(PAGES.items(), ("light", "dark", "light"), strict=True):
+        view.page.emulate_media(color_scheme=scheme)
+        view.page.goto(f"{home}/lcsc/{page}")
+        view.drawn(figure)
+        assert view.page.inner_text("nav [aria-current]") == page.capitalize()
+    view.page.click("nav >> text=Images")
+    view.until("document.querySelector('.pane img')?.naturalWidth === 80")
+    view.page.click("nav >> text=optuna-dashboard")
+    view.page.wait_for_selector("text=digits/LCSC/0")
+    view.page.click("text=Compare optimizers")
+    assert headline(view).startswith("LCSC is ahead: held-out FID 3.1 ± 0.1, 61 % below EMA*; CMA not disting")
+    assert view.page.url.startswith(f"{home}/lcsc/compare")
 
 
 @pytest.mark.usefixtures("quick_refreshing")
@@ -102,8 +109,7 @@ def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, dashbo
     with watched(browser, home := dashboard.show(url)) as compare, watched(browser, home) as study:
         compare.page.goto(f"{home}/lcsc/compare")
         study.page.goto(f"{home}/lcsc/study")
-        assert headline(compare).endswith("Start one: lcsc run STUDY_FILE")
-        assert headline(study).endswith("Start one: lcsc run STUDY_FILE")
+        assert all(headline(view).endswith("Start one: lcsc run STUDY_FILE") for view in (compare, study))
         write_study(url, "digits/LCSC/0", [9.0, 4.0], held_out=3.0)
         compare.page.wait_for_selector("#ranking .ag-row")
         assert headline(compare).startswith("LCSC is ahead: held-out FID 3")
@@ -125,7 +131,7 @@ def test_the_curve_grows_while_a_study_runs(browser: Any, dashboard: Switched, u
         view.page.evaluate("window.notReloaded = true")
         zoom_in(view, "curves")
         zoomed = view.figure("curves")["range"]
-        add_result(study, 5.0)
+        add_result(study, 3, 5.0)
         view.until(f"{last} > {first}")
         assert view.figure("curves")["range"] == zoomed  # what a reader zoomed into stays
         assert view.page.evaluate("window.notReloaded")
@@ -135,47 +141,42 @@ def test_the_curve_grows_while_a_study_runs(browser: Any, dashboard: Switched, u
         assert view.problems == []
 
 
-def test_the_ranking_sorts_filters_and_downloads(browser: Any, home: str, tmp_path: Path) -> None:
-    with watched(browser, home) as view:
-        page = view.page
-        page.goto(f"{home}/lcsc/compare")
-        page.wait_for_selector("#ranking .ag-row")
-        assert column(page, "optimizer") == ["LCSC", "CMA", "EMA*"]
-        heading = page.get_by_role("columnheader", name="Searched FID")
+def test_the_ranking_sorts_filters_and_downloads(view: Watched, home: str, tmp_path: Path) -> None:
+    page = view.page
+    page.goto(f"{home}/lcsc/compare")
+    page.wait_for_selector("#ranking .ag-row")
+    assert column(page, "optimizer") == ["LCSC", "CMA", "EMA*"]
+    heading = page.get_by_role("columnheader", name="Searched FID")
+    for order in ("ascending", "descending"):
         heading.click()
-        view.until("document.querySelector('#ranking [col-id=searched]').ariaSort === 'ascending'")
-        heading.click()
-        view.until("document.querySelector('#ranking [col-id=searched]').ariaSort === 'descending'")
-        assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
-        page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
-        view.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
-        with page.expect_download() as download:
-            page.click("text=Download as CSV")
-        download.value.save_as(tmp_path / "ranking.csv")
-        rows = list(csv.DictReader((tmp_path / "ranking.csv").read_text().splitlines()))
-        assert [row["optimizer"] for row in rows] == ["CMA", "LCSC"]
-        assert float(rows[0]["held_out"]) == pytest.approx(3.1)
-        assert view.problems == []
+        view.until(f"document.querySelector('#ranking [col-id=searched]').ariaSort === '{order}'")
+    assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
+    page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
+    view.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
+    with page.expect_download() as download:
+        page.click("text=Download as CSV")
+    download.value.save_as(tmp_path / "ranking.csv")
+    rows = list(csv.DictReader((tmp_path / "ranking.csv").read_text().splitlines()))
+    assert [row["optimizer"] for row in rows] == ["CMA", "LCSC"]
+    assert float(rows[0]["held_out"]) == pytest.approx(3.1)
 
 
-def test_the_address_keeps_the_view(browser: Any, home: str) -> None:
-    with watched(browser, home) as view:
-        page = view.page
-        page.goto(f"{home}/lcsc/compare")
-        view.drawn("curves")
-        page.uncheck("text=logarithmic loss")
-        page.wait_for_url("**scale=")
-        page.check("text=logarithmic cost")
-        page.wait_for_url("**scale=x**")
-        page.click("#axis")
-        page.click("text=images sampled")
-        page.wait_for_url("**axis=images**")
-        page.reload()
-        view.drawn("curves")
-        view.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
-        assert view.figure("curves")["type"] == "log"
-        assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
-        assert view.problems == []
+def test_the_address_keeps_the_view(view: Watched, home: str) -> None:
+    page = view.page
+    page.goto(f"{home}/lcsc/compare")
+    view.drawn("curves")
+    page.uncheck("text=logarithmic loss")
+    page.wait_for_url("**scale=")
+    page.check("text=logarithmic cost")
+    page.wait_for_url("**scale=x**")
+    page.click("#axis")
+    page.click("text=images sampled")
+    page.wait_for_url("**axis=images**")
+    page.reload()
+    view.drawn("curves")
+    view.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
+    assert view.figure("curves")["type"] == "log"
+    assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
 
 
 def test_light_and_dark_follow_the_system_until_the_switch_is_used(browser: Any, home: str) -> None:
@@ -196,39 +197,33 @@ def test_light_and_dark_follow_the_system_until_the_switch_is_used(browser: Any,
         assert view.problems == []
 
 
-def test_everything_is_reached_with_the_keyboard(browser: Any, home: str) -> None:
-    with watched(browser, home) as view:
-        page = view.page
-        page.goto(f"{home}/lcsc/compare")
-        view.drawn("curves")
-        page.wait_for_selector("#ranking .ag-row")
-        reached = []
-        for _ in range(80):
-            page.keyboard.press("Tab")
-            reached.append(
-                page.evaluate(
-                    "() => { const e = document.activeElement, s = getComputedStyle(e); return {"
-                    "text: (e.innerText || e.getAttribute('aria-label') || e.id || '').split('\\n')[0],"
-                    "seen: s.outlineStyle !== 'none' || s.boxShadow !== 'none' || s.borderColor !== ''}; }"
-                )
-            )
-        texts = [one["text"] for one in reached]
-        for wanted in ("Skip to the content", "Compare", "Study", "optuna-dashboard", "Dark", "Download as CSV"):
-            assert wanted in texts, texts
-        assert any("digits/LCSC/0" in text for text in texts), texts
-        assert all(one["seen"] for one in reached)
-        unnamed = page.evaluate(
-            "[...document.querySelectorAll('main input, main button')].filter(e => "
-            "!(e.labels?.length || e.innerText || e.ariaLabel || e.getAttribute('aria-labelledby')))"
-            ".map(e => e.outerHTML)"
-        )
-        assert [html for html in unnamed if "ag-" not in html and "aria-hidden" not in html] == []
+def test_everything_is_reached_with_the_keyboard(view: Watched, home: str) -> None:
+    page = view.page
+    page.goto(f"{home}/lcsc/compare")
+    view.drawn("curves")
+    page.wait_for_selector("#ranking .ag-row")
+    focused = (
+        "() => { const e = document.activeElement, s = getComputedStyle(e); return {"
+        "text: (e.innerText || e.getAttribute('aria-label') || e.id || '').split('\\n')[0],"
+        "seen: s.outlineStyle !== 'none' || s.boxShadow !== 'none' || s.borderColor !== ''}; }"
+    )
+    reached = [(page.keyboard.press("Tab"), page.evaluate(focused))[1] for _ in range(80)]
+    assert all(one["seen"] for one in reached)
+    texts = {one["text"] for one in reached}
+    assert texts >= {"Skip to the content", "Compare", "Study", "optuna-dashboard", "Dark", "Download as CSV"}
+    assert any("digits/LCSC/0" in text for text in texts), texts
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('main input, main button')].filter(e => "
+        "!(e.labels?.length || e.innerText || e.ariaLabel || e.getAttribute('aria-labelledby')))"
+        ".map(e => e.outerHTML)"
+    )
+    assert [html for html in unnamed if "ag-" not in html and "aria-hidden" not in html] == []
 
 
 def test_names_and_reasons_with_markup_run_nothing(browser: Any, dashboard: Switched, url: str) -> None:
     name = MARKUP.replace("/", "")
     study = write_study(url, f"{name}/{name}/0", [3.0, 2.0], held_out=1.0, ended=False)
-    add_result(study, None, reason=MARKUP)
+    add_result(study, 2, None, reason=MARKUP)
     study.set_attribute("search_ended", {"evaluations": 3, "exhausted": False})
     home = dashboard.show(url)
     with watched(browser, home) as view:
@@ -248,19 +243,17 @@ def test_names_and_reasons_with_markup_run_nothing(browser: Any, dashboard: Swit
         assert view.problems == []
 
 
-def test_images_zoom_and_scroll(browser: Any, home: str) -> None:
-    with watched(browser, home) as view:
-        page = view.page
-        page.goto(f"{home}/lcsc/images?study=digits/LCSC/1&zoom=200")
-        view.until("document.querySelector('.pane img')?.naturalWidth === 80")
-        view.until("(p => p.querySelector('img').width > 1.9 * p.clientWidth)(document.querySelector('.pane'))")
-        assert page.evaluate("(p => p.scrollWidth > p.clientWidth)(document.querySelector('.pane'))")
-        assert "LCSC/1" in headline(view)
-        page.focus("#zoom")
-        page.keyboard.press("Home")
-        view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
-        page.wait_for_url("**zoom=100**")
-        assert view.problems == []
+def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
+    page = view.page
+    page.goto(f"{home}/lcsc/images?study=digits/LCSC/1&zoom=200")
+    view.until("document.querySelector('.pane img')?.naturalWidth === 80")
+    view.until("(p => p.querySelector('img').width > 1.9 * p.clientWidth)(document.querySelector('.pane'))")
+    assert page.evaluate("(p => p.scrollWidth > p.clientWidth)(document.querySelector('.pane'))")
+    assert "LCSC/1" in headline(view)
+    page.focus("#zoom")
+    page.keyboard.press("Home")
+    view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
+    page.wait_for_url("**zoom=100**")
 
 
 def test_with_a_token_a_browser_gets_in_once_it_has_it(browser: Any, url: str) -> None:

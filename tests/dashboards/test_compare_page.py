@@ -11,7 +11,8 @@ import pytest
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.views.dashboard import parts
-from tests.dashboard_site import Site, add_result, write_study, written
+from tests.dashboard_site import Site, write_study, written
+from tests.study_examples import add_result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
@@ -76,18 +77,12 @@ def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Si
     others = [{"metric": "recall", "sign": -1, "value": 0.9}, {"metric": "precision", "sign": -1, "value": 0.615}]
     for seed in range(3):
         lost = {"baseline": 0.7, "against": "EMA*", "gain": -0.1, "lost": seed > 0}
-        report = {
-            "loss": 1.0,
-            "rows": [loss, others[0], {**others[1], **lost}],
-            **({"warning": "it fell"} if seed else {}),
-        }
+        report = {"loss": 1.0, "rows": [loss, others[0], {**others[1], **lost}], "warning": "it fell" if seed else None}
         write_study(url, f"digits/LCSC/{seed}", []).set_attribute("held_out", report)
     drawn = draw(site)
     shown = json.dumps(drawn["metrics"]["children"])
-    places = [
-        shown.index(json.dumps(text))
-        for text in ("held-out FID", "precision", "recall", "LCSC", "0.615 ± 0", "0.9 ± 0")
-    ]
+    texts = ("held-out FID", "precision", "recall", "LCSC", "0.615 ± 0", "0.9 ± 0")
+    places = [shown.index(json.dumps(text)) for text in texts]
     assert places == sorted(places)
     assert "(but precision gained nothing in 2 of 3 seeds: compare the images)" in drawn["headline"]["children"]
 
@@ -97,18 +92,13 @@ def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> 
     for images, held_out in ((200, 9.0), (1000, 4.0)):
         write_study(url, f"sweep,images={images}/EMAGrid/0", [12.0], held_out=10.0)
         write_study(url, f"sweep,images={images}/LCSC/0", [3.0], held_out=held_out)
-    shown = json.dumps(draw(site, experiment="sweep,images=200")["sweep"]["children"])
-    for text in ("images", "200", "1000", "LCSC", "-10.0 %", "-60.0 %"):
-        assert json.dumps(text) in shown
+    drawn = draw(site, experiment="sweep,images=200")
+    shown = json.dumps(drawn["sweep"]["children"])
+    assert all(json.dumps(text) in shown for text in ("images", "200", "1000", "LCSC", "-10.0 %", "-60.0 %"))
     assert shown.count('"?experiment=sweep%2Cimages%3D1000"') == 2
     assert shown.count('"shown"') == 2
-
-
-def test_a_new_point_of_a_sweep_is_news(site: Site, url: str) -> None:
-    write_study(url, "sweep,images=200/LCSC/0", [3.0])
-    seen = draw(site, experiment="sweep,images=200")["seen"]["data"]
     write_study(url, "sweep,images=300/LCSC/0", [3.0])
-    news = draw(site, experiment="sweep,images=200", triggered="tick", seen=seen)
+    news = draw(site, experiment="sweep,images=200", triggered="tick", seen=drawn["seen"]["data"])
     assert "300" in json.dumps(news["sweep"])
 
 
@@ -128,16 +118,12 @@ def test_a_figure_follows_axis_scale_and_theme(site: Site) -> None:
     assert light["template"]["layout"]["paper_bgcolor"] != dark["template"]["layout"]["paper_bgcolor"]
 
 
-def test_a_refresh_without_news_sends_nothing_but_the_rhythm(site: Site) -> None:
-    seen = draw(site)["seen"]["data"]
-    assert draw(site, triggered="tick", seen=seen) == {"tick": {"interval": parts.IDLE_MS}}
-
-
-def test_a_refresh_with_a_new_result_sends_the_figure_but_leaves_the_columns(site: Site, url: str) -> None:
+def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: str) -> None:
     study = write_study(url, "digits/CMA/0", [3.0], ended=False)
     first = draw(site)
     seen, columns = first["seen"]["data"], first["ranking"]["columnDefs"]
-    add_result(study, 0.5)
+    assert draw(site, triggered="tick", seen=seen) == {"tick": {"interval": parts.IDLE_MS}}, "no news"
+    add_result(study, 1, 0.5)
     assert draw(site, triggered="tick", seen=seen, ranking=[])["ranking"]["columnDefs"] == columns, "lost before"
     news = draw(site, triggered="tick", seen=seen, ranking=columns)
     assert news["ranking"].keys() == {"rowData"}

@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from lcsc_opt.views.artifacts import artifact_directory
-from tests.dashboard_site import Site, attach, write_study
+from tests.dashboard_site import Site, write_study
+from tests.study_examples import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -26,12 +26,11 @@ def addresses(shown: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture
-def site(url: str, tmp_path: Path) -> Site:
+def site(url: str) -> Site:
     study = write_study(url, STUDY, [3.0, 2.0], held_out=2.5)
     for name, content in (("images.png", PNG), ("images.html", b"<script>"), ("curve.png", PNG)):
-        (tmp_path / name).write_bytes(content)
-        attach(study, 1, tmp_path / name)
-    attach(study, 0, tmp_path / "images.png")
+        attach(study, 1, name, content)
+    attach(study, 0, "images.png", PNG)
     return Site(url)
 
 
@@ -44,11 +43,10 @@ def test_the_images_of_the_answer_are_shown_and_served(site: Site) -> None:
     assert "sandbox" in answer.headers["Content-Security-Policy"]
 
 
-def test_two_grids_stand_side_by_side(site: Site, url: str, tmp_path: Path) -> None:
+def test_two_grids_stand_side_by_side(site: Site, url: str) -> None:
     study = write_study(url, "digits/CMA/0", [3.0], held_out=1.0)
     for name in ("images_1_EMA.png", "images_2_CMA.png"):
-        (tmp_path / name).write_bytes(PNG)
-        attach(study, 0, tmp_path / name)
+        attach(study, 0, name, PNG)
     shown = draw(site, "digits/CMA/0")
     assert len(addresses(shown)) == 2
     captions = re.findall(r'"children": "([^"]*digits/CMA/0[^"]*)"', json.dumps(shown["images"]))

@@ -5,12 +5,14 @@ import platform
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lcsc_opt.base.records import NodeWork
+from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise
 from lcsc_opt.database.history import NODES, KeptNodes
 from lcsc_opt.views.dashboard import parts
-from tests.dashboard_site import Site, add_result, write_study, written
+from tests.dashboard_site import Site, write_study, written
+from tests.study_examples import add_result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "shape", "times", "distances")}
@@ -25,9 +27,8 @@ def chosen(site: Site, search: str) -> Any:
 
 
 def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
-    write_study(url, "digits/EMAGrid/0", held_out=0.5)
-    write_study(url, "digits/LCSC/0", held_out=2.0)
-    write_study(url, "digits/CMA/0", held_out=1.0)
+    for optimizer, held_out in (("EMAGrid", 0.5), ("LCSC", 2.0), ("CMA", 1.0)):
+        write_study(url, f"digits/{optimizer}/0", held_out=held_out)
     write_study(url, "cifar/LCSC/0")
     site = Site(url)
     assert chosen(site, "?study=digits/LCSC/0") == "digits/LCSC/0"
@@ -43,10 +44,8 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     shown = draw(Site(url), "digits/LCSC/0")
     assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
     assert "3 of 9" in json.dumps(shown["progress"])
-    failures = json.dumps(shown["failures"])
-    assert "broken" in failures
-    for name in FIGURES:
-        assert shown[name]["data"]["data"], name
+    assert "broken" in json.dumps(shown["failures"])
+    assert all(shown[name]["data"]["data"] for name in FIGURES)
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
@@ -59,15 +58,10 @@ def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
     shown = draw(Site(url), "digits/LCSC/0")
     said = shown["headline"]["children"]  # a text, which a browser escapes
     assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched. Warning: the loss <i>is</i> below"
-    for text in ("near", "lower", "3.05", "2.87", "-0.18 (worse)"):
-        assert json.dumps(text) in json.dumps(shown["metrics"]["children"])
+    assert '"-0.18 (worse)"' in json.dumps(shown["metrics"]["children"])
 
 
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
-    import numpy as np
-
-    from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise
-
     study = write_study(url, "digits/LCSCGradient/0", [], ended=False)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0]), images=4, noise=Noise("gradient", 1)))
     study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), tell_index=0, compares=False)
@@ -77,10 +71,6 @@ def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None
 
 
 def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:
-    import numpy as np
-
-    from lcsc_opt.base.records import Candidate
-
     study = write_study(url, "digits/LCSC/0", [4.0, 3.0, 2.0], ended=False)
     with study.hold():
         study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
@@ -101,8 +91,7 @@ def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -
         nodes = (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, 0.5, 3))
         study.set_attribute(NODES, KeptNodes(time.time() - 90, nodes).as_stored())
         before = draw(Site(url), "digits/LCSC/0")
-        later = KeptNodes(time.time() + 1, nodes).as_stored()
-        study.set_attribute(NODES, later)
+        study.set_attribute(NODES, KeptNodes(time.time() + 1, nodes).as_stored())
         shown = json.dumps(draw(Site(url), "digits/LCSC/0")["nodes"]["children"])
     assert "0 of 4 workers answer." in json.dumps(before["nodes"]), "what was kept is of an earlier run"
     assert "2 of 4 workers answer." in shown
@@ -115,10 +104,10 @@ def test_coefficients_are_sent_again_only_for_a_better_trial(url: str) -> None:
     study = write_study(url, "digits/LCSC/0", [4.0, 2.0], ended=False)
     site = Site(url)
     seen = draw(site, "digits/LCSC/0")["seen"]["data"]
-    add_result(study, 3.0)
+    add_result(study, 2, 3.0)
     worse = draw(site, "digits/LCSC/0", triggered="tick", seen=seen)
     assert FIGURES.intersection(worse) == {"best_so_far-new", "times-new"}
-    add_result(study, 1.0)
+    add_result(study, 3, 1.0)
     better = draw(site, "digits/LCSC/0", triggered="tick", seen=worse["seen"]["data"])
     assert FIGURES.intersection(better) == FIGURES
     again = draw(site, "digits/LCSC/0", triggered="tick", seen=better["seen"]["data"])
@@ -132,19 +121,18 @@ def test_a_study_without_trials_says_what_to_run(url: str) -> None:
     assert "lcsc resume" in json.dumps(shown["coefficients-new"])
 
 
-@pytest.mark.parametrize("name", ["digits/LCSC/7", "digits/<script>alert(1)/0"])
-def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *((name, "no such study; choose another one") for name in ("digits/LCSC/7", "digits/<script>alert(1)/0")),
+        *((name, "not a study of lcsc_opt") for name in ("digits", "../../etc/passwd", "digits/LCSC/0' or 1=1 --")),
+    ],
+)
+def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str, name: str, said: str) -> None:
     write_study(url, "digits/LCSC/0")
     shown = draw(Site(url), name)
-    assert shown["problem"]["children"] == f"{name}: no such study; choose another one"
-    assert "<script>" not in json.dumps(shown["times-new"])
-
-
-@pytest.mark.parametrize("name", ["digits", "a/b/c", "../../etc/passwd", "digits/LCSC/0' or 1=1 --"])
-def test_a_name_that_is_none_is_a_line_of_the_page(url: str, name: str) -> None:
-    write_study(url, "digits/LCSC/0")
-    shown = draw(Site(url), name)
-    assert shown["problem"]["children"].startswith(f"{name}: not a study of lcsc_opt")
+    assert shown["problem"]["children"].startswith(f"{name}: {said}")
+    assert "<script>" not in json.dumps(shown.get("times-new"))
 
 
 def test_an_empty_database_says_what_to_run(url: str) -> None:

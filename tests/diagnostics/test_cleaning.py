@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,12 @@ from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.diagnostics.cleaning import UNFINISHED, contents, deletable, delete_study
+from lcsc_opt.diagnostics.cleaning import UNFINISHED, Cached, deletable, delete_study
 from lcsc_opt.training.images import feature_network
 from lcsc_opt.trajectory import TrajectoryWriter
-from lcsc_opt.views.artifacts import artifact_directory
 from tests import model_studies
-from tests.study_examples import write_study
+from tests.commands import Typed
+from tests.study_examples import attach, write_study
 
 NAME, OTHER = "digits/LCSC/0", "digits/CMA/0"
 URL = "sqlite:///studies.db"
@@ -38,25 +36,11 @@ def rows(url: str) -> dict[str, list[Any]]:
         return {table.name: sorted(map(str, connection.execute(sa.select(table)))) for table in known.sorted_tables}
 
 
-def attach(study: StoredStudy, folder: Path) -> Path:
-    """A file beside its first trial."""
-    (folder / "images.png").write_bytes(b"x" * 5000)
-    store = artifact_directory(study.storage.url)
-    store.mkdir(exist_ok=True)
-    study.attach(study.trials()[0].number, store, folder / "images.png")
-    return store / str(study.artifacts()[0]["artifact_id"])
-
-
-@pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Somebody at a terminal who answers so; called by a test itself, since pytest replaces stdin, too."""
-
-    def answer(text: str) -> None:
-        stream = io.StringIO(f"{text}\n")
-        stream.isatty = lambda: True  # type: ignore[method-assign]
-        monkeypatch.setattr("sys.stdin", stream)
-
-    return answer
+def answer(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody at a terminal will answer so."""
+    stream = io.StringIO(f"{text}\n")
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", stream)
 
 
 # studies
@@ -66,10 +50,10 @@ def test_a_deleted_study_leaves_no_row_and_no_file_and_others_as_they_were(
     any_url: str, workplace: Path, tmp_path: Path
 ) -> None:
     storage = open_storage(any_url, write=True)
-    kept = attach(write_study(storage, OTHER, [2.0, None]), tmp_path)
+    kept = attach(write_study(storage, OTHER, [2.0, None]), 0, "images.png", b"x" * 5000)
     before = rows(any_url)
     study = write_study(storage, NAME, [1.0, None, 3.0], running=1, held_out={"loss": 1.5})
-    file = attach(study, tmp_path)
+    file = attach(study, 0, "images.png", b"x" * 5000)
     found = deletable(storage, NAME)
     assert found[1] == [file]
     delete_study(*found)
@@ -99,7 +83,7 @@ def test_a_study_that_is_being_run_is_not_deleted(any_url: str, workplace: Path)
 def test_a_file_that_a_database_names_elsewhere_is_not_deleted(url: str, tmp_path: Path) -> None:
     storage = open_storage(url, write=True)
     study = write_study(storage, NAME, [1.0])
-    file, mine = attach(study, tmp_path), tmp_path / "thesis.tex"
+    file, mine = attach(study, 0, "images.png", b"x"), tmp_path / "thesis.tex"
     mine.write_text("mine")
     storage.set_study_system_attr(study.key, "artifacts:x", json.dumps({"artifact_id": "../thesis.tex"}))
     delete_study(*deletable(storage, NAME))
@@ -118,27 +102,23 @@ def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:
 
 
 def test_the_command_asks_and_says_what_it_frees(
-    workplace: Path, answering: Any, capsys: pytest.CaptureFixture[str]
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed
 ) -> None:
     storage = open_storage(URL, write=True)
     for name in (NAME, OTHER):
         write_study(storage, name, [float(loss) for loss in range(80)])
     size = Path("studies.db").stat().st_size
-    assert lcsc(["delete", NAME]) == 2
-    assert "give --yes" in capsys.readouterr().err
-    answering("n")
-    assert lcsc(["delete", NAME]) == 0
-    assert f"{NAME}: 80 trials\n" in capsys.readouterr().err
+    assert "give --yes" in typed.refused("delete", NAME)
+    answer("n", monkeypatch)
+    assert f"{NAME}: 80 trials\n" in typed("delete", NAME).err
     assert study_names(storage) == [NAME, OTHER]
-    answering("y")
-    assert lcsc(["delete", NAME]) == 0
+    answer("y", monkeypatch)
+    assert f"deleted: {NAME}\n" in typed("delete", NAME).err
     assert study_names(storage) == [OTHER]
-    said = capsys.readouterr().err
-    assert f"deleted: {NAME}\n" in said
     assert Path("studies.db").stat().st_size < size - 20_000
-    assert lcsc(["delete", OTHER, "nothing/LCSC/0", "--yes"]) == 2
+    typed.refused("delete", OTHER, "nothing/LCSC/0", "--yes")
     assert study_names(storage) == [OTHER], "all or none"
-    assert lcsc(["delete", OTHER, OTHER, "--yes"]) == 0
+    typed("delete", OTHER, OTHER, "--yes")
     assert study_names(storage) == []
 
 
@@ -151,9 +131,8 @@ def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("packed")
     file = model_studies.write_model_study(made, budget={"evaluations": 3})
     opened = "open_or_pack(path, cache=cache_directory())"
-    module = model_studies.OBJECTIVE.replace("Trajectory.open(path)", opened)
     imports = "from lcsc_opt.base.paths import cache_directory\nfrom lcsc_opt.trajectory.packing import open_or_pack\n"
-    (made / "small_model.py").write_text(imports + module)
+    (made / "small_model.py").write_text(imports + model_studies.OBJECTIVE.replace("Trajectory.open(path)", opened))
     file.write_text(file.read_text().replace("run.trajectory", "checkpoints"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
@@ -164,34 +143,27 @@ def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def packed(packed_once: Path, workplace: Path) -> Path:
-    """A copy of them: the database here, and the cache where it is looked for, which is returned."""
+    """A copy of the database here, and of the cache where it is looked for, which is returned."""
     shutil.copy(packed_once / "studies.db", workplace)
     return Path(shutil.copytree(packed_once / "cache", os.environ["LCSC_CACHE"], dirs_exist_ok=True))
 
 
-def listed(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict[str, Any]]:
-    capsys.readouterr()
-    assert lcsc(["cache", "--format", "json", *options]) == 0
-    return {row["path"]: row for row in json.loads(capsys.readouterr().out)}
+def listed(typed: Typed, *options: str) -> dict[str, dict[str, Any]]:
+    return {row["path"]: row for row in typed.json("cache", *options)}
 
 
-def test_the_cache_is_listed_with_its_users_and_the_unused_is_removed(
-    packed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    [(path, row)] = listed(capsys).items()
+def test_the_cache_is_listed_with_its_users_and_the_unused_is_removed(packed: Path, typed: Typed) -> None:
+    [(path, row)] = listed(typed).items()
     size = sum(file.stat().st_size for file in (packed / path).iterdir())
     assert (row["kind"], row["bytes"], row["in_use"]) == ("trajectory", size, False)
     assert sorted(row["studies"]) == ["small/EMAGrid/0", "small/LCSC/0"]
-    assert listed(capsys, "--unused", "--clear", "--yes") == {}
+    assert listed(typed, "--unused", "--clear", "--yes") == {}
     assert (packed / path).exists()
-    assert lcsc(["delete", "small/EMAGrid/0", "small/LCSC/0", "--yes"]) == 0
-    assert lcsc(["cache", "--unused"]) == 0
-    assert path in capsys.readouterr().out
+    typed("delete", "small/EMAGrid/0", "small/LCSC/0", "--yes")
+    assert path in typed("cache", "--unused").out
     assert (packed / path).exists(), "only listed"
-    assert lcsc(["cache", "--unused", "--clear"]) == 2
-    assert "give --yes" in capsys.readouterr().err
-    assert lcsc(["cache", "--unused", "--clear", "--yes"]) == 0
-    assert "removed: 1, " in capsys.readouterr().err
+    assert "give --yes" in typed.refused("cache", "--unused", "--clear")
+    assert "removed: 1, " in typed("cache", "--unused", "--clear", "--yes").err
     assert not (packed / path).exists()
 
 
@@ -209,78 +181,64 @@ def test_networks_and_references_are_known_by_what_studies_are_fingerprinted_wit
     }
     for name in names:
         (tmp_path / name).touch()
-    found = contents(tmp_path, storage)
+    found = Cached.all_in(tmp_path, storage)
     assert {entry.path.relative_to(tmp_path).as_posix(): entry.studies for entry in found} == names
 
 
-def test_what_a_running_study_uses_stays(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [path] = listed(capsys)
+def test_what_a_running_study_uses_stays(packed: Path, typed: Typed) -> None:
+    [path] = listed(typed)
     with StoredStudy.open(open_storage(URL, write=True), "small/LCSC/0").hold():
-        assert listed(capsys, "--clear", "--yes")[path]["in_use"]
+        assert listed(typed, "--clear", "--yes")[path]["in_use"]
         assert (packed / path).exists()
-    assert lcsc(["cache", "--clear", "--yes"]) == 0
+    typed("cache", "--clear", "--yes")
     assert not (packed / path).exists()
 
 
-def test_without_a_database_nothing_is_called_unused(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [row] = listed(capsys, "--storage", "sqlite:///other.db").values()
-    assert row["studies"] is None
-    assert lcsc(["cache", "--unused", "--storage", "sqlite:///other.db"]) == 2
-
-
-@contextlib.contextmanager
-def packing(partial: Path) -> Iterator[None]:
-    """As a process that packs."""
-    with only_process(partial.with_suffix(""), busy=lambda: None):
-        yield
-
-
-@contextlib.contextmanager
-def training(partial: Path) -> Iterator[None]:
-    """As a process that trains."""
-    with TrajectoryWriter(partial):
-        yield
+def test_without_a_database_nothing_is_called_unused(packed: Path, typed: Typed) -> None:
+    assert [row["studies"] for row in listed(typed, "--storage", "sqlite:///other.db").values()] == [None]
+    typed.refused("cache", "--unused", "--storage", "sqlite:///other.db")
 
 
 @pytest.mark.parametrize(
     ("name", "making"),
-    [(f"trajectories/{24 * '0'}.trajectory.partial", packing), (f"digits-{16 * '0'}.trajectory.partial", training)],
+    [
+        (f"trajectories/{24 * '0'}.trajectory.partial", lambda at: only_process(at.with_suffix(""), busy=pytest.fail)),
+        (f"digits-{16 * '0'}.trajectory.partial", TrajectoryWriter),
+    ],
 )
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_not(
-    packed: Path, capsys: pytest.CaptureFixture[str], name: str, making: Any
+    packed: Path, typed: Typed, name: str, making: Any
 ) -> None:
     (packed / name).mkdir()
     (packed / name / "weights.bin").write_bytes(b"x" * 100)
     with making(packed / name):
-        (waiting,) = [entry for entry in contents(packed, None) if entry.kind == UNFINISHED]
+        (waiting,) = [entry for entry in Cached.all_in(packed, None) if entry.kind == UNFINISHED]
         assert waiting.in_use
         assert not waiting.remove()
-        assert listed(capsys, "--unused") == {}
-        assert lcsc(["cache", "--clear", "--yes"]) == 0  # the studies' own trajectory goes, too
+        assert listed(typed, "--unused") == {}
+        typed("cache", "--clear", "--yes")  # the studies' own trajectory goes, too
         assert (packed / name / "weights.bin").exists()
-    row = listed(capsys, "--unused")[name]
+    row = listed(typed, "--unused")[name]
     assert (row["kind"], row["bytes"], row["studies"]) == (UNFINISHED, 100, [])
-    assert lcsc(["cache", "--unused", "--clear", "--yes"]) == 0
+    typed("cache", "--unused", "--clear", "--yes")
     assert not (packed / name).exists()
     assert [path for path in packed.rglob("*") if path.is_file()] == [], "no locks either"
 
 
-def test_a_file_that_is_being_written_is_none_that_was_left(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_being_written_is_none_that_was_left(packed: Path, typed: Typed) -> None:
     folder = packed / "references"
     folder.mkdir()
     with replacing(folder / f"{32 * '0'}.npz") as pending:
         pending.write_bytes(b"half")
         name = pending.relative_to(packed).as_posix()
-        assert listed(capsys)[name]["in_use"]
+        assert listed(typed)[name]["in_use"]
         os.utime(pending, (1e9, 1e9))  # long ago
-        assert lcsc(["cache", "--unused", "--clear", "--yes"]) == 0
+        typed("cache", "--unused", "--clear", "--yes")
         assert not pending.exists()
         pending.write_bytes(b"for the one who has begun it")
 
 
-def test_other_files_of_the_folder_are_neither_listed_nor_removed(
-    packed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_files_of_the_folder_are_neither_listed_nor_removed(packed: Path, typed: Typed) -> None:
     others = [
         *("thesis.tex", "run.trajectory/weights.bin", "run.trajectory.partial/weights.bin", "datasets/imagenet/1.png"),
         *("references/real.npz", "trajectories/mine.trajectory/weights.bin", ".notes.partial"),
@@ -288,26 +246,24 @@ def test_other_files_of_the_folder_are_neither_listed_nor_removed(
     for name in others:
         (packed / name).parent.mkdir(parents=True, exist_ok=True)
         (packed / name).write_text("mine")
-    assert len(listed(capsys)) == 1
-    assert lcsc(["cache", "--clear", "--yes"]) == 0
+    assert len(listed(typed)) == 1
+    typed("cache", "--clear", "--yes")
     assert all((packed / name).read_text() == "mine" for name in others)
-    assert listed(capsys) == {}
+    assert listed(typed) == {}
 
 
 def test_the_names_are_those_that_are_given(tmp_path: Path) -> None:
     feature_network("digits", epochs=1, cache=tmp_path)
-    assert [entry.kind for entry in contents(tmp_path, None)] == ["feature network"]
-    assert contents(tmp_path / "nothing", None) == []
+    assert [entry.kind for entry in Cached.all_in(tmp_path, None)] == ["feature network"]
+    assert Cached.all_in(tmp_path / "nothing", None) == []
 
 
 def test_what_cannot_be_removed_is_not_called_removed(
-    packed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    packed: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in another user's folder, where the system refuses."""
     monkeypatch.setattr("lcsc_opt.base.files.shutil.rmtree", lambda *_, **__: None)
-    there = {entry.path for entry in contents(packed, None)}
-    assert lcsc(["cache", "--clear", "--yes"]) == 0
-    said = capsys.readouterr().err
+    said = typed("cache", "--clear", "--yes").err
     assert "removed: 0, 0 bytes freed" in said
     assert "not removed: 1, such as" in said
-    assert {entry.path for entry in contents(packed, None)} == there
+    assert len(Cached.all_in(packed, None)) == 1

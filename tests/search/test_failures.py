@@ -20,7 +20,7 @@ from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search
-from lcsc_opt.views.progress import failures_of, overview
+from lcsc_opt.views.progress import FailureReason, overview
 
 STEPS = (100, 200, 300, 400)
 TWICE = FailureSpec(retries=1)
@@ -122,7 +122,7 @@ def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reaso
     assert line in text
     assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
     [history] = HistoryReader(study.storage).read_studies([study.name])
-    assert [failure.traceback for failure in failures_of(history)] == [text]
+    assert [failure.traceback for failure in FailureReason.of(history)] == [text]
 
 
 class TestNothingCanSucceed:

@@ -8,8 +8,8 @@ import pytest
 
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import artifact_directory, stored_images
-from tests.study_examples import write_study
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory
+from tests.study_examples import attach, write_study
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -18,18 +18,15 @@ ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
     storage = open_storage(url, write=True)
     study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    folder = tmp_path / "artifacts"
-    folder.mkdir()
     contents = {
         **{"images_1_EMA.png": PNG, "images_2_LCSC.png": b"\xff\xd8\xff\xe0", "images_3.png": b"RIFF1234WEBP"},
         **{"images.txt": b"no image", "images.svg": b"<svg onload='x'>", "images_empty.png": b"", "curve.png": PNG},
     }
     for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        study.attach(study.trials()[1].number, folder, tmp_path / name)
+        folder = attach(study, 1, name, content).parent
     reader = HistoryReader(storage)
     (history,) = reader.read("digits")
-    found = stored_images(reader, history, folder)
+    found = StoredImage.of_answer(reader, history, folder)
     assert [(image.caption, image.mimetype) for image in found] == [
         ("EMA*, from the same noise as digits/LCSC/0", "image/png"),
         ("digits/LCSC/0, trial 1", "image/jpeg"),
@@ -37,7 +34,7 @@ def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
     ]
     assert found[0].data_url == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert (folder / found[0].artifact_id).read_bytes() == found[0].content == PNG
-    assert stored_images(reader, history, tmp_path / "elsewhere") == []
+    assert StoredImage.of_answer(reader, history, tmp_path / "elsewhere") == []
 
 
 @pytest.mark.parametrize(
@@ -58,10 +55,11 @@ def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path,
     reader = HistoryReader(storage)
     (history,) = reader.read("digits")
     assert reader.artifacts(history, 0)[0]["artifact_id"] == wanted
-    assert stored_images(reader, history, folder) == []
+    assert StoredImage.of_answer(reader, history, folder) == []
 
 
 def test_artifacts_lie_next_to_an_sqlite_file() -> None:
     assert artifact_directory("sqlite:////data/studies.db") == Path("/data/studies.artifacts")
-    assert artifact_directory("sqlite://") == Path("lcsc.artifacts")
-    assert artifact_directory("postgresql://me@host/studies") == Path("lcsc.artifacts")
+    assert {artifact_directory(url) for url in ("sqlite://", "postgresql://me@host/studies")} == {
+        Path("lcsc.artifacts")
+    }

@@ -12,15 +12,14 @@ import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape, landscape_figure, landscape_names, read_landscape
+from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape
 from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
-from tests.study_examples import STEPS, coefficients, write_study
+from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>%{x}"
@@ -37,29 +36,22 @@ def write_landscape(
     *,
     loss: Callable[[float, float], float | None] = bowl,
     size: int = 5,
-    margin: float = 0.5,
     points: int | None = None,
     products: Any = None,
     images: int = 10,
-) -> StoredStudy:
+) -> None:
     """A landscape as the runner writes it, of which ``points`` are evaluated; where the loss is None it failed."""
-    _, planned = plane_grid(size, margin)
+    _, planned = plane_grid(size, 0.5)
     attributes = {
         "steps": STEPS,
         "budget": {"evaluations": len(planned), "images": None},
-        "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size, "margin": margin}}},
+        "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size, "margin": 0.5}}},
         "plane": {"products": products},
     }
     study = StoredStudy.open_or_create(storage, name, attributes)
     plane = Plane.through(STEPS, STEPS)
     for number, (x, y) in enumerate(planned[:points].tolist()):
-        key = study.add_candidate(Candidate(plane.at(x, y)))
-        value = loss(x, y)
-        if value is None:
-            study.fail(key, [{"reason": "does not sample", "seconds": 0.1}], tell_index=number)
-        else:
-            study.finish(key, Evaluation(value, {"fid": value}, Cost(images=images)), tell_index=number)
-    return study
+        add_result(study, number, loss(x, y), images=images, at=plane.at(x, y))
 
 
 @pytest.fixture
@@ -68,7 +60,7 @@ def storage(url: str) -> RDBStorage:
 
 
 def read(storage: RDBStorage, name: str = NAME) -> Landscape:
-    return read_landscape(HistoryReader(storage), name)
+    return Landscape.read(HistoryReader(storage), name)
 
 
 @pytest.mark.parametrize("size", [5, 4])  # of 4, the corners lie between the points of the grid
@@ -76,8 +68,8 @@ def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> No
     write_landscape(storage, size=size)
     found = read(storage)
     np.testing.assert_allclose(found.values, [[bowl(x, y) for x in found.axis] for y in found.axis])
-    corners = [(point["name"], point["loss"]) for point in found.points[:3]]
-    assert corners == [("step 100", bowl(0, 0)), ("step 200", bowl(1, 0)), ("step 300", bowl(0, 1))]
+    corners = {point["name"]: point["loss"] for point in found.points[:3]}
+    assert corners == {"step 100": bowl(0, 0), "step 200": bowl(1, 0), "step 300": bowl(0, 1)}
     assert found.lowest is not None
     assert found.lowest["loss"] == np.nanmin([*found.values.ravel(), bowl(0, 1)])
 
@@ -87,9 +79,9 @@ def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) ->
     row = json.loads(json.dumps(read(storage).as_row(), allow_nan=False))
     assert (row["evaluated"], row["total"]) == (7, 25)
     assert row["values"][0][0] is None
-    assert "7 of 25 points" in landscape_figure(read(storage)).layout.title.text
+    assert "7 of 25 points" in read(storage).figure().layout.title.text
     write_landscape(storage, "digits/Landscape/1", points=0)
-    empty = landscape_figure(read(storage, "digits/Landscape/1"), theme="dark")
+    empty = read(storage, "digits/Landscape/1").figure(theme="dark")
     assert "Continue: lcsc resume" in empty.layout.annotations[0].text
 
 
@@ -118,15 +110,14 @@ def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBSto
 
 def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(storage: RDBStorage) -> None:
     write_landscape(storage)
-    write_study(storage, "digits/EMAGrid/0", [1.0])
-    write_study(storage, "digits/CMA/0", [3.0] + [4.0] * 200)
-    write_study(storage, "digits/LCSC/0", [None])
-    write_study(storage, "faces/LCSC/0", [2.0])
+    searches: Any = {"digits/EMAGrid/0": [1.0], "digits/CMA/0": [3.0] + [4.0] * 200, "digits/LCSC/0": [None]}
+    for name, losses in {**searches, "faces/LCSC/0": [2.0]}.items():
+        write_study(storage, name, losses)
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
     found = read(storage)
     assert [study.study for study, *_ in found.searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
     assert len(found.searches[1][1]) == MOST_CANDIDATES
-    assert landscape_names(HistoryReader(storage), "faces") == []
+    assert Landscape.names(HistoryReader(storage), "faces") == []
 
 
 def test_a_search_is_no_landscape_and_a_landscape_no_search(storage: RDBStorage, tmp_path: Path) -> None:
@@ -149,7 +140,7 @@ def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStora
     for name, searched in (("EMAGrid/0", [3.0]), ("LCSC/0", [4.0, 2.0]), ("LCSC/1", [4.0, 2.5])):
         write_study(storage, f"digits/{name}", searched, images=1000)
     data = read(storage)
-    made = landscape_figure(data)
+    made = data.figure()
     (contour,) = [trace for trace in made.data if trace.type == "contour"]
     assert contour.z.min() == 0
     assert contour.colorbar.ticktext[-1] == f"{data.values.max():.3g}"
@@ -162,7 +153,7 @@ def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStora
 def test_markup_is_inert(storage: RDBStorage) -> None:
     write_landscape(storage, f"{HOSTILE}/Landscape/0")
     write_study(storage, f"{HOSTILE}/LCSC/0", [2.0], metric=HOSTILE)
-    made = landscape_figure(read(storage, f"{HOSTILE}/Landscape/0"))
+    made = read(storage, f"{HOSTILE}/Landscape/0").figure()
     assert "<script" not in json.dumps(json.loads(made.to_json()))
     assert not [trace for trace in made.data if "%{x}" in (trace.hovertemplate or "")]
 
@@ -178,9 +169,9 @@ def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: 
     write_landscape(storage)
     write_study(storage, "digits/LCSC/0", [2.0])
     site = Site(url)
-    assert site.call("landscape", "landscape.value", url="")["landscape"] == {"value": NAME, "options": [NAME]}
-    asked = site.call("landscape", "landscape.value", url="?landscape=digits%2FLandscape%2F7")
-    assert asked["landscape"]["value"] == "digits/Landscape/7"
+    for query, chosen in (("", NAME), ("?landscape=digits%2FLandscape%2F7", "digits/Landscape/7")):
+        asked = site.call("landscape", "landscape.value", url=query)["landscape"]
+        assert asked == {"value": chosen, "options": [NAME]}
     shown = draw(site)
     assert shown["headline"]["children"] == f"{NAME}: lowest FID on the plane 1 at (0.5, 1)"
     assert "LCSC/0, trial 0" in str(shown["points"]["children"])

@@ -9,13 +9,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut, Holder
-from lcsc_opt.views.progress import (
-    FailureReason,
-    Progress,
-    failures_of,
-    overview,
-    seconds_outside,
-)
+from lcsc_opt.views.progress import FailureReason, Progress, overview, seconds_outside
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
 
@@ -34,8 +28,7 @@ def test_a_running_study_says_how_long_it_will_take() -> None:
 def test_a_budget_in_images_is_counted_in_images() -> None:
     found = Progress.of(history([3.0, 2.0, 1.0], ended=False, holder=ALIVE, budget={"images": 100}))
     assert (found.unit, found.done, found.total) == ("images", 30, 100)
-    assert found.per_hour == pytest.approx(10 * 3600 / 1.5)
-    assert found.seconds_left == pytest.approx(7 * 1.5)
+    assert (found.per_hour, found.seconds_left) == (pytest.approx(10 * 3600 / 1.5), pytest.approx(7 * 1.5))
 
 
 def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
@@ -50,18 +43,10 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     assert Progress.of(history([None, None], images=0.0, budget={"images": 100})).done == 0, "nobody knows how many"
 
 
-@pytest.mark.parametrize(
-    ("changes", "state"),
-    [
-        ({"ended": True}, "finished"),
-        ({"ended": False}, "interrupted"),
-        ({"ended": False, "holder": ALIVE}, "running"),
-    ],
-)
-def test_the_state_of_a_study(changes: dict, state: str) -> None:
-    found = Progress.of(history([2.0, 1.0], **changes))
-    assert found.state == state
-    assert (found.seconds_left is not None) == (state == "running")
+@pytest.mark.parametrize(("ended", "state"), [(True, "finished"), (False, "interrupted")])
+def test_a_study_that_does_not_run_has_no_time_left(ended: bool, state: str) -> None:
+    found = Progress.of(history([2.0, 1.0], ended=ended))
+    assert (found.state, found.seconds_left) == (state, None)
 
 
 def test_an_empty_study_has_no_rate() -> None:
@@ -71,27 +56,17 @@ def test_an_empty_study_has_no_rate() -> None:
 
 def test_the_rate_is_that_of_the_last_trials_and_of_no_interruption() -> None:
     study = history([1.0] * 100, ended=False, holder=ALIVE, budget={"evaluations": 200}, seconds=3, gap=0)
-    study.trials["started"][75:] += 9 * 3600
-    study.trials["ended"][75:] += 9 * 3600
+    for column in ("started", "ended"):
+        study.trials[column][75:] += 9 * 3600
     assert Progress.of(study).per_hour == pytest.approx(1200)
 
 
-def test_inherited_trials_are_no_progress() -> None:
-    study = history([3.0, 2.0, 1.0], ended=False, columns={"inherited": [True, True, False]}, budget={"evaluations": 4})
-    assert Progress.of(study).done == 1
-
-
 def test_failures_are_grouped_by_reason() -> None:
-    study = history(
-        [None, 2.0, None, 1.0],
-        reasons={0: ("memory", "memory"), 1: ("memory",), 2: ("not finite",)},
-    )
-    assert failures_of(study) == [
-        FailureReason("memory", 3, (0, 1), 1),
-        FailureReason("not finite", 1, (2,), 1),
-    ]
+    reasons = {0: ("memory", "memory"), 1: ("memory",), 2: ("not finite",)}
+    study = history([None, 2.0, None, 1.0], reasons=reasons)
+    assert FailureReason.of(study) == [FailureReason("memory", 3, (0, 1), 1), FailureReason("not finite", 1, (2,), 1)]
     assert Progress.of(study).retried == 1
-    assert failures_of(history([1.0])) == []
+    assert FailureReason.of(history([1.0])) == []
 
 
 @pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0), (9, 1), (3, 1)])

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.report import HeldOut, MetricRow
-from lcsc_opt.views.ranking import (
-    Difference,
-    Reach,
-    headline,
-    ranking,
-)
+from lcsc_opt.views.ranking import Difference, Reach, headline, ranking
 from tests.history_examples import history
 
 # difference
@@ -38,19 +33,14 @@ def test_intervals_are_students_and_welchs(one: int, two: int) -> None:
 def test_seeds_that_both_have_are_compared_with_each_other() -> None:
     best = {0: 1.0, 1: 5.0, 2: 9.0}
     losses = {2: 9.6, 1: 5.5, 0: 1.4}
-    paired = Difference.of(losses, best)
-    assert paired.mean == pytest.approx(0.5)
-    assert paired.low is not None
-    assert paired.low > 0, "what the seeds have in common cancels"
-    apart = Difference.of({seed + 7: loss for seed, loss in losses.items()}, best)
-    assert apart.mean == pytest.approx(0.5)
-    assert apart.low is not None
-    assert apart.low < 0
+    paired, apart = (Difference.of({seed + far: loss for seed, loss in losses.items()}, best) for far in (0, 7))
+    assert (paired.mean, apart.mean) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert (paired.low or 0) > 0 > (apart.low or 0), "what the seeds have in common cancels"
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert Difference.of({0: 3.0}, {0: 1.0}) == Difference(2.0)
-    assert Difference.of({0: 3.0, 1: 3.0}, {0: 1.0}) == Difference(2.0)
+    for losses in ({0: 3.0}, {0: 3.0, 1: 3.0}):
+        assert Difference.of(losses, {0: 1.0}) == Difference(2.0)
 
 
 # ranking
@@ -65,13 +55,8 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
         history([5.0, 0.1], optimizer="DE"),
     ]
     rows = ranking(studies)
-    assert [(row.label, row.verdict) for row in rows] == [
-        ("CMA", "best"),
-        ("LCSC", "not distinguishable"),
-        ("PSO", "one seed: no interval"),
-        ("EMA*", "worse"),
-        ("DE", "no held-out value"),
-    ]
+    verdicts = [("CMA", "best"), ("LCSC", "not distinguishable"), ("PSO", "one seed: no interval"), ("EMA*", "worse")]
+    assert [(row.label, row.verdict) for row in rows] == [*verdicts, ("DE", "no held-out value")]
     first = rows[0]
     assert first.difference is None
     assert first.held_out == (pytest.approx(2.2), pytest.approx(0.3))
@@ -88,20 +73,19 @@ def test_without_held_out_losses_nothing_is_called_best() -> None:
 def test_the_cost_of_reaching_a_value_is_the_median_over_seeds() -> None:
     studies = [history([9.0, 5.0, 3.0], seed=0), history([4.0, 6.0], seed=1), history([9.0, 9.0, 9.0, 4.5], seed=2)]
     found = ranking(studies, value=5.0)[0].to_value
-    assert found["evaluations"] == Reach(2, 3, 3)
-    assert found["images"] == Reach(20, 3, 3)
-    assert found["model_calls"] == Reach(40, 3, 3)
-    assert found["seconds"] == Reach(2.5, 3, 3)
-    assert found["evaluation_seconds"] == Reach(2, 3, 3)
+    costs = {"evaluations": 2, "images": 20, "model_calls": 40, "seconds": 2.5, "evaluation_seconds": 2}
+    assert found == {axis: Reach(cost, 3, 3) for axis, cost in costs.items()}
 
 
-def test_seeds_that_did_not_reach_it_are_counted() -> None:
+@pytest.mark.parametrize(
+    ("value", "reach", "text"),
+    [(5.0, Reach(2, 2, 3), "2 (not reached 1 of 3)"), (4.0, Reach(None, 1, 3), "not reached 2 of 3")],
+)
+def test_seeds_that_did_not_reach_it_are_counted(value: float, reach: Reach, text: str) -> None:
     studies = [history([9.0, 5.0], seed=0), history([4.0], seed=1), history([9.0], seed=2)]
-    assert ranking(studies, value=5.0)[0].to_value["evaluations"] == Reach(2, 2, 3)
-    assert ranking(studies, value=5.0)[0].to_value["evaluations"].text == "2 (not reached 1 of 3)"
-    assert ranking(studies, value=4.0)[0].to_value["evaluations"] == Reach(None, 1, 3)
-    assert ranking(studies, value=4.0)[0].to_value["evaluations"].text == "not reached 2 of 3"
-    assert ranking([history([])], value=4.0)[0].to_value["images"] == Reach(None, 0, 1)
+    found = ranking(studies, value=value)[0].to_value["evaluations"]
+    assert (found, found.text) == (reach, text)
+    assert ranking([history([])], value=value)[0].to_value["images"] == Reach(None, 0, 1)
 
 
 @given(st.permutations(range(4)))
@@ -130,19 +114,11 @@ def test_losses_of_other_noise_are_not_compared() -> None:
     rows = {row.optimizer: row for row in ranking([ema, found, other])}
     assert rows["LCSC"].below_ema is None
     assert rows["CMA"].below_ema == pytest.approx(-0.7)
-    assert rows["CMA"].difference is None
-    assert rows["CMA"].verdict == "held out on other noise"
+    assert (rows["CMA"].difference, rows["CMA"].verdict) == (None, "held out on other noise")
     groups = measured("CMA", 3.0, 50_000, seeds=(0, 1))
     assert ranking([found, groups])[1].verdict == "held out on other noise"
-
-
-def test_ema_is_taken_from_beside_the_answer_where_it_was_measured_there() -> None:
-    ema = measured("EMAGrid", 10.0, 10_000)
-    found = measured("LCSC", 2.0, 50_000, ema=8.0)
-    assert {row.optimizer: row.below_ema for row in ranking([ema, found])} == {
-        "LCSC": pytest.approx(-0.75),
-        "EMAGrid": 0,
-    }
+    (row,) = ranking([measured("LCSC", 2.0, 50_000, ema=8.0)])
+    assert row.below_ema == pytest.approx(-0.75), "EMA* was measured on the answer's noise"
 
 
 @pytest.mark.parametrize(
@@ -164,34 +140,32 @@ def seeds(optimizer: str, losses: list[float]) -> list[Any]:
     return [history([9.0, 5.0], optimizer=optimizer, seed=i, held_out=loss) for i, loss in enumerate(losses)]
 
 
-def test_it_names_the_winner_how_far_ahead_it_is_and_who_may_be_as_good() -> None:
-    studies = [*seeds("EMAGrid", [10.0, 10.0, 10.0]), *seeds("CMA", [1.9, 2.0, 2.1]), *seeds("LCSC", [2.2, 2.0, 1.95])]
-    expected = "CMA is ahead: held-out FID 2 ± 0.1, 80 % below EMA*; LCSC not distinguishable over 3 seeds"
-    assert line(*studies) == expected
-    more = [*studies, *seeds("DE", [2.3, 1.9, 2.2])]
-    assert line(*more).endswith("; LCSC and DE not distinguishable over 3 seeds")
+EMA, CLOSE = ("EMAGrid", [10.0, 10.0, 10.0]), ("CMA", [1.9, 2.0, 2.1])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95])], "± 0.1, 80 % below EMA*; LCSC not distinguishable over 3 seeds"),
+        (
+            [EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95]), ("DE", [2.3, 1.9, 2.2])],
+            "± 0.1, 80 % below EMA*; LCSC and DE not distinguishable over 3 seeds",
+        ),
+        ([CLOSE, ("LCSC", [4.0, 4.1, 4.2])], "± 0.1"),
+        ([("CMA", [2.0]), ("LCSC", [4.0])], "; one seed each, so this may be chance"),
+        ([("CMA", [2.0])], ""),
+    ],
+)
+def test_it_names_the_winner_how_far_ahead_it_is_and_who_may_be_as_good(found: Any, expected: str) -> None:
+    ahead = "CMA is ahead: held-out FID 2"
+    assert line(*(study for one in found for study in seeds(*one))) == f"{ahead} {expected}".replace(" ;", ";").rstrip()
 
 
 def test_it_names_the_average_that_is_ema() -> None:
     found = [history([9.0, 5.0], optimizer="EMAGrid", held_out=4.0, average="average of the last 10")]
-    assert "CMA is ahead: held-out FID 2, 50 % below EMA* (average of the last 10)" in line(
-        *seeds("CMA", [2.0]), *found
-    )
+    assert "50 % below EMA* (average of the last 10)" in line(*seeds("CMA", [2.0]), *found)
     found.append(history([9.0, 5.0], optimizer="EMAGrid", seed=1, held_out=4.0, average="last checkpoint"))
     assert "50 % below EMA*;" in line(*seeds("CMA", [2.0]), *found), "the seeds do not agree"
-
-
-def test_a_clear_winner_has_no_one_beside_it() -> None:
-    assert line(*seeds("CMA", [1.9, 2.0, 2.1]), *seeds("LCSC", [4.0, 4.1, 4.2])) == (
-        "CMA is ahead: held-out FID 2 ± 0.1"
-    )
-
-
-def test_one_seed_may_be_chance() -> None:
-    assert line(*seeds("CMA", [2.0]), *seeds("LCSC", [4.0])) == (
-        "CMA is ahead: held-out FID 2; one seed each, so this may be chance"
-    )
-    assert line(*seeds("CMA", [2.0])) == "CMA is ahead: held-out FID 2"
 
 
 def test_a_search_that_is_worse_than_ema_is_not_called_better() -> None:
@@ -201,9 +175,4 @@ def test_a_search_that_is_worse_than_ema_is_not_called_better() -> None:
 def test_without_held_out_values_it_says_that_they_are_searched_ones() -> None:
     text = line(history([5.0, 3.0], optimizer="CMA"), history([5.0, 2.0], optimizer="LCSC"))
     assert text.startswith("LCSC is ahead so far: searched FID 2; held-out values come at the end")
-
-
-@pytest.mark.parametrize("losses", [[], [None]])
-def test_without_results_it_says_so(losses: list[None]) -> None:
-    assert line(history(losses)) == "No result yet."
-    assert headline([]) == "No result yet."
+    assert [line(), line(history([])), line(history([None]))] == ["No result yet."] * 3

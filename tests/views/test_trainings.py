@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.views import trainings
-from lcsc_opt.views.trainings import TrainingHistory, find_trainings
+from lcsc_opt.views.trainings import TrainingHistory
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
 
 def write_training(
-    folder: Path, name: str = "run", *, steps: int = 40, lines: int = 4, sheets: tuple[int, ...] = (10, 20)
+    folder: Path, name: str = "run", *, lines: int = 4, sheets: tuple[int, ...] = (10, 20), seconds: float = 1.0
 ) -> Path:
     """As ``lcsc train`` leaves it so far, with a line of the curve every ten steps."""
     place = folder / name
     (folder / f"{name}.model").mkdir(parents=True)
-    described = {"recipe": "ict", "data": "digits", "steps": steps, "seed": 0}
+    described = {"recipe": "ict", "data": "digits", "steps": 40, "seed": 0}
     (folder / f"{name}.model" / "training.json").write_text(json.dumps(described))
-    curve = [{"step": 10 * (i + 1), "loss": 4.0 / (i + 1), "seconds": i + 1.0} for i in range(lines)]
+    curve = [{"step": 10 * (i + 1), "loss": 4.0 / (i + 1), "seconds": (i + 1) * seconds} for i in range(lines)]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     (folder / f"{name}.samples").mkdir()
     for step in sheets:
@@ -32,7 +32,7 @@ def write_training(
 
 
 def read(place: Path) -> TrainingHistory:
-    return find_trainings(place.parent)[place.name]
+    return TrainingHistory.find(place.parent)[place.name]
 
 
 def test_trainings_are_found_in_a_folder_and_in_those_in_it(tmp_path: Path) -> None:
@@ -41,31 +41,28 @@ def test_trainings_are_found_in_a_folder_and_in_those_in_it(tmp_path: Path) -> N
     for age, place in enumerate(reversed(places)):
         os.utime(place.with_name(f"{place.name}.jsonl"), (1000 - age, 1000 - age))
     (tmp_path / "notes.jsonl").write_text("{}\n")  # of something else
-    assert [(name, found.place) for name, found in find_trainings(tmp_path).items()] == [
-        ("b", places[0]),
-        ("more/a", places[1]),
-    ]
+    found = [(name, training.place) for name, training in TrainingHistory.find(tmp_path).items()]
+    assert found == [("b", places[0]), ("more/a", places[1])]
 
 
 def test_a_headline_says_where_a_training_is(tmp_path: Path) -> None:
-    running = read(write_training(tmp_path, "running", lines=2))
-    assert running.running
-    assert running.headline == "running: ict on digits, step 20 of 40, loss 2, 10 steps a second, 2 s left"
-    finished = read(write_training(tmp_path, "finished"))
-    assert not finished.running
-    assert finished.headline == "finished: ict on digits, step 40 of 40, loss 1: finished, 10 steps a second"
-    place = write_training(tmp_path, "stopped", lines=2)
     long_ago = time.time() - 2 * trainings.ALIVE_SECONDS
+    write_training(tmp_path, "stopped", lines=2)
     os.utime(tmp_path / "stopped.jsonl", (long_ago, long_ago))
-    assert read(place).headline == "stopped: ict on digits, step 20 of 40, loss 2: stopped; --resume goes on"
-    assert read(write_training(tmp_path, "new", lines=0)).headline.endswith("40 steps; no checkpoint yet")
+    for name, lines in (("running", 2), ("finished", 4), ("new", 0)):
+        write_training(tmp_path, name, lines=lines)
+    found = TrainingHistory.find(tmp_path)
+    assert {name: (one.running, one.headline.partition("digits, ")[2]) for name, one in found.items()} == {
+        "stopped": (False, "step 20 of 40, loss 2: stopped; --resume goes on"),
+        "running": (True, "step 20 of 40, loss 2, 10 steps a second, 2 s left"),
+        "finished": (False, "step 40 of 40, loss 1: finished, 10 steps a second"),
+        "new": (True, "40 steps; no checkpoint yet"),
+    }
 
 
 @pytest.mark.parametrize(("age", "runs"), [(800, True), (1000, False)])
 def test_a_training_whose_checkpoints_are_rare_runs_between_two(tmp_path: Path, age: int, *, runs: bool) -> None:
-    place = write_training(tmp_path, lines=0)
-    lines = [{"step": 10 * (i + 1), "loss": 1.0, "seconds": 300.0 * (i + 1)} for i in range(2)]  # five minutes each
-    (tmp_path / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = write_training(tmp_path, lines=2, seconds=300.0)
     os.utime(tmp_path / "run.jsonl", (time.time() - age, time.time() - age))
     assert read(place).running == runs
 
@@ -84,7 +81,7 @@ def test_lines_that_are_not_whole_and_losses_that_are_none_are_left_out(tmp_path
 def test_what_describes_no_training_is_none(tmp_path: Path, text: str) -> None:
     write_training(tmp_path)
     (tmp_path / "run.model" / "training.json").write_text(text)
-    assert find_trainings(tmp_path) == {}
+    assert TrainingHistory.find(tmp_path) == {}
 
 
 def test_only_samples_are_read(tmp_path: Path) -> None:

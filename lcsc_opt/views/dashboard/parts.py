@@ -169,12 +169,8 @@ def field(label: str, control: Any, *, group: bool = False) -> Content:
 def graph(name: str, *, label: str) -> html.Div:
     """A place for a figure; ``label`` tells those who cannot see it what it shows."""
     place: Any = dcc.Graph(id=name, config=cast("Any", CONFIG), figure=_BLANK)
-    return html.Div([place, dcc.Store(id=f"{name}-new")], role="figure", **labelled(label))
-
-
-def labelled(label: str) -> dict[str, Any]:
-    """What tells those who cannot see a component what it is."""
-    return {"aria-label": label}
+    described: Any = {"aria-label": label}
+    return html.Div([place, dcc.Store(id=f"{name}-new")], role="figure", **described)
 
 
 def section(title: str, *content: Content) -> html.Section:
@@ -205,7 +201,7 @@ def panes(images: Iterable[tuple[str, Mapping[str, object], str]], note: str) ->
     found = []
     for path, query, described in images:
         address = f"{HOME}{path}?{urlencode(query)}"
-        label = labelled(f"{described}; scrolls")
+        label: Any = {"aria-label": f"{described}; scrolls"}
         picture = html.Div(html.Img(src=address, alt=described), className="pane", tabIndex=0, role="group", **label)
         found.append(html.Figure([picture, html.Figcaption(html.A(described, href=address, target="_blank"))]))
     return [html.Div(found, className="panes"), html.P(note, className="note")]

@@ -14,7 +14,7 @@ from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure, improvements, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
-from lcsc_opt.views.progress import FailureReason, failures_of, seconds_outside
+from lcsc_opt.views.progress import FailureReason, seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 _STEP_TITLE = "training step of the checkpoint"
@@ -44,7 +44,7 @@ def own_figures(
         wanted: ``best_so_far``, ``coefficients``, ``movement``, ``shape``, ``times``, ``failures``.
         theme: of the page.
     """
-    ema, failures = best_ema(studies), failures_of(study)
+    ema, failures = best_ema(studies), FailureReason.of(study)
     both = [study] if ema is None or ema.study == study.study else [study, ema]
     draw: dict[str, Callable[[], go.Figure]] = {
         "best_so_far": lambda: comparison_figure(both, theme=theme),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -26,24 +26,15 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     Raises:
         LcscError: it is another suffix, no browser is found, or a file cannot be written.
     """
-    check_figure_names(figures)
+    for path in figures:
+        if path.suffix not in _SUFFIXES:
+            raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
     images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
     contents = {path: _text(figure, path.suffix) for path, figure in figures.items() if path not in images}
     contents.update(_draw(images) if images else {})
     for path in figures:
         write_atomically(path, contents[path], error=LcscError)
     return list(figures)
-
-
-def check_figure_names(paths: Iterable[Path]) -> None:
-    """Refuse files that :func:`write_figures` would refuse by their names, before a search of hours.
-
-    Raises:
-        LcscError: it is another suffix.
-    """
-    for path in paths:
-        if path.suffix not in _SUFFIXES:
-            raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
 
 
 def _text(figure: go.Figure, suffix: str) -> bytes:

@@ -13,19 +13,21 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from werkzeug.test import Client
 
 from lcsc_opt.base.catalog import entries
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.cli import run
 from lcsc_opt.database.connection import DriverError, open_storage
+from lcsc_opt.views.dashboard.pages import site as site_over
 from lcsc_opt.views.dashboard.parts import shared_reader
 from lcsc_opt.views.dashboard.server import application, serve
 from tests.browser import served
-from tests.dashboard_site import Site, attach, write_study
+from tests.commands import Typed
+from tests.dashboard_site import Site, write_study
 from tests.database_servers import free_port
+from tests.study_examples import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
-PNG = b"\x89PNG\r\n\x1a\n and the rest"
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -55,16 +57,14 @@ def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Pa
     assert site.request("/lcsc/").headers["Location"] == "/lcsc/compare"
     pages = sorted(set(entries("dashboards")) - {"optuna"})
     assert {"compare", "study", "images"} <= set(pages)
+    links = {f'href="/lcsc/{page}"' for page in pages} | {'href="/dashboard/"', "aria-current=page"}
     for page in pages:
         answer = site.request(f"/lcsc/{page}")
         text, policy = answer.text, answer.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
         assert "unsafe" not in policy.partition("script-src")[2]
         assert "http" not in policy
-        assert "aria-current=page" in text
-        for other in pages:
-            assert f'href="/lcsc/{other}"' in text
-        assert 'href="/dashboard/"' in text
+        assert all(link in text for link in links)
         assert "http://" not in text.replace("http://www.w3.org", "")
         assert "https://" not in text
 
@@ -84,11 +84,9 @@ def test_optuna_dashboard_is_at_the_root_and_links_back(finished: tuple[Site, Pa
     assert json.loads(site.get(f"/api/studies/{summary['study_id']}/param_importances"))
 
 
-def test_artifacts_are_served_as_files_that_run_nothing(url: str, tmp_path: Path) -> None:
+def test_artifacts_are_served_as_files_that_run_nothing(url: str) -> None:
     study = write_study(url, "digits/LCSC/0")
-    page = tmp_path / "page.html"
-    page.write_text(SCRIPT)
-    attach(study, 1, page)
+    attach(study, 1, "page.html", SCRIPT.encode())
     site = Site(url)
     (summary,) = json.loads(site.get("/api/studies"))["study_summaries"]
     (artifact,) = json.loads(site.get(f"/api/studies/{summary['study_id']}?after=0"))["artifacts"]
@@ -104,12 +102,8 @@ def test_artifacts_are_served_as_files_that_run_nothing(url: str, tmp_path: Path
 @pytest.mark.parametrize(
     "path",
     [
-        "/artifacts/1/1/../../../studies.db",
-        "/static/..%2f..%2f_app.py",
-        "/lcsc/_static/../__init__.py",
-        "/lcsc/_static/%2e%2e/%2e%2e/cli/output.py",
-        "/lcsc/_static//etc/passwd",
-        "/lcsc/nothing",
+        *("/artifacts/1/1/../../../studies.db", "/static/..%2f..%2f_app.py", "/lcsc/_static/../__init__.py"),
+        *("/lcsc/_static/%2e%2e/%2e%2e/cli/output.py", "/lcsc/_static//etc/passwd", "/lcsc/nothing"),
         "/lcsc/compare/assets/../compare.py",
     ],
 )
@@ -153,28 +147,30 @@ def test_the_database_itself_refuses_writes(any_url: str) -> None:
 def test_reading_pages_leaves_the_database_as_it_is(finished: tuple[Site, Path]) -> None:
     site, database = finished
     before = database.read_bytes()
-    site.get("/lcsc/compare")
     site.call("compare", "curves-new.data", experiment="digits", axis="images", scale=["y"], theme="light")
     site.call("study", "times-new.data", study="digits/LCSC/0", theme="dark")
     site.get("/api/studies")
     assert database.read_bytes() == before
 
 
+def write_page(name: str, code: str) -> None:
+    Path("dashboards").mkdir()
+    Path(f"dashboards/{name}.py").write_text(code)
+
+
 def test_a_page_of_ones_own_is_in_the_menu(url: str, workplace: Path) -> None:
     write_study(url, "digits/LCSC/0")
-    (workplace / "dashboards").mkdir()
-    (workplace / "dashboards" / "my_page.py").write_text(
+    write_page(
+        "my_page",
         "import dash\n"
         "def build(storage):\n"
         "    app = dash.Dash(__name__)\n"
         "    app.layout = dash.html.P('mine', id='mine')\n"
-        "    return app\n"
+        "    return app\n",
     )
     site = Site(url)
     text = site.get("/lcsc/my_page")
-    assert "My page" in text
-    assert 'href="/lcsc/compare"' in text
-    assert "/lcsc/my_page/_dash-component-suites/" in text
+    assert all(part in text for part in ("My page", 'href="/lcsc/compare"', "/lcsc/my_page/_dash-component-suites/"))
     assert "mine" in site.get("/lcsc/my_page/_dash-layout")
     assert 'href="/lcsc/my_page"' in site.get("/lcsc/compare")
 
@@ -191,14 +187,12 @@ def test_a_broken_page_of_ones_own_says_so_and_the_rest_works(
     url: str, workplace: Path, code: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(url, "digits/LCSC/0")
-    (workplace / "dashboards").mkdir()
-    (workplace / "dashboards" / "broken.py").write_text(code)
+    write_page("broken", code)
     site = Site(url)
     answer = site.request("/lcsc/broken")
     assert answer.status_code == 500
     assert problem in answer.text
-    assert SCRIPT not in answer.text
-    assert "Traceback" not in answer.text
+    assert not any(text in answer.text for text in (SCRIPT, "Traceback"))
     assert 'href="/lcsc/compare"' in answer.text
     assert capsys.readouterr().err.count("\n") == 1
     site.get("/lcsc/compare")
@@ -208,11 +202,7 @@ def test_a_password_never_reaches_a_page(monkeypatch: pytest.MonkeyPatch, url: s
     write_study(url, "digits/LCSC/0")
     storage = open_storage(url, write=False)
     storage.url = "postgresql://me:secret@host/studies"
-    from werkzeug.test import Client
-
-    from lcsc_opt.views.dashboard.pages import site
-
-    client = Client(site(storage))
+    client = Client(site_over(storage))
     for path in ("/lcsc/compare", "/lcsc/compare/_dash-layout", "/lcsc/images", "/dashboard/", "/api/meta"):
         text = client.get(path, headers={"Host": "localhost"}).text
         assert "secret" not in text
@@ -233,28 +223,19 @@ def test_an_address_that_cannot_be_listened_on_is_one_line(url: str) -> None:
 
 
 def test_the_command_prints_a_token_for_others_only(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workplace: Path, url: str, monkeypatch: pytest.MonkeyPatch, typed: Typed
 ) -> None:
     write_study(url, "digits/LCSC/0")
     monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
-    assert run(["dashboard", "--storage", url, "--port", (port := str(free_port()))]) == 0
-    assert f"http://127.0.0.1:{port}/lcsc/ shows" in capsys.readouterr().err
+    command = ["dashboard", "--storage", url, "--port", (port := str(free_port()))]
+    assert f"http://127.0.0.1:{port}/lcsc/ shows" in typed(*command).err
     for host in ("0.0.0.0", "::"):
-        assert run(["dashboard", "--storage", url, "--port", port, "--host", host]) == 0
-        assert re.search(rf"http://\S+:{port}/lcsc/\?token=[\w-]{{43}} ", capsys.readouterr().err)
+        assert re.search(rf"http://\S+:{port}/lcsc/\?token=[\w-]{{43}} ", typed(*command, "--host", host).err)
     for host in ("localhost", "127.0.0.2"):
-        assert run(["dashboard", "--storage", url, "--port", port, "--host", host]) == 0
-        assert "token" not in capsys.readouterr().err
-
-
-def test_the_command_over_another_program_s_database_is_one_line(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
-    with contextlib.closing(sqlite3.connect(workplace / "studies.db")) as connection:
+        assert "token" not in typed(*command, "--host", host).err
+    with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         connection.executescript("CREATE TABLE notes (text)")
-    assert run(["dashboard"]) == 2
-    assert "holds no studies" in capsys.readouterr().err
+    assert "holds no studies" in typed.refused("dashboard")
 
 
 def test_the_dashboard_needs_no_torch(url: str) -> None:
@@ -263,12 +244,11 @@ def test_the_dashboard_needs_no_torch(url: str) -> None:
         "import sys\n"
         "from werkzeug.test import Client\n"
         "from lcsc_opt.views.dashboard.server import application\n"
-        "from lcsc_opt.database.connection import DriverError, open_storage\n"
+        "from lcsc_opt.database.connection import open_storage\n"
         f"client = Client(application(open_storage({url!r}, write=False)))\n"
         "for page in ('compare', 'study', 'images', 'landscape'):\n"
         "    assert client.get(f'/lcsc/{page}', headers={'Host': 'localhost'}).status_code == 200, page\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")

