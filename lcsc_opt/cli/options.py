@@ -68,11 +68,11 @@ def open_database(storage: str | None, *, write: bool = False) -> RDBStorage:
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
     """
-    from lcsc_opt.database.connection import open_existing, open_storage
-    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.database.connection import open_storage
+    from lcsc_opt.database.urls import is_there, storage_url
 
     url = storage_url(storage)
-    return open_existing(url) if write else open_storage(url, write=False)
+    return open_storage(url, write=write and is_there(url))  # opening to read reports a missing one
 
 
 def find_study(name: str, storage: str | None, *, write: bool = False) -> StoredStudy:

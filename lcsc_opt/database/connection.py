@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, url_for_driver, without_secrets
+from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a line says so
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -34,14 +35,6 @@ _TRANSIENT_SQLSTATES = ("08", "40", "53300", "55P03", "25P03", "57P01", "57P02",
 LOCKED = ("database is locked", "database table is locked")
 READ_ONLY = "attempt to write a readonly database"
 T = TypeVar("T")
-
-
-class DriverError(Exception):
-    """An error of the driver, raised through Optuna: it would try again what may have been committed."""
-
-    def __init__(self, error: sa.exc.DBAPIError) -> None:
-        super().__init__(str(error.orig))
-        self.error = error
 
 
 def open_storage(url: str, *, write: bool) -> RDBStorage:
@@ -60,11 +53,13 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     file = sqlite_file(parsed)
     if file is not None:
         _check_sqlite_file(file, write=write)
+    same = sa.make_url(url).drivername == parsed.drivername  # else the driver was chosen here
+    driven = url if same else parsed.render_as_string(hide_password=False)
     how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
     if file is not None and not write:  # a connection that stays would read on in a file that was deleted
         how["poolclass"] = sa.NullPool
     try:
-        storage = _when_unlocked(url, lambda: _connect(url_for_driver(url, parsed), how))
+        storage = _when_unlocked(url, lambda: _connect(driven, how))
     except ImportError as error:
         driver = ": pip install 'psycopg[binary]'" if parsed.get_backend_name() == "postgresql" else ""
         raise StudyStoreError(f"{masked(url)}: its driver is not installed{driver}") from error
@@ -112,15 +107,6 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
             open_storage(url, write=True).engine.dispose()
         with reading(url) as storage:
             yield storage
-
-
-def open_existing(url: str) -> RDBStorage:
-    """Open a study database to change what it holds; a missing one is not created.
-
-    Raises:
-        StudyStoreError: one line that says why it cannot be opened.
-    """
-    return open_storage(url, write=is_there(url))  # opening to read reports a missing one
 
 
 def open_even_empty(url: str) -> RDBStorage:
@@ -188,13 +174,10 @@ def _begin_immediate(engine: sa.Engine) -> None:
 
 
 def _past_optuna(context: sa.engine.ExceptionContext) -> None:
+    """Take errors of the driver past Optuna, which would try again what may have been committed."""
     error = context.sqlalchemy_exception
-    if (
-        isinstance(error, sa.exc.DBAPIError)
-        and not isinstance(error, sa.exc.IntegrityError)
-        and not context.is_pre_ping
-    ):
-        raise DriverError(error)
+    if isinstance(error, sa.exc.DBAPIError) and not (isinstance(error, sa.exc.IntegrityError) or context.is_pre_ping):
+        raise ConnectionError(error)
 
 
 def _check_sqlite_file(file: Path, *, write: bool) -> None:
@@ -283,10 +266,10 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
     while True:
         try:
             return _when_unlocked(storage.url, work)
-        except (DriverError, sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             pause = next(pauses, None)
-            if pause is None or not is_transient(error):
+            if pause is None or not _is_transient(error):
                 advice = "what was committed is safe, run the same command to continue"
                 if READ_ONLY in problem:
                     advice = (
@@ -297,14 +280,13 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
         time.sleep(pause)
 
 
-def is_transient(error: BaseException) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether the same work may succeed a moment later: a lost connection, or a server that is starting."""
-    found = error.error if isinstance(error, DriverError) else error
+    found = error.args[0] if isinstance(error, ConnectionError) else error  # see _past_optuna
     if not isinstance(found, sa.exc.DBAPIError):
         return False
     if found.connection_invalidated:
         return True
-    if not isinstance(found, sa.exc.OperationalError):
-        return False
     state = getattr(found.orig, "sqlstate", getattr(found.orig, "pgcode", ""))
-    return state is None or str(state).startswith(_TRANSIENT_SQLSTATES)  # None: the server cannot be reached
+    unreachable_or_passing = state is None or str(state).startswith(_TRANSIENT_SQLSTATES)
+    return isinstance(found, sa.exc.OperationalError) and unreachable_or_passing

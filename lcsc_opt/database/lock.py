@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import try_lock
-from lcsc_opt.database.connection import DriverError, in_database
+from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
 
@@ -90,12 +90,12 @@ class _AdvisoryLock:
     def is_held(self) -> bool:
         try:
             return self._connection is not None and self._connection.scalar(sa.select(1)) == 1
-        except (DriverError, sa.exc.SQLAlchemyError):
+        except (ConnectionError, sa.exc.SQLAlchemyError):
             return False
 
     def free(self) -> None:
         if self._connection is not None:
-            with contextlib.suppress(DriverError, sa.exc.SQLAlchemyError):
+            with contextlib.suppress(ConnectionError, sa.exc.SQLAlchemyError):
                 self._connection.invalidate()  # closes it, which frees the lock whatever state it is in
                 self._connection.close()
             self._connection = None

@@ -57,12 +57,6 @@ def _has_raw_at(url: str) -> bool:
     return password is not None and "@" in password[1]
 
 
-def url_for_driver(url: str, parsed: sa.URL) -> str:
-    """The URL as it was given, unless the driver was chosen here."""
-    same = sa.make_url(url).drivername == parsed.drivername
-    return url if same else parsed.render_as_string(hide_password=False)
-
-
 def masked(url: str) -> str:
     """The URL with its passwords hidden, fit for messages and logs."""
     try:

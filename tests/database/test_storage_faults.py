@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import connection
-from lcsc_opt.database.connection import in_database, is_transient, open_storage
+from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.processes import lcsc_process
@@ -226,5 +226,8 @@ class ServerError(Exception):
     ("sqlstate", "transient"),
     [(None, True), ("57P01", True), ("55P03", True), ("40P01", True), ("08006", True), ("53100", False)],
 )
-def test_errors_of_postgresql_are_told_apart_by_their_code(sqlstate: str | None, transient: bool) -> None:
-    assert is_transient(sa.exc.OperationalError("COMMIT", None, ServerError(sqlstate))) is transient
+def test_errors_of_postgresql_are_told_apart_by_their_code(
+    storage: optuna.storages.RDBStorage, sqlstate: str | None, transient: bool
+) -> None:
+    error = sa.exc.OperationalError("COMMIT", None, ServerError(sqlstate))
+    assert attempts_of(storage, error, failures=1) == (2 if transient else -1)
