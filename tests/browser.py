@@ -123,13 +123,9 @@ def watched(browser: Any, home: str, *, width: int = 1280, color_scheme: str = "
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on(
-        "response", lambda answer: problems.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
-    )
-    page.on(
-        "request",
-        lambda asked: None if asked.url.startswith((home, "data:", "blob:")) else problems.append(f"asked {asked.url}"),
-    )
+    page.on("response", lambda got: problems.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+    ours = (home, "data:", "blob:")
+    page.on("request", lambda asked: None if asked.url.startswith(ours) else problems.append(f"asked {asked.url}"))
     try:
         yield Watched(page, problems)
         if page.url.startswith(home):

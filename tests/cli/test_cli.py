@@ -85,8 +85,8 @@ def write_study(folder: Path, **changes: object) -> Path:
     return path
 
 
-def database() -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage("sqlite:///studies.db")
+def stored(name: str, storage: str = "sqlite:///studies.db") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 @pytest.mark.parametrize("group", [(), ("trajectory",)])
@@ -101,7 +101,7 @@ def test_the_list_of_commands_has_whole_sentences(
 
 def test_run_compare_and_export_end_to_end(tiny: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
-    names = optuna.get_all_study_names(database())
+    names = optuna.get_all_study_names("sqlite:///studies.db")
     assert sorted(names) == sorted(f"tiny/{o}/{s}" for o in ("EMAGrid", "LCSC", "CMA") for s in (0, 1))
 
     rows = typed.json("compare", "tiny")
@@ -150,7 +150,7 @@ def test_compare_says_of_how_many_images_held_out_losses_are(workplace: Path, ty
 
 
 def test_optuna_dashboard_shows_the_main_figures_and_a_note(ran: Path) -> None:
-    study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
+    study = stored("tiny/LCSC/0")
     known = str(study._storage.get_study_system_attrs(study._study_id))
     assert all(text in known for text in ("best_so_far", "coefficients", "the best plain average: "))
 
@@ -171,7 +171,7 @@ def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypa
     monkeypatch.setenv("LCSC_STORAGE", "sqlite:///second.db")
     command = ["run", "tiny.yaml", "--optimizer", "DE", "--seed", "3", "--budget", "9"]
     assert lcsc([*command, "--storage", "sqlite:///first.db"]) == 0
-    assert len(optuna.load_study(study_name="tiny/DE/3", storage="sqlite:///first.db").trials) == 9
+    assert len(stored("tiny/DE/3", "sqlite:///first.db").trials) == 9
     assert lcsc(command) == 0
     assert [path.name for path in sorted(Path().glob("*.db"))] == ["first.db", "second.db"]
 
@@ -190,10 +190,10 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, typed: Typ
 
 
 def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
-    first = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
+    first = stored("tiny/LCSC/0").trials
     assert "continuing" not in typed("resume", "tiny/LCSC/0").err
     assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in typed("resume", "tiny/LCSC/0", "--budget", "20").err
-    raised = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
+    raised = stored("tiny/LCSC/0").trials
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
     assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
@@ -212,10 +212,8 @@ def test_list_and_show(ran: Path, typed: Typed) -> None:
 
 def test_evaluate_chooses_again_among_more(ran: Path, typed: Typed) -> None:
     report = typed.json("evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep")
-    assert report["images"] == 0  # a function samples none
-    assert len(report["chosen_from"]) == 4
-    study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
-    assert study.user_attrs["held_out"] == report
+    assert (report["images"], len(report["chosen_from"])) == (0, 4)  # a function samples no images
+    assert stored("tiny/LCSC/0").user_attrs["held_out"] == report
 
 
 def test_a_function_is_held_out_where_it_has_another_one_for_that(ran: Path, typed: Typed) -> None:
@@ -230,8 +228,7 @@ def test_a_function_is_held_out_where_it_has_another_one_for_that(ran: Path, typ
 
 
 def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
-    settings = {key: value for key, value in STUDY["objective"]["settings"].items() if key != "held_out"}  # type: ignore[index]
-    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
+    write_study(tiny.parent, objective=of("loss", held_out=None))
     command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA"]
     assert typed(*command).err.count("nothing is held out: no held_out function") == 1, "not once a study"
     assert [line.split()[-5:-3] for line in typed("compare", "tiny").out.splitlines()[2:]] == [["-", "-"]] * 2
@@ -241,10 +238,10 @@ def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None
     assert "no held_out function was given" in typed.refused("evaluate", "tiny/CMA/0")
 
 
-def of(callable_: str) -> dict[str, object]:
+def of(callable_: str, **changes: object) -> dict[str, object]:
     """The objective with another function."""
     settings = STUDY["objective"]["settings"]  # type: ignore[index]
-    return {"file": "function.py", "settings": {**settings, "callable": f"my_losses:{callable_}"}}
+    return {"file": "function.py", "settings": {**settings, "callable": f"my_losses:{callable_}", **changes}}
 
 
 def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed) -> None:
@@ -258,8 +255,7 @@ def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed
 def test_an_objective_that_sometimes_fails_is_searched(tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, objective=of("nan_sometimes"))
     typed("run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0")
-    study = optuna.load_study(study_name="tiny/CMA/0", storage="sqlite:///studies.db")
-    failed = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL]
+    failed = [trial for trial in stored("tiny/CMA/0").trials if trial.state == optuna.trial.TrialState.FAIL]
     assert 0 < len(failed) < 15
     assert {trial.user_attrs["reason"] for trial in failed} == {"the loss is nan"}
     assert "the loss is nan" in typed("show", "tiny/CMA/0").out
@@ -276,7 +272,7 @@ def test_an_objective_that_sometimes_fails_is_searched(tiny: Path, typed: Typed)
 def test_a_wrong_study_file_is_one_line(change: dict[str, object], message: str, tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, **change)
     assert message in typed.refused("run", "tiny.yaml")
-    assert not Path("studies.db").exists() or optuna.get_all_study_names(database()) == []
+    assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
 @pytest.mark.parametrize(
@@ -310,12 +306,12 @@ def small_digits(workplace: Path) -> Path:
 @pytest.mark.usefixtures("networks_train_briefly")
 def test_a_real_model_end_to_end(small_digits: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
-    study = optuna.load_study(study_name="small/LCSC/0", storage="sqlite:///studies.db")
+    study = stored("small/LCSC/0")
     assert len(study.trials) == 10  # 1,000 images, 100 each
     assert study.best_trial.user_attrs["cost"]["images"] == 100
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
     chosen = study.trials[study.user_attrs["held_out"]["trial"]]
-    artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=database())
+    artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=study._storage)
     assert sorted(meta.filename for meta in artifacts) == ["images_1_EMA.png", "images_2_LCSC.png"]
 
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
@@ -325,15 +321,13 @@ def test_a_real_model_end_to_end(small_digits: Path, typed: Typed) -> None:
     (trajectory,) = (Trajectory.open(path) for path in (small_digits.parent.parent / "cache").glob("*.trajectory"))
     assert recipe["trajectory_sha256"] == trajectory.sha256
     merged = trajectory.merge(recipe["coefficients"])
-    exported = load_file("best.safetensors")
-    for name, tensor in merged.items():
-        torch.testing.assert_close(exported[name], tensor)
+    torch.testing.assert_close(load_file("best.safetensors"), merged)
     assert "exists already" in typed.refused("export", "small/LCSC/0", "-o", "best.safetensors")
 
     weights = trajectory.path / "weights.bin"
-    swapped = bytearray(weights.read_bytes())
-    swapped[len(swapped) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
-    weights.write_bytes(swapped)
+    changed = bytearray(weights.read_bytes())
+    changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
+    weights.write_bytes(changed)
     assert "the weights of step 6 are damaged" in typed.refused("resume", "small/LCSC/0", "--budget", "1200")
 
 
@@ -347,7 +341,7 @@ def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path) -> N
     tiny.write_text(tiny.read_text().replace("my_losses", "losses_to_fork"))  # others have put a my_losses on the path
     losses = Path("my_losses.py").rename("losses_to_fork.py")
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]) == 0
-    source = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
+    source = stored("tiny/LCSC/0")
     calls = tiny.parent / "calls"
     with losses.open("a") as module:  # loaded already, so a new process must see this
         module.write(f"\n_loss = loss\ndef loss(c):\n    open({str(calls)!r}, 'a').write('x')\n    return _loss(c)\n")
@@ -355,8 +349,8 @@ def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path) -> N
     assert lcsc_process(*command).status == 2, "its code is not what it was"
     assert "forked/CMA/0" not in optuna.get_all_study_names("sqlite:///studies.db")
     assert lcsc_process(*command, "--accept-changes").status == 0
-    study = optuna.load_study(study_name="forked/CMA/0", storage="sqlite:///studies.db")
-    inherited, new = study.trials[:15], study.trials[15:]
+    trials = stored("forked/CMA/0").trials
+    inherited, new = trials[:15], trials[15:]
     assert [t.value for t in inherited] == [t.value for t in source.trials]
     assert [t.user_attrs["inherited"]["trial"] for t in inherited] == list(range(15))
     assert len(new) == 6

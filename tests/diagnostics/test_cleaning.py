@@ -95,10 +95,9 @@ def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:
     storage = open_storage(url, write=True)
     write_study(storage, NAME, [1.0])
     optuna.create_study(storage=storage, study_name="digits/TPE/0")
-    with pytest.raises(StudyStoreError, match="no such study"):
-        deletable(storage, "digits/LCSC/1")
-    with pytest.raises(StudyStoreError, match="is a study of another program"):
-        deletable(storage, "digits/TPE/0")
+    for name, message in (("digits/LCSC/1", "no such study"), ("digits/TPE/0", "is a study of another program")):
+        with pytest.raises(StudyStoreError, match=message):
+            deletable(storage, name)
 
 
 def test_the_command_asks_and_says_what_it_frees(
@@ -118,7 +117,7 @@ def test_the_command_asks_and_says_what_it_frees(
     assert Path("studies.db").stat().st_size < size - 20_000
     typed.refused("delete", OTHER, "nothing/LCSC/0", "--yes")
     assert study_names(storage) == [OTHER], "all or none"
-    typed("delete", OTHER, OTHER, "--yes")
+    typed("delete", OTHER, OTHER, "--yes")  # named twice
     assert study_names(storage) == []
 
 
@@ -177,7 +176,7 @@ def test_networks_and_references_are_known_by_what_studies_are_fingerprinted_wit
     names = {
         **{f"digits-network-{16 * '0'}.safetensors": (NAME,), f"photographs-network-{16 * '0'}.safetensors": ()},
         **{f"references/{32 * '1'}.npz": (NAME,), f"references/{32 * '2'}.npy": ()},
-        **{f"references/images-{32 * '1'}.json": None},
+        f"references/images-{32 * '1'}.json": None,
     }
     for name in names:
         (tmp_path / name).touch()
