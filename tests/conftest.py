@@ -21,8 +21,10 @@ import numpy as np
 import psutil
 import pytest
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
 
 from lcsc_opt.base.machine import let_waiting_threads_sleep
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.evaluation.processes import cores
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests import commands, database_servers, migrations, processes
@@ -103,6 +105,11 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'studies.db'}"
 
 
+@pytest.fixture
+def storage(url: str) -> RDBStorage:
+    return open_storage(url, write=True)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[database_servers.Postgresql]:
     """A server of the tests' own; skips where none is installed, and fails in CI."""
@@ -132,6 +139,11 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'any.db'}"
     url = str(request.getfixturevalue("postgresql_url"))
     return url.replace("postgresql:", "postgresql+psycopg:")  # tests open it with Optuna, too
+
+
+@pytest.fixture
+def any_storage(any_url: str) -> RDBStorage:
+    return open_storage(any_url, write=True)
 
 
 @pytest.fixture

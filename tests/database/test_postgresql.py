@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -15,25 +14,19 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import connection
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.copying import copy_study
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
+from tests.processes import Lcsc, lcsc_process, wait_until
 from tests.search.test_runner import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))
-
-
-@pytest.fixture
-def clean(url: str, objective: Objective) -> list[Any]:
-    """The trials of a search on SQLite that nothing disturbed."""
-    study = open_study(url)
-    run(study, objective)
-    return trials_of(study)
 
 
 @pytest.fixture
@@ -44,18 +37,6 @@ def study(postgresql_url: str) -> StoredStudy:
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "RETRY_SECONDS", (0.05, 0.1, 0.5, 1.0, 2.0))
-
-
-def test_a_search_is_the_same_as_on_sqlite(study: StoredStudy, objective: Objective, clean: list[Any]) -> None:
-    with study.hold():
-        run(study, objective)
-    assert trials_of(study) == clean
-
-
-def test_plain_optuna_reads_the_study_by_the_same_url(study: StoredStudy, postgresql_url: str) -> None:
-    study.finish(study.add_candidate(ONE), Evaluation(0.1), tell_index=0)
-    plain = optuna.storages.RDBStorage(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
-    assert optuna.load_study(study_name=study.name, storage=plain).best_value == 0.1
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
@@ -137,7 +118,6 @@ def test_every_write_survives_a_lost_connection(
 ) -> None:
     storage = open_storage(postgresql_url, write=True)
     disturbed = Disturbed(storage.engine, postgresql, postgresql_url, acknowledge=acknowledge)
-    store = tmp_path
     (tmp_path / "curve.txt").write_text("a curve")
     study = StoredStudy.open_or_create(storage, "e/LCSC/0", {"steps": [1]})
     with study.hold():
@@ -147,7 +127,7 @@ def test_every_write_survives_a_lost_connection(
         study.finish(first, Evaluation(0.25, {"fid": 1.5}), tell_index=0)
         study.fail(second, [{"reason": "no", "seconds": 0.0}], tell_index=1)
         for _ in range(2):
-            study.attach(first, store, tmp_path / "curve.txt")
+            study.attach(first, tmp_path, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})
         copy_study(study, "fork/LCSC/0", {"steps": [1]})
     assert disturbed.lost >= 10
@@ -158,24 +138,17 @@ def test_every_write_survives_a_lost_connection(
     assert [(trial.number, trial.state) for trial in trials] == [(0, TrialState.COMPLETE), (1, TrialState.FAIL)]
     assert trials[0].value == 0.25
     assert undisturbed.attributes["budget"] == {"images": 1}
-    assert study_names(storage) == ["e/LCSC/0", "fork/LCSC/0"]
+    assert list(our_studies(storage)) == ["e/LCSC/0", "fork/LCSC/0"]
     assert len(list(tmp_path.iterdir())) == 2  # the file, and one artifact
     with open_study(postgresql_url, "e/LCSC/0").hold():  # it was given up
         pass
 
 
-def test_connections_that_died_while_idle_are_replaced(
-    study: StoredStudy, postgresql: Postgresql, postgresql_url: str
-) -> None:
-    assert postgresql.terminate_backends(postgresql_url) >= 1
-    assert study.add_candidate(ONE) == 0
-    assert postgresql.terminate_backends(postgresql_url) >= 1
-    assert len(study.trials()) == 1
-
-
 def test_backends_terminated_during_a_search_lose_and_double_nothing(
-    study: StoredStudy, postgresql: Postgresql, postgresql_url: str, objective: Objective, clean: list[Any]
+    study: StoredStudy, postgresql: Postgresql, postgresql_url: str, objective: Objective, url: str
 ) -> None:
+    clean = open_study(url)
+    run(clean, objective)
     terminated = calls = 0
     threads: list[threading.Thread] = []
 
@@ -195,4 +168,56 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
         thread.join()
     assert terminated >= 1
     assert threads
-    assert trials_of(study) == clean
+    assert trials_of(study) == trials_of(clean)
+
+
+# several people run studies into one database, each with a coordinator of their own
+
+OPTIMIZERS = ("LCSC", "CMA", "OnePlusOne")
+LOSS = """
+import pathlib, time, uuid
+calls = 0
+
+def loss(coefficients):
+    global calls
+    calls += 1
+    if calls == 3:
+        pathlib.Path(f"waiting-{uuid.uuid4()}").touch()
+        while not pathlib.Path("go").exists():
+            time.sleep(0.01)
+    return float(((coefficients - 0.4) ** 2).sum())
+"""
+STUDY = f"""
+name: shared
+objective: {{file: function.py, settings: {{callable: "losses_of_coordinators:loss", steps: [100, 200, 300]}}}}
+optimizers: [{", ".join(OPTIMIZERS)}]
+budget: {{evaluations: 12}}
+"""
+
+
+def contents(url: str) -> dict[str, list[Any]]:
+    storage = open_storage(url, write=False)
+    return {name: trials_of(StoredStudy.open(storage, name)) for name in our_studies(storage)}
+
+
+def test_coordinators_share_a_database_and_one_study_has_one(
+    postgresql_url: str, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("losses_of_coordinators.py").write_text(LOSS)
+    Path("shared.yaml").write_text(STUDY)
+    server = {"LCSC_STORAGE": postgresql_url}
+    commands = [("run", "shared.yaml", "--optimizer", name) for name in OPTIMIZERS]
+    coordinators = [Lcsc(*command, environment=server) for command in commands]
+    wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == len(OPTIMIZERS))
+    second = lcsc_process(*commands[0], environment=server)
+    Path("go").touch()
+    assert [coordinator.wait().status for coordinator in coordinators] == [0] * len(OPTIMIZERS)
+    assert lcsc(["run", "shared.yaml", "--storage", url]) == 0
+
+    assert second.status == 2
+    (line,) = [line for line in second.err.splitlines() if line.startswith("lcsc: ")]
+    assert line.startswith("lcsc: shared/LCSC/0: is being run on ")
+    assert "Traceback" not in second.err
+    assert contents(postgresql_url) == contents(url)
+    assert sorted(contents(url)) == sorted(f"shared/{name}/0" for name in OPTIMIZERS)

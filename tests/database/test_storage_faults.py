@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import optuna
@@ -29,6 +31,14 @@ from tests.search.test_runner import open_study, run, trials_of
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))
 
+
+@pytest.fixture
+def clean(tmp_path: Path, objective: Objective) -> list[Any]:
+    study = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
+    run(study, objective)
+    return trials_of(study)
+
+
 HOLD_THE_LOCK = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=300)
@@ -40,49 +50,37 @@ connection.execute("ROLLBACK")
 """
 
 
-@pytest.fixture
-def clean(tmp_path: Path, objective: Objective) -> list[Any]:
-    study = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
-    run(study, objective)
-    return trials_of(study)
-
-
-def file_of(url: str) -> str:
-    return url.removeprefix("sqlite:///")
-
-
 def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
     url: str, objective: Objective, clean: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
     study = open_study(url)
-    command = [sys.executable, "-c", HOLD_THE_LOCK, file_of(url)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdin is not None
-    assert other.stdout is not None
-    begun, said = False, list[str]()
+    command = [sys.executable, "-c", HOLD_THE_LOCK, url.removeprefix("sqlite:///")]
+    said, calls = list[str](), 0
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
 
-    def locked(coefficients: np.ndarray) -> float:
-        nonlocal begun
-        if len(study.trials()) == 10 and not begun:
-            begun = True
-            print(file=other.stdin, flush=True)
-            assert other.stdout.readline() == "held\n"
-        return objective(coefficients)
+        def locked(coefficients: np.ndarray) -> float:
+            nonlocal calls
+            calls += 1
+            if calls == 10:
+                print(file=other.stdin, flush=True)
+                assert other.stdout.readline() == "held\n"
+            return objective(coefficients)
 
-    def release(notice: str, **_: Any) -> None:
-        said.append(notice)
-        if len(said) == 1:
-            print(file=other.stdin, flush=True)
+        def release(notice: str, **_: Any) -> None:
+            said.append(notice)
+            if len(said) == 1:
+                print(file=other.stdin, flush=True)
 
-    monkeypatch.setattr(connection, "notice", release)
-    try:
-        with study.hold():
-            run(study, CoefficientFunction(locked, STEPS, name="locked"))
-        assert other.wait(timeout=120) == 0
-    finally:
-        other.kill()
-        other.communicate()
+        monkeypatch.setattr(connection, "notice", release)
+        try:
+            with study.hold():
+                run(study, CoefficientFunction(locked, STEPS, name="locked"))
+            assert other.wait(timeout=120) == 0
+        finally:
+            other.kill()
     assert "is locked by another process; waiting" in said[0]
     assert trials_of(study) == clean
 
@@ -91,7 +89,6 @@ def test_a_dashboard_that_polls_during_a_run_disturbs_nothing(url: str, objectiv
     study = open_study(url)
     ended, polled = threading.Event(), threading.Semaphore(0)
     seen: list[int] = []
-    errors: list[Exception] = []
 
     def followed(coefficients: np.ndarray) -> float:
         if len(seen) < 20:  # an evaluation does not end before somebody has looked
@@ -99,26 +96,24 @@ def test_a_dashboard_that_polls_during_a_run_disturbs_nothing(url: str, objectiv
         return objective(coefficients)
 
     def poll() -> None:
-        while not ended.is_set():
-            try:
+        try:
+            while not ended.is_set():
                 trials = optuna.load_study(study_name=study.name, storage=url).trials
                 assert [trial.number for trial in trials] == list(range(len(trials)))
                 seen.append(len(trials))
-            except Exception as error:
-                errors.append(error)
-            polled.release()
+                polled.release()
+        finally:
+            polled.release(100)
 
-    threads = [threading.Thread(target=poll) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        with study.hold():
-            run(study, CoefficientFunction(followed, STEPS, name="followed"))
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert errors == []
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        polls = [threads.submit(poll) for _ in range(2)]
+        try:
+            with study.hold():
+                run(study, CoefficientFunction(followed, STEPS, name="followed"))
+        finally:
+            ended.set()
+        for one in polls:
+            one.result()
     assert len(seen) >= 20
     assert trials_of(study) == clean
 
@@ -179,31 +174,26 @@ def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-@pytest.fixture
-def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> optuna.storages.RDBStorage:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.0, 0.0, 0.0))
-    return open_storage(url, write=True)
-
-
 LOCKED = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database is locked"))
 LOST = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("it is gone"), connection_invalidated=True)
 FULL = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
 
 
 def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failures: int) -> int:
+    """How often it is tried; negative if it never succeeds."""
     attempts = 0
 
-    def work() -> int:
+    def work() -> None:
         nonlocal attempts
         attempts += 1
         if attempts <= failures:
             raise error
-        return attempts
 
-    try:
-        in_database(storage, work)
-    except StudyStoreError:
-        return -attempts
+    with mock.patch.object(connection, "RETRY_SECONDS", (0.0, 0.0, 0.0)):
+        try:
+            in_database(storage, work)
+        except StudyStoreError:
+            return -attempts
     return attempts
 
 
@@ -216,12 +206,6 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storag
     assert attempts_of(storage, StudyStoreError("another process"), failures=1) == -1
 
 
-class ServerError(Exception):
-    def __init__(self, sqlstate: str | None) -> None:
-        super().__init__("from the server")
-        self.sqlstate = sqlstate
-
-
 @pytest.mark.parametrize(
     ("sqlstate", "transient"),
     [(None, True), ("57P01", True), ("55P03", True), ("40P01", True), ("08006", True), ("53100", False)],
@@ -229,5 +213,7 @@ class ServerError(Exception):
 def test_errors_of_postgresql_are_told_apart_by_their_code(
     storage: optuna.storages.RDBStorage, sqlstate: str | None, transient: bool
 ) -> None:
-    error = sa.exc.OperationalError("COMMIT", None, ServerError(sqlstate))
+    from_server = RuntimeError("from the server")
+    from_server.sqlstate = sqlstate  # type: ignore[attr-defined]
+    error = sa.exc.OperationalError("COMMIT", None, from_server)
     assert attempts_of(storage, error, failures=1) == (2 if transient else -1)
