@@ -225,7 +225,7 @@ class DinoV2Extractor(_PublishedNetwork):
         try:
             from transformers import Dinov2Model
         except ImportError as error:
-            raise MetricError(f"dinov2 needs transformers ({error}): pip install 'lcsc_opt[text-to-image]'") from error
+            raise MetricError(f"dinov2 needs transformers ({error}): pip install transformers") from error
         if weights is None:
             notice("dinov2: its weights are downloaded if they are not there yet")
         source = "facebook/dinov2-large" if weights is None else str(weights)
