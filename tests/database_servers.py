@@ -27,12 +27,11 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", 
 class Postgresql:
     """A running server; ``connect`` is as its superuser."""
 
-    def __init__(self, port: int, password: str = PASSWORD) -> None:
-        self.port, self.password = port, password
-        self._databases = 0
+    def __init__(self, port: int) -> None:
+        self.port, self._databases = port, 0
 
     def url(self, database: str) -> str:
-        return f"postgresql://{USER}:{quote(self.password, safe='')}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
 
     def new_database(self) -> str:
         """The URL of a database that nobody used before."""
@@ -45,20 +44,15 @@ class Postgresql:
         import psycopg
 
         with psycopg.connect(
-            host="127.0.0.1", port=self.port, user=USER, password=self.password, dbname="postgres", autocommit=True
+            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname="postgres", autocommit=True
         ) as connection:
             cursor = connection.execute(command, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def terminate_backends(self, url: str, *, state: str = "%") -> int:
         """End every connection to a database that is in this state, as an administrator does; how many there were."""
-        database = url.rpartition("/")[2]
-        ended = self.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND state LIKE %s",
-            database,
-            state,
-        )
-        return len(ended)
+        command = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND state LIKE %s"
+        return len(self.execute(command, url.rpartition("/")[2], state))
 
 
 def find_binaries() -> Path | None:
@@ -76,15 +70,10 @@ def postgresql() -> Iterator[Postgresql]:
     if binaries is None:
         explain = pytest.fail if os.environ.get("CI") else pytest.skip
         explain("no PostgreSQL server on this machine: apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="lcsc-postgresql-"))
-    try:
-        with _running(binaries, folder) as server:
-            yield server
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="lcsc-postgresql-", ignore_cleanup_errors=True) as folder:
+        yield from _running(binaries, Path(folder))
 
 
-@contextlib.contextmanager
 def _running(binaries: Path, folder: Path) -> Iterator[Postgresql]:
     who = _someone_but_root(folder)
     data, password, port = folder / "data", folder / "password", free_port()
@@ -105,11 +94,7 @@ def _running(binaries: Path, folder: Path) -> Iterator[Postgresql]:
         yield server
     finally:
         process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        try:
-            process.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait(timeout=120)
 
 
 def _someone_but_root(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
 
 STEPS = (100, 200, 300)
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
 
 def coefficients(number: int) -> np.ndarray:

@@ -109,12 +109,7 @@ class Job:
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Any]:
     made: list[Job] = []
-
-    def start(*, told: int = 143) -> Job:
-        made.append(Job(tmp_path, told=told))
-        return made[-1]
-
-    yield start
+    yield lambda told=143: (made.append(Job(tmp_path, told=told)), made[-1])[1]
     for job in made:
         os.killpg(job.process.pid, signal.SIGKILL)
         job.process.wait()
@@ -128,7 +123,7 @@ def jobs(tmp_path: Path) -> Iterator[Any]:
 def test_a_job_goes_back_into_the_queue_before_its_time_is_over(
     jobs: Any, number: signal.Signals, told: int, asked: str
 ) -> None:
-    assert jobs(told=told).signal(number) == (told, asked)
+    assert jobs(told).signal(number) == (told, asked)
 
 
 def test_the_job_ends_with_the_status_of_the_search(jobs: Any, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ SHORTER = {
 }
 
 
-@pytest.fixture(autouse=True)
-def new_state() -> Iterator[None]:
-    """Accelerate keeps one for a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def blocks() -> list[tuple[str, str]]:
     """The language and the text of each block, shortened."""
     text = PAGE.read_text()
@@ -41,7 +32,7 @@ def blocks() -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
 
 
-@pytest.mark.usefixtures("networks_train_briefly")
+@pytest.mark.usefixtures("networks_train_briefly", "new_accelerator")
 def test_the_tutorial_runs_as_it_is_printed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, Any] = {}
     assert {language for language, _ in blocks()} == {"console", "python"}

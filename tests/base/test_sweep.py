@@ -35,6 +35,8 @@ def test_other_keys_are_varied_as_well() -> None:
     found = [(spec.budget.evaluations, spec.space.kind) for spec in made]
     assert found == [(count, kind) for count in (4, 8) for kind in ("affine", "principal")]
     assert made[-1].name == "s,evaluations=8,space=principal-2"
+    [spec] = studies({"held_out.images": [5], IMAGES: [6], "space": ["affine"]})
+    assert spec.name == "s,held_out.images=5,settings.images=6,space=affine", "equal ends are told apart by more"
 
 
 @pytest.mark.parametrize(
@@ -66,11 +68,6 @@ def test_values_in_names_have_no_letters_that_a_shell_reads(value: Any, text: st
     assert spec.name == f"s,x={text}"
     assert spec.objective.settings["x"] == value
     assert split_point(spec.name) == ("s", {"x": text})
-
-
-def test_keys_with_equal_ends_are_told_apart_by_more_of_them() -> None:
-    [spec] = studies({"held_out.images": [5], IMAGES: [6], "space": ["affine"]})
-    assert spec.name == "s,held_out.images=5,settings.images=6,space=affine"
 
 
 @pytest.mark.parametrize(

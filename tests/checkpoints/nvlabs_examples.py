@@ -117,7 +117,7 @@ def network(seed: int, *, attack: str = "") -> Precond:
     return made
 
 
-def write_snapshot(path: Path, net: Precond, /, *, half: bool = False, **others: Any) -> dict[str, torch.Tensor]:
+def write_snapshot(path: Path, net: Persistent, /, *, half: bool = False, **others: Any) -> dict[str, torch.Tensor]:
     """A ``network-snapshot-*.pkl``; returns the weights in it."""
     ema = net.eval().requires_grad_(False)
     ema = ema.to(torch.float16) if half else ema

@@ -22,6 +22,7 @@ def test_last_and_first_step(rule):
 
 def test_a_last_step_is_as_if_training_had_ended_there():
     assert chosen(STEPS, last_step=350) == [100, 200, 300]
+    assert chosen(STEPS, first_step=900, window=1500, interval=200, last=4) == [1400, 1600, 1800, 2000]
     for options in ({"window": 300}, {"interval": 250}, {"last": 4}, {"window": 900, "interval": 200}):
         assert chosen(STEPS, last_step=1299, **options) == chosen(STEPS[:12], **options)
 
@@ -54,10 +55,6 @@ def test_one_checkpoint_for_each_point_and_it_is_the_nearest(steps, interval):
         assert rivals, f"nothing stands for {steps[-1] - point}, where {step} is near"
     assert taken == sorted(set(taken))
     assert len(taken) <= (steps[-1] - steps[0]) // interval + 1
-
-
-def test_all_together():
-    assert chosen(STEPS, first_step=900, window=1500, interval=200, last=4) == [1400, 1600, 1800, 2000]
 
 
 @pytest.mark.parametrize("options", [{"first_step": 2000}, {"interval": 5000}], ids=str)

@@ -262,50 +262,32 @@ def test_an_objective_that_sometimes_fails_is_searched(tiny: Path, typed: Typed)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("command", "message"),
     [
-        ({"optimisers": ["LCSC"]}, "optimisers: unknown key (did you mean 'optimizers'?)"),
-        ({"optimizers": [{"LCSC": {"mutaton": 1}}]}, "mutaton: no such option (did you mean 'mutation'?)"),
-        ({"objective": {"file": "functoin.py"}}, "no such file in objectives (did you mean 'function'?)"),
+        ("optimisers=[LCSC]", "optimisers: unknown key (did you mean 'optimizers'?)"),
+        ("optimizers.LCSC.mutaton=1", "mutaton: no such option (did you mean 'mutation'?)"),
+        ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
+        ("--sed 1", "No such option: --sed"),
     ],
 )
-def test_a_wrong_study_file_is_one_line(change: dict[str, object], message: str, tiny: Path, typed: Typed) -> None:
-    write_study(tiny.parent, **change)
-    assert message in typed.refused("run", "tiny.yaml")
+def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
+    assert message in typed.refused("run", "tiny.yaml", *command.split())
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("run nothing.yaml", "nothing.yaml: no such file in studies"),
-        ("run", "Missing argument"),
-        ("run tiny.yaml --sed 1", "No such option: --sed"),
-        ("show tiny", "studies.db: no such database"),
-    ],
-)
-def test_wrong_arguments_are_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
-    assert message in typed.refused(*command.split())
-
-
-@pytest.fixture
-def small_digits(workplace: Path) -> Path:
-    """A digits study that trains for seconds."""
-    settings = {"images": 100, "training_steps": 12, "checkpoint_every": 2}
-    return write_study(
-        workplace,
-        name="small",
-        objective={"file": "digits.py", "settings": settings},
-        optimizers=["EMAGrid", {"LCSC": {"mutation": 0.05}}],
-        seeds=[0],
-        budget={"images": 1000},
-        held_out={"images": 200, "top": 2},
-    )
+def test_a_command_without_its_study_is_one_line(workplace: Path, typed: Typed) -> None:
+    assert "nothing.yaml: no such file in studies" in typed.refused("run", "nothing.yaml")
+    assert "Missing argument" in typed.refused("run")
+    assert "studies.db: no such database" in typed.refused("show", "tiny")
 
 
 @pytest.mark.usefixtures("networks_train_briefly")
-def test_a_real_model_end_to_end(small_digits: Path, typed: Typed) -> None:
-    assert lcsc(["run", "tiny.yaml"]) == 0
+def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
+    settings = {"images": 100, "training_steps": 12, "checkpoint_every": 2}
+    objective = {"file": "digits.py", "settings": settings}
+    held_out = {"images": 200, "top": 2}
+    write_study(workplace, name="small", objective=objective, seeds=[0], budget={"images": 1000}, held_out=held_out)
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "LCSC"]) == 0
     study = stored("small/LCSC/0")
     assert len(study.trials) == 10  # 1,000 images, 100 each
     assert study.best_trial.user_attrs["cost"]["images"] == 100
@@ -318,7 +300,7 @@ def test_a_real_model_end_to_end(small_digits: Path, typed: Typed) -> None:
     with safe_open("best.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["lcsc_recipe"])
     assert recipe["coefficients"] == chosen.user_attrs["coefficients"]
-    (trajectory,) = (Trajectory.open(path) for path in (small_digits.parent.parent / "cache").glob("*.trajectory"))
+    (trajectory,) = (Trajectory.open(path) for path in (workplace.parent / "cache").glob("*.trajectory"))
     assert recipe["trajectory_sha256"] == trajectory.sha256
     merged = trajectory.merge(recipe["coefficients"])
     torch.testing.assert_close(load_file("best.safetensors"), merged)

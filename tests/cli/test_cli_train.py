@@ -205,36 +205,36 @@ def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
         assert callable(import_dotted(MADE[str(extractor)], setting="loss"))
 
 
-def test_the_same_command_does_not_write_over_a_training(folder: Path, typed: Typed) -> None:
+def written(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder}
+
+
+def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settings(folder: Path, typed: Typed) -> None:
     command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
     assert lcsc(command) == 0
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = written(folder)
     assert "run.trajectory: is there already: --resume goes on, or name another" in typed.refused(*command)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def test_resume_goes_on_and_keeps_the_settings(folder: Path, typed: Typed) -> None:
-    command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
-    assert lcsc(command) == 0
+    assert written(folder) == before
+    with only_process(folder / "run.model", busy=pytest.fail):
+        before = written(folder)
+        assert "run.trajectory: another process trains it; wait until" in typed.refused(*command, "--resume")
+        assert written(folder) == before
     Path("run.yaml").write_text("# changed by its user\n")
     assert lcsc([*command, "--resume", "--steps", "8"]) == 0
     assert Trajectory.open("run.trajectory").steps == (2, 4, 6, 8)
     assert Path("run.yaml").read_text() == "# changed by its user\n"
-    for option, value, before in (("--seed", "1", 0), ("--steps", "6", 8)):
+    for option, value, begun in (("--seed", "1", 0), ("--steps", "6", 8)):
         said = typed.refused(*command, "--resume", "--steps", "8", option, value)
-        assert said == f"lcsc: {option[2:]}: the training began with {before}, and goes on with that"
+        assert said == f"lcsc: {option[2:]}: the training began with {begun}, and goes on with that"
     assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
 
 
-@pytest.mark.parametrize("options_too", [[], ["--resume"]])
-def test_a_training_is_left_alone_by_another_command(folder: Path, options_too: list[str], typed: Typed) -> None:
-    command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory", *options_too]
-    if options_too:
-        assert lcsc(command[:-1]) == 0
+def test_a_training_that_another_process_begins_is_left_alone(folder: Path, typed: Typed) -> None:
+    command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
     with only_process(folder / "run.model", busy=pytest.fail):
-        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder}
+        before = written(folder)
         assert "run.trajectory: another process trains it; wait until" in typed.refused(*command)
-        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder} == before
+        assert written(folder) == before
 
 
 @pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("…", "training"), ("08", "08")])

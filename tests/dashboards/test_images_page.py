@@ -10,10 +10,9 @@ import pytest
 
 from lcsc_opt.views.artifacts import artifact_directory
 from tests.dashboard_site import Site, write_study
-from tests.study_examples import attach
+from tests.study_examples import PNG, attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
-PNG = b"\x89PNG\r\n\x1a\n and the rest"
 STUDY = "digits/LCSC/0"
 
 

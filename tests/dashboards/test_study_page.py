@@ -15,10 +15,11 @@ from tests.dashboard_site import Site, write_study, written
 from tests.study_examples import add_result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+NAME = "digits/LCSC/0"
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "shape", "times", "distances")}
 
 
-def draw(site: Site, study: str, **values: Any) -> dict[str, Any]:
+def draw(site: Site, study: str = NAME, **values: Any) -> dict[str, Any]:
     return site.call("study", "times-new.data", **{"study": study, "theme": "light", **values})
 
 
@@ -31,7 +32,7 @@ def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
         write_study(url, f"digits/{optimizer}/0", held_out=held_out)
     write_study(url, "cifar/LCSC/0")
     site = Site(url)
-    assert chosen(site, "?study=digits/LCSC/0") == "digits/LCSC/0"
+    assert chosen(site, "?study=digits/LCSC/0") == NAME
     assert chosen(site, "?experiment=digits") == "digits/CMA/0"  # the best search, though EMA* is better
     assert chosen(site, "?experiment=nothing") == "cifar/LCSC/0"
     with write_study(url, "digits/LCSC/1", [9.0], ended=False).hold():
@@ -40,8 +41,8 @@ def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
 
 def test_progress_and_every_figure_are_shown(url: str) -> None:
     write_study(url, "digits/EMAGrid/0", [7.0, 5.0], held_out=5.5)
-    write_study(url, "digits/LCSC/0", [4.0, None, 2.0], held_out=2.5)
-    shown = draw(Site(url), "digits/LCSC/0")
+    write_study(url, NAME, [4.0, None, 2.0], held_out=2.5)
+    shown = draw(Site(url))
     assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
     assert "3 of 9" in json.dumps(shown["progress"])
     assert "broken" in json.dumps(shown["failures"])
@@ -50,12 +51,12 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
 
 
 def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
-    study = write_study(url, "digits/LCSC/0", [4.0, 2.0])
-    assert draw(Site(url), "digits/LCSC/0")["metrics"]["children"] == ""
+    study = write_study(url, NAME, [4.0, 2.0])
+    assert draw(Site(url))["metrics"]["children"] == ""
     near = {"metric": "near", "sign": 1, "value": 3.05, "against": "EMA*", "baseline": 2.87, "gain": -0.18}
     rows = [{"metric": "loss", "sign": 1, "value": 2.5}, {**near, "lost": True}]
     study.set_attribute("held_out", {"loss": 2.5, "rows": rows, "warning": "the loss <i>is</i> below"})
-    shown = draw(Site(url), "digits/LCSC/0")
+    shown = draw(Site(url))
     said = shown["headline"]["children"]  # a text, which a browser escapes
     assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched. Warning: the loss <i>is</i> below"
     assert '"-0.18 (worse)"' in json.dumps(shown["metrics"]["children"])
@@ -71,52 +72,54 @@ def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None
 
 
 def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:
-    study = write_study(url, "digits/LCSC/0", [4.0, 3.0, 2.0], ended=False)
+    study = write_study(url, NAME, [4.0, 3.0, 2.0], ended=False)
     with study.hold():
         study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
-        shown = draw(Site(url), "digits/LCSC/0")
+        shown = draw(Site(url))
     assert "is running" in shown["headline"]["children"]
     assert "Evaluating trial 3" in json.dumps(shown["progress"])
     assert shown["tick"]["interval"] == 2000
 
 
 def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -> None:
-    study = write_study(url, "digits/LCSC/0", [4.0], ended=False)
+    study = write_study(url, NAME, [4.0], ended=False)
     site = Site(url)
     with study.hold():
-        alone = json.dumps(draw(site, "digits/LCSC/0")["nodes"]["children"])
+        alone = json.dumps(draw(site)["nodes"]["children"])
         assert "1 of 1 workers answer." in alone
         assert json.dumps(platform.node()) in alone
         study.set_attribute("specification", {"workers": 4})
         nodes = (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, 0.5, 3))
         study.set_attribute(NODES, KeptNodes(time.time() - 90, nodes).as_stored())
-        before = draw(Site(url), "digits/LCSC/0")
+        before = draw(Site(url))
         study.set_attribute(NODES, KeptNodes(time.time() + 1, nodes).as_stored())
-        shown = json.dumps(draw(Site(url), "digits/LCSC/0")["nodes"]["children"])
+        shown = json.dumps(draw(Site(url))["nodes"]["children"])
     assert "0 of 4 workers answer." in json.dumps(before["nodes"]), "what was kept is of an earlier run"
     assert "2 of 4 workers answer." in shown
     for cell in ("gpu-<b>one", "76%", "before they began", "\u2013", 3):
         assert json.dumps(cell) in shown
-    assert draw(Site(url), "digits/LCSC/0")["nodes"]["children"] == ""
+    assert draw(Site(url))["nodes"]["children"] == ""
 
 
 def test_coefficients_are_sent_again_only_for_a_better_trial(url: str) -> None:
-    study = write_study(url, "digits/LCSC/0", [4.0, 2.0], ended=False)
+    study = write_study(url, NAME, [4.0, 2.0], ended=False)
     site = Site(url)
-    seen = draw(site, "digits/LCSC/0")["seen"]["data"]
+    seen = draw(site)["seen"]["data"]
     add_result(study, 2, 3.0)
-    worse = draw(site, "digits/LCSC/0", triggered="tick", seen=seen)
+    worse = draw(site, triggered="tick", seen=seen)
     assert FIGURES.intersection(worse) == {"best_so_far-new", "times-new"}
     add_result(study, 3, 1.0)
-    better = draw(site, "digits/LCSC/0", triggered="tick", seen=worse["seen"]["data"])
+    better = draw(site, triggered="tick", seen=worse["seen"]["data"])
     assert FIGURES.intersection(better) == FIGURES
-    again = draw(site, "digits/LCSC/0", triggered="tick", seen=better["seen"]["data"])
+    again = draw(site, triggered="tick", seen=better["seen"]["data"])
     assert not FIGURES.intersection(again)
 
 
-def test_a_study_without_trials_says_what_to_run(url: str) -> None:
-    write_study(url, "digits/LCSC/0", [], ended=False)
-    shown = draw(Site(url), "digits/LCSC/0")
+def test_without_trials_or_studies_it_says_what_to_run(url: str) -> None:
+    written(url)
+    assert "lcsc run STUDY_FILE" in draw(Site(url), "")["headline"]["children"]
+    write_study(url, NAME, [], ended=False)
+    shown = draw(Site(url))
     assert "no result yet" in shown["headline"]["children"]
     assert "lcsc resume" in json.dumps(shown["coefficients-new"])
 
@@ -129,12 +132,7 @@ def test_a_study_without_trials_says_what_to_run(url: str) -> None:
     ],
 )
 def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str, name: str, said: str) -> None:
-    write_study(url, "digits/LCSC/0")
+    write_study(url, NAME)
     shown = draw(Site(url), name)
     assert shown["problem"]["children"].startswith(f"{name}: {said}")
     assert "<script>" not in json.dumps(shown.get("times-new"))
-
-
-def test_an_empty_database_says_what_to_run(url: str) -> None:
-    written(url)
-    assert "lcsc run STUDY_FILE" in draw(Site(url), "")["headline"]["children"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.dashboard_site import Site, write_study
-from tests.views.test_trainings import PNG, write_training
+from tests.study_examples import PNG
+from tests.views.test_trainings import write_training
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 

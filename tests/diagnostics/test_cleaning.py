@@ -184,18 +184,17 @@ def test_networks_and_references_are_known_by_what_studies_are_fingerprinted_wit
     assert {entry.path.relative_to(tmp_path).as_posix(): entry.studies for entry in found} == names
 
 
-def test_what_a_running_study_uses_stays(packed: Path, typed: Typed) -> None:
+def test_what_a_running_study_uses_stays_and_without_a_database_nothing_is_called_unused(
+    packed: Path, typed: Typed
+) -> None:
+    assert [row["studies"] for row in listed(typed, "--storage", "sqlite:///other.db").values()] == [None]
+    typed.refused("cache", "--unused", "--storage", "sqlite:///other.db")
     [path] = listed(typed)
     with StoredStudy.open(open_storage(URL, write=True), "small/LCSC/0").hold():
         assert listed(typed, "--clear", "--yes")[path]["in_use"]
         assert (packed / path).exists()
     typed("cache", "--clear", "--yes")
     assert not (packed / path).exists()
-
-
-def test_without_a_database_nothing_is_called_unused(packed: Path, typed: Typed) -> None:
-    assert [row["studies"] for row in listed(typed, "--storage", "sqlite:///other.db").values()] == [None]
-    typed.refused("cache", "--unused", "--storage", "sqlite:///other.db")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from lcsc_opt.base.records import SEARCH
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.trajectory import pack
-from tests.objectives.edm_networks import TinyPrecond, tiny, write_snapshot
+from tests.checkpoints.nvlabs_examples import write_snapshot
+from tests.objectives.edm_networks import TinyPrecond, tiny
 from tests.objectives.image_objectives import build, check, combined, one_line
 
 KIMG = (100, 200, 300)

@@ -222,43 +222,35 @@ def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_chec
 # what is refused, before anything is trained
 
 
-@pytest.mark.parametrize("name", ["digits", "ct"])
+OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
+    ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
+    ({"training_steps": 3}, TrajectoryError, "leaves 1 of 1|at least|leave"),
+    ({"images": 64}, StudySpecError, "objective.settings: images"),
+    ({"steps": 10}, StudySpecError, "objective.settings: steps"),
+    ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
+    ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: digits and crops are seen by one network here"),
+    ({"keep": "precision@dinov2"}, MetricError, "hinge@dinov2: digits"),
+]
+OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
+    ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
+    ({"recipe": "slct"}, TrainingError, "slct: is of latents"),
+    ({"recipe": "cd"}, TrainingError, "teacher: cd needs a model"),
+    ({"teacher": EDM}, TrainingError, "teacher: ct needs no model"),
+    ({"recipe": "cd", "teacher": {"recipe": "ect"}}, TrainingError, "teacher: ect needs a model before it"),
+    ({"recipe_settings": {"sigma_mx": 3}}, StudySpecError, "sigma_mx: unknown key"),
+    ({"data": "half"}, StudySpecError, "data"),
+]
+
+
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
-        ({"training_steps": 3}, TrajectoryError, "leaves 1 of 1|at least|leave"),
-        ({"images": 64}, StudySpecError, "objective.settings: images"),
-        ({"steps": 10}, StudySpecError, "objective.settings: steps"),
-        ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
-        ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: digits and crops are seen by one network here"),
-        ({"keep": "precision@dinov2"}, MetricError, "hinge@dinov2: digits"),
-    ],
+    ("name", "wrong"), [*(("digits", wrong) for wrong in OF_ALL), *(("ct", wrong) for wrong in OF_ALL + OF_RECIPES)]
 )
-def test_settings_that_do_not_fit(
-    name: str, change: dict[str, Any], error: type[LcscError], message: str, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_settings_that_do_not_fit(name: str, wrong: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "empty"))
+    change, error, message = wrong
     with pytest.raises(error, match=message):
         build(name, **change)
     assert not (tmp_path / "empty").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
-        ({"recipe": "slct"}, TrainingError, "slct: is of latents"),
-        ({"recipe": "cd"}, TrainingError, "teacher: cd needs a model"),
-        ({"teacher": EDM}, TrainingError, "teacher: ct needs no model"),
-        ({"recipe": "cd", "teacher": {"recipe": "ect"}}, TrainingError, "teacher: ect needs a model before it"),
-        ({"recipe_settings": {"sigma_mx": 3}}, StudySpecError, "sigma_mx: unknown key"),
-        ({"data": "half"}, StudySpecError, "data"),
-    ],
-)
-def test_recipes_that_do_not_fit(change: dict[str, Any], error: type[LcscError], message: str) -> None:
-    with pytest.raises(error, match=message):
-        build("ct", **change)
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lcsc_opt.training.trainer import Trainer, Training, new_accelerator
 from lcsc_opt.trajectory import Trajectory
 from tests.training.toy_network import IMAGES, ToyNetwork
 
+pytestmark = pytest.mark.usefixtures("new_accelerator")
 STEPS, EVERY = 20, 4
 EDM = Edm(batch_size=8)
 
@@ -59,14 +60,6 @@ def ending(kind: type[Any], at: int, *, signals: int = 0) -> Any:
                 raise StopError
 
     return watched(kind, end)
-
-
-@pytest.fixture(autouse=True)
-def new_state() -> Iterator[None]:
-    """Accelerate keeps one for a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def first_weights() -> ToyNetwork:

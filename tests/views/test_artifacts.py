@@ -9,9 +9,8 @@ import pytest
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
-from tests.study_examples import attach, write_study
+from tests.study_examples import PNG, attach, write_study
 
-PNG = b"\x89PNG\r\n\x1a\n and the rest"
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
 

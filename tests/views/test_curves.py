@@ -86,9 +86,6 @@ def test_a_seed_that_still_searches_does_not_cut_the_others_off() -> None:
     assert (both.seeds, both.finished, both.label) == ((0, 1), True, "LCSC (2 seeds)")
     assert both.mean.tolist() == [5, 2]
     assert (running.seeds, running.finished, running.label) == ((2,), False, "LCSC, seed 2, unfinished")
-
-
-def test_curves_have_held_out_marks_and_are_of_studies_with_a_result() -> None:
     searches = [history([5.0, 4.0, 3.0], held_out=4.5), history([6.0, 2.0, 5.0], seed=1)]
     (found,) = curves([*searches, history([], optimizer="CMA", ended=False)], "images")
     assert (found.optimizer, found.held_out) == ("LCSC", ((30.0, 4.5),))

@@ -13,7 +13,6 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import Plane, plane_grid
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape
@@ -52,11 +51,6 @@ def write_landscape(
     plane = Plane.through(STEPS, STEPS)
     for number, (x, y) in enumerate(planned[:points].tolist()):
         add_result(study, number, loss(x, y), images=images, at=plane.at(x, y))
-
-
-@pytest.fixture
-def storage(url: str) -> RDBStorage:
-    return open_storage(url, write=True)
 
 
 def read(storage: RDBStorage, name: str = NAME) -> Landscape:

@@ -43,13 +43,10 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     assert Progress.of(history([None, None], images=0.0, budget={"images": 100})).done == 0, "nobody knows how many"
 
 
-@pytest.mark.parametrize(("ended", "state"), [(True, "finished"), (False, "interrupted")])
-def test_a_study_that_does_not_run_has_no_time_left(ended: bool, state: str) -> None:
-    found = Progress.of(history([2.0, 1.0], ended=ended))
-    assert (found.state, found.seconds_left) == (state, None)
-
-
-def test_an_empty_study_has_no_rate() -> None:
+def test_a_study_that_does_not_run_has_no_time_left_and_an_empty_one_no_rate() -> None:
+    for ended, state in ((True, "finished"), (False, "interrupted")):
+        found = Progress.of(history([2.0, 1.0], ended=ended))
+        assert (found.state, found.seconds_left) == (state, None)
     found = Progress.of(history([], ended=False, budget={}))
     assert (found.state, found.done, found.total, found.per_hour, found.share) == ("empty", 0, None, None, None)
 

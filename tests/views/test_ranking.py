@@ -28,6 +28,8 @@ def test_intervals_are_students_and_welchs(one: int, two: int) -> None:
     expected = scipy.stats.ttest_1samp(first - 1.5, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-9)
     assert Difference.of({0: 3.5, 1: 3.5}, {0: 1.0, 1: 1.0}) == Difference(2.5, 2.5, 2.5)
+    for losses in ({0: 3.0}, {0: 3.0, 1: 3.0}):  # of one seed there is no interval
+        assert Difference.of(losses, {0: 1.0}) == Difference(2.0)
 
 
 def test_seeds_that_both_have_are_compared_with_each_other() -> None:
@@ -36,11 +38,6 @@ def test_seeds_that_both_have_are_compared_with_each_other() -> None:
     paired, apart = (Difference.of({seed + far: loss for seed, loss in losses.items()}, best) for far in (0, 7))
     assert (paired.mean, apart.mean) == (pytest.approx(0.5), pytest.approx(0.5))
     assert (paired.low or 0) > 0 > (apart.low or 0), "what the seeds have in common cancels"
-
-
-def test_one_seed_has_no_interval() -> None:
-    for losses in ({0: 3.0}, {0: 3.0, 1: 3.0}):
-        assert Difference.of(losses, {0: 1.0}) == Difference(2.0)
 
 
 # ranking
@@ -62,9 +59,6 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     assert first.held_out == (pytest.approx(2.2), pytest.approx(0.3))
     assert first.below_ema == pytest.approx(2.2 / 10 - 1)  # type: ignore[unreachable]
     assert (first.seeds, first.finished, first.searched) == (3, 3, (1.0, 0.0))
-
-
-def test_without_held_out_losses_nothing_is_called_best() -> None:
     rows = ranking([history([5.0, 2.0]), history([5.0, 1.0], optimizer="CMA")])
     assert [(row.label, row.verdict) for row in rows] == [("CMA", "no held-out value"), ("LCSC", "no held-out value")]
     assert ranking([]) == []
@@ -168,11 +162,8 @@ def test_it_names_the_average_that_is_ema() -> None:
     assert "50 % below EMA*;" in line(*seeds("CMA", [2.0]), *found), "the seeds do not agree"
 
 
-def test_a_search_that_is_worse_than_ema_is_not_called_better() -> None:
+def test_it_says_when_ema_is_ahead_and_when_values_are_searched_ones() -> None:
     assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith("EMA* is ahead: held-out FID 2; one seed")
-
-
-def test_without_held_out_values_it_says_that_they_are_searched_ones() -> None:
     text = line(history([5.0, 3.0], optimizer="CMA"), history([5.0, 2.0], optimizer="LCSC"))
     assert text.startswith("LCSC is ahead so far: searched FID 2; held-out values come at the end")
     assert [line(), line(history([])), line(history([None]))] == ["No result yet."] * 3

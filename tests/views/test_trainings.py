@@ -11,8 +11,7 @@ import pytest
 
 from lcsc_opt.views import trainings
 from lcsc_opt.views.trainings import TrainingHistory
-
-PNG = b"\x89PNG\r\n\x1a\n and the rest"
+from tests.study_examples import PNG
 
 
 def write_training(

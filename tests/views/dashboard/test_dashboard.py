@@ -114,20 +114,15 @@ def test_paths_do_not_leave_their_folder(path: str, finished: tuple[Site, Path])
     assert b"import" not in answer.data
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("POST", "/api/studies", {"study_name": "new", "directions": ["minimize"]}),
-        ("DELETE", "/api/studies/1", None),
-        ("PUT", "/api/studies/1/note", {"body": "x", "version": 1}),
-    ],
-)
-def test_optuna_dashboard_cannot_change_anything(
-    finished: tuple[Site, Path], method: str, path: str, body: object
-) -> None:
+def test_reading_pages_and_optuna_dashboard_cannot_change_anything(finished: tuple[Site, Path]) -> None:
     site, database = finished
     before = database.read_bytes()
-    assert site.request(path, method, json=body).status_code == 403
+    site.call("compare", "curves-new.data", experiment="digits", axis="images", scale=["y"], theme="light")
+    site.call("study", "times-new.data", study="digits/LCSC/0", theme="dark")
+    site.get("/api/studies")
+    new, note = {"study_name": "new", "directions": ["minimize"]}, {"body": "x", "version": 1}
+    for method, path, body in (("POST", "", new), ("DELETE", "/1", None), ("PUT", "/1/note", note)):
+        assert site.request(f"/api/studies{path}", method, json=body).status_code == 403
     assert database.read_bytes() == before
 
 
@@ -142,15 +137,6 @@ def test_the_database_itself_refuses_writes(any_url: str) -> None:
         connection.execute(sa.text("delete from trials"))
     shared_reader(storage).read("digits")
     assert shared_reader(storage) is shared_reader(storage)
-
-
-def test_reading_pages_leaves_the_database_as_it_is(finished: tuple[Site, Path]) -> None:
-    site, database = finished
-    before = database.read_bytes()
-    site.call("compare", "curves-new.data", experiment="digits", axis="images", scale=["y"], theme="light")
-    site.call("study", "times-new.data", study="digits/LCSC/0", theme="dark")
-    site.get("/api/studies")
-    assert database.read_bytes() == before
 
 
 def write_page(name: str, code: str) -> None:
@@ -238,10 +224,10 @@ def test_the_command_prints_a_token_for_others_only(
     assert "holds no studies" in typed.refused("dashboard")
 
 
-def test_the_dashboard_needs_no_torch(url: str) -> None:
+def test_dashboard_report_and_results_need_no_torch(url: str) -> None:
     write_study(url, "digits/LCSC/0", held_out=1.0)
     code = (
-        "import sys\n"
+        "import sys, lcsc_opt.views.report, lcsc_opt.cli.results\n"
         "from werkzeug.test import Client\n"
         "from lcsc_opt.views.dashboard.server import application\n"
         "from lcsc_opt.database.connection import open_storage\n"

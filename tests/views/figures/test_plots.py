@@ -9,12 +9,9 @@ from tests.history_examples import history
 # colours
 
 
-def test_an_optimizer_looks_the_same_in_every_process() -> None:
+def test_an_optimizer_looks_the_same_in_every_process_and_unlike_others() -> None:
     assert style("TBPSA") == ("#CC79A7", "dash", "hourglass")
     assert style("my own") == ("#E69F00", "dot", "star-triangle-up")
-
-
-def test_optimizers_differ_in_colour_or_dash() -> None:
     assert len({(known.colour, known.dash) for known in STYLES.values()}) == len(STYLES)
     others = {style(f"other {number}") for number in range(300)}
     assert "solid" not in {drawn.dash for drawn in others}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import pytest
 import scipy.spatial
 from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
@@ -35,11 +31,6 @@ from tests.study_examples import STEPS, coefficients, write_study
 
 NAMES = ("best_so_far", "coefficients", "movement", "shape", "times", "failures")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
-
-
-@pytest.fixture
-def storage(url: str) -> RDBStorage:
-    return open_storage(url, write=True)
 
 
 def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[StudyHistory, ...]]:
@@ -174,9 +165,3 @@ def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(storage: RDBS
     assert all(map(is_valid_graph_object_id, found))
     assert {trace.name for trace in found["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
     assert len(found["coefficients"].data) == 2
-
-
-def test_figures_import_no_torch() -> None:
-    ours = ("database.history", "views.figures.study", "views.landscape", "views.report", "cli.results")
-    code = f"import sys, {', '.join(f'lcsc_opt.{name}' for name in ours)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
