@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, open_database
-from lcsc_opt.cli.output import Format, print_json, print_table, say
+from lcsc_opt.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning import Cached
@@ -47,12 +47,10 @@ def delete(
 
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, but what is in use.")] = False,
-    unused: Annotated[
-        bool, typer.Option("--unused", help="Only what no study of the database uses, and what was left unfinished.")
-    ] = False,
+    unused: Annotated[bool, typer.Option("--unused", help="Only what no study uses, or was left unfinished.")] = False,
     yes: _Yes = False,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
     from lcsc_opt.diagnostics.cleaning import Cached
@@ -67,7 +65,7 @@ def cache(
         opened = None
     found = [entry for entry in Cached.all_in(folder, opened) if entry.unused or not unused]
     rows = [_row(entry, folder) for entry in found]
-    if output is Format.json:
+    if output == "json":
         print_json(rows)
     elif not found:
         say(f"{folder}: nothing to list")

@@ -11,14 +11,9 @@ from lcsc_opt.cli.options import Steps, Storage, Study, find_study, parse_steps
 from lcsc_opt.cli.output import number, say
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a folder for diffusers.")]
-_Form = Annotated[
-    str | None,
-    typer.Option("--as", help="safetensors, pt, diffusers or lora; without it as the name of the output ends."),
-]
+_Form = Annotated[str | None, typer.Option("--as", help="safetensors, pt, diffusers or lora; else as the output ends.")]
 _Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it as the checkpoints.")]
-_Config = Annotated[
-    Path | None, typer.Option(help="A model's folder with config.json, for --as diffusers of another network.")
-]
+_Config = Annotated[Path | None, typer.Option(help="The folder of another network's config.json, for --as diffusers.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 
 
@@ -27,9 +22,7 @@ def export(
     out: _Out,
     form: _Form = None,
     dtype: _Dtype = None,
-    trial: Annotated[
-        int | None, typer.Option(min=0, help="Its number; without it the one chosen on held-out noise.")
-    ] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Its number; else the one chosen on held-out noise.")] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
     storage: Storage = None,
@@ -56,10 +49,7 @@ def export(
 
 def apply(
     recipe: Annotated[
-        str,
-        typer.Argument(
-            help="An exported model or a recipe; or ema:RATE (per step), power:WIDTH (EDM2's), a JSON of coefficients."
-        ),
+        str, typer.Argument(help="A recipe or an exported model; or ema:RATE, power:WIDTH (EDM2's), a JSON of numbers.")
     ],
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
     out: _Out,

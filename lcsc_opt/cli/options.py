@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.cli.output import Format
 
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
@@ -24,10 +23,9 @@ Storage = Annotated[
         help="Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db.",
     ),
 ]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
+Output = Annotated[Literal["table", "json"], typer.Option("--format", help="A table for people, or JSON for programs.")]
 AcceptChanges = Annotated[
-    bool,
-    typer.Option("--accept-changes", help="Continue though code, versions or the reference changed since it began."),
+    bool, typer.Option("--accept-changes", help="Continue though code, versions or reference changed since it began.")
 ]
 Steps = Annotated[str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")]
 

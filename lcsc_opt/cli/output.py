@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +13,6 @@ from rich.table import Table
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NO_SPARK = "·"  # a value that is no number
-
-
-class Format(str, enum.Enum):
-    """How a command prints its answer."""
-
-    table = "table"
-    json = "json"
 
 
 class _Table(Table):

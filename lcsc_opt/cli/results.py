@@ -10,7 +10,7 @@ import typer
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
-from lcsc_opt.cli.output import Format, number, print_json, print_report, print_table, say
+from lcsc_opt.cli.output import number, print_json, print_report, print_table, say
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, check_corners
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
@@ -20,19 +20,13 @@ if TYPE_CHECKING:  # drawing is imported only when it is asked for
 
 def compare(
     experiment: Experiment,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Also draw the curves, or the trade-off of a sweep: .png, .svg, .pdf, .html, .json."),
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
     axis: Annotated[
         str | None,
-        typer.Option(
-            help="What the curves are drawn against: evaluations, images, model_calls or seconds; or two held-out "
-            "metrics, as precision:fid, for their trade-off."
-        ),
+        typer.Option(help="Of the curves: evaluations, images, model_calls, seconds; or metrics, as recall:fid."),
     ] = None,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """Compare the optimizers of an experiment, or of a whole sweep.
 
@@ -48,7 +42,7 @@ def compare(
         axis = axis or ":"
     else:
         studies = list(reader.read(experiment))
-        if output is Format.json:
+        if output == "json":
             print_json(comparison_rows(studies))
         else:
             _print_comparison(experiment, ranking(studies))
@@ -65,11 +59,11 @@ def compare(
         _draw(studies, axis, plot)
 
 
-def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Format) -> None:
+def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Output) -> None:
     """Print a row for each optimizer at each point."""
     from lcsc_opt.views.ranking import metric_names, ranking, sweep_rows, varied_keys
 
-    if output is Format.json:
+    if output == "json":
         print_json(sweep_rows(points))
         return
     keys, found = varied_keys(points), [(point, row) for point in points for row in ranking(points[point])]
@@ -100,11 +94,10 @@ def _print_comparison(experiment: str, summaries: Sequence[Ranked]) -> None:
     columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", "evaluations", "images", "seconds")
     rows = []
     for row in summaries:
-        images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
+        counts = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
+        losses = (_mean(row.searched), _mean(row.held_out), *counts, _against_ema(row))
         costs = (f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}")
-        rows.append(
-            (row.label, row.seeds, _mean(row.searched), _mean(row.held_out), *images, _against_ema(row), *costs)
-        )
+        rows.append((row.label, row.seeds, *losses, *costs))
     print_table(("optimizer", *columns), rows, title=experiment)
 
 
@@ -142,23 +135,17 @@ def report(
 def evaluate(
     study: Study,
     images: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="For each trial and group; without it the study file's, else 50,000.", show_default=False
-        ),
+        int | None, typer.Option(min=2, help="For each trial and group; without it the study file's, else 50,000.")
     ] = None,
     top: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many of the best trials to choose from; without it the study file's, else 5."),
+        int | None, typer.Option(min=1, help="Best trials to choose from; without it the study file's, else 5.")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Groups of held-out noise; several give a spread.")] = 1,
     first_group: Annotated[int, typer.Option(min=0, help="The seed of the first group; the others follow.")] = 0,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Make this the study's result, which export and compare go by.")
-    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Make this the result that export and compare use.")] = False,
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """Choose among the best trials on noise the search never saw.
 
@@ -177,7 +164,7 @@ def evaluate(
         report = searched.evaluate(asked)
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
-    if output is Format.json:
+    if output == "json":
         print_json(report)
         return
     by_number = {trial.number: trial for trial in stored.trials()}
@@ -207,18 +194,16 @@ def landscape(
         int | None, typer.Option(min=SMALLEST_SIZE, max=LARGEST_SIZE, help=f"Points on each side: {DEFAULT_SIZE}.")
     ] = None,
     corners: Annotated[
-        str | None,
-        typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999."),
+        str | None, typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999.")
     ] = None,
     margin: Annotated[
-        float | None,
-        typer.Option(min=0.0, help=f"How far it reaches beyond the corners, in units of theirs: {DEFAULT_MARGIN:g}."),
+        float | None, typer.Option(min=0.0, help=f"Beyond the corners, in units of their distance: {DEFAULT_MARGIN:g}.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=2, help="Sampled at each point; else as in the search.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Tells several landscapes of one experiment apart.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """Evaluate the loss on the plane through three models. Run again, it continues what is unfinished."""
     from lcsc_opt.database.reader import HistoryReader
@@ -233,7 +218,7 @@ def landscape(
     name, outcome = run_landscape(stored.storage, stored, options, images=images, seed=seed)
     say(f"{name}: {outcome}")
     data = Landscape.read(HistoryReader(stored.storage), name)
-    if output is Format.json:
+    if output == "json":
         print_json(data.as_row())
     else:
         rows = [(p["name"], f"{p['x']:.3g}", f"{p['y']:.3g}", number(p["loss"])) for p in data.points]
@@ -246,8 +231,7 @@ def landscape(
 def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     host: Annotated[
-        str,
-        typer.Option(help="Address to listen on. Others can reach anything but loopback: they need a token then."),
+        str, typer.Option(help="Address to listen on. Others can reach all but loopback: they need a token then.")
     ] = "127.0.0.1",
     storage: Storage = None,
 ) -> None:

@@ -13,17 +13,14 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, find_study, open_database
-from lcsc_opt.cli.output import Format, number, print_json, print_report, print_table, say, sparkline
+from lcsc_opt.cli.output import number, print_json, print_report, print_table, say, sparkline
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
 
 _LARGEST = 10  # coefficients that are shown of a recipe
 _HASH_DIGITS = 12
-_Ray = Annotated[
-    str | None,
-    typer.Option("--ray", metavar="ADDRESS", help="Evaluate on this Ray cluster: host:port of its head, or auto."),
-]
+_Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
 def init(
@@ -106,12 +103,8 @@ def _print_estimates(estimates: Any, url: str) -> None:
 
 def resume(
     study: Study,
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="A higher total, in the unit of the study's budget.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Evaluate the failed trials again, once their cause is mended.")
-    ] = False,
+    budget: Annotated[int | None, typer.Option(min=1, help="A higher total, in the unit of its budget.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Evaluate failed trials again.")] = False,
     storage: Storage = None,
     ray: _Ray = None,
     accept_changes: AcceptChanges = False,
@@ -138,7 +131,7 @@ def fork(
     budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, as the source counts.")] = None,
     checkpoints: Annotated[
         list[str] | None,
-        typer.Option(help="Begin on these, which hold the source's and more, from the coefficients that it found."),
+        typer.Option(help="Begin on these, the source's and more, from the coefficients that it found."),
     ] = None,
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
@@ -155,16 +148,14 @@ def fork(
 
 
 def list_(
-    catalog: Annotated[
-        bool, typer.Option("--catalog", help="The objectives, studies and dashboards that can be used by name.")
-    ] = False,
+    catalog: Annotated[bool, typer.Option("--catalog", help="The objectives, studies and dashboards by name.")] = False,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """List the studies of the database, or the catalog."""
     if catalog:
         found = {kind: {name: str(path) for name, path in entries(kind).items()} for kind in SUFFIXES}
-        if output is Format.json:
+        if output == "json":
             print_json(found)
         else:
             rows = [(kind, name, path) for kind, files in found.items() for name, path in files.items()]
@@ -178,7 +169,7 @@ def list_(
     ours = reader.read_studies(reader.names())
     if others := len(opened.get_all_studies()) - len(reader.names()):
         say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
-    if output is Format.json:
+    if output == "json":
         print_json([study.as_row() for study in ours])
         return
     shown: list[tuple[object, ...]] = []
@@ -193,7 +184,7 @@ def list_(
 def show(
     study: Annotated[str, typer.Argument(help="experiment/optimizer/seed; or an exported model, or its recipe.")],
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
     from lcsc_opt.views.progress import overview
@@ -202,10 +193,10 @@ def show(
         from lcsc_opt.exports.recipe import Recipe
 
         recipe = Recipe.read(Path(study))
-        print_json(recipe.model_dump()) if output is Format.json else _print_recipe(recipe)
+        print_json(recipe.model_dump()) if output == "json" else _print_recipe(recipe)
         return
     described = overview(find_study(study, storage))
-    if output is Format.json:
+    if output == "json":
         print_json(described)
         return
     left_out = ("coefficients", "tracebacks", "held_out_report", "held_out_rows")

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import NonNegativeInt
 
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.cli.options import Output, Storage, assignments
-from lcsc_opt.cli.output import Format, number, print_json, print_table, say
+from lcsc_opt.cli.output import number, print_json, print_table, say
 
 _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
-
-
-class _Precision(str, enum.Enum):
-    """The precision of matrix products and convolutions."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class _Begin(str, enum.Enum):
-    """The model to begin with."""
-
-    ema = "ema"
-    best = "best"
 
 
 class _Refining(FrozenModel):
@@ -43,12 +28,9 @@ class _Refining(FrozenModel):
 
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
-_From = Annotated[
-    _Begin, typer.Option("--from", help="The best EMA of the checkpoints, or the best combination that STUDY found.")
-]
+_From = Annotated[Literal["ema", "best"], typer.Option("--from", help="The best EMA, or the best that STUDY found.")]
 _RecipeSettings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe, as in learning_rate=0.0003."),
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe, as in learning_rate=0.0003.")
 ]
 
 
@@ -60,22 +42,18 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")],
     out: _Out,
-    teacher: Annotated[
-        Path | None, typer.Option(help="The diffusion model that cd distils, a folder or its trajectory.")
-    ] = None,
-    begin: Annotated[
-        Path | None, typer.Option("--from", help="The model whose weights training begins with, a folder.")
-    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="The model that cd distils, a folder or its trajectory.")] = None,
+    begin: Annotated[Path | None, typer.Option("--from", help="The folder of the model to begin with.")] = None,
     network: Annotated[
-        Path | None, typer.Option(help="A network of diffusers, a folder or config.json; else a small U-Net.")
+        Path | None, typer.Option(help="A folder of diffusers or config.json; else a small U-Net.")
     ] = None,
     autoencoder: Annotated[
         Path | None, typer.Option(help="Train on the latents of this one of diffusers; slct trains a small one else.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
-    precision: Annotated[_Precision, typer.Option(help="Of matrix products and convolutions.")] = _Precision.fp32,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of matrix products and convolutions.")] = "fp32",
     samples_every: Annotated[
-        int | None, typer.Option(min=0, help="Steps between two sheets of samples: a tenth of all; 0 writes none.")
+        int | None, typer.Option(min=0, help="Steps between sheets: a tenth of all; 0: none.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
@@ -94,7 +72,7 @@ def train(
         network=network,
         autoencoder=autoencoder,
         seed=seed,
-        precision=precision.value,
+        precision=precision,
         samples_every=(max(steps // _SHEETS, 1) if samples_every is None else samples_every) or None,
     )
     study = run(training, resume=resume)
@@ -114,11 +92,11 @@ def refine(
     ] = None,
     *,
     out: _Out,
-    begin: _From = _Begin.ema,
+    begin: _From = "ema",
     images: Annotated[int, typer.Option(min=2, help="Sampled by all steps together.")] = 60_000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a refinement that was interrupted.")] = False,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
     from lcsc_opt.search.forking import StartingPoint
@@ -132,11 +110,11 @@ def refine(
         begun.objective,
         asked,
         out,
-        start=begun.best if begin is _Begin.best else begun.ema,
+        start=begun.best if begin == "best" else begun.ema,
         held_out_images=held_out or begun.held_out_images,
         resume=resume,
     )
-    if output is Format.json:
+    if output == "json":
         print_json({"answer": str(found.answer), "start": _row(found.start), "refined": _row(found.refined)})
     else:
         before, after = found.start, found.refined
@@ -161,12 +139,12 @@ def neon(
     *,
     recipe: Annotated[str, typer.Option(help="What the checkpoints were trained with: ict, ddpm, edm …")],
     out: _Out,
-    begin: _From = _Begin.ema,
+    begin: _From = "ema",
     samples: Annotated[int, typer.Option(min=2, help="Images that are sampled once, and trained on.")] = 10_000,
     steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the batches and the noise.")] = 0,
     storage: Storage = None,
-    output: Output = Format.table,
+    output: Output = "table",
 ) -> None:
     """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
     from lcsc_opt.search.forking import StartingPoint
@@ -175,9 +153,9 @@ def neon(
 
     parsed = parse_recipe(recipe, settings or ())
     begun = StartingPoint.of(source, storage)
-    start = begun.best if begin is _Begin.best else begun.ema
+    start = begun.best if begin == "best" else begun.ema
     found = append_self_trained(begun.objective, parsed, out, start=start, samples=samples, steps=steps, seed=seed)
-    if output is Format.json:
+    if output == "json":
         losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]
         print_json({"step": found.step, "losses": losses})
     else:

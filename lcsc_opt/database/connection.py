@@ -194,10 +194,8 @@ def _check_sqlite_file(file: Path, *, write: bool) -> None:
             raise StudyStoreError(f"{file}: holds no studies; start one with `lcsc run`, or give another --storage")
     elif not write:
         raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
-    elif not folder.is_dir():
-        raise StudyStoreError(f"{file}: the folder {folder} does not exist")
-    elif not os.access(folder, os.W_OK):
-        raise StudyStoreError(f"{file}: the folder {folder} cannot be written; give another --storage")
+    elif not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise StudyStoreError(f"{file}: the folder {folder} does not exist, or cannot be written")
 
 
 def _holds_studies(file: Path) -> bool:
@@ -272,9 +270,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             if pause is None or not _is_transient(error):
                 advice = "what was committed is safe, run the same command to continue"
                 if READ_ONLY in problem:
-                    advice = (
-                        "SQLite writes files next to it, too: let this user write its folder, or give another --storage"
-                    )
+                    advice = "SQLite writes next to it, too: let this user write its folder, or give another --storage"
                 raise StudyStoreError(f"{problem}; {advice}") from error
         notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)

@@ -13,12 +13,7 @@ _INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", 
 
 
 def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) -> None:
-    """Create another study that holds every finished trial of ``source``, marked as inherited.
-
-    Args:
-        source: where the trials come from; it stays as it is.
-        name: of the new study.
-        attributes: its user attributes.
+    """Create another study, with these attributes, that holds every finished trial of ``source``, marked as inherited.
 
     Raises:
         StudyStoreError: a study of that name exists.

@@ -66,11 +66,7 @@ class KeptNodes:
 
     def as_stored(self) -> dict[str, Any]:
         """JSON-able."""
-        rows = [
-            {**dataclasses.asdict(node), "busy": None if node.busy is None else round(node.busy, 4)}
-            for node in self.nodes
-        ]
-        return {"kept_at": round(self.kept_at, 3), "nodes": rows}
+        return dataclasses.asdict(self)
 
     @classmethod
     def parse(cls, stored: Any) -> KeptNodes | None:

@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
@@ -27,31 +27,16 @@ from lcsc_opt.database.urls import masked, sqlite_file
 
 _RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS, POLL_SECONDS = 2.0, 0.05  # whoever asks whether a study runs holds its lock for a moment
-_KEEPALIVES = {
-    "tcp_keepalives_idle": 5,
-    "tcp_keepalives_interval": 2,
-    "tcp_keepalives_count": 3,
-}  # seconds, seconds, times
+_KEEPALIVES = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3}  # seconds, times
 _HELD = (
     "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
-class _StudyLock(Protocol):
-    """The lock of one study."""
-
-    def take(self) -> bool:
-        """Take the lock, and return whether it was free."""
-
-    def is_held(self) -> bool:
-        """Whether the lock is still this object's. A lost connection to a server loses it."""
-
-    def free(self) -> None:
-        """Give the lock up."""
-
-
 class _FileLock:
+    """``take`` returns whether the lock was free; ``is_held`` whether it still is this object's."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: Callable[[], None] | None = None
@@ -72,6 +57,8 @@ class _FileLock:
 
 
 class _AdvisoryLock:
+    """The same in a server; a lost connection loses the lock."""
+
     def __init__(self, engine: sa.Engine, study: str) -> None:
         self._engine, self._key = engine, _key(study)
         self._connection: sa.Connection | None = None
@@ -145,7 +132,7 @@ class Coordinator:
         return self._storage.get_study_user_attrs(self._study_id).get(HOLDER)
 
 
-def lock_of(storage: RDBStorage, study: str) -> _StudyLock:
+def lock_of(storage: RDBStorage, study: str) -> _FileLock | _AdvisoryLock:
     """The lock of a study, not taken yet. The study itself need not exist.
 
     Raises:

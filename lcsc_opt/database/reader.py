@@ -71,10 +71,8 @@ class HistoryReader:
         names = self.searches()
         known = sorted({split_name(name)[0] for name in names})
         if experiment not in known:
-            guess = near_miss(experiment, known)
-            raise StudyStoreError(
-                f"{experiment}: no such experiment{guess}; the database holds: {', '.join(known) or 'none'}"
-            )
+            guess, there = near_miss(experiment, known), ", ".join(known) or "none"
+            raise StudyStoreError(f"{experiment}: no such experiment{guess}; the database holds: {there}")
         return self.read_studies([name for name in names if split_name(name)[0] == experiment])
 
     def read_studies(self, names: Iterable[str]) -> tuple[StudyHistory, ...]:

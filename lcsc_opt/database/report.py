@@ -154,8 +154,8 @@ def report_rows(
         if not values or (metric not in ("loss", *signs) and values == losses):
             continue
         value, sign = statistics.fmean(values.values()), 1 if metric == "loss" else signs.get(metric)
-        row = MetricRow(metric, sign, value, _spread(values.values()), cross_check=metric == cross_check)
-        row = dataclasses.replace(row, real_halves=(real_halves or {}).get(metric))
+        row = MetricRow(metric, sign, value, _spread(values.values()), real_halves=(real_halves or {}).get(metric))
+        row = dataclasses.replace(row, cross_check=metric == cross_check)
         rows.append(_compared(row, values, before, against) if before else row)
     return tuple(rows)
 

@@ -146,12 +146,8 @@ class StoredStudy:
         stored = self.attributes.get(attribute)
         if part is not None and isinstance(stored, Mapping):
             attribute, stored = f"{attribute}.{part}", stored.get(part)
-        found = list(differences(stored, json.loads(json.dumps(expected)), attribute))
-        if found:
-            raise StudyStoreError(
-                f"{self.name}: the stored study differs: {'; '.join(found)}. "
-                "Give the study another name, or another --storage"
-            )
+        if found := "; ".join(differences(stored, json.loads(json.dumps(expected)), attribute)):
+            raise StudyStoreError(f"{self.name}: the stored study differs: {found}. Give the new one another name")
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""
@@ -326,22 +322,13 @@ class StoredStudy:
         """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
         stored = in_database(self.storage, lambda: self.storage.get_study_system_attrs(self.key))
         found = [json.loads(text) for name, text in stored.items() if name.startswith(_ARTIFACT)]
-        return sorted(
-            (meta for meta in found if number is None or meta.get("trial") == number),
-            key=lambda meta: str(meta.get("filename")),
-        )
+        wanted = [meta for meta in found if number is None or meta.get("trial") == number]
+        return sorted(wanted, key=lambda meta: str(meta.get("filename")))
 
     def attach(self, number: int, folder: Path, path: Path) -> None:
-        """Store a file as an Optuna artifact of the study, in place of an earlier one of this trial and name.
-
-        Args:
-            number: of the trial that it belongs to.
-            folder: of the artifacts.
-            path: the file.
-        """
-        artifact_id = str(
-            uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name} {self.attributes['created']} {number} {path.name}")
-        )
+        """Store a file of a trial in the folder of Optuna's artifacts, in place of an earlier one of this name."""
+        own = f"{self.name} {self.attributes['created']} {number} {path.name}"
+        artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, own))
         with replacing(folder / artifact_id) as pending:
             pending.write_bytes(path.read_bytes())
         mimetype, encoding = mimetypes.guess_type(path)

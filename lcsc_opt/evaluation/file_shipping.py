@@ -141,14 +141,7 @@ class NodeObjective:
 
     @classmethod
     def collect(cls, spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> NodeObjective:
-        """Copy the files that other machines need.
-
-        Args:
-            spec: of the objective.
-            study: the study file's folder.
-            objective: as it was loaded here.
-            copies: an empty folder.
-        """
+        """Copy the files that other machines need into the empty folder ``copies``; ``study`` is the study's folder."""
         study, here = None if study is None else study.resolve(), Path.cwd()
         file = find("objectives", spec.file, beside=study)
         found: dict[str, Path] = {}

@@ -21,10 +21,7 @@ class Pipeline:
 
     Candidates pass every stage in the order in which they were submitted. The caller decides how many are under way:
     with two, the sampling thread hardly ever waits. A gradient needs all stages in turn and is computed in the sampling
-    thread.
-
-    Args:
-        objective: one with stages.
+    thread. The objective has stages.
     """
 
     def __init__(self, objective: Objective) -> None:

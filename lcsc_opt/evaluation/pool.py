@@ -105,10 +105,8 @@ class WorkerPool:
         self._machines: _Machines = ThisMachine() if machines is None else machines
         self._statistics, threads = _Statistics(), self._machines.threads(workers)
         settings = [WorkerSettings(load_objective, expected, threads, e) for e in environments or [{}] * workers]
-        self._workers = [
-            _Worker(self._hand_out, self._machines, self._statistics, known, number)
-            for number, known in enumerate(settings)
-        ]
+        shared = self._hand_out, self._machines, self._statistics
+        self._workers = [_Worker(*shared, known, number) for number, known in enumerate(settings)]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -249,9 +247,7 @@ class _Worker:
             try:
                 self._link = self._machines.start(self._settings)
             except OSError as error:
-                self.given_up = (
-                    f"worker {self._number} cannot be started: {error}; close other programs, or set workers"
-                )
+                self.given_up = f"worker {self._number} cannot be started: {error}; close programs, or set workers"
                 return
             self._reader = threading.Thread(target=self._read, args=(self._link,), daemon=True)
             self._reader.start()
@@ -336,10 +332,8 @@ class _Worker:
             self._link = None
             self._deaths += counts
             if self._deaths >= _MOST_DEATHS:
-                self.given_up = (
-                    f"worker {self._number} was lost {self._deaths} times in a row: {how}; give it more memory, or run "
-                    "with fewer workers"
-                )
+                lost_again = f"worker {self._number} was lost {self._deaths} times in a row: {how}"
+                self.given_up = f"{lost_again}; give it more memory, or run with fewer workers"
                 notice(f"{self.given_up}; the other workers go on")
         for waiting in lost.values():
             waiting.future.set_result(Failure(how, time.perf_counter() - waiting.started))

@@ -45,13 +45,8 @@ def ray_cluster(
 ) -> Iterator[_Cluster]:
     """Connect to a cluster while this is open, and send the study's own files there.
 
-    A program that is connected already stays connected, with its own runtime environment.
-
-    Args:
-        wanted: the address of the cluster, and what its workers need.
-        spec: of the objective.
-        objective: as it was loaded here.
-        study: the study file's folder.
+    A program that is connected already stays connected, with its own runtime environment. ``study`` is the study file's
+    folder.
 
     Raises:
         StudySpecError: there is no Ray, or no cluster.
@@ -67,9 +62,7 @@ def ray_cluster(
 def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec | None = None) -> None:
     """Refuse an address at which nothing listens; no files are sent there.
 
-    Args:
-        wanted: the address of the cluster, and what its workers need.
-        spec: of the objective; with it, Ray is asked whether there is a cluster with room for one of its workers.
+    With ``spec``, Ray is asked whether there is a cluster with room for a worker of that objective.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no room.
@@ -148,11 +141,8 @@ class _Cluster:
         """
         remote = self._ray.remote(NodeObjective.check)
         # tried again if its process is killed, but not if it raises an error itself
-        options = {"num_cpus": 0, "max_retries": 2}
-        answers = {
-            identity: remote.options(**options, **self._on_node(identity)).remote(self._load)
-            for identity in self._room.check()
-        }
+        checks = {node: remote.options(num_cpus=0, max_retries=2, **self._on_node(node)) for node in self._room.check()}
+        answers = {node: check.remote(self._load) for node, check in checks.items()}
         for identity, answer in answers.items():
             name = _node_name(self._ray, identity)
             try:
@@ -161,9 +151,8 @@ class _Cluster:
                 if identity not in self._room.nodes():
                     continue  # it went away meanwhile
                 said = [line.strip() for line in str(failed).splitlines() if line.strip()] or [type(failed).__name__]
-                raise StudySpecError(
-                    f"node {name}: lcsc_opt does not run there ({said[-1]}); install what is here"
-                ) from failed
+                problem = f"lcsc_opt does not run there ({said[-1]}); install what is here"
+                raise StudySpecError(f"node {name}: {problem}") from failed
             if error is not None:
                 raise type(error)(f"node {name}: {error}")
 
@@ -354,9 +343,8 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
         try:
             ray.init(address=chosen, runtime_env=dict(environment), **quiet)
         except Exception as error:  # of many kinds
-            raise StudySpecError(
-                f"workers.ray: no Ray cluster can be reached at {chosen} ({_first_line(error)}); {_START}"
-            ) from error
+            said = f"no Ray cluster can be reached at {chosen} ({_first_line(error)})"
+            raise StudySpecError(f"workers.ray: {said}; {_START}") from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # since Ray replaces it

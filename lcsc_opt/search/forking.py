@@ -55,9 +55,8 @@ def fork(
         The plan to run.
 
     Raises:
-        StudyStoreError: the source has no complete trial, or the new study exists.
-        StudyStoreError: the objective has changed since the source was searched, or ``checkpoints`` lack some of the
-            source's.
+        StudyStoreError: the source has no complete trial, the new study exists, the objective has changed since the
+            source was searched, or ``checkpoints`` lack some of the source's.
         LcscError: the new study could never be searched; nothing is stored then.
     """
     origin, of_source = source.chosen_trial()[1], StudyPlan.of(source)
@@ -110,10 +109,8 @@ def _coefficients_on(
     for step, digest in zip(before.steps, before.checkpoint_sha256, strict=True):
         if known.get(step) != digest:
             what = "other weights" if step in known else "no checkpoint"
-            raise StudyStoreError(
-                f"--checkpoints: {what} there for step {step} of {source}; give all checkpoints of that study, and "
-                "later ones"
-            )
+            missing = f"{what} there for step {step} of {source}"
+            raise StudyStoreError(f"--checkpoints: {missing}; give all checkpoints of that study, and later ones")
     found = dict(zip(before.steps, coefficients.tolist(), strict=True))
     return tuple(found.get(step, 0.0) for step in now.steps)
 

@@ -85,10 +85,8 @@ class HeldOutPlan:
         planned = HeldOutSpec(images=DEFAULT_IMAGES, top=_DEFAULT_TOP) if asked is None else HeldOutSpec(**asked)
         images = images or planned.images
         if keep and asked is not None and images < planned.images:
-            raise StudySpecError(
-                f"--keep: {images:,} images are fewer than the {planned.images:,} that the study file asks for; leave "
-                "--keep out for a look, or --images"
-            )
+            fewer = f"{images:,} images are fewer than the {planned.images:,} that the study file asks for"
+            raise StudySpecError(f"--keep: {fewer}; leave --keep out for a look, or --images")
         first = study.attributes.get("held_out") is None and images >= planned.images
         return cls(images, top or planned.top, groups, first_group, baselines=True, keep=keep or first)
 
@@ -119,10 +117,7 @@ def score_held_out(
     """
     trials = _best_trials(study.trials(), plan.top)
     if not trials:
-        raise StudyStoreError(
-            f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
-            "budget where this one is spent"
-        )
+        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it search on")
     signs = objective.evaluation_metrics
     baselines = _baselines(study, objective, plan, needed=bool(signs))
     noises = [Noise(HELD_OUT.group, plan.first_group + group) for group in range(plan.groups)]
@@ -174,24 +169,14 @@ def _coefficients(trial: FrozenTrial) -> Coefficients:
 class _Measurements:
     """Losses and metrics of models on noise, stored by coefficients, number of images and noise.
 
-    Args:
-        study: keeps them.
-        images: of each measurement.
-        evaluate: evaluates one candidate.
-        metrics: held-out measurements that lack one of them are made again.
+    Held-out measurements that lack one of the ``metrics`` are made again.
     """
 
     def __init__(self, study: StoredStudy, images: int, evaluate: Evaluate, metrics: Collection[str]) -> None:
         self._study, self._images, self._evaluate, self._metrics = study, images, evaluate, set(metrics)
 
     def of(self, coefficients: Coefficients, noise: Noise, where: str, also: StoredStudy | None = None) -> Report:
-        """``loss`` and ``metrics`` of one model.
-
-        Args:
-            coefficients: ``[K]``.
-            noise: on which it is measured.
-            where: what an error begins with.
-            also: another study that may have measured it.
+        """``loss`` and ``metrics`` of one model, which the study ``also`` may have measured, too.
 
         Raises:
             SearchFailedError: it cannot be evaluated.

@@ -15,14 +15,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
-from lcsc_opt.coefficients.plane import (
-    DEFAULT_MARGIN,
-    DEFAULT_SIZE,
-    LANDSCAPE,
-    PLANE_ATTRIBUTE,
-    Plane,
-    plane_grid,
-)
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LANDSCAPE, PLANE_ATTRIBUTE, Plane, plane_grid
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.optimizers import configure
@@ -66,12 +59,8 @@ def run_landscape(
             raise StudyStoreError(f"{name}: exists with other options: {'; '.join(changed)}. Choose another --seed")
         return name, StudyRunner(storage).run(plan)
     steps = tuple(source.attributes["steps"])
-    chosen: dict[str, Any] = {
-        "corners": list(Plane.default_corners(steps)),
-        "size": DEFAULT_SIZE,
-        "margin": DEFAULT_MARGIN,
-    }
-    chosen.update(options)
+    defaults = {"corners": list(Plane.default_corners(steps)), "size": DEFAULT_SIZE, "margin": DEFAULT_MARGIN}
+    chosen: dict[str, Any] = {**defaults, **options}
     wanted = OptimizerSpec(name=LANDSCAPE, options=chosen)
     configure(wanted)
     plane = Plane.through(chosen["corners"], steps)

@@ -128,9 +128,7 @@ class StudyPlan:
         if stored.get("checkpoints") and CHECKPOINTS in settings:  # their hash decides whether they are the same
             settings[CHECKPOINTS] = known["objective"]["settings"].get(CHECKPOINTS)
         if found := "; ".join(differences(known, wanted, "specification")):
-            raise StudyStoreError(
-                f"{self.name}: the stored study differs: {found}. Give the study another name, or another --storage"
-            )
+            raise StudyStoreError(f"{self.name}: the stored study differs: {found}. Give the new one another name")
         return plan
 
     def specification(self) -> dict[str, Any]:
@@ -153,9 +151,8 @@ class StudyPlan:
         if device in ("auto", "cuda"):
             return processes.environments(self.workers, devices) if self.workers > 1 or devices else []
         if devices:
-            raise StudySpecError(
-                f"workers: {', '.join(devices)} and objective.settings.device {device}: give one of them only"
-            )
+            names = ", ".join(devices)
+            raise StudySpecError(f"workers: {names} and objective.settings.device {device}: give one of them only")
         return []
 
     def following(self) -> dict[str, Any]:
@@ -208,9 +205,8 @@ class StudyPlan:
             moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
             same = all(before.get(setting) == spec.settings.get(setting) for setting in _CHOOSING)
             if same and not (moved and split_name(name)[0] != experiment):
-                return KnownCheckpoints(
-                    stored["checkpoints"], tuple(stored["steps"]), moved, bool(before.get("select"))
-                )
+                steps = tuple(stored["steps"])
+                return KnownCheckpoints(stored["checkpoints"], steps, moved, bool(before.get("select")))
         return None
 
     def check_gradient(self, why_none: str | None) -> None:
@@ -220,10 +216,8 @@ class StudyPlan:
             StudySpecError: the optimizer needs a gradient, and ``why_none`` says why there is none.
         """
         if why_none is not None and needs_gradient(self.optimizer):
-            raise StudySpecError(
-                f"optimizers.{self.optimizer.name}: follows the gradient of the loss, and {self.spec.objective.file} "
-                f"gives none: {why_none}; search it with CMA or LCSC"
-            )
+            what = f"follows the gradient of the loss, and {self.spec.objective.file} gives none: {why_none}"
+            raise StudySpecError(f"optimizers.{self.optimizer.name}: {what}; search it with CMA or LCSC")
 
     def check(self, objective: Objective) -> None:
         """Refuse an objective that this plan cannot search, before any weights are read.
@@ -320,9 +314,7 @@ def plans(
     """
     if budget is not None:
         if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
-            raise StudySpecError(
-                f"--budget: the study file varies {varied[0]}; give {varied[0]}={budget} in place of the option"
-            )
+            raise StudySpecError(f"--budget: the study file varies {varied[0]}; give {varied[0]}={budget} instead")
         specs = [spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})}) for spec in specs]
     found = []
     for spec in specs:
@@ -333,9 +325,6 @@ def plans(
         ]
         for optimizer in chosen:
             configure(optimizer)
-        found += [
-            StudyPlan(spec.model_copy(update={"optimizers": (optimizer,), "seeds": (seed,)}), directory)
-            for seed in (seeds or spec.seeds)
-            for optimizer in chosen
-        ]
+        whole = StudyPlan(spec, directory)
+        found += [whole.changed(optimizers=(one,), seeds=(seed,)) for seed in seeds or spec.seeds for one in chosen]
     return found

@@ -87,9 +87,8 @@ class RefineSettings:
         steps = images // images_per_step
         every = max(1, steps // _CHECKPOINTS) if checkpoint_every is None else checkpoint_every
         if not 1 <= every <= steps:
-            raise StudySpecError(
-                f"--images: {images:,} are {steps} steps of {images_per_step:,}, fewer than one checkpoint takes"
-            )
+            few = f"{images:,} are {steps} steps of {images_per_step:,}"
+            raise StudySpecError(f"--images: {few}, fewer than one checkpoint takes")
         return cls(images, images_per_step, rate, every, seed)
 
     @property
@@ -276,9 +275,8 @@ class _Refinement:
             if not math.isfinite(evaluation.loss):
                 raise ObjectiveError(f"the loss is {evaluation.loss}; lower --rate")
         except (ObjectiveError, MetricError) as error:
-            raise TrainingError(
-                f"step {self.done + 1}: {error}; the checkpoints before it are whole in {self.out}"
-            ) from error
+            before = f"the checkpoints before it are whole in {self.out}"
+            raise TrainingError(f"step {self.done + 1}: {error}; {before}") from error
         return evaluation
 
     @torch.inference_mode(mode=False)

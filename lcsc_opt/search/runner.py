@@ -361,12 +361,9 @@ def _tell_index(trial: FrozenTrial) -> int | None:
 
 def _request(trial: FrozenTrial) -> Request:
     """How a stored trial was evaluated."""
-    noise = trial.user_attrs.get("noise")
-    return Request(
-        images=trial.user_attrs.get("images"),
-        noise=SEARCH if noise is None else Noise(**noise),
-        gradient="gradient" in trial.user_attrs,
-    )
+    known = trial.user_attrs
+    noise = Noise(**known["noise"]) if "noise" in known else SEARCH
+    return Request(images=known.get("images"), noise=noise, gradient="gradient" in known)
 
 
 def _coefficients(trial: FrozenTrial) -> Coefficients:

@@ -262,10 +262,8 @@ def run_plans(
     finally:
         on_end(f"database: {masked(url)}")
     if failed:
-        raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, "
-            "and how they go on"
-        )
+        which = f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}"
+        raise SearchFailedError(f"{which}; the lines above say why, and how they go on")
 
 
 def load_study(name: str, storage: str | None = None) -> Study:
@@ -285,10 +283,7 @@ def load_study(name: str, storage: str | None = None) -> Study:
 
 
 def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
-    """The objective of a study file: ``objective(coefficients) -> float``, lower is better.
-
-    Args:
-        study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
+    """The objective of a study file, as for :func:`run`: ``objective(coefficients) -> float``, lower is better.
 
     Raises:
         LcscError: the study file is wrong, or its objective cannot be built.

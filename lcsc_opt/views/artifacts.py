@@ -37,13 +37,7 @@ class StoredImage:
 
     @classmethod
     def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
-        """The images of a study's answer, without files that are missing, links, too large or no image.
-
-        Args:
-            reader: of the study's database.
-            study: the study.
-            folder: of the artifacts.
-        """
+        """The images of a study's answer, without files that are missing, links, too large or no image."""
         found = []
         for meta in [] if study.chosen is None else reader.artifacts(study, study.chosen):
             name, path = str(meta.get("filename")), artifact_path(folder, meta.get("artifact_id"))

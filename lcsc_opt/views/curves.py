@@ -106,14 +106,8 @@ def comparison_figure(
 ) -> go.Figure:
     """Best so far of each optimizer: mean and range over its seeds, EMA* as a line, held-out losses as marks.
 
-    All but the marks are losses on the search's noise.
-
-    Args:
-        studies: of one experiment.
-        axis: one of :data:`AXES`; without it the :func:`default_axis`.
-        log_x: of what was spent.
-        log_y: of the loss; linear where a loss is not positive.
-        theme: of the page.
+    All but the marks are losses on the search's noise. ``axis`` is one of :data:`AXES`, or else the
+    :func:`default_axis`. The loss is linear where one is not positive.
     """
     axis = axis or default_axis(studies)
     drawn = curves(studies, axis)
@@ -142,21 +136,14 @@ def comparison_figure(
 
 
 def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
-    """Best so far of one optimizer over its seeds, on a common axis.
-
-    Args:
-        studies: of one optimizer, each with a complete trial; all are finished, or there is only one.
-        axis: one of :data:`AXES`.
-    """
+    """Best so far of one optimizer; each study has a complete trial, and all are finished, or there is only one."""
     steps = [best_so_far(study, axis) for study in studies]
     start = max(step.positions[0] for step in steps)
     ends = [step.end for step in steps]
     positions = np.unique(np.concatenate([*(step.positions for step in steps), ends]))
     positions = thinned(positions[positions >= start])
     values = np.stack([step.at(positions) for step in steps])
-    marks = [
-        (end, study.held_out_loss) for end, study in zip(ends, studies, strict=True) if study.held_out_loss is not None
-    ]
+    measured = zip(ends, (study.held_out_loss for study in studies), strict=True)
     return _Curve(
         optimizer=studies[0].optimizer,
         seeds=tuple(study.seed for study in studies),
@@ -165,7 +152,7 @@ def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
         mean=values.mean(axis=0),
         lowest=values.min(axis=0),
         highest=values.max(axis=0),
-        held_out=tuple(marks),
+        held_out=tuple((end, loss) for end, loss in measured if loss is not None),
     )
 
 

@@ -83,9 +83,8 @@ class Landscape:
         """
         if name not in cls.names(reader):
             raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
-        own, *others = reader.read_studies([
-            name, *(other for other in reader.searches() if split_name(other)[0] == split_name(name)[0])
-        ])  # fmt: skip
+        siblings = [other for other in reader.searches() if split_name(other)[0] == split_name(name)[0]]
+        own, *others = reader.read_studies([name, *siblings])
         attributes = StoredStudy.open(reader.storage, name).attributes
         options = attributes["specification"]["optimizer"]["options"]
         plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
@@ -147,15 +146,10 @@ class Landscape:
         start = np.clip(places.min(axis=0), low - side, low) - 0.03 * side
         end = np.clip(places.max(axis=0), high, high + side) + 0.03 * side
         first, second, third = (inert(label) for label in self.labels)
-        made.update_xaxes(
-            title_text=f"x: from {first} (0) to {second} (1)", range=[start[0], end[0]], constrain="domain"
-        )
-        made.update_yaxes(
-            title_text=f"y: from {first} (0) to {third} (1)", range=[start[1], end[1]], constrain="domain"
-        )
-        made.update_yaxes(scaleanchor="x").update_annotations(
-            bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"}
-        )
+        made.update_xaxes(title_text=f"x: from {first} (0) to {second} (1)", range=[start[0], end[0]])
+        made.update_yaxes(title_text=f"y: from {first} (0) to {third} (1)", range=[start[1], end[1]], scaleanchor="x")
+        made.update_xaxes(constrain="domain").update_yaxes(constrain="domain")
+        made.update_annotations(bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"})
         return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 110})
 
 
@@ -212,8 +206,8 @@ def _add_contours(made: go.Figure, data: Landscape) -> None:
         name="plane",
         showlegend=False,
         colorbar={
-            **{"title": {"text": metric}, "thickness": 12},
-            **{"tickvals": ticks.tolist(), "ticktext": [f"{loss:.3g}" for loss in losses]},
+            **{"title": {"text": metric}, "thickness": 12, "tickvals": ticks.tolist()},
+            "ticktext": [f"{loss:.3g}" for loss in losses],
         },
         hovertemplate="(%{x:.3g}, %{y:.3g}): " + metric.replace("%{", "% {") + " %{text}<extra></extra>",
     )

@@ -76,11 +76,7 @@ class Difference:
 
 
 def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
-    """Welch's (1947) interval for the sum of the means of independent samples; Student's for a single one.
-
-    Args:
-        samples: each of at least two values.
-    """
+    """Welch's (1947) interval for the sum of the means of independent samples; Student's for a single one."""
     variances = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
     total, mean = float(variances.sum()), float(sum(sample.mean() for sample in samples))
     if not total > 0:
@@ -160,12 +156,7 @@ def _ranked(
     losses, reports = _held_out_losses(group), _reports(group)
     labels = {study.label for study in group}
     compared = None
-    if (
-        best is not None
-        and best is not group
-        and losses
-        and len({report.sample for report in _reports([*group, *best])}) == 1
-    ):
+    if losses and best is not None and best is not group and different_samples([*group, *best]) is None:
         compared = Difference.of(losses, _held_out_losses(best))
     unknown = "held out on other noise" if losses else "no held-out value"
     return Ranked(
@@ -245,10 +236,8 @@ def different_samples(studies: Sequence[StudyHistory]) -> str | None:
     """A warning if held-out losses do not compare: they have different numbers of images or groups of noise."""
     if len({report.sample for report in _reports(studies)}) < 2:
         return None
-    return (
-        "held-out losses are of different numbers of images or groups of noise and do not compare: "
-        "lcsc evaluate each STUDY with the same --images and --groups, and --keep"
-    )
+    why = "held-out losses are of different numbers of images or groups of noise and do not compare"
+    return f"{why}: lcsc evaluate each STUDY with the same --images and --groups, and --keep"
 
 
 def comparison_rows(studies: Sequence[StudyHistory]) -> list[dict[str, Any]]:
@@ -264,12 +253,7 @@ def comparison_rows(studies: Sequence[StudyHistory]) -> list[dict[str, Any]]:
 def sweep_points(reader: HistoryReader, name: str) -> dict[str, tuple[StudyHistory, ...]]:
     """Experiment → its studies, for the points of a sweep in the order in which they were begun.
 
-    Args:
-        reader: of the database.
-        name: of the sweep, or of one of its points.
-
-    Returns:
-        The points; empty if no experiment of this name varies anything.
+    ``name`` is that of the sweep, or of one of its points. Empty if no experiment of this name varies anything.
     """
     sweep, known = split_point(name)[0], [(other, *split_point(other)) for other in reader.experiments()]
     return {experiment: reader.read(experiment) for experiment, of, varied in known if of == sweep and varied}
@@ -290,12 +274,7 @@ def sweep_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, A
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
-    """The winner of an experiment, how far below EMA* it is, and who may be as good; plain text.
-
-    Args:
-        ranked: the best first.
-        metric: the name of the loss.
-    """
+    """The winner of an experiment, how far below EMA* it is, and who may be as good; ``ranked`` has the best first."""
     known = [row for row in ranked if row.held_out is not None]
     if not known:
         return _searched(ranked, metric)
@@ -321,10 +300,8 @@ def _searched(ranked: Sequence[Ranked], metric: str) -> str:
     if not known:
         return "No result yet."
     loss, name = min(known)
-    return (
-        f"{name} is ahead so far: searched {metric} {loss:.4g}; "
-        "held-out values come at the end of a search, or with lcsc evaluate STUDY"
-    )
+    ahead = f"{name} is ahead so far: searched {metric} {loss:.4g}"
+    return f"{ahead}; held-out values come at the end of a search, or with lcsc evaluate STUDY"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -357,10 +334,8 @@ def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], 
     ranked = ranking(studies)
     if not (names := metric_names(ranked)):
         return None
-    rows = [
-        [row.label, *(number(*(value or (None, None))) for value in (row.held_out, *map(row.metrics.get, names)))]
-        for row in ranked
-    ]
+    values = [(row.label, (row.held_out, *map(row.metrics.get, names))) for row in ranked]
+    rows = [[name, *(number(*(value or (None, None))) for value in row)] for name, row in values]
     known = [row for report in _reports(studies) for row in report.rows]
     if real := {row.metric: row.real_halves for row in known if row.real_halves is not None}:
         rows.append(["real images", number(None), *(number(real.get(name)) for name in names)])

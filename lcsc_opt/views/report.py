@@ -42,12 +42,7 @@ _SECTION_TITLES = {
 
 
 def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
-    """Write the report of an experiment, with the images that ``lcsc run`` stored.
-
-    Args:
-        storage: only read.
-        experiment: the name of a study file, such as ``digits``.
-        path: ends in .html.
+    """Write the report of an experiment, with the images that ``lcsc run`` stored. The storage is only read.
 
     Raises:
         StudyStoreError: there is no such experiment.

@@ -125,9 +125,8 @@ def _read(name: str, place: Path, curve: os.stat_result) -> TrainingHistory | No
     longest = max((after - before for before, after in itertools.pairwise((0.0, *seconds))), default=0.0)
     alive = time.time() - curve.st_mtime < max(ALIVE_SECONDS, _ALIVE_GAPS * longest)
     running = alive and not (steps and steps[-1] >= total)
-    return TrainingHistory(
-        name, place, recipe, data, total, steps, losses, seconds, tuple(sorted(_sheets(place))), running
-    )
+    sheets = tuple(sorted(_sheets(place)))
+    return TrainingHistory(name, place, recipe, data, total, steps, losses, seconds, sheets, running)
 
 
 @functools.lru_cache(maxsize=64)

@@ -115,8 +115,7 @@ def _dressed(app: dash.Dash, name: str, header: str) -> Application:
     server: Any = app.server
 
     def protect(answer: Any) -> Any:
-        scripts = " ".join(["'self'", *app.csp_hashes()])
-        answer.headers.setdefault("Content-Security-Policy", _policy({"script-src": scripts}))
+        answer.headers.setdefault("Content-Security-Policy", _policy(" ".join(["'self'", *app.csp_hashes()])))
         return answer
 
     server.after_request(protect)
@@ -124,8 +123,8 @@ def _dressed(app: dash.Dash, name: str, header: str) -> Application:
     return application
 
 
-def _policy(more: Mapping[str, str]) -> str:
-    return "; ".join(f"{name} {value}" for name, value in {**_POLICY, **more}.items())
+def _policy(scripts: str = "'self'") -> str:
+    return "; ".join(f"{name} {value}" for name, value in {**_POLICY, "script-src": scripts}.items())
 
 
 def _head() -> str:
@@ -159,7 +158,7 @@ def _broken(header: str, name: str, problem: str) -> Application:
         f'<p class="problem" role="alert">{html.escape(line)}</p>'
         "<p>The other pages work. Correct the file, and start lcsc dashboard again.</p></main></body></html>"
     )
-    headers = {"Content-Security-Policy": _policy({"script-src": "'self'"})}
+    headers = {"Content-Security-Policy": _policy()}
     return Response(text, HTTPStatus.INTERNAL_SERVER_ERROR, headers, mimetype="text/html")
 
 

@@ -21,9 +21,8 @@ class Style(NamedTuple):
 
 # Okabe and Ito 2008: distinguishable for colour-blind readers; without the black and the yellow, one of which cannot be
 # seen on either a dark or a light page.
-GREY, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
-    *("#7F7F7F", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"),
-)
+GREY, ORANGE, SKY, GREEN = "#7F7F7F", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 STYLES = {
     "EMAGrid": Style(GREY, "dash", "square"),
     "PowerEMAGrid": Style(SKY, "dash", "square"),
@@ -103,21 +102,16 @@ def template(theme: Theme) -> go.layout.Template:
 def figure(theme: Theme, *, name: str, title: str = "", height: int = 420, **layout: Any) -> go.Figure:
     """A figure without traces. While ``name`` stays the same, a refresh keeps what a reader zoomed or switched off."""
     made = go.Figure()
-    made.update_layout(
-        template=template(theme), uirevision=inert(name), height=height, title={"text": title, "font": {"size": 14}}
-    )
-    made.update_layout(**layout)
-    return made
+    made.update_layout(template=template(theme), uirevision=inert(name), height=height, **layout)
+    return made.update_layout(title={"text": title, "font": {"size": 14}})
 
 
 def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> go.Figure:
     """What is shown in place of a figure that has no data yet: a sentence that says what to do."""
     made = figure(theme, name="empty", height=height)
     made.update_xaxes(visible=False).update_yaxes(visible=False)
-    made.add_annotation(
-        text=inert(message), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 15}
-    )
-    return made
+    place: dict[str, Any] = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    return made.add_annotation(text=inert(message), showarrow=False, font={"size": 15}, **place)
 
 
 def number(value: float | None, deviation: float | None = None, form: str = ".4g") -> str:

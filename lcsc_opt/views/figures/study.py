@@ -35,14 +35,9 @@ def own_figures(
     *,
     theme: Theme = "light",
 ) -> dict[str, go.Figure]:
-    """What is drawn of one study: those of the ``wanted`` that have something to show.
+    """What is drawn of one study of these studies of an experiment: the ``wanted`` that have something to show.
 
-    Args:
-        reader: of the study's database.
-        study: the study.
-        studies: of its experiment; EMA* is one of them.
-        wanted: ``best_so_far``, ``coefficients``, ``movement``, ``shape``, ``times``, ``failures``.
-        theme: of the page.
+    They are ``best_so_far``, ``coefficients``, ``movement``, ``shape``, ``times``, ``failures``.
     """
     ema, failures = best_ema(studies), FailureReason.of(study)
     both = [study] if ema is None or ema.study == study.study else [study, ema]
@@ -268,9 +263,7 @@ def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, 
     answered = [study for study in ordered if study.chosen is not None]
     answered = [study for study in answered if study.steps == answered[0].steps]
     if len(answered) < 2:
-        return empty_figure(
-            "One answer has no distance yet. Search with another seed: lcsc run STUDY_FILE --seed 1", theme
-        )
+        return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
     found = np.stack([_answer(reader, study) for study in answered])
     labels = [inert(f"{study.label}/{study.seed}") for study in answered]
     made = figure(theme, name="distances", height=200 + min(28 * len(labels), 500))

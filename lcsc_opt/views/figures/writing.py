@@ -44,26 +44,23 @@ def _text(figure: go.Figure, suffix: str) -> bytes:
 
 def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
     """In a thread of its own, since the caller may run an event loop, as notebooks do."""
+    first = next(iter(figures))
     try:
         import kaleido.errors as failures  # imports slowly
     except ImportError as error:
-        raise LcscError(
-            f"{next(iter(figures))}: needs kaleido: pip install 'kaleido>=1'; .html needs nothing"
-        ) from error
+        raise LcscError(f"{first}: needs kaleido: pip install 'kaleido>=1'; .html needs nothing") from error
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(lambda: asyncio.run(_drawn(figures))).result()
     except failures.ChromeNotFoundError as error:
-        raise LcscError(
-            f"{next(iter(figures))}: drawing an image needs Chrome or Chromium: install one of them, or let "
-            "plotly_get_chrome do it; a file that ends in .html needs neither"
-        ) from error
+        needed = "needs Chrome or Chromium: install one of them, or let plotly_get_chrome do it"
+        raise LcscError(f"{first}: drawing an image {needed}; .html needs neither") from error
     except (
         *(failures.KaleidoError, failures.BrowserFailedError, failures.BrowserClosedError),
         *(TimeoutError, asyncio.TimeoutError),  # the same one from Python 3.11 on
     ) as error:
         cause = str(next(iter(error.args), "")).strip().partition("\n")[0] or type(error).__name__
-        raise LcscError(f"{next(iter(figures))}: the browser did not draw it: {cause}; try .html") from error
+        raise LcscError(f"{first}: the browser did not draw it: {cause}; try .html") from error
 
 
 async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
