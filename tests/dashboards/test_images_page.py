@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from typing import Any
 from urllib.parse import quote
 
@@ -52,7 +51,7 @@ def test_two_grids_stand_side_by_side(site: Site, url: str) -> None:
     assert captions == ["EMA*, from the same noise as digits/CMA/0", "digits/CMA/0, trial 0"]
 
 
-@pytest.mark.parametrize("artifact", ["../studies.db", "..%2fstudies.db", "/etc/passwd", "", str(uuid.uuid4())])
+@pytest.mark.parametrize("artifact", ["../studies.db", "..%2fstudies.db", "/etc/passwd", "", "0" * 36])
 def test_only_artifacts_that_the_database_names_for_the_study_are_served(site: Site, url: str, artifact: str) -> None:
     if len(artifact) == 36:
         (artifact_directory(url) / artifact).write_bytes(PNG)
