@@ -38,8 +38,8 @@ _STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's h
 with warnings.catch_warnings():  # pycma's, without matplotlib; Nevergrad imports it later
     warnings.simplefilter("ignore", UserWarning)
     importlib.import_module("cma")
-for _name, _configured in OURS.items():  # with their defaults, into Nevergrad's registry
-    _configured().set_name(_name, register=True)
+for _name, _configured in OURS.items():  # with their defaults; a second import replaces those of the first
+    ng.optimizers.registry[_name] = _configured().set_name(_name)
 
 
 def build_optimizer(
