@@ -68,6 +68,18 @@ def damaged(content, generator):
     return bytes(changed)
 
 
+def refusals(build, times):
+    """How often it is refused, always in one line."""
+    refused = 0
+    for _ in range(times):
+        try:
+            build()
+        except MetricError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    return refused
+
+
 def random_inception():
     """torch-fidelity's network with random weights in place of the published ones."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception

@@ -10,7 +10,6 @@ from lcsc_opt.metrics.feature_metrics import SCORE_SPLITS
 from tests.metrics import examples, network_files
 from tests.metrics.test_fidelity import metrics_of, reference_of
 
-SAMPLES, REAL = 48, 40
 THEIR_NAMES = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -59,25 +58,24 @@ def tolerance(formula):
     return 1e-4 if formula == "kid" else 1e-6
 
 
-def ours(folder, samples, names, weights, cache):
-    scores = examples.build_scores(
-        loss=names[0], metrics=names[1:], reference=str(folder), weights=weights, batch_size=16, cache=cache
-    )
-    loss, metrics = examples.score(scores, samples / 127.5 - 1, size=20)
-    assert loss == metrics[names[0]]
-    return metrics
+def compared(place, count, real, extractor, alias, weights, left_out, **asked):
+    """Our metrics of so many samples and real images, each of which is torch-fidelity's."""
+    folder, samples = write_folder(place / "real", real), smooth_images(count, seed=1)
+    expected = theirs(folder, samples, real, extractor, weights, **asked)
+    formulas = [formula for formula in THEIR_NAMES if formula != left_out]
+    loss, *metrics = names = [formula if alias == "inception" else f"{formula}@{alias}" for formula in formulas]
+    known = {"reference": str(folder), "weights": {alias: str(weights)}}
+    scores = examples.build_scores(loss=loss, metrics=metrics, **known, batch_size=16, cache=place)
+    found_loss, found = examples.score(scores, samples / 127.5 - 1, size=20)
+    assert found_loss == found[loss]
+    for name, formula in zip(names, formulas, strict=True):
+        assert found[name] == pytest.approx(expected[THEIR_NAMES[formula]], rel=tolerance(formula)), name
+    return found
 
 
 def test_clip_metrics_are_torch_fidelitys(tmp_path):
-    folder = write_folder(tmp_path / "real", REAL)
     network_files.write_clip(tmp_path / "clip.pt")
-    samples = smooth_images(SAMPLES, seed=1)
-    expected = theirs(folder, samples, REAL, "clip-vit-b-32", tmp_path / "clip.pt", fid=True)
-    names = [f"{formula}@clip" for formula in THEIR_NAMES if formula != "is"]
-    found = ours(folder, samples, names, {"clip": str(tmp_path / "clip.pt")}, tmp_path)
-    for name in names:
-        formula = name.removesuffix("@clip")
-        assert found[name] == pytest.approx(expected[THEIR_NAMES[formula]], rel=tolerance(formula)), name
+    found = compared(tmp_path, 48, 40, "clip-vit-b-32", "clip", tmp_path / "clip.pt", "is", fid=True)
     assert 0 < found["precision@clip"] < 1
     assert 0 < found["recall@clip"] < 1
     assert found["kid@clip"] > 0.01
@@ -94,13 +92,7 @@ def test_inception_metrics_are_torch_fidelitys(tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 107)
     weights = tmp_path / "inception.pth"
     torch.save(network_files.random_inception().state_dict(), weights)
-    folder = write_folder(tmp_path / "real", 6)
-    samples = smooth_images(12, seed=1)
-    expected = theirs(folder, samples, 6, "inception-v3-compat", weights, isc=True)
-    names = [formula for formula in THEIR_NAMES if formula != "fid"]
-    found = ours(folder, samples, names, {"inception": str(weights)}, tmp_path)
-    for name in names:
-        assert found[name] == pytest.approx(expected[THEIR_NAMES[name]], rel=tolerance(name)), name
+    found = compared(tmp_path, 12, 6, "inception-v3-compat", "inception", weights, "fid", isc=True)
     assert found["is"] > 1.001
     assert found["kid"] > 0.001
 

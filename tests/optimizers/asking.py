@@ -7,7 +7,7 @@ from typing import Any
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.optimizers import attach_evaluation
+from lcsc_opt.optimizers import attach_evaluation, request_of
 
 STEPS = tuple(range(100, 2100, 100))
 AFFINE = AffineSpace(STEPS, default_origin(STEPS))
@@ -38,3 +38,17 @@ def run(
     while waiting:
         tell_next()
     return asked
+
+
+def spend(
+    optimizer: Any, objective: Any, *, images: int | None, evaluations: int | None = None, in_flight: int = 1
+) -> tuple[list[Any], int]:
+    """Plan a budget, of 1000 images for each evaluation, and ask until it is spent; the requests, and what is left."""
+    optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=1000)
+    asked, left = [], evaluations or images or 0
+    while left > 0:
+        asked.append(optimizer.ask())
+        left -= 1 if images is None else request_of(asked[-1]).images or 1000
+        if len(asked) >= in_flight:
+            tell(optimizer, asked[-in_flight], objective.answer(asked[-in_flight]))
+    return [request_of(candidate) for candidate in asked], left

@@ -16,7 +16,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.optimizers import LCSCGradient, Request, attach_request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
-from tests.optimizers.asking import AFFINE, STEPS, run, tell
+from tests.optimizers.asking import AFFINE, STEPS, run, spend, tell
 
 COUNT = len(STEPS)
 WALK = np.random.default_rng(0).standard_normal((COUNT, 60)).cumsum(axis=0)  # checkpoints lie like a random walk
@@ -94,27 +94,16 @@ def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: in
     assert most - room <= plain <= most
 
 
-@pytest.mark.parametrize("budget", [1100, 3000, 20_000])
-def test_a_check_ends_the_planned_budget_in_images(budget: int) -> None:
-    optimizer, left, kinds = gradient_search(plan=(budget, 1000)), budget, []
-    while left > 0:
-        [candidate] = run(optimizer, Quadratic(), 1)
-        kinds.append(request_of(candidate).gradient)
-        left -= request_of(candidate).images or 1000
-    assert kinds[-2:] == [True, False]
-    assert left > -400  # no more than the images of a step
-
-
-@pytest.mark.parametrize(("images", "evaluations"), [(None, 12), (1100, None)])
-def test_a_check_ends_a_budget_that_is_asked_before_the_first_step(images: int | None, evaluations: int | None) -> None:
-    """With many workers; without it the study would end without a number."""
-    optimizer = gradient_search()
-    optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=1000)
-    asked, left = [], evaluations or images or 0
-    while left > 0:
-        asked.append(request_of(optimizer.ask()))
-        left -= 1 if images is None else asked[-1].images or 1000
+@pytest.mark.parametrize(
+    ("images", "evaluations", "in_flight"),
+    [(1100, None, 1), (3000, None, 1), (20_000, None, 1), (None, 12, 99), (1100, None, 99)],  # 99: before a first step
+)
+def test_a_check_ends_the_planned_budget(images: int | None, evaluations: int | None, in_flight: int) -> None:
+    """Without it a study with many workers would end without a number."""
+    budget = {"images": images, "evaluations": evaluations}
+    asked, left = spend(gradient_search(), Quadratic(), **budget, in_flight=in_flight)  # type: ignore[arg-type]
     assert [request.gradient for request in asked[-2:]] == [True, False]
+    assert left > -400  # no more than the images of a step
 
 
 def test_the_steps_do_not_depend_on_the_budget() -> None:

@@ -14,7 +14,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSp
 from lcsc_opt.optimizers import LCSCQuadratic, Request, attach_request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.quadratic import NOISE_GROUP
-from tests.optimizers.asking import run, tell
+from tests.optimizers.asking import run, spend, tell
 
 STEPS = tuple(range(100, 4100, 100))
 COUNT = len(STEPS)
@@ -107,14 +107,8 @@ def test_even_the_smallest_budget_has_a_plain_evaluation(
     images: int | None, evaluations: int | None, in_flight: int
 ) -> None:
     optimizer = LCSCQuadratic()(coefficient_array(AFFINE, seed=0), num_workers=in_flight)
-    optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=PLAIN)
-    asked, left = [], evaluations or images or 0
-    while left > 0:
-        asked.append(optimizer.ask())
-        left -= 1 if images is None else request_of(asked[-1]).images or PLAIN
-        if len(asked) >= in_flight:
-            tell(optimizer, asked[-in_flight], Merged().answer(asked[-in_flight]))
-    assert Request() in [request_of(candidate) for candidate in asked]
+    asked, _ = spend(optimizer, Merged(), images=images, evaluations=evaluations, in_flight=in_flight)
+    assert Request() in asked
 
 
 @pytest.mark.parametrize("images_per_evaluation", [0, PLAIN])

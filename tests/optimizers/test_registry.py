@@ -25,12 +25,12 @@ from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, Principa
 from lcsc_opt.optimizers import (
     OURS,
     asks_one_at_a_time,
-    attach_evaluation,
     build_optimizer,
     coefficient_array,
     configure,
     request_of,
 )
+from tests.optimizers import asking
 from tests.optimizers.asking import AFFINE, STEPS
 
 ORIGIN = AFFINE.origin
@@ -53,16 +53,16 @@ def build(name: str, space: CoefficientSpace = AFFINE, *, seed: int = 0, budget:
     return build_optimizer(spec, space, budget=budget, workers=1, seed=seed)
 
 
+class Distance:
+    @staticmethod
+    def answer(candidate: Any) -> Evaluation:
+        gradient = 2 * (candidate.value - TARGET) if request_of(candidate).gradient else None
+        return Evaluation(distance(candidate.value), gradient=gradient)
+
+
 def run(optimizer: Any, count: int) -> list[np.ndarray]:
-    asked = []
     with threadpool_limits(1, user_api="blas"):
-        for _ in range(count):
-            candidate = optimizer.ask()
-            asked.append(np.array(candidate.value))
-            loss, slope = distance(asked[-1]), 2 * (asked[-1] - TARGET)
-            attach_evaluation(candidate, Evaluation(loss, gradient=slope if request_of(candidate).gradient else None))
-            optimizer.tell(candidate, loss)
-    return asked
+        return [np.array(candidate.value) for candidate in asking.run(optimizer, Distance, count)]
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -53,37 +53,29 @@ def differ(first: Tensor, second: Tensor) -> float:
 
 
 DPM = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+DDIM: list[dict[str, Any]] = [{}, {"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}]
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "config", "steps"),
+    ("name", "kind", "config", "steps", "options"),
     [
-        *(("ddpm", "DDPM", {"prediction_type": name}, 12) for name in ("epsilon", "v_prediction", "sample")),
-        *(("dpm-solver++", "DPMSolverMultistep", DPM, steps) for steps in (7, 10, 15)),
-        *(("sde-dpm-solver++", "DPMSolverMultistep", DPM, steps) for steps in (7, 10, 15)),
+        *(("ddpm", "DDPM", {"prediction_type": name}, 12, {}) for name in ("epsilon", "v_prediction", "sample")),
+        *(("dpm-solver++", "DPMSolverMultistep", DPM, steps, {}) for steps in (7, 10, 15)),
+        *(("sde-dpm-solver++", "DPMSolverMultistep", DPM, steps, {}) for steps in (7, 10, 15)),
+        *(("ddim", "DDIM", {"prediction_type": "v_prediction"}, 10, options) for options in DDIM),
     ],
 )
-def test_ddpm_and_dpm_solver_give_the_pipelines_images(
-    monkeypatch: pytest.MonkeyPatch, name: Any, kind: str, config: dict[str, Any], steps: int
+def test_schedulers_give_the_pipelines_images(
+    monkeypatch: pytest.MonkeyPatch, name: Any, kind: str, config: dict[str, Any], steps: int, options: dict[str, Any]
 ) -> None:
     import diffusers
 
     algorithm = {"algorithm_type": name.replace("dpm-", "dpm")} if "solver" in name else {}
     scheduler = getattr(diffusers, f"{kind}Scheduler")(**config, **algorithm)
-    network = unet()
-    expected = from_pipeline(monkeypatch, diffusers.DDPMPipeline(network, scheduler), num_inference_steps=steps)
-    sampler = make(network, build_scheduler(name, config), steps=steps)
+    network, pipeline = unet(), diffusers.DDIMPipeline if name == "ddim" else diffusers.DDPMPipeline
+    expected = from_pipeline(monkeypatch, pipeline(network, scheduler), num_inference_steps=steps, **options)
+    sampler = make(network, build_scheduler(name, config), steps=steps, step_options=options)
     assert sampler.nfe == steps
-    assert differ(images(sampler), expected) < 1e-5
-
-
-@pytest.mark.parametrize("options", [{}, {"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}])
-def test_ddim_gives_the_pipelines_images(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    from diffusers import DDIMPipeline
-
-    network, scheduler = unet(), build_scheduler("ddim", {"prediction_type": "v_prediction"})
-    expected = from_pipeline(monkeypatch, DDIMPipeline(network, scheduler), num_inference_steps=10, **options)
-    sampler = make(network, build_scheduler("ddim", dict(scheduler.config)), step_options=options)
     assert differ(images(sampler), expected) < 1e-5
 
 

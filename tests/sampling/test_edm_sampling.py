@@ -16,7 +16,6 @@ from lcsc_opt.sampling.edm import RawOutput
 
 SHAPE = (1, 4, 4)
 NOISE = ImageNoise(3)
-CPU = NetworkSettings("cpu")
 MEAN, SPREAD = 0.2, 0.15
 
 
@@ -39,22 +38,20 @@ def exact(start: Tensor, sigma_max: float) -> Tensor:
     return MEAN + (start - MEAN) * SPREAD / math.sqrt(SPREAD**2 + sigma_max**2)
 
 
-def heun(network: nn.Module | None = None, *, options: Any = None, **schedule: Any) -> HeunSampler:
+PARTS: Any = {"image_shape": SHAPE, "noise": NOISE, "settings": NetworkSettings("cpu")}
+
+
+def heun(network: nn.Module | None = None, **schedule: Any) -> HeunSampler:
     denoiser = network if isinstance(network, EdmDenoiser) else EdmDenoiser(network or Gaussian())
-    return HeunSampler(
-        denoiser, schedule=HeunSchedule(**schedule), image_shape=SHAPE, noise=NOISE, settings=CPU, **(options or {})
-    )
+    return HeunSampler(denoiser, schedule=HeunSchedule(**schedule), **PARTS)
 
 
-def dpm_solver(network: nn.Module | None = None, *, steps: int, **options: Any) -> DiffusersSampler:
+def dpm_solver(denoiser: EdmDenoiser, *, steps: int) -> DiffusersSampler:
     from diffusers import EDMDPMSolverMultistepScheduler
 
-    denoiser = network if isinstance(network, EdmDenoiser) else EdmDenoiser(network or Gaussian())
-    scheduler = EDMDPMSolverMultistepScheduler(**options)
+    scheduler = EDMDPMSolverMultistepScheduler()
     raw = RawOutput(denoiser, sigma_data=scheduler.config.sigma_data)
-    return DiffusersSampler(
-        raw, scheduler, steps=steps, image_shape=SHAPE, noise=NOISE, settings=CPU, trained=denoiser.network
-    )
+    return DiffusersSampler(raw, scheduler, steps=steps, trained=denoiser.network, **PARTS)
 
 
 @torch.inference_mode()
@@ -123,13 +120,11 @@ def test_a_network_that_knows_some_noise_levels_gets_only_these() -> None:
     assert all(math.log2(sigma).is_integer() for sigma in seen)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda denoiser: heun(denoiser, steps=30), lambda denoiser: dpm_solver(denoiser, steps=30)]
-)
+@pytest.mark.parametrize("make", [heun, dpm_solver])
 def test_guidance_leads_away_from_the_guide(make: Any) -> None:
     """Of two normal distributions of the same spread, guided D is that of mean_guide + guidance (mean − mean_guide)."""
     denoiser = EdmDenoiser(Gaussian(0.2, 0.05), guide=Gaussian(0.1, 0.05), guidance=3.0)
-    sampler = make(denoiser)
+    sampler = make(denoiser, steps=30)
     assert float(images(sampler).mean()) == pytest.approx(0.4, abs=0.01)
     sampler.load(Gaussian(0.3, 0.05).state_dict())  # into the network, not into its guide
     assert float(images(sampler).mean()) == pytest.approx(0.7, abs=0.01)

@@ -108,8 +108,6 @@ def test_labels_are_given_to_functions_that_take_them() -> None:
 
     sampler = make(sample, labels=ClassLabels(3, "balanced", noise=NOISE))
     assert sampler.sample(SEARCH, 1, 4)[:, 0, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.0])
-    with pytest.raises(ObjectiveError, match="has no parameter 'labels'"):
-        make(lambda model, noise: noise, labels=ClassLabels(3, "balanced", noise=NOISE))
 
 
 def test_half_precision_reaches_the_network_inside_the_function() -> None:
@@ -138,9 +136,12 @@ def test_what_is_no_batch_of_images_is_refused(function: Any, message: str) -> N
         make(function).sample(SEARCH, 0, 5)
 
 
-def test_an_option_that_the_function_lacks_is_refused_before_it_samples() -> None:
-    with pytest.raises(ObjectiveError, match=r"sampler_settings: .* has no parameter 'steps'"):
-        make(lambda model, noise: noise, options={"steps": 3})
+@pytest.mark.parametrize(
+    ("given", "name"), [({"options": {"steps": 3}}, "steps"), ({"labels": ClassLabels(3, 0, noise=NOISE)}, "labels")]
+)
+def test_what_the_function_does_not_take_is_refused_before_it_samples(given: dict[str, Any], name: str) -> None:
+    with pytest.raises(ObjectiveError, match=f"has no parameter '{name}'"):
+        make(lambda model, noise: noise, **given)
     assert make(lambda model, noise, **options: options["steps"] * noise, options={"steps": 0}).nfe == 2
 
 

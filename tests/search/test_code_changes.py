@@ -82,13 +82,19 @@ def test_other_code_is_refused_and_named_until_it_is_accepted(
     assert lcsc(command) == 0, "it is the study's code now"
 
 
-def test_a_finished_study_says_that_its_code_was_edited_since(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_edited_since_a_study_finished_is_said_and_no_other_seed_runs_with_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert lcsc(["run", "edited.yaml"]) == 0
     assert "this changed" not in capsys.readouterr().err
     write("edited_helper", "SCALE = 32\n")
     assert lcsc(["run", "edited.yaml"]) == 0
     assert "finished before this changed: edited_helper changed" in capsys.readouterr().err
+    another = ["run", "edited.yaml", "seeds=[1]"]
+    assert lcsc(another) == 2
+    assert f"would not compare with those of {NAME}: edited_helper changed" in capsys.readouterr().err
+    assert lcsc([*another, "--accept-changes"]) == 0
 
 
 EXTRACTOR = """

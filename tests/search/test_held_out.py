@@ -153,18 +153,16 @@ def test_ema_star_is_measured_on_the_same_noise(study: StoredStudy) -> None:
     assert (ema.attributes, [trial.user_attrs for trial in ema.trials()]) == before  # another study's lease
 
 
-def test_without_a_grid_the_last_checkpoint_and_one_ema_stand_in(
+def test_without_a_grid_others_stand_in_and_one_that_fails_does_not_lose_the_report(
     study: StoredStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=1, baselines=True))
+    plan = dataclasses.replace(PLAN, baselines=True)
+    report = score_held_out(study, Recording(), plan)
     assert list(report["baselines"]) == ["last checkpoint", "default EMA"]
     assert report["baselines"]["last checkpoint"]["loss"] == 0.625  # coefficients 0, 0, 1
     assert "--optimizer EMAGrid" in capsys.readouterr().err
-
-
-def test_a_baseline_that_fails_does_not_lose_the_report(study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
     grid(study)
-    report = score_held_out(study, Recording(broken=-0.5), HeldOutPlan(images=20, top=1, baselines=True))
+    report = score_held_out(study, Recording(broken=-0.5), plan)
     assert report["baselines"] == {}
     assert study.attributes["held_out"] == report
     assert "out of memory; it is left out" in capsys.readouterr().err
@@ -276,12 +274,9 @@ def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys:
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "compare the images" in line]
     assert line == f"lcsc: {STUDY}: {report['warning']}"
     assert line.endswith("search with keep: precision")
-
-
-def test_groups_of_noise_give_each_its_spread(study: StoredStudy) -> None:
-    precision = row(score_held_out(study, Measured(trades), HeldOutPlan(images=20, top=1, groups=3)), "precision")
-    assert precision["spread"] == precision["baseline_spread"] == pytest.approx(0.001)
-    assert precision["gain_spread"] == pytest.approx(0, abs=1e-12), "both move alike"
+    spread = row(score_held_out(study, Measured(trades), dataclasses.replace(PLAN, groups=3)), "precision")
+    assert spread["spread"] == spread["baseline_spread"] == pytest.approx(0.001)
+    assert spread["gain_spread"] == pytest.approx(0, abs=1e-12), "both move alike"
 
 
 def test_show_and_compare_say_it(study: StoredStudy, url: str, capsys: pytest.CaptureFixture[str]) -> None:

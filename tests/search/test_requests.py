@@ -100,9 +100,18 @@ def study(url: str) -> StoredStudy:
     return StoredStudy.open_or_create(open_storage(url, write=True), "e/Descent/0", {})
 
 
-def test_the_objective_gets_what_was_asked_and_the_optimizer_the_whole_evaluation(study: StoredStudy) -> None:
+def test_the_objective_and_the_trial_get_what_was_asked_and_the_optimizer_the_whole_evaluation(
+    study: StoredStudy,
+) -> None:
     objective, optimizer = Bowl(), descent()
     search(study, optimizer, BudgetSpec(evaluations=6), objective)
+    first, _, check, failed, *_ = (trial.user_attrs for trial in study.trials())
+    assert first["images"] == 20
+    assert first["noise"] == {"group": "gradient", "seed": 0}
+    assert np.array(first["gradient"]).tobytes() == gradients(optimizer)[0]
+    assert not {"images", "noise", "gradient"} & set(check)
+    assert failed["noise"]["seed"] == FAILING
+    assert "gradient" not in failed
     assert objective.seen[:3] == [
         (20, Noise("gradient", 0), True),
         (20, Noise("gradient", 1), True),
@@ -113,18 +122,6 @@ def test_the_objective_gets_what_was_asked_and_the_optimizer_the_whole_evaluatio
     heard = [evaluation for _, evaluation in optimizer.heard if evaluation is not None]
     assert heard[0].cost.images == 20
     assert heard[-1].loss < heard[0].loss
-
-
-def test_images_noise_and_gradient_are_stored_with_the_trial(study: StoredStudy) -> None:
-    optimizer = descent()
-    search(study, optimizer, BudgetSpec(evaluations=4))
-    first, _, check, failed = (trial.user_attrs for trial in study.trials())
-    assert first["images"] == 20
-    assert first["noise"] == {"group": "gradient", "seed": 0}
-    assert np.array(first["gradient"]).tobytes() == gradients(optimizer)[0]
-    assert not {"images", "noise", "gradient"} & set(check)
-    assert failed["noise"]["seed"] == FAILING
-    assert "gradient" not in failed
 
 
 def test_a_continued_search_hears_the_same_gradients_again(study: StoredStudy) -> None:

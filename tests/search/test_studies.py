@@ -1,4 +1,4 @@
-"""Several studies of one file, and budgets that were raised."""
+"""Several studies of one file: each runs for itself, budgets are raised, and their losses have to mean the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, study_names
 
 MODULE = """
 import os
@@ -20,21 +20,24 @@ def loss(coefficients):
     if "BROKEN" in os.environ and abs(coefficients[0]) > 1e-9:
         raise ValueError("no image")
     return float((coefficients ** 2).sum())
+
+def doubled(coefficients):
+    return 2 * loss(coefficients)
 """
 STORAGE = "sqlite:///studies.db"
+STUDY: dict[str, Any] = {
+    "name": "several",
+    "objective": {"file": "function.py", "settings": {"callable": "losses_of_several:loss", "steps": [10, 20, 30]}},
+    "optimizers": ["LCSC", "CMA", "DE"],
+    "budget": {"evaluations": 12},
+    "failures": {"retries": 0},
+}
 
 
 @pytest.fixture
 def study_file(workplace: Path) -> str:
     (workplace / "losses_of_several.py").write_text(MODULE)
-    study: dict[str, Any] = {
-        "name": "several",
-        "objective": {"file": "function.py", "settings": {"callable": "losses_of_several:loss", "steps": [10, 20, 30]}},
-        "optimizers": ["LCSC", "CMA", "DE"],
-        "budget": {"evaluations": 12},
-        "failures": {"retries": 0},
-    }
-    (workplace / "several.yaml").write_text(yaml.safe_dump(study))
+    (workplace / "several.yaml").write_text(yaml.safe_dump(STUDY))
     return "several.yaml"
 
 
@@ -86,12 +89,59 @@ def test_a_study_that_has_more_than_its_file_asks_for_is_finished(
 
 
 def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> None:
-    content = yaml.safe_load(Path(study_file).read_text())
-    content["objective"]["settings"]["held_out"] = content["objective"]["settings"]["callable"]
+    settings = {**STUDY["objective"]["settings"], "held_out": "losses_of_several:loss"}
+    content = {**STUDY, "objective": {"file": "function.py", "settings": settings}, "optimizers": ["LCSC"]}
     for top, budget in ((2, 8), (4, 10)):
-        edited = {**content, "optimizers": ["LCSC"], "held_out": {"top": top}, "budget": {"evaluations": budget}}
+        edited = {**content, "held_out": {"top": top}, "budget": {"evaluations": budget}}
         Path(study_file).write_text(yaml.safe_dump(edited))
         assert lcsc(["run", study_file]) == 0
     assert lcsc(["resume", "several/LCSC/0", "--budget", "12"]) == 0
     report = StoredStudy.open(open_storage(STORAGE, write=False), "several/LCSC/0").attributes["held_out"]
     assert len(report["chosen_from"]) == 4
+
+
+def test_another_seed_with_other_settings_is_refused(study_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", study_file, "optimizers=[EMAGrid,LCSC]"]) == 0
+    other = ["run", study_file, "optimizers=[LCSC]", "seeds=[1]"]
+    before = study_names(open_storage(STORAGE, write=False))
+    for override, said in (
+        ("objective.settings.callable=losses_of_several:doubled", 'callable was "losses_of_several:loss", is now "loss'),
+        ('optimizers=[{"LCSC": {"mutation": 0.5}}]', "optimizer.options.mutation was null, is now 0.5"),
+        ("space=convex", 'space.kind was "affine", is now "convex"'),
+    ):
+        for how in ([], ["--dry-run"]):
+            capsys.readouterr()
+            assert lcsc([*other, override, *how]) == 2
+            line = capsys.readouterr().err
+            assert "/1: its losses would not compare with those of several/" in line
+            assert said in line
+        assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
+    assert study_names(open_storage(STORAGE, write=False)) == before, "and what changes no loss is allowed"
+    assert lcsc([*other, "budget.evaluations=13", "tells=as-completed"]) == 0
+    assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
+
+
+def test_another_seed_with_other_data_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = """
+from pathlib import Path
+from lcsc_opt.objective.contract import CoefficientFunction
+
+
+class Own(CoefficientFunction):
+    def fingerprint(self):
+        known = super().fingerprint()
+        known["objective"] |= {"reference": Path("reference").read_text(), "metrics": ["fid"]}
+        return known
+
+
+def build(settings):
+    return Own(lambda c: float((c**2).sum()), (1, 2, 3), name="own")
+"""
+    (workplace / "own_siblings.py").write_text(own)
+    (workplace / "reference").write_text("first")
+    study = {**STUDY, "objective": {"file": "own_siblings.py"}, "optimizers": ["LCSC"], "held_out": None}
+    (workplace / "a.yaml").write_text(yaml.safe_dump(study))
+    assert lcsc(["run", "a.yaml"]) == 0
+    (workplace / "reference").write_text("second")
+    assert lcsc(["run", "a.yaml", "seeds=[1]"]) == 2
+    assert 'objective.reference was "first", is now "second"' in capsys.readouterr().err

@@ -37,22 +37,21 @@ def all_bytes(image_set):
     return levels.to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
+def read(place):
+    return ImageSet.of_files(place, cache=place.parent / "cache")
 
 
 @pytest.mark.parametrize(
     ("suffix", "options"), [(".png", {}), (".WEBP", {"lossless": True}), (".bmp", {}), (".tiff", {})]
 )
-def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, cache, suffix, options):
+def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, suffix, options):
     images = pixels()
-    found = ImageSet.of_files(write(tmp_path / "real", images, suffix, **options), cache=cache)
+    found = read(write(tmp_path / "real", images, suffix, **options))
     assert (found.count, found.size) == (5, (6, 8))
     assert np.array_equal(all_bytes(found), in_order(images))
 
 
-def test_a_zip_file_is_the_folder(tmp_path, cache):
+def test_a_zip_file_is_the_folder(tmp_path):
     folder = write(tmp_path / "real", pixels())
     (folder / ".thumbnails").mkdir()
     for hidden in ("._1.png", ".thumbnails/1.png"):  # macOS and image viewers write such files
@@ -61,60 +60,60 @@ def test_a_zip_file_is_the_folder(tmp_path, cache):
         for path in folder.rglob("*.png"):
             archive.write(path, path.relative_to(folder))
         archive.writestr("dataset.json", "{}")
-    zipped, unzipped = ImageSet.of_files(tmp_path / "real.zip", cache=cache), ImageSet.of_files(folder, cache=cache)
+    zipped, unzipped = read(tmp_path / "real.zip"), read(folder)
     assert zipped.content == unzipped.content
     assert np.array_equal(all_bytes(zipped), all_bytes(unzipped))
 
 
-def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path, cache):
+def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path):
     folder = write(tmp_path / "real", pixels(4, channels=1))
-    grey = ImageSet.of_files(folder, cache=cache)
+    grey = read(folder)
     assert next(grey.batches(4)).shape == (4, 1, 6, 8)
     Image.fromarray(pixels(1)[0]).save(folder / "class-0" / "001.png")  # neither the first nor the last
-    mixed = all_bytes(ImageSet.of_files(folder, cache=cache))
+    mixed = all_bytes(read(folder))
     assert mixed.shape == (5, 6, 8, 3)
     assert np.array_equal(mixed[[0, 2, 3, 4]], np.repeat(all_bytes(grey), 3, axis=3))
 
 
-def test_content_follows_the_pixels_and_not_the_place(tmp_path, cache):
-    first = ImageSet.of_files(write(tmp_path / "a", pixels()), cache=cache).content
-    assert ImageSet.of_files(write(tmp_path / "b", pixels()), cache=cache).content == first
-    assert ImageSet.of_files(write(tmp_path / "c", pixels(seed=1)), cache=cache).content != first
+def test_content_follows_the_pixels_and_not_the_place(tmp_path):
+    first = read(write(tmp_path / "a", pixels())).content
+    assert read(write(tmp_path / "b", pixels())).content == first
+    assert read(write(tmp_path / "c", pixels(seed=1))).content != first
 
 
-def test_files_are_read_once_until_one_changes(tmp_path, cache, monkeypatch):
+def test_files_are_read_once_until_one_changes(tmp_path, monkeypatch):
     folder = write(tmp_path / "real", pixels())
-    content = ImageSet.of_files(folder, cache=cache).content
+    content = read(folder).content
     with monkeypatch.context() as patch:
         patch.setattr("lcsc_opt.metrics.reference.images._header", lambda entry: pytest.fail("looked again"))
-        assert ImageSet.of_files(folder, cache=cache).content == content
+        assert read(folder).content == content
     Image.fromarray(pixels(seed=3)[0]).save(folder / "class-0" / "000.png")
     os.utime(folder / "class-0" / "000.png", ns=(1, 1))
-    assert ImageSet.of_files(folder, cache=cache).content != content
+    assert read(folder).content != content
 
 
-def test_folders_that_are_no_image_set_are_refused(tmp_path, cache):
+def test_folders_that_are_no_image_set_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MetricError, match="holds no images"):
-        ImageSet.of_files(tmp_path / "empty", cache=cache)
+        read(tmp_path / "empty")
     folder = write(tmp_path / "real", pixels())
     Image.fromarray(pixels(1, 9, 9)[0]).save(folder / "odd.png")
     with pytest.raises(MetricError, match=r"differ in size: class-0/000.png is 6x8 and odd.png 9x9"):
-        ImageSet.of_files(folder, cache=cache)
+        read(folder)
     (folder / "odd.png").write_bytes(b"no image")
     with pytest.raises(MetricError, match=r"odd.png: cannot be read as an image"):
-        ImageSet.of_files(folder, cache=cache)
+        read(folder)
     Image.fromarray(np.zeros((6, 8), dtype=np.uint16)).save(folder / "odd.png")
     with pytest.raises(MetricError, match=r"odd.png has more than 8 bits"):
-        ImageSet.of_files(folder, cache=cache)
+        read(folder)
     (tmp_path / "no.zip").write_bytes(b"no zip")
     with pytest.raises(MetricError, match="is no zip file"):
-        ImageSet.of_files(tmp_path / "no.zip", cache=cache)
+        read(tmp_path / "no.zip")
 
 
-def test_a_file_that_is_cut_off_later_is_named(tmp_path, cache):
+def test_a_file_that_is_cut_off_later_is_named(tmp_path):
     folder = write(tmp_path / "real", pixels(2, 64, 64))
-    found = ImageSet.of_files(folder, cache=cache)
+    found = read(folder)
     path = folder / "class-1" / "001.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(MetricError, match=r"class-1/001.png: cannot be read as an image"):
