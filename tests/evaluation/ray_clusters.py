@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from tests.commands import Typed
 from tests.evaluation import staged_examples
 
 OBJECTIVE = """
@@ -87,14 +86,11 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, **changes: Any) -> str:
+def refused(folder: Path, typed: Typed, *arguments: str, **changes: Any) -> str:
     """The one line that a study is refused with; nothing of it is stored."""
-    capsys.readouterr()
-    assert lcsc(["run", study_file(folder, **changes), *arguments]) == 2
+    said = typed.refused("run", study_file(folder, **changes), *arguments)
     assert not list(folder.glob("*.db*"))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
+    return said
 
 
 def trials(url: str, name: str) -> list[tuple[Any, ...]]:

@@ -26,6 +26,7 @@ from lcsc_opt.evaluation.file_shipping import NodeObjective, PackedTrajectory
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.trajectory import Trajectory
+from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, wait_for
 from tests.processes import Lcsc
 from tests.study_examples import read_study_file
@@ -155,23 +156,18 @@ def test_a_trajectory_that_a_node_does_not_see_goes_into_its_cache(own_files: Pa
     assert Trajectory.open(cluster.other_cache / packed.in_cache).sha256 == trajectory.sha256
 
 
-def test_a_cluster_that_is_too_small_is_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
-) -> None:
+def test_a_cluster_that_is_too_small_is_one_line(folder: Path, typed: Typed, cluster: Any) -> None:
     on = {"address": cluster.address}
-    said = refused(folder, capsys, workers={"ray": 2, "gpus": 1, **on})
+    said = refused(folder, typed, workers={"ray": 2, "gpus": 1, **on})
     assert "2 workers with 1 GPUs and 1 CPUs each are asked for, and the cluster has 0 GPUs and 4 CPUs" in said
-    assert "at most 0 and 2 on one" in refused(folder, capsys, "--dry-run", workers={"ray": 2, "cpus": 3, **on})
+    assert "at most 0 and 2 on one" in refused(folder, typed, "--dry-run", workers={"ray": 2, "cpus": 3, **on})
     file = study_file(folder, workers={"ray": 9, "address": cluster.address})
-    assert lcsc(["run", file, "--dry-run"]) == 0
-    assert "the cluster has room for 4 of 9 workers" in capsys.readouterr().err
+    assert "the cluster has room for 4 of 9 workers" in typed("run", file, "--dry-run").err
     assert not list(folder.glob("*.db*"))
     assert not ray.is_initialized()
 
 
-def test_a_node_with_other_software_and_code_is_refused_by_its_name(
-    folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
-) -> None:
+def test_a_node_with_other_software_and_code_is_refused_by_its_name(folder: Path, typed: Typed, cluster: Any) -> None:
     first = folder / "installed"  # where the node's Python looks first
     package = first / "nevergrad-99.0.dist-info" / "METADATA"
     package.parent.mkdir(parents=True)
@@ -182,7 +178,7 @@ def test_a_node_with_other_software_and_code_is_refused_by_its_name(
     path = {"PYTHONPATH": os.pathsep.join([str(first), str(ROOT)])}
     node = add_node(cluster, num_cpus=3, node_name="other", env_vars=path)
     try:
-        said = refused(folder, capsys, workers={"ray": 1, "cpus": 3, "address": cluster.address})
+        said = refused(folder, typed, workers={"ray": 1, "cpus": 3, "address": cluster.address})
     finally:
         cluster.remove_node(node)
     assert "node other: has other software than the coordinator: lcsc_opt's code " in said
@@ -190,15 +186,15 @@ def test_a_node_with_other_software_and_code_is_refused_by_its_name(
 
 
 def test_addresses_where_no_cluster_is_are_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
-    assert f"workers.ray: nothing listens at {nowhere} (" in refused(folder, capsys, "--ray", nowhere)
-    assert f"nothing listens at {nowhere} (" in refused(folder, capsys, "--ray", nowhere, "--dry-run")
-    assert "expected host:port, or auto, got 'head'" in refused(folder, capsys, "--ray", "head")
-    assert "run lcsc on a machine of the cluster" in refused(folder, capsys, "--ray", "ray://head:10001")
+    assert f"workers.ray: nothing listens at {nowhere} (" in refused(folder, typed, "--ray", nowhere)
+    assert f"nothing listens at {nowhere} (" in refused(folder, typed, "--ray", nowhere, "--dry-run")
+    assert "expected host:port, or auto, got 'head'" in refused(folder, typed, "--ray", "head")
+    assert "run lcsc on a machine of the cluster" in refused(folder, typed, "--ray", "ray://head:10001")
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install ray" in refused(folder, capsys, "--ray", nowhere)
+    assert "pip install ray" in refused(folder, typed, "--ray", nowhere)
 
 
 def test_a_node_without_room_for_the_trajectory_says_so(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from lcsc_opt.database.history import KeptNodes
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import processes
 from lcsc_opt.search.plan import plans
+from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, STEPS, Stages, study_file
 
 OBJECTIVE = """
+from tests.commands import Typed
 from tests.evaluation.staged_examples import Stages
 
 
@@ -108,15 +110,13 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
     assert set(report["metrics"].values()) == set(next(iter(workers)))  # the same three have reported
 
 
-def test_a_pipelined_search_continues_as_if_nothing_had_happened_but_not_spread(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pipelined_search_continues_as_if_nothing_had_happened_but_not_spread(folder: Path, typed: Typed) -> None:
     assert lcsc(["run", study_file(folder, name="whole", budget={"evaluations": 14})]) == 0
     file = study_file(folder, budget={"evaluations": 5})
     assert lcsc(["run", file]) == 0
     assert begun_with() == (2, False)
-    assert lcsc(["run", study_file(folder, spread="images", budget={"evaluations": 8})]) == 2
-    assert 'the stored study differs: specification.spread was "auto", is now "images"' in capsys.readouterr().err
+    said = typed.refused("run", study_file(folder, spread="images", budget={"evaluations": 8}))
+    assert 'the stored study differs: specification.spread was "auto", is now "images"' in said
     assert lcsc(["resume", "e/CMA/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
     assert asked() == asked("whole/CMA/0")
 
@@ -154,10 +154,9 @@ def test_a_fork_goes_on_in_the_same_way(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_stored(
-    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+    folder: Path, typed: Typed, changes: dict[str, Any], said: str
 ) -> None:
-    assert lcsc(["run", study_file(folder, **changes)]) == 2
-    assert said in capsys.readouterr().err
+    assert said in typed.refused("run", study_file(folder, **changes))
     assert study_names(open_storage("sqlite:///e.db", write=True)) == []
 
 

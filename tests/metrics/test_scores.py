@@ -90,12 +90,9 @@ def test_metrics_and_references_that_do_not_belong_together_are_refused(known, s
         Scores({"inception": known}, **settings)
 
 
-def test_a_reference_has_as_many_features_as_its_extractor():
+def test_a_reference_has_as_many_features_as_its_extractor_and_the_inception_score_needs_none():
     with pytest.raises(MetricError, match="has 8 features and the extractor pixels 16"):
         Reference.of_statistics(Pixels(), np.zeros(8), np.eye(8))
-
-
-def test_the_inception_score_needs_no_reference():
     loss, metrics = score(Scores({"inception": Reference(Classifier())}, loss="is"))
     assert loss == -metrics["is"]
 

@@ -13,6 +13,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics.extractors.by_name import build_extractor
+from tests.commands import Typed
 
 LOSS = """
 import functools
@@ -68,32 +69,23 @@ CHANGES = [
 
 @pytest.mark.parametrize(("command", "module", "text"), CHANGES)
 def test_other_code_is_refused_and_named_until_it_is_accepted(
-    place: Path, capsys: pytest.CaptureFixture[str], command: list[str], module: str, text: str
+    place: Path, typed: Typed, command: list[str], module: str, text: str
 ) -> None:
     write(module, text)
-    capsys.readouterr()
-    assert lcsc(command) == 2
-    assert f"changed since it began: {module} changed" in capsys.readouterr().err
+    assert f"changed since it began: {module} changed" in typed.refused(*command)
     assert len(load_study(NAME).trials) == 4
-    assert lcsc([*command, "--accept-changes"]) == 0
-    assert f"continues with changes: {module} changed" in capsys.readouterr().err
+    assert f"continues with changes: {module} changed" in typed(*command, "--accept-changes").err
     study = StoredStudy.open(open_storage("sqlite:///studies.db", write=False), NAME)
     assert study.attributes["changes"] == [{"before_trial": 4, "changed": f"{module} changed"}]
     assert lcsc(command) == 0, "it is the study's code now"
 
 
-def test_code_edited_since_a_study_finished_is_said_and_no_other_seed_runs_with_it(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    assert lcsc(["run", "edited.yaml"]) == 0
-    assert "this changed" not in capsys.readouterr().err
+def test_code_edited_since_a_study_finished_is_said_and_no_other_seed_runs_with_it(place: Path, typed: Typed) -> None:
+    assert "this changed" not in typed("run", "edited.yaml").err
     write("edited_helper", "SCALE = 32\n")
-    assert lcsc(["run", "edited.yaml"]) == 0
-    assert "finished before this changed: edited_helper changed" in capsys.readouterr().err
+    assert "finished before this changed: edited_helper changed" in typed("run", "edited.yaml").err
     another = ["run", "edited.yaml", "seeds=[1]"]
-    assert lcsc(another) == 2
-    assert f"would not compare with those of {NAME}: edited_helper changed" in capsys.readouterr().err
+    assert f"would not compare with those of {NAME}: edited_helper changed" in typed.refused(*another)
     assert lcsc([*another, "--accept-changes"]) == 0
 
 

@@ -16,6 +16,7 @@ from lcsc_opt import Trajectory, TrajectoryWriter, load_study
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from tests.commands import Typed
 from tests.model_studies import OBJECTIVE, state_dict
 
 STEPS = (10, 20, 30)
@@ -105,23 +106,22 @@ ACCIDENTS = {
 
 @pytest.mark.parametrize("accident", list(ACCIDENTS), ids=lambda accident: accident.__name__)
 def test_every_command_finds_them_again_says_so_and_packs_nothing(
-    begun: None, accident: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    begun: None, accident: Callable[[], None], typed: Typed
 ) -> None:
     before = load_study(NAME).objective.trajectory
     assert before is not None
     accident()
-    capsys.readouterr()
     for command in COMMANDS:
-        assert lcsc(command) == 0, command
-        said = [line for line in capsys.readouterr().err.splitlines() if "runs" in line and "lcsc:" in line]
+        said = [line for line in typed(*command).err.splitlines() if "runs" in line and "lcsc:" in line]
         assert [ACCIDENTS[accident] in line for line in said] == [True] * bool(ACCIDENTS[accident]), command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
-        capsys.readouterr()
 
 
 def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -> None:
     grow()
+    assert lcsc(["run", "grown.yaml", "--dry-run", "--budget", "6"]) == 0
+    assert len(load_study(NAME).trials) == 3
     assert lcsc(["run", "grown.yaml"]) == 0
     assert load_study("grown/CMA/0").steps == STEPS
 
@@ -138,11 +138,11 @@ def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
     assert load_study("grown,checkpoints=others/LCSC/0").steps == (*STEPS, 40)
 
 
-def test_other_weights_without_a_packed_copy_are_refused(begun: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typed) -> None:
     write_others()
     shutil.rmtree("cache")
-    assert lcsc(["resume", NAME, "--budget", "6"]) == 2
-    assert "does not hold the 3 checkpoints that the study was begun with (steps 10 to 30)" in capsys.readouterr().err
+    said = typed("resume", NAME, "--budget", "6", status=2).err
+    assert "does not hold the 3 checkpoints that the study was begun with (steps 10 to 30)" in said
 
 
 def test_a_folder_with_another_name_is_the_same_where_its_checkpoints_are(begun: None) -> None:
@@ -155,44 +155,36 @@ def test_a_folder_with_another_name_is_the_same_where_its_checkpoints_are(begun:
     assert lcsc([*RUN, "--budget", "8"]) == 0
 
 
-def test_a_finished_study_is_told_where_its_checkpoints_are_now(
-    begun: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typed: Typed) -> None:
     save(*STEPS, folder="others", shift=1)
     Path("runs").rename("elsewhere")
     shutil.rmtree("cache")
     export = ["export", NAME, "-o", "model.safetensors"]
-    assert lcsc(export) == 2
-    said = capsys.readouterr().err
+    said = typed(*export, status=2).err
     assert "runs: is gone, with the 3 checkpoints that the study was begun with" in said
     assert "lcsc run FILE objective.settings.checkpoints=PLACE" in said
-    assert lcsc([*RUN, "objective.settings.checkpoints=others"]) == 2
-    assert "others: does not hold the 3 checkpoints" in capsys.readouterr().err
+    assert "others: does not hold the 3" in typed(*RUN, "objective.settings.checkpoints=others", status=2).err
     assert lcsc(export) == 2
     assert lcsc([*RUN, "objective.settings.checkpoints=elsewhere"]) == 0
     assert lcsc(export) == 0
     assert len(load_study(NAME).trials) == 3
 
 
-def test_a_training_loop_that_goes_on_writing_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> None:
     with TrajectoryWriter("runs") as writer:
         for step in STEPS:
             writer.append(step, state_dict(step))
     assert lcsc(RUN) == 0
     with TrajectoryWriter("runs", resume=30) as writer:
         writer.append(40, state_dict(40))
-    capsys.readouterr()
-    assert lcsc(["resume", NAME, "--budget", "6"]) == 0
-    assert "holds 4 checkpoints now" in capsys.readouterr().err
+    assert "holds 4 checkpoints now" in typed("resume", NAME, "--budget", "6").err
     assert lcsc(["export", NAME, "-o", "model.safetensors"]) == 0
     merged = Trajectory.open("runs", steps=STEPS).merge(load_study(NAME).coefficients)
     for name, tensor in load_file("model.safetensors").items():
         torch.testing.assert_close(tensor, merged[name])
 
 
-def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(
-    begun: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None) -> None:
     found = load_study(NAME).coefficients
     save(5, 40)
     assert lcsc(["fork", NAME, "longer", "--checkpoints", "runs", "--budget", "3"]) == 0
@@ -208,14 +200,12 @@ def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(
 
 
 @pytest.mark.parametrize("message", ["no checkpoint", "other weights"])
-def test_a_fork_onto_checkpoints_that_lack_some_leaves_nothing_behind(
-    begun: None, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fork_onto_checkpoints_that_lack_some_leaves_nothing_behind(begun: None, message: str, typed: Typed) -> None:
     Path("runs/model000020.safetensors").unlink()
     if message == "other weights":
         write_others()
-    assert lcsc(["fork", NAME, "longer", "--checkpoints", "runs"]) == 2
-    assert f"--checkpoints: {message} there for step 20 of {NAME}" in capsys.readouterr().err
+    said = typed("fork", NAME, "longer", "--checkpoints", "runs", status=2).err
+    assert f"--checkpoints: {message} there for step 20 of {NAME}" in said
     with pytest.raises(Exception, match="no such study"):
         load_study("longer/LCSC/0")
 
@@ -223,22 +213,21 @@ def test_a_fork_onto_checkpoints_that_lack_some_leaves_nothing_behind(
 class TestDryRun:
     """It refuses what the run would refuse, and writes nothing."""
 
-    def refused(self, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    def refused(self, typed: Typed, *options: str) -> str:
         before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-        capsys.readouterr()
-        assert lcsc([*RUN, "--dry-run", *options]) == 2
+        said = typed(*RUN, "--dry-run", *options, status=2).err
         assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
-        return capsys.readouterr().err
+        return said
 
-    def test_another_environment_and_changed_code(self, begun: None, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_another_environment_and_changed_code(self, begun: None, typed: Typed) -> None:
         study = stored()
         fingerprint = study.attributes["fingerprint"]
         fingerprint["environment"]["packages"]["numpy"] = "1.0.0"
         study.set_attribute("fingerprint", fingerprint)
         study.storage.engine.dispose()
-        assert "changed since it began: numpy 1.0.0 →" in self.refused(capsys, "--budget", "6")
+        assert "changed since it began: numpy 1.0.0 →" in self.refused(typed, "--budget", "6")
         Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
-        assert "; grown_model.py changed" in self.refused(capsys, "--budget", "6")
+        assert "; grown_model.py changed" in self.refused(typed, "--budget", "6")
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -252,11 +241,7 @@ class TestDryRun:
         ],
     )
     def test_settings_of_an_objective_over_images(
-        self,
-        changes: dict[str, object],
-        message: str,
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
+        self, changes: dict[str, object], message: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TORCH_HOME", str(Path("hub").resolve()))
         save(*STEPS)
@@ -267,12 +252,6 @@ class TestDryRun:
         study = {"name": "grown", "objective": {"file": "torch_module.py", "settings": settings}}
         optimizers = ["LCSC", "LCSCGradient"]
         Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": optimizers, "budget": {"evaluations": 4}}))
-        assert message in self.refused(capsys, "--optimizer", "LCSCGradient")
-        assert lcsc(["run", "grown.yaml"]) == 2
-        assert message in capsys.readouterr().err
+        assert message in self.refused(typed, "--optimizer", "LCSCGradient")
+        assert message in typed("run", "grown.yaml", status=2).err
         assert not Path("cache").exists()
-
-    def test_what_is_right_is_not_refused(self, begun: None) -> None:
-        grow()
-        assert lcsc(["run", "grown.yaml", "--dry-run", "--budget", "6"]) == 0
-        assert len(load_study(NAME).trials) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 import statistics
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from lcsc_opt.views.ranking import headline, ranking
+from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
 from tests.study_examples import STEPS, coefficients, write_study
 
@@ -279,17 +279,14 @@ def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys:
     assert spread["gain_spread"] == pytest.approx(0, abs=1e-12), "both move alike"
 
 
-def test_show_and_compare_say_it(study: StoredStudy, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_and_compare_say_it(study: StoredStudy, url: str, typed: Typed) -> None:
     report = score_held_out(study, Measured(trades), PLAN)
-    capsys.readouterr()
-    assert lcsc(["show", STUDY, "--storage", url]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(typed("show", STUDY, "--storage", url).out.split())
     assert "metric better answer default EMA gain real images" in shown
     assert "(worse) 0.9" in shown
     assert not [name for name in ("held out report", "held out rows", "seed: 0") if name in shown], "a table has them"
     for command in (["show", STUDY], ["compare", "small"]):
-        assert lcsc([*command, "--storage", url, "--format", "json"]) == 0
-        printed = json.loads(capsys.readouterr().out)
+        printed = typed.json(*command, "--storage", url)
         printed = printed if isinstance(printed, dict) else printed[0]
         assert printed["held_out_rows"] == report["rows"]
 
@@ -313,13 +310,10 @@ MEASURED = OBJECTIVE.replace('metrics["kid"] = loss / 7', 'metrics["fid@cross_ch
 CHECKED_OBJECTIVE = MEASURED.replace("\n    def describe(self):", f"{PROPERTY}\n    def describe(self):")
 
 
-def test_run_compare_and_evaluate_say_it(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     path = write_model_study(workplace, held_out={"images": 20, "top": 1}, budget={"evaluations": 40})
     (workplace / "small_model.py").write_text(CHECKED_OBJECTIVE)
-    assert lcsc(["run", str(path)]) == 0
-    ran = capsys.readouterr().err
-    assert lcsc(["compare", "small"]) == 0
-    compared = capsys.readouterr()
+    ran, compared = typed("run", str(path)).err, typed("compare", "small")
     assert CROSS_CHECK in compared.out
     for text in (ran, compared.err):
         (line,) = [line for line in text.splitlines() if "compare the images" in line]
@@ -329,21 +323,18 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, capsys: pytest.Capture
     first = stored.attributes["held_out"]
     assert first["rows"][1]["value"] == pytest.approx(9 - first["rows"][0]["value"])
     look = ["evaluate", STUDY, "--images", "30", "--groups", "3"]
-    assert lcsc(look) == 0
-    printed = capsys.readouterr().out
+    printed = typed(*look).out
     assert "30 images, noise groups 0, 1, 2" in printed
     assert re.search(r"EMA\* \(.+\): small/EMAGrid/0", printed), "which average it is"
     assert all(text in printed for text in ("loss", CROSS_CHECK, "±"))
     assert stored.attributes["held_out"] == first
-    assert lcsc([*look, "--keep", "--format", "json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = typed.json(*look, "--keep")
     assert report["loss"] < report["baselines"]["EMA*"]["loss"]
     assert [row["against"] for row in report["rows"]] == ["EMA*", "EMA*"]
     assert stored.attributes["held_out"] == report
     fingerprint = stored.attributes["fingerprint"]
     stored.set_attribute("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
-    assert lcsc(look) == 2
-    assert "changed since it began: objective.kind" in capsys.readouterr().err
+    assert "changed since it began: objective.kind" in typed.refused(*look)
 
 
 FLAKY = """

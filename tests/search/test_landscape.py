@@ -18,6 +18,7 @@ from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.search.landscape import run_landscape
+from tests.commands import Typed
 from tests.processes import lcsc_process
 
 STEPS = [10, 20, 30, 40, 50]
@@ -106,10 +107,6 @@ def compute(database: str, source: str = "small/LCSC/0", seed: int = 0, **option
     return StoredStudy.open(storage, name)
 
 
-def losses(study: StoredStudy) -> list[float | None]:
-    return [trial.value for trial in study.trials()]
-
-
 def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(database: str) -> None:
     study = compute(database)
     plane = Plane.through(CORNERS, STEPS)
@@ -170,17 +167,11 @@ def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> Non
     assert study_names(open_storage(database, write=False)) == ["small/EMAGrid/0", "small/LCSC/0"]
 
 
-def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    capsys.readouterr()
-    assert lcsc([*arguments, "--format", "json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def test_the_command_prints_the_plane(database: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["landscape", "small/LCSC/0", "--corners", "10,20,last", "--plot", "plane.json"]) == 2
-    assert "corners: expected three training steps or EMAs" in capsys.readouterr().err
+def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:
+    said = typed.refused("landscape", "small/LCSC/0", "--corners", "10,20,last", "--plot", "plane.json")
+    assert "corners: expected three training steps or EMAs" in said
     command = ["landscape", "small/LCSC/0", "--grid", "3", "--corners", "10,30,50", "--margin", "0"]
-    made = output(capsys, *command, "--plot", "plane.json")
+    made = typed.json(*command, "--plot", "plane.json")
     assert json.loads(Path("plane.json").read_text())["data"]
     assert made["study"] == "small/Landscape/0"
     assert (made["evaluated"], made["total"], made["space"], made["metric"]) == (9, 9, "weights", "FID")
@@ -191,15 +182,15 @@ def test_the_command_prints_the_plane(database: str, capsys: pytest.CaptureFixtu
     assert min(map(min, made["values"])) == by_name["lowest on the plane"]["loss"]
 
 
-def test_other_commands_are_not_disturbed(database: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = output(capsys, "compare", "small")
+def test_other_commands_are_not_disturbed(database: str, typed: Typed) -> None:
+    before = typed.json("compare", "small")
     compute(database)
-    assert output(capsys, "compare", "small") == before
-    assert [row["study"] for row in output(capsys, "list")] == ["small/EMAGrid/0", "small/LCSC/0", "small/Landscape/0"]
-    assert output(capsys, "show", "small/Landscape/0")["state"] == "finished"
+    assert typed.json("compare", "small") == before
+    assert [row["study"] for row in typed.json("list")] == ["small/EMAGrid/0", "small/LCSC/0", "small/Landscape/0"]
+    assert typed.json("show", "small/Landscape/0")["state"] == "finished"
     assert lcsc(["resume", "small/Landscape/0"]) == 0
     assert lcsc(["evaluate", "small/Landscape/0", "--images", "10", "--top", "1"]) == 0
-    assert output(capsys, "compare", "small") == before
+    assert typed.json("compare", "small") == before
 
 
 def test_an_interrupted_landscape_continues_to_the_same_values(workplace: Path) -> None:
@@ -211,7 +202,7 @@ def test_an_interrupted_landscape_continues_to_the_same_values(workplace: Path) 
     kept = [trial.value for trial in study.trials() if trial.state.is_finished()]
     assert len(kept) in (6, 7)  # the seventh may have been told before the signal was looked at
     assert lcsc(arguments) == 0
-    assert losses(study)[: len(kept)] == kept
+    assert [trial.value for trial in study.trials()[: len(kept)]] == kept
     fresh = compute(database, "small/EMAGrid/0", seed=1, size=6)
     whole, again = ([(t.value, t.user_attrs["coefficients"]) for t in one.trials()] for one in (study, fresh))
     assert whole == again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
+from tests.commands import Typed
 
 MODULE = """
 import os
@@ -41,51 +41,40 @@ def study_file(workplace: Path) -> str:
     return "several.yaml"
 
 
-def states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, int]]:
-    capsys.readouterr()
-    assert lcsc(["list", "--format", "json"]) == 0
-    return {row["optimizer"]: (row["state"], row["evaluations"]) for row in json.loads(capsys.readouterr().out)}
+def states(typed: Typed) -> dict[str, tuple[str, int]]:
+    return {row["optimizer"]: (row["state"], row["evaluations"]) for row in typed.json("list")}
 
 
-def test_a_study_that_another_process_runs_does_not_stop_the_others(
-    study_file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
     assert lcsc(["run", study_file, "--optimizer", "CMA", "--budget", "4"]) == 0
     held = StoredStudy.open(open_storage(STORAGE, write=True), "several/CMA/0")
-    capsys.readouterr()
     with held.hold():
-        assert lcsc(["run", study_file]) == 1
-    said = capsys.readouterr().err
+        said = typed("run", study_file, status=1).err
     assert "several/CMA/0: is being run" in said
     assert "lcsc: 1 of 3 studies did not end: several/CMA/0" in said
-    assert states(capsys) == {"LCSC": ("finished", 12), "CMA": ("finished", 4), "DE": ("finished", 12)}
+    assert states(typed) == {"LCSC": ("finished", 12), "CMA": ("finished", 4), "DE": ("finished", 12)}
     assert lcsc(["run", study_file]) == 0
-    assert states(capsys)["CMA"] == ("finished", 12)
+    assert states(typed)["CMA"] == ("finished", 12)
 
 
 def test_a_study_that_fails_does_not_stop_the_others(
-    study_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
-    assert lcsc(["run", study_file, "--budget", "3"]) == 1
-    said = capsys.readouterr().err
+    said = typed("run", study_file, "--budget", "3", status=1).err
     assert "lcsc: 3 of 3 studies did not end: several/LCSC/0, several/CMA/0, several/DE/0" in said
     assert said.count("no image") >= 3
-    assert lcsc(["run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "3"]) == 1  # alone: its own error
-    assert "studies did not end" not in capsys.readouterr().err
+    alone = typed("run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "3", status=1)
+    assert "studies did not end" not in alone.err, "its own error"
 
 
-def test_a_study_that_has_more_than_its_file_asks_for_is_finished(
-    study_file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_that_has_more_than_its_file_asks_for_is_finished(study_file: str, typed: Typed) -> None:
     only = ["run", study_file, "--optimizer", "LCSC"]
     assert lcsc(only) == 0
     assert lcsc(["resume", "several/LCSC/0", "--budget", "30"]) == 0
-    capsys.readouterr()
     for lower in ([], ["--budget", "25"]):
-        assert lcsc([*only, *lower]) == 0
-        assert "finished already" in capsys.readouterr().err
-    assert states(capsys)["LCSC"] == ("finished", 30)
+        assert "finished already" in typed(*only, *lower).err
+    assert states(typed)["LCSC"] == ("finished", 30)
 
 
 def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> None:
@@ -100,19 +89,20 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
     assert len(report["chosen_from"]) == 4
 
 
-def test_another_seed_with_other_settings_is_refused(study_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typed) -> None:
     assert lcsc(["run", study_file, "optimizers=[EMAGrid,LCSC]"]) == 0
     other = ["run", study_file, "optimizers=[LCSC]", "seeds=[1]"]
     before = study_names(open_storage(STORAGE, write=False))
     for override, said in (
-        ("objective.settings.callable=losses_of_several:doubled", 'callable was "losses_of_several:loss", is now "loss'),
+        (
+            "objective.settings.callable=losses_of_several:doubled",
+            'callable was "losses_of_several:loss", is now "loss',
+        ),
         ('optimizers=[{"LCSC": {"mutation": 0.5}}]', "optimizer.options.mutation was null, is now 0.5"),
         ("space=convex", 'space.kind was "affine", is now "convex"'),
     ):
         for how in ([], ["--dry-run"]):
-            capsys.readouterr()
-            assert lcsc([*other, override, *how]) == 2
-            line = capsys.readouterr().err
+            line = typed.refused(*other, override, *how)
             assert "/1: its losses would not compare with those of several/" in line
             assert said in line
         assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
@@ -121,7 +111,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, capsys: py
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
 
 
-def test_another_seed_with_other_data_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_seed_with_other_data_is_refused(workplace: Path, typed: Typed) -> None:
     own = """
 from pathlib import Path
 from lcsc_opt.objective.contract import CoefficientFunction
@@ -143,5 +133,4 @@ def build(settings):
     (workplace / "a.yaml").write_text(yaml.safe_dump(study))
     assert lcsc(["run", "a.yaml"]) == 0
     (workplace / "reference").write_text("second")
-    assert lcsc(["run", "a.yaml", "seeds=[1]"]) == 2
-    assert 'objective.reference was "first", is now "second"' in capsys.readouterr().err
+    assert 'objective.reference was "first", is now "second"' in typed.refused("run", "a.yaml", "seeds=[1]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import study_names
+from tests.commands import Typed
 
 OBJECTIVE = """
 from pathlib import Path
@@ -81,20 +81,15 @@ def studies() -> list[str]:
 EVERY = [f"sweep,images={images}/{optimizer}/0" for images in (2, 3) for optimizer in ("EMAGrid", "LCSC")]
 
 
-def test_a_sweep_is_run_continued_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_run_continued_and_compared(typed: Typed) -> None:
     assert lcsc(["run", "sweep.yaml"]) == 0
     assert studies() == EVERY
-    capsys.readouterr()
-    assert lcsc(["run", "sweep.yaml"]) == 0
-    assert capsys.readouterr().err.count("finished already") == 4
-
-    assert lcsc(["compare", "sweep"]) == 0
-    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert typed("run", "sweep.yaml").err.count("finished already") == 4
+    title, header, *rows = typed("compare", "sweep").out.splitlines()
     assert title.strip() == "sweep"
     assert header.split()[:2] == ["images", "optimizer"]
     assert sorted(row.split()[:2] for row in rows) == [["2", "EMA*"], ["2", "LCSC"], ["3", "EMA*"], ["3", "LCSC"]]
-    assert lcsc(["compare", "sweep", "--format", "json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+    printed = typed.json("compare", "sweep")
     assert [(row["study"], row["varied"]) for row in printed] == [
         (name, {"images": name.split("=")[1].split("/")[0]}) for name in EVERY
     ]
@@ -117,18 +112,16 @@ def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
     ],
 )
 def test_what_is_wrong_at_any_point_is_one_line_before_anything_is_built(
-    override: str, said: str, capsys: pytest.CaptureFixture[str]
+    override: str, said: str, typed: Typed
 ) -> None:
     for rehearsed in ([], ["--dry-run"]):
-        assert lcsc(["run", "sweep.yaml", override, *rehearsed]) == 2
-        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
-        assert said in line
+        assert said in typed.refused("run", "sweep.yaml", override, *rehearsed)
     assert built() == []
 
 
-def test_a_dry_run_shows_every_point_and_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["run", "sweep.yaml", "vary.budget.evaluations=[4,6]", "--dry-run"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+def test_a_dry_run_shows_every_point_and_runs_none(typed: Typed) -> None:
+    shown = typed("run", "sweep.yaml", "vary.budget.evaluations=[4,6]", "--dry-run").out
+    rows = [line.split() for line in shown.splitlines()[2:]]
     assert [(row[0], row[2]) for row in rows] == [
         (f"sweep,images={images},evaluations={budget}/{optimizer}/0", str(budget))
         for images in (2, 3)
@@ -139,11 +132,10 @@ def test_a_dry_run_shows_every_point_and_runs_none(capsys: pytest.CaptureFixture
     assert not Path("studies.db").exists()
 
 
-def test_another_budget_holds_at_every_point_unless_it_is_varied(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["run", "sweep.yaml", "--budget", "3", "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("3 evaluations") == 4
-    assert lcsc(["run", "sweep.yaml", "vary={budget.evaluations: [4, 6]}", "--budget", "3"]) == 2
-    assert "--budget: the study file varies budget.evaluations" in capsys.readouterr().err
+def test_another_budget_holds_at_every_point_unless_it_is_varied(typed: Typed) -> None:
+    assert typed("run", "sweep.yaml", "--budget", "3", "--dry-run").out.count("3 evaluations") == 4
+    said = typed.refused("run", "sweep.yaml", "vary={budget.evaluations: [4, 6]}", "--budget", "3")
+    assert "--budget: the study file varies budget.evaluations" in said
 
 
 def test_from_python_a_sweep_is_run_and_one_objective_is_asked_for() -> None:

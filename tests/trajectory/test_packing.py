@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
-from lcsc_opt.trajectory import Selection, Trajectory, TrajectoryWriter, open_or_pack, pack, packing
+from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
 from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (
@@ -195,10 +195,8 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
         wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in expected.items()}
         assert same_bits(trajectory.checkpoint(index), wide)
         assert same_bits(trajectory.merge(torch.eye(len(STEPS))[index]), wide)
-    with TrajectoryWriter(tmp_path / "u") as writer:  # as if the files had been rounded before
-        for step, weights in zip(STEPS, rounded, strict=True):
-            writer.append(step, weights)
-    assert trajectory.sha256 == Trajectory.open(tmp_path / "u").sha256
+    before = make_trajectory(tmp_path / "u", weights=dict(zip(STEPS, rounded, strict=True)).__getitem__)
+    assert trajectory.sha256 == before.sha256  # as if the files had been rounded before
     row = [0.5, -0.25, 0.25, 1.5, -1.0]
     merged = sum(a * weights["weight"].double() for a, weights in zip(row, rounded, strict=True))
     torch.testing.assert_close(trajectory.merge(row)["weight"], merged.float())

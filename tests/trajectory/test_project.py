@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merge
-from tests.trajectory.trajectory_examples import COMBINED, STEPS, state_dict
+from lcsc_opt.trajectory import Trajectory, merge
+from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, state_dict
 
 K = len(STEPS)
 
@@ -62,10 +62,9 @@ def test_it_is_the_derivative_of_a_function_of_the_merge(trajectory: Trajectory)
 
 
 def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TrajectoryWriter(tmp_path / "run.trajectory", keep_last=3) as writer:
-        for step in STEPS:
-            writer.append(step, {"weight": torch.full((700, 3), float(step)) + torch.arange(2100).view(700, 3)})
-    trajectory = Trajectory.open(tmp_path / "run.trajectory")
+    trajectory = make_trajectory(
+        tmp_path / "run", weights=lambda step: {"weight": step + torch.arange(2100.0).view(700, 3)}, keep_last=3
+    )
     gradient = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
     expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
@@ -77,11 +76,9 @@ def test_what_checkpoints_have_in_common_costs_no_digits(tmp_path: Path) -> None
     generator = torch.Generator().manual_seed(0)
     common = 1 + torch.rand(100_000, generator=generator)
     rows = [common + 1e-4 * torch.randn(100_000, generator=generator) for _ in range(4)]
-    with TrajectoryWriter(tmp_path / "close.trajectory") as writer:
-        for step, row in enumerate(rows):
-            writer.append(step, {"weight": row})
+    trajectory = make_trajectory(tmp_path / "close", range(4), weights=lambda step: {"weight": rows[step]})
     gradient = torch.rand(100_000, generator=generator)
-    projected = Trajectory.open(tmp_path / "close.trajectory").project({"weight": gradient})
+    projected = trajectory.project({"weight": gradient})
     exact = np.array([float(row.double() @ gradient.double()) for row in rows])
     np.testing.assert_allclose(projected - projected.mean(), exact - exact.mean(), rtol=2e-5)
 

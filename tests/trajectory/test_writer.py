@@ -33,15 +33,16 @@ def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, av
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("step", "weights", "message"),
     [
-        (torch.optim.SGD([torch.ones(3)]), r"not SGD: pass the model"),
-        ({"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor: pass it alone"),
+        (1, torch.optim.SGD([torch.ones(3)]), r"not SGD: pass the model"),
+        (1, {"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor: pass it alone"),
+        *((step, state_dict(1), "[Ss]tep") for step in (-1, 1.5, 2**63)),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path, weights, message):
+def test_what_is_no_checkpoint_or_no_step_is_refused(tmp_path, step, weights, message):
     with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=message):
-        writer.append(1, weights)
+        writer.append(step, weights)
 
 
 def test_keep_last_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
@@ -126,12 +127,6 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
     with pytest.raises(TrajectoryError):
         TrajectoryWriter(tmp_path / "t", **options)
     assert not (tmp_path / "t").exists()
-
-
-@pytest.mark.parametrize("step", [-1, 1.5, 2**63])
-def test_steps_are_whole_numbers(tmp_path, step):
-    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=r"[Ss]tep"):
-        writer.append(step, state_dict(1))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")

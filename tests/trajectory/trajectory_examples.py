@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ def _drawn(step: int) -> dict[str, Tensor]:
     }
 
 
-def append(path: Path, *steps: int, **options: Any) -> list[bool]:
+def append(path: Path, *steps: int, weights: Callable[[int], dict[str, Tensor]] = state_dict, **options: Any) -> Any:
     with TrajectoryWriter(path, **options) as writer:
-        return [writer.append(step, state_dict(step)) for step in steps]
+        return [writer.append(step, weights(step)) for step in steps]
 
 
 def make_trajectory(path: Path, steps: Iterable[int] = STEPS, **options: Any) -> Trajectory:
