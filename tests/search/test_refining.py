@@ -26,7 +26,8 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import FIRST_KEEP_WEIGHT, DualAscent
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
 from lcsc_opt.search.refining import RefineSettings, refine
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory import Trajectory
+from tests.trajectory.trajectory_examples import append
 
 SHAPE, STEPS = (1, 4, 4), (10, 20, 30)
 EMA = ema_coefficients(STEPS, 0.95)
@@ -73,9 +74,7 @@ def build(tmp_path: Path) -> Callable[..., MergeSampleScore]:
     def made(*, keep: str | None = None, dtype: torch.dtype = torch.float32, batch_size: int = 16) -> MergeSampleScore:
         path = tmp_path / f"{dtype}.trajectory"
         if not path.exists():
-            with TrajectoryWriter(path) as writer:
-                for step in STEPS:
-                    writer.append(step, Network(step).to(dtype))
+            append(path, *STEPS, weights=lambda step: Network(step).to(dtype))
         real = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.8 - 0.2
         features = Features()(real).numpy()
         scores = Scores({"inception": Reference.of_features(Features(), features)}, keep=keep)

@@ -21,7 +21,8 @@ from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.search.self_training import append_self_trained, with_weight
 from lcsc_opt.training.recipes import Cd, TrainingRecipe
 from lcsc_opt.training.recipes.base import Batch, Kind
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory import Trajectory
+from tests.trajectory.trajectory_examples import make_trajectory
 
 STEPS = (10, 20, 30)
 EMA = ema_coefficients(STEPS, 0.9)
@@ -66,10 +67,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def objective(tmp_path: Path) -> MergeSampleScore:
     """Checkpoints of scale 0.2, 0.25, 0.3 and real images of 0.5: searches want more than any has."""
-    path = tmp_path / "scales.trajectory"
-    with TrajectoryWriter(path) as writer:
-        for step, scale in zip(STEPS, (0.2, 0.25, 0.3), strict=True):
-            writer.append(step, Scale(scale))
+    scales = {10: Scale(0.2), 20: Scale(0.25), 30: Scale(0.3)}
+    trajectory = make_trajectory(tmp_path / "scales.trajectory", STEPS, weights=scales.__getitem__)
     real = 0.5 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
     scores = Scores({"inception": Reference.of_features(Pixels(), real)})
     sampler = FunctionSampler(
@@ -80,7 +79,7 @@ def objective(tmp_path: Path) -> MergeSampleScore:
         noise=ImageNoise(0),
         settings=NetworkSettings("cpu"),
     )
-    return MergeSampleScore(Trajectory.open(path), sampler, scores, images=200)
+    return MergeSampleScore(trajectory, sampler, scores, images=200)
 
 
 def append(objective: MergeSampleScore, out: Path, recipe: TrainingRecipe | None = None, **changes: Any) -> Any:
@@ -143,10 +142,7 @@ def test_an_ema_hardly_sees_the_row() -> None:
 
 
 def test_checkpoints_one_step_apart_leave_no_room(objective: MergeSampleScore, tmp_path: Path) -> None:
-    with TrajectoryWriter(tmp_path / "near.trajectory") as writer:
-        for step in (1, 2):
-            writer.append(step, Scale(0.2))
-    near = objective.on_weights(Trajectory.open(tmp_path / "near.trajectory"))
+    near = objective.on_weights(make_trajectory(tmp_path / "near", (1, 2), weights=lambda _: Scale(0.2)))
     with pytest.raises(StudySpecError, match="no room for a row"):
         append_self_trained(near, Narrow(), tmp_path / "neon.trajectory", start=lambda: np.array([0.5, 0.5]))
 

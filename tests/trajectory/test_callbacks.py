@@ -59,8 +59,7 @@ def lightning_module(dies_at: int | None = None) -> Any:
 
 
 def lightning(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
-    pytest.importorskip("pytorch_lightning")
-    import pytorch_lightning as pl
+    pl = pytest.importorskip("pytorch_lightning")
     from pytorch_lightning.callbacks import ModelCheckpoint
 
     saving = lightning_callback(folder / "run.trajectory", every=2, weights=lambda module: module.network, **options)

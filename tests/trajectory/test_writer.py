@@ -57,10 +57,9 @@ def test_keep_last_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_pat
 
 
 def test_tensor_that_varied_once_stays_varying(tmp_path):
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step, value in enumerate([1.0, 2.0, 1.0]):
-            writer.append(step, {"w": torch.tensor(value), "c": torch.tensor(3.0)})
-    trajectory = Trajectory.open(tmp_path / "t")
+    constant, (one, two) = torch.tensor(3.0), torch.tensor([1.0, 2.0])
+    rows = [{"w": varying, "c": constant} for varying in (one, two, one)]
+    trajectory = make_trajectory(tmp_path / "t", range(3), weights=rows.__getitem__)
     assert trajectory.varying == {"w"}
     assert trajectory.merge([1.0, -1.0, 1.0])["w"].item() == 0.0
 

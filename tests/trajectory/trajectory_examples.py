@@ -45,7 +45,7 @@ def _drawn(step: int) -> dict[str, Tensor]:
     }
 
 
-def append(path: Path, *steps: int, weights: Callable[[int], dict[str, Tensor]] = state_dict, **options: Any) -> Any:
+def append(path: Path, *steps: int, weights: Callable[[int], Any] = state_dict, **options: Any) -> Any:
     with TrajectoryWriter(path, **options) as writer:
         return [writer.append(step, weights(step)) for step in steps]
 
