@@ -35,9 +35,6 @@ def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(
     near = write(study, "digits.py")
     for name, file in (("digits.py", near), ("digits", near), (str(here), here)):
         assert find("objectives", name, beside=study) == file
-
-
-def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
     with pytest.raises(StudySpecError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\)"):
         find("objectives", "digit")
 

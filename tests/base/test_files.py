@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_file_is_replaced_when_all_of_it_is_there(tmp_path: Path) -> None:
+def test_a_file_and_a_folder_are_replaced_when_all_of_it_is_there(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write_atomically(path, b"old", error=MetricError)
     with replacing(path) as pending:
@@ -27,14 +27,11 @@ def test_a_file_is_replaced_when_all_of_it_is_there(tmp_path: Path) -> None:
         assert is_pending(pending.name)
     assert path.read_bytes() == b"new"
     assert names(path.parent) == ["file"]
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with replacing(tmp_path / "folder") as pending:
             pending.mkdir()
             (pending / name).write_text(name)
-    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path) == ["deep", "folder"]
     assert names(tmp_path / "folder") == ["new"]
 
 

@@ -47,15 +47,12 @@ def test_training_states(tmp_path):
     assert same_bits(read_checkpoint(path, key="ema.emas.1").tensors, second)
 
 
-def test_init_arguments_are_plain_data(snapshot):
+def test_init_arguments_are_plain_data_of_a_network(snapshot, tmp_path):
     assert read_init_arguments(snapshot) == {
         "class_name": "Precond",
         "init_args": [4],
         "init_kwargs": {"label_dim": 10, "channel_mult": [1, 2], "nested": {"rate": 0.5, "on": None}},
     }
-
-
-def test_init_arguments_need_a_network(tmp_path):
     torch.save({"ema": {"w": torch.ones(2)}}, tmp_path / "m.pt")
     with pytest.raises(TrajectoryError, match=r"no network of NVlabs' code under 'ema'"):
         read_init_arguments(tmp_path / "m.pt")

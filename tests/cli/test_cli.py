@@ -149,12 +149,6 @@ def test_compare_says_of_how_many_images_held_out_losses_are(workplace: Path, ty
     assert lcsc_opt.compare("e") == list(rows.values())
 
 
-def test_optuna_dashboard_shows_the_main_figures_and_a_note(ran: Path) -> None:
-    study = stored("tiny/LCSC/0")
-    known = str(study._storage.get_study_system_attrs(study._study_id))
-    assert all(text in known for text in ("best_so_far", "coefficients", "the best plain average: "))
-
-
 def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -> None:
     before = Path("studies.db").read_bytes()
     Path("my_losses.py").unlink()  # it is not even loaded
@@ -199,7 +193,10 @@ def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
 
 
-def test_list_and_show(ran: Path, typed: Typed) -> None:
+def test_list_show_and_what_optuna_dashboard_has(ran: Path, typed: Typed) -> None:
+    study = stored("tiny/LCSC/0")
+    known = str(study._storage.get_study_system_attrs(study._study_id))
+    assert all(text in known for text in ("best_so_far", "coefficients", "the best plain average: "))
     assert "tiny/CMA/0" in typed("list").out
     assert "tiny/CMA/0" in [row["study"] for row in typed.json("list")]
     shown = typed.json("show", "tiny/CMA/0")
@@ -210,13 +207,10 @@ def test_list_and_show(ran: Path, typed: Typed) -> None:
     assert all(name in printed for name in ("digits.yaml", "digits.py", "function.py"))
 
 
-def test_evaluate_chooses_again_among_more(ran: Path, typed: Typed) -> None:
+def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_one(ran: Path, typed: Typed) -> None:
     report = typed.json("evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep")
     assert (report["images"], len(report["chosen_from"])) == (0, 4)  # a function samples no images
     assert stored("tiny/LCSC/0").user_attrs["held_out"] == report
-
-
-def test_a_function_is_held_out_where_it_has_another_one_for_that(ran: Path, typed: Typed) -> None:
     study = load_study("tiny/CMA/0")
     assert study.held_out == pytest.approx((study.searched or 0.0) + 0.001)
     assert study.trials[[row["loss"] for row in study.trials].index(study.searched)]["coefficients"] == pytest.approx(
@@ -225,6 +219,9 @@ def test_a_function_is_held_out_where_it_has_another_one_for_that(ran: Path, typ
     printed = typed("evaluate", "tiny/CMA/0").out
     assert [text in printed for text in ("held out", "images", "noise")] == [True, False, False]
     assert "a held-out function has one" in typed("evaluate", "tiny/CMA/0", "--groups", "2", status=1).err
+    said = typed.refused("export", "tiny/EMAGrid/0", "-o", "x.safetensors")  # it has no model
+    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc apply c.json CHECKPOINTS" in said
+    assert not Path("x.safetensors").exists()
 
 
 def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
@@ -311,12 +308,6 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
     weights.write_bytes(changed)
     assert "the weights of step 6 are damaged" in typed.refused("resume", "small/LCSC/0", "--budget", "1200")
-
-
-def test_a_function_has_no_model_to_export(ran: Path, typed: Typed) -> None:
-    said = typed.refused("export", "tiny/EMAGrid/0", "-o", "x.safetensors")
-    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc apply c.json CHECKPOINTS" in said
-    assert not Path("x.safetensors").exists()
 
 
 def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path) -> None:

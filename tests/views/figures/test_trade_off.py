@@ -36,7 +36,7 @@ def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: Histor
     assert made.layout.xaxis.title.text == "held-out precision@clip"
 
 
-def test_any_two_metrics_can_be_chosen(reader: HistoryReader) -> None:
+def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryReader) -> None:
     studies = siblings(reader, "digits")
     assert metrics_of(studies) == ["precision@clip", "fid@clip", "loss"]
     made = trade_off_figure(studies, "loss", "precision@clip")
@@ -44,8 +44,5 @@ def test_any_two_metrics_can_be_chosen(reader: HistoryReader) -> None:
     assert list(made.data[0].x) == [3.8, 5.6]
     with pytest.raises(LcscError, match="recall: no answer has this held-out metric; there are precision@clip"):
         trade_off_figure(studies, "recall")
-
-
-def test_without_two_metrics_there_is_no_figure(reader: HistoryReader) -> None:
     assert trade_off_figure(siblings(reader, "other")) is None
     assert trade_off_figure(()) is None
