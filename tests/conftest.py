@@ -65,8 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores, since some tests wait for Ray or a browser; and two GiB of free memory for each."""
-    return max(1, min(cores() + 1, psutil.virtual_memory().available // PROCESS_BYTES))
+    """As many as the cores, and two GiB of free memory for each; one more was slower."""
+    return max(1, min(cores(), psutil.virtual_memory().available // PROCESS_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
