@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import StudySpec, only_one, read_studies
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
@@ -65,14 +65,17 @@ def add_result(
     metric: str | None = "fid",
     reason: str = "broken",
     at: np.ndarray | None = None,
+    asked: int | None = None,
+    noise: Noise = SEARCH,
 ) -> None:
-    """The trial of this number, which has ended; ``at`` other coefficients than its own."""
-    key = study.add_candidate(Candidate(coefficients(number) if at is None else at))
+    """The trial of this number, which has ended; ``at`` are other coefficients, ``asked`` its own number of images."""
+    key = study.add_candidate(Candidate(coefficients(number) if at is None else at, images=asked, noise=noise))
     if loss is None:
         study.fail(key, [{"reason": reason, "seconds": seconds}], tell_index=number)
     else:
-        cost = Cost(images=images, seconds=seconds)
-        study.finish(key, Evaluation(loss, {} if metric is None else {metric: loss}, cost), tell_index=number)
+        cost = Cost(images=asked or images, seconds=seconds)
+        evaluation = Evaluation(loss, {} if metric is None else {metric: loss}, cost)
+        study.finish(key, evaluation, tell_index=number, compares=asked is None and noise == SEARCH)
 
 
 def attach(study: StoredStudy, number: int, name: str, content: bytes) -> Path:

@@ -20,6 +20,7 @@ from lcsc_opt.coefficients.profiles import (
     check_coefficients,
     check_steps,
     close_sum,
+    describe_coefficients,
     ema_coefficients,
     normalize,
     plain_averages,
@@ -316,3 +317,13 @@ def test_a_clipped_coefficient_feels_only_a_fall_inwards() -> None:
     falls, rises, *_ = space.to_free_gradient(free, np.array([-1.0, 1.0, 0.1, 0.1]))
     assert (falls, rises) == (pytest.approx(-1.1), 0.0)
     assert space.to_free_gradient(free - 1e-9, np.array([-1.0, 1.0, 0.1, 0.1]))[0] == 0.0
+
+
+def test_coefficients_are_described_by_a_few_numbers() -> None:
+    assert describe_coefficients(np.array([-0.5, 0.25, 2.0, -0.75]), (10, 20, 30, 40)) == {
+        "sum_abs": 3.5,
+        "negative": pytest.approx(1.25 / 3.5),
+        "effective": pytest.approx(3.5**2 / (0.25 + 0.0625 + 4 + 0.5625)),
+        "largest": 2.0,
+        "largest_step": 30,
+    }

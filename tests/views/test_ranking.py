@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.report import HeldOut, MetricRow
-from lcsc_opt.views.ranking import Difference, Reach, headline, ranking
+from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
 from tests.history_examples import history
 
 # difference
@@ -61,7 +62,23 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     assert (first.seeds, first.finished, first.searched) == (3, 3, (1.0, 0.0))
     rows = ranking([history([5.0, 2.0]), history([5.0, 1.0], optimizer="CMA")])
     assert [(row.label, row.verdict) for row in rows] == [("CMA", "no held-out value"), ("LCSC", "no held-out value")]
+    assert [(row.held_out, row.below_ema) for row in rows] == [(None, None)] * 2
     assert ranking([]) == []
+
+
+def test_over_seeds_are_means_and_sample_standard_deviations_of_what_is_known() -> None:
+    known = [(1.0, 2.0, 3), (2.0, 4.0, 5), (6.0, 9.0, 4)]
+    (row,) = ranking(
+        [
+            history([searched] + [7.0] * (evaluations - 1), seed=seed, held_out=held_out, seconds=0.5)
+            for seed, (searched, held_out, evaluations) in enumerate(known)
+        ]
+    )
+    spreads = [pytest.approx(statistics.stdev(values)) for values in ([1, 2, 6], [2, 4, 9])]
+    assert (row.searched, row.held_out) == ((3.0, spreads[0]), (5.0, spreads[1]))
+    assert (row.seeds, row.evaluations, row.images, row.seconds, row.below_ema) == (3, 4.0, 40.0, 2.0, None)
+    (two,) = ranking([history([2.0], held_out=3.0), history([None], seed=1)])
+    assert (two.seeds, two.searched, two.held_out) == (2, (2.0, None), (3.0, None))
 
 
 def test_the_cost_of_reaching_a_value_is_the_median_over_seeds() -> None:
@@ -113,6 +130,8 @@ def test_losses_of_other_noise_are_not_compared() -> None:
     assert ranking([found, groups])[1].verdict == "held out on other noise"
     (row,) = ranking([measured("LCSC", 2.0, 50_000, ema=8.0)])
     assert row.below_ema == pytest.approx(-0.75), "EMA* was measured on the answer's noise"
+    assert "lcsc evaluate" in (different_samples([ema, found]) or "")
+    assert different_samples([ema, other]) is None
 
 
 @pytest.mark.parametrize(
