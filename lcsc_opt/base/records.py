@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Coefficients = npt.NDArray[np.float64]
-"""``[K]`` float64, any sign, sum to one."""
+"""``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Candidate:
     """What an objective is asked to evaluate.
 
     Attributes:
-        coefficients: ``[K]`` float64, sum to one.
+        coefficients: ``[K]`` float64, sum to one; or ``[S, K]``, a row for each layer group.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric in a gradient; ``None`` uses the penalty of the loss.
@@ -78,7 +78,7 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: ``[K]`` float64, of the loss with respect to the coefficients, or ``None`` if not wanted.
+        gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not wanted.
         violation: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
     """
 

@@ -58,12 +58,14 @@ class ObjectiveSpec(FrozenModel):
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched (``affine``, ``convex`` or the ``principal`` directions), and from where.
 
-    ``origin`` is an EMA rate per training step; by default it is the middle one of the window's EMA rates.
+    ``origin`` is an EMA rate per training step; by default it is the middle one of the window's EMA rates. ``rows``
+    gives each group of layers coefficients of its own: ``layers``, ``blocks``, ``kinds``, or names with patterns.
     """
 
     kind: Literal["affine", "convex", "principal"] = "affine"
     directions: Annotated[int, pydantic.Field(ge=1)] | None = None
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
+    rows: Literal["layers", "blocks", "kinds"] | dict[str, str | tuple[str, ...]] | None = None
 
     @pydantic.model_validator(mode="after")
     def _directions_belong_to_principal(self) -> SpaceSpec:
@@ -191,12 +193,19 @@ class StudySpec(FrozenModel):
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:
-        """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed."""
+        """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed.
+
+        ``{rows: layers}`` is affine in each row; ``{rows: layers, principal: 40}`` and the others go with it.
+        """
         if isinstance(value, str):
             return {"kind": value}
-        if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
-            ((kind, rest),) = value.items()
-            return {"kind": kind, **(rest if isinstance(rest, Mapping) else {"directions": rest})}
+        if isinstance(value, Mapping) and "kind" not in value:
+            rows = {"rows": value["rows"]} if "rows" in value else {}
+            others = {key: rest for key, rest in value.items() if key not in ("rows", "origin", "directions")}
+            plain = {key: rest for key, rest in value.items() if key in ("origin", "directions")}
+            if len(others) == 1:
+                ((kind, rest),) = others.items()
+                return {"kind": kind, **rows, **plain, **(rest if isinstance(rest, Mapping) else {"directions": rest})}
         return value
 
     @pydantic.field_validator("optimizers", mode="before")

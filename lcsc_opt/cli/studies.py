@@ -133,6 +133,9 @@ def fork(
         list[str] | None,
         typer.Option(help="Begin on these, the source's and more, from the coefficients that it found."),
     ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Coefficients of their own for layers, blocks or kinds of layers.")
+    ] = None,
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
 ) -> None:
@@ -142,7 +145,7 @@ def fork(
 
     stored = find_study(source, storage, write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
-    how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
+    how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or (), "rows": rows}
     plan = forking.fork(stored, new, optimizer=chosen, accept_changes=accept_changes, **how)
     say(f"{plan.name}: {StudyRunner(stored.storage).run(plan)}")
 

@@ -1,5 +1,6 @@
 """The coefficients of a linear combination: profiles, spaces to search in, planes to draw."""
 
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import (
     check_coefficients,
     check_steps,
@@ -18,6 +19,7 @@ __all__ = [
     "AffineSpace",
     "CoefficientSpace",
     "ConvexSpace",
+    "LayerGroups",
     "PrincipalSpace",
     "check_coefficients",
     "check_steps",

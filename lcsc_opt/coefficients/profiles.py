@@ -1,6 +1,7 @@
 """Sum-to-one algebra: EMA profiles, and checks and measures of coefficients.
 
-Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12).
+Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12); with a row for each of S layer groups,
+``[S, K]``, each row sums to one.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def _uniform(total: int, last: int) -> Coefficients:
 def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
     """``EMA 0.9995``, ``average of the last 10``, ``average of all 50`` or ``last checkpoint``.
 
-    ``None`` for ``[K]`` coefficients that are none of these averages of the checkpoints at ``steps``.
+    ``None`` for coefficients that are none of these averages of the checkpoints at ``steps``.
     """
-    if not len(coefficients) == len(steps) > 1:
+    if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
     count = max(int(np.count_nonzero(np.abs(coefficients) > _COARSE)), 1)
     if np.allclose(coefficients, _uniform(len(steps), count), atol=_COARSE):
@@ -140,50 +141,66 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
 
 
 def normalize(coefficients: npt.ArrayLike) -> Coefficients:
-    """Divide by the sum (Liu et al. 2024, Alg. 1, line 10).
+    """Divide by the sum (Liu et al. 2024, Alg. 1, line 10): ``[K]``, or each row of ``[S, K]``.
 
     Raises:
-        StudySpecError: the sum is not finite, or too near zero to divide by it.
+        StudySpecError: a sum is not finite, or too near zero to divide by it.
     """
     values = np.asarray(coefficients, dtype=np.float64)
-    total = math.fsum(values) if np.isfinite(values).all() else math.nan
-    if not abs(total) >= NEAR_ZERO:
-        raise StudySpecError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
-    return close_sum(values / total)
+    rows = np.atleast_2d(values)
+    totals = np.array([math.fsum(row) if np.isfinite(row).all() else math.nan for row in rows])
+    if not (np.abs(totals) >= NEAR_ZERO).all():
+        worst = totals[~(np.abs(totals) >= NEAR_ZERO)][0]
+        raise StudySpecError(f"coefficients sum to {worst:.3g}, which cannot be scaled to one")
+    return close_sum((rows / totals[:, None]).reshape(values.shape))
 
 
 def close_sum(coefficients: Coefficients) -> Coefficients:
-    """Push the rounding error into the largest coefficient, so that the sum is one to the last bit or two.
+    """Push the rounding error into the largest coefficient of ``[K]``, or of each row of ``[S, K]``.
 
-    Some optimizers ask for coefficients of thousands and more. These are too coarse for that; the smallest coefficient
-    then takes the rest.
+    The sum is then one to the last bit or two. Some optimizers ask for coefficients of thousands and more. These are
+    too coarse for that; the smallest coefficient then takes the rest.
     """
     closed = np.array(coefficients, dtype=np.float64)
-    closed[np.abs(closed).argmax()] += 1.0 - math.fsum(closed)
-    rest = 1.0 - math.fsum(closed)
-    if abs(rest) > _COARSE:
-        closed[np.abs(closed).argmin()] += rest
+    for row in np.atleast_2d(closed):
+        row[np.abs(row).argmax()] += 1.0 - math.fsum(row)
+        rest = 1.0 - math.fsum(row)
+        if abs(rest) > _COARSE:
+            row[np.abs(row).argmin()] += rest
     return closed
 
 
 def sum_abs(coefficients: Coefficients) -> float:
-    """Σ|a|: 1 inside the convex hull of the checkpoints, more outside."""
+    """Σ|a|: 1 inside the convex hull of the checkpoints, more outside. Of ``[S, K]``, the mean over rows."""
     with np.errstate(over="ignore"):
-        return float(np.abs(coefficients).sum())
+        return float(np.abs(coefficients).sum(axis=-1).mean())
 
 
 def effective_count(coefficients: Coefficients) -> float:
-    """How many checkpoints matter, (Σ|a|)² / Σa²: from 1 for a single one to K for equal magnitudes."""
+    """How many checkpoints matter, (Σ|a|)² / Σa²: from 1 for a single one to K for equal magnitudes.
+
+    Of ``[S, K]``, the mean over rows.
+    """
     magnitude = np.abs(coefficients)
-    relative = magnitude / max(float(magnitude.max()), np.finfo(np.float64).tiny)  # no square overflows
-    return float(relative.sum() ** 2 / max(float(np.square(relative).sum()), 1e-300))
+    largest = magnitude.max(axis=-1, keepdims=True)
+    relative = magnitude / np.maximum(largest, np.finfo(np.float64).tiny)  # no square overflows
+    squares = np.square(relative).sum(axis=-1)
+    return float((relative.sum(axis=-1) ** 2 / np.maximum(squares, 1e-300)).mean())
 
 
-def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1) -> Coefficients:
-    """Finite float64 coefficients that sum to one: ``[K]``, or with two axes ``[B, K]``.
+def check_coefficients(
+    coefficients: npt.ArrayLike, count: int, *, rows: int | None = None, batched: bool = False
+) -> Coefficients:
+    """Finite float64 coefficients that sum to one: ``[K]``; where there are S ``rows``, also ``[S, K]``.
 
     Coefficients of a search sum to one within 1e-12 (:func:`close_sum`). The sum of those that a user gives, perhaps
     written with ten digits, may be off by 1e-9.
+
+    Args:
+        coefficients: numbers, an array, or a tensor on any device.
+        count: K.
+        rows: S, the number of layer groups; ``None`` without such.
+        batched: ``[B, K]`` or ``[B, S, K]``.
 
     Raises:
         StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
@@ -193,10 +210,12 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1
         values = np.asarray(coefficients if detach is None else detach().cpu(), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
-    if values.ndim != axes or values.shape[-1] != count:
-        expected = f"[{count}]" if axes == 1 else f"[B, {count}]"
+    shapes = [(count,), *([] if rows is None else [(rows, count)])]
+    if values.shape[1 if batched else 0 :] not in shapes:
+        expected = " or ".join(f"[{'B, ' * batched}{', '.join(map(str, shape))}]" for shape in shapes)
+        grouped = "" if rows is None else ", in one row or one for each layer group"
         raise StudySpecError(
-            f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint."
+            f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint{grouped}."
         )
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
@@ -215,17 +234,17 @@ def default_origin(steps: Sequence[int]) -> Coefficients:
 
 
 def describe_coefficients(coefficients: Coefficients, steps: Sequence[int]) -> dict[str, float]:
-    """A few numbers that say what coefficients look like.
+    """A few numbers that say what coefficients ``[K]`` or ``[S, K]`` look like.
 
     ``sum_abs`` is Σ|a|, ``negative`` the share of it that is negative, ``effective`` the number of checkpoints that
     matter, ``largest`` the largest in magnitude and ``largest_step`` the step it belongs to.
     """
     magnitude = np.abs(coefficients)
-    largest = int(magnitude.argmax())
+    largest = np.unravel_index(magnitude.argmax(), magnitude.shape)
     return {
         "sum_abs": sum_abs(coefficients),
         "negative": float(magnitude[coefficients < 0].sum() / magnitude.sum()),
         "effective": effective_count(coefficients),
         "largest": float(coefficients[largest]),
-        "largest_step": int(steps[largest]),
+        "largest_step": int(steps[int(largest[-1])]),
     }

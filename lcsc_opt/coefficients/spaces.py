@@ -1,4 +1,8 @@
-"""Coefficient spaces: maps from the free vector ``[d]`` that an optimizer moves to ``[K]`` coefficients."""
+"""Coefficient spaces: maps from the free vector ``[d]`` that an optimizer moves to ``[K]`` coefficients.
+
+With a row of coefficients for each of S layer groups, both have a first axis: ``[S, d]`` and ``[S, K]``. All maps work
+on the last axis, row by row, and take ``[K]`` coefficients for S equal rows.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +33,8 @@ class CoefficientSpace(Protocol):
         ...
 
     @property
-    def dimension(self) -> int:
-        """d, the length of the free vector."""
+    def shape(self) -> tuple[int, ...]:
+        """``[d]`` or ``[S, d]``, of the free vector."""
         ...
 
     def to_coefficients(self, free: _Array) -> Coefficients:
@@ -59,31 +63,31 @@ class AffineSpace:
     origin: Coefficients
 
     @property
-    def dimension(self) -> int:
-        """K - 1."""
-        return len(self.steps) - 1
+    def shape(self) -> tuple[int, ...]:
+        """``[K - 1]`` or ``[S, K - 1]``."""
+        return (*self.origin.shape[:-1], len(self.steps) - 1)
 
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K - 1]`` → ``[K]``."""
-        return close_sum(self.origin + _reflect(np.append(free, 0.0)))
+        return close_sum(self.origin + _reflect(np.concatenate([free, np.zeros((*free.shape[:-1], 1))], axis=-1)))
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K - 1]``."""
-        return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[:-1]
+        return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[..., :-1]
 
     def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:  # noqa: ARG002 - the map is linear
         """``[K]`` → ``[K - 1]``, the same everywhere: the basis transposed."""
-        return _reflect(gradient)[:-1]
+        return _reflect(gradient)[..., :-1]
 
 
-def _reflect(vector: _Array) -> _Array:
+def _reflect(vectors: _Array) -> _Array:
     """Householder reflection I - 2 v v^T, v along diagonal + last axis; it is its own inverse."""
-    count = len(vector)
+    count = vectors.shape[-1]
     shift = 1 / math.sqrt(count)
     normal = np.full(count, shift)
     normal[-1] += 1.0
-    scale = float(np.sum(normal * vector)) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
-    return np.asarray(vector - scale * normal)
+    scale = np.sum(normal * vectors, axis=-1, keepdims=True) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
+    return np.asarray(vectors - scale * normal)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,14 +101,15 @@ class ConvexSpace:
     origin: Coefficients
 
     @property
-    def dimension(self) -> int:
-        """K."""
-        return len(self.steps)
+    def shape(self) -> tuple[int, ...]:
+        """``[K]`` or ``[S, K]``."""
+        return self.origin.shape
 
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K]`` → ``[K]``, non-negative."""
         clipped = np.maximum(self.origin + free, 0.0)
-        return normalize(clipped) if math.fsum(clipped) >= NEAR_ZERO else self.origin.copy()
+        empty = _sums(clipped) < NEAR_ZERO
+        return normalize(np.where(empty, self.origin, clipped)) if not empty.all() else self.origin.copy()
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K]``; negative coefficients come back clipped."""
@@ -117,18 +122,23 @@ class ConvexSpace:
         """
         moved = self.origin + free
         clipped = np.maximum(moved, 0.0)
-        total = math.fsum(clipped)
-        if total < NEAR_ZERO:  # the coefficients are the origin's, whatever is changed
-            return np.zeros_like(clipped)
-        slope = (gradient - math.fsum(gradient * clipped) / total) / total
-        return np.where((moved > 0) | ((moved == 0) & (slope < 0)), slope, 0.0)
+        total = _sums(clipped)
+        counts = total >= NEAR_ZERO  # else the coefficients are the origin's, whatever is changed
+        total = np.where(counts, total, 1.0)
+        slope = (gradient - _sums(gradient * clipped) / total) / total
+        return np.where(counts & ((moved > 0) | ((moved == 0) & (slope < 0))), slope, 0.0)
+
+
+def _sums(rows: _Array) -> _Array:
+    """``[..., K]`` → ``[..., 1]``, correctly rounded."""
+    return np.array([math.fsum(row) for row in rows.reshape(-1, rows.shape[-1])]).reshape(*rows.shape[:-1], 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrincipalSpace:
     """The r leading directions of the trajectory's own covariance, as directions of coefficients; d = r.
 
-    ``basis`` is ``[K, r]``, orthonormal, its columns sum to zero.
+    ``basis`` is ``[K, r]``, orthonormal, its columns sum to zero; ``[S, K, r]`` with the directions of each group.
     """
 
     steps: tuple[int, ...]
@@ -136,37 +146,40 @@ class PrincipalSpace:
     basis: _Array
 
     @classmethod
-    def of(cls, steps: tuple[int, ...], origin: Coefficients, gram: _Array, dimension: int) -> PrincipalSpace:
+    def of(cls, steps: tuple[int, ...], origin: Coefficients, gram: _Array, directions: int) -> PrincipalSpace:
         """The space of the leading eigenvectors of ``gram``, ``[K, K]``, of the checkpoints less their mean.
 
+        With ``[S, K, K]``, the inner products of each group, a row of coefficients has the directions of its group.
+
         Raises:
-            StudySpecError: ``dimension``, r, is not from 1 to K - 1.
+            StudySpecError: ``directions``, r, is not from 1 to K - 1.
         """
-        count = len(gram)
-        if not 1 <= dimension <= count - 1:
-            raise StudySpecError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
+        count = gram.shape[-1]
+        if not 1 <= directions <= count - 1:
+            raise StudySpecError(f"space.principal: expected 1 to {count - 1} directions, got {directions}")
         # the shift lowers the eigenvalue of the diagonal (1, …, 1) from zero to below all others: it is never chosen
-        _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
-        leading = vectors[:, ::-1][:, :dimension]
-        leading = leading - leading.mean(axis=0)
-        largest = np.abs(leading).argmax(axis=0)  # made positive, so signs are reproducible
-        signs = np.sign(leading[largest, np.arange(dimension)])
+        shift = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / count
+        _, vectors = np.linalg.eigh(gram - shift)
+        leading = vectors[..., ::-1][..., :directions]
+        leading = leading - leading.mean(axis=-2, keepdims=True)
+        largest = np.abs(leading).argmax(axis=-2, keepdims=True)  # made positive, so signs are reproducible
+        signs = np.sign(np.take_along_axis(leading, largest, axis=-2))
         return cls(steps, origin, np.asarray(leading * signs, dtype=np.float64))
 
     @property
-    def dimension(self) -> int:
-        """The number of directions, r."""
-        return int(self.basis.shape[1])
+    def shape(self) -> tuple[int, ...]:
+        """``[r]`` or ``[S, r]``."""
+        return (*self.origin.shape[:-1], self.basis.shape[-1])
 
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[r]`` → ``[K]``."""
-        return close_sum(self.origin + (self.basis * free).sum(axis=1))
+        return close_sum(self.origin + (self.basis * free[..., None, :]).sum(axis=-1))
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[r]``, the orthogonal projection."""
         moved = np.asarray(coefficients, dtype=np.float64) - self.origin
-        return np.asarray((self.basis * moved[:, None]).sum(axis=0))
+        return np.asarray((self.basis * moved[..., None]).sum(axis=-2))
 
     def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:  # noqa: ARG002 - the map is linear
         """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
-        return np.asarray((self.basis * gradient[:, None]).sum(axis=0))
+        return np.asarray((self.basis * gradient[..., None]).sum(axis=-2))

@@ -92,6 +92,7 @@ class StudyHistory:
         reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
         tracebacks: reason → the traceback of the last exception with that reason.
         steps: ``[K]`` training steps of the checkpoints.
+        layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
         ordered: whether results are told in the order of the asks.
@@ -116,6 +117,7 @@ class StudyHistory:
     reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps: tuple[int, ...] = ()
+    layer_groups: tuple[str, ...] = ()
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
     ordered: bool = True

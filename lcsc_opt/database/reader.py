@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, KeptNodes, StudyHistory, Trials, is_kept
 from lcsc_opt.database.lock import locked
@@ -101,15 +102,18 @@ class HistoryReader:
         raise StudyStoreError(f"{name}: was deleted from the database while it was read")
 
     def answer(self, study: StudyHistory) -> Floats | None:
-        """``[K]`` coefficients of the trial that was chosen, else of the best one; ``None`` while there is none."""
+        """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
         return None if study.chosen is None else self.coefficients(study, [study.chosen])[0]
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
-        """``[m, K]``, a row for each number; NaN where a trial stores none."""
-        found = [trial.user_attrs.get("coefficients") for trial in self._trials_of(study, numbers)]
-        count = len(study.steps) or max((len(row) for row in found if row is not None), default=0)
-        rows = [[np.nan] * count if row is None else row for row in found]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), count)
+        """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none."""
+        found = [coefficients_of(trial) for trial in self._trials_of(study, numbers)]
+        shape = max((each.shape for each in found if each.size), key=len, default=(len(study.steps),))
+        whole = np.full((len(found), *shape), np.nan)
+        for place, each in zip(whole, found, strict=True):
+            if each.size:
+                place[...] = each
+        return whole
 
     def parameters(self, study: StudyHistory, numbers: Sequence[int]) -> dict[str, Floats]:
         """``sum_abs`` and ``effective`` of trials, ``[m]`` each; NaN where they are not stored."""
@@ -200,8 +204,7 @@ class HistoryReader:
             shown = name if name == "loss" else f"{formula.upper()}{at}{extractor.rpartition(':')[2]}"
             study = dataclasses.replace(study, metric=shown)
         if study.optimizer == EMA_GRID and study.chosen is not None:
-            found = np.array(trials[study.chosen].user_attrs.get("coefficients", ()), dtype=np.float64)
-            study = dataclasses.replace(study, average=average_name(found, study.steps))
+            study = dataclasses.replace(study, average=average_name(coefficients_of(trials[study.chosen]), study.steps))
         return study
 
 
@@ -211,6 +214,7 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
     return dataclasses.replace(
         study,
         steps=tuple(attributes.get("steps") or ()),
+        layer_groups=tuple(attributes.get("layer_groups") or ()),
         forked_from=attributes.get("forked_from"),
         workers=int(specification.get("workers", 1)),
         ordered=specification.get("tells", "ordered") == "ordered",

@@ -7,14 +7,16 @@ is the index of its ask, unless failed trials were evaluated again. Everything i
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots the parameters ``sum_abs`` (Σ|a|)
                        and ``effective`` (checkpoints that matter)
-user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
-                       than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
-                       each with its ``traceback``, and the ``reason`` of a failed trial; ``retry_of`` where a failed
-                       trial was evaluated again; ``inherited`` of trials that were taken over from another study;
+user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``,
+                       ``tell_index``; ``images`` and ``noise`` where other than the objective's were asked for,
+                       ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
+                       ``traceback``, and the ``reason`` of a failed trial; ``retry_of`` where a failed trial was
+                       evaluated again; ``inherited`` of trials that were taken over from another study;
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
-                       ``created``, ``created_by``, ``forked_from``, ``parallelism``, ``plane`` of landscapes; later:
+                       ``created``, ``created_by``, ``forked_from``, ``parallelism``, ``layer_groups`` [S] by name,
+                       ``plane`` of landscapes; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``retry``, ``changes``, ``ray``, ``nodes``
 =====================  =======================================================================================
@@ -41,7 +43,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -52,6 +53,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.connection import in_database, quiet_optuna
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials, differences
@@ -80,7 +82,7 @@ def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
     """The attributes of a trial that describe its candidate; images and noise only if they are not the defaults."""
-    attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
+    attributes: dict[str, Any] = {"coefficients": stored_array(candidate.coefficients)}
     if candidate.images is not None:
         attributes["images"] = candidate.images
     if candidate.noise != SEARCH:
@@ -186,7 +188,7 @@ class StoredStudy:
         attributes = {**candidate_attributes(candidate), "tell_index": self._next}
         optional = {"tells_before": tells_before, "retry_of": retry_of}
         attributes |= {name: value for name, value in optional.items() if value is not None}
-        ranges = {**_SUM_ABS, "effective": FloatDistribution(1.0, float(len(candidate.coefficients)))}
+        ranges = {**_SUM_ABS, "effective": FloatDistribution(1.0, float(candidate.coefficients.shape[-1]))}
         found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
         params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
         how: dict[str, Any] = {"params": params, "distributions": ranges}
@@ -219,7 +221,7 @@ class StoredStudy:
         """
         attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": dataclasses.asdict(evaluation.cost)}
         if evaluation.gradient is not None:
-            attributes["gradient"] = evaluation.gradient.tolist()
+            attributes["gradient"] = stored_array(evaluation.gradient)
         if evaluation.violation is not None:
             attributes["violation"] = evaluation.violation
         state = TrialState.COMPLETE if compares else TrialState.PRUNED
@@ -299,7 +301,7 @@ class StoredStudy:
         """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
 
         Returns:
-            Its number, its coefficients ``[K]`` and its user attributes with ``loss``, and with ``held_out`` if the
+            Its number, its coefficients and its user attributes with ``loss``, and with ``held_out`` if the
             report is of this trial.
 
         Raises:
@@ -316,7 +318,7 @@ class StoredStudy:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
         if report.get("trial") == number:
             known[number]["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
-        return number, np.array(known[number]["coefficients"], dtype=np.float64), known[number]
+        return number, array_of(known[number]["coefficients"]), known[number]
 
     def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
         """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""

@@ -27,6 +27,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
+from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.trajectory import Trajectory
@@ -129,6 +130,7 @@ class NodeObjective:
         own: the path of the objective's file among the copies; empty if it belongs to the library.
         software: of the coordinator.
         packed: the objective's trajectory; ``None`` without one.
+        rows: how layers are divided into groups with coefficients of their own.
     """
 
     spec: ObjectiveSpec
@@ -138,6 +140,7 @@ class NodeObjective:
     own: str
     software: dict[str, Any]
     packed: PackedTrajectory | None
+    rows: Rule | None
 
     @classmethod
     def collect(cls, spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> NodeObjective:
@@ -171,7 +174,8 @@ class NodeObjective:
         files = {place: (path.resolve(), _sha256(path)) for place, path in found.items()}
         trajectory = objective.trajectory
         packed = PackedTrajectory.of(trajectory) if isinstance(trajectory, Trajectory) else None
-        return cls(spec, study, here, files, own, _software(), packed)
+        groups = objective.layer_groups
+        return cls(spec, study, here, files, own, _software(), packed, None if groups is None else groups.rule)
 
     def __call__(self) -> Objective:
         """Load it.
@@ -182,7 +186,7 @@ class NodeObjective:
         """
         known = self._prepared()
         with self._arrived() as beside:
-            return load_objective(self.spec, beside=beside, checkpoints=known)
+            return load_objective(self.spec, beside=beside, checkpoints=known, rows=self.rows)
 
     def check(self) -> LcscError | None:
         """Fetch what loading needs, and return the error that loading would raise, if it is known without a model."""

@@ -62,8 +62,13 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
         TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
             its dtype.
     """
-    coefficients = check_coefficients(recipe.coefficients, len(recipe.steps))
-    needed = {recipe.steps[index]: int(index) for index in np.flatnonzero(coefficients)}
+    rows = [()] if recipe.rows is None else list(recipe.rows.values())
+    row_of = {name: row for row, names in enumerate(rows) for name in names}
+    coefficients = check_coefficients(
+        recipe.coefficients, len(recipe.steps), rows=None if recipe.rows is None else len(rows)
+    ).reshape(len(rows), -1)
+    largest = coefficients.argmax(axis=1)
+    needed = {recipe.steps[index]: int(index) for index in np.flatnonzero(coefficients.any(axis=0))}
     if missing := sorted(needed.keys() - set(checkpoints.steps)):
         raise TrajectoryError(
             f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
@@ -87,9 +92,11 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
                     f"{sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the right --key."
                 )
             for spec in layout.tensors:
+                row = row_of.get(spec.name, 0)
                 if spec.merged and spec.name not in recipe.constant:
-                    _add(sums, spec.name, float(coefficients[index]), tensors[spec.name])
-                elif index == coefficients.argmax():
+                    if coefficients[row, index] != 0:
+                        _add(sums, spec.name, float(coefficients[row, index]), tensors[spec.name])
+                elif index == largest[row]:
                     copies[spec.name] = tensors[spec.name].detach().clone()
             advance(note=f"step {step}")
             del tensors  # free the memory before the next one is read

@@ -46,7 +46,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     if to.form == "lora":
         recipe = recipe.model_copy(update={"lora": _lora_of(study, objective, trajectory)})
     weights = merge_exactly(trajectory, recipe)
-    if statistics := objective.statistics(np.array(recipe.coefficients)):
+    if statistics := objective.statistics(np.array(recipe.coefficients, dtype=np.float64)):
         weights |= (kept := cast(dict(statistics), to.dtype))
         recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
     to.write(weights, recipe, config)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 
 from lcsc_opt.base import VERSION
@@ -55,7 +56,8 @@ class Recipe(pydantic.BaseModel):
         method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` for an average without a search.
-        coefficients: ``[K]``.
+        coefficients: ``[K]``, or a row for each of ``rows``.
+        rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: of all checkpoints together.
@@ -78,7 +80,8 @@ class Recipe(pydantic.BaseModel):
     method: Literal["linear"] = "linear"
     study: str
     trial: int | None = None
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
+    rows: dict[str, tuple[str, ...]] | None = None
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
@@ -97,9 +100,10 @@ class Recipe(pydantic.BaseModel):
     def _check(self) -> Recipe:
         if self.format != _FORMAT:
             raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
-        for name, values in (("coefficients", self.coefficients), ("hashes", self.checkpoint_sha256)):
-            if len(values) != len(self.steps):
-                raise ValueError(f"{len(values)} {name} for {len(self.steps)} steps")
+        expected = (len(self.steps),) if self.rows is None else (len(self.rows), len(self.steps))
+        if (shape := np.array(self.coefficients).shape) != expected or len(self.checkpoint_sha256) != expected[-1]:
+            counts = f"coefficients {list(shape)}, {len(self.checkpoint_sha256)} hashes"
+            raise ValueError(f"{counts} for {len(self.steps)} steps{' in rows' * (self.rows is not None)}")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
         return self
@@ -107,9 +111,13 @@ class Recipe(pydantic.BaseModel):
     @classmethod
     def of(cls, trajectory: Trajectory, coefficients: Coefficients, **others: Any) -> Recipe:
         """The recipe of a merge of these checkpoints, made with what is installed here."""
-        now = environment()
+        now, groups, rows = environment(), trajectory.layer_groups, None
+        if groups is not None and coefficients.ndim > 1:
+            tensors = [(groups.names[row], name) for name, row in groups.row_of.items()]
+            rows = {group: tuple(sorted(name for own, name in tensors if own == group)) for group in groups.names}
         return cls(
-            coefficients=tuple(coefficients.tolist()),
+            coefficients=coefficients.tolist(),
+            rows=rows,
             steps=trajectory.steps,
             checkpoint_sha256=trajectory.checkpoint_sha256,
             trajectory_sha256=trajectory.sha256,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
@@ -28,7 +29,10 @@ stop_flag: contextvars.ContextVar[threading.Event | None] = contextvars.ContextV
 
 
 class Mergeable(Protocol):
-    """Checkpoints that can be merged: a trajectory, or anything else that merges linearly in the coefficients."""
+    """Checkpoints that can be merged: a trajectory, or anything else that merges linearly in the coefficients.
+
+    After :meth:`in_rows`, coefficients and gradients may have a row for each layer group, ``[S, K]``.
+    """
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -42,6 +46,13 @@ class Mergeable(Protocol):
     def touched(self) -> bool:
         """Whether the weights were written again since the identity was computed."""
 
+    @property
+    def layer_groups(self) -> LayerGroups | None:
+        """The S groups of tensors that may be merged with a row of coefficients each; ``None`` for one row."""
+
+    def in_rows(self, rule: Rule | None) -> Mergeable:
+        """The same checkpoints for coefficients ``[S, K]``; StudySpecError if the rule does not fit their tensors."""
+
     def verify(self) -> None:
         """Compare the weights with the hashes in the identity; TrajectoryError if they differ."""
 
@@ -49,14 +60,14 @@ class Mergeable(Protocol):
         """The linear combination for ``[K]`` coefficients that sum to one."""
 
     def gram(self) -> npt.NDArray[np.float64]:
-        """``[K, K]`` inner products of the centered checkpoints."""
+        """``[K, K]`` inner products of the centered checkpoints; ``[S, K, K]`` in rows."""
 
     @property
     def varying(self) -> frozenset[str]:
         """The names of the tensors that are not the same in all checkpoints."""
 
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
-        """The gradient in the merged tensors, by name → the gradient in the coefficients, ``[K]``."""
+        """The gradient in the merged tensors, by name → the gradient in the coefficients, ``[K]`` or ``[S, K]``."""
 
 
 class Objective(abc.ABC):
@@ -133,12 +144,29 @@ class Objective(abc.ABC):
         return {}
 
     def gram(self) -> npt.NDArray[np.float64] | None:
-        """``[K, K]`` inner products of the centered checkpoints, or ``None`` without weights."""
+        """``[K, K]`` or ``[S, K, K]`` inner products of the centered checkpoints, or ``None`` without weights."""
         return None if self.trajectory is None else self.trajectory.gram()
 
+    @property
+    def layer_groups(self) -> LayerGroups | None:
+        """The S groups of tensors that may have a row of coefficients each; ``None`` for one row."""
+        return None if self.trajectory is None else self.trajectory.layer_groups
+
+    def merge_in_rows(self, rule: Rule | None) -> None:
+        """From now on coefficients may be ``[S, K]``, a row for each layer group; ``None`` goes back to one row.
+
+        Raises:
+            StudySpecError: the objective merges no weights, or the rule does not divide them.
+        """
+        if self.trajectory is not None:
+            object.__setattr__(self, "trajectory", self.trajectory.in_rows(rule))  # it may be a frozen dataclass
+        elif rule is not None:
+            raise StudySpecError("space.rows: this objective merges no weights; leave the key out")
+
     def __call__(self, coefficients: npt.ArrayLike) -> float:
-        """The loss of ``[K]`` coefficients that sum to one."""
-        checked = check_coefficients(coefficients, len(self.steps))
+        """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
+        groups = self.layer_groups
+        checked = check_coefficients(coefficients, len(self.steps), rows=None if groups is None else len(groups))
         return self.evaluate(Candidate(checked, noise=SEARCH)).loss
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Candidate, Coefficients
+from lcsc_opt.coefficients.layer_groups import Rule
 
 HEADROOM = 4  # the largest gradient in a pixel is scaled below 2**-4, so that sums in half types do not overflow
 
@@ -33,11 +34,15 @@ class OneModel:
             depends on are missing.
     """
 
-    steps, sha256, touched = (0,), "", False
+    steps, sha256, touched, layer_groups = (0,), "", False, None
 
     def __init__(self, weights: Mapping[str, Tensor], varying: frozenset[str]) -> None:
         self.weights, self.varying = weights, varying
         self.gradients: Mapping[str, Tensor] = {}
+
+    def in_rows(self, rule: Rule | None) -> OneModel:  # noqa: ARG002 - there is nothing to combine
+        """Itself."""
+        return self
 
     def verify(self) -> None:
         """Does nothing: there are no files that could be damaged."""

@@ -16,11 +16,16 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.paths import KnownCheckpoints, study_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 
 
 def load_objective(
-    spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
+    spec: ObjectiveSpec,
+    *,
+    beside: Path | None = None,
+    checkpoints: KnownCheckpoints | None = None,
+    rows: Rule | None = None,
 ) -> Objective:
     """Load the objective's file and build the objective.
 
@@ -31,9 +36,10 @@ def load_objective(
         spec: the file and its settings.
         beside: the study file's folder.
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
+        rows: how layers are divided into groups with coefficients of their own.
 
     Raises:
-        StudySpecError: the file cannot be loaded or its ``build`` does not give an objective.
+        StudySpecError: the file cannot be loaded, its ``build`` does not give an objective, or ``rows`` do not fit it.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints):
@@ -47,6 +53,8 @@ def load_objective(
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
     object.__setattr__(objective, "code", _code(path, spec.settings))  # the objective may be a frozen dataclass
+    if rows is not None:
+        objective.merge_in_rows(rows)
     return objective
 
 

@@ -232,7 +232,7 @@ class MergeSampleScore(StagedObjective):
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def vjp(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
-        """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient ``[K]``.
+        """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient.
 
         If they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
         sampled again.
@@ -272,6 +272,8 @@ class MergeSampleScore(StagedObjective):
                     total.add(images, gradient)
             with watch.timing("merge"):
                 product = self._source.project(total.sums)
+                if product.ndim > candidate.coefficients.ndim:
+                    product = product.sum(axis=0)
         if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")
         again = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed

@@ -32,6 +32,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         steps = steps_of(self.parametrization, self._options["steps"])
         rates = self._options["rates"] or window_ema_rates(steps)
         self._initial = [ema_coefficients(steps, rate) for rate in rates]  # line 2
+        self._shape = self.parametrization.value.shape  # [K] or [S, K]
         self._to_ask = deque(self._initial)
         # P. Only its best M_CP members can ever be parents or the answer, so only these are kept in memory.
         self._population: list[tuple[float, int, Coefficients]] = []
@@ -55,8 +56,8 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         self._children_left -= 1
         while True:
             mixed = self._crossover()
-            child = mixed + self._options["mutation"] * self._rng.standard_normal(len(mixed))
-            if child.sum() >= _SMALLEST_SUM:
+            child = mixed + self._options["mutation"] * self._rng.standard_normal(self._shape)
+            if child.sum(axis=-1).min() >= _SMALLEST_SUM:
                 return normalize(child)  # line 10
 
     def _crossover(self) -> Coefficients:
@@ -64,7 +65,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         rng: np.random.RandomState = self._rng
         one, other = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
         if rng.random_sample() < self._options["crossover"]:
-            return np.where(rng.random_sample(len(one)) < 0.5, one, other)
+            return np.where(rng.random_sample(self._shape) < 0.5, one, other)
         return one
 
 

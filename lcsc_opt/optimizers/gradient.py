@@ -9,6 +9,7 @@ directions, a little better than single coefficients (measured in ``docs/gradien
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import nevergrad as ng
@@ -31,7 +32,7 @@ from lcsc_opt.optimizers.parametrization import (
 )
 
 _Free = npt.NDArray[np.float64]
-"""``[d]``: the free vector of a coefficient space; that of a plain array ``[K]`` is the affine one."""
+"""``[d]`` or ``[S, d]``: the free vector of a coefficient space; that of a plain array ``[K]`` is the affine one."""
 
 _MOMENTUM, _MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
@@ -225,9 +226,9 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
 
 
 class _Path:
-    """The iterates of one search, as free vectors ``[d]``.
+    """The iterates of one search, as free vectors ``[d]``, or ``[S, d]`` in a space with rows.
 
-    ``step_size`` is the length of a step that is as large as Adam allows in every direction.
+    ``step_size`` is the length of a step that is as large as Adam allows in every direction, in each row.
 
     Attributes:
         free: the next iterate.
@@ -239,24 +240,27 @@ class _Path:
         free = space.to_free(start)
         self.free, self.average, self.steps = free, free, 0
         self._space = space
-        origin = space.to_coefficients(np.zeros(space.dimension))
-        zero, cosines = space.to_free(origin), cosine_directions(len(start))
-        # [d, K - 1]: what one unit of each cosine direction does to the free vector
-        self._directions = np.stack([space.to_free(origin + column) - zero for column in cosines.T], axis=1)
-        self._step_size = step_size / np.sqrt(self._directions.shape[1])  # in each direction
-        self._momentum = np.zeros(self._directions.shape[1])  # m
-        self._square = np.zeros(self._directions.shape[1])  # v
+        origin = space.to_coefficients(np.zeros(space.shape))
+        zero, cosines = space.to_free(origin), cosine_directions(start.shape[-1])
+        # [S, d, K - 1]: what one unit of each cosine direction does to the free vector of each row
+        each = np.stack([np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T], axis=-1)
+        same = np.allclose(each, each[:1], rtol=0, atol=1e-12)  # but for principal directions
+        self._directions = np.broadcast_to(each[:1].copy(), each.shape) if same else each
+        count = cosines.shape[1]
+        self._step_size = step_size / np.sqrt(count)  # in each direction
+        self._momentum = np.zeros((*space.shape[:-1], count))  # m
+        self._square = np.zeros_like(self._momentum)  # v
         self._since_retreat = 0
 
     def step(self, coefficients: Coefficients, gradient: Coefficients, *, delay: int) -> None:
-        """One step against the gradient ``[K]`` at ``coefficients``, which was asked ``delay`` steps ago.
+        """One step against the gradient at ``coefficients``, of their shape, which was asked ``delay`` steps ago.
 
         Kingma and Ba 2015, Algorithm 1, without its epsilon, so that the loss's unit does not matter. Late gradients
         make shorter steps, else the path swings: the first gradients of all workers are asked at one point, and full
         steps along all of them would lead much too far.
         """
         free = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
-        slopes = (self._directions * free[:, None]).sum(axis=0)  # no BLAS: its bits depend on its threads
+        slopes = self._by_row(lambda directions, row: (directions * row[:, None]).sum(axis=0), free)
         self.steps += 1
         self._since_retreat += 1
         self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
@@ -265,9 +269,14 @@ class _Path:
         spread = np.sqrt(self._square / (1 - _MEMORY**self.steps))
         ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
         size = self._step_size / (1 + _DELAY * delay)
-        moved = self.free - size * (self._directions * ratio).sum(axis=1)
+        moved = self.free - size * self._by_row(lambda directions, row: (directions * row).sum(axis=1), ratio)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
+
+    def _by_row(self, product: Callable[[_Free, _Free], _Free], rows: _Free) -> _Free:
+        """The product with the directions of each row. No BLAS: its bits depend on its threads."""
+        found = [product(*pair) for pair in zip(self._directions, np.atleast_2d(rows), strict=True)]
+        return np.stack(found) if rows.ndim > 1 else found[0]
 
     def retreat(self) -> None:
         """Go back to the average, without momentum, with half the step."""

@@ -27,7 +27,7 @@ _REQUEST, _EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's me
 
 
 class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
-    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space, in both directions.
+    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space (``[S, K]``, if it has rows), and back.
 
     Nevergrad asks for the value of a candidate nine times, so the last value is kept.
     """
@@ -53,7 +53,7 @@ class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
 def coefficient_array(
     space: CoefficientSpace, *, step_size: float = DEFAULT_STEP_SIZE, seed: int | None = None
 ) -> ng.p.Array:
-    """A Nevergrad array whose value is ``[K]`` coefficients, for any optimizer of Nevergrad's registry.
+    """A Nevergrad array whose value is ``[K]`` or ``[S, K]`` coefficients, for any optimizer of Nevergrad's registry.
 
     Args:
         space: which coefficients it reaches; the array starts at the space's origin.
@@ -64,7 +64,7 @@ def coefficient_array(
         StudySpecError: ``step_size`` is not a finite number above 0.
     """
     check_number("step_size", step_size, above=0)
-    array = ng.p.Array(shape=(space.dimension,))
+    array = ng.p.Array(shape=space.shape)
     array.set_mutation(sigma=float(step_size))
     array.add_layer(_CoefficientLayer(space))
     if seed is not None:
@@ -85,13 +85,14 @@ def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tu
         StudySpecError: the parameter is not a vector, or does not have as many coefficients as steps.
     """
     value = parametrization.value
-    if not isinstance(value, np.ndarray) or value.ndim != 1:
-        raise StudySpecError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
     space = space_of(parametrization)
+    if not isinstance(value, np.ndarray) or (space is None and value.ndim != 1):
+        raise StudySpecError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
+    count = value.shape[-1]
     if steps is None:
-        steps = tuple(range(1, len(value) + 1)) if space is None else space.steps
-    if len(steps) != len(value):
-        raise StudySpecError(f"steps: expected {len(value)}, one per coefficient, got {len(steps)}")
+        steps = tuple(range(1, count + 1)) if space is None else space.steps
+    if len(steps) != count:
+        raise StudySpecError(f"steps: expected {count}, one per coefficient, got {len(steps)}")
     return tuple(steps)
 
 

@@ -142,7 +142,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         self._options = (LCSCQuadratic() if config is None else config).config()
         self._count = len(steps_of(self.parametrization, None))
-        self._origin = np.asarray(self.parametrization.value, dtype=np.float64)  # [K]
+        self._origin = np.asarray(self.parametrization.value, dtype=np.float64)  # [K] or [S, K]
         self._best_inherited = math.inf
         self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))
         self._pending: dict[str, _Asked] = {}  # by uid
@@ -192,8 +192,9 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         return candidate
 
     def _coefficients(self, point: _Vector) -> Coefficients:
-        """``[r]`` → ``[K]``; where these lie outside the space, the parametrization takes the nearest inside.
+        """``[r]`` → ``[K]``; in a space with rows ``[S, K]``, with the same change in each.
 
+        Where these lie outside the space, the parametrization takes the nearest inside.
         The model then maps the points as they were asked to the losses of the nearest ones. If it were learned over the
         nearest points instead, a search in the convex hull would stay at the first wall that it meets: there every step
         leads back to where it began.

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
+from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.copying import copy_study
@@ -41,6 +44,7 @@ def fork(
     seed: int | None = None,
     budget: int | None = None,
     checkpoints: Sequence[str] = (),
+    rows: Rule | None = None,
     accept_changes: bool = False,
 ) -> StudyPlan:
     """Create a study that begins where another one ended.
@@ -49,21 +53,26 @@ def fork(
     without evaluating any again. These trials are told to its optimizer in their order before its first ask, and it
     starts from the best one. Losses that do not compare are told only to optimizers that follow gradients. The budget
     counts new evaluations only. With ``checkpoints``, which must include those of the source, the new study takes over
-    no trials, and starts from the best coefficients of the source.
+    no trials, and starts from the best coefficients of the source. With ``rows`` every layer group begins with the
+    coefficients that a source without rows found for all.
 
     Returns:
         The plan to run.
 
     Raises:
+        StudySpecError: the source has other rows.
         StudyStoreError: the source has no complete trial, the new study exists, the objective has changed since the
             source was searched, or ``checkpoints`` lack some of the source's.
         LcscError: the new study could never be searched; nothing is stored then.
     """
     origin, of_source = source.chosen_trial()[1], StudyPlan.of(source)
     known = of_source.spec
+    if rows is not None and known.space.rows not in (None, rows):
+        raise StudySpecError(f"--rows: {source.name} has a row for each of its {known.space.rows}; leave --rows out")
     plan = of_source.changed(
         name=check_experiment(experiment),
         objective=_on_checkpoints(known.objective, checkpoints) if checkpoints else known.objective,
+        space=known.space if rows is None else known.space.model_copy(update={"rows": rows}),
         optimizers=(optimizer or of_source.optimizer,),
         seeds=(of_source.seed if seed is None else seed,),
         budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
@@ -75,7 +84,7 @@ def fork(
     before = runner.objective(of_source)
     changes = accepted_changes(source, fingerprint(before), accept=accept_changes)
     if not checkpoints:
-        plan = dataclasses.replace(plan, origin=tuple(origin.tolist()))
+        plan = dataclasses.replace(plan, origin=origin.tolist())
         runner.check(plan)
         begun = {**plan.following(), **plan.beginning(before), "forked_from": source.name}
         not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, "measured", "retry"))
@@ -97,10 +106,8 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
     return spec.model_copy(update={"settings": {**settings, CHECKPOINTS: paths[0] if len(paths) == 1 else paths}})
 
 
-def _coefficients_on(
-    coefficients: Coefficients, before: Trajectory, now: Trajectory, *, source: str
-) -> tuple[float, ...]:
-    """Coefficients of ``before`` as coefficients of ``now``, ``[K]``: zero for the checkpoints that are new.
+def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajectory, *, source: str) -> list[Any]:
+    """Coefficients of ``before`` as coefficients of ``now``: zero for the checkpoints that are new.
 
     Raises:
         StudyStoreError: ``now`` lacks one of the checkpoints, or has other weights for it.
@@ -111,8 +118,10 @@ def _coefficients_on(
             what = "other weights" if step in known else "no checkpoint"
             missing = f"{what} there for step {step} of {source}"
             raise StudyStoreError(f"--checkpoints: {missing}; give all checkpoints of that study, and later ones")
-    found = dict(zip(before.steps, coefficients.tolist(), strict=True))
-    return tuple(found.get(step, 0.0) for step in now.steps)
+    found = np.zeros((*coefficients.shape[:-1], len(now)))
+    found[..., np.isin(now.steps, before.steps)] = coefficients
+    listed: list[Any] = found.tolist()
+    return listed
 
 
 @dataclasses.dataclass(frozen=True)

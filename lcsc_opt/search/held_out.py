@@ -25,6 +25,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import StudyHistory, best_ema, is_kept
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -126,11 +127,11 @@ def score_held_out(
         selection = []
         for trial in trials:
             where = f"{study.name}: trial {trial.number}"
-            selection.append(measurements.of(_coefficients(trial), SELECTION, where)["loss"])
+            selection.append(measurements.of(coefficients_of(trial), SELECTION, where)["loss"])
             advance()
         _, number, chosen = min((loss, trial.number, trial) for loss, trial in zip(selection, trials, strict=True))
         where = f"{study.name}: trial {number}"
-        groups = measurements.of_groups(_coefficients(chosen), noises, where, advance)
+        groups = measurements.of_groups(coefficients_of(chosen), noises, where, advance)
         choice = {"chosen_from": [trial.number for trial in trials], "selection": selection}
         report = {"trial": number, **_means(groups, plan.images), **choice}
         if baselines:
@@ -156,14 +157,10 @@ def score_held_out(
 
 def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same coefficients once."""
-    distinct: dict[tuple[float, ...], FrozenTrial] = {}
+    distinct: dict[bytes, FrozenTrial] = {}
     for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
-        distinct.setdefault(tuple(trial.user_attrs["coefficients"]), trial)
+        distinct.setdefault(coefficients_of(trial).tobytes(), trial)
     return list(distinct.values())[:top]
-
-
-def _coefficients(trial: FrozenTrial) -> Coefficients:
-    return np.array(trial.user_attrs["coefficients"], dtype=np.float64)
 
 
 class _Measurements:

@@ -35,12 +35,12 @@ class StudyPlan:
     Attributes:
         spec: what was asked for, with that optimizer and that seed only.
         directory: the study file's folder, where the objective is looked for first.
-        origin: ``[K]``, where a forked study starts: the best coefficients that it inherited.
+        origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients that it inherited.
     """
 
     spec: StudySpec
     directory: Path | None = None
-    origin: tuple[float, ...] | None = None
+    origin: Sequence[Any] | None = None
 
     @classmethod
     def of(cls, study: StoredStudy) -> StudyPlan:
@@ -57,7 +57,7 @@ class StudyPlan:
             later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
             [spec] = parse_studies({"name": experiment, **kept, **listed, **later}, source="its specification")
             directory, origin = stored["directory"], stored["origin"]
-            return cls(spec, directory and Path(directory), origin and tuple(origin))
+            return cls(spec, directory and Path(directory), origin)
         except (KeyError, TypeError, ValueError, StudySpecError) as error:
             raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 
@@ -94,7 +94,7 @@ class StudyPlan:
     @property
     def objective_key(self) -> str:
         """Plans with the same key have the same objective."""
-        return f"{self.directory}:{self.spec.objective.model_dump_json()}"
+        return f"{self.directory}:{self.spec.objective.model_dump_json()}:{self.spec.space.rows}"
 
     def changed(self, **changes: Any) -> StudyPlan:
         """The same plan with other values in its specification."""
@@ -168,7 +168,7 @@ class StudyPlan:
     def beginning(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes that its search begins with, and keeps."""
         budget = self.spec.budget.model_dump()
-        begun = {"budget": budget, "optimizer_budget": budget, "origin": self.origin and list(self.origin)}
+        begun = {"budget": budget, "optimizer_budget": budget, "origin": self.origin}
         return {**begun, "parallelism": self._parallelism(objective)}
 
     def is_searched(self, stored: Mapping[str, Any]) -> bool:
@@ -250,6 +250,8 @@ class StudyPlan:
         steps = objective.steps
         default = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
         start = default if self.origin is None else np.array(self.origin, dtype=np.float64)
+        if spec.rows is not None and (groups := objective.layer_groups) is not None:
+            start = np.broadcast_to(start, (len(groups), len(steps))).copy()
         if spec.kind == "affine":
             return AffineSpace(steps, start)
         if spec.kind == "convex":

@@ -24,9 +24,10 @@ from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
+from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
@@ -66,7 +67,7 @@ class Search:
         optimizer: freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study; inherited trials do not count.
-        first: ``[K]`` coefficients that are asked before all others, unless trials are inherited.
+        first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others, unless trials are inherited.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
@@ -81,7 +82,7 @@ class Search:
         evaluator: Evaluator,
         *,
         budget: BudgetSpec,
-        first: Sequence[float] | None = None,
+        first: Sequence[Any] | None = None,
         images_per_evaluation: int = 0,
         in_flight: int = 1,
         tells: Tells = "ordered",
@@ -167,11 +168,14 @@ class Search:
             request = _request(trial)
             if not (follows_gradients or request.compares(self._images_per_evaluation)):
                 continue
-            parameter = self._optimizer.parametrization.spawn_child(new_value=_coefficients(trial))
+            parameter = self._optimizer.parametrization.spawn_child(new_value=coefficients_of(trial))
             attach_request(parameter, request)
             outcome = _stored_outcome(trial)
             loss = self._loss_to_tell(outcome, trial.number, request)
-            attach_evaluation(parameter, outcome if isinstance(outcome, Evaluation) else None)
+            told = outcome if isinstance(outcome, Evaluation) else None
+            if told is not None and told.gradient is not None and told.gradient.shape != parameter.value.shape:
+                told = dataclasses.replace(told, gradient=None)  # of one row, where there are several now
+            attach_evaluation(parameter, told)
             try:
                 self._tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
@@ -186,7 +190,7 @@ class Search:
                 self._collect()
             request, known = _request(trial), self._retries.get(trial.number)
             begun = known is not None and known.number >= retry["from"]
-            candidate = Candidate(_coefficients(trial), request.images, request.noise)
+            candidate = Candidate(coefficients_of(trial), request.images, request.noise)
             if known is None or not begun:
                 number = self._study.add_candidate(candidate, retry_of=trial.number)
                 self._in_flight.append(self._submit(_Trial(number, candidate, request)))
@@ -248,7 +252,7 @@ class Search:
     def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
         how = candidate_attributes(asked)
         same_way = all(stored.user_attrs.get(key) == how.get(key) for key in ("images", "noise"))
-        if same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
+        if same_way and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._environment_change or "the same versions, BLAS and cores as before"
         raise StudyStoreError(
@@ -348,7 +352,7 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")
-        known = None if gradient is None else np.array(gradient, dtype=np.float64)
+        known = None if gradient is None else array_of(gradient)
         violation = trial.user_attrs.get("violation")
         return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost(**cost), known, violation)
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
@@ -364,8 +368,3 @@ def _request(trial: FrozenTrial) -> Request:
     known = trial.user_attrs
     noise = Noise(**known["noise"]) if "noise" in known else SEARCH
     return Request(images=known.get("images"), noise=noise, gradient="gradient" in known)
-
-
-def _coefficients(trial: FrozenTrial) -> Coefficients:
-    stored: Sequence[float] = trial.user_attrs.get("coefficients", ())
-    return np.array(stored, dtype=np.float64)

@@ -121,7 +121,7 @@ def append_self_trained(
 
 def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coefficients:
     """``[K]`` of a model and w → ``[K + 1]`` of (1 + w) θ − w θ_self, where θ_self is the row ``place``."""
-    return np.insert((1 + weight) * coefficients, place, -weight)
+    return np.insert((1 + weight) * coefficients, place, -weight, axis=-1)
 
 
 def _second_place(steps: Sequence[int]) -> int:

@@ -21,6 +21,7 @@ from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
@@ -81,6 +82,8 @@ class Study:
     def coefficients(self) -> Coefficients:
         """``[K]`` of the answer: the trial chosen on other noise, else the best of the search; they sum to one.
 
+        ``[S, K]``, if the study file asks for ``rows``: one for each of :attr:`layer_groups`.
+
         Raises:
             StudyStoreError: no trial is complete yet.
         """
@@ -92,12 +95,17 @@ class Study:
         return answer
 
     @property
+    def layer_groups(self) -> tuple[str, ...]:
+        """``[S]``, the names of the rows of coefficients; empty where all layers have the same."""
+        return self._history.layer_groups
+
+    @property
     def trials(self) -> list[dict[str, Any]]:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
         Keys: ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` if the loss does not compare with
-        others), ``loss``, ``coefficients`` (a list, ``[K]``), ``metrics`` (name → value), ``images``, ``seconds``, and
-        the ``reason`` of a failure; ``None`` if unknown.
+        others), ``loss``, ``coefficients`` (a list, ``[K]`` or ``[S, K]``), ``metrics`` (name → value), ``images``,
+        ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
         """
         with reading(self.storage) as storage:
             return [_row(trial) for trial in StoredStudy.open(storage, self.name).trials()]
@@ -108,7 +116,7 @@ class Study:
         A network with batch normalization samples some images for this: its statistics are estimated, not merged.
 
         Args:
-            coefficients: ``[K]``, sum to one; ``None`` takes those of the answer.
+            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` takes those of the answer.
 
         Raises:
             StudySpecError: another number of coefficients, or another sum.
@@ -119,7 +127,8 @@ class Study:
         if trajectory is None:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         given = self.coefficients if coefficients is None else coefficients
-        chosen = check_coefficients(given, len(self.steps))
+        groups = trajectory.layer_groups
+        chosen = check_coefficients(given, len(self.steps), rows=None if groups is None else len(groups))
         return trajectory.merge(chosen) | dict(self.objective.statistics(chosen))
 
     @property
@@ -329,7 +338,7 @@ def _row(trial: Any) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.name,
         "loss": trial.value,
-        "coefficients": known.get("coefficients"),
+        "coefficients": coefficients_of(trial).tolist() if "coefficients" in known else None,
         "metrics": known.get("metrics"),
         "images": cost.get("images"),
         "seconds": cost.get("seconds"),

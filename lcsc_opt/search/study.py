@@ -329,6 +329,7 @@ class StudyRunner:
             "fingerprint": now,
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
+            "layer_groups": None if objective.layer_groups is None else list(objective.layer_groups.names),
             "checkpoints": packed and packed.sha256,
             "directory": plan.directory and str(plan.directory),
         }
@@ -396,7 +397,8 @@ class StudyRunner:
 def _loader(plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]]) -> Callable[[], Objective]:
     """What loads the objective, here and in workers; picklable."""
     known = plan.known_checkpoints(studies)
-    return functools.partial(load_objective, plan.spec.objective, beside=plan.directory, checkpoints=known)
+    rows = plan.spec.space.rows
+    return functools.partial(load_objective, plan.spec.objective, beside=plan.directory, checkpoints=known, rows=rows)
 
 
 def objective_of(study: StoredStudy) -> Objective:

@@ -130,7 +130,7 @@ def _check_gradient(
 def _directions(origin: Coefficients, steps: tuple[int, ...]) -> list[Coefficients]:
     """Two directions of length one, which sum to zero."""
     space, generator = AffineSpace(steps, origin), np.random.default_rng(0)
-    moved = [space.to_coefficients(generator.standard_normal(space.dimension)) - origin for _ in range(2)]
+    moved = [space.to_coefficients(generator.standard_normal(space.shape)) - origin for _ in range(2)]
     return [direction / np.linalg.norm(direction) for direction in moved]
 
 

@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, recorded
@@ -26,6 +27,9 @@ from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, recorded
 StateDict = dict[str, Tensor]
 _Ranges = list[tuple[int, int]]
 """Slots as ranges ``[first, last)``."""
+
+_Tile = tuple[int, int, int]
+"""Columns ``[start, stop)``, and the row of coefficients that they are merged with."""
 
 TILE_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
 _DEVICE_TILE_BYTES = 256 * 2**20
@@ -37,24 +41,27 @@ class Merger:
     """Combines the rows ``[slots, row_bytes]`` uint8 of a matrix; results are on the device of the source.
 
     They are float32 if the manifest says that rows were rounded, else of the rows' dtypes. On a GPU it works on a
-    stream of its own, next to a sampler's, and what it returns is finished.
+    stream of its own, next to a sampler's, and what it returns is finished. With layer ``groups`` it also combines with
+    a row of coefficients for each, in the same read: no tile has columns of two groups.
     """
 
-    def __init__(self, source: Placed, rows: Tensor, manifest: Manifest) -> None:
-        self.source, self._rows, self._tensors = source, rows, manifest.tensors
+    def __init__(self, source: Placed, rows: Tensor, manifest: Manifest, groups: LayerGroups | None = None) -> None:
+        self.source, self._rows, self._tensors, self._groups = source, rows, manifest.tensors, groups
         self.slots = [saved.slot for saved in manifest.checkpoints]  # [K], in the order of their steps
         self._varying, self._widened = frozenset(manifest.varying), manifest.stored is not None
         self.segments = manifest.layout.segments(self._varying)  # what is combined
         self._memory = _ReusedMemory()
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
-        """The combinations for ``[B, K]``; see :meth:`Trajectory.merge`."""
+        """The combinations for ``[B, K]`` or ``[B, S, K]``; see :meth:`Trajectory.merge`."""
+        if coefficients.ndim == 3 and (coefficients == coefficients[:, :1]).all():
+            coefficients = coefficients[:, 0]
         merged: list[StateDict] = [{} for _ in coefficients]
         combined: list[int] = []
         with self._own_stream(merged):
             for candidate, row in enumerate(coefficients):
                 nonzero = np.flatnonzero(row)
-                if len(nonzero) == 1 and row[nonzero[0]] == 1.0:
+                if row.ndim == 1 and len(nonzero) == 1 and row[nonzero[0]] == 1.0:
                     merged[candidate] |= self._copy(int(nonzero[0]), self._tensors)
                 else:
                     combined.append(candidate)
@@ -64,7 +71,7 @@ class Merger:
         return merged
 
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
-        """⟨theta_i, gradient⟩, ``[K]``; see :meth:`Trajectory.project`. On the caller's stream.
+        """⟨theta_i, gradient⟩, ``[K]`` or ``[S, K]``; see :meth:`Trajectory.project`. On the caller's stream.
 
         The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer
         to each other than to zero, and what they have in common would cost the digits in which they differ.
@@ -81,44 +88,50 @@ class Merger:
             ]
             flat[segment] = torch.cat(parts)
         wanted = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
-        projected = torch.zeros(max(self.slots) + 1, dtype=torch.float64, device=device)
+        count = 1 if self._groups is None else len(self._groups)
+        projected = torch.zeros(count, max(self.slots) + 1, dtype=torch.float64, device=device)
         with (
             torch.autocast(device.type, enabled=False),
             contextlib.closing(self.source.columns(wanted, self.slots)) as read,
         ):
             for segment, first, columns in read:
                 gradient, dtype = flat[segment][first : first + columns.shape[1]], flat[segment].dtype
-                common = torch.zeros((), dtype=torch.float64, device=device)
+                common = torch.zeros(count, dtype=torch.float64, device=device)
                 total = torch.zeros_like(projected)
-                for start, stop in self._tiles(columns.shape[1], len(self.slots), dtype, PROJECTION_TILE_BYTES):
+                runs = self._runs(segment, first, columns.shape[1], self._groups)
+                for start, stop, row in self._tiles(runs, len(self.slots), dtype, PROJECTION_TILE_BYTES):
                     own = gradient[start:stop]
                     origin = columns[ranges[0][0], start:stop].to(dtype)
-                    common += origin.double() @ own.double()
+                    common[row] += origin.double() @ own.double()
                     for a, b in ranges:
-                        total[a:b] += ((columns[a:b, start:stop].to(dtype) - origin) @ own).double()
+                        total[row, a:b] += ((columns[a:b, start:stop].to(dtype) - origin) @ own).double()
                 for a, b in ranges:
-                    total[a:b] += common
+                    total[:, a:b] += common[:, None]
                 projected += total
-        return projected.cpu()[list(self.slots)].numpy()
+        found: npt.NDArray[np.float64] = projected.cpu()[:, list(self.slots)].numpy()
+        return found[0] if self._groups is None else found
 
-    def float64_tiles(self) -> Generator[Tensor]:
-        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time."""
+    def float64_tiles(self) -> Generator[tuple[int, Tensor]]:
+        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time, each with its row."""
         order = torch.tensor(self.slots, device=self.source.device)
-        for segment, _, columns in self.source.columns(self.segments, self.slots):
+        for segment, first, columns in self.source.columns(self.segments, self.slots):
             dtype = _accumulator(segment.dtype, self.source.device)
-            for start, stop in self._tiles(columns.shape[1], 2 * len(self.slots), dtype):  # of float64
-                yield columns[:, start:stop].index_select(0, order).double()
+            runs = self._runs(segment, first, columns.shape[1], self._groups)
+            for start, stop, row in self._tiles(runs, 2 * len(self.slots), dtype):  # of float64
+                yield row, columns[:, start:stop].index_select(0, order).double()
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
         together = {spec.name for segment in self.segments for spec in segment.tensors}
         others = tuple(spec for spec in self._tensors if spec.name not in together)
-        merged = [self._copy(int(row.argmax()), others) for row in coefficients]
+        groups = None if coefficients.ndim == 2 else self._groups
+        coefficients = coefficients.reshape(len(coefficients), -1, len(self.slots))  # [B, S, K], S = 1 without groups
+        merged = [self._largest(rows.argmax(axis=1), others, groups) for rows in coefficients]
         device, slots = self.source.device, self.slots
-        used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=0), strict=True) if some]
+        used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=(0, 1)), strict=True) if some]
         slots = used if 2 * len(used) <= len(slots) else slots  # one block of rows is read faster than many
         ranges = _ranges_of(slots)
-        by_slot = torch.zeros(len(coefficients), max(self.slots) + 1, dtype=torch.float64, device="cpu")
-        by_slot[:, list(self.slots)] = torch.from_numpy(coefficients)
+        by_slot = torch.zeros(*coefficients.shape[:2], max(self.slots) + 1, dtype=torch.float64, device="cpu")
+        by_slot[:, :, list(self.slots)] = torch.from_numpy(coefficients)
         by_slot = by_slot.to(device)
         held = sum(last - first for first, last in ranges) + len(coefficients)
         flat = {segment: [self._room(segment, result) for result in merged] for segment in self.segments}
@@ -131,9 +144,10 @@ class Merger:
         ):
             for segment, first, columns in read:
                 dtype, width = _accumulator(segment.dtype, device), columns.shape[1]
-                tiles = iter(list(self._tiles(width, held, dtype)))  # threads share a list's iterator safely
+                runs = self._runs(segment, first, width, groups)
+                tiles = iter(list(self._tiles(runs, held, dtype)))  # threads share a list's iterator safely
                 parts = [whole[first : first + width] for whole in flat[segment]]
-                product = functools.partial(_multiply, by_slot, columns, ranges, dtype, tiles, parts)
+                product = functools.partial(_multiply, by_slot.to(dtype), columns, ranges, tiles, parts)
                 if threads == 1:  # on a GPU this thread's stream is the one
                     product()
                 else:
@@ -141,13 +155,41 @@ class Merger:
                         future.result()
         return [{spec.name: result[spec.name] for spec in self._tensors} for result in merged]
 
+    @staticmethod
+    def _runs(segment: Segment, first: int, columns: int, groups: LayerGroups | None) -> list[_Tile]:
+        """Those ``columns`` of a segment from ``first``, divided where the group changes; counted from ``first``."""
+        if groups is None:
+            return [(0, columns, 0)]
+        runs: list[_Tile] = []
+        for spec, begin in segment.places():
+            start, stop = max(begin - first, 0), min(begin + spec.numel - first, columns)
+            if start < stop:
+                row = groups.row_of[spec.name]
+                if runs and runs[-1][2] == row:
+                    start = runs.pop()[0]
+                runs.append((start, stop, row))
+        return runs
+
     def _tiles(
-        self, columns: int, rows: int, dtype: torch.dtype, at_most: int | None = None
-    ) -> Iterator[tuple[int, int]]:
-        """``[start, stop)`` such that ``rows`` rows of ``dtype`` take ``at_most`` bytes, or a thread's share."""
+        self, runs: Sequence[_Tile], rows: int, dtype: torch.dtype, at_most: int | None = None
+    ) -> Iterator[_Tile]:
+        """Runs in tiles such that ``rows`` rows of ``dtype`` take ``at_most`` bytes, or a thread's share."""
         share = (at_most or TILE_BYTES // _threads()) if self.source.device == CPU else _DEVICE_TILE_BYTES
         width = max(share // (rows * dtype.itemsize), FEWEST_COLUMNS)
-        return ((start, min(start + width, columns)) for start in range(0, columns, width))
+        return (
+            (start, min(start + width, last), row) for first, last, row in runs for start in range(first, last, width)
+        )
+
+    def _largest(
+        self, largest: npt.NDArray[np.intp], specs: tuple[TensorSpec, ...], groups: LayerGroups | None
+    ) -> StateDict:
+        """Tensors that are not merged, of the checkpoint ``largest`` ``[S]`` of their group."""
+        if groups is None:
+            return self._copy(int(largest[0]), specs)
+        found: StateDict = {}
+        for row, index in enumerate(largest):
+            found |= self._copy(int(index), tuple(spec for spec in specs if groups.row_of.get(spec.name, 0) == row))
+        return found
 
     def _room(self, segment: Segment, result: StateDict) -> Tensor:
         """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
@@ -202,33 +244,32 @@ def _multiply(
     coefficients: Tensor,
     columns: Tensor,
     ranges: _Ranges,
-    dtype: torch.dtype,
-    tiles: Iterator[tuple[int, int]],
+    tiles: Iterator[_Tile],
     merged: list[Tensor],
 ) -> None:
-    """Write the product of ``[B, slots]`` float64 and ``[slots, n]``, summed in ``dtype``, into B ``merged`` ``[n]``.
+    """Write the product of ``[B, S, slots]`` and ``[slots, n]``, in the dtype of the first, into B ``merged`` ``[n]``.
 
-    Only the rows in ``ranges`` are read; ``tiles`` are ``[start, stop)`` of the columns.
+    Only the slots in ``ranges`` are read.
     """
+    dtype = coefficients.dtype
     alone = len(merged) == 1 and merged[0].dtype == dtype
-    scratch: Tensor | None = None  # for rows that are widened; new memory for each tile would be slow, page by page
-    for start, stop in tiles:
+    scratch = torch.empty(0, dtype=dtype, device=columns.device)  # new memory for each tile would be slow, page by page
+    for start, stop, row in tiles:
         total = None
         for first, last in ranges:
             rows = columns[first:last, start:stop]
             if rows.dtype != dtype:
-                if scratch is None:
-                    most = max(last - first for first, last in ranges)
-                    scratch = torch.empty(most * (stop - start), dtype=dtype, device=columns.device)
+                if scratch.numel() < rows.numel():  # to widen rows
+                    scratch = torch.empty(rows.numel(), dtype=dtype, device=columns.device)
                 rows = scratch[: rows.numel()].view(rows.shape).copy_(rows)
-            own = coefficients[:, first:last].to(dtype)
+            own = coefficients[:, row, first:last]
             if total is None:
                 total = torch.mm(own, rows, out=merged[0][None, start:stop] if alone else None)
             else:
                 total.addmm_(own, rows)
         if total is not None and not alone:
-            for flat, row in zip(merged, total, strict=True):
-                flat[start:stop].copy_(row)
+            for flat, part in zip(merged, total, strict=True):
+                flat[start:stop].copy_(part)
 
 
 def _accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:

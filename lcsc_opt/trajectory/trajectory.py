@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_modules,
 )
 from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -56,7 +56,11 @@ class Trajectory:
         nbytes: how many bytes the K checkpoints take on disk.
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
+        layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
+            are merged with one row.
     """
+
+    layer_groups: LayerGroups | None = None
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         saved = manifest.checkpoints
@@ -129,11 +133,33 @@ class Trajectory:
         placed, merger, rows = copy.copy(self), self._merger, self._rows
         with self._unchanged():
             source = place(self.path / WEIGHTS, rows, merger.segments, merger.slots, torch.device(device), how)
-        placed._merger = Merger(source, rows, self._manifest)
+        placed._merger = Merger(source, rows, self._manifest, self.layer_groups)
         return placed
 
+    def in_rows(self, rule: Rule | None) -> Trajectory:
+        """The same trajectory for coefficients ``[S, K]``, a row for each layer group; ``None`` for one row.
+
+        Args:
+            rule: how the tensors that vary are divided, see :meth:`LayerGroups.by`.
+
+        Raises:
+            StudySpecError: the rule does not divide them.
+        """
+        grouped = copy.copy(self)
+        shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
+        grouped.layer_groups = None if rule is None else LayerGroups.by(rule, shapes)
+        grouped._merger = Merger(self._merger.source, self._rows, self._manifest, grouped.layer_groups)
+        return grouped
+
+    @staticmethod
+    def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:
+        opened = Trajectory.open(path, steps=steps)
+        opened.layer_groups = groups
+        opened._merger = Merger(opened._merger.source, opened._rows, opened._manifest, groups)
+        return opened
+
     def __reduce__(self) -> tuple[object, ...]:
-        return functools.partial(Trajectory.open, steps=self.steps), (self.path,)
+        return Trajectory._reopened, (self.path, self.steps, self.layer_groups)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -156,6 +182,10 @@ class Trajectory:
             return {spec.name: spec.copy_from(row, widened=widened) for spec in self.tensors}
 
     @property
+    def _row_count(self) -> int | None:
+        return None if self.layer_groups is None else len(self.layer_groups)
+
+    @property
     def device(self) -> torch.device:
         """Where merged tensors are; see :meth:`on`."""
         return self._merger.source.device
@@ -163,30 +193,34 @@ class Trajectory:
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
 
+        With :attr:`layer_groups` also ``[S, K]``: each tensor is combined with the row of its group, each row sums to
+        one. Equal rows give the bits of one row.
+
         The tensors are new, contiguous and on :attr:`device`. They have the dtypes of :attr:`tensors`, or float32 for
         weights that were rounded when they were stored. On a GPU, tensors of one dtype share one memory, and all are
         finished when this returns. float64 is accumulated in float64, every
         other dtype in float32 and rounded once. Tensors that are the same in all checkpoints are copied. Integers and
-        bools come from the checkpoint with the largest coefficient, the first of those that tie. A single coefficient
-        of exactly 1 gives that checkpoint bit for bit.
+        bools come from the checkpoint with the largest coefficient, the first of those that tie. In one row, a single
+        coefficient of exactly 1 gives that checkpoint bit for bit.
 
         Raises:
-            StudySpecError: not ``[K]``, not finite, or another sum than one.
+            StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        [merged] = self.merge_many(check_coefficients(coefficients, len(self))[None])
+        [merged] = self.merge_many(check_coefficients(coefficients, len(self), rows=self._row_count)[None])
         return merged
 
     def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
-        """The combinations for ``coefficients`` ``[B, K]`` in one read: those of :meth:`merge` up to rounding."""
-        rows = check_coefficients(coefficients, len(self), axes=2)
+        """The combinations for ``[B, K]`` or ``[B, S, K]`` in one read: those of :meth:`merge` up to rounding."""
+        checked = check_coefficients(coefficients, len(self), rows=self._row_count, batched=True)
         with self._unchanged():
-            return self._merger.merge(rows)
+            return self._merger.merge(checked)
 
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
         """From the gradient of a function of the merged weights to its gradient in the coefficients, ``[K]`` float64.
 
-        That is ⟨theta_i, gradient⟩ for each checkpoint, in one read of the trajectory. Names without a gradient count
+        That is ⟨theta_i, gradient⟩ for each checkpoint, in one read of the trajectory; with :attr:`layer_groups`, for
+        each group and checkpoint, ``[S, K]``. Names without a gradient count
         as zero, and so do tensors that a merge copies: constant ones, integers and bools. The rounding at the end of a
         merge is taken to have derivative one.
 
@@ -206,18 +240,18 @@ class Trajectory:
         """Inner products of the checkpoints after their mean is subtracted: ``[K, K]`` float64.
 
         For directions d, e with sum zero, ``d @ gram @ e`` is the inner product of the changes they make to
-        the weights.
+        the weights. With :attr:`layer_groups`, ``[S, K, K]``: those of the weights of each group.
         """
-        total = np.zeros((len(self), len(self)))
-        for tile in self._float64_tiles():
+        total = np.zeros((self._row_count or 1, len(self), len(self)))
+        for row, tile in self._float64_tiles():
             centered = tile - tile.mean(dim=0)
-            total += (centered @ centered.t()).cpu().numpy()
-        return total
+            total[row] += (centered @ centered.t()).cpu().numpy()
+        return total[0] if self.layer_groups is None else total
 
     def difference_norms(self) -> npt.NDArray[np.float64]:
         """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
         squares = np.zeros(len(self) - 1)
-        for tile in self._float64_tiles():
+        for _, tile in self._float64_tiles():
             squares += tile.diff(dim=0).square().sum(dim=1).cpu().numpy()
         return np.sqrt(squares)
 
@@ -271,7 +305,7 @@ class Trajectory:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
-    def _float64_tiles(self) -> Iterator[Tensor]:
+    def _float64_tiles(self) -> Iterator[tuple[int, Tensor]]:
         with self._unchanged(), contextlib.closing(self._merger.float64_tiles()) as tiles:
             yield from tiles
 

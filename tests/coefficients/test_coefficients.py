@@ -220,7 +220,7 @@ def test_coefficients_of_any_free_vector_sum_to_one_and_give_it_back(
     space_of: Callable[[Sequence[int]], Any], steps: tuple[int, ...], magnitude: float, seed: int
 ) -> None:
     space = space_of(steps)
-    free = free_vector(space.dimension, magnitude, seed)
+    free = free_vector(space.shape[0], magnitude, seed)
     coefficients = space.to_coefficients(free)
     assert coefficients.shape == (len(steps),)
     assert coefficients.dtype == np.float64
@@ -235,15 +235,15 @@ def test_coefficients_of_any_free_vector_sum_to_one_and_give_it_back(
 @given(all_steps)
 def test_the_zero_vector_is_the_origin(space_of: Callable[[Sequence[int]], Any], steps: tuple[int, ...]) -> None:
     space = space_of(steps)
-    np.testing.assert_allclose(space.to_coefficients(np.zeros(space.dimension)), space.origin, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(space.to_coefficients(np.zeros(space.shape)), space.origin, rtol=0, atol=1e-15)
     np.testing.assert_allclose(space.to_free(space.origin), 0, atol=1e-15)
 
 
 @given(st.integers(25, 60), seeds)
 def test_an_affine_direction_moves_its_own_coefficient(count: int, seed: int) -> None:
     space = affine(range(count))
-    i = seed % space.dimension
-    moved = space.to_coefficients(np.eye(space.dimension)[i]) - space.origin
+    i = seed % space.shape[0]
+    moved = space.to_coefficients(np.eye(space.shape[0])[i]) - space.origin
     assert moved[i] > 0.94
     assert abs(moved[-1]) < 0.21
     assert (np.abs(np.delete(moved, [i, count - 1])) < 0.06).all()
@@ -252,7 +252,7 @@ def test_an_affine_direction_moves_its_own_coefficient(count: int, seed: int) ->
 @given(all_steps, magnitudes, seeds)
 def test_convex_coefficients_are_not_negative(steps: tuple[int, ...], magnitude: float, seed: int) -> None:
     space = convex(steps)
-    free = free_vector(space.dimension, magnitude, seed)
+    free = free_vector(space.shape[0], magnitude, seed)
     coefficients = space.to_coefficients(free)
     assert (coefficients >= 0).all()
     clipped = np.maximum(space.origin + free, 0)
@@ -299,14 +299,14 @@ def test_gradients_go_to_the_free_vector_by_the_chain_rule(
 ) -> None:
     """Against central differences, a convex space's away from the kinks of clipping."""
     space, generator = space_of(range(1, count + 1)), np.random.default_rng(seed)
-    free, gradient = 0.3 * generator.standard_normal(space.dimension), generator.standard_normal(count)
+    free, gradient = 0.3 * generator.standard_normal(space.shape), generator.standard_normal(count)
     if space_of is convex:
         free[np.abs(space.origin + free) < 1e-3] += 0.01
         free[0] = 1.0  # clipping leaves something
     step = 1e-6
     differences = [
         gradient @ (space.to_coefficients(free + step * one) - space.to_coefficients(free - step * one)) / (2 * step)
-        for one in np.eye(space.dimension)
+        for one in np.eye(space.shape[0])
     ]
     np.testing.assert_allclose(space.to_free_gradient(free, gradient), differences, atol=1e-8 * count)
 

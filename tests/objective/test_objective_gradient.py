@@ -61,7 +61,7 @@ class Network(nn.Module):
 class InMemory:
     """Checkpoints that are merged in float64."""
 
-    steps, sha256, touched = STEPS, "memory", False
+    steps, sha256, touched, layer_groups = STEPS, "memory", False, None
 
     def __init__(self) -> None:
         self.states = [Network(seed).double().state_dict() for seed in range(len(STEPS))]
@@ -78,6 +78,9 @@ class InMemory:
             parts = [float(a) * state[name] for a, state in zip(coefficients, self.states, strict=True)]
             merged[name] = sum(parts) if last.is_floating_point() else last
         return merged  # type: ignore[return-value]
+
+    def in_rows(self, rule: Any) -> InMemory:
+        raise NotImplementedError
 
     def gram(self) -> np.ndarray:
         raise NotImplementedError

@@ -26,7 +26,7 @@ SPACES = pytest.mark.parametrize("space", [AFFINE, CONVEX, PRINCIPAL], ids=["aff
 def test_the_array_starts_at_the_origin_of_its_space(space: CoefficientSpace) -> None:
     array = coefficient_array(space)
     np.testing.assert_allclose(array.value, ORIGIN, atol=1e-15)
-    assert array.dimension == space.dimension
+    assert array.dimension == space.shape[0]
     assert space_of(array) is space
     assert space_of(array.spawn_child()) is space
 

@@ -1,0 +1,111 @@
+"""Layer groups: which tensors of a model are merged with which row of coefficients ``[S, K]``."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import near_miss
+
+OTHER = "other"
+"""The group of the tensors that no pattern matches."""
+
+BY_NAME = ("layers", "blocks", "kinds")
+"""Rules that need no patterns, see :meth:`LayerGroups.by`."""
+
+Rule = str | Mapping[str, str | Sequence[str]]
+"""``layers``, ``blocks``, ``kinds``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
+
+_LORA = re.compile(r"\.(lora_[A-Za-z]+(\.[a-z]+)?|lora\.(up|down)|alpha)$")  # after the module's name
+_KINDS = {1: "norms", 2: "linear", 3: "convolutions", 4: "convolutions", 5: "convolutions"}  # by axes of a weight
+_MOST_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerGroups:
+    """A division of a model's tensors into S groups, one for each row of coefficients.
+
+    Attributes:
+        names: of the groups, ``[S]``.
+        row_of: name of a tensor → its row. Tensors that are the same in all checkpoints may be missing.
+        rule: what they were divided by.
+    """
+
+    names: tuple[str, ...]
+    row_of: Mapping[str, int]
+    rule: Rule
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LayerGroups, (self.names, dict(self.row_of), self.rule)
+
+    @classmethod
+    def by(cls, rule: Rule, shapes: Mapping[str, Sequence[int]]) -> LayerGroups:
+        """Divide tensors, name → shape, by a rule.
+
+        * ``layers``: the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors.
+        * ``blocks``: the name up to its first part with a digit, as ``down_blocks.0``; else the layer.
+        * ``kinds``: layers with convolutions, with other matrices, and with vectors only.
+        * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. What is left is the
+          group ``other``, with a notice.
+
+        Raises:
+            StudySpecError: an unknown rule; or a pattern that matches no tensor, or one of another group.
+        """
+        if isinstance(rule, str):
+            if rule not in BY_NAME:
+                wanted = f"{', '.join(BY_NAME)} or a mapping from names to patterns"
+                raise StudySpecError(f"space.rows: expected {wanted}, got {rule!r}{near_miss(rule, BY_NAME)}")
+            layers = {name: _layer(name) for name in shapes}
+            if rule == "kinds":
+                axes: dict[str, int] = {}
+                for name, layer in layers.items():
+                    axes[layer] = max(axes.get(layer, 1), len(shapes[name]))
+                groups = {name: _KINDS.get(axes[layer], "convolutions") for name, layer in layers.items()}
+            else:
+                groups = layers if rule == "layers" else {name: _block(layer) for name, layer in layers.items()}
+        else:
+            groups = _matched(rule, shapes)
+        names = tuple(sorted(set(groups.values()), key=_natural))
+        rows = {name: row for row, name in enumerate(names)}
+        return cls(names, MappingProxyType({name: rows[group] for name, group in groups.items()}), rule)
+
+
+def _layer(name: str) -> str:
+    stem = name.rpartition(".")[0] or name
+    return _LORA.sub("", f"{stem}.alpha" if name.endswith(".alpha") else stem) or name
+
+
+def _block(layer: str) -> str:
+    parts = layer.split(".")
+    first = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), len(parts) - 1)
+    return ".".join(parts[: first + 1])
+
+
+def _matched(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    for group, patterns in rule.items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = fnmatch.filter(shapes, pattern)
+            if not found:
+                guess = near_miss(pattern, list(shapes)) or f", as in {next(iter(shapes), '')!r}"
+                raise StudySpecError(f"space.rows.{group}: {pattern!r} matches no tensor that varies{guess}")
+            for name in found:
+                if groups.setdefault(name, group) != group:
+                    raise StudySpecError(f"space.rows: {name} matches {groups[name]} and {group}; it needs one row")
+    if left := sorted(set(shapes) - set(groups)):
+        shown = ", ".join(left[:_MOST_NAMED]) + (f" and {len(left) - _MOST_NAMED} more" if left[_MOST_NAMED:] else "")
+        notice(f"space.rows: no pattern matches {shown}; they are merged with the row {OTHER!r}")
+    return groups | dict.fromkeys(left, OTHER)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts ``layer.10`` after ``layer.9``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
