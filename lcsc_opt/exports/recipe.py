@@ -116,7 +116,7 @@ class Recipe(pydantic.BaseModel):
             tensors = [(groups.names[row], name) for name, row in groups.row_of.items()]
             rows = {group: tuple(sorted(name for own, name in tensors if own == group)) for group in groups.names}
         return cls(
-            coefficients=coefficients.tolist(),
+            coefficients=tuple(tuple(row) if rows else row for row in coefficients.tolist()),
             rows=rows,
             steps=trajectory.steps,
             checkpoint_sha256=trajectory.checkpoint_sha256,
