@@ -42,7 +42,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
-        TrajectoryError: a path that does not exist.
+        TrajectoryError: a path that does not exist, or a link to nothing among the checkpoints.
         TrajectoryError: nothing found, an invalid glob, a packed trajectory, or checkpoints of several series in one
             folder or glob (running averages of several rates, or averages and raw weights).
     """
@@ -53,6 +53,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     if not found:
         looked = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers are none.")
+    if gone := [path for path in found if not path.exists()]:
+        raise TrajectoryError(f"{gone[0]} does not exist: put it back, or remove the link to it.")
     return list(found)
 
 
@@ -99,7 +101,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
 
 
 def _is_checkpoint(folder: Path, key: str | None) -> bool:
-    if not folder.exists():  # a link to nothing is a gap, which reading refuses
+    if not folder.exists():  # a link to nothing is a gap, which is refused
         return _CHECKPOINT_FOLDER.fullmatch(folder.name) is not None
     for asked in (key, None):  # a key may also be one of the file inside
         try:
@@ -204,10 +206,10 @@ class Selection:
             chosen = _on_grid(chosen, [final - steps[position] for position in chosen], self.interval)
         chosen = chosen if self.last is None else chosen[-self.last :]
         if len(chosen) < 2:
-            rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "no rule"
+            rules = ", ".join(f"{name} {value}" for name, value in self.given.items())
             raise TrajectoryError(
-                f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2: "
-                f"there are steps {', '.join(map(str, steps[:3]))} … {steps[-1]}."
+                f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2: there "
+                f"are steps {', '.join(map(str, steps[:3]))} … {steps[-1]}.".removeprefix(" leaves ")
             )
         return chosen
 

@@ -63,7 +63,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         shown = json.dumps(f"{FILL_IN}: {comment}") if value is None else value
         lines.append(f"    {name}: {shown}".ljust(50) + ("" if value is None else f"  # {comment}"))
     found = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, for objectives/{kind}"
-    name = json.dumps(experiment_name(folder.resolve().name) or "study", ensure_ascii=False)
+    name = json.dumps(experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study", ensure_ascii=False)
     search = _SEARCH_OF_LOSSES if of_lora else _SEARCH_BY_GRADIENT
     return _TEXT.format(found=found, name=name, kind=kind, settings="\n".join(lines), search=search), found, missing
 

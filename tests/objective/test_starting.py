@@ -60,11 +60,14 @@ def test_what_only_the_user_knows_is_marked_and_named_by_a_dry_run(capsys: pytes
 def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     plain()
     answers = iter(["models:build", "models:sample", "[3, 8, 8]", ""])
-    monkeypatch.setattr("lcsc_opt.cli.studies._ask", lambda name, what: next(answers) or None)
+    monkeypatch.setattr("lcsc_opt.cli.studies._ask", lambda name, what: next(answers, "") or None)
     assert lcsc(["init", "runs"]) == 0
     text = Path("study.yaml").read_text()
     for line in ("model: models:build", "image_shape: [3, 8, 8]", 'reference: "FILL IN: a folder of real images'):
         assert line in text
+    assert lcsc(["trajectory", "pack", "runs", "-o", "letters.trajectory"]) == 0
+    assert lcsc(["init", "letters.trajectory", "-o", "letters.yaml"]) == 0
+    assert 'name: "letters"' in Path("letters.yaml").read_text()
 
 
 def loras(*names: str) -> None:

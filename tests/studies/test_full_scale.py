@@ -102,6 +102,8 @@ def test_every_file_has_the_papers_settings() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_rehearsal_finds_the_published_files(path: Path, workplace: Path, capsys: Any, monkeypatch: Any) -> None:
     write_files(path)
+    monkeypatch.setenv("TORCH_HOME", str(workplace.parent / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: None)
     before = set(workplace.rglob("*"))
     assert lcsc(["run", f"paper/full/{path.stem}", "--dry-run"]) == 0
     said = capsys.readouterr()

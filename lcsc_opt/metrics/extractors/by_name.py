@@ -21,11 +21,7 @@ from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
 from lcsc_opt.metrics.names import MADE
 
 _PLAIN = (type, types.ModuleType, types.FunctionType, types.MethodType, str, bytes, int, float, types.NoneType)
-PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
-    "inception": InceptionExtractor,
-    "clip": ClipExtractor,
-    "dinov2": DinoV2Extractor,
-}
+PUBLISHED = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": DinoV2Extractor}
 
 
 def build_extractor(name: str, *, weights: Path | None, device: torch.device | str) -> FeatureExtractor:
@@ -40,7 +36,8 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
         MetricError: the weights cannot be used, or a factory cannot be imported or makes no extractor.
     """
     if name in PUBLISHED:
-        return PUBLISHED[name](weights, device=device)
+        published: Callable[..., FeatureExtractor] = PUBLISHED[name]
+        return published(weights, device=device)
     factory = _own_factory(name, weights)
     made = factory(device=device) if "device" in inspect.signature(factory).parameters else factory()
     if not isinstance(made, FeatureExtractor):
@@ -53,14 +50,19 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
 
 
 def check_extractor(name: str, *, weights: Path | None) -> None:
-    """Refuse an extractor that :func:`build_extractor` would refuse, without reading or downloading weights.
+    """Refuse an extractor that :func:`build_extractor` would refuse, without reading weights.
+
+    Published weights that are missing are downloaded, so that this fails before checkpoints are packed.
 
     Raises:
-        MetricError: a file of weights does not exist, or a factory cannot be imported.
+        MetricError: a file of weights does not exist, published ones cannot be downloaded, or a factory cannot be
+            imported.
     """
     if name not in PUBLISHED:
         _own_factory(name, weights)
-    elif weights is not None and not weights.exists():
+    elif weights is None:
+        PUBLISHED[name].fetch()
+    elif not weights.exists():
         raise MetricError(f"weights: {weights} of {name} does not exist")
 
 

@@ -62,6 +62,11 @@ class _PublishedNetwork(ABC):
         """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
         return self._features(_rgb_levels(images, self._device))
 
+    @classmethod
+    @abstractmethod
+    def fetch(cls) -> Path:
+        """Where the published weights are, downloaded if they are missing. Raises MetricError if that fails."""
+
     @abstractmethod
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         """The network, its number of features, and the weights that these depend on. Weights that do not fit may raise
@@ -72,23 +77,8 @@ class _PublishedNetwork(ABC):
     def _features(self, levels: Tensor) -> Tensor:
         """``[B, 3, H, W]`` in [0, 255] → ``[B, D]``."""
 
-    def _read(self, weights: Path | None, url: str, name: str, setting: str, digest: str) -> dict[str, Tensor]:
-        """The state dict in a file of any checkpoint format. No code in it is run.
-
-        By default it is the published file at ``url``, whose SHA-256 begins with ``digest``, kept as ``name`` in
-        torch's hub folder. ``setting`` is the extractor's name in the setting ``weights``.
-        """
-        path = Path(torch.hub.get_dir()) / "checkpoints" / name if weights is None else weights
-        if weights is None and not path.exists():
-            notice(f"{setting}: downloading its weights from {url}")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
-            except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
-                raise MetricError(
-                    f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
-                    f"or give its path in the setting weights: {{{setting}: PATH}}"
-                ) from error
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """The state dict in a file of any checkpoint format. No code in it is run."""
         try:
             read = read_checkpoint(path, key="").tensors
         except TrajectoryError as error:
@@ -116,6 +106,14 @@ class InceptionExtractor(_PublishedNetwork):
         features = self(images)
         return features, features @ self._network.fc.weight.T
 
+    @classmethod
+    def fetch(cls) -> Path:
+        """The file, in torch's hub folder."""
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        name = URL_INCEPTION_V3.rpartition("/")[2]  # ends with its SHA-256's start
+        return _downloaded(URL_INCEPTION_V3, name, "inception", Path(name).stem.rpartition("-")[2])
+
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
         x = (_resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
@@ -126,9 +124,7 @@ class InceptionExtractor(_PublishedNetwork):
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         from torch_fidelity import feature_extractor_inceptionv3 as module
 
-        name = module.URL_INCEPTION_V3.rpartition("/")[2]  # ends with its SHA-256's start
-        digest = Path(name).stem.rpartition("-")[2]
-        read = self._read(weights, module.URL_INCEPTION_V3, name, "inception", digest)
+        read = self._read(weights or self.fetch())
         # torch-fidelity loads with weights_only=False; it is given a copy that holds what the safe reader accepted.
         return self._of(module.FeatureExtractorInceptionV3, read), 2048, read
 
@@ -185,6 +181,14 @@ class ClipExtractor(_PublishedNetwork):
     mean = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images
     std = (0.26862954, 0.26130258, 0.27577711)
 
+    @classmethod
+    def fetch(cls) -> Path:
+        """The archive, in torch's hub folder."""
+        from torch_fidelity import feature_extractor_clip as module
+
+        digest = module.MODEL_METADATA[cls.label]["hash"]
+        return _downloaded(module.MODEL_URLS[cls.label], f"{cls.label}-{digest}.pt", "clip", digest)
+
     def _features(self, levels: Tensor) -> Tensor:
         pixels = _resized(levels, self._network.input_resolution)
         features: Tensor = self._network(_normalized(pixels, self.mean, self.std))
@@ -193,8 +197,7 @@ class ClipExtractor(_PublishedNetwork):
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         from torch_fidelity import feature_extractor_clip as module
 
-        digest = module.MODEL_METADATA[self.label]["hash"]
-        read = self._read(weights, module.MODEL_URLS[self.label], f"{self.label}-{digest}.pt", "clip", digest)
+        read = self._read(weights or self.fetch())
         kept = ("visual.", "text_projection")  # torch-fidelity takes the size of its output from the second
         used = {name: tensor for name, tensor in read.items() if name.startswith(kept)}
         network = module.build_model(dict(used), torch.float32).visual
@@ -216,6 +219,21 @@ class DinoV2Extractor(_PublishedNetwork):
     mean = (0.485, 0.456, 0.406)  # of ImageNet
     std = (0.229, 0.224, 0.225)
 
+    @classmethod
+    def fetch(cls) -> Path:
+        """The folder, in the cache of the hub."""
+        from huggingface_hub import snapshot_download
+
+        notice("dinov2: its weights are downloaded if they are not there yet")
+        try:
+            return Path(snapshot_download("facebook/dinov2-large", allow_patterns=["config.json", "model.safetensors"]))
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise MetricError(
+                f"the weights of dinov2 cannot be downloaded ({reason}); give the folder in weights: "
+                f"{{dinov2: PATH}}, {cls.published}"
+            ) from error
+
     def _features(self, levels: Tensor) -> Tensor:
         pixels = _normalized(_resized(levels, self.size), self.mean, self.std)
         features: Tensor = self._network(pixel_values=pixels).pooler_output
@@ -226,9 +244,7 @@ class DinoV2Extractor(_PublishedNetwork):
             from transformers import Dinov2Model
         except ImportError as error:
             raise MetricError(f"dinov2 needs transformers ({error}): pip install transformers") from error
-        if weights is None:
-            notice("dinov2: its weights are downloaded if they are not there yet")
-        source = "facebook/dinov2-large" if weights is None else str(weights)
+        source = str(weights or self.fetch())
         try:
             with quiet_libraries():
                 options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
@@ -247,6 +263,25 @@ class DinoV2Extractor(_PublishedNetwork):
         scaled = _scaled_positions(embeddings.position_embeddings.data, patches)
         embeddings.position_embeddings = nn.Parameter(scaled)
         return network, int(network.config.hidden_size), used
+
+
+def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
+    """The file at ``url``, whose SHA-256 begins with ``digest``, kept as ``name`` in torch's hub folder.
+
+    ``setting`` is the extractor's name in the setting ``weights``.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        notice(f"{setting}: downloading its weights from {url}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
+            raise MetricError(
+                f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
+                f"or give its path in the setting weights: {{{setting}: PATH}}"
+            ) from error
+    return path
 
 
 def _scaled_positions(positions: Tensor, patches: int) -> Tensor:

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph, image_gradient
-from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from tests.metrics import network_files
 from tests.metrics.examples import Explosive
@@ -254,7 +254,7 @@ def test_weights_are_looked_for_where_torch_fidelity_puts_them(tmp_path, monkeyp
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(MetricError, match=r"no route to host.* or give its path in the setting weights") as caught:
-        ClipExtractor()
+        check_extractor("clip", weights=None)  # before anything is packed
     assert asked[1:] == [str(tmp_path / "checkpoints" / name), "40d36571"]
     assert asked[0] in str(caught.value)
     (tmp_path / "checkpoints" / name).symlink_to(files["clip"])
