@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+MANIFEST, WEIGHTS = "manifest.json", "weights.bin"  # of a packed trajectory
+
 
 def cache_directory() -> Path:
     """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""

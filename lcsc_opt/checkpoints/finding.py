@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
 
-MANIFEST = "manifest.json"  # of a packed trajectory
-WEIGHTS = "weights.bin"
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
 # DeepSpeed, NVlabs and Lightning

@@ -16,21 +16,22 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcsc_opt.base.catalog import ORIGINALS, find
 from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import only_process, replacing
-from lcsc_opt.base.paths import KnownCheckpoints, cache_directory, given_path, study_directory
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory, given_path, study_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
-from lcsc_opt.trajectory import Trajectory
+
+if TYPE_CHECKING:  # with torch, it would be most of the time that a worker takes to start
+    from lcsc_opt.trajectory import Trajectory
 
 _MOST_BYTES = 100 * 2**20  # of data that settings name; larger data has to be on every machine
 _PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
@@ -91,6 +92,8 @@ class PackedTrajectory:
             StudySpecError: there is no room for it.
             TrajectoryError: the fetched files are damaged.
         """
+        from lcsc_opt.trajectory import Trajectory
+
         cached = cache_directory() / self.in_cache
         for path in (self.path, cached):
             if Trajectory.holding(path, self.known) is not None:
@@ -101,6 +104,8 @@ class PackedTrajectory:
         return cached
 
     def _fetch(self, out: Path) -> None:
+        from lcsc_opt.trajectory import Trajectory
+
         free = shutil.disk_usage(out.parent).free
         if self.size > free:
             raise StudySpecError(
@@ -145,6 +150,8 @@ class NodeObjective:
     @classmethod
     def collect(cls, spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> NodeObjective:
         """Copy the files that other machines need into the empty folder ``copies``; ``study`` is the study's folder."""
+        from lcsc_opt.trajectory import Trajectory
+
         study, here = None if study is None else study.resolve(), Path.cwd()
         file = find("objectives", spec.file, beside=study)
         found: dict[str, Path] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
-from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec
 
 LOCK = "writer.lock"  # held by the process that writes

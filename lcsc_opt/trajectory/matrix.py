@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock
-from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.checkpoints.finding import MANIFEST, WEIGHTS
 from lcsc_opt.checkpoints.lora import (
     ADAPTER_CONFIG,
     PACKED_ALPHAS,

@@ -206,14 +206,21 @@ class Logged(Stages):
 
 
 class EnvironmentInLoss(Stages):
-    """The loss is the number of the GPU that the process may see; a metric is how many threads torch takes."""
+    """The loss is the number of the GPU that the process may see; a metric is how many ``threads`` torch takes."""
+
+    def __init__(self, threads: bool = True) -> None:
+        super().__init__()
+        self.threads = threads
 
     def score(
         self, candidate: Candidate, parts: Sequence[Part], *, gradient: bool = False
     ) -> tuple[Evaluation, list[Any]]:
-        import torch  # here, since it would be half of the time that a worker takes to start
+        metrics = {}
+        if self.threads:
+            import torch  # here, since it would be half of the time that a worker takes to start
 
-        return Evaluation(float(parts[0].environment or -1), {"threads": torch.get_num_threads()}), [None]
+            metrics["threads"] = torch.get_num_threads()
+        return Evaluation(float(parts[0].environment or -1), metrics), [None]
 
 
 def basis(first: int, last: int) -> np.ndarray:
