@@ -25,6 +25,12 @@ objective: {file: function.py, settings: {callable: "myfunc:loss", steps: [10, 2
 optimizers: [LCSC: {}, EMAGrid: {}]
 budget: {evaluations: 12}
 """
+RUN_AND_COMPARE = """
+from lcsc_opt.cli import run
+assert run(["run", "mine/tiny.yaml"]) == 0
+print("compared:")
+assert run(["compare", "tiny", "--format", "json"]) == 0
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -87,8 +93,8 @@ def test_installed_wheel_runs_and_compares_a_study(installed, tmp_path):
     study.parent.mkdir()
     study.write_text(STUDY)
     study.with_name("myfunc.py").write_text(FUNCTION)
-    lcsc(installed, "run", "mine/tiny.yaml", cwd=tmp_path)
-    compared = json.loads(lcsc(installed, "compare", "tiny", "--format", "json", cwd=tmp_path))
+    said = run(sys.executable, "-c", RUN_AND_COMPARE, cwd=tmp_path, PYTHONPATH=str(installed))
+    compared = json.loads(said.rpartition("compared:")[2])
     assert {row["study"] for row in compared} == {"tiny/LCSC/0", "tiny/EMAGrid/0"}
     for row in compared:
         assert row["state"] == "finished"

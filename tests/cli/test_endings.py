@@ -72,36 +72,54 @@ def lose(coefficients):
 """
 
 
-@pytest.fixture
-def waiting(workplace: Path) -> None:
-    """A search that goes on in its third evaluation when the file "go" is there."""
-    Path("ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
-    Path("waiting_losses.py").write_text(WAITING)
-
-
-TAKE_TERMINAL = """
-import fcntl, os, signal, sys, termios
+ON_TERMINALS = """
+import fcntl, gc, os, signal, sys, termios
+import nevergrad, torch, lcsc_opt.search.studies
+from lcsc_opt.cli import main
+gc.freeze()
+children = []
+for folder, terminal, answer in zip(*[iter(sys.argv[1:])] * 3):
+    children.append(os.fork())
+    if children[-1] == 0:
+        break
+else:
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    sys.exit()
+os.setsid()
+for descriptor in range(3):
+    os.dup2(int(terminal), descriptor)
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGHUP, int(sys.argv[1]))
-os.execv(sys.argv[2], sys.argv[2:])
+signal.signal(signal.SIGHUP, int(answer))
+os.chdir(folder)
+main(["run", "ending.yaml"])
 """
 
 
-@pytest.mark.parametrize("answer", [signal.SIG_DFL, signal.SIG_IGN])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_terminal_that_is_closed_ends_a_search_in_peace_unless_it_is_disowned(
-    waiting: None, answer: signal.Handlers
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an interpreter of its own, which at its end writes to that terminal what is left."""
-    window, terminal = os.openpty()
-    command = [sys.executable, "-c", TAKE_TERMINAL, str(int(answer)), *LCSC, "run", "ending.yaml"]
-    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True) as search:
+    """In forks of an interpreter of its own, which at their end write to that terminal what is left."""
+    command, windows, terminals = [sys.executable, "-W", "ignore", "-c", ON_TERMINALS], {}, list[int]()
+    for answer in (signal.SIG_DFL, signal.SIG_IGN):
+        (folder := workplace / answer.name).mkdir()
+        (folder / "ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
+        (folder / "waiting_losses.py").write_text(WAITING)
+        windows[folder], terminal = os.openpty()
+        terminals.append(terminal)
+        command += [str(folder), str(terminal), str(int(answer))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=terminals) as both:
+        for folder, window in windows.items():
+            wait_until((folder / "third").exists)
+            os.close(window)
+        (folder / "go").touch()  # of the disowned one
+        ended = both.communicate()[0].split()
+    for terminal in terminals:
         os.close(terminal)
-        wait_until(Path("third").exists)
-        os.close(window)
-        if answer is signal.SIG_IGN:
-            Path("go").touch()
-        ended = (search.wait(), finished_trials())
-    assert ended == ((128 + signal.SIGHUP, 2) if answer is signal.SIG_DFL else (0, 6))
+    assert ended == [str(128 + signal.SIGHUP), "0"]
+    for folder, trials in zip(windows, (2, 6), strict=True):
+        monkeypatch.chdir(folder)
+        assert finished_trials() == trials
 
 
 @pytest.mark.parametrize(
