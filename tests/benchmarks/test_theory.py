@@ -1,4 +1,4 @@
-"""The closed forms of ``benchmarks/theory.py`` against simulated training, a general optimizer, and cases by hand."""
+"""The closed forms of ``benchmarks/theory.py`` against simulated training and a general optimizer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ import theory
 
 STEPS = [2, 5, 6, 11, 20]
 PROBLEMS = [theory.strongly_convex(), theory.noisy_quadratic(), theory.noisy_quadratic(100)]
-
-
-def one_axis(*, noise: float, start: float, step: float = 0.2) -> theory.Quadratic:
-    return theory.Quadratic("one axis", np.ones(1), np.full(1, noise), np.full(1, start), lambda _: step)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -50,16 +46,6 @@ def test_the_best_coefficients_are_those_of_a_general_optimizer(problem: theory.
     assert theory.excess_loss(matrix, theory.best_signed(matrix)) == pytest.approx(
         0.5 / np.linalg.solve(matrix, np.ones(len(STEPS))).sum(), rel=1e-9
     )
-
-
-def test_without_noise_two_checkpoints_give_the_minimum_and_a_convex_combination_the_last_one() -> None:
-    matrix = theory.gram(one_axis(noise=0.0, start=3.0), [4, 5])
-    r = 0.8
-    extrapolated = np.array([-r, 1]) / (1 - r)
-    last = theory.excess_loss(matrix, np.array([0.0, 1.0]))
-    assert last == pytest.approx(0.5 * (3 * r**5) ** 2)
-    assert theory.excess_loss(matrix, extrapolated) == pytest.approx(0, abs=1e-12)
-    assert min(theory.excess_loss(matrix, np.array([a, 1 - a])) for a in np.linspace(0, 1, 101)) == last
 
 
 @pytest.mark.parametrize("length", [1, 2, 32, 256])
