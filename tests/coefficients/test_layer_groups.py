@@ -1,0 +1,81 @@
+"""Which tensors share a row of coefficients, and spaces of several rows."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
+from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace, PrincipalSpace
+
+UNET = {
+    **{"conv_in.weight": (8, 3, 3, 3), "conv_in.bias": (8,)},
+    **{f"down.{i}.to_q.weight": (8, 8) for i in (0, 1, 10, 2)},
+    **{"down.0.norm.weight": (8,), "down.0.norm.bias": (8,), "scale": ()},
+}
+STEPS = (10, 20, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (
+            "layers",
+            ["conv_in", "down.0.norm", "down.0.to_q", "down.1.to_q", "down.2.to_q", "down.10.to_q", "scale"],
+        ),
+        ("blocks", ["conv_in", "down.0", "down.1", "down.2", "down.10", "scale"]),
+        ("kinds", ["convolutions", "linear", "norms"]),
+        ({"first": "conv_in.*", "down": ["down.?.*", "down.10*"]}, ["down", "first", "other"]),
+    ],
+)
+def test_tensors_are_divided_by_the_rule(rule: Any, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    groups = LayerGroups.by(rule, UNET)
+    assert list(groups.names) == expected
+    assert set(groups.row_of) == set(UNET)
+    assert groups.row_of["conv_in.weight"] == groups.row_of["conv_in.bias"]
+    assert pickle.loads(pickle.dumps(groups)).row_of == groups.row_of
+    assert ("scale" in capsys.readouterr().err) == isinstance(rule, dict)  # what is left is named
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("layer", "layers"),
+        ({"a": "conv_in.*", "b": "up.*"}, "space.rows.b: 'up.*' matches no tensor"),
+        ({"a": "conv_in.*", "b": "*.bias"}, "conv_in.bias matches a and b"),
+    ],
+)
+def test_rules_that_do_not_divide_a_model_are_refused(rule: Any, message: str) -> None:
+    with pytest.raises(StudySpecError) as error:
+        LayerGroups.by(rule, UNET)
+    assert message in str(error.value)
+
+
+def test_a_space_of_rows_is_the_space_of_each_row() -> None:
+    generator = np.random.default_rng(0)
+    origins = np.stack([default_origin(STEPS), ema_coefficients(STEPS, 0.9)])
+    grams = np.stack([part @ part.T for part in generator.standard_normal((2, 4, 9))])
+    for whole, parts in (
+        (AffineSpace(STEPS, origins), [AffineSpace(STEPS, origin) for origin in origins]),
+        (ConvexSpace(STEPS, origins), [ConvexSpace(STEPS, origin) for origin in origins]),
+        (
+            PrincipalSpace.of(STEPS, origins, grams, 2),
+            [PrincipalSpace.of(STEPS, *row, 2) for row in zip(origins, grams, strict=True)],
+        ),
+    ):
+        assert whole.shape == (2, *parts[0].shape)
+        free, gradient = 0.4 * generator.standard_normal(whole.shape), generator.standard_normal((2, 4))
+        rows = list(zip(parts, free, strict=True))
+        found = whole.to_coefficients(free)
+        np.testing.assert_allclose(found, [space.to_coefficients(row) for space, row in rows], rtol=0, atol=1e-14)
+        back = [space.to_free(row) for space, row in zip(parts, found, strict=True)]
+        np.testing.assert_allclose(whole.to_free(found), back, rtol=0, atol=1e-14)
+        slopes = [space.to_free_gradient(*one) for (space, *one) in zip(parts, free, gradient, strict=True)]
+        np.testing.assert_allclose(whole.to_free_gradient(free, gradient), slopes, rtol=0, atol=1e-13)
+        one = default_origin(STEPS)  # the same in all rows
+        np.testing.assert_array_equal(whole.to_free(one), whole.to_free(np.stack([one, one])))

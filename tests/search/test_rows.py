@@ -1,0 +1,75 @@
+"""A study with a row of coefficients for each layer: searched, stored, continued, forked, exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lcsc_opt
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.database.arrays import coefficients_of
+from tests.commands import Typed
+from tests.model_studies import write_model_study
+
+LAYERS = ("conv", "norm", "steps")  # "steps" is a counter, which no merge combines
+
+
+@pytest.fixture
+def study_file(workplace: Path) -> Path:
+    return write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC", "CMA"], held_out={"images": 20})
+
+
+def asked(name: str) -> list[bytes]:
+    study = optuna.load_study(study_name=name, storage="sqlite:///studies.db")
+    return [coefficients_of(trial).tobytes() for trial in study.get_trials(deepcopy=False)]
+
+
+@pytest.mark.parametrize("optimizer", ["LCSC", "CMA"])
+def test_it_is_searched_and_continued_as_if_it_had_not_stopped(study_file: Path, typed: Typed, optimizer: str) -> None:
+    typed("run", str(study_file), "--optimizer", optimizer, "budget={evaluations: 12}")
+    study = lcsc_opt.load_study(f"small/{optimizer}/0")
+    assert study.layer_groups == LAYERS
+    assert study.coefficients.shape == (3, 5)
+    np.testing.assert_allclose(study.coefficients.sum(axis=1), 1, rtol=0, atol=1e-12)
+    assert study.held_out is not None
+    before = asked(study.name)
+    typed("resume", study.name, "--budget", "20")
+    typed("run", str(study_file), "--optimizer", optimizer, "name=whole", "budget={evaluations: 20}")
+    if optimizer == "LCSC":  # CMA plans with its first budget
+        assert asked(study.name) == asked(f"whole/{optimizer}/0")
+    assert asked(study.name)[:12] == before
+
+
+def test_it_is_forked_from_one_row_and_exported_as_one_model(study_file: Path, typed: Typed) -> None:
+    typed("run", str(study_file), "--optimizer", "LCSC", "name=one", "space=affine")
+    typed("fork", "one/LCSC/0", "rows", "--rows", "layers", "--budget", "10")
+    study, one = lcsc_opt.load_study("rows/LCSC/0"), lcsc_opt.load_study("one/LCSC/0")
+    assert study.searched is not None
+    assert one.searched is not None
+    assert study.searched <= one.searched
+    best = np.array(study.trials[30]["coefficients"])
+    assert best.shape == (3, 5)
+    typed("export", study.name, "--output", "merged.safetensors")
+    merged = study.merge()
+    for name, tensor in load_file("merged.safetensors").items():
+        torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-6)
+    assert "leave --rows out" in typed.refused("fork", study.name, "fewer", "--rows", "kinds")
+
+
+def test_rows_for_what_merges_no_weights_are_refused() -> None:
+    spec = {"file": "function.py", "settings": {"callable": "math:fsum", "steps": [1, 2, 3]}}
+    with pytest.raises(StudySpecError, match=r"space\.rows: this objective merges no weights"):
+        lcsc_opt.run(
+            {
+                "name": "f",
+                "objective": spec,
+                "space": {"rows": "layers"},
+                "optimizers": ["LCSC"],
+                "budget": {"evaluations": 3},
+            }
+        )
