@@ -7,7 +7,8 @@ numbers are made; ``--quick`` runs these alone.
 
 Each environment is made from the source distribution, in a folder of its own: with the versions of constraints.txt by
 ``make setup``, with the lowest or newest ones that pyproject.toml allows by uv. What this machine lacks is skipped,
-with the reason. Writes ``results/matrix.md``; ``--quick``, with many conditions in a row, and ``--only`` write nothing.
+with the reason. Each row replaces the one of its name in ``results/matrix.md``; ``--quick``, with many conditions in a
+row, writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from common import RESULTS, machine
+from common import RESULTS, machine, markdown
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("dev", "postgresql", "ray", "text-to-image", "train")
@@ -113,7 +114,7 @@ def main() -> None:
     rows = [row for row in (QUICK_ROWS if arguments.quick else ROWS) if arguments.only in row.name]
     if arguments.quick:
         rows = [dataclasses.replace(row, rooms=ROOMS_OF_NUMBERS) for row in rows]
-    lines, red, start = [], False, time.perf_counter()
+    red, start = False, time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="lcsc-matrix-", dir="/tmp") as folder:
         work = Path(folder)
         work.chmod(0o755)
@@ -126,24 +127,27 @@ def main() -> None:
                 failed, result = False, f"skipped: {reason}"
             red = red or failed
             seconds = time.perf_counter() - began
-            rooms = "of numbers" if row.rooms else "all"
-            lines.append(
-                f"| {row.name} | {Path(row.python).name} | {row.packages} | {rooms} | {result} | {seconds:.0f} |"
-            )
+            if not arguments.quick:
+                write(row, result, seconds)
             left = (time.perf_counter() - start) / (number + 1) * (len(rows) - number - 1)
             print(f"{row.name}: {result} ({seconds:.0f} s; about {left / 60:.0f} min left)", flush=True)
-    table = [
-        "| | Python | dependencies | rooms | result | seconds, with set-up |",
-        "|---|---|---|---|---|---|",
-        *lines,
-        "",
-    ]
-    if not (arguments.quick or arguments.only):
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        said = f"`make matrix`, {today}. Rooms of numbers: {', '.join(ROOMS_OF_NUMBERS)}."
-        head = ["# The quick tests elsewhere", "", said, "", machine(), ""]
-        (RESULTS / "matrix.md").write_text("\n".join([*head, *table]))
     sys.exit(red)
+
+
+def write(row: Row, result: str, seconds: float) -> None:
+    """Put a row into the table, in place of the one of its name."""
+    path = RESULTS / "matrix.md"
+    cells = [line.strip("| ").split(" | ") for line in path.read_text().splitlines()] if path.exists() else []
+    known = {cell[0]: cell for cell in cells if cell[0] in {row.name for row in ROWS}}
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    rooms = "of numbers" if row.rooms else "all"
+    about = [Path(row.python).name, row.packages, rooms, result, f"{seconds:.0f}", f"{day}, {commit.stdout.strip()}"]
+    known[row.name] = [row.name, *about]
+    header = ["condition", "Python", "dependencies", "rooms", "result", "seconds, with set-up", "run"]
+    said = f"`make matrix`. Rooms of numbers: {', '.join(ROOMS_OF_NUMBERS)}."
+    table = markdown([header, *(known[one.name] for one in ROWS if one.name in known)])
+    path.write_text("\n".join(["# The quick tests elsewhere", "", said, "", machine(), "", *table, ""]))
 
 
 def source_distribution(work: Path) -> Path:

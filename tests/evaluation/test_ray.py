@@ -48,6 +48,8 @@ from tests.evaluation.ray_clusters import (  # noqa: E402
     trials,
 )
 
+pytestmark = pytest.mark.skipif(" " in sys.executable, reason="Ray starts no Python whose path has a space")
+
 DIES, WAITS = (5, 12), 9  # of the samples of all processes
 
 
