@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.optimizers import LCSCGradient, Request, attach_request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
 from tests.optimizers.asking import AFFINE, STEPS, run, spend, tell
@@ -288,3 +288,30 @@ def test_a_search_in_noise_that_got_where_it_can_ends_by_itself() -> None:
         asked += 1
     assert 100 <= asked < 3000
     assert loss_of(optimizer) < 0.05 * START
+
+
+class Rows(Quadratic):
+    """A :class:`Quadratic` in each row of coefficients, with targets of their own."""
+
+    def __call__(self, coefficients: Coefficients, *, seed: int | None = None, gradient: bool = False) -> Evaluation:
+        parts = [
+            Quadratic(scale=scale)(row, gradient=gradient) for row, scale in zip(coefficients, (1, 9), strict=True)
+        ]
+        slopes = np.stack([part.gradient for part in parts]) if gradient else None  # type: ignore[misc]
+        return Evaluation(sum(part.loss for part in parts), gradient=slopes)
+
+
+@pytest.mark.parametrize("kind", ["affine", "principal"])
+def test_each_row_is_searched_as_if_it_were_alone(kind: str) -> None:
+    def space_of(origin: Coefficients, grams: Any) -> CoefficientSpace:
+        return AffineSpace(STEPS, origin) if kind == "affine" else PrincipalSpace.of(STEPS, origin, grams, 6)
+
+    centered = WALK - WALK.mean(axis=0)
+    grams = np.stack([centered[:, :30] @ centered[:, :30].T, centered[:, 30:] @ centered[:, 30:].T])
+    whole = gradient_search(space_of(np.stack([AFFINE.origin] * 2), grams))
+    found = [candidate.value for candidate in run(whole, Rows(), 60)]
+    for row in range(2):
+        alone = [
+            candidate.value for candidate in run(gradient_search(space_of(AFFINE.origin, grams[row])), Quadratic(), 60)
+        ]
+        np.testing.assert_allclose([each[row] for each in found], alone, rtol=0, atol=1e-9)
