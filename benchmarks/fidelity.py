@@ -23,6 +23,7 @@ from common import machine, read_csv, write_csv
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec
+from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import Reference, extract
@@ -88,9 +89,9 @@ def main() -> None:
 Known = dict[tuple[str, int, int], tuple[float, ...]]
 
 
-def objective_of(**settings: Any) -> MergeSampleScore:
-    """The digits objective that sees half A."""
-    objective = load_objective(ObjectiveSpec(file="digits.py", settings={**SETTINGS, **settings}))
+def objective_of(*, rows: Rule | None = None, **settings: Any) -> MergeSampleScore:
+    """The digits objective that sees half A; with ``rows``, layers have coefficients of their own."""
+    objective = load_objective(ObjectiveSpec(file="digits.py", settings={**SETTINGS, **settings}), rows=rows)
     assert isinstance(objective, MergeSampleScore)
     return objective
 
@@ -124,7 +125,8 @@ def compared(
 ) -> Iterator[tuple[float, Coefficients]]:
     """The losses of a search that compare, and their coefficients."""
     per_evaluation, spent = objective.images_per_evaluation, 0
-    space = AffineSpace(objective.steps, default_origin(objective.steps))
+    origin, groups = default_origin(objective.steps), objective.layer_groups
+    space = AffineSpace(objective.steps, origin if groups is None else np.tile(origin, (len(groups), 1)))
     asking = build_optimizer(
         OptimizerSpec(name=optimizer), space, budget=images // per_evaluation, workers=1, seed=seed
     )

@@ -1,9 +1,10 @@
-"""Coefficients against all weights with equal images, and one after the other, on metrics that neither sees.
+"""Coefficients, in one row or a row for each layer, against all weights with equal images, on metrics that none sees.
 
     python benchmarks/refine.py [--seeds 3] [--images 20000] [--selected 10000] [--only WORD]
 
 Halves of the digits and metrics are those of ``fidelity.py``; the model comes from a shorter training. Coefficients are
-searched by ``LCSCGradient``, with its checks inside the budget. All weights are fine-tuned as by ``lcsc refine`` from
+searched by ``LCSCGradient``, with its checks inside the budget; ``kinds``, ``blocks`` and ``layers`` have a row of
+coefficients each. All weights are fine-tuned as by ``lcsc refine`` from
 EMA*, and the answer is their average. When one comes after the other, each has half of the images. Both pass an image
 through the network equally often, so equal images are equal model calls. Each way runs with and without ``keep:
 precision``. A model that was found with one step of sampling is measured in two steps, too. Results that are already in
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import machine, read_csv, write_csv
@@ -29,7 +32,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory
 
-TRAINING = {"training_steps": 2000, "checkpoint_every": 20}
+TRAINING: dict[str, Any] = {"training_steps": 2000, "checkpoint_every": 20}
 SHOWN_METRICS = HEADER[3:]
 COLUMNS = ("way", "seed", "images", "selected", *SHOWN_METRICS, *(f"{metric}, 2 steps" for metric in SHOWN_METRICS))
 SHOWN = (
@@ -37,6 +40,8 @@ SHOWN = (
     *("fid A, 2 steps", "fid B, 2 steps", "fid B2, 2 steps", "precision A, 2 steps"),
 )
 EMA = "EMA*"
+ENDS = {"": None, ", keep": "precision"}
+ROWS = ("kinds", "blocks", "layers")
 
 Known = dict[tuple[str, int, int, int], tuple[float, ...]]
 
@@ -47,12 +52,13 @@ class Found:
 
     coefficients: Coefficients
     source: OneModel | Trajectory | None = None
+    rows: str | None = None
 
     def evaluated(self, evaluator: MetricsOfHalves) -> tuple[float, ...]:
         """All metrics of its samples on held-out noise, in one step and in two."""
         values: tuple[float, ...] = ()
         for nfe in (1, 2):
-            objective = objective_of(**TRAINING, nfe=nfe)
+            objective = objective_of(**TRAINING, nfe=nfe, rows=self.rows)
             sampled = objective if self.source is None else objective.on_weights(self.source)
             values += evaluator.of_images(sampled.images(np.asarray(self.coefficients), HELD_OUT, REPORTED))
         return values
@@ -74,24 +80,27 @@ class Ways:
 
     def by_name(self) -> dict[str, Callable[[], Found]]:
         """Name → way, for all ways. EMA* does not depend on chance."""
-        keeping = objective_of(**TRAINING, keep="precision")
-        ways = {
-            f"{name}{end}": way for end, o in (("", None), (", keep", keeping)) for name, way in self._of(o).items()
-        }
+        ways = {f"{name}{end}": way for end, keep in ENDS.items() for name, way in self._of(keep).items()}
         return ways if self._seed else {EMA: lambda: Found(best_ema(self._objective)), **ways}
 
-    def _of(self, keeping: MergeSampleScore | None) -> dict[str, Callable[[], Found]]:
-        objective = self._objective if keeping is None else keeping
+    def _of(self, keep: str | None) -> dict[str, Callable[[], Found]]:
+        objective = self._objective if keep is None else objective_of(**TRAINING, keep=keep)
+        layered = objective_of(**TRAINING, keep=keep, rows="layers")
         whole, half = self._images, self._images // 2
 
         def ema() -> Coefficients:
             return best_ema(self._objective)
+
+        def in_rows(rows: str) -> Found:
+            return Found(self._searched(objective_of(**TRAINING, keep=keep, rows=rows), whole), rows=rows)
 
         return {
             "coefficients": lambda: Found(self._searched(objective, whole)),
             "all weights": lambda: self._refined(objective, ema(), whole),
             "coefficients, then all weights": lambda: self._refined(objective, self._searched(objective, half), half),
             "all weights, then coefficients": lambda: self._refined(objective, ema(), half, then_search=half),
+            **{rows: functools.partial(in_rows, rows) for rows in ROWS},
+            "layers, then all weights": lambda: self._refined(layered, self._searched(layered, half), half),
         }
 
     def _searched(self, objective: MergeSampleScore, images: int) -> Coefficients:

@@ -74,7 +74,7 @@ def test_a_space_of_rows_is_the_space_of_each_row() -> None:
         found = whole.to_coefficients(free)
         np.testing.assert_allclose(found, [space.to_coefficients(row) for space, row in rows], rtol=0, atol=1e-14)
         back = [space.to_free(row) for space, row in zip(parts, found, strict=True)]
-        np.testing.assert_allclose(whole.to_free(found), back, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(whole.to_free(found), np.stack(back), rtol=0, atol=1e-14)
         slopes = [space.to_free_gradient(*one) for (space, *one) in zip(parts, free, gradient, strict=True)]
         np.testing.assert_allclose(whole.to_free_gradient(free, gradient), slopes, rtol=0, atol=1e-13)
         one = default_origin(STEPS)  # the same in all rows
