@@ -60,14 +60,15 @@ def test_a_space_of_rows_is_the_space_of_each_row() -> None:
     generator = np.random.default_rng(0)
     origins = np.stack([default_origin(STEPS), ema_coefficients(STEPS, 0.9)])
     grams = np.stack([part @ part.T for part in generator.standard_normal((2, 4, 9))])
-    for whole, parts in (
+    cases: tuple[tuple[Any, list[Any]], ...] = (
         (AffineSpace(STEPS, origins), [AffineSpace(STEPS, origin) for origin in origins]),
         (ConvexSpace(STEPS, origins), [ConvexSpace(STEPS, origin) for origin in origins]),
         (
             PrincipalSpace.of(STEPS, origins, grams, 2),
             [PrincipalSpace.of(STEPS, *row, 2) for row in zip(origins, grams, strict=True)],
         ),
-    ):
+    )
+    for whole, parts in cases:
         assert whole.shape == (2, *parts[0].shape)
         free, gradient = 0.4 * generator.standard_normal(whole.shape), generator.standard_normal((2, 4))
         rows = list(zip(parts, free, strict=True))
