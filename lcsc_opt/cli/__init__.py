@@ -128,7 +128,8 @@ def run(arguments: Sequence[str]) -> int:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # click and rich exit without a word
         if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
-        notice(f"the output cannot be written: {cause.strerror}")
+        if cause.errno != errno.EPIPE:  # of `| head`, which has read what it wanted
+            notice(f"the output cannot be written: {cause.strerror}")
         with contextlib.suppress(OSError, ValueError):  # the interpreter would write the rest when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOT_WRITTEN

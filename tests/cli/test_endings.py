@@ -125,12 +125,12 @@ def test_a_terminal_that_is_closed_ends_a_search_in_peace_unless_it_is_disowned(
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("list --catalog", "Broken pipe"),
-        ("list --catalog --format=json", "Broken pipe"),
+        ("list --catalog", ""),
+        ("list --catalog --format=json", ""),
         ("--help", "No space left on device"),
     ],
 )
-def test_output_that_cannot_be_written_is_one_line(
+def test_output_that_cannot_be_written_is_one_line_or_none_for_a_pipe(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str, reason: str
 ) -> None:
     """In an interpreter of its own, which at its end would write again what is left."""
@@ -143,7 +143,8 @@ def test_output_that_cannot_be_written_is_one_line(
         out = os.open("/dev/full", os.O_WRONLY)
     found = subprocess.run([*LCSC, *command.split()], stdout=out, stderr=subprocess.PIPE, text=True, check=False)
     os.close(out)
-    assert (found.returncode, found.stderr) == (141, f"lcsc: the output cannot be written: {reason}\n")
+    said = f"lcsc: the output cannot be written: {reason}\n" if reason else ""
+    assert (found.returncode, found.stderr) == (141, said)
 
 
 def ignore_sigint() -> None:
