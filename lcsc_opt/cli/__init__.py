@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import signal
@@ -106,9 +107,14 @@ def _end_once(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+@functools.cache  # it takes longer than many a command
+def _commands() -> Any:
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments; gives the exit status."""
-    command = typer.main.get_command(app)
+    command = _commands()
     try:
         with said_once():
             status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
