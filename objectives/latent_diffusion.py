@@ -26,7 +26,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.text_to_image import NO_LORA_GRADIENT, LatentDiffusionSampler, load_pipeline, read_prompts
+from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
 
@@ -72,10 +72,6 @@ class Settings(ImageObjectiveSettings):
         for prompts in (self.prompts, self.held_out_prompts):
             if prompts is not None:
                 read_prompts(given_path(prompts))
-
-    def why_no_gradient(self) -> str | None:
-        """As for all objectives over images; a LoRA has none."""
-        return NO_LORA_GRADIENT if self.component == "lora" else super().why_no_gradient()
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:

@@ -20,16 +20,10 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.reading import find_weights, read_metadata
+from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
 
 Flavour = Literal["diffusers", "peft", "kohya"]
 
-PAIRS = (
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    ("_lora.down.weight", "_lora.up.weight"),  # …attn1.processor.to_q_lora.down.weight, as diffusers converts kohya's
-    (".lora_down.weight", ".lora_up.weight"),
-)
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, next to the weights
 PACKED_ALPHAS = "lora_alphas"  # in the metadata of a packed trajectory
 _ADAPTER_METADATA = "lora_adapter_metadata"  # PEFT's configuration in files that diffusers writes
@@ -152,7 +146,7 @@ class LoraAlphas(pydantic.BaseModel):
 
 def lora_flavour(names: Iterable[str]) -> Flavour | None:
     """The flavour of a state dict with these ``names``, or ``None`` if it holds no LoRA factor."""
-    downs = [name for name in names if name.endswith(tuple(down for down, _ in PAIRS))]
+    downs = [name for name in names if name.endswith(tuple(down for down, _ in LORA_FACTORS))]
     if not downs:
         return None
     if all(name.startswith(_PEFT_PREFIX) for name in downs):
@@ -173,7 +167,7 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
         raise TrajectoryError("These weights are no LoRA: no name ends like a factor (lora_A, lora_down …).")
     present, taken, modules = set(names), set(), []
     for name in names:
-        down, up = next((pair for pair in PAIRS if name.endswith(pair[0])), ("", ""))
+        down, up = next((pair for pair in LORA_FACTORS if name.endswith(pair[0])), ("", ""))
         if not down:
             continue
         stem = name.removesuffix(down)

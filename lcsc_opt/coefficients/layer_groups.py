@@ -21,7 +21,18 @@ BY_NAME = ("layers", "blocks", "kinds")
 Rule = str | Mapping[str, str | Sequence[str]]
 """``layers``, ``blocks``, ``kinds``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
 
-_LORA = re.compile(r"\.(lora_[A-Za-z]+(\.[a-z]+)?|lora\.(up|down)|alpha)$")  # after the module's name
+LORA_FACTORS = (
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),  # …attn1.processor.to_q_lora.down.weight, as diffusers converts kohya's
+    (".lora_down.weight", ".lora_up.weight"),
+)
+"""How the names of a LoRA's two factors end, after the name of their module: down and up, by flavour."""
+
+_FACTOR = re.compile(
+    rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
+)
 _KINDS = {1: "norms", 2: "linear", 3: "convolutions", 4: "convolutions", 5: "convolutions"}  # by axes of a weight
 _MOST_NAMED = 3
 
@@ -79,8 +90,8 @@ class LayerGroups:
 
 
 def _layer(name: str) -> str:
-    stem = name.rpartition(".")[0] or name
-    return _LORA.sub("", f"{stem}.alpha" if name.endswith(".alpha") else stem) or name
+    stem = _FACTOR.sub("", name)
+    return (stem if stem != name else name.rpartition(".")[0]) or name
 
 
 def _block(layer: str) -> str:

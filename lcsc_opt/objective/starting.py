@@ -64,14 +64,9 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         lines.append(f"    {name}: {shown}".ljust(50) + ("" if value is None else f"  # {comment}"))
     found = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, for objectives/{kind}"
     name = json.dumps(experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study", ensure_ascii=False)
-    search = _SEARCH_OF_LOSSES if of_lora else _SEARCH_BY_GRADIENT
-    return _TEXT.format(found=found, name=name, kind=kind, settings="\n".join(lines), search=search), found, missing
+    return _TEXT.format(found=found, name=name, kind=kind, settings="\n".join(lines)), found, missing
 
 
-_SEARCH_BY_GRADIENT = (
-    "LCSCGradient     # follows the gradient of FID; take LCSCQuadratic where loss or sampler have none"
-)
-_SEARCH_OF_LOSSES = "LCSCQuadratic    # needs only losses; a LoRA in a pipeline has no gradient"
 _TEXT = """\
 # {found}. lcsc run FILE --dry-run says what is still to be filled in.
 name: {name}
@@ -82,7 +77,7 @@ objective:
     images: 2000                                    # an evaluation samples so many; the paper takes 10,000
 optimizers:
   - EMAGrid          # the best plain average of the checkpoints, to compare with
-  - {search}
+  - LCSCGradient     # follows the gradient of FID; take LCSCQuadratic where loss or sampler have none
 seeds: [0]
 budget: {{evaluations: 300}}
 storage: sqlite:///studies.db

@@ -99,17 +99,18 @@ class ModuleWeights:
     Args:
         trained: what merged weights are copied into.
         whole: everything that samples; weights outside ``trained`` get no gradient.
-        reason: why there is never a gradient, as the end of a sentence; ``None`` if there may be one.
+        lora: name → parameter of a LoRA in these modules, if that is merged and not the state dict of ``trained``.
     """
 
-    def __init__(self, trained: nn.Module, *whole: nn.Module, reason: str | None = None) -> None:
+    def __init__(self, trained: nn.Module, *whole: nn.Module, lora: Mapping[str, Tensor] | None = None) -> None:
         self.trained = trained
-        self._whole, self._reason = (trained, *whole), reason
+        self._whole, self._lora = (trained, *whole), lora
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
-        """The given reason; else one for running statistics, or for entries made only when the state dict is read."""
-        if self._reason is not None:
-            return self._reason
+        """A reason for running statistics, entries made only when the state dict is read, and alphas of a LoRA."""
+        if self._lora is not None:
+            alpha = next((name for name in names if name.endswith(".alpha")), None)
+            return alpha and f"{alpha}, which scales a LoRA, differs between checkpoints"
         for path, module in self.trained.named_modules():
             if isinstance(module, _NormBase):
                 running = [f"{path}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
@@ -141,6 +142,6 @@ class ModuleWeights:
             for tensor, before in asked:
                 tensor.requires_grad_(before)
 
-    def _state(self) -> dict[str, Tensor]:
-        state = self.trained.state_dict(keep_vars=True)
+    def _state(self) -> Mapping[str, Tensor]:
+        state = self.trained.state_dict(keep_vars=True) if self._lora is None else self._lora
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

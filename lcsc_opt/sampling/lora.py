@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,24 +10,27 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.imports import quiet_libraries
-from lcsc_opt.checkpoints.lora import PAIRS, LoraAlphas, LoraModule, lora_flavour, lora_modules
+from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, lora_flavour, lora_modules
 from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
 
 ADAPTER = "merged"
-FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` takes → the parameter of PEFT's layer
-    ".lora_A.weight": "lora_A",
-    ".lora_B.weight": "lora_B",
-    ".lora_linear_layer.down.weight": "lora_A",
-    ".lora_linear_layer.up.weight": "lora_B",
-}
+_NAMES, _TEXT_NAMES = LORA_FACTORS[0], LORA_FACTORS[2]  # that load_lora_weights takes; the older for text encoders
+_PARAMETERS = dict(zip(_NAMES + _TEXT_NAMES, ("lora_A", "lora_B") * 2, strict=True))  # of PEFT's layers
 
 
 class LoraAdapter:
     """The adapter of a pipeline that merged LoRAs are copied into, one after the other.
 
+    Its parameters are the factors as they are, and alpha / rank is the scale of PEFT's layers. So a gradient in a
+    parameter is the gradient in the factor.
+
     Args:
         pipeline: of diffusers.
         alphas: of the LoRAs; ``None`` is alpha = rank.
+
+    Attributes:
+        factors: a factor's name in the checkpoints → its parameter; empty until the first LoRA is loaded.
 
     Raises:
         ObjectiveError: the pipeline takes no LoRA.
@@ -36,9 +39,10 @@ class LoraAdapter:
     def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:
         if not hasattr(pipeline, "load_lora_weights"):
             raise ObjectiveError(f"component: {type(pipeline).__name__} takes no LoRA; merge its transformer or unet")
-        self._pipeline, self._alphas = pipeline, alphas
+        self._pipeline, self._alphas = pipeline, alphas or LoraAlphas()
         self._unet = getattr(pipeline, "unet", None)
-        self._parameters: dict[str, nn.Parameter] = {}
+        self._places: dict[str, tuple[Any, nn.Parameter]] = {}  # a factor's name in diffusers → its layer of PEFT
+        self.factors: dict[str, Tensor] = {}
 
     def load(self, weights: Mapping[str, Tensor]) -> bool:
         """Copy a merged LoRA into the adapter, which the first one makes.
@@ -50,30 +54,32 @@ class LoraAdapter:
             ObjectiveError: it does not fit the pipeline, or has other names or shapes than the first one.
         """
         component, config = ("transformer", None) if self._unet is None else ("unet", self._unet.config)
-        factors = to_diffusers(weights, self._alphas, component=component, unet_config=config)
-        if not self._parameters:
-            self._parameters = self._create(factors)
-        if (differs := difference(shapes_of(factors), shapes_of(self._parameters))) is not None:
+        named = _diffusers_names(weights, component=component, unet_config=config)
+        factors = {name: weights[own] for name, (_, own) in named.items()}
+        scales = {name: module.factors(weights, self._alphas)[2] for name, (module, _) in named.items()}
+        if not self._places:
+            self._places = self._create(factors)
+            self.factors = {own: self._places[name][1] for name, (_, own) in named.items()}
+        there = {name: parameter for name, (_, parameter) in self._places.items()}
+        if (differs := difference(shapes_of(factors), shapes_of(there))) is not None:
             raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {differs}")
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
+            for name, (layer, parameter) in self._places.items():
                 parameter.copy_(factors[name])
+                layer.scaling[ADAPTER] = scales[name]
         return any(name.startswith("text_encoder") for name in factors)
 
-    def _create(self, factors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-        """Let the pipeline load it as it loads a file, and find the parameters that it went to."""
-        in_dtype = {name: factor.to(self._part(name).dtype) for name, factor in factors.items()}
+    def _create(self, factors: Mapping[str, Tensor]) -> dict[str, tuple[Any, nn.Parameter]]:
+        """Let the pipeline load it as it loads a file, and find the layers and parameters that it went to."""
+        # copies: tensors of the right dtype would become the parameters
+        in_dtype = {name: factor.to(self._part(name).dtype, copy=True) for name, factor in factors.items()}
         try:
             with quiet_libraries():  # diffusers warns of every part that a LoRA is not of
                 self._pipeline.load_lora_weights(in_dtype, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ObjectiveError(f"the LoRA does not fit {type(self._pipeline).__name__}: {reason}") from error
-        parameters = {}
-        for name in factors:
-            layer, parameters[name] = self._place(name)
-            layer.scaling[ADAPTER] = 1.0  # alpha = rank; diffusers before 0.39 takes another where ranks differ
-        return parameters
+        return {name: self._place(name) for name in factors}
 
     def _part(self, name: str) -> Any:
         part = getattr(self._pipeline, name.partition(".")[0], None)
@@ -83,13 +89,13 @@ class LoraAdapter:
 
     def _place(self, name: str) -> tuple[Any, nn.Parameter]:
         """PEFT's layer of a factor, and the parameter in it."""
-        suffix = next((suffix for suffix in FACTORS if name.endswith(suffix)), "")
+        suffix = next((suffix for suffix in _PARAMETERS if name.endswith(suffix)), "")
         path = name.removesuffix(suffix).partition(".")[2]
         part = self._part(name)
         for place in (path, path.removeprefix("text_model.")):  # which transformers 5 has no more
             try:
                 layer: Any = part.get_submodule(place)
-                parameter: nn.Parameter = getattr(layer, FACTORS[suffix])[ADAPTER].weight
+                parameter: nn.Parameter = getattr(layer, _PARAMETERS[suffix])[ADAPTER].weight
             except (AttributeError, KeyError):
                 continue
             return layer, parameter
@@ -121,18 +127,26 @@ def to_diffusers(
         TrajectoryError: not a LoRA of two factors a module, or names that diffusers does not know, or that it would
             take for others without ``unet_config``.
     """
-    modules = lora_modules(weights)
-    places = {module.name: (module.component or component, module.path) for module in modules}
-    if lora_flavour(weights) == "kohya":
-        places = _kohya_places(modules, unet_config)
     converted = {}
-    for module in modules:
-        down, up, scale = module.factors(weights, alphas or LoraAlphas())
-        where, path = places[module.name]
-        suffixes = PAIRS[2] if where.startswith("text_encoder") else PAIRS[0]  # text encoders: by their older suffix
-        converted[f"{where}.{path}{suffixes[0]}"] = down
-        converted[f"{where}.{path}{suffixes[1]}"] = up if scale == 1.0 else (up.double() * scale).to(up.dtype)
+    for name, (module, own) in _diffusers_names(weights, component=component, unet_config=unet_config).items():
+        *_, scale = module.factors(weights, alphas or LoraAlphas())
+        scaled = own == module.up and scale != 1.0
+        converted[name] = (weights[own].double() * scale).to(weights[own].dtype) if scaled else weights[own]
     return converted
+
+
+def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) -> dict[str, tuple[LoraModule, str]]:
+    """A factor's name in diffusers → its module, and its own name."""
+    modules = lora_modules(names)
+    places = {module.name: (module.component or component, module.path) for module in modules}
+    if lora_flavour(module.down for module in modules) == "kohya":
+        places = _kohya_places(modules, unet_config)
+    named: dict[str, tuple[LoraModule, str]] = {}
+    for module in modules:
+        where, path = places[module.name]
+        down, up = _TEXT_NAMES if where.startswith("text_encoder") else _NAMES
+        named |= {f"{where}.{path}{down}": (module, module.down), f"{where}.{path}{up}": (module, module.up)}
+    return named
 
 
 def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:

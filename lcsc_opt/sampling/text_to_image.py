@@ -31,7 +31,6 @@ from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 
-NO_LORA_GRADIENT = "the gradient of a LoRA in a pipeline is not known"
 Component = Literal["unet", "transformer", "lora"]
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
 CACHE_BYTES = 4 * 2**30
@@ -128,7 +127,12 @@ class _PromptEmbeddings:
     """The embeddings of prompts, and of one negative prompt, as a pipeline's own ``encode_prompt`` gives them.
 
     They are kept on the CPU, up to :data:`CACHE_BYTES`; what does not fit is computed each time.
+
+    Attributes:
+        merged: whether text encoders get merged weights; then embeddings have a graph while grad mode is on.
     """
+
+    merged = False
 
     def __init__(self, pipeline: Any, *, negative_prompt: str | None, guided: bool) -> None:
         self.negative_prompt = negative_prompt
@@ -145,6 +149,8 @@ class _PromptEmbeddings:
 
     def of(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Arguments of the pipeline's ``__call__`` for ``prompts``, each tensor ``[len(prompts), …]``."""
+        if self.merged and torch.is_grad_enabled():
+            self.forget()  # what is kept has no graph, or one that was used
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cached]
         fresh = self._encode(new) if new else {}
         rows = [fresh.get(prompt) or self._cached[prompt] for prompt in prompts]
@@ -169,7 +175,7 @@ class _PromptEmbeddings:
             arguments["negative_prompt"] = [self.negative_prompt] * len(prompts)
         encode = self._pipeline.encode_prompt
         taken = inspect.signature(encode).parameters
-        with torch.no_grad(), quiet_libraries():
+        with torch.set_grad_enabled(self.merged and torch.is_grad_enabled()), quiet_libraries():
             returned = encode(**{name: value for name, value in arguments.items() if name in taken})
         named = {
             name: tensor.cpu()
@@ -253,17 +259,17 @@ class LatentDiffusionSampler:
         if self._lora is None:
             load_weights(self.denoiser, weights)
         elif self._lora.load(weights):
+            self._embeddings.merged = True
             self._embeddings.forget()
 
     @property
     def weights(self) -> ModuleWeights:
-        """The U-Net's or transformer's, for gradients."""
+        """The U-Net's, the transformer's or the LoRA's, for gradients."""
         parts = (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
-        reason = None if self._lora is None else NO_LORA_GRADIENT
-        return ModuleWeights(self.denoiser, *parts, reason=reason)
+        return ModuleWeights(self.denoiser, *parts, lora=None if self._lora is None else self._lora.factors)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, 3, height, width]`` images in [-1, 1], float32."""
+        """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
         prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
         embedded = self._embeddings.of([prompts[image % len(prompts)] for image in range(start, stop)])
         factor = self.pipeline.vae_scale_factor
@@ -289,7 +295,7 @@ class LatentDiffusionSampler:
         if torch.is_grad_enabled():
             # multistep schedulers forget what they hold, and with it the graph
             set_timesteps(self.pipeline.scheduler, self._schedule)
-        images: Tensor = output.images.float() * 2 - 1
+        images: Tensor = output.images.to(torch.promote_types(output.images.dtype, torch.float32)) * 2 - 1
         return images
 
     def describe(self) -> dict[str, object]:

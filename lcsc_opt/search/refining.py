@@ -142,6 +142,8 @@ def refine(
         raise ObjectiveError("refine: the objective samples no images with merged weights, so there is none to train")
     if reason := objective.why_no_gradient():
         raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
+    if getattr(objective.sampler, "component", None) == "lora":  # its alphas would have to be written, too
+        raise ObjectiveError("refine: trains all weights of a network, and no LoRA; search coefficients")
     if out.suffix != ".trajectory":
         raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
 

@@ -135,9 +135,9 @@ def _directions(origin: Coefficients, steps: tuple[int, ...]) -> list[Coefficien
 
 
 def _check_parts(objective: StagedObjective, candidate: Candidate, first: Evaluation) -> None:
-    prepared, last = objective.prepare(candidate), objective.images_of(candidate)
-    middle = last // 2
-    parts = [objective.sample(candidate, prepared, *images) for images in ((0, middle), (middle, last))]
+    last = objective.images_of(candidate)
+    halves = ((0, last // 2), (last // 2, last))
+    parts = [objective.sample(candidate, objective.prepare(candidate), *images) for images in halves]
     whole, _ = objective.score(candidate, parts)
     _require(
         math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE),

@@ -94,6 +94,6 @@ def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     loras(*(f"unet.mid.attn.to_q.lora_{part}.weight" for part in ("A", "B")))
     assert lcsc(["init", "loras"]) == 0
     text = Path("study.yaml").read_text()
-    for line in ("file: latent_diffusion.py", "component: lora", "- LCSCQuadratic"):  # it has no gradient
+    for line in ("file: latent_diffusion.py", "component: lora", "- LCSCGradient"):
         assert line in text
     assert text.count("FILL IN") == 3

@@ -13,10 +13,13 @@ from torch import Tensor
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.checkpoints.lora import lora_modules
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
+from lcsc_opt.search.refining import RefineSettings, refine
+from lcsc_opt.testing.contracts import check_objective
 from lcsc_opt.trajectory import read_checkpoint
 from tests import tiny_pipelines
 from tests.objectives.image_objectives import one_line
@@ -59,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def objective(place: Path, **changes: Any) -> MergeSampleScore:
+def objective(place: Path, *, rows: str | None = None, **changes: Any) -> MergeSampleScore:
     settings = {
         **{"pipeline": "pipeline", "component": "lora", "sampler": {"name": "lcm", "steps": 3}},
         **{"checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors", "prompts": "prompts.txt"},
@@ -67,7 +70,7 @@ def objective(place: Path, **changes: Any) -> MergeSampleScore:
         **{"images": 8, "batch_size": 4, "device": "cpu"},
     }
     kept = {name: value for name, value in {**settings, **changes}.items() if value is not None}
-    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), beside=place)
+    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), beside=place, rows=rows)
     assert isinstance(built, MergeSampleScore)
     return built
 
@@ -99,6 +102,23 @@ def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
     assert held_out.loss != evaluation.loss
     assert set(held_out.metrics) - set(evaluation.metrics)
     assert objective(place, held_out_prompts="other.txt").describe()["sampler"] == built.describe()["sampler"]
+
+
+def test_a_lora_keeps_the_contract_of_objectives_with_its_gradient(place: Path) -> None:
+    assert objective(place).why_no_gradient() is None
+    check_objective(lambda: objective(place), images=8, step=0.01)
+    candidate = Candidate(COEFFICIENTS, images=8)
+    whole = objective(place).evaluate(candidate, gradient=True)
+    by_row = objective(place, rows="layers")
+    modules = lora_modules(by_row.trajectory.names)  # type: ignore[union-attr]
+    assert by_row.layer_groups is not None
+    assert len(by_row.layer_groups) == len(modules)
+    of_rows = by_row.evaluate(Candidate(np.tile(COEFFICIENTS, (len(modules), 1)), images=8), gradient=True)
+    assert of_rows.gradient is not None
+    assert whole.gradient is not None
+    np.testing.assert_allclose(of_rows.gradient.sum(axis=0), whole.gradient, rtol=1e-4, atol=1e-6)
+    with pytest.raises(LcscError, match="no LoRA"):
+        refine(by_row, RefineSettings.of(), place / "r.trajectory", start=lambda: COEFFICIENTS, held_out_images=8)
 
 
 def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour, lora_modules
+from lcsc_opt.coefficients.layer_groups import LORA_FACTORS, LayerGroups
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from tests import tiny_pipelines
@@ -147,6 +148,18 @@ def test_text_encoders_are_converted_too(tmp_path: Path) -> None:
     expected = deltas(encoder)
     loaded = load_into_pipeline(to_diffusers(factors, LoraAlphas.constant(ALPHA)), tmp_path / "other")
     torch.testing.assert_close(deltas(loaded.text_encoder), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ends", [*LORA_FACTORS, (".lora_A.default.weight", ".lora_B.default.weight")])
+@pytest.mark.parametrize("stem", ["unet.down.0.processor.to", "base_model.model.mid.to", "lora_unet_mid_to"])
+def test_rows_by_layer_hold_whole_modules(stem: str, ends: tuple[str, str]) -> None:
+    modules = [[f"{stem}_{name}{end}" for end in (*ends, ".alpha")] for name in "qkv"]
+    groups = LayerGroups.by("layers", {name: (2, 2) for names in modules for name in names})
+    assert groups.names == (f"{stem}_k", f"{stem}_q", f"{stem}_v")
+    assert [{groups.row_of[name] for name in names} for names in modules] == [{1}, {0}, {2}]
+    if ".default." not in ends[0]:  # of a network's own state dict
+        found = lora_modules(name for names in modules for name in names)
+        assert [[module.down, module.up, module.alpha] for module in found] == modules
 
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"
