@@ -11,6 +11,8 @@ float32:
 * ``stack``: stacks each tensor's K versions and sums them with their weights, as mergekit's linear merge does;
 * ``in place``: ``merged[name].add_(sd[name], alpha=a)``, one state dict after the other, the best loop that we found.
 
+The same merge, and the projection of a gradient, with a row of coefficients for each layer are compared with one row.
+
 Then a combination is found for the digits demo by following the gradient of FID. Its FID on other noise is compared
 between the dtypes that are stored.
 """
@@ -95,6 +97,14 @@ def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
         tasks[f"{dtype} read"] = content.sum
         tasks[f"{dtype} merge"] = functools.partial(trajectory.merge, coefficients)
     tasks |= {name: functools.partial(way, dicts, coefficients) for name, way in INSTEAD.items()}
+    layered = exact.in_rows("layers")
+    groups = len(layered.layer_groups or ())
+    rows = coefficients + np.random.default_rng(1).normal(scale=0.01, size=(groups, checkpoints))
+    rows -= (rows.sum(axis=1, keepdims=True) - 1) / checkpoints
+    gradient = exact.checkpoint(0)
+    tasks["exact project"] = functools.partial(exact.project, gradient)
+    tasks["layers merge"] = functools.partial(layered.merge, rows)
+    tasks["layers project"] = functools.partial(layered.project, gradient)
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):  # the first reads from the disk
         for name, task in tasks.items():
@@ -103,8 +113,14 @@ def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
             if number:
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(some) for name, some in seconds.items()}
+    times = {work: medians[f"layers {work}"] / medians[f"exact {work}"] for work in ("merge", "project")}
+    print(
+        f"{groups} rows: merge {times['merge']:.3f}, project {times['project']:.3f} times as long as one row",
+        flush=True,
+    )
     return {
         "checkpoints": checkpoints,
+        "rows": {"count": groups, **{work: round(value, 3) for work, value in times.items()}},
         "parameters": exact.parameters,
         "stored": {dtype: _stored(dtype, trajectory, seconds, medians) for dtype, trajectory in stored.items()},
         "instead": {name: _instead(name, exact.nbytes, seconds, medians) for name in INSTEAD},

@@ -115,6 +115,13 @@ class MergeSampleScore(StagedObjective):
         with self._metric_threads():
             return self.scores.real_halves()
 
+    @property
+    def real_images_per_feature(self) -> float | None:
+        """In the features of the loss that have the fewest."""
+        references = [self.scores.references[name] for name in self.scores.extractors]
+        known = [one.count / one.extractor.dimension for one in references if one.count is not None]
+        return min(known, default=None)
+
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         if reason := self.scores.why_no_gradient():
