@@ -11,7 +11,7 @@ import typer
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
 from lcsc_opt.cli.output import number, print_json, print_report, print_table, say
-from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, check_corners
+from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, check_corners
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory
@@ -196,9 +196,6 @@ def landscape(
     corners: Annotated[
         str | None, typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999.")
     ] = None,
-    margin: Annotated[
-        float | None, typer.Option(min=0.0, help=f"Beyond the corners, in units of their distance: {DEFAULT_MARGIN:g}.")
-    ] = None,
     images: Annotated[int | None, typer.Option(min=2, help="Sampled at each point; else as in the search.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Tells several landscapes of one experiment apart.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
@@ -213,7 +210,7 @@ def landscape(
 
     stored = find_study(study, storage, write=True)
     named = [int(one) if one.strip().isdecimal() else one.strip() for one in (corners or "").split(",")]
-    given = {"corners": list(check_corners(named)) if corners else None, "size": grid, "margin": margin}
+    given = {"corners": list(check_corners(named)) if corners else None, "size": grid}
     options = {key: value for key, value in given.items() if value is not None}
     name, outcome = run_landscape(stored.storage, stored, options, images=images, seed=seed)
     say(f"{name}: {outcome}")

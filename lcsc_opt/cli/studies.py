@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from lcsc_opt.cli.output import number, print_json, print_report, print_table, s
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
 
-_LARGEST = 10  # coefficients that are shown of a recipe
+_LARGEST, _LARGEST_OF_ROW = 10, 3  # coefficients that are shown of a recipe, and of each layer group
 _HASH_DIGITS = 12
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
@@ -199,14 +200,17 @@ def show(
         recipe = Recipe.read(Path(study))
         print_json(recipe.model_dump()) if output == "json" else _print_recipe(recipe)
         return
-    described = overview(find_study(study, storage))
+    stored = find_study(study, storage)
+    described = overview(stored)
     if output == "json":
         print_json(described)
         return
-    left_out = ("coefficients", "tracebacks", "held_out_report", "held_out_rows")
+    left_out = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
     rows = [(name.replace("_", " "), _readable(value)) for name, value in described.items() if name not in left_out]
     print_table((study, ""), rows, left=2)
     print_report(described["held_out_report"])
+    if described["layer_groups"] is not None:
+        _print_groups(described["layer_groups"]["names"], described["coefficients"], stored.attributes["steps"])
     for text in described["tracebacks"].values():
         typer.echo(f"\n{text.rstrip()}")
 
@@ -225,8 +229,11 @@ def _print_recipe(shown: Recipe) -> None:
 
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
-    coefficients = np.array(shown.coefficients)
-    described = describe_coefficients(coefficients, shown.steps)
+    found = np.array(shown.coefficients)
+    described, coefficients = (
+        describe_coefficients(found, shown.steps),
+        found.reshape(-1, len(shown.steps)).mean(axis=0),
+    )
     scores = {"searched": _scores({"loss": shown.loss, **shown.metrics})}
     held_out: dict[str, Any] | None = shown.held_out
     if held_out is None:
@@ -242,6 +249,7 @@ def _print_recipe(shown: Recipe) -> None:
         "method": shown.method,
         "dtype": shown.dtype or "as the checkpoints",
         "coefficients": ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in described.items()),
+        "layer groups": "none" if shown.rows is None else f"{len(shown.rows)}; below are the means over them",
         "positive": sparkline(np.maximum(coefficients, 0).tolist()),
         "negative": sparkline(np.maximum(-coefficients, 0).tolist()),
         "made with": f"lcsc_opt {shown.lcsc_opt}, " + ", ".join(f"{k} {v}" for k, v in shown.versions.items()),
@@ -251,6 +259,26 @@ def _print_recipe(shown: Recipe) -> None:
     largest = sorted(np.argsort(-np.abs(coefficients), kind="stable")[:_LARGEST])
     cells = [(shown.steps[i], f"{coefficients[i]:+.4f}", hashes[i][:_HASH_DIGITS]) for i in largest]
     print_table(("step", "coefficient", "SHA-256"), cells, title=f"\nthe {len(largest)} largest")
+    if shown.rows is not None:
+        _print_groups(list(shown.rows), shown.coefficients, shown.steps)
+
+
+def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequence[int]) -> None:
+    """Print a line for each layer group with its row of coefficients ``[S, K]``."""
+    import numpy as np
+
+    from lcsc_opt.coefficients.profiles import describe_coefficients
+
+    cells = []
+    for name, row in zip(names, map(np.array, coefficients), strict=True):
+        described, largest = (
+            describe_coefficients(row, steps),
+            np.argsort(-np.abs(row), kind="stable")[:_LARGEST_OF_ROW],
+        )
+        shape = (f"{described['sum_abs']:.2f}", f"{described['effective']:.1f}", f"{described['negative']:.0%}")
+        cells.append((name, *shape, ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest)))
+    header = ("layer group", "Σ|a|", "checkpoints that matter", "negative", "largest, by step")
+    print_table(header, cells, title="\ncoefficients")
 
 
 def _scores(numbers: dict[str, Any]) -> str:

@@ -108,18 +108,28 @@ class Plane:
         """``[n, 2]``: for each of n models, the nearest point of the plane.
 
         Args:
-            coefficients: ``[n, K]`` of the models; each row sums to one.
-            products: ``[2, K]`` inner products of each direction in weight space with each checkpoint, from
-                :meth:`products`. With them, distances are measured between weights, without them between coefficients.
+            coefficients: ``[n, K]`` or ``[n, S, K]`` of the models; each row sums to one.
+            products: ``[2, K]`` or ``[2, S, K]`` inner products of each direction in weight space with each checkpoint,
+                from :meth:`products`. With them, distances are measured between weights, without them between
+                coefficients.
         """
-        inner = self.directions if products is None else products
-        moved = coefficients - self.corners[0]
-        found, *_ = np.linalg.lstsq(inner @ self.directions.T, inner @ moved.T, rcond=None)
+        count = len(self.corners[0])
+        inner = (self.directions if products is None else products).reshape(2, -1, count)
+        moved = (coefficients - self.corners[0]).reshape(len(coefficients), -1, count)
+        if moved.shape[1] == 1:  # all layer groups move alike
+            inner = inner.sum(axis=1, keepdims=True)
+        elif inner.shape[1] == 1:
+            moved = moved.mean(axis=1, keepdims=True)
+        products_of_moved = np.tensordot(inner, moved, axes=([1, 2], [1, 2]))
+        found, *_ = np.linalg.lstsq(inner.sum(axis=1) @ self.directions.T, products_of_moved, rcond=None)
         return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 at a corner
 
     def products(self, gram: Floats) -> Floats:
-        """``[2, K]`` for a projection in weight space; ``gram`` is ``[K, K]``, of the centered checkpoints."""
-        return np.asarray(self.directions @ gram)
+        """``[2, K]`` for a projection in weight space, from the ``gram`` ``[K, K]`` of the centered checkpoints.
+
+        ``[2, S, K]`` from ``[S, K, K]``, with a row for each layer group.
+        """
+        return np.moveaxis(self.directions @ gram, -2, 0)
 
 
 def plane_grid(size: int, margin: float) -> tuple[Floats, Floats]:

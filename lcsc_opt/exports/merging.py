@@ -15,6 +15,8 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import SpaceSpec
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
@@ -102,7 +104,7 @@ def rebuild(
 
 def average(
     patterns: Sequence[str | Path],
-    coefficients_of: Callable[[tuple[int, ...]], Coefficients],
+    coefficients_of: Callable[[Trajectory], tuple[Trajectory, Coefficients]],
     to: Destination,
     *,
     name: str,
@@ -111,18 +113,18 @@ def average(
 ) -> Recipe:
     """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
 
-    ``coefficients_of`` gives the coefficients ``[K]`` for the training steps ``[K]``, and ``name`` is the model's in
-    the recipe; the others are as for :func:`rebuild`. Files are packed into the cache.
+    ``coefficients_of`` is of :func:`coefficients_named`, and ``name`` is the model's in the recipe; the others are as
+    for :func:`rebuild`. Files are packed into the cache.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
-        StudySpecError: the coefficients' number is not that of the checkpoints, or their sum is not one.
+        StudySpecError: the coefficients' number is not that of the checkpoints, or of their layer groups, or their sum
+            is not one.
         ObjectiveError: a folder of diffusers without a configuration.
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
-    coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
+    trajectory, coefficients = coefficients_of(open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
     to.write(merge_exactly(trajectory, recipe), recipe, config)
     return recipe
@@ -142,11 +144,13 @@ def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -
     )
 
 
-def coefficients_named(source: str) -> Callable[[tuple[int, ...]], Coefficients] | None:
-    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the training steps ``[K]``.
+def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, Coefficients]] | None:
+    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the checkpoints.
 
+    The function gives the coefficients, and the trajectory in layer groups where there is a row for each of them.
     A file holds ``[K]`` numbers, or a mapping from steps, where steps that it leaves out are zero. They may be
-    under the key ``coefficients``, as in what ``lcsc show STUDY --format json`` prints.
+    under the key ``coefficients``, as in what ``lcsc show STUDY --format json`` prints; there may be ``[S, K]`` of them
+    then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the ``rows`` of a study file's space.
 
     Returns:
         ``None`` for anything else, such as a recipe.
@@ -161,7 +165,7 @@ def coefficients_named(source: str) -> Callable[[tuple[int, ...]], Coefficients]
         except ValueError as error:
             raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
         by_rate = ema_coefficients if kind == "ema" else power_ema_coefficients
-        return lambda steps: by_rate(steps, value)
+        return lambda trajectory: (trajectory, by_rate(trajectory.steps, value))
     path = Path(source)
     if path.suffix != ".json":
         return None
@@ -171,16 +175,28 @@ def coefficients_named(source: str) -> Callable[[tuple[int, ...]], Coefficients]
         raise StudySpecError(f"{path}: cannot be read as JSON ({error})") from error
     if isinstance(content, Mapping) and "checkpoint_sha256" in content:
         return None
+    groups: Any = None
     if isinstance(content, Mapping) and "coefficients" in content:
-        content = content["coefficients"]
+        content, groups = content["coefficients"], content.get("layer_groups")
+        if groups is not None and not (isinstance(groups, Mapping) and {"rows", "names"} <= groups.keys()):
+            raise StudySpecError(f"{path}: layer_groups: expected rows and names, as of lcsc show STUDY --format json")
 
-    def listed(steps: tuple[int, ...]) -> Coefficients:
+    def listed(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
+        steps = trajectory.steps
+        if groups is not None:
+            trajectory = trajectory.in_rows(parse_settings(SpaceSpec, {"rows": groups["rows"]}, source=str(path)).rows)
+            there = [] if trajectory.layer_groups is None else list(trajectory.layer_groups.names)
+            if there != groups["names"]:
+                new = [name for name in there if name not in groups["names"]]
+                other = f"there is no row for {new[0]}" if new else f"they have {len(there)} of {len(groups['names'])}"
+                raise StudySpecError(f"{path}: the layer groups of these checkpoints are other ones: {other}")
+            return trajectory, check_coefficients(content, len(steps), rows=len(there))
         if not isinstance(content, Mapping):
-            return check_coefficients(content, len(steps))
+            return trajectory, check_coefficients(content, len(steps))
         given = {str(step): value for step, value in content.items()}
         if unknown := sorted(set(given) - {str(step) for step in steps}):
             there = f"there are {steps[0]} to {steps[-1]}"
             raise StudySpecError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
-        return check_coefficients([given.get(str(step), 0.0) for step in steps], len(steps))
+        return trajectory, check_coefficients([given.get(str(step), 0.0) for step in steps], len(steps))
 
     return listed

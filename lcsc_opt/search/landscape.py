@@ -16,6 +16,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LANDSCAPE, PLANE_ATTRIBUTE, Plane, plane_grid
+from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.optimizers import configure
@@ -79,6 +80,6 @@ def run_landscape(
     if images is None:
         source.require("fingerprint", runner.objective(plan).describe(), part="objective")
     gram = runner.objective(plan).gram()
-    products = None if gram is None else plane.products(np.asarray(gram, dtype=np.float64)).tolist()
+    products = None if gram is None else stored_array(plane.products(np.asarray(gram, dtype=np.float64)))
     runner.create(plan, {PLANE_ATTRIBUTE: {"products": products}})
     return name, runner.run(plan)

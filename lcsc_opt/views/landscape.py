@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import PLANE_ATTRIBUTE, Plane, plane_grid
+from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -89,7 +90,7 @@ class Landscape:
         options = attributes["specification"]["optimizer"]["options"]
         plane, grid = Plane.through(options["corners"], own.steps), (int(options["size"]), float(options["margin"]))
         stored = attributes[PLANE_ATTRIBUTE]["products"]
-        products = None if stored is None else np.array(stored, dtype=np.float64)
+        products = None if stored is None else array_of(stored)
         axis, planned = plane_grid(*grid)
         values = np.full((len(axis), len(axis)), np.nan)
         nearest = np.abs(planned[:, :, None] - axis).argmin(axis=2)

@@ -146,6 +146,9 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "chosen_trial": found.chosen,
         "best_coefficients": None if best is None else describe_coefficients(best, found.steps),
         "coefficients": None if best is None else best.tolist(),
+        "layer_groups": None
+        if best is None or best.ndim == 1
+        else {"rows": specification["space"]["rows"], "names": list(found.layer_groups)},
         "held_out_report": attributes.get("held_out"),
         "warning": found.warning,
         "failed": len(found.failed),

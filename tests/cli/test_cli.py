@@ -265,6 +265,7 @@ def test_an_objective_that_sometimes_fails_is_searched(tiny: Path, typed: Typed)
         ("optimizers.LCSC.mutaton=1", "mutaton: no such option (did you mean 'mutation'?)"),
         ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
         ("--sed 1", "No such option: --sed"),
+        ("space.rows=layers", "space.rows: this objective merges no weights; leave the key out"),
     ],
 )
 def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:

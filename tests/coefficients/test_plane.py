@@ -95,6 +95,13 @@ def test_a_projection_in_weight_space_is_the_least_squares_solution_over_all_par
     directions = np.stack(others) - origin
     expected = np.linalg.lstsq(directions.T, (found @ theta - origin).T, rcond=None)[0].T
     np.testing.assert_allclose(PLANE.project(found, PLANE.products(centered @ centered.T)), expected, rtol=1e-8)
+    both = np.stack([found, found[::-1]], axis=1)  # a row of coefficients for each half of the parameters
+    halves = centered[:, :6], centered[:, 6:]
+    products = PLANE.products(np.stack([half @ half.T for half in halves]))
+    merged = np.concatenate([found @ theta[:, :6], found[::-1] @ theta[:, 6:]], axis=1)
+    expected_of_rows = np.linalg.lstsq(directions.T, (merged - origin).T, rcond=None)[0].T
+    np.testing.assert_allclose(PLANE.project(both, products), expected_of_rows, rtol=1e-8)
+    np.testing.assert_allclose(PLANE.project(found, products), expected, rtol=1e-8)
     # elsewhere than in coefficients, for checkpoints that are no orthonormal set
     assert not np.allclose(PLANE.project(found), expected, rtol=1e-2)
 

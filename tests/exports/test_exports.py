@@ -19,8 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.arrays import array_of
 from lcsc_opt.trajectory import Trajectory
-from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
+from tests.commands import Typed
+from tests.model_studies import STEPS, STUDY, state_dict, write_checkpoints, write_model_study
 from tests.processes import Lcsc, finished_trials, wait_until
 from tests.trajectory.trajectory_examples import same_bits
 
@@ -212,6 +214,59 @@ def test_a_disk_that_is_full_in_earnest_is_one_line_and_leaves_what_was_there(
     assert re.search(f"{name}: .*No space left on device", complaint(capsys))
     assert sorted(path.name for path in Path().iterdir()) == [old.name, "filler"]
     assert old.read_bytes() == b"precious"
+
+
+def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed: Typed) -> None:
+    file = write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC"], budget={"evaluations": 9})
+    typed("run", str(file))
+    typed("export", STUDY, "-o", "best.safetensors")
+    typed("apply", "best.safetensors", "checkpoints", "-o", "again.safetensors")
+    assert Path("again.safetensors").read_bytes() == Path("best.safetensors").read_bytes()
+    shown = typed.json("show", STUDY)
+    rows = shown["coefficients"]
+    assert shown["layer_groups"] == {"rows": "layers", "names": ["conv", "norm"]}
+    assert rows[0] != rows[1]
+    for row, name in zip(rows, ("conv.weight", "norm.weight"), strict=True):  # in float64, rounded once
+        total = sum(c * state_dict(step)[name].double() for c, step in zip(row, STEPS, strict=True))
+        assert load_file("best.safetensors")[name].equal(total.to(state_dict(10)[name].dtype))
+    for name in (STUDY, "best.safetensors"):
+        assert re.search(r"layer group .*\nconv .*\nnorm ", typed("show", name).out)
+    for name, content in (("rows", shown), ("alike", {**shown, "coefficients": rows[:1] * 2}), ("one", rows[0])):
+        Path(f"{name}.json").write_text(json.dumps(content))
+        typed("apply", f"{name}.json", "checkpoints", "-o", f"{name}.safetensors")
+    assert same_weights("rows.safetensors", "best.safetensors")
+    assert same_weights("alike.safetensors", "one.safetensors")
+    Path("few.json").write_text(json.dumps({**shown, "coefficients": rows[:1]}))
+    assert "have shape [1, 5]; expected" in typed.refused("apply", "few.json", "checkpoints", "-o", "x.safetensors")
+    Path("bare.json").write_text(json.dumps(rows))
+    assert "have shape [2, 5]; expected" in typed.refused("apply", "bare.json", "checkpoints", "-o", "x.safetensors")
+    write_checkpoints(Path("others"), lambda step: {**state_dict(step), "more.weight": torch.full((2,), step / 7)})
+    said = typed.refused("apply", "rows.json", "others", "-o", "x.safetensors")
+    assert "the layer groups of these checkpoints are other ones: there is no row for more" in said
+    assert not Path("x.safetensors").exists()
+    assert "leave --rows out" in typed.refused("fork", STUDY, "more", "--rows", "blocks")
+    typed("run", str(file), "name=alike", "space={}")
+    typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
+    source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
+    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 9 + [(2, 5)] * 3
+    assert more.best_value <= source.best_value
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("{a: 'nothing*'}", "space.rows.a: 'nothing*' matches no tensor that varies"),
+        ("{a: 'conv*', b: '*.weight'}", "conv.weight matches a and b; it needs one row"),
+        ("layer", "space.rows"),
+    ],
+)
+def test_rows_that_do_not_divide_the_model_are_one_line(rows: str, message: str, workplace: Path, typed: Typed) -> None:
+    file = write_model_study(workplace, optimizers=["LCSC"], budget={"evaluations": 2})
+    assert message in typed.refused("run", str(file), f"space.rows={rows}")
+    assert not Path("studies.db").exists()
+    said = typed("run", str(file), "space.rows={a: 'conv*'}").err
+    assert "no pattern matches norm.weight; they are merged with the row 'other'" in said
+    assert typed.json("show", STUDY)["layer_groups"]["names"] == ["a", "other"]
 
 
 def test_the_best_model_so_far_is_exported_while_the_study_runs(workplace: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -19,6 +21,12 @@ from lcsc_opt.views.progress import FailureReason, seconds_outside
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 _STEP_TITLE = "training step of the checkpoint"
 _COEFFICIENT = "step %{x:,}: %{customdata:.4g}"
+_WAY = re.compile(  # through a network, by the first of these words in the name of a layer
+    r"(?:^|[._])(?:(?P<first>conv_in|input(?!_block)|embed|time|map|[a-z]_embed)|(?P<second>down|input_block|enc)"
+    r"|(?P<middle>mid|block|layer)|(?P<fourth>up|output_block|dec)|(?P<last>out|final|head))"
+)
+_BARS, _MEANS, _LABEL = 240, 150, 9  # pixels: panels of bars, alone and over a heat map; labels of its rows
+_ROW, _LEAST, _MOST = 12, 120, 780  # pixels: a row of a heat map, and all of them
 _LONGEST_REASON = 70  # characters of a label; the rest is under the pointer
 _MOST_NUMBERS = 12  # studies up to which distances are written into their cells
 MOST_IMPROVEMENTS, MOST_COLUMNS = 60, 250  # rows and columns of the heatmap
@@ -58,16 +66,35 @@ def coefficients_figure(
     """The answers' coefficients over training steps, with EMA*'s (Liu et al. 2024, Fig. 5, 7); seeds: Fig. 8.
 
     A panel for each answer. A bar covers the training that its checkpoint stands for. Where checkpoints are not equally
-    far apart its height is per training step, so that its area is the coefficient.
+    far apart its height is per training step, so that its area is the coefficient. With a row of coefficients for each
+    layer group, bars are their mean, and a heat map under them has the rows, in the order of the way through the
+    network where names tell it.
     """
     found = [(study, _answer(reader, study)) for study in studies if study.chosen is not None]
     if not found:
         return empty_figure(_NO_RESULT, theme)
     against = None if ema is None or ema.chosen is None else _answer(reader, ema)
-    titles = [_heading(study, coefficients) for study, coefficients in found]
-    spacing = 0.3 / (len(found) + 1)
-    made = make_subplots(rows=len(found), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=spacing)
-    for row, (study, coefficients) in enumerate(found, start=1):
+    titles, panels = list[str](), list[int]()
+    for study, coefficients in found:
+        titles.append(_heading(study, coefficients))
+        panels.append(_BARS if coefficients.ndim == 1 else _MEANS)
+        if coefficients.ndim > 1:
+            titles.append("")
+            panels.append(min(max(_ROW * len(coefficients), _LEAST), _MOST))
+    height = 180 + sum(panels)
+    spacing = (50 if any(titles[1:]) else 25) / height
+    made = make_subplots(
+        rows=len(panels),
+        cols=1,
+        shared_xaxes=True,
+        subplot_titles=titles,
+        row_heights=panels,
+        vertical_spacing=spacing,
+    )
+    row = 0
+    for study, rows in found:
+        row += 1
+        coefficients = rows.reshape(-1, len(study.steps)).mean(axis=0)
         heights, per_step = _as_heights(coefficients, np.array(study.steps, dtype=np.float64))
         intervals = np.diff(study.steps, prepend=2 * study.steps[0] - study.steps[1])
         made.add_bar(
@@ -96,17 +123,84 @@ def coefficients_figure(
                 row=row,
                 col=1,
             )
-        title = "coefficient per training step" if per_step else "coefficient"
-        made.update_yaxes(title_text=title, zeroline=True, row=row, col=1)
-    made.update_annotations(font_size=13, x=0, xanchor="left", align="left").update_yaxes(matches="y")
-    made.update_xaxes(tickformat="~s").update_xaxes(title_text=_STEP_TITLE, row=len(found), col=1)
+        title = "mean " * (rows.ndim > 1) + "coefficient" + ("<br>" if rows.ndim > 1 else " ") * per_step
+        made.update_yaxes(title_text=title + "per training step" * per_step, matches="y", row=row, col=1)
+        if rows.ndim > 1:
+            row += 1
+            _add_layer_groups(made, study, rows, row, pixels=panels[row - 1])
+    made.update_annotations(font_size=13, x=0, xanchor="left", align="left")
+    made.update_xaxes(tickformat="~s").update_xaxes(title_text=_STEP_TITLE, row=len(panels), col=1)
     name = inert(f"coefficients/{found[0][0].study}/{len(found)}")
     made.update_layout(template=template(theme), uirevision=name, barmode="overlay", bargap=0)
-    return made.update_layout(height=180 + 240 * len(found), showlegend=against is not None)
+    return made.update_layout(height=height, showlegend=against is not None)
+
+
+def _add_layer_groups(made: go.Figure, study: StudyHistory, rows: Floats, row: int, *, pixels: int) -> None:
+    """A heat map of coefficients ``[S, K]``; where not every name has a place, what neighbours share stands there."""
+    order = sorted(range(len(rows)), key=lambda group: _place(study.layer_groups[group]))
+    names = [inert(study.layer_groups[group]) for group in order]
+    heights, per_step = _as_heights(rows[order], np.array(study.steps, dtype=np.float64))
+    steps, values, largest = _in_columns(heights, study.steps)
+    made.add_heatmap(
+        x=[2 * study.steps[0] - study.steps[1], *steps],  # the edges of cells, which are where those of bars are
+        y=names,
+        z=values,
+        zmin=-largest,
+        zmax=largest,
+        autocolorscale=True,
+        colorbar={
+            **{"thickness": 12, "len": min(pixels, _BARS), "lenmode": "pixels", "yanchor": "top"},
+            **{"y": made.layout[f"yaxis{row}"].domain[1], "title": {"text": "per step" if per_step else "coefficient"}},
+        },
+        customdata=np.broadcast_to(np.array(steps, dtype=np.int32), values.shape),
+        hovertemplate="%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
+        row=row,
+        col=1,
+    )
+    parts = [name.split(".") for name in names]
+    for depth in range(max(map(len, parts)), 0, -1):
+        starts = _changes(["/".join(each[:depth]) for each in parts])
+        if len(starts) * _LABEL <= pixels:
+            break
+    shown = list[tuple[float, str]]()
+    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+        # off the middle of a row, where the pointer finds that row's name
+        middle = start + 0.0 if end == start + 1 else (start + end - 1) / 2 + 0.2
+        if not shown or (middle - shown[-1][0]) * pixels >= 0.9 * _LABEL * len(names):
+            shown.append((middle, names[start] if end == start + 1 else ".".join(parts[start][:depth])))
+    ticks = {"tickvals": [place for place, _ in shown], "ticktext": [text for _, text in shown], "ticklen": 2}
+    how = {"type": "category", "autorange": "reversed", "tickfont": {"size": _LABEL}}
+    made.update_yaxes(**ticks, **how, row=row, col=1)
+    shared = next((i for i, (low, high) in enumerate(zip(min(parts), max(parts), strict=False)) if low != high), 0)
+    for place in _changes(["".join(each[shared : shared + 1]) for each in parts])[1:]:
+        made.add_hline(y=place - 0.5, line={"color": GREY, "width": 0.7}, row=row, col=1)
+
+
+def _changes(texts: Sequence[str]) -> list[int]:
+    """Where a text is another one than that before it, and the first place."""
+    return [i for i, text in enumerate(texts) if i == 0 or text != texts[i - 1]]
+
+
+def _place(name: str) -> int:
+    """Where a layer is on the way through the network, as far as its name tells: 0 at its beginning, 4 at its end."""
+    found = _WAY.search(name)
+    return 2 if found is None else int(found.lastgroup is not None and list(_WAY.groupindex).index(found.lastgroup))
+
+
+def _in_columns(coefficients: Floats, steps: Sequence[int]) -> tuple[list[int], npt.NDArray[np.float32], float]:
+    """The columns of a heat map of ``[n, K]``: last steps ``[c]`` and values ``[n, c]``; the end of its colours.
+
+    Of many checkpoints, neighbours share a column, which shows the largest coefficient in magnitude.
+    """
+    starts = np.arange(0, len(steps), max(math.ceil(len(steps) / MOST_COLUMNS), 1))
+    high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
+    values = np.where(high >= -low, high, low)
+    largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+    return [steps[end - 1] for end in (*starts[1:].tolist(), len(steps))], values.astype(np.float32), largest
 
 
 def _answer(reader: HistoryReader, study: StudyHistory) -> Floats:
-    """``[K]`` coefficients of a study that has an answer."""
+    """``[K]`` or ``[S, K]`` coefficients of a study that has an answer."""
     assert study.chosen is not None
     coefficients: Floats = reader.coefficients(study, [study.chosen])[0]
     return coefficients
@@ -117,6 +211,7 @@ def _heading(study: StudyHistory, coefficients: Floats) -> str:
     if loss is None:
         loss, kind = study.searched, "searched"
     shape = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
+    shape += f", mean of {len(coefficients)} layer groups" * (coefficients.ndim > 1)
     shown = shape if loss is None else f"{loss:.4g} {kind}, {shape}"
     return f"{inert(f'{study.study}, trial {study.chosen}')}<br>{inert(shown)}"
 
@@ -144,18 +239,14 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
     if not len(improved):
         return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
-    coefficients = reader.coefficients(study, shown)
-    width = max(math.ceil(len(study.steps) / MOST_COLUMNS), 1)
-    starts = np.arange(0, len(study.steps), width)
-    high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
-    values = np.where(high >= -low, high, low)
-    largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+    found = reader.coefficients(study, shown)
+    steps, values, largest = _in_columns(found.reshape(len(shown), -1, len(study.steps)).mean(axis=1), study.steps)
     title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
     made = figure(theme, name=f"movement/{study.study}", title=title)
     made.add_heatmap(
-        x=[study.steps[start : start + width][-1] for start in starts.tolist()],
+        x=steps,
         y=[str(number) for number in shown],
-        z=values.astype(np.float32),
+        z=values,
         zmin=-largest,
         zmax=largest,
         autocolorscale=True,
@@ -163,7 +254,7 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
         hovertemplate="trial %{y}, step %{x:,}: %{z:.4g}<extra></extra>",
     )
     made.update_yaxes(title_text="trial", type="category", autorange="reversed", nticks=12)
-    suffix = f" (the largest of {width})" if width > 1 else ""
+    suffix = "" if len(steps) == len(study.steps) else f" (the largest of {math.ceil(len(study.steps) / len(steps))})"
     return made.update_xaxes(title_text=_STEP_TITLE + suffix, tickformat="~s")
 
 
@@ -257,20 +348,28 @@ def _failures_figure(data: Sequence[FailureReason], study: str, theme: Theme) ->
 
 
 def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, theme: Theme = "light") -> go.Figure:
-    """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps."""
+    """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps.
+
+    With a row of coefficients for each layer group, the root mean square over rows.
+    """
     optimizers = list(dict.fromkeys(study.optimizer for study in studies))
     ordered = sorted(studies, key=lambda study: optimizers.index(study.optimizer))
     answered = [study for study in ordered if study.chosen is not None]
     answered = [study for study in answered if study.steps == answered[0].steps]
-    if len(answered) < 2:
+    answers = [(study, _answer(reader, study)) for study in answered]
+    groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
+    answers = [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == groups]
+    if len(answers) < 2:
         return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
-    found = np.stack([_answer(reader, study) for study in answered])
-    labels = [inert(f"{study.label}/{study.seed}") for study in answered]
+    shape = (len(groups) or 1, len(answered[0].steps))
+    found = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
+    squares = np.square(found[:, None] - found[None]).sum(axis=-1)
+    labels = [inert(f"{study.label}/{study.seed}") for study, _ in answers]
     made = figure(theme, name="distances", height=200 + min(28 * len(labels), 500))
     made.add_heatmap(
         x=list(range(len(labels))),
         y=list(range(len(labels))),
-        z=np.linalg.norm(found[:, None] - found[None], axis=-1),
+        z=np.sqrt(squares.mean(axis=-1)),
         autocolorscale=True,
         texttemplate="%{z:.2f}" if len(labels) <= _MOST_NUMBERS else None,
         customdata=[[f"{one} to {other}" for other in labels] for one in labels],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,34 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     assert made.layout.yaxis.title.text == "coefficient per training step"
     assert f"2.75 held out, Σ|a| = {sum_abs(coefficients(1)):.2f}" in texts(made)
     assert len(coefficients_figure(reader, [ema], ema).data) == 1, "EMA* is not drawn over itself"
+
+
+def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) -> None:
+    names = ["conv_in", "conv_out", "down.9.norm", "down.10.norm", "mid_block.to_out", "time_embedding", "up_blocks.0"]
+    found = np.stack([coefficients(number) for number in range(len(names))])
+    known = {"steps": STEPS, "layer_groups": names}
+    for name, answer in (
+        ("LCSCGradient/0", found),
+        ("LCSCGradient/1", found[:1].repeat(7, 0)),
+        ("EMAGrid/0", found[0]),
+    ):
+        study = StoredStudy.open_or_create(storage, f"digits/{name}", known)
+        study.finish(study.add_candidate(Candidate(answer)), Evaluation(1.0), tell_index=0)
+        study.set_attribute("search_ended", {"evaluations": 1, "exhausted": False})
+    reader, studies = read(storage)
+    bars, ema, heat = coefficients_figure(reader, studies[:1], studies[2]).data
+    assert list(heat.y) == [names[row] for row in (0, 5, 2, 3, 4, 6, 1)]
+    np.testing.assert_allclose(heat.z, found[[0, 5, 2, 3, 4, 6, 1]])
+    assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
+    np.testing.assert_allclose([bars.y, ema.y], [found.mean(axis=0), found[0]])
+    np.testing.assert_allclose(drawn(reader, "movement", studies[0]).data[0].z, [found.mean(axis=0)])
+    apart = np.sqrt(np.square(found - found[0]).sum(axis=1).mean())
+    shown = distances_figure(reader, studies).data[0].z
+    np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
+    many = dataclasses.replace(studies[0], layer_groups=tuple(f"down.{i // 9}.{i}" for i in range(300)))
+    fake: Any = SimpleNamespace(coefficients=lambda *_: np.tile(found[:1], (1, 300, 1)))
+    axis = coefficients_figure(fake, [many]).layout.yaxis2
+    assert list(axis.ticktext) == [f"down.{i}" for i in range(34)], "what neighbours share, where names have no place"
 
 
 def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage) -> None:
