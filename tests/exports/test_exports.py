@@ -224,14 +224,14 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     assert Path("again.safetensors").read_bytes() == Path("best.safetensors").read_bytes()
     shown = typed.json("show", STUDY)
     rows = shown["coefficients"]
-    assert shown["layer_groups"] == {"rows": "layers", "names": ["conv", "norm"]}
+    assert shown["layer_groups"] == {"rows": "layers", "names": ["conv", "norm", "steps"]}
     assert rows[0] != rows[1]
-    for row, name in zip(rows, ("conv.weight", "norm.weight"), strict=True):  # in float64, rounded once
+    for row, name in zip(rows[:2], ("conv.weight", "norm.weight"), strict=True):  # in float64, rounded once
         total = sum(c * state_dict(step)[name].double() for c, step in zip(row, STEPS, strict=True))
         assert load_file("best.safetensors")[name].equal(total.to(state_dict(10)[name].dtype))
     for name in (STUDY, "best.safetensors"):
         assert re.search(r"layer group .*\nconv .*\nnorm ", typed("show", name).out)
-    for name, content in (("rows", shown), ("alike", {**shown, "coefficients": rows[:1] * 2}), ("one", rows[0])):
+    for name, content in (("rows", shown), ("alike", {**shown, "coefficients": rows[:1] * 3}), ("one", rows[0])):
         Path(f"{name}.json").write_text(json.dumps(content))
         typed("apply", f"{name}.json", "checkpoints", "-o", f"{name}.safetensors")
     assert same_weights("rows.safetensors", "best.safetensors")
@@ -239,16 +239,16 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     Path("few.json").write_text(json.dumps({**shown, "coefficients": rows[:1]}))
     assert "have shape [1, 5]; expected" in typed.refused("apply", "few.json", "checkpoints", "-o", "x.safetensors")
     Path("bare.json").write_text(json.dumps(rows))
-    assert "have shape [2, 5]; expected" in typed.refused("apply", "bare.json", "checkpoints", "-o", "x.safetensors")
+    assert "have shape [3, 5]; expected" in typed.refused("apply", "bare.json", "checkpoints", "-o", "x.safetensors")
     write_checkpoints(Path("others"), lambda step: {**state_dict(step), "more.weight": torch.full((2,), step / 7)})
-    said = typed.refused("apply", "rows.json", "others", "-o", "x.safetensors")
+    said = typed("apply", "rows.json", "others", "-o", "x.safetensors", status=2).err.splitlines()[-1]
     assert "the layer groups of these checkpoints are other ones: there is no row for more" in said
     assert not Path("x.safetensors").exists()
     assert "leave --rows out" in typed.refused("fork", STUDY, "more", "--rows", "blocks")
     typed("run", str(file), "name=alike", "space={}")
     typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
-    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 9 + [(2, 5)] * 3
+    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 9 + [(3, 5)] * 3
     assert more.best_value <= source.best_value
 
 
@@ -265,7 +265,7 @@ def test_rows_that_do_not_divide_the_model_are_one_line(rows: str, message: str,
     assert message in typed.refused("run", str(file), f"space.rows={rows}")
     assert not Path("studies.db").exists()
     said = typed("run", str(file), "space.rows={a: 'conv*'}").err
-    assert "no pattern matches norm.weight; they are merged with the row 'other'" in said
+    assert "no pattern matches norm.weight, steps; they are merged with the row 'other'" in said
     assert typed.json("show", STUDY)["layer_groups"]["names"] == ["a", "other"]
 
 
