@@ -185,12 +185,12 @@ def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, 
         steps = trajectory.steps
         if groups is not None:
             trajectory = trajectory.in_rows(parse_settings(SpaceSpec, {"rows": groups["rows"]}, source=str(path)).rows)
-            there = [] if trajectory.layer_groups is None else list(trajectory.layer_groups.names)
-            if there != groups["names"]:
-                new = [name for name in there if name not in groups["names"]]
-                other = f"there is no row for {new[0]}" if new else f"they have {len(there)} of {len(groups['names'])}"
+            names = [] if trajectory.layer_groups is None else list(trajectory.layer_groups.names)
+            if names != groups["names"]:
+                new = [name for name in names if name not in groups["names"]]
+                other = f"there is no row for {new[0]}" if new else f"they have {len(names)} of {len(groups['names'])}"
                 raise StudySpecError(f"{path}: the layer groups of these checkpoints are other ones: {other}")
-            return trajectory, check_coefficients(content, len(steps), rows=len(there))
+            return trajectory, check_coefficients(content, len(steps), rows=len(names))
         if not isinstance(content, Mapping):
             return trajectory, check_coefficients(content, len(steps))
         given = {str(step): value for step, value in content.items()}

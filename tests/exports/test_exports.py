@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_in_earnest_is_one_line_and_leaves_what_was_there(
 
 
 def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed: Typed) -> None:
-    file = write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC"], budget={"evaluations": 9})
+    file = write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC"], budget={"evaluations": 40})
     typed("run", str(file))
     typed("export", STUDY, "-o", "best.safetensors")
     typed("apply", "best.safetensors", "checkpoints", "-o", "again.safetensors")
@@ -248,7 +248,7 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     typed("run", str(file), "name=alike", "space={}")
     typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
-    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 9 + [(3, 5)] * 3
+    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 40 + [(3, 5)] * 3
     assert more.best_value <= source.best_value
 
 

@@ -78,7 +78,7 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     template, load = FORMS[form]
     made = template()
     weights = state_dict if made is None else functools.partial(like, made)
-    small = {"optimizers": ["LCSC"], "budget": {"evaluations": 8}, "space": {"rows": "layers"}}
+    small: dict[str, Any] = {"optimizers": ["LCSC"], "budget": {"evaluations": 8}, "space": {"rows": "layers"}}
     file = write_model_study(workplace, weights=weights, name="digits", **small)
     assert lcsc(["run", str(file)]) == 0
     if form == "diffusers":
