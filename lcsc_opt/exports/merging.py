@@ -178,13 +178,15 @@ def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, 
     groups: Any = None
     if isinstance(content, Mapping) and "coefficients" in content:
         content, groups = content["coefficients"], content.get("layer_groups")
-        if groups is not None and not (isinstance(groups, Mapping) and {"rows", "names"} <= groups.keys()):
+        if groups is not None and not (isinstance(groups, Mapping) and isinstance(groups.get("names"), list)):
             raise StudySpecError(f"{path}: layer_groups: expected rows and names, as of lcsc show STUDY --format json")
 
     def listed(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
         steps = trajectory.steps
         if groups is not None:
-            trajectory = trajectory.in_rows(parse_settings(SpaceSpec, {"rows": groups["rows"]}, source=str(path)).rows)
+            trajectory = trajectory.in_rows(
+                parse_settings(SpaceSpec, {"rows": groups.get("rows")}, source=str(path)).rows
+            )
             names = [] if trajectory.layer_groups is None else list(trajectory.layer_groups.names)
             if names != groups["names"]:
                 new = [name for name in names if name not in groups["names"]]
