@@ -163,8 +163,8 @@ class DiffusersSampler(NetworkSampler):
         shared: dict[str, Any] = {"image_shape": image_shape, "noise": noise, "labels": labels, "decoder": decoder}
         super().__init__(network, settings, trained=trained, **shared)
         self.scheduler, self._timestep_scale = scheduler, timestep_scale
-        self._schedule = _schedule(scheduler, steps, timesteps)
-        self._step_options = _step_options(scheduler, step_options or {})
+        self._schedule = {"num_inference_steps": steps} if timesteps is None else {"timesteps": list(timesteps)}
+        self._step_options = dict(step_options or {})
         learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learned and type(scheduler).__name__ == "DDPMScheduler"
         self._guidance = None if labels is None else labels.guidance
@@ -245,24 +245,6 @@ class DiffusersSampler(NetworkSampler):
     def _kept(self, output: Tensor) -> Tensor:
         """The output without the learned variance, unless the scheduler uses that."""
         return output if self._uses_variance else output[:, : self.image_shape[0]]
-
-
-def _schedule(scheduler: Any, steps: int | None, timesteps: Sequence[int] | None) -> dict[str, Any]:
-    """The arguments of ``set_timesteps``."""
-    if steps is not None:
-        return {"num_inference_steps": steps}
-    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
-        raise ObjectiveError(f"sampler: {type(scheduler).__name__} takes a number of steps, and no timesteps")
-    return {"timesteps": list(timesteps or ())}
-
-
-def _step_options(scheduler: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"self", "model_output", "timestep", "sample", "generator", "return_dict", "variance_noise"}
-    known = set(inspect.signature(scheduler.step).parameters) - own
-    if unknown := sorted(set(options) - known):
-        has = f"has {', '.join(sorted(known))}" if known else "has none"
-        raise ObjectiveError(f"sampler: a step of {type(scheduler).__name__} has no option {unknown[0]!r}; it {has}")
-    return dict(options)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, object]:

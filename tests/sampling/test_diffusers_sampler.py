@@ -167,8 +167,8 @@ def test_an_image_depends_on_its_index_alone(name: Any) -> None:
     ("name", "config", "options", "message"),
     [
         ("ddim", {}, {"steps": 5000}, "refuses"),
-        ("ddim", {}, {"step_options": {"etta": 1}}, "no option 'etta'; it has eta"),
-        ("ddim", {}, {"timesteps": [22, 0]}, "takes a number of steps, and no timesteps"),
+        ("ddim", {}, {"step_options": {"etta": 1}}, "cannot step: .*'etta'"),
+        ("ddim", {}, {"timesteps": [22, 0]}, "DDIMScheduler refuses"),
         ("euler-ancestral", {"prediction_type": "sample"}, {}, "DiscreteScheduler cannot step: prediction_type"),
     ],
 )

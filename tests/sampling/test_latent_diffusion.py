@@ -144,31 +144,19 @@ def test_a_lora_changes_the_images_as_a_file_of_it_does(folder: Path, tmp_path: 
     assert ((images[1] - own_images(plain, 0, 3)).abs().max() > 1e-4) == text, "the prompts' embeddings"
 
 
-def test_a_lora_of_several_ranks_has_the_scale_that_its_factors_hold(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lora_of_several_ranks_has_the_scale_of_each(folder: Path) -> None:
     """Diffusers 0.35 to 0.38 take the alpha of one rank for the modules of the others."""
-    from diffusers import StableDiffusionPipeline
     from peft.tuners.lora import LoraLayer
 
-    plain = StableDiffusionPipeline.load_lora_weights
-
-    def load_with_another_scale(pipeline: Any, *arguments: Any, **options: Any) -> None:
-        plain(pipeline, *arguments, **options)
-        for module in pipeline.unet.modules():
-            if isinstance(module, LoraLayer):
-                module.scaling["merged"] = 0.5
-
-    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", load_with_another_scale)
     pipeline = load(folder, lora=True)
     factors = {name: value for name, value in lora(1).items() if "to_q" in name}
     factors |= {name: value for name, value in lora(1, rank=4).items() if "to_q" not in name}
-    sampler(pipeline, component="lora").load(factors)
+    sampler(pipeline, component="lora", alphas=LoraAlphas.constant(3.0)).load(factors)
     layers: dict[str, Any] = {n: layer for n, layer in pipeline.unet.named_modules() if isinstance(layer, LoraLayer)}
     assert {layer.r["merged"] for layer in layers.values()} == {2, 4}
     for name, layer in layers.items():
         up, down = factors[f"unet.{name}.lora_B.weight"], factors[f"unet.{name}.lora_A.weight"]
-        expected = (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
+        expected = (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:]) * 3.0 / len(down)
         torch.testing.assert_close(layer.get_delta_weight("merged"), expected)
 
 
