@@ -62,7 +62,8 @@ class LayerGroups:
         """Divide tensors, name → shape, by a rule.
 
         * ``layers``: the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors.
-        * ``blocks``: the name up to its first part with a digit, as ``down_blocks.0``; else the layer.
+        * ``blocks``: the name up to its first part with a digit, as ``down_blocks.0``; else the layer. In kohya's
+          names, which have no dots, the parts are between underscores.
         * ``kinds``: layers with convolutions, with other matrices, and with vectors only.
         * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. What is left is the
           group ``other``, with a notice.
@@ -95,6 +96,8 @@ def _layer(name: str) -> str:
 
 
 def _block(layer: str) -> str:
+    if found := re.match(r"lora_[^.]*?_\d+(?=_)", layer):
+        return found[0]
     parts = layer.split(".")
     first = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), len(parts) - 1)
     return ".".join(parts[: first + 1])
