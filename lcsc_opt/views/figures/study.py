@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +71,10 @@ def coefficients_figure(
     layer group, bars are their mean, and a heat map under them has the rows, in the order of the way through the
     network where names tell it.
     """
-    found = [(study, _answer(reader, study)) for study in studies if study.chosen is not None]
+    found = [(study, answer) for study in studies if (answer := reader.answer(study)) is not None]
     if not found:
         return empty_figure(_NO_RESULT, theme)
-    against = None if ema is None or ema.chosen is None else _answer(reader, ema)
+    against = None if ema is None else reader.answer(ema)
     titles, panels = list[str](), list[int]()
     for study, coefficients in found:
         titles.append(_heading(study, coefficients))
@@ -83,18 +84,11 @@ def coefficients_figure(
             panels.append(min(max(_ROW * len(coefficients), _LEAST), _MOST))
     height = 180 + sum(panels)
     spacing = (50 if any(titles[1:]) else 25) / height
-    made = make_subplots(
-        rows=len(panels),
-        cols=1,
-        shared_xaxes=True,
-        subplot_titles=titles,
-        row_heights=panels,
-        vertical_spacing=spacing,
-    )
+    how: dict[str, Any] = {"row_heights": panels, "subplot_titles": titles, "vertical_spacing": spacing}
+    made = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, **how)
     row = 0
     for study, rows in found:
-        row += 1
-        coefficients = rows.reshape(-1, len(study.steps)).mean(axis=0)
+        row, coefficients = row + 1, rows.reshape(-1, len(study.steps)).mean(axis=0)
         heights, per_step = _as_heights(coefficients, np.array(study.steps, dtype=np.float64))
         intervals = np.diff(study.steps, prepend=2 * study.steps[0] - study.steps[1])
         made.add_bar(
@@ -111,17 +105,10 @@ def coefficients_figure(
         )
         if ema is not None and against is not None and ema.study != study.study:
             made.add_scatter(
-                x=ema.steps,
-                y=_as_heights(against, np.array(ema.steps, dtype=np.float64))[0],
-                mode="lines",
-                name="EMA*",
-                legendgroup="EMA*",
-                showlegend=row == 1,
-                customdata=against,
-                line={"color": GREY, "width": 2, "shape": "vh"},
-                hovertemplate=_COEFFICIENT,
-                row=row,
-                col=1,
+                **{"x": ema.steps, "y": _as_heights(against, np.array(ema.steps, dtype=np.float64))[0]},
+                **{"mode": "lines", "line": {"color": GREY, "width": 2, "shape": "vh"}},
+                **{"name": "EMA*", "legendgroup": "EMA*", "showlegend": row == 1},
+                **{"customdata": against, "hovertemplate": _COEFFICIENT, "row": row, "col": 1},
             )
         title = "mean " * (rows.ndim > 1) + "coefficient" + ("<br>" if rows.ndim > 1 else " ") * per_step
         made.update_yaxes(title_text=title + "per training step" * per_step, matches="y", row=row, col=1)
@@ -197,13 +184,6 @@ def _in_columns(coefficients: Floats, steps: Sequence[int]) -> tuple[list[int], 
     values = np.where(high >= -low, high, low)
     largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
     return [steps[end - 1] for end in (*starts[1:].tolist(), len(steps))], values.astype(np.float32), largest
-
-
-def _answer(reader: HistoryReader, study: StudyHistory) -> Floats:
-    """``[K]`` or ``[S, K]`` coefficients of a study that has an answer."""
-    assert study.chosen is not None
-    coefficients: Floats = reader.coefficients(study, [study.chosen])[0]
-    return coefficients
 
 
 def _heading(study: StudyHistory, coefficients: Floats) -> str:
@@ -354,14 +334,13 @@ def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, 
     """
     optimizers = list(dict.fromkeys(study.optimizer for study in studies))
     ordered = sorted(studies, key=lambda study: optimizers.index(study.optimizer))
-    answered = [study for study in ordered if study.chosen is not None]
-    answered = [study for study in answered if study.steps == answered[0].steps]
-    answers = [(study, _answer(reader, study)) for study in answered]
+    answers = [(study, answer) for study in ordered if (answer := reader.answer(study)) is not None]
+    answers = [(study, answer) for study, answer in answers if study.steps == answers[0][0].steps]
     groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
     answers = [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == groups]
     if len(answers) < 2:
         return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
-    shape = (len(groups) or 1, len(answered[0].steps))
+    shape = (len(groups) or 1, len(answers[0][0].steps))
     found = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
     squares = np.square(found[:, None] - found[None]).sum(axis=-1)
     labels = [inert(f"{study.label}/{study.seed}") for study, _ in answers]

@@ -87,7 +87,7 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     shown = distances_figure(reader, studies).data[0].z
     np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
     many = dataclasses.replace(studies[0], layer_groups=tuple(f"down.{i // 9}.{i}" for i in range(300)))
-    fake: Any = SimpleNamespace(coefficients=lambda *_: np.tile(found[:1], (1, 300, 1)))
+    fake: Any = SimpleNamespace(answer=lambda _: np.tile(found[:1], (300, 1)))
     axis = coefficients_figure(fake, [many]).layout.yaxis2
     assert list(axis.ticktext) == [f"down.{i}" for i in range(34)], "what neighbours share, where names have no place"
 
