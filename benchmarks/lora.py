@@ -1,8 +1,6 @@
 """How far merged factors of LoRAs are from merged products: (Σ aᵢBᵢ)(Σ aᵢAᵢ) and Σ aᵢBᵢAᵢ, along random walks.
 
-    OMP_NUM_THREADS=1 python benchmarks/lora.py
-
-Takes seconds.
+Takes seconds: OMP_NUM_THREADS=1 python benchmarks/lora.py
 """
 
 from __future__ import annotations
@@ -22,15 +20,14 @@ def main() -> None:
     for moved, seed in ((moved, seed) for moved in MOVED for seed in range(SEEDS)):
         generator = np.random.default_rng(seed)
         first, walks = generator.standard_normal((2, 1, WIDTH * RANK)), generator.standard_normal((2, K, WIDTH * RANK))
-        down, up = first + moved / K**0.5 * walks.cumsum(axis=1)
-        down, up = down.reshape(K, RANK, WIDTH), up.reshape(K, WIDTH, RANK)
+        down, up = (first + moved / K**0.5 * walks.cumsum(axis=1)).reshape(2, K, RANK, WIDTH)
         emas = {rate: ema_coefficients(tuple(range(1, K + 1)), rate) for rate in (0.9, 0.98)}
         noise = generator.standard_normal(K)
         noise = (noise - noise.mean()) / np.abs(noise - noise.mean()).sum()  # sums to 0, its absolute values to 1
         signed = {f"EMA 0.98 and signed noise, {size}": emas[0.98] + size * noise for size in (1, 2, 5)}
         for name, a in {**{f"EMA {rate}": a for rate, a in emas.items()}, **signed}.items():
-            products = np.einsum("k,kor,kri->oi", a, up, down, optimize=True)
-            factors = np.tensordot(a, up, 1) @ np.tensordot(a, down, 1)
+            products = np.einsum("k,kro,kri->oi", a, up, down, optimize=True)
+            factors = np.tensordot(a, up, 1).T @ np.tensordot(a, down, 1)
             away = float(np.linalg.norm(factors - products) / np.linalg.norm(products))
             apart.setdefault(f"walk {moved}, {name}, sum |a|", []).append(float(np.abs(a).sum()))
             apart.setdefault(f"walk {moved}, {name}, apart", []).append(away)
