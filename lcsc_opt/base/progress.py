@@ -9,19 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
-from rich.text import Text
+from tqdm import tqdm
 
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
@@ -32,23 +20,6 @@ class _Advance(Protocol):
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
         """Count ``steps`` more as done."""
         ...
-
-
-class _CutColumn(ProgressColumn):
-    """A text that is cut on a narrow terminal, so that the numbers next to it stay whole."""
-
-    def __init__(self, text: Callable[[Task], str]) -> None:
-        super().__init__(Column(no_wrap=False))
-        self._text = text
-
-    def render(self, task: Task) -> Text:
-        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
-
-
-class _RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("-/s" if speed is None else _rate(speed))
 
 
 def _rate(speed: float) -> str:
@@ -63,11 +34,17 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[_Advanc
     that begin inside it or in other threads show nothing.
     """
     if not _showing.acquire(blocking=False):
-        yield _show_nothing
+        yield lambda *_, **__: None
         return
     try:
         if sys.stderr.isatty():
-            with _bar(description, total, done) as advance:
+            with tqdm(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True) as bar:
+
+                def advance(steps: int = 1, *, note: str | None = None) -> None:
+                    if note is not None:
+                        bar.set_postfix_str(note, refresh=False)
+                    bar.update(steps)
+
                 yield advance
         else:
             yield _Lines(description, total, done)
@@ -76,34 +53,6 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[_Advanc
 
 
 _showing = threading.Lock()
-
-
-def _show_nothing(steps: int = 1, *, note: str | None = None) -> None:
-    """Do nothing: another loop is shown."""
-
-
-@contextlib.contextmanager
-def _bar(description: str, total: int, done: int) -> Iterator[_Advance]:
-    columns = (
-        _CutColumn(lambda task: task.description),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        _RateColumn(Column(no_wrap=True)),
-        TimeElapsedColumn(Column(no_wrap=True)),
-        TextColumn("left"),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        _CutColumn(lambda task: str(task.fields["note"])),
-    )
-    with Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
-        task = bar.add_task(description, total=total, completed=done, note="")
-
-        def advance(steps: int = 1, *, note: str | None = None) -> None:
-            if note is None:
-                bar.update(task, advance=steps)
-            else:
-                bar.update(task, advance=steps, note=note)
-
-        yield advance
 
 
 def notice(message: str, *, every_time: bool = False) -> None:
@@ -116,7 +65,7 @@ def notice(message: str, *, every_time: bool = False) -> None:
     if _listener is not None:
         _listener(message)
     elif _said is None or every_time or message not in _said:
-        sys.stderr.write(f"lcsc: {message}\n")
+        tqdm.write(f"lcsc: {message}\n", file=sys.stderr, end="")  # above the bar, if there is one
         sys.stderr.flush()
         if _said is not None:
             _said.add(message)

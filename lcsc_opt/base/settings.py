@@ -32,8 +32,7 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     try:
         return model.model_validate(dict(content))
     except pydantic.ValidationError as error:
-        details = error.errors()
-        problems = [_problem(model, detail) for detail in details if not _follows(detail, details)]
+        problems = [_problem(model, detail) for detail in error.errors()]
         raise StudySpecError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
 
 
@@ -42,19 +41,10 @@ _EXPECTED = {
     "dict_type": "a mapping of keys to values",
     "tuple_type": "a list",
     "list_type": "a list",
-    "too_short": "at least one entry",
     "invalid_key": "a key that is text",
     "invalid-json-value": "a text, a number, true, false, a list or a mapping",
     "recursion_loop": "no alias that contains itself",
 }
-
-
-def _follows(detail: Any, details: Sequence[Any]) -> bool:
-    """Whether a list is called too short only because its entries are wrong; these have messages of their own."""
-    place = detail["loc"]
-    return detail["type"] == "too_short" and any(
-        other["loc"][: len(place)] == place != other["loc"] for other in details
-    )
 
 
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:

@@ -167,12 +167,12 @@ class StudySpec(FrozenModel):
     name: Experiment
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec()
-    optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0)], ...], pydantic.Field(min_length=1)] = (0,)
+    optimizers: tuple[OptimizerSpec, ...]
+    seeds: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (0,)
     budget: BudgetSpec
     workers: Workers = 1
     spread: Spread = "auto"
-    pipeline: Literal["auto"] | bool = "auto"
+    pipeline: Literal["auto", True, False] = "auto"
     tells: Tells = "ordered"
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
@@ -230,13 +230,6 @@ class StudySpec(FrozenModel):
             f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
         )
 
-    @pydantic.field_validator("pipeline", mode="plain")
-    @classmethod
-    def _read_pipeline(cls, value: Any) -> Any:
-        if value == "auto" or isinstance(value, bool):
-            return value
-        raise ValueError(f"expected auto, true or false, got {excerpt(value)}")
-
     @pydantic.field_validator("seeds", mode="before")
     @classmethod
     def _read_seeds(cls, value: Any) -> Any:
@@ -246,6 +239,8 @@ class StudySpec(FrozenModel):
     def _no_study_twice(self) -> StudySpec:
         names = [optimizer.name for optimizer in self.optimizers]
         for values, what in ((names, "optimizers"), ([str(seed) for seed in self.seeds], "seeds")):
+            if not values:
+                raise ValueError(f"{what}: expected at least one entry")
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"{what}: {', '.join(twice)} is given twice; each study needs a name of its own")

@@ -31,7 +31,7 @@ _KINDS = {
     "trajectory": r"(trajectories/[0-9a-f]{24}|[\w-]+-[0-9a-f]{16})\.trajectory",
     "feature network": r"[\w-]+-network-[0-9a-f]{16}\.safetensors",
     "reference": r"references/([0-9a-f]{32}\.np[yz]|images-[0-9a-f]{32}\.json)",
-    "dataset": r"datasets/(cifar-100?-(batches-py|python(\.tar\.gz)?)|(Fashion|K)?MNIST|stl10_binary(\.tar\.gz)?)",
+    "dataset": r"datasets/(cifar-100?-(batches-py|python(\.tar\.gz)?)|(Fashion|K)?MNIST)",
     "batch size": r"batch-sizes/[0-9a-f]{16}\.json",
 }
 UNFINISHED = "unfinished"

@@ -11,7 +11,7 @@ first two moments. All are differentiable in the samples, and their gradients co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,57 +29,34 @@ SUBSET_SIZE = 1000  # torch-fidelity's defaults, which published numbers are com
 SUBSETS, SUBSET_SEED = 100, 2020
 
 
-def kernel_distance(
-    samples: Tensor, real: Tensor, *, seed: int = SUBSET_SEED, gradient: bool = False
-) -> tuple[float, Tensor]:
+def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) -> tuple[float, Tensor]:
     """Mean over random subsets of the unbiased squared MMD with the kernel ``(xᵀy / D + 1)³``; may be below zero.
 
-    Samples are ``[N, D]`` and real ones ``[M, D]``, on one device; ``seed`` is that of the subsets. Returns the
-    distance, and its derivative in the samples: ``[N, D]`` float64 on their device, zero without ``gradient``.
+    The estimate is Eq. 3 of Gretton et al. 2012, of subsets of one size m. Samples are ``[N, D]`` and real ones
+    ``[M, D]``, on one device. Returns the distance, and its derivative in the samples: ``[N, D]`` float64 on their
+    device, zero without ``gradient``.
     """
-    distances, total = [], torch.zeros_like(samples, dtype=torch.float64)
-    for rows, real_rows in _subsets(samples, real, seed):
-        x, y = samples[rows], real[real_rows]
-        inside, across = _base(x, x), _base(x, y)
-        distances.append(_squared_mmd(inside, _base(y, y), across))
-        if gradient:
-            total[rows] += _gradient(x, y, inside, across)  # the rows of a subset are different ones
-    return float(torch.stack(distances).mean()), total / len(distances)
-
-
-def _subsets(samples: Tensor, real: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of the samples and rows of the real images: the subsets that torch-fidelity draws."""
-    size = min(SUBSET_SIZE, len(samples), len(real))
+    m, dimension = min(SUBSET_SIZE, len(samples), len(real)), samples.shape[1]
     # Subsets as large as both sets are the sets themselves: the same value every time.
-    subsets = 1 if size == len(samples) == len(real) else SUBSETS
-    generator = np.random.RandomState(seed)  # the one that torch-fidelity draws its subsets from
+    subsets = 1 if m == len(samples) == len(real) else SUBSETS
+    generator = np.random.RandomState(SUBSET_SEED)  # the one that torch-fidelity draws its subsets from
+    distances, total = [], torch.zeros_like(samples, dtype=torch.float64)
     for _ in range(subsets):
         rows, real_rows = (
-            torch.from_numpy(generator.choice(len(features), size, replace=False)).to(features.device)
+            torch.from_numpy(generator.choice(len(features), m, replace=False)).to(features.device)
             for features in (samples, real)
         )
-        yield rows, real_rows
-
-
-def _base(x: Tensor, y: Tensor) -> Tensor:
-    """``[m, m]``: the kernel is its third power."""
-    return x @ y.T / x.shape[1] + 1
-
-
-def _squared_mmd(inside: Tensor, inside_real: Tensor, across: Tensor) -> Tensor:
-    """The unbiased estimate of two sets of one size m (Gretton et al. 2012, Eq. 3), from their kernels' bases."""
-    m = len(across)
-    kernels = (inside**3, inside_real**3)
-    within = sum(_sum(kernel) - _sum(kernel.diagonal()) for kernel in kernels)
-    return within / (m * (m - 1)) - 2 * _sum(across**3) / m**2
-
-
-def _gradient(x: Tensor, y: Tensor, inside: Tensor, across: Tensor) -> Tensor:
-    """``[m, D]``: the derivative of :func:`_squared_mmd` in ``x``, with ``∂ (xᵀy / D + 1)³ / ∂x = 3 (…)² y / D``."""
-    m, dimension = x.shape
-    weights = inside**2
-    weights.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
-    return (6 / dimension) * (weights @ x / (m * (m - 1)) - across**2 @ y / m**2)
+        x, y = samples[rows], real[real_rows]
+        bases = (a @ b.T / dimension + 1 for a, b in ((x, x), (y, y), (x, y)))  # the kernel is their third power
+        inside, inside_real, across = bases
+        within = sum(_sum(kernel) - _sum(kernel.diagonal()) for kernel in (inside**3, inside_real**3))
+        distances.append(within / (m * (m - 1)) - 2 * _sum(across**3) / m**2)
+        if gradient:  # ∂ (xᵀy / D + 1)³ / ∂x = 3 (…)² y / D
+            weights = inside**2
+            weights.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
+            # the rows of a subset are different ones
+            total[rows] += (6 / dimension) * (weights @ x / (m * (m - 1)) - across**2 @ y / m**2)
+    return float(torch.stack(distances).mean()), total / len(distances)
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -157,8 +134,7 @@ Distance = Callable[[Tensor, "Reference"], Tensor]
 def _near(samples: Tensor, reference: Reference) -> Tensor:
     """``[N]``: the distance of each sample to its nearest real image."""
     real = _real(samples, reference)
-    chosen = torch.cat([torch.cdist(rows, real).argmin(dim=1) for rows in _blocks(samples, len(real))])
-    distances: Tensor = torch.linalg.vector_norm(samples - real[chosen], dim=1)
+    distances: Tensor = torch.linalg.vector_norm(samples - real[_nearest(samples, real)], dim=1)
     return distances
 
 
@@ -170,7 +146,7 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
     """
     real = _real(samples, reference)
     spheres = _real_radii(samples, reference).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
-    chosen = torch.cat([(torch.cdist(rows, real) / spheres).argmin(dim=1) for rows in _blocks(samples, len(real))])
+    chosen = _nearest(samples, real, spheres)
     ratios = (samples - real[chosen]).square().sum(dim=1) / spheres[chosen].square()
     return F.relu(ratios - 1)
 
@@ -238,9 +214,10 @@ def _real(samples: Tensor, reference: Reference) -> Tensor:
     return reference.features_on(samples.device).to(samples.dtype)
 
 
-def _blocks(samples: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Blocks of samples without their graph, small enough to hold ``columns`` distances for each sample."""
-    return torch.split(samples.detach(), _rows_at_once(columns))
+def _nearest(samples: Tensor, real: Tensor, units: Tensor | float = 1.0) -> Tensor:
+    """``[N]``: the index of the real image with the smallest distance, in ``units`` ``[M]``."""
+    parts = torch.split(samples.detach(), _rows_at_once(len(real)))
+    return torch.cat([(torch.cdist(rows, real) / units).argmin(dim=1) for rows in parts])
 
 
 def _sorted_projections(features: Tensor) -> Tensor:

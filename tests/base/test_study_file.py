@@ -79,7 +79,7 @@ def test_the_study_file_of_the_design_document(tmp_path: Path) -> None:
     assert {key: dumped[key] for key in yaml.safe_load(DESIGN)} == {
         "name": "digits",
         "objective": {"file": "digits.py", "settings": {"images": 1000}},
-        "space": {"kind": "affine", "directions": None, "origin": None},
+        "space": {"kind": "affine", "directions": None, "origin": None, "rows": None},
         "optimizers": (
             {"name": "EMAGrid", "options": {}},
             {"name": "LCSC", "options": {"max_parents": 10, "mutation": 0.005}},
@@ -187,7 +187,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
             "objective.file: expected a valid string, got []; "
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         ),
-        ({"pipeline": 1}, "pipeline: expected auto, true or false, got 1"),
+        ({"pipeline": 2}, "pipeline: expected 'auto', True or False, got 2"),
     ],
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import Reference, Scores, frechet_distance
+from lcsc_opt.metrics import FrechetReference, Reference, Scores, frechet_distance
 from tests.metrics.examples import (
     IMAGES,
     Classifier,
@@ -72,7 +72,7 @@ def test_too_few_images_for_a_metric_are_named(metric, count):
         score(both(loss=metric), images(count))
 
 
-STATISTICS = Reference.of_statistics(Pixels(), np.zeros(16), np.eye(16))
+STATISTICS = Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(16), np.eye(16)))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_metrics_and_references_that_do_not_belong_together_are_refused(known, s
 
 def test_a_reference_has_as_many_features_as_its_extractor_and_the_inception_score_needs_none():
     with pytest.raises(MetricError, match="has 8 features and the extractor pixels 16"):
-        Reference.of_statistics(Pixels(), np.zeros(8), np.eye(8))
+        Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(8), np.eye(8)))
     loss, metrics = score(Scores({"inception": Reference(Classifier())}, loss="is"))
     assert loss == -metrics["is"]
 

@@ -30,52 +30,41 @@ DEFAULT_FRACTION = 0.2
 LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
 
 ReferenceSetting = str | Mapping[str, Any]
-Split = Literal["train", "test", "val", "unlabeled"]
-# Name → split → arguments of torchvision's constructor. All keep their images in one array, and check their files' MD5.
-DATASETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    **{
-        name: {"train": {"train": True}, "test": {"train": False}}
-        for name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
-    },
-    "STL10": {split: {"split": split} for split in ("train", "test", "unlabeled")},
-}
+# Of torchvision, with an argument ``train``. All keep their images in one array, and check their files' MD5.
+DATASETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 
 
 class DatasetSettings(FrozenModel):
     """``root`` is where torchvision keeps its files; nothing is downloaded unless ``download`` says so."""
 
     torchvision: str
-    split: Split = "train"
+    split: Literal["train", "test"] = "train"
     root: str | None = None
     download: bool = False
 
     @classmethod
     def named(cls, name: str) -> DatasetSettings | None:
         """The data set called ``<name>-<split>``, such as ``cifar10-train``; ``None`` for another name."""
-        known = {f"{dataset.lower()}-{split}": (dataset, split) for dataset in DATASETS for split in ("train", "test")}
-        known |= {"stl10-unlabeled": ("STL10", "unlabeled")}
-        if (found := known.get(name.lower().replace("-val", "-test"))) is None:
-            return None
-        return cls.model_validate({"torchvision": found[0], "split": found[1]})
+        known = [cls(torchvision=known, split=split) for known in DATASETS for split in ("train", "test")]
+        return next((one for one in known if f"{one.torchvision}-{one.split}".lower() == name.lower()), None)
 
     def images(self, *, root: Path) -> ImageSet:
         """The images; ``root`` is the folder of the files if the settings name none.
 
         Raises:
-            MetricError: for a dataset or split that is not known, or whose files are not there or broken.
+            MetricError: for a dataset that is not known, or whose files are not there or broken.
         """
-        name, split = self.torchvision, "test" if self.split == "val" else self.split
-        if name not in DATASETS or split not in DATASETS[name]:
-            hint = near_miss(name, list(DATASETS))
+        name = self.torchvision
+        if name not in DATASETS:
             raise MetricError(
-                f"reference: there is no dataset {name} with a split {split}{hint}; known: {', '.join(DATASETS)}; "
+                f"reference: there is no dataset {name}{near_miss(name, DATASETS)}; known: {', '.join(DATASETS)}; "
                 "write the images of others into a folder"
             )
         folder = Path(self.root) if self.root else root
         try:
             from torchvision import datasets
 
-            dataset = getattr(datasets, name)(str(folder), download=self.download, **DATASETS[name][split])
+            dataset = getattr(datasets, name)(str(folder), train=self.split == "train", download=self.download)
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
             raise MetricError(
                 f"reference: {name} cannot be read from {folder} ({error}); give root: where torchvision's files are, "
@@ -84,8 +73,6 @@ class DatasetSettings(FrozenModel):
         pixels = np.asarray(dataset.data)
         if pixels.ndim == 3:  # the MNIST family
             pixels = pixels[..., None]
-        elif name == "STL10":
-            pixels = pixels.transpose(0, 2, 3, 1)
         return ImageSet.of_array(pixels, source=f"{name}-{self.split}")
 
 

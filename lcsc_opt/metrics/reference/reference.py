@@ -59,19 +59,10 @@ class Reference:
             )
 
     @classmethod
-    def of_statistics(
-        cls, extractor: FeatureExtractor, mean: npt.ArrayLike, cov: npt.ArrayLike, count: int | None = None
+    def of_gaussian(
+        cls, extractor: FeatureExtractor, gaussian: FrechetReference, count: int | None = None
     ) -> Reference:
-        """A reference of mean ``[D]`` and covariance ``[D, D]``, divided by N − 1; enough for FID.
-
-        Raises:
-            MetricError: they are not finite, have other shapes, or are no covariance.
-        """
-        return cls.of_gaussian(extractor, FrechetReference(mean, cov), count)
-
-    @classmethod
-    def of_gaussian(cls, extractor: FeatureExtractor, gaussian: FrechetReference, count: int | None) -> Reference:
-        """As :meth:`of_statistics`."""
+        """A reference of the mean and covariance of so many images; enough for FID."""
         digest = hashlib.sha256(json.dumps([gaussian.dimension, count, extractor.name]).encode())
         for array in (gaussian.mean, gaussian.cov):
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
@@ -86,7 +77,7 @@ class Reference:
     def of_features(cls, extractor: FeatureExtractor, features: npt.ArrayLike) -> Reference:
         """A reference of the features ``[M, D]`` that ``extractor`` gave: finite ones, M at least 2."""
         moments = Moments.of(features)
-        found = cls.of_statistics(extractor, moments.mean, moments.covariance, moments.count)
+        found = cls.of_gaussian(extractor, FrechetReference(moments.mean, moments.covariance), moments.count)
         return dataclasses.replace(found, features=np.asarray(features, dtype=np.float32))
 
     @classmethod

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import Reference
+from lcsc_opt.metrics import FrechetReference, Reference
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.files import load_statistics
 from tests.metrics import examples, network_files
@@ -251,10 +251,13 @@ def test_statistics_are_loaded_bit_for_bit_and_identified_by_all_that_they_say(t
     assert np.array_equal(gaussian.cov, cov)
     assert rest == [30, "pixels-1"]
     identity = Reference.load(Pixels(), tmp_path / "digits.npz").identity
-    assert identity == Reference.of_statistics(Pixels(), mean, cov, 30).identity
+
+    def identity_of(mean, cov, count, name="pixels-1"):
+        return Reference.of_gaussian(Pixels(name), FrechetReference(mean, cov), count).identity
+
+    assert identity == identity_of(mean, cov, 30)
     changed = [(mean + 1e-9, cov, 30), (mean, cov * (1 + 1e-9), 30), (mean, cov, 31), (mean, cov, None)]
-    others = {Reference.of_statistics(Pixels(), *other).identity for other in changed}
-    others.add(Reference.of_statistics(Pixels("pixels-2"), mean, cov, 30).identity)
+    others = {identity_of(*other) for other in [*changed, (mean, cov, 30, "pixels-2")]}
     assert len(others - {identity}) == 5
 
 
