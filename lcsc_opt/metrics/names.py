@@ -29,6 +29,7 @@ KEPT = {"precision": "hinge", "near": "near", "hinge": "hinge"}  # what may be k
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
 MADE = {
+    "random": "lcsc_opt.metrics.extractors.published:RandomInception",
     "digits": "lcsc_opt.training.images:digits_extractor",
     "digits2": "lcsc_opt.training.images:second_digits_extractor",
     "photographs": "lcsc_opt.training.images:photographs_extractor",

@@ -126,11 +126,48 @@ class InceptionExtractor(_PublishedNetwork):
 
         read = self._read(weights or self.fetch())
         # torch-fidelity loads with weights_only=False; it is given a copy that holds what the safe reader accepted.
+        return self._of(module.FeatureExtractorInceptionV3, read), 2048, read
+
+    @staticmethod
+    def _of(kind: Any, weights: Mapping[str, Tensor]) -> Any:
         copy = io.BytesIO()
-        torch.save(read, copy)
+        torch.save(dict(weights), copy)
         copy.seek(0)
-        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], copy)
-        return network, 2048, read
+        return kind("inception-v3-compat", ["2048", "logits_unbiased"], copy)
+
+
+class RandomInception(InceptionExtractor):
+    """The same network with random weights, for trying things without a download; the same weights each time.
+
+    FID in its features falls when samples look more like real images, but compares with no published one.
+
+    Args:
+        device: where the network runs.
+    """
+
+    label = "inception-random"
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(device=device)
+
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
+        """He normal weights, with which signals keep their size, and normalizations that change nothing."""
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+            def load_state_dict(self, *_: Any, **__: Any) -> None:
+                pass
+
+        with torch.device("meta"):  # where layers draw nothing from the global generator
+            network = self._of(Unloaded, {})
+        generator = torch.Generator().manual_seed(0)
+        for module in network.to_empty(device="cpu").modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(network.fc.bias)
+        return network, 2048, network.state_dict()
 
 
 class ClipExtractor(_PublishedNetwork):
