@@ -63,9 +63,6 @@ def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
             raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
         if not isinstance(values, list) or not values:
             raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
-        inside = [other for other in varied if other != key and str(other).startswith(f"{key}.")]
-        if inside:
-            raise StudySpecError(f"{source}: {VARY}.{inside[0]}: is a part of {key}, which is varied too; vary one")
     return dict(varied)
 
 

@@ -14,7 +14,6 @@ import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import (
-    DEFAULT_STORAGE,
     OptimizerSpec,
     SpaceSpec,
     StudySpec,
@@ -93,14 +92,6 @@ def test_the_study_file_of_the_design_document(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_left_out_has_a_default() -> None:
-    spec = study()
-    assert (spec.space, spec.seeds, spec.workers) == (SpaceSpec(), (0,), 1)
-    assert (spec.storage, spec.held_out) == (DEFAULT_STORAGE, None)
-    assert spec.objective.settings == {}
-    assert (spec.tells, spec.failures.retries, spec.failures.stop_share) == ("ordered", 2, 0.5)
-
-
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -125,13 +116,6 @@ def test_ways_to_write_an_optimizer_and_a_space(written: Any, meant: OptimizerSp
 
 def test_a_name_has_letters_of_any_language() -> None:
     assert study(name=experiment_name("_Übung 東京/3")).name == "Übung-東京-3"
-
-
-def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "twice.yaml"
-    file.write_text("name: a\nbudget: {evaluations: 1}\nbudget: {evaluations: 2}\n")
-    with pytest.raises(StudySpecError, match="budget is given twice in line 3, column 1"):
-        read_study_file(file)
 
 
 def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
@@ -208,6 +192,7 @@ def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str)
         ("seeds: [" + "9" * 5000 + "]\n", "not valid YAML: Exceeds the limit"),
         ("a: " + "[" * 5000, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),
+        ("name: a\nbudget: 1\nbudget: 2\n", "not valid YAML: budget is given twice in line 3, column 1"),
         ("", "expected a mapping of keys to values, got None"),
     ],
     ids=lambda text: re.sub(r"\W+", " ", text)[:30],

@@ -160,14 +160,6 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(
     assert study_names(open_storage("sqlite:///e.db", write=True)) == []
 
 
-def test_devices_are_those_of_the_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "stages.py").write_text(OBJECTIVE.replace("Stages", "EnvironmentInLoss"))
-    monkeypatch.setattr(processes, "gpus", lambda: ["3", "4"])
-    assert lcsc(["run", study_file(folder, workers=["cuda:1"])]) == 0
-    assert stored().attributes["specification"]["workers"] == 1
-    assert [trial.value for trial in stored().trials()] == [4.0] * 6
-
-
 def test_what_every_worker_notices_is_said_once_a_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = "    notice('read from the disk')\n    return"
     (folder / "stages.py").write_text(

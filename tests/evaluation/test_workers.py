@@ -14,7 +14,6 @@ import pytest
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.evaluation import ProcessEvaluator, SpreadEvaluator, WorkerPool, processes
-from lcsc_opt.evaluation import pool as pool_module
 from lcsc_opt.evaluation.processes import cores, environments
 from tests.evaluation.staged_examples import (
     IMAGES,
@@ -92,26 +91,6 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     assert (here.name, here.deaths) == (platform.node(), 3), "one evaluated alone, two shared a candidate"
     assert 1 <= here.alive <= 2
     assert all("worker process died" in one.reason and one.retry for one in died)
-
-
-def test_a_job_goes_to_another_worker_where_the_chosen_one_dies_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    load, killed = pool_module._Worker.load.fget, list[Any]()
-    assert load is not None
-
-    def dies_while_it_is_asked(worker: Any) -> int:
-        if not killed:
-            killed.append(worker._link)
-            worker._link.terminate()
-            while worker._link is not None:
-                time.sleep(0.001)
-        return int(load(worker))
-
-    with contextlib.closing(WorkerPool(Stages, 1)) as pool:
-        first = evaluated(pool.submit("submit", candidate(1.0, 0.0, 0.0)))
-        monkeypatch.setattr(pool_module._Worker, "load", property(dies_while_it_is_asked))
-        second = evaluated(pool.submit("submit", candidate(1.0, 0.0, 0.0)))
-    assert killed
-    assert first.metrics != second.metrics, "of another process"
 
 
 def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(

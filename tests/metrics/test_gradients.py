@@ -111,7 +111,7 @@ LOSSES = ["fid", "fid@clip", "kid", {"fid": 2, "kid@clip": 30}, {"fid": 0.3, "ki
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss):
-    made, batch = scores(loss), images(20)
+    made, batch = scores(loss, loss_scale="trace" if isinstance(loss, dict) else None), images(20)
     gradient = image_gradient(made, batch, filled(made, batch, gradient=True).gradients())
     for seed in range(3):
         step = 1e-4 * images(20, seed=100 + seed)
@@ -159,10 +159,9 @@ def test_features_have_full_precision_and_gradients_the_type_of_the_images(dtype
     assert not gradient.requires_grad
 
 
-@pytest.mark.parametrize("formula", ["precision", "recall", "is"])
-def test_a_loss_without_a_gradient_names_its_metric(formula):
-    made = scores({"fid": 1, f"{formula}@clip": 1})
-    with pytest.raises(MetricError, match=f"{formula}@clip in the loss has no gradient, only fid, kid, .* have one"):
+def test_a_loss_without_a_gradient_names_its_metric():
+    made = scores({"fid": 1, "recall@clip": 1})
+    with pytest.raises(MetricError, match=r"recall@clip in the loss has no gradient, only fid, kid, .* have one"):
         filled(made, images(20)).gradients()
 
 

@@ -6,7 +6,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.names import FORMULAS, MetricName
 
 
-@pytest.mark.parametrize("name", [*FORMULAS, "precision@dinov2", "is@random", "kid@my_module:make.extractor"])
+@pytest.mark.parametrize("name", [*FORMULAS, "precision@dinov2", "is@digits", "kid@my_module:make.extractor"])
 def test_names_come_back_as_they_were_and_without_extractor_are_inceptions(name):
     assert str(MetricName.parse(name)) == name
     assert "@" in name or MetricName.parse(f"{name}@inception") == MetricName.parse(name)

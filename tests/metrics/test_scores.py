@@ -48,18 +48,6 @@ def test_held_out_metrics_are_computed_only_when_asked_for():
     assert searched[0] == reported[0]
 
 
-def test_every_extractor_sees_an_image_once_and_only_when_a_metric_wants_it():
-    first, second = Classifier(), Pixels()
-    references = {"inception": reference(first), "m:f": reference(second)}
-    first.seen = second.seen = 0
-    loss = {"fid": 1, "kid": 1, "is": 1, "precision": 1}
-    scores = Scores(references, loss=loss, held_out_metrics=["fid@m:f", "kid@m:f"])
-    score(scores)
-    assert (first.seen, second.seen) == (IMAGES, 0)
-    score(scores, held_out=True)
-    assert (first.seen, second.seen) == (2 * IMAGES, IMAGES)
-
-
 @pytest.mark.parametrize(("loss", "value", "message"), [("fid", np.nan, "features"), ("is", np.inf, "logits")])
 def test_features_and_logits_that_are_not_finite_are_refused(loss, value, message):
     with pytest.raises(MetricError, match=f"{message} .*not finite"):
@@ -208,22 +196,6 @@ def test_scaled_by_the_trace_spaces_of_other_units_count_the_same(formula, power
     assert metrics[f"{formula}@clip"] == pytest.approx(metrics[formula] * 7 ** (2 * power), rel=1e-4), "as they are"
     assert both_spaces.describe()["loss"] == {formula: 1, f"{formula}@clip": 2}
     assert both_spaces.describe()["loss_scale"] == "trace"
-
-
-def test_gradients_are_of_the_scaled_loss():
-    found = in_two_spaces(loss={"fid": 1, "near@clip": 2}, loss_scale="trace")
-    batch = images().double()
-
-    def loss(values):
-        return fill(found.image_metrics(len(values), gradient=True), values, 40)
-
-    gradients = loss(batch).gradients()
-    direction = torch.randn(batch.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    step = 1e-5
-    ahead, behind = (loss(batch + sign * step * direction).compute()[0] for sign in (1, -1))
-    flat = direction.flatten(1)
-    along = (gradients["inception"] * flat.numpy()).sum() + 7 * (gradients["clip"] * flat.numpy()).sum()
-    assert float(along) == pytest.approx((ahead - behind) / (2 * step), rel=1e-5)
 
 
 def test_real_images_that_look_alike_have_no_scale():

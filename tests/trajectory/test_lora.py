@@ -240,7 +240,6 @@ def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[in
     [
         "{",
         '{"r": 3}',
-        '{"lora_alpha": 1, "alpha_pattern": {"(": 3}}',
         '{"lora_alpha": 1' + "0" * 400 + "}",
     ],
 )

@@ -76,12 +76,6 @@ def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path):
     assert np.array_equal(mixed[[0, 2, 3, 4]], np.repeat(all_bytes(grey), 3, axis=3))
 
 
-def test_content_follows_the_pixels_and_not_the_place(tmp_path):
-    first = read(write(tmp_path / "a", pixels())).content
-    assert read(write(tmp_path / "b", pixels())).content == first
-    assert read(write(tmp_path / "c", pixels(seed=1))).content != first
-
-
 def test_files_are_read_once_until_one_changes(tmp_path, monkeypatch):
     folder = write(tmp_path / "real", pixels())
     content = read(folder).content
