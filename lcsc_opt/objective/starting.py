@@ -55,6 +55,8 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         **settings,
         "reference": (near, REFERENCE if near is None else "the real images"),
     }
+    if near is None or not near.strip('"').endswith((".npz", ".pkl")):  # statistics know no single images
+        settings["keep"] = ("precision", "stays where the best average has it; not with a file of statistics")
     missing, lines = [], []
     for name, (known, comment) in settings.items():
         value = known if known is not None else ask(name, comment)
@@ -75,6 +77,7 @@ objective:
   settings:
 {settings}
     images: 2000                                    # an evaluation samples so many; the paper takes 10,000
+space: {{rows: layers}}   # coefficients for each layer; with fewer than ten real images a feature: affine
 optimizers:
   - EMAGrid          # the best plain average of the checkpoints, to compare with
   - LCSCGradient     # follows the gradient of FID; take LCSCQuadratic where loss or sampler have none
