@@ -34,6 +34,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.trained import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
+from lcsc_opt.training.images import FORMATS
 from lcsc_opt.training.networks import torch_threads
 from lcsc_opt.training.recipes import TrainingRecipe
 from lcsc_opt.training.trainer import Training, beside
@@ -166,6 +167,7 @@ def place(checked: Settings, cache: Path) -> Path:
     """The path of the trajectory that these settings train."""
     described = {
         "version": VERSION,
+        **({} if checked.dataset == "digits" else {"images": FORMATS[checked.dataset]}),
         "dataset": checked.dataset,
         "model": _description(checked),
         "teacher": None if checked.teacher is None else _description(checked.teacher),

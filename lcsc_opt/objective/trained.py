@@ -35,7 +35,7 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
 )
-from lcsc_opt.training.images import Bundled, bundled_images, feature_network
+from lcsc_opt.training.images import FORMATS, Bundled, bundled_images, feature_network
 from lcsc_opt.training.networks import descend, initialize, torch_threads
 from lcsc_opt.training.recipes import Batch, TrainingRecipe
 from lcsc_opt.training.recipes.consistency import ConsistencyRecipe
@@ -157,6 +157,7 @@ class SmallModel:
             "steps": settings.training_steps,
             "checkpoint_every": settings.checkpoint_every,
             "seed": settings.training_seed,
+            **({} if self.dataset == "digits" else {"images": FORMATS[self.dataset]}),
         }
         # 1 and "diffusion 1" are versions: raise them when the same settings would train another model
         version = 1 if self.recipe.kind == "consistency" else "diffusion 1"

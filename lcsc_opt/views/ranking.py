@@ -20,7 +20,12 @@ from lcsc_opt.views.curves import AXES, best_so_far
 from lcsc_opt.views.figures.look import number
 
 CONFIDENCE = 0.95
-_FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # in tables: fidelity, diversity, all feature spaces
+_FIRST = {
+    "fid_held_out": 0,
+    "precision": 1,
+    "recall": 2,
+    "fdr": 3,
+}  # in tables: unseen images, fidelity, diversity, all
 _ALIKE = "not distinguishable"
 _BETTER = {1: "lower", -1: "higher", None: "–"}
 

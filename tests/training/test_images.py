@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def network(name: Bundled, cache: Path) -> Any:
-    return feature_network(name, epochs={"digits": 3, "photographs": 2}[name], cache=cache)
+    return feature_network(name, epochs={"digits": 3, "photographs": 4}[name], cache=cache)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "classes"), [("digits", (1797, 1, 8, 8), 10), ("photographs", (7700, 3, 32, 32), 40)]
+    ("name", "shape", "classes"), [("digits", (1797, 1, 8, 8), 10), ("photographs", (4000, 3, 32, 32), 40)]
 )
 def test_images_span_minus_one_to_one(name: Bundled, shape: tuple[int, ...], classes: int) -> None:
     pixels, labels = bundled_images(name)
@@ -37,16 +38,21 @@ def test_images_span_minus_one_to_one(name: Bundled, shape: tuple[int, ...], cla
     assert labels.unique().tolist() == list(range(classes))
 
 
-def test_crops_and_their_parts_are_where_they_should_be() -> None:
-    crops, parts = bundled_images("photographs")
-    photographs = load_sample_images().images
-    for index in (0, 76, 77, 77 * 25 + 38, 3849, 3850, 7699, 5000):
-        photograph, place = divmod(index, 3850)
-        y, x = (8 * part for part in divmod(place, 77))
-        expected = photographs[photograph][y : y + 32, x : x + 32]
-        found = (crops[index].permute(1, 2, 0).double() + 1) * 127.5
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
-        assert int(parts[index]) == photograph * 20 + int((y + 16) / (427 / 4)) * 5 + int((x + 16) / (640 / 5))
+@pytest.mark.parametrize("half", [0, 1])
+def test_crops_are_of_regions_of_their_half_which_has_no_pixel_of_the_other(half: int) -> None:
+    crops, parts = (found[half::2] for found in bundled_images("photographs"))
+    photographs, found = load_sample_images().images, iter(zip(crops, parts, strict=True))
+    seen = np.zeros((2, 427, 640), dtype=bool)
+    for index, row, column in itertools.product(range(2), range(4), range(10)):
+        for top, left in itertools.product(range(0, 75, 8), range(0, 33, 8)) if (row + column) % 2 == half else ():
+            (crop, part), y, x = next(found), 107 * row + top, 64 * column + left
+            expected = photographs[index][y : y + 32, x : x + 32]
+            np.testing.assert_allclose((crop.permute(1, 2, 0).double() + 1) * 127.5, expected, atol=1e-4)
+            assert int(part) == index * 20 + row * 5 + column // 2
+            seen[index, y : y + 32, x : x + 32] = True
+    assert next(found, None) is None
+    rows, columns = np.arange(427) // 107, np.arange(640) // 64
+    assert not seen[:, (rows[:, None] + columns) % 2 != half].any()
 
 
 @pytest.mark.parametrize(("name", "right"), [("digits", 0.7), ("photographs", 0.3)])  # by chance 0.1 and 0.025
