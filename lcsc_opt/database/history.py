@@ -264,7 +264,7 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
     return ~np.isin(trials["state"], [state.value for state in TrialState if not state.is_finished()])
 
 
-def is_kept(specification: Mapping[str, Any]) -> bool:
-    """Whether the objective of a study's specification has the setting ``keep`` of our objectives."""
+def kept_metric(specification: Mapping[str, Any]) -> str | None:
+    """The setting ``keep`` of our objectives in a study's specification; ``None`` if nothing is kept."""
     settings = (specification.get("objective") or {}).get("settings") or {}
-    return settings.get("keep") is not None
+    return None if settings.get("keep") is None else str(settings["keep"])

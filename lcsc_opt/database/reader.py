@@ -22,7 +22,7 @@ from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, KeptNodes, StudyHistory, Trials, is_kept
+from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, KeptNodes, StudyHistory, Trials, kept_metric
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import EMA_GRID, HOLDER, SUCCEEDED, is_search, split_name
 from lcsc_opt.database.report import HeldOut
@@ -218,7 +218,7 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
         forked_from=attributes.get("forked_from"),
         workers=int(specification.get("workers", 1)),
         ordered=specification.get("tells", "ordered") == "ordered",
-        keeps=is_kept(specification),
+        keeps=kept_metric(specification) is not None,
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),

@@ -7,6 +7,7 @@ cross-check: a distance in features that the search did not see.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ class MetricRow:
         gain: how much better the answer is than the baseline, in the metric's unit; negative if it is worse.
         gain_spread: the sample standard deviation of the gain over the groups of noise.
         lost: whether the answer is worse by more than ``gain_spread``; with one group, by more than 2 % of the
-            baseline's value. Never if it is as good as real images.
+            baseline's value, and precision by more than its standard error. Never if it is as good as real images.
         real_halves: the value of held-out real images; ``None`` if none are held out.
         cross_check: whether it is the distance in features that the search did not see.
     """
@@ -65,6 +66,10 @@ class MetricRow:
         where = "below" if self.gain > 0 else "above" if self.gain < 0 else "the same"
         share = f"{100 * abs(self.gain) / self.baseline:.1f} % " if self.gain and self.gain < self.baseline > 0 else ""
         return share + where
+
+    def is_of(self, kept: str) -> bool:
+        """Whether it is the metric of ``keep: KEPT``, whose features are the loss's if it names none."""
+        return self.metric == kept or ("@" not in kept and self.metric.startswith(f"{kept}@"))
 
     def within(self, groups: int) -> str:
         """``, within its spread over 3 groups of noise``; empty if the change is larger, or the spread unknown."""
@@ -156,11 +161,11 @@ def report_rows(
         value, sign = statistics.fmean(values.values()), 1 if metric == "loss" else signs.get(metric)
         row = MetricRow(metric, sign, value, _spread(values.values()), real_halves=(real_halves or {}).get(metric))
         row = dataclasses.replace(row, cross_check=metric == cross_check)
-        rows.append(_compared(row, values, before, against) if before else row)
+        rows.append(_compared(row, values, before, against, report.get("images")) if before else row)
     return tuple(rows)
 
 
-def _compared(row: MetricRow, values: _Values, before: _Values, against: str | None) -> MetricRow:
+def _compared(row: MetricRow, values: _Values, before: _Values, against: str | None, images: int | None) -> MetricRow:
     """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
     baseline, sign, real = statistics.fmean(before.values()), row.sign, row.real_halves
     row = dataclasses.replace(row, against=against, baseline=baseline, baseline_spread=_spread(before.values()))
@@ -169,6 +174,8 @@ def _compared(row: MetricRow, values: _Values, before: _Values, against: str | N
     gain = sign * (baseline - row.value)
     spread = _spread(sign * (before[seed] - values[seed]) for seed in values if seed in before)
     noise = _SINGLE_GROUP_NOISE * abs(baseline) if spread is None else spread
+    if spread is None and images and row.is_of("precision"):  # the share of images: the error is binomial
+        noise = math.sqrt(sum(share * (1 - share) for share in (row.value, baseline)) / images)
     as_good_as_real = real is not None and sign * row.value <= sign * real
     return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=gain < -noise and not as_good_as_real)
 
@@ -196,14 +203,18 @@ def _doubted(rows: Sequence[MetricRow]) -> list[MetricRow]:
     return [*cheated, *(row for row in rows[1:] if row.lost and not row.cross_check)]
 
 
-def warning_of(rows: Sequence[MetricRow], *, groups: int = 1, kept: bool = False) -> str | None:
-    """One line if the loss is below the baseline's, but the cross-check is not, or another metric is worse.
+def warning_of(rows: Sequence[MetricRow], *, groups: int = 1, kept: str | None = None) -> str | None:
+    """One line if a kept metric is worse; or the loss below the baseline's, but the cross-check not, or another worse.
 
     Args:
         rows: of the report.
         groups: of noise.
-        kept: whether the search has kept a metric already.
+        kept: what the search was to keep.
     """
+    for row in rows if kept is not None else ():
+        if row.lost and row.is_of(kept):
+            what = f"{row.metric} {row.baseline:.4g} → {row.value:.4g}, beyond its error"
+            return f"keep: {kept} did not hold: {what}; search on, or with more images in an evaluation"
     if not (doubts := _doubted(rows)):
         return None
     loss, first = rows[0], doubts[0]

@@ -5,7 +5,8 @@ trials of the search are scored on the *selection* noise, and the best of these 
 which decided nothing. Several groups of held-out noise are possible; their spread says how far to trust the number.
 
 If the objective has evaluation metrics, EMA* (or else the EMA that searches start from) is measured on the same noise.
-A warning says that the loss is better than that EMA's while another metric is worse, or the cross-check is not better.
+A warning says that the loss is better than that EMA's while another metric is worse, or the cross-check is not better;
+and that a metric which ``keep`` was to hold is worse.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, 
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.history import StudyHistory, best_ema, is_kept
+from lcsc_opt.database.history import StudyHistory, best_ema, kept_metric
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import report_rows, warning_of
@@ -146,7 +147,7 @@ def score_held_out(
     real = objective.real_halves() if signs else {}
     rows = report_rows(report, signs, against, real, objective.cross_check_metric)
     report["rows"] = [dataclasses.asdict(row) for row in rows]
-    kept = is_kept(study.attributes.get("specification") or {})
+    kept = kept_metric(study.attributes.get("specification") or {})
     if (warning := warning_of(rows, groups=plan.groups, kept=kept)) is not None:
         report["warning"] = warning
         notice(f"{study.name}: {warning}")
