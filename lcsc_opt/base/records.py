@@ -37,7 +37,7 @@ class Candidate:
         coefficients: ``[K]`` float64, sum to one; or ``[S, K]``, a row for each layer group.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
-        keep_weight: the weight of the kept metric in a gradient; ``None`` uses the penalty of the loss.
+        keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
     """
 
     coefficients: Coefficients
@@ -79,7 +79,7 @@ class Evaluation:
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
         gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not wanted.
-        violation: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
+        violation: by how many standard errors the kept metric is worse than at EMA*; ``None`` without a kept metric.
     """
 
     loss: float

@@ -211,8 +211,8 @@ def warning_of(rows: Sequence[MetricRow], *, groups: int = 1, kept: str | None =
         groups: of noise.
         kept: what the search was to keep.
     """
-    for row in rows if kept is not None else ():
-        if row.lost and row.is_of(kept):
+    for row in rows:
+        if kept is not None and row.lost and row.is_of(kept):
             what = f"{row.metric} {row.baseline:.4g} → {row.value:.4g}, beyond its error"
             return f"keep: {kept} did not hold: {what}; search on, or with more images in an evaluation"
     if not (doubts := _doubted(rows)):

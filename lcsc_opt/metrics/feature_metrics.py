@@ -6,6 +6,7 @@ Inception Score itself. The others run where the networks do, and what concerns 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 
 import numpy as np
@@ -140,6 +141,8 @@ class FeatureMetrics:
 
     def deviation(self, formula: Formula) -> float:
         """The standard deviation, over samples, of a metric that is a mean over samples."""
+        if formula == "precision":
+            return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
         with torch.no_grad():
             return float(EACH[formula](self._samples(), self.reference).double().std())
 

@@ -23,7 +23,7 @@ ImageState = dict[str, FeatureState]
 """Extractor's name → what a part of the images gave."""
 
 PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
-SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing
+SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing, but for precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,27 +34,31 @@ class Constraint:
         loss: EMA*'s loss.
         value: EMA*'s value of the kept metric.
         deviation: the standard deviation of the kept metric between images.
+        guide: EMA*'s value of the metric whose gradient is followed.
+        sign: −1 if higher values of the kept metric are better, else 1.
     """
 
     loss: float
     value: float
     deviation: float
+    guide: float
+    sign: float = 1.0
 
     @property
     def scale(self) -> float:
-        """The loss at EMA* divided by the kept metric there: the factor between their units."""
-        return abs(self.loss) / (self.value or 1.0)
+        """The loss at EMA* divided by the guide there: the factor between their units."""
+        return abs(self.loss) / (self.guide or 1.0)
 
     def violation(self, value: float, images: int) -> float:
-        """How many standard errors, for this many images, ``value`` lies above the value at EMA*."""
-        error = self.deviation / math.sqrt(images)
-        return (value - self.value) / error if error > 0 else float(value > self.value)
+        """By how many standard errors, for this many images, ``value`` is worse than the value at EMA*."""
+        worse, error = self.sign * (value - self.value), self.deviation / math.sqrt(images)
+        return worse / error if error > 0 else float(worse > 0)
 
-    def penalty(self, value: float, images: int) -> tuple[float, float]:
-        """What is added to the loss of this many images, and its derivative in ``value``."""
-        beyond = value - self.value - SLACK * (self.deviation / math.sqrt(images))
-        factor = PENALTY * self.scale if beyond > 0 else 0.0
-        return factor * max(0.0, beyond), factor
+    def penalty(self, value: float, images: int) -> float:
+        """What is added to the loss of this many images."""
+        slack = SLACK if self.sign > 0 else 0.0  # precision itself is held
+        beyond = self.sign * (value - self.value) - slack * (self.deviation / math.sqrt(images))
+        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, beyond)
 
 
 class ImageMetrics:
@@ -139,7 +143,7 @@ class ImageMetrics:
         values = {m: self._features[m.extractor].compute(m.formula) for m in self.metrics}
         penalty = 0.0
         if scores.keep is not None and scores.constraint is not None:
-            penalty, _ = scores.constraint.penalty(values[scores.keep], self._total)
+            penalty = scores.constraint.penalty(values[scores.keep], self._total)
         loss = sum(weight * metric.sign * values[metric] for metric, weight in scores.weights.items()) + penalty
         metrics = {str(metric): value for metric, value in values.items()}
         if self._splits:
@@ -153,8 +157,8 @@ class ImageMetrics:
         Called before :meth:`compute`, both share one decomposition.
 
         Args:
-            keep_weight: the weight of the kept metric in the sum, in place of its penalty. With 1, its value at EMA*
-                counts as much as the loss at EMA*.
+            keep_weight: the weight of the kept metric's guide in the sum. With 1, its value at EMA* counts as much as
+                the loss at EMA*. ``None`` gives the guide the weight of the penalty, if there is one.
 
         Raises:
             MetricError: a metric of the loss has no gradient, or its features were not kept.
@@ -164,14 +168,12 @@ class ImageMetrics:
             raise MetricError(f"{reason}; take another loss, or search without gradients")
         weights = dict(scores.weights)
         if scores.keep is not None and scores.constraint is not None:
-            kept = self._features[scores.keep.extractor]
-            kept.gradient(scores.keep.formula)  # it computes the value, too
-            value = kept.compute(scores.keep.formula)
+            guide, kept = scores.keep.guide, self._features[scores.keep.extractor]
+            kept.gradient(guide.formula)  # it computes the value, too
             if keep_weight is None:
-                _, added = scores.constraint.penalty(value, self._total)
-            else:
-                added = keep_weight * scores.constraint.scale
-            weights[scores.keep] = weights.get(scores.keep, 0.0) + added
+                penalty = scores.constraint.penalty(kept.compute(scores.keep.formula), self._total)
+                keep_weight = PENALTY if penalty > 0 else 0.0
+            weights[guide] = weights.get(guide, 0.0) + keep_weight * scores.constraint.scale
         gradients: dict[str, Array] = {}
         for metric, weight in weights.items():
             part = weight * metric.sign * self._features[metric.extractor].gradient(metric.formula)
@@ -179,7 +181,7 @@ class ImageMetrics:
         return gradients
 
     def violation(self) -> float | None:
-        """By how many standard errors the kept metric is above its value at EMA*; ``None`` if none is kept."""
+        """By how many standard errors the kept metric is worse than at EMA*; ``None`` if none is kept."""
         keep, constraint = self._scores.keep, self._scores.constraint
         if keep is None or constraint is None:
             return None
@@ -189,5 +191,6 @@ class ImageMetrics:
         """The bound of the kept metric; these must be the images of EMA*."""
         keep = self._scores.keep
         assert keep is not None
-        kept = self._features[keep.extractor]
-        return Constraint(self.compute()[0], kept.compute(keep.formula), kept.deviation(keep.formula))
+        kept, loss = self._features[keep.extractor], self.compute()[0]
+        value, guide = kept.compute(keep.formula), kept.compute(keep.guide.formula)
+        return Constraint(loss, value, kept.deviation(keep.formula), guide, keep.sign)

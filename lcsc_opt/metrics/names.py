@@ -24,7 +24,7 @@ OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"} 
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd")
 
-KEPT = {"precision": "hinge", "near": "near", "hinge": "hinge"}  # what may be kept → what bounds it in single images
+KEPT = ("precision", "near", "hinge")  # of single images
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
@@ -104,10 +104,9 @@ class MetricName:
     def parse_kept(cls, text: str, loss: Mapping[MetricName, float]) -> MetricName:
         """The metric of ``keep: TEXT``, which may not get worse than at EMA*, the best of the window's EMA rates.
 
-        FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: on average,
-        samples may lie as far outside the real images as EMA*'s samples do. Optimizers that follow gradients choose its
-        weight themselves, for example by dual ascent. All others get the loss with a penalty for the violation. Without
-        ``@extractor``, its features are those of the loss's first metric.
+        FID falls while single images get worse. Optimizers that follow gradients add that of its :attr:`guide`, with a
+        weight that they choose themselves, for example by dual ascent. All others get the loss with a penalty for the
+        violation. Without ``@extractor``, its features are those of the loss's first metric.
 
         Raises:
             MetricError: it cannot be kept.
@@ -115,7 +114,12 @@ class MetricName:
         formula, at, extractor = text.partition("@")
         if formula not in KEPT:
             raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")
-        return cls.parse(f"{KEPT[formula]}@{extractor if at else next(iter(loss)).extractor}")
+        return cls.parse(f"{formula}@{extractor if at else next(iter(loss)).extractor}")
+
+    @property
+    def guide(self) -> MetricName:
+        """What has a gradient in place of this metric: ``hinge`` is zero exactly for samples that are precise."""
+        return dataclasses.replace(self, formula="hinge") if self.formula == "precision" else self
 
     def __str__(self) -> str:
         return self.formula if self.extractor == INCEPTION else f"{self.formula}@{self.extractor}"

@@ -98,7 +98,7 @@ class Scores:
         self._named_loss, self._loss_scale = MetricName.parse_loss(loss), loss_scale
         self.keep = None if keep is None else MetricName.parse_kept(keep, self._named_loss)
         self.constraint: Constraint | None = None
-        searched = [*self._named_loss, *([] if self.keep is None else [self.keep])]
+        searched = [*self._named_loss, *([] if self.keep is None else [self.keep, self.keep.guide])]
         self.extractors = tuple(dict.fromkeys(metric.extractor for metric in searched))
         self._metrics = tuple(dict.fromkeys((*self._named_loss, *MetricName.parse_all(metrics), *searched)))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_metrics))))

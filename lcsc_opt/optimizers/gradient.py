@@ -52,13 +52,17 @@ def averaging_share(step: int) -> float:
 
 
 class DualAscent:
-    """The weight of a kept metric: grows when the metric was above its value at EMA*, and falls when it was below."""
+    """The weight of a kept metric: grows when the metric was worse than at EMA*, and falls when it was better.
+
+    It hears the iterates, on fresh images. Their average, which is the answer, is mostly better, so the bound holds for
+    it with a margin. Checks measure the average, but have a quarter of the images, and of one noise.
+    """
 
     def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:
         self.weight = weight
 
     def hear(self, evaluation: Evaluation | None) -> None:
-        """Adjust the weight after an evaluation; without a kept metric nothing changes."""
+        """Adjust the weight after a step; without a kept metric nothing changes."""
         if evaluation is not None and evaluation.violation is not None:
             violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
             self.weight *= math.exp(_KEEP_RATE * violation)

@@ -45,10 +45,10 @@ ROWS, COLUMNS = 4, 5  # parts of a photograph, of two regions each
 def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
     """Images ``[n, C, H, W]`` float32 in [−1, 1] and their classes ``[n]``; neither is to be written to.
 
-    ``digits`` are the 1,797 of UCI. ``photographs`` are 4,000 crops of 32×32 pixels, eight pixels apart. Each photograph
-    has 4×5 parts, and each part a left and a right region, 106 by 64 pixels; a crop lies in one region, and its class is
-    the photograph and the part. Even crops are of the regions of one colour of a chequerboard, odd ones of the other,
-    so both halves ``[::2]`` and ``[1::2]`` have crops of every part, and no pixel in common.
+    ``digits`` are the 1,797 of UCI. ``photographs`` are 4,000 crops of 32×32 pixels, eight pixels apart. Each
+    photograph has 4×5 parts, and each part a left and a right region of 106 by 64 pixels; a crop lies in one region,
+    and its class is the photograph and the part. Even crops are of the regions of one colour of a chequerboard, odd
+    ones of the other, so the halves ``[::2]`` and ``[1::2]`` have crops of every part, and no pixel in common.
     """
     if name == "digits":
         from sklearn.datasets import load_digits

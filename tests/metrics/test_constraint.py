@@ -33,18 +33,19 @@ def seen(made: Scores, images: torch.Tensor) -> ImageMetrics:
 
 
 @pytest.mark.parametrize(
-    ("text", "loss", "metric"),
+    ("text", "loss", "metric", "guide"),
     [
-        ("precision", "fid", "hinge"),
-        ("precision@clip", "fid@m:f", "hinge@clip"),
-        ("precision@inception", "fid@m:f", "hinge"),
-        ("near", {"kid@m:f": 1.0, "fid": 1.0}, "near@m:f"),
+        ("precision", "fid", "precision", "hinge"),
+        ("precision@clip", "fid@m:f", "precision@clip", "hinge@clip"),
+        ("precision@inception", "fid@m:f", "precision", "hinge"),
+        ("near", {"kid@m:f": 1.0, "fid": 1.0}, "near@m:f", "near@m:f"),
     ],
 )
-def test_precision_is_kept_by_what_has_a_gradient_in_the_features_of_the_loss(
-    text: str, loss: Any, metric: str
+def test_what_is_kept_is_in_the_features_of_the_loss_and_has_a_guide_with_a_gradient(
+    text: str, loss: Any, metric: str, guide: str
 ) -> None:
-    assert str(MetricName.parse_kept(text, MetricName.parse_loss(loss))) == metric
+    kept = MetricName.parse_kept(text, MetricName.parse_loss(loss))
+    assert [str(kept), str(kept.guide)] == [metric, guide]
 
 
 @pytest.mark.parametrize("text", ["fid", "recall", "precison", ""])
@@ -58,28 +59,34 @@ def test_the_baseline_is_measured_without_a_penalty() -> None:
     plain, metrics = seen(scores(None), images).compute()
     baseline = seen(made, images).constraint()
     assert baseline.loss == plain == metrics["fid"]
-    assert baseline.value == seen(made, images).compute()[1]["hinge"] > 0
-    assert baseline.deviation > 0
+    value, guide = (seen(made, images).compute()[1][name] for name in ("precision", "hinge"))
+    assert baseline == Constraint(plain, value, (value * (1 - value)) ** 0.5, guide, -1)
+    assert 0 < value < 1
+    assert guide > 0
 
 
-def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not() -> None:
-    made, images = scores(), drawn(50, seed=1, spread=0.6)
+@pytest.mark.parametrize(("keep", "sign"), [("hinge", 1), ("precision", -1)])
+def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not(keep: str, sign: int) -> None:
+    made, images = scores(keep), drawn(50, seed=1, spread=0.5)
     plain, metrics = seen(made, images).compute()
-    value = metrics["hinge"]
-    made.constraint = Constraint(plain, value * 1.1, value)
+    value = metrics[keep]
+    made.constraint = Constraint(plain, value * (1 + 0.1 * sign), value, 1.0, sign)
     assert seen(made, images).compute()[0] == plain
     assert seen(made, images).violation() == pytest.approx(-0.1 * 50**0.5)
-    made.constraint = Constraint(plain, value / 2, value / 100)
-    slack = SLACK * value / 100 / 50**0.5
-    assert seen(made, images).compute()[0] == pytest.approx(plain + PENALTY * plain * (value / 2 - slack) / (value / 2))
+    bound = value * (1 - 0.5 * sign)
+    made.constraint = Constraint(plain, bound, value / 100, 1.0, sign)
+    beyond = value / 2 - (SLACK * value / 100 / 50**0.5 if sign > 0 else 0)
+    assert seen(made, images).compute()[0] == pytest.approx(plain + PENALTY * plain * beyond / bound)
 
 
-@pytest.mark.parametrize("keep_weight", [None, 0.0, 0.7])
+@pytest.mark.parametrize(
+    ("keep", "keep_weight"), [("hinge", None), ("hinge", 0.7), ("precision", 0.0), ("precision", 0.7)]
+)
 def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_is_asked(
-    keep_weight: float | None,
+    keep: str, keep_weight: float | None
 ) -> None:
-    made, images = scores(), drawn(12, seed=1, spread=0.6)
-    made.constraint = Constraint(3.0, 0.2, 0.01)
+    made, images = scores(keep), drawn(12, seed=1, spread=0.6)
+    made.constraint = Constraint(3.0, 0.2, 0.01, 0.2)
 
     def value(at: Any) -> float:
         loss, metrics = seen(made, torch.from_numpy(at)).compute()

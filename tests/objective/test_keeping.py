@@ -11,7 +11,7 @@ from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import FEWEST_KEPT, MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
 from tests.objective.test_merge_sample_score import STEPS, Pixels, build
@@ -38,18 +38,23 @@ def test_the_bound_is_the_best_ema_of_the_window(tmp_path: Path) -> None:
     baseline = kept.scores.constraint
     assert baseline is not None
     assert baseline.loss == pytest.approx(min(ema.loss for ema in emas), rel=1e-12)
+    rate = window_ema_rates(STEPS)[int(np.argmin([ema.loss for ema in emas]))]
+    counted = kept.evaluate(Candidate(ema_coefficients(STEPS, rate), images=FEWEST_KEPT))
+    assert 0 < baseline.value == counted.metrics["precision"] < 1
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(tmp_path: Path, seed: int) -> None:
-    plain, kept = objective(tmp_path, None), objective(tmp_path, "precision")
+@pytest.mark.parametrize("keep", ["hinge", "precision"])
+def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(tmp_path: Path, keep: str, seed: int) -> None:
+    plain, kept = objective(tmp_path, None), objective(tmp_path, keep)
     evaluation = kept.evaluate(far(seed))
     baseline = kept.scores.constraint
     assert baseline is not None
-    penalty, _ = baseline.penalty(evaluation.metrics["hinge"], IMAGES)
+    penalty = baseline.penalty(evaluation.metrics[keep], IMAGES)
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
-    assert evaluation.violation == baseline.violation(evaluation.metrics["hinge"], IMAGES)
-    assert (penalty > 0) == (evaluation.violation > 1)
+    violation = baseline.violation(evaluation.metrics[keep], IMAGES)
+    assert evaluation.violation == violation
+    assert (penalty > 0) == (violation > (0 if keep == "precision" else 1))
 
 
 def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"steps": 10}, StudySpecError, "objective.settings: steps"),
     ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
     ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: digits and crops are seen by one network here"),
-    ({"keep": "precision@dinov2"}, MetricError, "hinge@dinov2: digits"),
+    ({"keep": "precision@dinov2"}, MetricError, "precision@dinov2: digits"),
 ]
 OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
