@@ -20,12 +20,7 @@ from lcsc_opt.views.curves import AXES, best_so_far
 from lcsc_opt.views.figures.look import number
 
 CONFIDENCE = 0.95
-_FIRST = {
-    "fid_held_out": 0,
-    "precision": 1,
-    "recall": 2,
-    "fdr": 3,
-}  # in tables: unseen images, fidelity, diversity, all
+_FIRST = {"fid_held_out": 0, "precision": 1, "recall": 2, "fdr": 3}  # unseen images, fidelity, diversity, all spaces
 _ALIKE = "not distinguishable"
 _BETTER = {1: "lower", -1: "higher", None: "–"}
 
