@@ -38,7 +38,7 @@ _MOMENTUM, _MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a sear
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 _FEWEST_CHECKS = 20  # before the search may end by itself
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
-FIRST_KEEP_WEIGHT = 0.1  # of the metric that is kept, in units of the loss
+FIRST_KEEP_WEIGHT, _LEAST_KEEP_WEIGHT = 0.1, 0.01  # of what is kept, in units of the loss; from zero it cannot return
 _KEEP_RATE, _MOST_VIOLATION = 0.05, 3.0  # of its dual ascent: rate per standard error, most standard errors
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
@@ -65,7 +65,7 @@ class DualAscent:
         """Adjust the weight after a step; without a kept metric nothing changes."""
         if evaluation is not None and evaluation.violation is not None:
             violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
-            self.weight *= math.exp(_KEEP_RATE * violation)
+            self.weight = max(self.weight * math.exp(_KEEP_RATE * violation), _LEAST_KEEP_WEIGHT)
 
 
 class _LCSCGradient(Optimizer):  # type: ignore[misc]
