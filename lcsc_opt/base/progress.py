@@ -109,12 +109,9 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS or self._done == self._total:
             self._last, self._said = now, self._note
-            self._write(now - self._start)
-
-    def _write(self, seconds: float) -> None:
-        line = f"{self._description}: {self._done}/{self._total}"
-        if self._done > self._first:
-            speed = (self._done - self._first) / max(seconds, 1e-9)
-            line += f", {_rate(speed)}, {(self._total - self._done) / speed:.0f} s left"
-        sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
-        sys.stderr.flush()
+            line = f"{self._description}: {self._done}/{self._total}"
+            if self._done > self._first:
+                speed = (self._done - self._first) / max(now - self._start, 1e-9)
+                line += f", {_rate(speed)}, {(self._total - self._done) / speed:.0f} s left"
+            sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
+            sys.stderr.flush()

@@ -138,13 +138,11 @@ def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
         raise TrajectoryError(
             f"{place} holds several series of checkpoints: {named}. Name the files of one, or a glob."
         )
-    return sorted(paths, key=_natural)
 
+    def natural(path: Path) -> list[object]:  # model2 before model10
+        return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", str(path)))]
 
-def _natural(path: Path) -> tuple[object, ...]:
-    """Sorts ``model2`` before ``model10``."""
-    parts = re.split("([0-9]+)", str(path))
-    return tuple(int(part) if position % 2 else part for position, part in enumerate(parts))
+    return sorted(paths, key=natural)
 
 
 @dataclasses.dataclass(frozen=True)

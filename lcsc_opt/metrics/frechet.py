@@ -320,12 +320,11 @@ def _covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     array = _checked(cov, name, dimension, dimension)
     scale = float(np.abs(array).max())
     symmetric = (array + array.T) / 2
-    fault = "is not symmetric" if float(np.abs(array - array.T).max()) > TOLERANCE * scale else None
-    if fault is None and scale > 0:
-        try:  # a Cholesky factorization of the shifted matrix costs a tenth of its eigenvalues
+    try:
+        if float(np.abs(array - array.T).max()) > TOLERANCE * scale:
+            raise np.linalg.LinAlgError("is not symmetric")
+        if scale > 0:  # a Cholesky factorization of the shifted matrix costs a tenth of its eigenvalues
             np.linalg.cholesky(symmetric + TOLERANCE * scale * np.eye(dimension))
-        except np.linalg.LinAlgError:
-            fault = "has negative eigenvalues"
-    if fault is not None:
-        raise MetricError(f"{name}: {fault}, so it is no covariance; pass np.cov(features, rowvar=False)")
+    except np.linalg.LinAlgError as error:
+        raise MetricError(f"{name}: is no covariance ({error}); pass np.cov(features, rowvar=False)") from error
     return symmetric

@@ -1,6 +1,5 @@
 """torchvision is imported also where its operators do not fit torch."""
 
-import importlib
 import sys
 
 import pytest
@@ -34,9 +33,3 @@ def test_torchvision_is_imported_where_its_operators_are_missing(torchvision_reg
     from torchvision import later
 
     assert later is sys.modules["torchvision.later"]
-
-
-def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(torchvision_registering):
-    torchvision_registering("raise RuntimeError('something else')")
-    with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
-        importlib.import_module("torchvision")

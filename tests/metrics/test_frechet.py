@@ -135,7 +135,7 @@ def test_features_without_a_distance_have_no_gradient_either(features, message):
         (GOOD_MEAN, np.full((3, 3), np.inf), "NaN or infinity"),
         (GOOD_MEAN, np.eye(2), r"expected the shape \[3, 3\]"),
         (GOOD_MEAN, ASYMMETRIC, "not symmetric"),
-        (GOOD_MEAN, np.ones((3, 3)) - np.eye(3), "negative eigenvalues"),
+        (GOOD_MEAN, np.ones((3, 3)) - np.eye(3), "not positive definite"),
         (["a", "b", "c"], GOOD_COV, "real numbers"),
     ],
 )

@@ -235,11 +235,6 @@ class _Builder:
                 "give the images, or statistics of the same extractor"
             )
         if rows is not None:
-            if rows.shape[1] != extractor.dimension:
-                raise MetricError(
-                    f"{path}: has {rows.shape[1]} features and the extractor {extractor.name} {extractor.dimension}; "
-                    "compute them with the same extractor"
-                )
             moments = _moments(rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
             identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), extractor.name)
             known = FrechetReference(moments.mean, moments.covariance)
