@@ -30,7 +30,6 @@ from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, wait_for
 from tests.processes import Lcsc
-from tests.study_examples import read_study_file
 
 ray = pytest.importorskip("ray")
 
@@ -203,11 +202,6 @@ def test_a_node_without_room_for_the_trajectory_says_so(own_files: Path, monkeyp
     huge = dataclasses.replace(packed, path=Path("/not/there"), size=10**18)
     with pytest.raises(StudySpecError, match=r"no room for the trajectory: 1000000000.00 GB, and .* GB are free"):
         huge.found()
-
-
-def test_a_worker_has_whole_gpus_or_a_part_of_one(folder: Path) -> None:
-    with pytest.raises(StudySpecError, match=r"workers: gpus: expected a part of one, or a whole number, got 1.5"):
-        read_study_file(Path(study_file(folder, workers={"ray": 2, "gpus": 1.5})))
 
 
 @pytest.mark.parametrize(

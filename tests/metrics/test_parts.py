@@ -77,7 +77,6 @@ def test_gradients_of_the_loss_in_the_features_of_all_parts(workers, loss):
         ("fid", 16, False, False),
         ("fid", 15, False, True),  # fewer than features: smaller than a scatter
         ("fid", 16, True, True),
-        ({"fid": 1, "kid": 1}, 40, False, True),
         ({"fid": 1, "recall": 1}, 40, False, True),
         ({"fid": 1, "is": 1}, 40, False, False),
     ],
