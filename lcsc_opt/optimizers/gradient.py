@@ -54,8 +54,8 @@ def averaging_share(step: int) -> float:
 class DualAscent:
     """The weight of a kept metric: grows when the metric was worse than at EMA*, and falls when it was better.
 
-    It hears the iterates, on fresh images. Their average, which is the answer, is mostly better, so the bound holds for
-    it with a margin. Checks measure the average, but have a quarter of the images, and of one noise.
+    It hears the iterates, on fresh images. Their average, which is the answer, is mostly better; but a short search may
+    end before the weight has grown enough. Checks measure the average, but have a quarter of the images, of one noise.
     """
 
     def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:
