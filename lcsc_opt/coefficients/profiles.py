@@ -148,7 +148,7 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """
     values = np.asarray(coefficients, dtype=np.float64)
     rows = np.atleast_2d(values)
-    totals = np.array([math.fsum(row) if np.isfinite(row).all() else math.nan for row in rows])
+    totals = np.array([math.fsum(row.tolist()) if np.isfinite(row).all() else math.nan for row in rows])
     if not (np.abs(totals) >= NEAR_ZERO).all():
         worst = totals[~(np.abs(totals) >= NEAR_ZERO)][0]
         raise StudySpecError(f"coefficients sum to {worst:.3g}, which cannot be scaled to one")
@@ -163,8 +163,8 @@ def close_sum(coefficients: Coefficients) -> Coefficients:
     """
     closed = np.array(coefficients, dtype=np.float64)
     for row in np.atleast_2d(closed):
-        row[np.abs(row).argmax()] += 1.0 - math.fsum(row)
-        rest = 1.0 - math.fsum(row)
+        row[np.abs(row).argmax()] += 1.0 - math.fsum(row.tolist())
+        rest = 1.0 - math.fsum(row.tolist())
         if abs(rest) > _COARSE:
             row[np.abs(row).argmin()] += rest
     return closed
@@ -219,7 +219,7 @@ def check_coefficients(
         )
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
-    off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count)), default=0.0)
+    off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count).tolist()), default=0.0)
     if off > _SUM_TOLERANCE:
         raise StudySpecError(
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."

@@ -131,7 +131,7 @@ class ConvexSpace:
 
 def _sums(rows: _Array) -> _Array:
     """``[..., K]`` → ``[..., 1]``, correctly rounded."""
-    return np.array([math.fsum(row) for row in rows.reshape(-1, rows.shape[-1])]).reshape(*rows.shape[:-1], 1)
+    return np.array([math.fsum(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()]).reshape(*rows.shape[:-1], 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
