@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, parse_yaml
+from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, replaced
 
 FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
@@ -55,6 +55,10 @@ class ObjectiveSpec(FrozenModel):
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
+ROWS = ("layers", "blocks", "kinds")
+"""What may have a row of coefficients each without patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+
+
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched (``affine``, ``convex`` or the ``principal`` directions), and from where.
 
@@ -65,7 +69,14 @@ class SpaceSpec(FrozenModel):
     kind: Literal["affine", "convex", "principal"] = "affine"
     directions: Annotated[int, pydantic.Field(ge=1)] | None = None
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
-    rows: Literal["layers", "blocks", "kinds"] | dict[str, str | tuple[str, ...]] | None = None
+    rows: str | dict[str, str | tuple[str, ...]] | None = None
+
+    @pydantic.field_validator("rows")
+    @classmethod
+    def _is_a_rule(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ROWS:
+            raise ValueError(f"expected {', '.join(ROWS)} or names with patterns, got {value}{near_miss(value, ROWS)}")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _directions_belong_to_principal(self) -> SpaceSpec:

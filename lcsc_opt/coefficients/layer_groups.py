@@ -11,12 +11,10 @@ from types import MappingProxyType
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import near_miss
+from lcsc_opt.base.study_file import ROWS
 
 OTHER = "other"
 """The group of the tensors that no pattern matches."""
-
-BY_NAME = ("layers", "blocks", "kinds")
-"""Rules that need no patterns, see :meth:`LayerGroups.by`."""
 
 Rule = str | Mapping[str, str | Sequence[str]]
 """``layers``, ``blocks``, ``kinds``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
@@ -72,9 +70,9 @@ class LayerGroups:
             StudySpecError: an unknown rule; or a pattern that matches no tensor, or one of another group.
         """
         if isinstance(rule, str):
-            if rule not in BY_NAME:
-                wanted = f"{', '.join(BY_NAME)} or a mapping from names to patterns"
-                raise StudySpecError(f"space.rows: expected {wanted}, got {rule!r}{near_miss(rule, BY_NAME)}")
+            if rule not in ROWS:
+                wanted = f"{', '.join(ROWS)} or a mapping from names to patterns"
+                raise StudySpecError(f"space.rows: expected {wanted}, got {rule!r}{near_miss(rule, ROWS)}")
             layers = {name: _layer(name) for name in shapes}
             if rule == "kinds":
                 axes: dict[str, int] = {}
