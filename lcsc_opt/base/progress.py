@@ -65,7 +65,11 @@ def notice(message: str, *, every_time: bool = False) -> None:
     if _listener is not None:
         _listener(message)
     elif _said is None or every_time or message not in _said:
-        tqdm.write(f"lcsc: {message}\n", file=sys.stderr, end="")  # above the bar, if there is one
+        line = f"lcsc: {message}\n"
+        if sys.stderr.isatty():
+            tqdm.write(line, file=sys.stderr, end="")  # above the bar, if there is one
+        else:
+            sys.stderr.write(line)
         sys.stderr.flush()
         if _said is not None:
             _said.add(message)
