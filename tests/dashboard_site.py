@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +17,8 @@ from tests import study_examples
 HOST = "127.0.0.1:8080"
 
 
-@functools.lru_cache(maxsize=1)
 def written(url: str) -> RDBStorage:
-    """The database to write to, opened once for a test."""
+    """The database to write to; opened each time, since the paths of ended tests are used again."""
     return open_storage(url, write=True)
 
 

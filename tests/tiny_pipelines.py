@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import string
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def tokenizer(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    with warnings.catch_warnings():  # of older transformers, which call tokenizers in a way of before
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
 def text_encoder(vocabulary: int, *, projection: bool = False) -> Any:
