@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ esac
 """
 SRUN = 'while [[ $1 == -* ]]; do shift; done; exec "$@"'
 LISTENS = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
-RAY = f'echo "$*" >> ray.txt; exec {sys.executable} -c "{LISTENS}" "$RAY_PORT"'
+RAY = f'echo "$*" >> ray.txt; exec {shlex.quote(sys.executable)} -c "{LISTENS}" "$RAY_PORT"'
 SLEEP = f"exec {shutil.which('sleep')} 0.05"  # the job looks whether the head is up each second
 LCSC = 'trap "touch told; exit $TOLD" TERM; echo "$*" > lcsc.txt; while [ ! -e end ]; do sleep 0.05; done; exit 3'
 
