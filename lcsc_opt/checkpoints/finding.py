@@ -203,10 +203,10 @@ class Selection:
             chosen = _on_grid(chosen, [final - steps[position] for position in chosen], self.interval)
         chosen = chosen if self.last is None else chosen[-self.last :]
         if len(chosen) < 2:
-            rules = ", ".join(f"{name} {value}" for name, value in self.given.items())
+            rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "this"
             raise TrajectoryError(
                 f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2: there "
-                f"are steps {', '.join(map(str, steps[:3]))} … {steps[-1]}.".removeprefix(" leaves ")
+                f"are steps {', '.join(map(str, steps[:3]))} … {steps[-1]}."
             )
         return chosen
 

@@ -82,6 +82,16 @@ class _Scale(pydantic.BaseModel):
     alpha_pattern: dict[str, pydantic.FiniteFloat] | None = None
     use_rslora: bool | None = None
 
+    @pydantic.field_validator("alpha_pattern")
+    @classmethod
+    def _patterns_are_expressions(cls, patterns: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern in patterns or ():
+            try:
+                re.compile(_whole(pattern))
+            except (re.error, OverflowError, RecursionError):
+                raise ValueError(f"{pattern[:40]!r} is no regular expression") from None
+        return patterns
+
 
 class LoraAlphas(pydantic.BaseModel):
     """The alphas of a LoRA whose tensors do not hold them.

@@ -230,10 +230,8 @@ def _print_recipe(shown: Recipe) -> None:
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
     found = np.array(shown.coefficients)
-    described, coefficients = (
-        describe_coefficients(found, shown.steps),
-        found.reshape(-1, len(shown.steps)).mean(axis=0),
-    )
+    described = describe_coefficients(found, shown.steps)
+    coefficients = found.reshape(-1, len(shown.steps)).mean(axis=0)
     scores = {"searched": _scores({"loss": shown.loss, **shown.metrics})}
     held_out: dict[str, Any] | None = shown.held_out
     if held_out is None:
@@ -271,10 +269,8 @@ def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequ
 
     cells = []
     for name, row in zip(names, map(np.array, coefficients), strict=True):
-        described, largest = (
-            describe_coefficients(row, steps),
-            np.argsort(-np.abs(row), kind="stable")[:_LARGEST_OF_ROW],
-        )
+        described = describe_coefficients(row, steps)
+        largest = np.argsort(-np.abs(row), kind="stable")[:_LARGEST_OF_ROW]
         shape = (f"{described['sum_abs']:.2f}", f"{described['effective']:.1f}", f"{described['negative']:.0%}")
         cells.append((name, *shape, ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest)))
     header = ("layer group", "Σ|a|", "checkpoints that matter", "negative", "largest, by step")

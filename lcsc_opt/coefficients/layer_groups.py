@@ -31,7 +31,7 @@ LORA_FACTORS = (
 _FACTOR = re.compile(
     rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
 )
-_KINDS = {1: "norms", 2: "linear", 3: "convolutions", 4: "convolutions", 5: "convolutions"}  # by axes of a weight
+_KINDS = ("norms", "norms", "linear", "convolutions")  # by axes of a weight: 0, 1, 2, more
 _MOST_NAMED = 3
 
 
@@ -75,10 +75,10 @@ class LayerGroups:
                 raise StudySpecError(f"space.rows: expected {wanted}, got {rule!r}{near_miss(rule, ROWS)}")
             layers = {name: _layer(name) for name in shapes}
             if rule == "kinds":
-                axes: dict[str, int] = {}
+                axes = dict.fromkeys(layers.values(), 0)
                 for name, layer in layers.items():
-                    axes[layer] = max(axes.get(layer, 1), len(shapes[name]))
-                groups = {name: _KINDS.get(axes[layer], "convolutions") for name, layer in layers.items()}
+                    axes[layer] = max(axes[layer], len(shapes[name]))
+                groups = {name: _KINDS[min(axes[layer], 3)] for name, layer in layers.items()}
             else:
                 groups = layers if rule == "layers" else {name: _block(layer) for name, layer in layers.items()}
         else:

@@ -23,7 +23,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.lora import LoraAlphas
-from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout
@@ -62,11 +61,7 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
         TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
             its dtype.
     """
-    rows = [()] if recipe.rows is None else list(recipe.rows.values())
-    row_of = {name: row for row, names in enumerate(rows) for name in names}
-    coefficients = check_coefficients(
-        recipe.coefficients, len(recipe.steps), rows=None if recipe.rows is None else len(rows)
-    ).reshape(len(rows), -1)
+    row_of, coefficients = recipe.in_rows()
     largest = coefficients.argmax(axis=1)
     needed = {recipe.steps[index]: int(index) for index in np.flatnonzero(coefficients.any(axis=0))}
     if missing := sorted(needed.keys() - set(checkpoints.steps)):

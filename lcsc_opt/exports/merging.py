@@ -104,7 +104,7 @@ def rebuild(
 
 def average(
     patterns: Sequence[str | Path],
-    coefficients_of: Callable[[Trajectory], tuple[Trajectory, Coefficients]],
+    named: Callable[[Trajectory], tuple[Trajectory, Coefficients]],
     to: Destination,
     *,
     name: str,
@@ -113,7 +113,7 @@ def average(
 ) -> Recipe:
     """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
 
-    ``coefficients_of`` is of :func:`coefficients_named`, and ``name`` is the model's in the recipe; the others are as
+    ``named`` comes from :func:`coefficients_named`, and ``name`` is the model's in the recipe; the others are as
     for :func:`rebuild`. Files are packed into the cache.
 
     Raises:
@@ -124,7 +124,7 @@ def average(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    trajectory, coefficients = coefficients_of(open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps))
+    trajectory, coefficients = named(open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
     to.write(merge_exactly(trajectory, recipe), recipe, config)
     return recipe
@@ -184,9 +184,8 @@ def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, 
     def listed(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
         steps = trajectory.steps
         if groups is not None:
-            trajectory = trajectory.in_rows(
-                parse_settings(SpaceSpec, {"rows": groups.get("rows")}, source=str(path)).rows
-            )
+            rule = parse_settings(SpaceSpec, {"rows": groups.get("rows")}, source=str(path)).rows
+            trajectory = trajectory.in_rows(rule)
             names = [] if trajectory.layer_groups is None else list(trajectory.layer_groups.names)
             if names != groups["names"]:
                 new = [name for name in names if name not in groups["names"]]

@@ -20,6 +20,7 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -195,6 +196,17 @@ class Recipe(pydantic.BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
             raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
+
+    def in_rows(self) -> tuple[dict[str, int], Coefficients]:
+        """Tensor → its row, and the coefficients ``[S, K]``. In one row, S is 1 and no tensor has another.
+
+        Raises:
+            StudySpecError: a row does not sum to one.
+        """
+        rows = () if self.rows is None else self.rows.values()
+        row_of = {name: row for row, names in enumerate(rows) for name in names}
+        checked = check_coefficients(self.coefficients, len(self.steps), rows=len(rows) or None)
+        return row_of, checked.reshape(-1, len(self.steps))
 
     @property
     def title(self) -> str:

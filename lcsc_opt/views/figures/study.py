@@ -191,9 +191,9 @@ def _heading(study: StudyHistory, coefficients: Floats) -> str:
     if loss is None:
         loss, kind = study.searched, "searched"
     shape = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
-    shape += f", mean of {len(coefficients)} layer groups" * (coefficients.ndim > 1)
     shown = shape if loss is None else f"{loss:.4g} {kind}, {shape}"
-    return f"{inert(f'{study.study}, trial {study.chosen}')}<br>{inert(shown)}"
+    groups = f", mean of {len(coefficients)} layer groups" * (coefficients.ndim > 1)
+    return f"{inert(f'{study.study}, trial {study.chosen}{groups}')}<br>{inert(shown)}"
 
 
 def _as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
