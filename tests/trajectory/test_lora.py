@@ -241,6 +241,7 @@ def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[in
         "{",
         '{"r": 3}',
         '{"lora_alpha": 1' + "0" * 400 + "}",
+        '{"lora_alpha": 1, "alpha_pattern": {"(": 3}}',
     ],
 )
 def test_a_configuration_that_is_none_is_one_line(saved: Saved, tmp_path: Path, text: str) -> None:
