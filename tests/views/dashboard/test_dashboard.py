@@ -162,20 +162,20 @@ def test_a_page_of_ones_own_is_in_the_menu(url: str, workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "problem"),
+    ("name", "code", "problem"),
     [
-        (f"raise ValueError('{SCRIPT}')", "&lt;script&gt;"),
-        ("def build(storage): raise RuntimeError('too tired')", "too tired"),
-        ("def build(storage): return 3", "gave int, expected a dash.Dash"),
+        ("raises", f"raise ValueError('{SCRIPT}')", "&lt;script&gt;"),
+        ("tired", "def build(storage): raise RuntimeError('too tired')", "too tired"),
+        ("three", "def build(storage): return 3", "gave int, expected a dash.Dash"),
     ],
 )
 def test_a_broken_page_of_ones_own_says_so_and_the_rest_works(
-    url: str, workplace: Path, code: str, problem: str, capsys: pytest.CaptureFixture[str]
+    url: str, workplace: Path, name: str, code: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(url, "digits/LCSC/0")
-    write_page("broken", code)
+    write_page(name, code)
     site = Site(url)
-    answer = site.request("/lcsc/broken")
+    answer = site.request(f"/lcsc/{name}")
     assert answer.status_code == 500
     assert problem in answer.text
     assert not any(text in answer.text for text in (SCRIPT, "Traceback"))
