@@ -58,7 +58,7 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     studies = reader.read_studies([name]) if name in reader.names() else ()
     images = {image.artifact_id: image for study in studies for image in StoredImage.of_answer(reader, study, folder)}
     found = images.get(request.args.get("artifact", ""))
-    return parts.image_response(None if found is None else found.content, found.mimetype if found else "")
+    return parts.image_response(None if found is None else found.content)
 
 
 def _content() -> list[Any]:

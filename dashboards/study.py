@@ -25,7 +25,6 @@ FIGURES = {
     "best_so_far": "Best so far",
     "coefficients": "Coefficients over training steps",
     "movement": "How the best coefficients moved",
-    "shape": "Shape of the best coefficients over the search",
     "times": "Time per trial",
     "distances": "Distance between answers",
 }
@@ -113,7 +112,6 @@ def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) ->
         "best_so_far": parts.signature([study, *([] if ema is None else [ema])], theme),
         "coefficients": against,
         "movement": found,
-        "shape": found,
         "times": new,
         "distances": repr((answers, theme)),
     }

@@ -35,7 +35,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         """Serve the samples of a step of a shown training, and no other file."""
         found, step = TrainingHistory.find(folder).get(request.args.get("training", "")), request.args.get("step", "")
         content = None if found is None or not step.isdecimal() or len(step) > 12 else found.sheet(int(step))
-        return parts.image_response(content, "image/png")
+        return parts.image_response(content)
 
     page.app.server.add_url_rule("/sheet", view_func=sheet)
 

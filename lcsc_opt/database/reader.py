@@ -106,8 +106,16 @@ class HistoryReader:
         return None if study.chosen is None else self.coefficients(study, [study.chosen])[0]
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
-        """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none."""
-        found = [coefficients_of(trial) for trial in self._trials_of(study, numbers)]
+        """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
+
+        Raises:
+            StudyStoreError: there is no trial of one of these numbers.
+        """
+        stored = in_database(self.storage, lambda: self._cached.get_all_trials(study.study_id, deepcopy=False))
+        trials = {trial.number: trial for trial in stored}
+        if missing := [number for number in numbers if number not in trials]:
+            raise StudyStoreError(f"{study.study}: has no trial {missing[0]}; its trials are 0 to {len(trials) - 1}")
+        found = [coefficients_of(trials[number]) for number in numbers]
         shape = max((each.shape for each in found if each.size), key=len, default=(len(study.steps),))
         whole = np.full((len(found), *shape), np.nan)
         for place, each in zip(whole, found, strict=True):
@@ -115,25 +123,9 @@ class HistoryReader:
                 place[...] = each
         return whole
 
-    def parameters(self, study: StudyHistory, numbers: Sequence[int]) -> dict[str, Floats]:
-        """``sum_abs`` and ``effective`` of trials, ``[m]`` each; NaN where they are not stored."""
-        trials = self._trials_of(study, numbers)
-        return {
-            name: np.array([trial.params.get(name, np.nan) for trial in trials], dtype=np.float64)
-            for name in ("sum_abs", "effective")
-        }
-
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
         """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored with a trial, by filename."""
         return StoredStudy(self.storage, study.study, study.study_id).artifacts(number)
-
-    def _trials_of(self, study: StudyHistory, numbers: Sequence[int]) -> list[FrozenTrial]:
-        found = in_database(self.storage, lambda: self._cached.get_all_trials(study.study_id, deepcopy=False))
-        trials = {trial.number: trial for trial in found}
-        for number in numbers:
-            if number not in trials:
-                raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {len(trials) - 1}")
-        return [trials[number] for number in numbers]
 
     def _read(self, name: str, attributes: Mapping[str, Any], *, running: bool) -> StudyHistory:
         """Bring one study up to date."""

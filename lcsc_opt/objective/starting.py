@@ -55,7 +55,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         **settings,
         "reference": (near, REFERENCE if near is None else "the real images"),
     }
-    if near is None or not near.strip('"').endswith((".npz", ".pkl")):  # statistics know no single images
+    if near is None or not near.strip('"').endswith(".npz"):  # statistics know no single images
         settings["keep"] = ("precision", "stays where the best average has it; not with a file of statistics")
     missing, lines = [], []
     for name, (known, comment) in settings.items():

@@ -84,28 +84,23 @@ def duration(seconds: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FailureReason:
-    """One reason, how often it came up, and in which trials. ``lost`` of them failed, the others succeeded later.
+    """One reason, how often it came up, and how many of these trials were lost; the others succeeded later.
 
     ``traceback`` is Python's text of the last exception with this reason; empty if there was none.
     """
 
     reason: str
     attempts: int
-    trials: tuple[int, ...]
     lost: int
     traceback: str = ""
 
     @classmethod
     def of(cls, study: StudyHistory) -> list[FailureReason]:
         """Why attempts of a study failed, the most frequent reason first."""
-        lost = set(study.failed["number"].tolist())
         attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
-        found = []
-        for reason, count in attempts.most_common():
-            trials = tuple(number for number, reasons in sorted(study.reasons.items()) if reason in reasons)
-            traceback = study.tracebacks.get(reason, "")
-            found.append(cls(reason, count, trials, len(lost.intersection(trials)), traceback))
-        return found
+        failed = [set(study.reasons.get(number, ())) for number in study.failed["number"].tolist()]
+        lost = Counter(reason for reasons in failed for reason in reasons)
+        return [cls(why, count, lost[why], study.tracebacks.get(why, "")) for why, count in attempts.most_common()]
 
 
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:

@@ -35,9 +35,7 @@ _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
     "movement": "How the best coefficients moved",
-    "shape": "Shape of the best coefficients over the search",
     "times": "Time per trial",
-    "failures": "Failures",
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from lcsc_opt.views.artifacts import MOST_BYTES, PNG
+from lcsc_opt.views.artifacts import read_png
 from lcsc_opt.views.figures.look import BLUE, Theme, figure
 
 _SHEET = re.compile(r"step(\d{1,12})\.png")
@@ -86,15 +86,9 @@ class TrainingHistory:
         return f"{done}{speed}{left}" if self.running else f"{done}: stopped; --resume goes on"
 
     def sheet(self, step: int) -> bytes | None:
-        """The samples of a step as a PNG; ``None`` if there are none, or the file is no PNG, a link or too large."""
+        """The samples of a step as a PNG; ``None`` if there are none, or they are none that may be read."""
         path = _sheets(self.place).get(step)
-        try:
-            if path is None or path.is_symlink() or path.parent.is_symlink() or path.stat().st_size > MOST_BYTES:
-                return None
-            content = path.read_bytes()
-        except OSError:
-            return None
-        return content if content.startswith(PNG) else None
+        return None if path is None or path.parent.is_symlink() else read_png(path)
 
     def figure(self, theme: Theme) -> go.Figure:
         """The loss against the step; logarithmic if all losses are above zero."""

@@ -82,10 +82,6 @@ def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) 
     (study,) = reader.read("digits")
     found = reader.coefficients(study, [2, 0])
     assert found.tobytes() == np.stack([coefficients(2), coefficients(0)]).tobytes()
-    stored = [trial.params for trial in with_optuna(storage, study.study)]
-    parameters = reader.parameters(study, [2, 0])
-    assert parameters["sum_abs"].tolist() == [stored[2]["sum_abs"], stored[0]["sum_abs"]]
-    assert parameters["effective"].tolist() == [stored[2]["effective"], stored[0]["effective"]]
     with pytest.raises(StudyStoreError, match="has no trial 9"):
         reader.coefficients(study, [9])
 

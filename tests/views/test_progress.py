@@ -61,7 +61,7 @@ def test_the_rate_is_that_of_the_last_trials_and_of_no_interruption() -> None:
 def test_failures_are_grouped_by_reason() -> None:
     reasons = {0: ("memory", "memory"), 1: ("memory",), 2: ("not finite",)}
     study = history([None, 2.0, None, 1.0], reasons=reasons)
-    assert FailureReason.of(study) == [FailureReason("memory", 3, (0, 1), 1), FailureReason("not finite", 1, (2,), 1)]
+    assert FailureReason.of(study) == [FailureReason("memory", 3, 1), FailureReason("not finite", 1, 1)]
     assert Progress.of(study).retried == 1
     assert FailureReason.of(history([1.0])) == []
 

@@ -5,16 +5,12 @@
     .npz           mu, sigma of pytorch-fid, clean-fid and EDM; ADM's, with the images as arr_0; features
     .npy           features [N, D]
     .safetensors   features [N, D], or mu and sigma
-    .pkl           EDM2's statistics for Inception (fid) and DINOv2 (fd_dinov2), for which EDM2 scales images another
-                   way than torch-fidelity: distances to these compare with each other, not with EDM2's
 
-Nothing in them is executed: a pickle may name numpy's arrays and nothing else.
+Pickles are not read, so nothing in a file is executed.
 """
 
 from __future__ import annotations
 
-import codecs
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,19 +25,9 @@ from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageSet
 
-SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")
-EDM2_NAMES = {INCEPTION: "fid", "dinov2": "fd_dinov2"}
+SUFFIXES = (".npz", ".npy", ".safetensors")
 KEYS = ("mu", "sigma", "count", "extractor", "features")
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
-INERT = {  # all that a pickle of arrays names, in any module of numpy
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
-    "_reconstruct": np.zeros(1).__reduce__()[0],
-    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-    "scalar": np.float64(0).__reduce__()[0],
-    "encode": codecs.encode,
-}
-
 
 Rows = npt.NDArray[np.float32]
 Statistics = tuple[FrechetReference, int | None, str | None]
@@ -73,11 +59,9 @@ def read_reference_file(
                     arrays = {name: archive[name] for name in archive if name in KEYS}
             case ".npy":
                 arrays = {"features": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}  # fails if cut off
-            case ".safetensors":
+            case _:
                 short = safetensors.torch.load_file(path)  # numpy has no bfloat16
                 arrays = {name: (part.float() if part.itemsize < 4 else part).numpy() for name, part in short.items()}
-            case _:
-                arrays = _from_edm2(path, extractor)
         return (
             (None, _features(arrays["features"]), None) if "features" in arrays else (_statistics(arrays), None, None)
         )
@@ -128,23 +112,3 @@ def _features(array: npt.NDArray[Any]) -> Rows:
     if not np.isfinite(features).all():
         raise MetricError("holds features that are not finite")
     return features
-
-
-class _Unpickler(pickle._Unpickler):  # C's takes gigabytes for a few bytes that ask for a large memo
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in INERT or module.partition(".")[0] not in ("numpy", "_codecs"):
-            raise MetricError(f"would run code when loaded ({module}.{name}); expected arrays alone")
-        return INERT[name]
-
-
-def _from_edm2(path: Path, extractor: str) -> dict[str, Any]:
-    with path.open("rb") as file:
-        stored = _Unpickler(file).load()
-    name = EDM2_NAMES.get(extractor)
-    statistics = stored.get(name) if isinstance(stored, dict) else None
-    if not isinstance(statistics, dict) or not {"mu", "sigma"} <= set(statistics):
-        raise MetricError(
-            f"holds no statistics for {extractor}; EDM2's files have mu and sigma for {' and '.join(EDM2_NAMES)}"
-        )
-    known = {"mu": statistics["mu"], "sigma": statistics["sigma"]}
-    return {**known, **({"count": count} if (count := stored.get("num_images")) else {})}

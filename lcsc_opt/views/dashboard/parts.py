@@ -207,12 +207,12 @@ def panes(images: Iterable[tuple[str, Mapping[str, object], str]], note: str) ->
     return [html.Div(found, className="panes"), html.P(note, className="note")]
 
 
-def image_response(content: bytes | None, mimetype: str) -> Response:
-    """An image that a page serves itself, and that cannot run anything; 404 if there is none."""
+def image_response(content: bytes | None) -> Response:
+    """A PNG that a page serves itself, and that cannot run anything; 404 if there is none."""
     if content is None:
         abort(404)
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": "default-src 'none'; sandbox"}
-    return Response(content, mimetype=mimetype, headers=headers)
+    return Response(content, mimetype="image/png", headers=headers)
 
 
 def _show_problem(error: Exception) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -17,7 +16,7 @@ from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure, improvements, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
-from lcsc_opt.views.progress import FailureReason, seconds_outside
+from lcsc_opt.views.progress import seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 _STEP_TITLE = "training step of the checkpoint"
@@ -26,9 +25,8 @@ _WAY = re.compile(  # through a network, by the first of these words in the name
     r"(?:^|[._])(?:(?P<first>conv_in|input(?!_block)|embed|time|map|[a-z]_embed)|(?P<second>down|input_block|enc)"
     r"|(?P<middle>mid|block|layer)|(?P<fourth>up|output_block|dec)|(?P<last>out|final|head))"
 )
-_BARS, _MEANS, _LABEL = 240, 150, 9  # pixels: panels of bars, alone and over a heat map; labels of its rows
-_ROW, _LEAST, _MOST = 12, 120, 780  # pixels: a row of a heat map, and all of them
-_LONGEST_REASON = 70  # characters of a label; the rest is under the pointer
+_BARS, _MEANS = 240, 150  # pixels: panels of bars, alone and over a heat map
+_ROW, _LEAST, _MOST = 13, 120, 780  # pixels: a row of a heat map with its label, and all of them
 _MOST_NUMBERS = 12  # studies up to which distances are written into their cells
 MOST_IMPROVEMENTS, MOST_COLUMNS = 60, 250  # rows and columns of the heatmap
 _MOST_BARS = 120  # in a figure of trials
@@ -44,19 +42,17 @@ def own_figures(
     *,
     theme: Theme = "light",
 ) -> dict[str, go.Figure]:
-    """What is drawn of one study of these studies of an experiment: the ``wanted`` that have something to show.
+    """What is drawn of one study of these studies of an experiment.
 
-    They are ``best_so_far``, ``coefficients``, ``movement``, ``shape``, ``times``, ``failures``.
+    The ``wanted`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
-    ema, failures = best_ema(studies), FailureReason.of(study)
+    ema = best_ema(studies)
     both = [study] if ema is None or ema.study == study.study else [study, ema]
     draw: dict[str, Callable[[], go.Figure]] = {
         "best_so_far": lambda: comparison_figure(both, theme=theme),
         "coefficients": lambda: coefficients_figure(reader, [study], ema, theme=theme),
         "movement": lambda: _movement_figure(reader, study, theme),
-        "shape": lambda: _shape_figure(reader, study, theme),
         "times": lambda: _times_figure(study, theme),
-        **({"failures": lambda: _failures_figure(failures, study.study, theme)} if failures else {}),
     }
     return {name: draw[name]() for name in draw if name in wanted}
 
@@ -113,8 +109,13 @@ def coefficients_figure(
         title = "mean " * (rows.ndim > 1) + "coefficient" + ("<br>" if rows.ndim > 1 else " ") * per_step
         made.update_yaxes(title_text=title + "per training step" * per_step, matches="y", row=row, col=1)
         if rows.ndim > 1:
-            row += 1
-            _add_layer_groups(made, study, rows, row, pixels=panels[row - 1])
+            row, order = row + 1, sorted(range(len(rows)), key=lambda group: _place(study.layer_groups[group]))
+            heights, per_step = _as_heights(rows[order], np.array(study.steps, dtype=np.float64))
+            bar: dict[str, Any] = {"title": {"text": "per step" if per_step else "coefficient"}, "lenmode": "pixels"}
+            bar |= {"len": min(panels[row - 1], _BARS), "yanchor": "top", "y": made.layout[f"yaxis{row}"].domain[1]}
+            names = [inert(study.layer_groups[group]) for group in order]
+            made.add_trace(_heat_map(heights, study.steps, names, **bar), row=row, col=1)
+            made.update_yaxes(type="category", autorange="reversed", tickfont={"size": 9}, ticklen=2, row=row, col=1)
     made.update_annotations(font_size=13, x=0, xanchor="left", align="left")
     made.update_xaxes(tickformat="~s").update_xaxes(title_text=_STEP_TITLE, row=len(panels), col=1)
     name = inert(f"coefficients/{found[0][0].study}/{len(found)}")
@@ -122,68 +123,41 @@ def coefficients_figure(
     return made.update_layout(height=height, showlegend=against is not None)
 
 
-def _add_layer_groups(made: go.Figure, study: StudyHistory, rows: Floats, row: int, *, pixels: int) -> None:
-    """A heat map of coefficients ``[S, K]``; where not every name has a place, what neighbours share stands there."""
-    order = sorted(range(len(rows)), key=lambda group: _place(study.layer_groups[group]))
-    names = [inert(study.layer_groups[group]) for group in order]
-    heights, per_step = _as_heights(rows[order], np.array(study.steps, dtype=np.float64))
-    steps, values, largest = _in_columns(heights, study.steps)
-    made.add_heatmap(
-        x=[2 * study.steps[0] - study.steps[1], *steps],  # the edges of cells, which are where those of bars are
+def _heat_map(
+    coefficients: Floats, steps: Sequence[int], names: Sequence[str], *, prefix: str = "", **bar: Any
+) -> go.Heatmap:
+    """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer.
+
+    Of many checkpoints, neighbours share a column, which shows the largest coefficient in magnitude. ``bar`` is of
+    the scale of colours.
+    """
+    starts = np.arange(0, len(steps), _columns_of(steps))
+    high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
+    values = np.where(high >= -low, high, low)
+    largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+    last = [steps[end - 1] for end in (*starts[1:].tolist(), len(steps))]
+    return go.Heatmap(
+        x=[2 * steps[0] - steps[1], *last],  # the edges of cells, which are where those of bars are
         y=names,
-        z=values,
+        z=values.astype(np.float32),
         zmin=-largest,
         zmax=largest,
         autocolorscale=True,
-        colorbar={
-            **{"thickness": 12, "len": min(pixels, _BARS), "lenmode": "pixels", "yanchor": "top"},
-            **{"y": made.layout[f"yaxis{row}"].domain[1], "title": {"text": "per step" if per_step else "coefficient"}},
-        },
-        customdata=np.broadcast_to(np.array(steps, dtype=np.int32), values.shape),
-        hovertemplate="%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
-        row=row,
-        col=1,
+        colorbar={"title": {"text": "coefficient"}, "thickness": 12, **bar},
+        customdata=np.broadcast_to(np.array(last, dtype=np.int32), values.shape),
+        hovertemplate=prefix + "%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
     )
-    parts = [name.split(".") for name in names]
-    for depth in range(max(map(len, parts)), 0, -1):
-        starts = _changes(["/".join(each[:depth]) for each in parts])
-        if len(starts) * _LABEL <= pixels:
-            break
-    shown = list[tuple[float, str]]()
-    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
-        # off the middle of a row, where the pointer finds that row's name
-        middle = start + 0.0 if end == start + 1 else (start + end - 1) / 2 + 0.2
-        if not shown or (middle - shown[-1][0]) * pixels >= 0.9 * _LABEL * len(names):
-            shown.append((middle, names[start] if end == start + 1 else ".".join(parts[start][:depth])))
-    ticks = {"tickvals": [place for place, _ in shown], "ticktext": [text for _, text in shown], "ticklen": 2}
-    how = {"type": "category", "autorange": "reversed", "tickfont": {"size": _LABEL}}
-    made.update_yaxes(**ticks, **how, row=row, col=1)
-    shared = next((i for i, (low, high) in enumerate(zip(min(parts), max(parts), strict=False)) if low != high), 0)
-    for place in _changes(["".join(each[shared : shared + 1]) for each in parts])[1:]:
-        made.add_hline(y=place - 0.5, line={"color": GREY, "width": 0.7}, row=row, col=1)
 
 
-def _changes(texts: Sequence[str]) -> list[int]:
-    """Where a text is another one than that before it, and the first place."""
-    return [i for i, text in enumerate(texts) if i == 0 or text != texts[i - 1]]
+def _columns_of(steps: Sequence[int]) -> int:
+    """How many checkpoints share a column of a heat map."""
+    return max(math.ceil(len(steps) / MOST_COLUMNS), 1)
 
 
 def _place(name: str) -> int:
     """Where a layer is on the way through the network, as far as its name tells: 0 at its beginning, 4 at its end."""
     found = _WAY.search(name)
     return 2 if found is None else int(found.lastgroup is not None and list(_WAY.groupindex).index(found.lastgroup))
-
-
-def _in_columns(coefficients: Floats, steps: Sequence[int]) -> tuple[list[int], npt.NDArray[np.float32], float]:
-    """The columns of a heat map of ``[n, K]``: last steps ``[c]`` and values ``[n, c]``; the end of its colours.
-
-    Of many checkpoints, neighbours share a column, which shows the largest coefficient in magnitude.
-    """
-    starts = np.arange(0, len(steps), max(math.ceil(len(steps) / MOST_COLUMNS), 1))
-    high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
-    values = np.where(high >= -low, high, low)
-    largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
-    return [steps[end - 1] for end in (*starts[1:].tolist(), len(steps))], values.astype(np.float32), largest
 
 
 def _heading(study: StudyHistory, coefficients: Floats) -> str:
@@ -220,62 +194,14 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
         return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
     found = reader.coefficients(study, shown)
-    steps, values, largest = _in_columns(found.reshape(len(shown), -1, len(study.steps)).mean(axis=1), study.steps)
+    rows = found.reshape(len(shown), -1, len(study.steps)).mean(axis=1)
     title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
     made = figure(theme, name=f"movement/{study.study}", title=title)
-    made.add_heatmap(
-        x=steps,
-        y=[str(number) for number in shown],
-        z=values,
-        zmin=-largest,
-        zmax=largest,
-        autocolorscale=True,
-        colorbar={"title": {"text": "coefficient"}, "thickness": 12},
-        hovertemplate="trial %{y}, step %{x:,}: %{z:.4g}<extra></extra>",
-    )
+    made.add_trace(_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial "))
     made.update_yaxes(title_text="trial", type="category", autorange="reversed", nticks=12)
-    suffix = "" if len(steps) == len(study.steps) else f" (the largest of {math.ceil(len(study.steps) / len(steps))})"
+    shared = _columns_of(study.steps)
+    suffix = f" (the largest of {shared})" if shared > 1 else ""
     return made.update_xaxes(title_text=_STEP_TITLE + suffix, tickformat="~s")
-
-
-def _shape_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
-    """Σ|a|, the number of checkpoints that matter and the negative share of the best coefficients over the search.
-
-    From what is stored with each trial. Inherited trials lack it; theirs come from the coefficients.
-    """
-    finished = study.compared
-    place = improvements(finished["loss"])
-    if not len(place):
-        return empty_figure(_NO_RESULT, theme)
-    numbers = finished["number"][place].tolist()
-    stored = reader.parameters(study, numbers)
-    if unknown := [i for i in range(len(numbers)) if np.isnan(stored["sum_abs"][i])]:
-        for i, row in zip(unknown, reader.coefficients(study, [numbers[i] for i in unknown]), strict=True):
-            stored["sum_abs"][i], stored["effective"][i] = sum_abs(row), effective_count(row)
-    total = stored["sum_abs"]
-    panels = {
-        "Σ|a|": total,
-        "checkpoints<br>that matter": stored["effective"],
-        "negative (%)": 100 * (total - 1) / (2 * total),  # since coefficients sum to one
-    }
-    made = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    for row, ((title, values), colour) in enumerate(zip(panels.items(), PART_COLOURS.values(), strict=False), start=1):
-        made.add_scatter(
-            x=[*(place + 1.0), len(finished)],  # and to the end of the search
-            y=[*values, values[-1]],
-            mode="lines+markers",
-            name=title.replace("<br>", " "),
-            line={"shape": "hv", "color": colour},
-            marker={"size": 4},
-            customdata=[*numbers, numbers[-1]],
-            hovertemplate="trial %{customdata}: %{y:.4g}<extra></extra>",
-            row=row,
-            col=1,
-        )
-        made.update_yaxes(title_text=title, row=row, col=1)
-    made.update_xaxes(title_text="evaluations", row=3, col=1)
-    made.update_layout(template=template(theme), uirevision=inert(f"shape/{study.study}"))
-    return made.update_layout(height=480, showlegend=False)
 
 
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
@@ -307,24 +233,6 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     made.update_layout(hovermode="x unified", showlegend=True)
     made.update_xaxes(title_text="trial" + (f" (mean of {width})" if width > 1 else ""))
     return made.update_yaxes(title_text="time per trial (s)")
-
-
-def _failures_figure(data: Sequence[FailureReason], study: str, theme: Theme) -> go.Figure:
-    """How often each reason made an attempt fail; the most frequent on top."""
-    shown = data[:15]
-    made = figure(theme, name=f"failures/{study}", height=120 + 34 * len(shown))
-    numbers = [", ".join(map(str, one.trials[:8])) + (", …" if len(one.trials) > 8 else "") for one in shown]
-    made.add_bar(
-        x=[one.attempts for one in shown],
-        y=list(range(len(shown))),
-        orientation="h",
-        marker={"color": PART_COLOURS["metric"]},
-        customdata=[[inert(one.reason), trials, one.lost] for one, trials in zip(shown, numbers, strict=True)],
-        hovertemplate="%{customdata[0]}<br>trials %{customdata[1]}; %{customdata[2]} lost<extra></extra>",
-    )
-    texts = [one.reason if len(one.reason) <= _LONGEST_REASON else f"{one.reason[:_LONGEST_REASON]}…" for one in shown]
-    made.update_yaxes(autorange="reversed", tickvals=list(range(len(shown))), ticktext=[inert(text) for text in texts])
-    return made.update_xaxes(title_text="failed attempts", rangemode="tozero", tickformat="d")
 
 
 def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, theme: Theme = "light") -> go.Figure:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,7 @@ from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.copying import copy_study
+from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -31,7 +28,7 @@ from lcsc_opt.views.figures.study import (
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
 
-NAMES = ("best_so_far", "coefficients", "movement", "shape", "times", "failures")
+NAMES = ("best_so_far", "coefficients", "movement", "times")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
 
@@ -86,10 +83,6 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     apart = np.sqrt(np.square(found - found[0]).sum(axis=1).mean())
     shown = distances_figure(reader, studies).data[0].z
     np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
-    many = dataclasses.replace(studies[0], layer_groups=tuple(f"down.{i // 9}.{i}" for i in range(300)))
-    fake: Any = SimpleNamespace(answer=lambda _: np.tile(found[:1], (300, 1)))
-    axis = coefficients_figure(fake, [many]).layout.yaxis2
-    assert list(axis.ticktext) == [f"down.{i}" for i in range(34)], "what neighbours share, where names have no place"
 
 
 def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage) -> None:
@@ -98,7 +91,7 @@ def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage)
     reader, (study, many) = read(storage)
     made = drawn(reader, "movement", study)
     (heat,) = made.data
-    assert (list(heat.x), list(heat.y)) == (list(STEPS), ["0", "2", "4"])
+    assert (list(heat.x), list(heat.y)) == ([0, *STEPS], ["0", "2", "4"])
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
     made = drawn(reader, "movement", many)
@@ -117,24 +110,7 @@ def test_many_checkpoints_are_grouped_and_the_largest_stays_visible(storage: RDB
     (heat,) = drawn(reader, "movement", own).data
     assert np.shape(heat.z) == (1, 167)
     np.testing.assert_allclose(heat.z[0][3:5], [-0.3, 0.3], rtol=1e-6, err_msg="checkpoints 9 to 11 and 12 to 14")
-    assert (heat.x[0], heat.x[-1]) == (3, count)
-
-
-def test_the_shape_over_the_search_needs_no_coefficients(storage: RDBStorage) -> None:
-    source = write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0, None])
-    reader, (study,) = read(storage)
-    reader.coefficients = None  # type: ignore[method-assign,assignment]
-    made = drawn(reader, "shape", study)
-    expected = [coefficients(number) for number in (0, 2, 2)]
-    for trace in made.data:  # the last one is the end of the search
-        assert (list(trace.x), list(trace.customdata)) == ([1, 3, 4], [0, 2, 2])
-    np.testing.assert_allclose(made.data[0].y, [sum_abs(row) for row in expected])
-    np.testing.assert_allclose(made.data[1].y, [effective_count(row) for row in expected])
-    negative = [-100 * row[row < 0].sum() / np.abs(row).sum() for row in expected]
-    np.testing.assert_allclose(made.data[2].y, negative, atol=1e-12)
-    copy_study(source, "more/LCSC/0", {"steps": STEPS, "forked_from": "x"})  # inherited trials lack what is stored
-    reader, (study,) = read(storage, "more")
-    np.testing.assert_allclose(drawn(reader, "shape", study).data[0].y, [sum_abs(row) for row in expected])
+    assert (heat.x[0], heat.x[1], heat.x[-1]) == (0, 3, count)
 
 
 def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
