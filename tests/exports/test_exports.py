@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -126,10 +127,8 @@ def test_apply_takes_the_state_dict_that_the_recipe_names(finished: Path) -> Non
 
 def test_apply_depends_neither_on_threads_nor_on_the_processor(finished: Path) -> None:
     """In a process with other numbers of threads, in which numpy and torch use no wide vectors."""
-    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # type: ignore[import-not-found]
-
     assert lcsc(["export", STUDY, "-o", "best.safetensors", "--dtype", "bfloat16"]) == 0
-    wide = " ".join(feature for feature in __cpu_dispatch__ if __cpu_features__.get(feature))
+    wide = " ".join(np.show_config(mode="dicts")["SIMD Extensions"]["found"])  # type: ignore[index]
     environment = {"OMP_NUM_THREADS": "7", "OPENBLAS_NUM_THREADS": "3", "ATEN_CPU_CAPABILITY": "default"}
     arguments = ["apply", "best.safetensors", str(finished / "checkpoints"), "-o", "again.safetensors"]
     command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", *arguments]
