@@ -80,6 +80,7 @@ class Evaluation:
         cost: images, model calls and seconds.
         gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not wanted.
         violation: by how many standard errors the kept metric is worse than at EMA*; ``None`` without a kept metric.
+        unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
     """
 
     loss: float
@@ -87,6 +88,7 @@ class Evaluation:
     cost: Cost = Cost()
     gradient: Coefficients | None = dataclasses.field(default=None, compare=False)
     violation: float | None = None
+    unseen: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,18 @@ from optuna.trial import FrozenTrial, create_trial
 
 from lcsc_opt.database.store import StoredStudy, create
 
-_INHERITED = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "violation", "reason", "attempts")
+_INHERITED = (
+    "coefficients",
+    "images",
+    "noise",
+    "metrics",
+    "cost",
+    "gradient",
+    "violation",
+    "unseen",
+    "reason",
+    "attempts",
+)
 
 
 def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) -> None:

@@ -224,6 +224,8 @@ class StoredStudy:
             attributes["gradient"] = stored_array(evaluation.gradient)
         if evaluation.violation is not None:
             attributes["violation"] = evaluation.violation
+        if evaluation.unseen is not None:
+            attributes["unseen"] = evaluation.unseen
         state = TrialState.COMPLETE if compares else TrialState.PRUNED
         self._end(number, state, attributes, tell_index, value=evaluation.loss)
 

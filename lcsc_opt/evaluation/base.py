@@ -109,6 +109,7 @@ def _plain(answer: object) -> Evaluation:
         cost=Cost(**{name: _number(f"cost.{name}", value) for name, value in cost.items()}),
         gradient=None if answer.gradient is None else np.asarray(answer.gradient, dtype=np.float64),
         violation=None if answer.violation is None else float(_number("violation", answer.violation)),
+        unseen=None if answer.unseen is None else float(_number("unseen", answer.unseen)),
     )
 
 

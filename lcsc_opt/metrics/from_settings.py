@@ -108,7 +108,7 @@ class ScoresBuilder:
             if formulas == {"is"}:
                 references[alias] = Reference(extractor)
                 continue
-            features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & OF_HELD_OUT)
+            features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & {"fid", *OF_HELD_OUT})
             settings = self._references[alias]
             references[alias] = settings.build(alias, extractor, features=features, held_out=held_out, **place)
 

@@ -187,6 +187,16 @@ class ImageMetrics:
             return None
         return constraint.violation(self._features[keep.extractor].compute(keep.formula), self._total)
 
+    def unseen(self, loss: float) -> float | None:
+        """The loss of :meth:`compute` with each FID to the held-out real images in place of that to the reference.
+
+        ``None`` if it has no FID, or no real images are held out.
+        """
+        weights = [(self._features[m.extractor], w) for m, w in self._scores.weights.items() if m.formula == "fid"]
+        if not weights or any(features.reference.held_out is None for features, _ in weights):
+            return None
+        return loss + sum(w * (found.compute("fid_held_out") - found.compute("fid")) for found, w in weights)
+
     def constraint(self) -> Constraint:
         """The bound of the kept metric; these must be the images of EMA*."""
         keep = self._scores.keep

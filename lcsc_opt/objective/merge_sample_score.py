@@ -241,9 +241,9 @@ class MergeSampleScore(StagedObjective):
                 rows = {name: np.split(all_, ends) for name, all_ in whole.gradients(candidate.keep_weight).items()}
                 back = [{name: split[i] for name, split in rows.items()} for i in range(len(parts))]
             loss, metrics = whole.compute()
-            violation = whole.violation()
+            violation, unseen = whole.violation(), None if gradient else whole.unseen(loss)
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
-        return Evaluation(loss, metrics, cost, violation=violation), back
+        return Evaluation(loss, metrics, cost, violation=violation, unseen=unseen), back
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()

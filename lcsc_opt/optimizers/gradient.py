@@ -111,6 +111,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def finished(self) -> bool:
         """Whether the later half of the checks, at least 20, no longer falls: no more of their pairs fell than rose.
 
+        If real images are held out, checks are against these: with few real images the loss falls while they get worse.
+
         This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a
         trend rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the
         noise. It looks at half of all checks, so that a search that slows down gets more time.
@@ -165,11 +167,12 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         asked_at, steps_before = self._asked_at.pop(candidate.uid)
+        evaluation = evaluation_of(candidate)
         if not request_of(candidate).gradient:
             if not failed(candidate):
-                self._checks.append(loss)
+                unseen = None if evaluation is None else evaluation.unseen
+                self._checks.append(loss if unseen is None else unseen)
             return
-        evaluation = evaluation_of(candidate)
         if not failed(candidate) and (evaluation is None or evaluation.gradient is None):
             raise StudySpecError(
                 "LCSCGradient was told a loss without a gradient: before the tell, hand what "

@@ -353,8 +353,8 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")
         known = None if gradient is None else array_of(gradient)
-        violation = trial.user_attrs.get("violation")
-        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost(**cost), known, violation)
+        others = {name: trial.user_attrs.get(name) for name in ("violation", "unseen")}
+        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost(**cost), known, **others)
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 
 

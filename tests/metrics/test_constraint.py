@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -63,6 +64,19 @@ def test_the_baseline_is_measured_without_a_penalty() -> None:
     assert baseline == Constraint(plain, value, (value * (1 - value)) ** 0.5, guide, -1)
     assert 0 < value < 1
     assert guide > 0
+
+
+def test_the_loss_to_unseen_images_has_their_fid_and_the_same_penalty() -> None:
+    images, other = drawn(50, seed=1, spread=0.5), drawn(60, seed=2, spread=0.4)
+    made, swapped = scores(), Scores({"inception": Reference.of_images(FourPixels(), other)})
+    made.constraint = Constraint(2.0, 0.9, 0.1, 1.0, -1)
+    assert seen(made, images).unseen(1.0) is None
+    held_out = Reference.of_images(FourPixels(), other)
+    made.references["inception"] = dataclasses.replace(made.references["inception"], held_out=held_out)
+    found = seen(made, images)
+    loss, metrics = found.compute()
+    assert loss > metrics["fid"]
+    assert found.unseen(loss) == pytest.approx(seen(swapped, images).compute()[0] + loss - metrics["fid"])
 
 
 @pytest.mark.parametrize(("keep", "sign"), [("hinge", 1), ("precision", -1)])

@@ -259,15 +259,15 @@ def test_with_gradients_it_goes_on_from_the_last_one() -> None:
     assert 0 < np.abs(moved).max() < 0.011
 
 
-def still_falling(checks: Sequence[float]) -> bool:
-    """Whether a search goes on whose checks gave these losses."""
+def still_falling(checks: Sequence[float], unseen: Sequence[float] | None = None) -> bool:
+    """Whether a search goes on whose checks gave these losses, and these to held-out real images."""
     optimizer = gradient_search()
-    for loss in checks:
+    for check, loss in enumerate(checks):
         candidate = optimizer.ask()
         while request_of(candidate).gradient:
             tell(optimizer, candidate, Evaluation(0.0, gradient=np.zeros(COUNT)))
             candidate = optimizer.ask()
-        tell(optimizer, candidate, Evaluation(loss))
+        tell(optimizer, candidate, Evaluation(loss, unseen=None if unseen is None else unseen[check]))
     return not optimizer.finished
 
 
@@ -278,6 +278,14 @@ def test_a_search_whose_checks_fall_goes_on_and_one_whose_checks_only_vary_ends_
     assert all(still_falling(falling[:count]) for count in (1, 19, 20, 35, 60))
     for scale in (1e-6, 1e6):
         assert not all(still_falling(list(5 + scale * noise[:count])) for count in range(20, 61, 4))
+
+
+def test_a_search_ends_when_the_loss_to_held_out_real_images_rises() -> None:
+    falling = [1 / check for check in range(1, 41)]
+    back = [abs(check - 15) for check in range(1, 41)]  # falls to check 15, then rises
+    assert still_falling(falling[:20], back)
+    assert not still_falling(falling, back)
+    assert still_falling(back, falling)
 
 
 def test_a_search_in_noise_that_got_where_it_can_ends_by_itself() -> None:
