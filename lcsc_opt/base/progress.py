@@ -7,19 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from tqdm import tqdm
 
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
-
-
-class _Advance(Protocol):
-    """``advance()`` counts one more step done; ``note`` replaces the text behind the bar."""
-
-    def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
-        """Count ``steps`` more as done."""
-        ...
 
 
 def _rate(speed: float) -> str:
@@ -27,11 +18,12 @@ def _rate(speed: float) -> str:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, done: int = 0) -> Iterator[_Advance]:
+def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
-    On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown, loops
-    that begin inside it or in other threads show nothing.
+    It yields ``advance(steps=1, *, note=None)``, which counts steps more as done; the note replaces the text behind the
+    bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown,
+    loops that begin inside it or in other threads show nothing.
     """
     if not _showing.acquire(blocking=False):
         yield lambda *_, **__: None

@@ -23,7 +23,7 @@ GUESSED_KEYS = (*_AVERAGES, *_RAW)
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _SHADOW = "shadow_params"
-_DEEPEST = 4
+_MOST_GUESSES = 100  # parts that are looked at for the state dict
 _GLANCE = 10_000  # entries of a dict among which a tensor is looked for
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -54,7 +54,7 @@ class Content:
         Raises:
             TrajectoryError: no usual key has any.
         """
-        found = _guessed(self._value, 0, {})
+        found = _guessed(self._value, {id(self._value)})
         if found is None:
             parts = _parts(self._value)
             if parts is None:
@@ -133,23 +133,21 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, (Tensor, TensorRef))
 
 
-def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:
-    """``seen``: the least depth at which each part was looked at, so that shared parts cost nothing again."""
+def _guessed(content: Any, seen: set[int]) -> str | None:
+    """``seen``: the parts that were looked at, so that shared parts cost nothing again."""
     if _is_module(content):
         return ""
     parts = _entries(content)
-    if depth > _DEEPEST or not parts:
+    if not parts or len(seen) > _MOST_GUESSES:
         return None
-    seen[id(content)] = depth
     if all(map(_is_tensor, parts.values())):
         return _averaged_prefix(parts)
     for key in GUESSED_KEYS:
         inner = parts.get(key)
-        if seen.get(id(inner), _DEEPEST + 2) <= depth + 1:
+        if id(inner) in seen:
             continue
-        seen[id(inner)] = depth + 1
-        weights = _is_weights(inner)
-        rest = _averaged_prefix(_entries(inner) or {}) if weights else _guessed(inner, depth + 1, seen)
+        seen.add(id(inner))
+        rest = _averaged_prefix(_entries(inner) or {}) if _is_weights(inner) else _guessed(inner, seen)
         if rest is not None:
             return f"{key}.{rest}" if rest else key
     return _averaged_prefix(parts) if _is_weights(content) else None

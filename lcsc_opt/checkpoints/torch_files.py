@@ -100,9 +100,7 @@ class _Stream:
 
     def opcode(self) -> int:
         """The next byte, counted as an opcode."""
-        self._opcodes += 1
-        if self._opcodes > _MOST_OPCODES:
-            raise TrajectoryError(_TOO_LARGE)
+        self.spend(1)
         code: int = self.data[self.position]
         self.position += 1
         return code
@@ -205,9 +203,6 @@ class _InertUnpickler(_Reader):  # type: ignore[misc]
         size = struct.unpack(layout, self._stream.read(struct.calcsize(layout)))[0]
         self.append(self._stream.skip(size))
 
-    def _list_of_marked(self) -> None:  # a set: nothing is hashed
-        self.append(self.pop_mark())
-
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is Record:
@@ -217,10 +212,6 @@ class _InertUnpickler(_Reader):  # type: ignore[misc]
             raise TrajectoryError(MALFORMED)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set_items([key, value])
 
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -234,10 +225,6 @@ class _InertUnpickler(_Reader):  # type: ignore[misc]
         if type(function) is not Record or type(args) is not tuple:
             raise TrajectoryError(MALFORMED)
         self.append(Record(function.name, args))
-
-    def _new_object_with_keywords(self) -> None:
-        self.stack.pop()
-        self._new_object()
 
     def _reduce(self) -> None:
         self._new_object()
@@ -276,16 +263,16 @@ class _InertUnpickler(_Reader):  # type: ignore[misc]
             (pickle.FRAME, lambda reader: reader._stream.read(8)),
             (pickle.EMPTY_SET, lambda reader: reader.append([])),
             (pickle.ADDITEMS, _Reader.load_appends),
-            (pickle.FROZENSET, _list_of_marked),
+            (pickle.FROZENSET, lambda reader: reader.append(reader.pop_mark())),  # a list: nothing is hashed
             (pickle.SHORT_BINBYTES, lambda reader: reader._take_bytes("<B")),
             (pickle.BINBYTES, lambda reader: reader._take_bytes("<I")),
             (pickle.BINBYTES8, lambda reader: reader._take_bytes("<Q")),
             (pickle.BYTEARRAY8, lambda reader: reader._take_bytes("<Q")),
-            (pickle.SETITEM, _set_item),
+            (pickle.SETITEM, lambda reader: reader._set_items([reader.stack.pop(-2), reader.stack.pop()])),
             (pickle.SETITEMS, lambda reader: reader._set_items(reader.pop_mark())),
             (pickle.BUILD, _build),
             (pickle.NEWOBJ, _new_object),
-            (pickle.NEWOBJ_EX, _new_object_with_keywords),
+            (pickle.NEWOBJ_EX, lambda reader: (reader.stack.pop(), reader._new_object())),
             (pickle.REDUCE, _reduce),
         )
     }  # fmt: skip

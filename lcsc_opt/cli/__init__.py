@@ -140,14 +140,9 @@ def run(arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOT_WRITTEN
     if status == _INTERRUPTED:  # some versions of typer return it in place of raising
-        again = _resuming(command, arguments)
+        chosen = command.commands.get(next(iter(arguments), ""))
+        begins_anew = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
+        again = " with --resume" if begins_anew and "--resume" not in arguments else ""
         notice(f"interrupted; everything finished is kept, run the same command{again} to continue")
         return 128 + _signals[0] if _signals else _INTERRUPTED
     return status
-
-
-def _resuming(command: Any, arguments: Sequence[str]) -> str:
-    """What has to be added to a command that begins anew without ``--resume``."""
-    chosen = command.commands.get(next(iter(arguments), ""))
-    asks = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
-    return " with --resume" if asks and "--resume" not in arguments else ""

@@ -15,7 +15,6 @@ from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZ
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory
-    from lcsc_opt.views.ranking import Ranked
 
 
 def compare(
@@ -33,19 +32,29 @@ def compare(
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, ranking, sweep_points
+    from lcsc_opt.views.ranking import (
+        comparison_rows,
+        comparison_table,
+        different_samples,
+        sweep_points,
+        sweep_rows,
+        varied_keys,
+    )
 
     reader = HistoryReader(open_database(storage))
     if experiment not in reader.experiments() and (points := sweep_points(reader, experiment)):
-        _compare_sweep(experiment, points, output)
         studies = [study for point in points.values() for study in point]
         axis = axis or ":"
+        if output == "json":
+            print_json(sweep_rows(points))
+        else:
+            _print_ranking(experiment, points, varied_keys(points))
     else:
         studies = list(reader.read(experiment))
         if output == "json":
             print_json(comparison_rows(studies))
         else:
-            _print_comparison(experiment, ranking(studies))
+            _print_ranking(experiment, {experiment: studies})
             if (measured := comparison_table(studies)) is not None:
                 print_table(*measured, title="\nevaluation metrics, held out")
         if (warning := different_samples(studies)) is not None:
@@ -59,46 +68,29 @@ def compare(
         _draw(studies, axis, plot)
 
 
-def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Output) -> None:
-    """Print a row for each optimizer at each point."""
-    from lcsc_opt.views.ranking import metric_names, ranking, sweep_rows, varied_keys
+def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], keys: Sequence[str] = ()) -> None:
+    """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides."""
+    from lcsc_opt.views.ranking import metric_names, ranking
 
-    if output == "json":
-        print_json(sweep_rows(points))
-        return
-    keys, found = varied_keys(points), [(point, row) for point in points for row in ranking(points[point])]
-    names = metric_names([row for _, row in found])
+    found = [(split_point(point)[1], row) for point, studies in points.items() for row in ranking(studies)]
+    names = metric_names([row for _, row in found]) if keys else []
     metrics = [name for name in names if name.partition("@")[0] in ("precision", "recall", "fdr")]
-    header = (*keys, "optimizer", "seeds", "searched", "held-out", "against EMA*", *metrics, "evaluations", "seconds")
+    sampled = ["on images"] * any(row.held_out_images for _, row in found)
+    header = ("optimizer", "seeds", "searched", "held-out", *sampled, *metrics, "against EMA*")
     rows = []
-    for point, row in found:
-        varied = split_point(point)[1]
+    for varied, row in found:
+        counts = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
         measured = [_mean(row.metrics.get(name)) for name in metrics]
-        costs = (f"{row.evaluations:.0f}", f"{row.seconds:.1f}")
-        losses = (_mean(row.searched), _mean(row.held_out), _against_ema(row))
-        rows.append((*(varied.get(key, "-") for key in keys), row.label, row.seeds, *losses, *measured, *costs))
-    print_table(header, rows, title=name)
+        below = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
+        costs = (f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}")
+        losses = (_mean(row.searched), _mean(row.held_out), *counts, *measured, below)
+        rows.append((*(varied.get(key, "-") for key in keys), row.label, row.seeds, *losses, *costs))
+    print_table((*keys, *header, "evaluations", "images", "seconds"), rows, title=title)
 
 
 def _mean(found: tuple[float | None, float | None] | None) -> str:
     """A mean and its spread over seeds."""
     return number(*(found or (None, None)))
-
-
-def _against_ema(row: Ranked) -> str:
-    return "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
-
-
-def _print_comparison(experiment: str, summaries: Sequence[Ranked]) -> None:
-    sampled = ["on images"] if any(row.held_out_images for row in summaries) else []
-    columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", "evaluations", "images", "seconds")
-    rows = []
-    for row in summaries:
-        counts = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
-        losses = (_mean(row.searched), _mean(row.held_out), *counts, _against_ema(row))
-        costs = (f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}")
-        rows.append((row.label, row.seeds, *losses, *costs))
-    print_table(("optimizer", *columns), rows, title=experiment)
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:

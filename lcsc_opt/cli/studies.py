@@ -167,7 +167,7 @@ def list_(
         return
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.views.progress import Progress
+    from lcsc_opt.views.progress import studies_table
 
     opened = open_database(storage)
     reader = HistoryReader(opened)
@@ -177,13 +177,7 @@ def list_(
     if output == "json":
         print_json([study.as_row() for study in ours])
         return
-    shown: list[tuple[object, ...]] = []
-    for study in ours:
-        total = study.budget.get("evaluations")
-        done = f"{Progress.of(study).done}/{total}" if total else study.evaluations
-        numbers = (number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:.0f}")
-        shown.append((study.study, study.state, done, len(study.failed), *numbers))
-    print_table(("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds"), shown)
+    print_table(*studies_table(ours))
 
 
 def show(

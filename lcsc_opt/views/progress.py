@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, image
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
+from lcsc_opt.views.figures.look import number
 
 RECENT = 50  # trials that the rate is computed from
 
@@ -101,6 +103,18 @@ class FailureReason:
         failed = [set(study.reasons.get(number, ())) for number in study.failed["number"].tolist()]
         lost = Counter(reason for reasons in failed for reason in reasons)
         return [cls(why, count, lost[why], study.tracebacks.get(why, "")) for why, count in attempts.most_common()]
+
+
+def studies_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[object]]]:
+    """Header and rows: state, results and cost of each study."""
+    header = ("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
+    rows: list[list[object]] = []
+    for study in studies:
+        total, costs = study.budget.get("evaluations"), (f"{study.images:,}", f"{study.seconds:,.0f}")
+        done = f"{Progress.of(study).done}/{total}" if total else study.evaluations
+        losses = (number(study.searched), number(study.held_out_loss))
+        rows.append([study.study, study.state, done, len(study.failed), *losses, *costs])
+    return header, rows
 
 
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:

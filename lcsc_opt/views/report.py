@@ -27,7 +27,7 @@ from lcsc_opt.views.figures.look import CONFIG, number, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
 from lcsc_opt.views.landscape import Landscape
-from lcsc_opt.views.progress import FailureReason, Progress
+from lcsc_opt.views.progress import FailureReason, Progress, studies_table
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -73,7 +73,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
             (AXES[axis], _figure(comparison_figure(studies, axis)))
             for axis in sorted(AXES, key=lambda axis: axis != first)
         ],
-        summaries=_summaries(studies),
+        summaries=studies_table(studies),
         trade_off=None if traded is None else _figure(traded),
         distances=_figure(distances_figure(reader, studies)) if answered else None,
         landscapes=[
@@ -109,18 +109,6 @@ def _difference(row: Ranked) -> str:
         return "–"
     interval = "" if found.low is None else f" [{number(found.low)}, {number(found.high)}]"
     return f"{found.mean:+.3g}{interval}"
-
-
-def _summaries(studies: Sequence[StudyHistory]) -> _Table:
-    header = ("study", "state", "evaluations", "failed", "searched", "held out", "images", "seconds of evaluation")
-    rows = [
-        [
-            *(study.study, study.state, study.evaluations, len(study.failed)),
-            *(number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:,.0f}"),
-        ]
-        for study in studies
-    ]
-    return header, rows, None
 
 
 def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory]) -> dict[str, Any]:

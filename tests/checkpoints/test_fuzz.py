@@ -43,14 +43,8 @@ def originals(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.name != "part.safetensors"]
 
 
-def flip_bits(content: bytearray, rng: random.Random) -> bytearray:
-    for _ in range(rng.choice([1, 1, 4, 30])):
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return content
-
-
 def flip_bits_in_the_structure(content: bytearray, rng: random.Random) -> bytearray:
-    """As above, but where pickles, headers and directories are, not in the weights."""
+    """Where pickles, headers and directories are, not in the weights."""
     for _ in range(rng.choice([1, 2, 8])):
         place = rng.randrange(min(3000, len(content)))
         content[place if rng.random() < 0.7 else -1 - place] ^= 1 << rng.randrange(8)
@@ -86,7 +80,6 @@ def damage_the_pickle(content: bytearray, rng: random.Random) -> bytearray:
 
 
 MUTATIONS: tuple[Callable[[bytearray, random.Random], bytearray], ...] = (
-    flip_bits,
     flip_bits_in_the_structure,
     truncate,
     put_in_a_number,
