@@ -33,7 +33,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.images import bundled_images, feature_network
+from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
@@ -89,9 +89,9 @@ def main() -> None:
 Known = dict[tuple[str, int, int], tuple[float, ...]]
 
 
-def objective_of(*, rows: Rule | None = None, **settings: Any) -> MergeSampleScore:
-    """The digits objective that sees half A; with ``rows``, layers have coefficients of their own."""
-    objective = load_objective(ObjectiveSpec(file="digits.py", settings={**SETTINGS, **settings}), rows=rows)
+def objective_of(file: str = "digits.py", *, rows: Rule | None = None, **settings: Any) -> MergeSampleScore:
+    """The objective that sees half A; with ``rows``, layers have coefficients of their own."""
+    objective = load_objective(ObjectiveSpec(file=file, settings={**SETTINGS, **settings}), rows=rows)
     assert isinstance(objective, MergeSampleScore)
     return objective
 
@@ -146,11 +146,11 @@ def compared(
 
 
 class MetricsOfHalves:
-    """Evaluation metrics: both halves of the digits, in the features of two networks."""
+    """Evaluation metrics: both halves of the real images, in the features of two networks."""
 
-    def __init__(self) -> None:
-        images, _ = bundled_images("digits")
-        networks = (feature_network("digits"), feature_network("digits", second=True))
+    def __init__(self, dataset: Bundled = "digits") -> None:
+        images, _ = bundled_images(dataset)
+        networks = (feature_network(dataset), feature_network(dataset, second=True))
         self._references: dict[str, Reference] = {
             f"{half}{number}": Reference.of_images(network, images[first::2])
             for number, network in zip(("", "2"), networks, strict=True)
@@ -171,7 +171,7 @@ class MetricsOfHalves:
         return self.of_images(self._halves[0])
 
     def of_images(self, images: Any) -> tuple[float, ...]:
-        """All metrics of images ``[N, 1, 8, 8]``."""
+        """All metrics of images ``[N, C, H, W]``."""
         values = []
         for space in SPACES:
             metrics = FeatureMetrics(self._references[space])
