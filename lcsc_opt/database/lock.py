@@ -26,7 +26,8 @@ from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
 
 _RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
-WAIT_SECONDS, POLL_SECONDS = 2.0, 0.05  # whoever asks whether a study runs holds its lock for a moment
+WAIT_SECONDS = 2.0  # whoever asks whether a study runs holds its lock for a moment; a server frees one after a moment
+_POLL_SECONDS = 0.1
 _KEEPALIVES = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3}  # seconds, times
 _HELD = (
     "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
@@ -42,11 +43,8 @@ class _FileLock:
         self._lock: Callable[[], None] | None = None
 
     def take(self) -> bool:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while (lock := try_lock(self._path)) is None and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        self._lock = lock
-        return lock is not None
+        self._lock = try_lock(self._path)
+        return self._lock is not None
 
     def is_held(self) -> bool:
         return True
@@ -102,7 +100,7 @@ class Coordinator:
         Raises:
             StudyStoreError: within seconds; the message says who holds it.
         """
-        if not in_database(self._storage, self._lock.take):
+        if not self._taken(WAIT_SECONDS):
             holder = in_database(self._storage, self._holder) or {"host": "a machine", "process": "?", "since": 0.0}
             since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
             who = f"on {holder['host']} by process {holder['process']} since {since}"
@@ -117,12 +115,15 @@ class Coordinator:
         """
         if self._lock.is_held():
             return
-        deadline = time.monotonic() + _RETAKE_SECONDS
-        while not (taken := self._lock.take()) and time.monotonic() < deadline:
-            time.sleep(_RETAKE_SECONDS / 100)
-        if not taken or self._holder() != self._me:
+        if not self._taken(_RETAKE_SECONDS) or self._holder() != self._me:
             self._lock.free()
             raise StudyStoreError(f"{self._study}: another process runs this study; nothing more was written from here")
+
+    def _taken(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not (taken := in_database(self._storage, self._lock.take)) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return taken
 
     def end(self) -> None:
         """Give the lock up."""
