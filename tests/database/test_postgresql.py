@@ -22,7 +22,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
-from tests.processes import Ended, Lcsc, lcsc_process, wait_until
+from tests.processes import Lcsc, lcsc_process, wait_until
 from tests.search.test_runner import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
@@ -209,11 +209,12 @@ def test_coordinators_share_a_database_and_one_study_has_one(
     server = {"LCSC_STORAGE": postgresql_url}
     commands = [("run", "shared.yaml", "--optimizer", name) for name in OPTIMIZERS]
     coordinators = [Lcsc(*command, environment=server) for command in commands]
-    def ended() -> list[Ended]:
-        return [coordinator.wait() for coordinator in coordinators if not coordinator.process.is_alive()]
 
-    wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == len(OPTIMIZERS) or ended())
-    assert not ended()
+    def all_wait() -> bool:
+        return len(list(tmp_path.glob("waiting-*"))) == len(OPTIMIZERS)
+
+    wait_until(lambda: all_wait() or not all(one.process.is_alive() for one in coordinators))
+    assert all_wait(), [one.wait() for one in coordinators if not one.process.is_alive()]
     second = lcsc_process(*commands[0], environment=server)
     Path("go").touch()
     assert [coordinator.wait().status for coordinator in coordinators] == [0] * len(OPTIMIZERS)
