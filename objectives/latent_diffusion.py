@@ -37,7 +37,7 @@ class Settings(ImageObjectiveSettings):
     Attributes:
         pipeline: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
         component: what the checkpoints hold: the pipeline's ``unet`` or ``transformer``, or a ``lora``.
-        lora_alpha: of LoRA checkpoints, if neither they nor a configuration beside them tell it.
+        lora_alpha: of LoRA checkpoints, if neither they nor a configuration next to them tell it.
         sampler: scheduler and steps; without a name the pipeline's own scheduler.
         guidance_scale: above 1 every step takes two model calls (one for a latent consistency model).
         negative_prompt: guidance leads away from it; without it the pipeline's default.

@@ -1,4 +1,4 @@
-"""Your own model: copy this file beside your study file, and change the two functions at its end.
+"""Your own model: copy this file next to your study file, and change the two functions at its end.
 
     objective:
       file: my_model.py                   # the copy

@@ -12,7 +12,7 @@
         nfe: 4
         reference: cifar10-train.npz
 
-Both are looked for where Python looks, in the working directory, and beside the study file. ``sample`` gets standard
+Both are looked for where Python looks, in the working directory, and next to the study file. ``sample`` gets standard
 normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. If it has parameters of these
 names, it also gets ``labels``, the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
 ``nfe``, how many model calls an image may take; and ``draw``. ``draw(1)``, ``draw(2)``, … give more noise of the same

@@ -11,7 +11,7 @@
         nfe: 2
 
 The first use trains the model, and the teacher, if they are not in the cache. An interrupted training continues. ``cd``
-distils ``teacher``, and ``ect`` begins from it. The learning curve and the model's folder are beside the trajectory in
+distils ``teacher``, and ``ect`` begins from it. The learning curve and the model's folder are next to the trajectory in
 the cache, as ``lcsc train`` writes them.
 """
 

@@ -1,4 +1,4 @@
-"""``docs/paper.md``: each table of the paper beside what was measured here, and a word for each claim."""
+"""``docs/paper.md``: each table of the paper against what was measured here, and a word for each claim."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reproduction.table import Claim, Table
 INTRODUCTION = """# The paper, table by table
 
 Liu et al. 2024, *Linear Combination of Saved Checkpoints Makes Consistency and Diffusion Models Better*, first
-version, beside what two cores can do: models of 8×8 digits and of crops of photographs that are trained here, in
+version, next to what two cores can do: models of 8×8 digits and of crops of photographs that are trained here, in
 place of CIFAR-10 and ImageNet-64. `make paper` runs the study files of `studies/paper/` and writes this page; no
 number in it is written by hand.
 

@@ -102,7 +102,7 @@ TABLES = (
     Table(
         "ema",
         "Table 10: against all EMA rates",
-        "The paper's CT is LCSC at 400K iterations beside the best EMA at 800K; ours are of the same length.",
+        "The paper's CT is LCSC at 400K iterations against the best EMA at 800K; ours are of the same length.",
         (
             Setting("CD (ours: CM of digits)", CM, 2.42, 3.51),
             Setting("DM (ours: DM of digits)", DM, 3.18, 3.96),
@@ -118,7 +118,7 @@ TABLES = (
     Table(
         "features",
         "Tables 11 and 12: FID in other features",
-        "There FID@CLIP beside that of the default EMA rate; here FID in a second network's features beside EMA*'s.",
+        "There FID@CLIP against that of the default EMA rate; here FID in a second network's features against EMA*'s.",
         (
             Setting("CD, 800K (ours: CM of digits)", CM, 14.8, 17.7),
             Setting("DM, 800K (ours: DM of digits)", DM, 36.4, 42.7),
@@ -135,7 +135,7 @@ TABLES = (
 
 NOT_HERE = (
     ("Figure 4", "how much training is left to be had, drawn; its points are those of Tables 1 to 3"),
-    ("Table 2, as it is", "ImageNet-64; its rows stand beside those of CIFAR-10, which ours are as near to"),
+    ("Table 2, as it is", "ImageNet-64; its rows stand next to those of CIFAR-10, which ours are as near to"),
     ("Figures 3, 6", "the landscape: `lcsc landscape` draws it for any study; no number is compared"),
     ("Figures 5, 7, 8", "patterns of coefficients: the dashboard's page of a study draws them; no number is compared"),
     ("full scale", "CIFAR-10 and ImageNet-64: no data, no GPU"),
