@@ -49,9 +49,9 @@ class Ways:
         self._ema = best_ema(self._plain)
         recipe = Ict(first_discretization=160, learning_rate=1e-4)  # the curriculum's end; a tenth of the rate
         out = folder / "neon.trajectory"
-        found = append_self_trained(self._plain, recipe, out, start=lambda: self._ema, seed=seed)
-        self._place = found.place
+        step, _ = append_self_trained(self._plain, recipe, out, start=lambda: self._ema, seed=seed)
         self._extended = self._plain.on_weights(Trajectory.open(out))
+        self._place = self._extended.steps.index(step)
 
     def measure(self, way: str, row: str, images: int, evaluator: MetricsOfHalves) -> tuple[float, ...]:
         """w, and all metrics of the images of one way, on held-out noise."""

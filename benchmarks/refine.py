@@ -107,11 +107,11 @@ class Ways:
         return answer_of(objective, "LCSCGradient", self._seed, images, selected_on=self._selected)
 
     def _refined(self, objective: MergeSampleScore, start: Coefficients, images: int, *, then_search: int = 0) -> Found:
-        settings = RefineSettings.of(images=images, seed=self._seed)
+        settings = RefineSettings(images=images, seed=self._seed)
         out = Path(tempfile.mkdtemp(dir=self._folder)) / "refined.trajectory"
-        found = refine(objective, settings, out, start=lambda: start, held_out_images=1000)
+        answer, *_ = refine(objective, settings, out, start=lambda: start, held_out_images=1000)
         if not then_search:
-            return Found(ONE, OneModel(load_file(found.answer), frozenset()))
+            return Found(ONE, OneModel(load_file(answer), frozenset()))
         left = Trajectory.open(out)
         return Found(self._searched(objective.on_weights(left), then_search), left)
 

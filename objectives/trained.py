@@ -28,7 +28,6 @@ from pydantic import Field, JsonValue
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.trained import TrainedSettings
@@ -116,7 +115,7 @@ def trained(checked: Settings, cache: Path) -> Path:
     if checked.teacher is not None:
         folder = beside(trained(_alone(checked.teacher, checked.dataset), cache), ".model")
     cache.mkdir(parents=True, exist_ok=True)
-    with only_process(path, busy=lambda: notice(f"{path} is trained by another process: waiting for it")):
+    with only_process(path, busy=f"{path} is trained by another process: waiting for it"):
         if not _is_whole(path):
             _train(checked, path, folder)
     return path

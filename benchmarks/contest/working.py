@@ -106,7 +106,7 @@ def _runner(job: Job, plan: StudyPlan) -> StudyRunner:
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
     if key not in _RUNNERS:
         runner = StudyRunner(open_storage(job.url, write=True))
-        with only_process(cache_directory() / f"contest-{job.cell.name}", busy=lambda: None):
+        with only_process(cache_directory() / f"contest-{job.cell.name}"):
             runner.objective(plan)
         _RUNNERS.clear()
         _RUNNERS[key] = runner

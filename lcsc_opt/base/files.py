@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lcsc_opt.base.errors import LcscError, TrajectoryError
+from lcsc_opt.base.progress import notice
 
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
@@ -133,15 +134,16 @@ def _unlock(lock: FileLock) -> None:
 
 
 @contextlib.contextmanager
-def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
+def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
 
     Args:
         out: what is made; the lock is the file ``.NAME.lock`` next to it, which is removed at the end.
-        busy: called once when another process holds the lock; it raises an error, or returns in order to wait.
+        busy: where another process holds the lock, an error that is raised, or a text that is said before waiting.
 
     Raises:
         TrajectoryError: the folder around ``out`` cannot be written to.
+        LcscError: ``busy``.
     """
     path = out.with_name(f".{out.name}.lock")
     try:
@@ -150,7 +152,10 @@ def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     except OSError as error:
         raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {ANOTHER_FOLDER}.") from error
     if unlock is None:
-        busy()
+        if isinstance(busy, LcscError):
+            raise busy
+        if busy:
+            notice(busy)
         lock = FileLock(path, thread_local=False, fallback_to_soft=False)
         lock.acquire(poll_interval=POLL_SECONDS)
         unlock = functools.partial(_unlock, lock)

@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import NonNegativeInt
 
-from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Storage, assignments
 from lcsc_opt.cli.output import number, print_json, print_table, say
 
 _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
-
-
-class _Refining(FrozenModel):
-    """What ``lcsc refine`` takes as KEY=VALUE."""
-
-    images_per_step: int | None = None
-    rate: float | None = None
-    checkpoint_every: int | None = None
-    seed: NonNegativeInt | None = None
-    held_out: int | None = None
 
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
@@ -102,27 +91,24 @@ def refine(
     from lcsc_opt.search.forking import StartingPoint
     from lcsc_opt.search.refining import RefineSettings, refine
 
-    given = parse_settings(_Refining, assignments(settings or ()), source="refine").model_dump(exclude_none=True)
-    held_out = given.pop("held_out", None)
-    asked = RefineSettings.of(images=images, **given)
+    asked = parse_settings(RefineSettings, {"images": images, **assignments(settings or ())}, source="refine")
     begun = StartingPoint.of(source, storage)
-    found = refine(
+    answer, before, after = refine(
         begun.objective,
         asked,
         out,
         start=begun.best if begin == "best" else begun.ema,
-        held_out_images=held_out or begun.held_out_images,
+        held_out_images=begun.held_out_images,
         resume=resume,
     )
     if output == "json":
-        print_json({"answer": str(found.answer), "start": _row(found.start), "refined": _row(found.refined)})
+        print_json({"answer": str(answer), "start": _row(before), "refined": _row(after)})
     else:
-        before, after = found.start, found.refined
         rows = [("loss", number(before.loss), number(after.loss))]
         rows += [(name, number(value), number(after.metrics.get(name))) for name, value in before.metrics.items()]
         title = f"{before.cost.images:,} images of noise that no step saw"
         print_table(("held out", "start", "refined"), rows, title=title)
-    say(f"{found.answer}: the average; {out}: its checkpoints, for the setting checkpoints of a study file")
+    say(f"{answer}: the average; {out}: its checkpoints, for the setting checkpoints of a study file")
 
 
 def _row(evaluation: Any) -> dict[str, Any]:
@@ -154,11 +140,13 @@ def neon(
     parsed = parse_recipe(recipe, settings or ())
     begun = StartingPoint.of(source, storage)
     start = begun.best if begin == "best" else begun.ema
-    found = append_self_trained(begun.objective, parsed, out, start=start, samples=samples, steps=steps, seed=seed)
+    step, found = append_self_trained(
+        begun.objective, parsed, out, start=start, samples=samples, steps=steps, seed=seed
+    )
     if output == "json":
-        losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]
-        print_json({"step": found.step, "losses": losses})
+        losses = [{"w": weight, "loss": loss} for weight, loss in found.items()]
+        print_json({"step": step, "losses": losses})
     else:
-        rows = [(f"{weight:g}", number(loss)) for weight, loss in found.losses.items()]
+        rows = [(f"{weight:g}", number(loss)) for weight, loss in found.items()]
         print_table(("w", "loss"), rows, title="(1 + w) start − w self-trained, on the search's noise")
-    say(f"{out}: the checkpoints and, as step {found.step}, the self-trained one; for checkpoints of a study file")
+    say(f"{out}: the checkpoints and, as step {step}, the self-trained one; for checkpoints of a study file")

@@ -73,9 +73,7 @@ class KeptNodes:
         """The inverse of :meth:`as_stored`, or ``None`` if nothing is kept."""
         if not isinstance(stored, Mapping):
             return None
-        names = [field.name for field in dataclasses.fields(NodeWork)]
-        nodes = tuple(NodeWork(**{name: row[name] for name in names}) for row in stored["nodes"])
-        return cls(float(stored["kept_at"]), nodes)
+        return cls(float(stored["kept_at"]), tuple(NodeWork(**row) for row in stored["nodes"]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

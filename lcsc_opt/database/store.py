@@ -61,6 +61,7 @@ from lcsc_opt.database.urls import masked
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS = {"sum_abs": FloatDistribution(1.0, 1e6, log=True)}  # for Optuna's plots; the coefficients have no bound
+_OF_ITS_STUDY = ("tell_index", "tells_before", "retry_of", "inherited")  # attributes that a copy of a trial lacks
 _MAKING_SECONDS = 30.0  # how long another process may take to make a study
 T = TypeVar("T")
 
@@ -69,11 +70,6 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     """Name → user attributes of the studies that lcsc_opt made, in the order in which they were created."""
     studies = in_database(storage, storage.get_all_studies)
     return {study.study_name: study.user_attrs for study in studies if _is_made_by_us(study.user_attrs)}
-
-
-def study_names(storage: RDBStorage) -> list[str]:
-    """The names of all studies that lcsc_opt made, in the order in which they were created."""
-    return list(our_studies(storage))
 
 
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
@@ -110,7 +106,7 @@ class StoredStudy:
         try:
             study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
         except KeyError as error:
-            known = ", ".join(study_names(storage)) or "none"
+            known = ", ".join(our_studies(storage)) or "none"
             raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
         if not _is_made_by_us(study.attributes):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
@@ -222,10 +218,8 @@ class StoredStudy:
         attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": dataclasses.asdict(evaluation.cost)}
         if evaluation.gradient is not None:
             attributes["gradient"] = stored_array(evaluation.gradient)
-        if evaluation.violation is not None:
-            attributes["violation"] = evaluation.violation
-        if evaluation.unseen is not None:
-            attributes["unseen"] = evaluation.unseen
+        optional = {"violation": evaluation.violation, "unseen": evaluation.unseen}
+        attributes |= {name: value for name, value in optional.items() if value is not None}
         state = TrialState.COMPLETE if compares else TrialState.PRUNED
         self._end(number, state, attributes, tell_index, value=evaluation.loss)
 
@@ -339,6 +333,20 @@ class StoredStudy:
         names = {"artifact_id": artifact_id, "filename": path.name, "trial": number}
         meta = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
         self._write(lambda: self.storage.set_study_system_attr(self.key, f"{_ARTIFACT}{artifact_id}", json.dumps(meta)))
+
+    def copy(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Create another study, with these attributes, and every finished trial of this one, marked as inherited.
+
+        Raises:
+            StudyStoreError: a study of that name exists.
+        """
+        copies = []
+        for trial in (trial for trial in self.trials() if trial.state.is_finished()):
+            origin = trial.user_attrs.get("inherited") or {"study": self.name, "trial": trial.number}
+            kept = {key: value for key, value in trial.user_attrs.items() if key not in _OF_ITS_STUDY}
+            copies.append(create_trial(state=trial.state, value=trial.value, user_attrs={**kept, "inherited": origin}))
+            copies[-1].datetime_start, copies[-1].datetime_complete = trial.datetime_start, trial.datetime_complete
+        create(self.storage, name, attributes, copies)
 
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""

@@ -98,7 +98,7 @@ class PackedTrajectory:
         for path in (self.path, cached):
             if Trajectory.holding(path, self.known) is not None:
                 return path
-        with only_process(cached, busy=lambda: None):  # another worker on this machine fetches it: wait
+        with only_process(cached):  # another worker on this machine fetches it: wait
             if Trajectory.holding(cached, self.known) is None:
                 self._fetch(cached)
         return cached

@@ -7,7 +7,6 @@ as :class:`SmallModel` says, and scored by networks that are trained here, too.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
@@ -165,7 +163,7 @@ class SmallModel:
         key = hashlib.sha256(text.encode()).hexdigest()[:16] + ("" if settings.data == "all" else f"-{settings.data}")
         path = cache_directory() / f"{self.name}-{key}.trajectory"
         if not path.exists():
-            with only_process(path, busy=functools.partial(notice, f"{path} is trained by another process: waiting")):
+            with only_process(path, busy=f"{path} is trained by another process: waiting"):
                 if not path.exists():
                     self._train(settings, path)
         return Trajectory.open(path)

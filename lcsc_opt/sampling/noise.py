@@ -40,8 +40,14 @@ class ImageNoise:
 
         ``draw`` is which of several independent draws for the same image, as multi-step sampling needs.
         """
-        key = (noise, start, stop, tuple(shape), draw)
-        return self._kept(key, lambda: self._draw(noise, start, stop, shape, draw))
+
+        def drawn() -> Tensor:
+            numbers = np.empty((stop - start, *shape), dtype=np.float32)
+            for i, stream in enumerate(self._streams(noise, start, stop, "noise", draw)):
+                numbers[i] = stream.standard_normal(shape, dtype=np.float32)
+            return torch.from_numpy(numbers)
+
+        return self._kept((noise, start, stop, tuple(shape), draw), drawn)
 
     def integers(self, noise: Noise, start: int, stop: int, *, below: int) -> Tensor:
         """One integer from 0 to ``below - 1`` for each of these images: ``[stop - start]``, not to be written to."""
@@ -59,12 +65,6 @@ class ImageNoise:
         """
         seeds = [derive_seed(self.seed, "steps", noise.group, noise.seed, image) for image in range(start, stop)]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def _draw(self, noise: Noise, start: int, stop: int, shape: Sequence[int], draw: int) -> Tensor:
-        drawn = np.empty((stop - start, *shape), dtype=np.float32)
-        for i, stream in enumerate(self._streams(noise, start, stop, "noise", draw)):
-            drawn[i] = stream.standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(drawn)
 
     def _streams(self, noise: Noise, start: int, stop: int, name: str, draw: int) -> Iterator[np.random.Generator]:
         key = derive_seed(self.seed, name, noise.group, noise.seed, draw, bits=128)

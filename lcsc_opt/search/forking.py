@@ -17,10 +17,9 @@ from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, c
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import HOLDER, is_ours
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -78,7 +77,7 @@ def fork(
         budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
     )
     configure(plan.optimizer)
-    if plan.name in study_names(source.storage):
+    if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
     runner = StudyRunner(source.storage, accept_changes=accept_changes)
     before = runner.objective(of_source)
@@ -88,7 +87,7 @@ def fork(
         runner.check(plan)
         begun = {**plan.following(), **plan.beginning(before), "forked_from": source.name}
         not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, "measured", "retry"))
-        copy_study(source, plan.name, {**source.attributes, **changes, **begun, **not_taken})
+        source.copy(plan.name, {**source.attributes, **changes, **begun, **not_taken})
         return plan
     was = packed_trajectory(before)
     now = packed_trajectory(runner.objective(plan))

@@ -123,24 +123,20 @@ def score_held_out(
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it search on")
     signs = objective.evaluation_metrics
     baselines = _baselines(study, objective, plan, needed=bool(signs))
-    noises = [Noise(HELD_OUT.group, plan.first_group + group) for group in range(plan.groups)]
-    measurements = _Measurements(study, plan.images, evaluate or functools.partial(evaluate_safely, objective), signs)
+    asked = {trial.number: coefficients_of(trial) for trial in trials}
+    where = {number: f"{study.name}: trial {number}" for number in asked}
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
-        selection = []
-        for trial in trials:
-            where = f"{study.name}: trial {trial.number}"
-            selection.append(measurements.of(coefficients_of(trial), SELECTION, where)["loss"])
-            advance()
-        _, number, chosen = min((loss, trial.number, trial) for loss, trial in zip(selection, trials, strict=True))
-        where = f"{study.name}: trial {number}"
-        groups = measurements.of_groups(coefficients_of(chosen), noises, where, advance)
-        choice = {"chosen_from": [trial.number for trial in trials], "selection": selection}
-        report = {"trial": number, **_means(groups, plan.images), **choice}
+        evaluate = evaluate or functools.partial(evaluate_safely, objective)
+        measurements = _Measurements(study, plan, evaluate, signs, advance)
+        selection = [measurements.of(asked[number], SELECTION, where[number])["loss"] for number in asked]
+        _, number = min(zip(selection, asked, strict=True))
+        groups = measurements.of_groups(asked[number], where[number])
+        report = {"trial": number, **_means(groups, plan.images), "chosen_from": [*asked], "selection": selection}
         if baselines:
             report["baselines"] = {}
         for name, (coefficients, origin) in baselines.items():
             try:
-                groups = measurements.of_groups(coefficients, noises, name, advance, origin.get("study"))
+                groups = measurements.of_groups(coefficients, name, origin.get("study"))
                 report["baselines"][name] = {**origin, **_means(groups, plan.images)}
             except SearchFailedError as error:
                 notice(f"{error}; it is left out")
@@ -193,8 +189,17 @@ class _Measurements:
     Held-out measurements that lack one of the ``metrics`` are made again.
     """
 
-    def __init__(self, study: StoredStudy, images: int, evaluate: Evaluate, metrics: Collection[str]) -> None:
-        self._study, self._images, self._evaluate, self._metrics = study, images, evaluate, set(metrics)
+    def __init__(
+        self,
+        study: StoredStudy,
+        plan: HeldOutPlan,
+        evaluate: Evaluate,
+        metrics: Collection[str],
+        advance: Callable[..., None],
+    ) -> None:
+        self._study, self._images, self._evaluate, self._metrics = study, plan.images, evaluate, set(metrics)
+        self._noises = [Noise(HELD_OUT.group, plan.first_group + group) for group in range(plan.groups)]
+        self._advance = advance
 
     def of(self, coefficients: Coefficients, noise: Noise, where: str, also: StoredStudy | None = None) -> Report:
         """``loss`` and ``metrics`` of one model, which the study ``also`` may have measured, too.
@@ -206,31 +211,23 @@ class _Measurements:
         key = f"{self._images} {noise.group} {noise.seed}"
         needed = self._metrics if noise.group == HELD_OUT.group else set()
         for one in (self._study, *([] if also is None else [also])):
-            known: Report | None = (one.attributes.get(_MEASURED) or {}).get(model, {}).get(key)
-            if known is not None and needed <= set(known["metrics"]):
-                return known
-        outcome = self._evaluate(Candidate(coefficients, images=self._images or None, noise=noise))
-        if isinstance(outcome, Failure):
-            raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
-        found = {"loss": outcome.loss, "metrics": dict(outcome.metrics)}
-        stored = self._study.attributes.get(_MEASURED) or {}
-        self._study.set_attribute(_MEASURED, {**stored, model: {**stored.get(model, {}), key: found}})
+            found: Report | None = (one.attributes.get(_MEASURED) or {}).get(model, {}).get(key)
+            if found is not None and needed <= set(found["metrics"]):
+                break
+        else:
+            outcome = self._evaluate(Candidate(coefficients, images=self._images or None, noise=noise))
+            if isinstance(outcome, Failure):
+                raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
+            found = {"loss": outcome.loss, "metrics": dict(outcome.metrics)}
+            stored = self._study.attributes.get(_MEASURED) or {}
+            self._study.set_attribute(_MEASURED, {**stored, model: {**stored.get(model, {}), key: found}})
+        self._advance(note=f"{found['loss']:.4g}")
         return found
 
-    def of_groups(
-        self,
-        coefficients: Coefficients,
-        noises: Sequence[Noise],
-        where: str,
-        advance: Callable[..., None],
-        study: str | None = None,
-    ) -> list[Report]:
+    def of_groups(self, coefficients: Coefficients, where: str, study: str | None = None) -> list[Report]:
         """The same for each group of noise, with its ``seed``; the study of that name may have measured it, too."""
-        also, groups = None if study is None else StoredStudy.open(self._study.storage, study), []
-        for noise in noises:
-            groups.append({"seed": noise.seed, **self.of(coefficients, noise, where, also)})
-            advance(note=f"{groups[-1]['loss']:.4g}")
-        return groups
+        also = None if study is None else StoredStudy.open(self._study.storage, study)
+        return [{"seed": noise.seed, **self.of(coefficients, noise, where, also)} for noise in self._noises]
 
 
 def _means(groups: Sequence[Report], images: int) -> Report:

@@ -18,7 +18,7 @@ from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LANDSCAPE, PLANE_ATTRIBUTE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers import configure
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.study import StudyRunner
@@ -52,7 +52,7 @@ def run_landscape(
     name, fewer = f"{experiment}/{LANDSCAPE}/{seed}", {} if images is None else {"images": images}
     if optimizer == LANDSCAPE:
         raise StudyStoreError(f"{source.name}: is a landscape; name a search of {experiment}, or lcsc resume it")
-    if name in study_names(storage):
+    if name in our_studies(storage):
         plan = StudyPlan.of(StoredStudy.open(storage, name))
         known = {**plan.optimizer.options, "images": plan.spec.objective.settings.get("images")}
         asked = {**options, **fewer}

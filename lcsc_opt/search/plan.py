@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, configure, grid_size, needs_gradient
 
-FEWEST_REAL_IMAGES = 10  # for each feature, where each layer may have coefficients of its own
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
@@ -168,9 +167,30 @@ class StudyPlan:
 
     def beginning(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes that its search begins with, and keeps."""
-        budget = self.spec.budget.model_dump()
-        begun = {"budget": budget, "optimizer_budget": budget, "origin": self.origin}
-        return {**begun, "parallelism": self._parallelism(objective)}
+        budget, groups = self.spec.budget.model_dump(), objective.layer_groups
+        return {
+            "budget": budget,
+            "optimizer_budget": budget,
+            "origin": self.origin,
+            "parallelism": self._parallelism(objective),
+            "holds_out": objective.why_nothing_held_out() is None,
+            "steps": list(objective.steps),
+            "layer_groups": None if groups is None else list(groups.names),
+            "directory": self.directory and str(self.directory),
+        }
+
+    def prepared(
+        self, objective: Objective, stored: Mapping[str, Any] | None
+    ) -> tuple[StudyPlan, dict[str, Any], dict[str, Any]]:
+        """The plan as its study continues it, the attributes that any study gets, and those that only a new one gets.
+
+        Raises:
+            StudySpecError, ObjectiveError: the objective cannot be searched so, see :meth:`check`.
+            StudyStoreError: the study was made from another specification.
+        """
+        self.check(objective)
+        plan = self.continuing(stored)
+        return plan, plan.following(), plan.beginning(objective)
 
     def is_searched(self, stored: Mapping[str, Any]) -> bool:
         """Whether the search of the study with these attributes has nothing left to do for this plan's budget."""
@@ -180,6 +200,15 @@ class StudyPlan:
         if budget.evaluations is not None:
             return bool(ended["evaluations"] >= budget.evaluations)
         return bool((stored["budget"].get("images") or 0) >= budget.total)
+
+    def has_nothing_to_do(self, stored: Mapping[str, Any]) -> bool:
+        """Whether a run would leave the study as it is; not where its checkpoints have moved: exports look for them.
+
+        Raises:
+            StudyStoreError: the study was made from another specification.
+        """
+        plan = self.continuing(stored)
+        return plan.is_finished(stored) and stored["specification"] == plan.specification()
 
     def is_finished(self, stored: Mapping[str, Any]) -> bool:
         """Whether nothing is left to do, neither of the search nor of the held-out report."""
@@ -242,17 +271,6 @@ class StudyPlan:
             most = len(objective.steps) - 1
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {space.directions}")
 
-    def advice(self, objective: Objective) -> Iterator[str]:
-        """What speaks against a row of coefficients for each layer group, a line each (measured in docs/rows.md)."""
-        if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
-            return
-        few = objective.real_images_per_feature
-        if not needs_gradient(self.optimizer):
-            yield f"{self.name}: without a gradient, more rows do not pay; leave space.rows out, or take LCSCGradient"
-        elif few is not None and few < FEWEST_REAL_IMAGES:
-            what = f"{few:.1f} real images for each feature; with fewer than about {FEWEST_REAL_IMAGES}"
-            yield f"{self.name}: the reference has {what}, many rows fit them alone; leave space.rows out"
-
     def space(self, objective: Objective) -> CoefficientSpace:
         """The coefficient space over an objective's checkpoints.
 
@@ -296,10 +314,9 @@ class StudyPlan:
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
-    """How many trials may be between ask and tell.
+    """How many trials may be between ask and tell: one for one worker, and two each if their stages overlap.
 
-    One for one worker. For several workers 1.5 each, which keeps them busy while tells wait for their turn and
-    candidates are written. Two per worker if the stages of evaluations overlap.
+    Else 1.5 each, which keeps workers busy while tells wait for their turn and candidates are written.
     """
     if pipelined:
         return 2 * workers

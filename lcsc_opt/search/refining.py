@@ -16,9 +16,10 @@ import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, Tr
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.database.names import differences
 from lcsc_opt.metrics.image_metrics import Constraint
@@ -43,73 +45,50 @@ _CHECKPOINTS = 50  # how many, unless the settings say how many steps lie betwee
 _STATE_SECONDS = 60.0  # between two states; a crash costs at most this time
 
 
-@dataclasses.dataclass(frozen=True)
-class RefineSettings:
+class RefineSettings(FrozenModel):
     """Length and rate of a refinement.
 
     Attributes:
         images: that all steps sample together, rounded down to whole steps.
         images_per_step: images of each gradient.
-        rate: Adam's rate; about how far each weight moves in a step.
-        checkpoint_every: steps between two checkpoints.
+        rate: Adam's rate, about how far each weight moves in a step; see :attr:`adam_rate`.
+        checkpoint_every: steps between two checkpoints; by default there are fifty.
         seed: of the noise.
+        held_out: how many images the start and the answer are compared on; ``None`` leaves it to the study.
     """
 
-    images: int
-    images_per_step: int
-    rate: float
-    checkpoint_every: int
-    seed: int
+    images: Annotated[int, Field(ge=2)] = 60_000
+    images_per_step: Annotated[int, Field(ge=2)] = _RATE_IMAGES
+    rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    held_out: Annotated[int, Field(ge=2)] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        images: int = 60_000,
-        images_per_step: int = _RATE_IMAGES,
-        rate: float | None = None,
-        checkpoint_every: int | None = None,
-        seed: int = 0,
-    ) -> RefineSettings:
-        """Settings with defaults in place of ``None``.
-
-        The rate is 1e-4 at 200 images a step, and grows with the square root of their number, so that Adam takes about
-        the same path: gradients of more images have less noise (Malladi et al. 2022, square root scaling rule).
-
-        Raises:
-            StudySpecError: numbers that make no sense, or leave fewer than two checkpoints.
-        """
-        if images_per_step < 2:
-            raise StudySpecError(f"--images-per-step: expected at least 2, got {images_per_step}")
-        rate = _RATE * math.sqrt(images_per_step / _RATE_IMAGES) if rate is None else rate
-        if not 0 < rate <= 1:
-            raise StudySpecError(f"--rate: expected above 0 and at most 1, got {rate}")
-        steps = images // images_per_step
-        every = max(1, steps // _CHECKPOINTS) if checkpoint_every is None else checkpoint_every
-        if not 1 <= every <= steps:
-            few = f"{images:,} are {steps} steps of {images_per_step:,}"
-            raise StudySpecError(f"--images: {few}, fewer than one checkpoint takes")
-        return cls(images, images_per_step, rate, every, seed)
+    @model_validator(mode="after")
+    def _two_checkpoints(self) -> RefineSettings:
+        if self.every > self.steps:
+            few = f"{self.images:,} images are {self.steps} steps of {self.images_per_step:,}"
+            raise ValueError(f"{few}, fewer than one checkpoint takes")
+        return self
 
     @property
     def steps(self) -> int:
         """How many steps the images allow."""
         return self.images // self.images_per_step
 
+    @property
+    def every(self) -> int:
+        """Steps between two checkpoints."""
+        return self.checkpoint_every or max(1, self.steps // _CHECKPOINTS)
 
-@dataclasses.dataclass(frozen=True)
-class _Refined:
-    """The result of a refinement.
+    @property
+    def adam_rate(self) -> float:
+        """The rate; by default 1e-4 at 200 images a step, and more with the square root of their number.
 
-    Attributes:
-        answer: the file of the averaged weights.
-        start: the evaluation of the start on held-out noise.
-        refined: the evaluation of the average on the same noise.
-    """
-
-    answer: Path
-    start: Evaluation
-    refined: Evaluation
+        So Adam takes about the same path: gradients of more images have less noise (Malladi et al. 2022, square root
+        scaling rule).
+        """
+        return self.rate or _RATE * math.sqrt(self.images_per_step / _RATE_IMAGES)
 
 
 def refine(
@@ -120,7 +99,7 @@ def refine(
     start: Callable[[], Coefficients],
     held_out_images: int,
     resume: bool = False,
-) -> _Refined:
+) -> tuple[Path, Evaluation, Evaluation]:
     """Fine-tune to the end, write the average, and compare it with the start.
 
     Args:
@@ -128,8 +107,11 @@ def refine(
         settings: how long, and how fast.
         out: the trajectory, ``NAME.trajectory``; its first checkpoint, step 0, is the start.
         start: gives the coefficients ``[K]`` of the start; not called when resuming.
-        held_out_images: how many images the start and the answer are compared on.
+        held_out_images: how many images the start and the answer are compared on, unless the settings say so.
         resume: continue from the last state; bit for bit if the device is deterministic.
+
+    Returns:
+        The file of the averaged weights, and the evaluations of the start and of the average on held-out noise.
 
     Raises:
         ObjectiveError: the objective has no gradient in weights.
@@ -147,9 +129,7 @@ def refine(
     if out.suffix != ".trajectory":
         raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
 
-    def busy() -> None:
-        raise StudySpecError(f"{out}: another process refines to it; wait until it is done, or give another name")
-
+    busy = StudySpecError(f"{out}: another process refines to it; wait until it is done, or give another name")
     with only_process(out, busy=busy):
         if resume:
             run = _Refinement.resumed(objective, settings, out)
@@ -164,7 +144,7 @@ def refine(
             run = _Refinement(objective, settings, coefficients, out)
             run.save()
         run.descend()
-        return run.finish(held_out_images)
+        return run.finish(settings.held_out or held_out_images)
 
 
 class _Refinement:
@@ -191,7 +171,7 @@ class _Refinement:
         self.objective = objective.on_weights(self.model)
         self._iterate = {name: iterate[name] for name in trained}
         self._average = {name: part.clone() for name, part in self._iterate.items()}
-        self._adam = torch.optim.Adam(list(self._iterate.values()), lr=settings.rate, eps=_EPSILON)
+        self._adam = torch.optim.Adam(list(self._iterate.values()), lr=settings.adam_rate, eps=_EPSILON)
         self.done, self.seconds = 0, 0.0
 
     @classmethod
@@ -244,7 +224,7 @@ class _Refinement:
         settings, curve = self.settings, LearningCurve(self.out.with_suffix(".jsonl"))
         curve.rewind(self.done)
         with (
-            TrajectoryWriter(self.out, every=settings.checkpoint_every, resume=self.done) as writer,
+            TrajectoryWriter(self.out, every=settings.every, resume=self.done) as writer,
             progress("refining", settings.steps, done=self.done) as advance,
         ):
             writer.append(self.done, self.model.weights)
@@ -275,7 +255,7 @@ class _Refinement:
         try:
             evaluation = self.objective.evaluate(step, gradient=True)
             if not math.isfinite(evaluation.loss):
-                raise ObjectiveError(f"the loss is {evaluation.loss}; lower --rate")
+                raise ObjectiveError(f"the loss is {evaluation.loss}; lower the rate")
         except (ObjectiveError, MetricError) as error:
             before = f"the checkpoints before it are whole in {self.out}"
             raise TrainingError(f"step {self.done + 1}: {error}; {before}") from error
@@ -296,7 +276,7 @@ class _Refinement:
         for name, part in self._average.items():
             part.lerp_(self._iterate[name], share)
 
-    def finish(self, held_out_images: int) -> _Refined:
+    def finish(self, held_out_images: int) -> tuple[Path, Evaluation, Evaluation]:
         """Write the average in the dtypes of the checkpoints, and compare it with the start."""
         answer = {name: self._average.get(name, part).to(part) for name, part in self.begun.items()}
         objectives = [self._of_checkpoints.on_weights(OneModel(w, frozenset())) for w in (self.begun, answer)]
@@ -314,12 +294,13 @@ class _Refinement:
                 found.append(objective.evaluate(Candidate(ONE, held_out_images, HELD_OUT)))
                 advance(note=f"{what} {found[-1].loss:.4g}")
         self.out.with_suffix(".state.pt").unlink()
-        return _Refined(file, *found)
+        return file, found[0], found[1]
 
 
 def _identity(objective: MergeSampleScore, settings: RefineSettings) -> str:
     """As JSON: what must stay the same for a refinement to be resumed."""
-    return json.dumps({"settings": dataclasses.asdict(settings), **objective.fingerprint()})
+    kept = {**settings.model_dump(exclude={"held_out"}), "rate": settings.adam_rate, "checkpoint_every": settings.every}
+    return json.dumps({"settings": kept, **objective.fingerprint()})
 
 
 @torch.inference_mode(mode=False)

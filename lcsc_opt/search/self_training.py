@@ -8,7 +8,6 @@ coefficient −w for that row. So a search finds w together with the other coeff
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,21 +34,6 @@ _NOISE_GROUP = "neon"
 _WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # values of w that are tried at the end, on both sides of zero
 
 
-@dataclasses.dataclass(frozen=True)
-class _Appended:
-    """The result of :func:`append_self_trained`.
-
-    Attributes:
-        place: index of the new row.
-        step: the training step that the row is stored under.
-        losses: w → loss of (1 + w) θ − w θ_self on the search's noise; w = 0 is the start.
-    """
-
-    place: int
-    step: int
-    losses: Mapping[float, float]
-
-
 def append_self_trained(
     objective: Objective,
     recipe: TrainingRecipe,
@@ -59,7 +43,7 @@ def append_self_trained(
     samples: int = 10_000,
     steps: int = 200,
     seed: int = 0,
-) -> _Appended:
+) -> tuple[int, dict[float, float]]:
     """Write the checkpoints of an objective with one more row, the start trained on its own samples.
 
     Args:
@@ -70,6 +54,10 @@ def append_self_trained(
         samples: how many images are sampled, once, to train on.
         steps: of training.
         seed: of the samples, the batches and the noise.
+
+    Returns:
+        The training step that the row is stored under; and w → loss of (1 + w) θ − w θ_self on the search's noise,
+        where w = 0 is the start.
 
     Raises:
         ObjectiveError: the objective does not sample images directly with one unconditional network, or its
@@ -83,17 +71,15 @@ def append_self_trained(
     sampler, trajectory = objective.sampler, objective.trajectory
     if not isinstance(trajectory, Trajectory):
         raise ObjectiveError("neon: the objective's checkpoints are no packed trajectory")
-    for what, reason in (("labels", "has classes, and recipes train models without"), ("decoder", "is one of latents")):
-        if getattr(sampler, what, None) is not None:
-            raise ObjectiveError(f"neon: the model {reason}; train it on its own samples by yourself, and pack that")
+    if sampler.labels is not None or sampler.decoder is not None:
+        reason = "is one of latents" if sampler.labels is None else "has classes, and recipes train models without"
+        raise ObjectiveError(f"neon: the model {reason}; train it on its own samples by yourself, and pack that")
     if out.suffix != ".trajectory":
         raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
     if recipe.needs == "teacher":
         raise TrainingError(f"--recipe: {recipe.name} needs a teacher; give ct or ict for a consistency model")
 
-    def busy() -> None:
-        raise StudySpecError(f"{out}: another process writes it; wait until it is done, or give another name")
-
+    busy = StudySpecError(f"{out}: another process writes it; wait until it is done, or give another name")
     with only_process(out, busy=busy):
         if out.exists():
             raise StudySpecError(f"{out}: exists already; give another name")
@@ -111,12 +97,17 @@ def append_self_trained(
                     writer.append(step, {name: part.to(begun[name]) for name, part in row.items()})
                 writer.append(before, trajectory.checkpoint(index))
         pending.rename(out)
-    longer, losses = objective.on_weights(Trajectory.open(out)), {}
+    return step, _losses(objective.on_weights(Trajectory.open(out)), coefficients, place)
+
+
+def _losses(longer: Objective, coefficients: Coefficients, place: int) -> dict[float, float]:
+    """W → loss of the start led away from the row ``place``."""
+    losses: dict[float, float] = {}
     with progress("weights of the new row", len(_WEIGHTS)) as advance:
         for weight in _WEIGHTS:
             losses[weight] = float(longer.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
             advance(note=f"w {weight:g}: {losses[weight]:.4g}")
-    return _Appended(place, step, losses)
+    return losses
 
 
 def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coefficients:

@@ -26,7 +26,7 @@ from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, our_studies, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
@@ -217,11 +217,8 @@ def _seconds_left(
     if not (count := sum(known.evaluations for known in timed)):
         return None
     images, budget, held_out = sum(known.images for known in timed) / count, plan.spec.budget, plan.spec.held_out
-    left: float = 0
-    if not ended and budget.images is not None and images:
-        left = max(budget.images - (0 if study is None else study.images), 0) / images
-    elif not ended:
-        left = max(budget.total - (0 if study is None else study.evaluations), 0)
+    done = 0 if study is None else getattr(study, budget.unit)
+    left = 0.0 if ended else max(budget.total - done, 0) / (images if budget.unit == "images" and images else 1)
     if held_out is not None and (study is None or study.held_out is None):
         left += (held_out.top + 1) * (held_out.images / images if images else 1)
     return left * sum(known.seconds for known in timed) / count
@@ -250,7 +247,7 @@ def run_plans(
     """
     keys = [plan.objective_key for plan in to_run]
     with looked_into(url) as storage:
-        runner, stored = StudyRunner(storage, accept_changes=accept_changes), study_names(storage)
+        runner, stored = StudyRunner(storage, accept_changes=accept_changes), our_studies(storage)
         for plan in to_run:
             runner.rehearse(plan)
         for plan in to_run:

@@ -300,11 +300,8 @@ class StudyRunner:
             LcscError: as :meth:`open`.
         """
         stored = our_studies(self.storage).get(plan.name)
-        if not retry_failed and stored is not None:
-            going_on = plan.continuing(stored)
-            moved = stored["specification"] != going_on.specification()  # the checkpoints: exported from there
-            if going_on.is_finished(stored) and not moved:
-                return f"finished already; {self._outcome(plan)}"
+        if not retry_failed and stored is not None and plan.has_nothing_to_do(stored):
+            return f"finished already; {self._outcome(plan)}"
         with self.open(plan, retry_failed=retry_failed) as opened:
             opened.search()
             opened.report()
@@ -321,18 +318,10 @@ class StudyRunner:
         """
         studies = our_studies(self.storage)
         objective = self.objective(plan)
-        plan.check(objective)
-        plan = plan.continuing(studies.get(plan.name))
-        changed, begun, now = plan.following(), plan.beginning(objective), fingerprint(objective)
-        packed = objective.trajectory if isinstance(objective.trajectory, Trajectory) else None
-        begun |= {
-            "fingerprint": now,
-            "holds_out": objective.why_nothing_held_out() is None,
-            "steps": list(objective.steps),
-            "layer_groups": None if objective.layer_groups is None else list(objective.layer_groups.names),
-            "checkpoints": packed and packed.sha256,
-            "directory": plan.directory and str(plan.directory),
-        }
+        plan, changed, begun = plan.prepared(objective, studies.get(plan.name))
+        now, packed = fingerprint(objective), objective.trajectory
+        packed = packed if isinstance(packed, Trajectory) else None
+        begun |= {"fingerprint": now, "checkpoints": packed and packed.sha256}
         if plan.name in studies:
             study = StoredStudy.open(self.storage, plan.name)
             accepted = accepted_changes(study, now, accept=self._accept)
@@ -341,7 +330,7 @@ class StudyRunner:
             changed |= accepted
         else:
             check_siblings(plan, studies, now, accept=self._accept)
-            for warning in (*plan.advice(objective), *([] if packed is None else identical_checkpoints(packed))):
+            for warning in [] if packed is None else identical_checkpoints(packed):
                 notice(warning)
             studies[plan.name] = {**begun, **changed}  # its workers load these checkpoints
         with self._workers(plan, objective, studies) as pool:

@@ -22,7 +22,7 @@ from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import in_database, open_storage
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
@@ -351,7 +351,7 @@ def check_storage(url: str) -> None:
         _check_attributes(study)
     finally:
         in_database(storage, lambda: storage.delete_study(storage.get_study_id_from_name(name)))
-    if name in study_names(storage):
+    if name in our_studies(storage):
         raise AssertionError(f"{url}: a study that was deleted is still listed")
 
 

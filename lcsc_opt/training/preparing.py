@@ -81,9 +81,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         _train(training, accelerator, resume=resume)
         return None
 
-    def busy() -> None:
-        raise TrainingError(f"{training.out}: another process trains it; wait until it is done, or name another one")
-
+    busy = TrainingError(f"{training.out}: another process trains it; wait until it is done, or name another one")
     with only_process(beside(training.out, ".model"), busy=busy):
         (_check_unchanged if resume else _check_free)(training)
         network = _train(training, accelerator, resume=resume)

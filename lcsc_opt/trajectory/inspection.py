@@ -21,7 +21,6 @@ from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _AT_ONCE = 2**18  # numbers converted to float64 at once
-_MOST_WARNINGS = 5  # of one kind
 
 
 def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         first.tensors,
         steps,
         paths,
-        [*complaints, *_at_most(broken), *_duplicates(rows), *_at_most(odd)],
+        [*complaints, *broken, *_duplicates(rows), *odd],
         dtypes=list(dtypes),
         path=shown,
         packed=False,
@@ -175,7 +174,7 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
         for earlier, later in itertools.pairwise(paths)
         if steps[earlier] == steps[later]
     ]
-    return [steps[path] for path in paths], paths, _at_most(pairs)
+    return [steps[path] for path in paths], paths, pairs
 
 
 def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] | None) -> float | None:
@@ -200,13 +199,11 @@ def _gaps(steps: Sequence[int]) -> list[str]:
     usual, count = (collections.Counter(later - earlier for earlier, later in pairs).most_common(1) or [(0, 0)])[0]
     if 2 * count < len(pairs):
         return []
-    return _at_most(
-        [
-            f"gap: {later - earlier} from step {earlier} to {later}, where {usual} is usual"
-            for earlier, later in pairs
-            if later - earlier != usual
-        ]
-    )
+    return [
+        f"gap: {later - earlier} from step {earlier} to {later}, where {usual} is usual"
+        for earlier, later in pairs
+        if later - earlier != usual
+    ]
 
 
 def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -214,15 +211,8 @@ def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, sha256 in rows:
         groups.setdefault(sha256, []).append(name)
-    return _at_most(
-        [
-            f"identical weights: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for names in groups.values()
-            if len(names) > 1
-        ]
-    )
-
-
-def _at_most(lines: list[str]) -> list[str]:
-    more = [f"… and {len(lines) - _MOST_WARNINGS} more like this"] if len(lines) > _MOST_WARNINGS else []
-    return lines[:_MOST_WARNINGS] + more
+    return [
+        f"identical weights: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for names in groups.values()
+        if len(names) > 1
+    ]

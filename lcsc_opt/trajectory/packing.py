@@ -73,11 +73,7 @@ def pack(
     if out.exists() and not overwrite:
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
     sources = _selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
-
-    def busy() -> None:
-        raise TrajectoryError(f"Another process packs to {out}: wait until it is done.")
-
-    with only_process(out, busy=busy):
+    with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         return _pack(sources, out, key, _fingerprint(sources, key, dtype), dtype)
 
 
@@ -283,7 +279,7 @@ def _packed_once(sources: _Sources, cache: Path, key: str | None, dtype: str) ->
     identity = _fingerprint(sources, key, dtype)
     out = _place(cache, identity)
     if not out.exists():
-        with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
+        with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
             if not out.exists():  # another process may have made it meanwhile
                 return _pack(sources, out, key, identity, dtype)
     return Trajectory.open(out)
@@ -322,12 +318,11 @@ def _open_known(
         return found
     sources = _there_now(patterns, key, steps)
     own = {step: path for step, path in sources.items() if step in known.steps}
-    identity = _fingerprint(own, key, dtype)
-    if not known.moved and (found := _in_cache(cache, known, identity)) is not None:
+    if not known.moved and (found := _in_cache(cache, known)) is not None:
         if not own:
             notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
-        elif found.metadata.get(_PLAN) != identity and not _still_hold(own, found, key):
-            notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
+        elif Trajectory.holding(_place(cache, _fingerprint(own, key, dtype)), known) is None:
+            notice(f"{named}: was written to, or copied, since the study began; it goes on with its packed checkpoints")
         elif not known.selected:
             _say_grown(named, len(sources), known)
         return found
@@ -366,25 +361,7 @@ def _say_grown(named: str, there: int, known: KnownCheckpoints) -> None:
         )
 
 
-def _still_hold(sources: _Sources, packed: Trajectory, key: str | None) -> bool:
-    """Whether the files, which were touched or copied, still hold the packed weights; they are read for that."""
-    manifest, key = Manifest.load(packed.path), key or packed.metadata.get("key")
-    if tuple(sources) != packed.steps:
-        return False
-    try:
-        for path, sha256 in zip(sources.values(), packed.checkpoint_sha256, strict=True):
-            tensors = read_checkpoint(path, key=key).tensors
-            manifest.layout.check(tensors, manifest.stored)
-            if manifest.layout.row_sha256(tensors) != sha256:
-                return False
-    except TrajectoryError:  # one is no checkpoint of this model any more
-        return False
-    return True
-
-
-def _in_cache(cache: Path, known: KnownCheckpoints, made_from: str | None = None) -> Trajectory | None:
-    """The known checkpoints in the cache; of several packed copies the one made from these sources, else the newest."""
-    folders = [path for path in (cache / "trajectories").glob("*.trajectory") if is_packed(path)]
-    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [packed for path in folders if (packed := Trajectory.holding(path, known)) is not None]
-    return min(found, key=lambda packed: packed.metadata.get(_PLAN) != made_from, default=None)
+def _in_cache(cache: Path, known: KnownCheckpoints) -> Trajectory | None:
+    """The known checkpoints in the cache, from whatever files they were packed."""
+    folders = sorted(path for path in (cache / "trajectories").glob("*.trajectory") if is_packed(path))
+    return next(filter(None, (Trajectory.holding(path, known) for path in folders)), None)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base import files
+from lcsc_opt.base.errors import LcscError, MetricError
 from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, write_atomically
 
 
@@ -88,15 +89,18 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
     unlock()
 
 
-def test_who_comes_second_is_told_and_waits(tmp_path: Path) -> None:
+def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
+    monkeypatch.setattr(files, "notice", told.append)
 
     def second() -> None:
-        with only_process(tmp_path / "out", busy=lambda: told.append("busy")):
+        with only_process(tmp_path / "out", busy="busy"):
             told.append("made")
 
     with ThreadPoolExecutor() as pool:
-        with only_process(tmp_path / "out", busy=lambda: told.append("never")):
+        with only_process(tmp_path / "out", busy="never"):
+            with pytest.raises(LcscError), only_process(tmp_path / "out", busy=LcscError("refused")):
+                pass
             later = pool.submit(second)
             while not told and not later.done():
                 pass

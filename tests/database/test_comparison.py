@@ -11,7 +11,6 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import compared_trials, is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -142,7 +141,7 @@ def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:
 
 
 def test_trials_of_a_fork_keep_their_noise(asked: StoredStudy) -> None:
-    copy_study(asked, "more/LCSC/0", {"steps": STEPS, "forked_from": asked.name})
+    asked.copy("more/LCSC/0", {"steps": STEPS, "forked_from": asked.name})
     assert read(StoredStudy.open(asked.storage, "more/LCSC/0")).best == 4
 
 

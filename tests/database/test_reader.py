@@ -11,7 +11,6 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import ema_coefficients, plain_averages
-from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.history import COSTS, images_taken
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -128,7 +127,7 @@ def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -
 
 def test_inherited_trials_come_before_a_fork_s_own(any_storage: RDBStorage) -> None:
     source = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0])
-    copy_study(source, "more/LCSC/0", {"steps": STEPS, "forked_from": source.name})
+    source.copy("more/LCSC/0", {"steps": STEPS, "forked_from": source.name})
     fork = StoredStudy.open(any_storage, "more/LCSC/0")
     fork.finish(fork.add_candidate(Candidate(coefficients(3))), Evaluation(1.0, {}, COST), tell_index=0)
     (found,) = HistoryReader(any_storage).read("more")

@@ -14,7 +14,6 @@ from optuna.trial import TrialState, create_trial
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import looked_into, open_storage
-from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.store import StoredStudy, create, our_studies
 from tests.study_examples import write_study
 
@@ -112,13 +111,13 @@ def test_a_study_that_was_not_made_to_the_end_is_made_again(
         assert list(our_studies(study.storage)) == [NAME]
     study.finish(study.add_candidate(candidate(1, 0)), Evaluation(1.0), tell_index=0)
     study.add_candidate(candidate(0, 1))
-    copy_study(study, "more/LCSC/0", {"steps": [1]})
+    study.copy("more/LCSC/0", {"steps": [1]})
     more = StoredStudy.open(study.storage, "more/LCSC/0")
     (trial,) = more.trials()
     assert (trial.value, trial.user_attrs["inherited"]) == (1.0, {"study": NAME, "trial": 0})
     assert trial.datetime_complete == study.trials()[0].datetime_complete
     with pytest.raises(StudyStoreError, match="exists already"):
-        copy_study(study, "more/LCSC/0", {})
+        study.copy("more/LCSC/0", {})
 
 
 def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) -> None:

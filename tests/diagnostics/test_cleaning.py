@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.diagnostics.cleaning import UNFINISHED, Cached, deletable, delete_study
 from lcsc_opt.training.images import feature_network
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -77,7 +77,7 @@ def test_a_study_that_is_being_run_is_not_deleted(any_url: str, workplace: Path)
             delete_study(*found)  # begun while somebody was asked
         assert rows(any_url) == before
     delete_study(*deletable(storage, NAME))
-    assert study_names(study.storage) == []
+    assert list(our_studies(study.storage)) == []
 
 
 def test_a_file_that_a_database_names_elsewhere_is_not_deleted(url: str, tmp_path: Path) -> None:
@@ -110,15 +110,15 @@ def test_the_command_asks_and_says_what_it_frees(
     assert "give --yes" in typed.refused("delete", NAME)
     answer("n", monkeypatch)
     assert f"{NAME}: 80 trials\n" in typed("delete", NAME).err
-    assert study_names(storage) == [NAME, OTHER]
+    assert list(our_studies(storage)) == [NAME, OTHER]
     answer("y", monkeypatch)
     assert f"deleted: {NAME}\n" in typed("delete", NAME).err
-    assert study_names(storage) == [OTHER]
+    assert list(our_studies(storage)) == [OTHER]
     assert Path("studies.db").stat().st_size < size - 20_000
     typed.refused("delete", OTHER, "nothing/LCSC/0", "--yes")
-    assert study_names(storage) == [OTHER], "all or none"
+    assert list(our_studies(storage)) == [OTHER], "all or none"
     typed("delete", OTHER, OTHER, "--yes")  # named twice
-    assert study_names(storage) == []
+    assert list(our_studies(storage)) == []
 
 
 # the cache
@@ -200,7 +200,7 @@ def test_what_a_running_study_uses_stays_and_without_a_database_nothing_is_calle
 @pytest.mark.parametrize(
     ("name", "making"),
     [
-        (f"trajectories/{24 * '0'}.trajectory.partial", lambda at: only_process(at.with_suffix(""), busy=pytest.fail)),
+        (f"trajectories/{24 * '0'}.trajectory.partial", lambda at: only_process(at.with_suffix(""))),
         (f"digits-{16 * '0'}.trajectory.partial", TrajectoryWriter),
     ],
 )

@@ -14,7 +14,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import KeptNodes
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation import processes
 from lcsc_opt.search.plan import plans
 from tests.commands import Typed
@@ -157,7 +157,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(
     folder: Path, typed: Typed, changes: dict[str, Any], said: str
 ) -> None:
     assert said in typed.refused("run", study_file(folder, **changes))
-    assert study_names(open_storage("sqlite:///e.db", write=True)) == []
+    assert list(our_studies(open_storage("sqlite:///e.db", write=True))) == []
 
 
 def test_what_every_worker_notices_is_said_once_a_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -98,9 +98,9 @@ def write_others() -> None:
 
 ACCIDENTS = {
     grow: "holds 4 checkpoints now, and the study goes on with its own 3",
-    copy_elsewhere: "",
+    copy_elsewhere: "was written to, or copied, since the study began",
     remove: "the study's checkpoints are gone",
-    write_others: "was written to since the study began",
+    write_others: "was written to, or copied, since the study began",
 }
 
 
@@ -113,7 +113,7 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
     accident()
     for command in COMMANDS:
         said = [line for line in typed(*command).err.splitlines() if "runs" in line and "lcsc:" in line]
-        assert [ACCIDENTS[accident] in line for line in said] == [True] * bool(ACCIDENTS[accident]), command
+        assert [ACCIDENTS[accident] in line for line in said] == [True], command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
 

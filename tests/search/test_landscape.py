@@ -17,7 +17,7 @@ from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.search.landscape import run_landscape
 from tests.commands import Typed
 from tests.processes import lcsc_process
@@ -165,7 +165,7 @@ def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) ->
 def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> None:
     with pytest.raises(LcscError):
         compute(database, **options)
-    assert study_names(open_storage(database, write=False)) == ["small/EMAGrid/0", "small/LCSC/0"]
+    assert list(our_studies(open_storage(database, write=False))) == ["small/EMAGrid/0", "small/LCSC/0"]
 
 
 def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:

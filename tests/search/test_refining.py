@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.names import MetricName
@@ -135,7 +136,7 @@ def test_the_gradient_in_all_weights_is_that_of_the_loss(build: Build) -> None:
 
 def test_steps_are_adams_and_the_answer_is_their_average(build: Build, tmp_path: Path) -> None:
     objective, out = build(dtype=torch.float64), tmp_path / "r.trajectory"
-    found = run(objective, out)
+    answer, *_ = run(objective, out)
     name, made = "first.weight", rows(out)
     m = v = np.zeros(made[0][name].shape)
     average = expected = made[0][name].numpy()
@@ -147,13 +148,13 @@ def test_steps_are_adams_and_the_answer_is_their_average(build: Build, tmp_path:
         expected = expected - 1e-2 * (m / (1 - 0.9**step)) / np.sqrt(v / (1 - 0.999**step))
         np.testing.assert_allclose(made[step][name].numpy(), expected, rtol=1e-9)
         average = average + 4 / (step + 3) * (expected - average)
-    np.testing.assert_allclose(load_file(found.answer)[name].numpy(), average, rtol=1e-9)
+    np.testing.assert_allclose(load_file(answer)[name].numpy(), average, rtol=1e-9)
 
 
 def test_what_it_leaves(build: Build, tmp_path: Path) -> None:
     objective, out = build(), tmp_path / "new" / "r.trajectory"
     settings = RefineSettings(images=300, images_per_step=40, rate=1e-2, checkpoint_every=2, seed=0)
-    found = run(objective, out, settings)
+    file, begun, refined = run(objective, out, settings)
     assert objective.trajectory is not None
     start, made = objective.trajectory.merge(EMA), rows(out)
     assert Trajectory.open(out).steps == (0, 2, 4, 6)  # the seventh step is in the average only
@@ -163,12 +164,12 @@ def test_what_it_leaves(build: Build, tmp_path: Path) -> None:
     assert not torch.equal(made[-1]["first.bias"], start["first.bias"])
     assert [line["step"] for line in curve(out)] == [1, 2, 3, 4, 5, 6, 7]
     assert not out.with_suffix(".state.pt").exists()
-    assert measured(found.start) == measured(objective.evaluate(Candidate(EMA, 400, HELD_OUT)))
-    answer = objective.on_weights(OneModel(load_file(found.answer), frozenset()))
-    assert measured(found.refined) == measured(answer.evaluate(Candidate(ONE, 400, HELD_OUT)))
-    assert found.refined.loss < 0.9 * found.start.loss
+    assert measured(begun) == measured(objective.evaluate(Candidate(EMA, 400, HELD_OUT)))
+    answer = objective.on_weights(OneModel(load_file(file), frozenset()))
+    assert measured(refined) == measured(answer.evaluate(Candidate(ONE, 400, HELD_OUT)))
+    assert refined.loss < 0.9 * begun.loss
     searched = objective.on_weights(Trajectory.open(out))
-    assert searched.evaluate(Candidate(np.eye(4)[0], 400, HELD_OUT)).loss == found.start.loss
+    assert searched.evaluate(Candidate(np.eye(4)[0], 400, HELD_OUT)).loss == begun.loss
     assert searched.evaluate(Candidate(np.full(4, 0.25)), gradient=True).gradient is not None
 
 
@@ -201,9 +202,8 @@ def test_interrupted_it_goes_on_bit_for_bit(
     state = stopped(build(keep=keep), parted, step, error)
     assert state["done"] == (step - 1 if isinstance(error, KeyboardInterrupt) else 0)
     found = run(build(keep=keep), parted, resume=True)
-    assert measured(found.start) == measured(expected.start)
-    assert measured(found.refined) == measured(expected.refined)
-    assert found.answer.read_bytes() == expected.answer.read_bytes()
+    assert [measured(each) for each in found[1:]] == [measured(each) for each in expected[1:]]
+    assert found[0].read_bytes() == expected[0].read_bytes()
     assert Trajectory.open(parted).sha256 == Trajectory.open(whole).sha256
     losses = [[(line["step"], line["loss"]) for line in curve(path)] for path in (whole, parted)]
     assert losses[0] == losses[1]
@@ -218,7 +218,7 @@ def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path)
         candidate = Candidate(ONE, 40, noise_of(step), kept.weight)
         kept.hear(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
     assert state["keep_weight"] == kept.weight != FIRST_KEEP_WEIGHT
-    answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory").answer]
+    answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory")[0]]
     assert not torch.equal(*(load_file(answer)["first.weight"] for answer in answers))
 
 
@@ -239,23 +239,23 @@ def test_what_is_not_finite_ends_it_and_names_the_step(
 
 
 def test_defaults_are_a_rate_that_grows_with_the_root_of_the_images_and_fifty_checkpoints() -> None:
-    assert RefineSettings.of() == RefineSettings(60_000, 200, 1e-4, 6, 0)
-    larger = RefineSettings.of(images_per_step=800)
-    assert (larger.rate, larger.steps, larger.checkpoint_every) == (pytest.approx(2e-4), 75, 1)
+    usual, larger = RefineSettings(), RefineSettings(images_per_step=800)
+    assert (usual.adam_rate, usual.steps, usual.every) == (1e-4, 300, 6)
+    assert (larger.adam_rate, larger.steps, larger.every) == (pytest.approx(2e-4), 75, 1)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images_per_step": 1}, "--images-per-step: expected at least 2"),
-        ({"rate": math.nan}, "--rate: expected above 0 and at most 1, got nan"),
-        ({"images": 199}, "--images: 199 are 0 steps of 200"),
-        ({"images": 400, "checkpoint_every": 3}, "--images: 400 are 2 steps of 200"),
+        ({"images_per_step": 1}, "images_per_step: expected greater than or equal to 2, got 1"),
+        ({"rate": math.nan}, "rate: expected .*got nan"),
+        ({"images": 199}, "199 images are 0 steps of 200"),
+        ({"images": 400, "checkpoint_every": 3}, "400 images are 2 steps of 200"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(StudySpecError, match=message):
-        RefineSettings.of(**given)
+        parse_settings(RefineSettings, given, source="refine")
 
 
 def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,12 +266,12 @@ def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: 
     assert "stopped after step 2; with --resume the same command goes on" in capsys.readouterr().err
     with pytest.raises(StudySpecError, match="exists already; go on with --resume, or give another name"):
         run(build(), out)
-    other = RefineSettings(240, 40, rate=2e-2, checkpoint_every=1, seed=3)
+    other = SHORT.model_copy(update={"rate": 2e-2})
     with pytest.raises(StudySpecError, match=r"was begun otherwise: settings\.rate was 0\.01, is now 0\.02"):
         run(build(), out, other, resume=True)
     with pytest.raises(StudySpecError, match=r"was begun otherwise: objective\.scores"):
         run(build(keep="precision"), out, resume=True)
-    with only_process(out, busy=pytest.fail), pytest.raises(StudySpecError, match="another process refines to it"):
+    with only_process(out), pytest.raises(StudySpecError, match="another process refines to it"):
         run(build(), out, resume=True)  # it would set back the curve of the other, and write over its state
     run(build(), out, resume=True)
     interrupted = tmp_path / "damaged.trajectory"

@@ -16,7 +16,6 @@ from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.copying import copy_study
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective
@@ -150,7 +149,7 @@ def test_a_budget_in_images_counts_what_was_asked(study: StoredStudy, images: in
 
 def test_inherited_trials_bring_their_gradients(study: StoredStudy) -> None:
     search(study, descent(), BudgetSpec(evaluations=4))
-    copy_study(study, "f/Descent/0", {})
+    study.copy("f/Descent/0", {})
     heir, fork = descent(), StoredStudy.open(study.storage, "f/Descent/0")
     search(fork, heir, BudgetSpec(evaluations=1))
     assert [request.images for request, _ in heir.heard] == [20, 20, None, 20, 20]
@@ -175,7 +174,7 @@ def test_who_follows_no_gradient_inherits_only_losses_that_compare(study: Stored
     search(study, descent(), BudgetSpec(evaluations=6))
     plain = [trial.number for trial in study.trials() if "noise" not in trial.user_attrs]
     assert plain == [2, 5]
-    copy_study(study, "f/Listening/0", {})
+    study.copy("f/Listening/0", {})
     heir = Listening(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0))
     running = search(StoredStudy.open(study.storage, "f/Listening/0"), heir, BudgetSpec(evaluations=1))
     *inherited, (own, _) = heir.heard

@@ -109,9 +109,9 @@ def test_a_step_is_the_recipes_on_samples_of_the_start(objective: MergeSampleSco
 
 def test_the_row_stands_second_and_the_others_are_what_they_were(objective: MergeSampleScore, tmp_path: Path) -> None:
     out = tmp_path / "neon.trajectory"
-    found = append(objective, out)
+    step, _ = append(objective, out)
     made, before = Trajectory.open(out), Trajectory.open(tmp_path / "scales.trajectory")
-    assert (made.steps, found.place, found.step) == ((10, 11, 20, 30), 1, 11)
+    assert (made.steps, step) == ((10, 11, 20, 30), 11)
     for index, old in ((0, 0), (2, 1), (3, 2)):
         assert made.checkpoint(index)["scale"] == before.checkpoint(old)["scale"]
     assert int(made.checkpoint(1)["count"]) == 7, "what is not trained is the start's"
@@ -122,14 +122,14 @@ def test_away_from_it_is_better_where_it_loses_what_real_images_have(
     objective: MergeSampleScore, tmp_path: Path
 ) -> None:
     out = tmp_path / "neon.trajectory"
-    found = append(objective, out)
+    _, losses = append(objective, out)
     begun = float(Trajectory.open(tmp_path / "scales.trajectory").merge(EMA)["scale"])
     trained = rows(out)[1]
     assert trained < begun, "it learned to be narrower"
-    assert found.losses[1.0] < found.losses[0.5] < found.losses[0.0] < found.losses[-0.5]
-    merged = Trajectory.open(out).merge(with_weight(EMA, found.place, 2.0))["scale"]
+    assert losses[1.0] < losses[0.5] < losses[0.0] < losses[-0.5]
+    merged = Trajectory.open(out).merge(with_weight(EMA, 1, 2.0))["scale"]
     assert float(merged) == pytest.approx(3 * begun - 2 * trained, rel=1e-5)
-    assert found.losses[0.0] == pytest.approx(objective.evaluate(Candidate(EMA)).loss, rel=1e-5)
+    assert losses[0.0] == pytest.approx(objective.evaluate(Candidate(EMA)).loss, rel=1e-5)
 
 
 def test_an_ema_hardly_sees_the_row() -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
 
 MODULE = """
@@ -92,7 +92,7 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
 def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typed) -> None:
     assert lcsc(["run", study_file, "optimizers=[EMAGrid,LCSC]"]) == 0
     other = ["run", study_file, "optimizers=[LCSC]", "seeds=[1]"]
-    before = study_names(open_storage(STORAGE, write=False))
+    before = list(our_studies(open_storage(STORAGE, write=False)))
     for override, said in (
         (
             "objective.settings.callable=losses_of_several:doubled",
@@ -106,7 +106,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
             assert "/1: its losses would not compare with those of several/" in line
             assert said in line
         assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
-    assert study_names(open_storage(STORAGE, write=False)) == before, "and what changes no loss is allowed"
+    assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
     assert lcsc([*other, "budget.evaluations=13", "tells=as-completed"]) == 0
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
 

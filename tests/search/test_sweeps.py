@@ -10,7 +10,7 @@ import lcsc_opt
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import study_names
+from lcsc_opt.database.store import our_studies
 from tests.commands import Typed
 
 OBJECTIVE = """
@@ -75,7 +75,7 @@ def built() -> list[str]:
 
 
 def studies() -> list[str]:
-    return sorted(study_names(open_storage("sqlite:///studies.db", write=False)))
+    return sorted(our_studies(open_storage("sqlite:///studies.db", write=False)))
 
 
 EVERY = [f"sweep,images={images}/{optimizer}/0" for images in (2, 3) for optimizer in ("EMAGrid", "LCSC")]
