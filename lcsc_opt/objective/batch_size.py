@@ -67,19 +67,34 @@ class MeasuredBatchSize:
                 without_gain = 0 if rate >= _GAIN * best else without_gain + 1
                 best, size = max(best, rate), 2 * size
             if not rates:
-                while self._images_per_second(size := size // 2) is None:
-                    if size == 1:
-                        raise ObjectiveError(
-                            "batch_size: one image takes more memory than the device has; sample with dtype: bf16 or "
-                            "fp16, or run on another device"
-                        )
+                while self._images_per_second(size := self._at_least_one(size // 2)) is None:
+                    pass
                 rates[size] = best
         found = min(size for size, rate in rates.items() if rate * _GAIN >= best)
-        content = {"batch_size": found, "device": self._kind, "torch": torch.__version__}
-        with contextlib.suppress(ObjectiveError):  # else it is measured again next time
-            write_atomically(self._file, f"{json.dumps(content)}\n".encode(), error=ObjectiveError)
+        self._keep(found)
         notice(f"batch_size: auto: {found} images at once on {self._kind}; remembered in {self._file}")
         return found
+
+    def smaller(self, size: int) -> int:
+        """Half of ``size``, which did not fit into memory; it replaces the kept answer.
+
+        Raises:
+            ObjectiveError: it was one image.
+        """
+        half = self._at_least_one(size // 2)
+        free_memory()
+        self._keep(half)
+        notice(f"batch_size: auto: {size} images at once ran out of memory; going on with {half}")
+        return half
+
+    @staticmethod
+    def _at_least_one(size: int) -> int:
+        if size < 1:
+            raise ObjectiveError(
+                "batch_size: one image takes more memory than the device has; sample with dtype: bf16 or fp16, or run "
+                "on another device"
+            )
+        return size
 
     @torch.no_grad()
     def _images_per_second(self, count: int) -> float | None:
@@ -103,3 +118,9 @@ class MeasuredBatchSize:
                 raise
         free_memory()  # out here the exception is gone, and with it the memory that it held
         return None
+
+    def _keep(self, size: int) -> None:
+        """Keep the size. If the folder cannot be written, it is measured again next time."""
+        content = {"batch_size": size, "device": self._kind, "torch": torch.__version__}
+        with contextlib.suppress(ObjectiveError):
+            write_atomically(self._file, f"{json.dumps(content)}\n".encode(), error=ObjectiveError)

@@ -139,6 +139,11 @@ class Objective(abc.ABC):
         """How many images one evaluation of a search samples; 0 where there are none."""
         return 0
 
+    @property
+    def real_images_per_feature(self) -> float | None:
+        """How many real images the loss compares with, for each dimension of its features; ``None`` if unknown."""
+        return None
+
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - of those who have some
         """Tensors of the merged model that are computed, not merged, by name in the state dict. Exports hold them."""
         return {}

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,8 @@ class MergeSampleScore(StagedObjective):
             batch size. It does not change the loss.
         device: of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
-        measured: whether the batch size was measured, not chosen; it is then no part of the description.
+        smaller_batch: only for a batch size that was measured, not chosen. It is called with a size that does not fit
+            into the device's memory, and gives a smaller one. A measured size is no part of the description.
     """
 
     trajectory: Mergeable
@@ -76,14 +77,14 @@ class MergeSampleScore(StagedObjective):
         gradient_batch_size: int | None = None,
         device: torch.device | str = "cpu",
         batch_norm: BatchNormStatistics | None = None,
-        measured: bool = False,
+        smaller_batch: Callable[[int], int] | None = None,
     ) -> None:
         for warning in scores.warnings(images):
             notice(warning)
         self.trajectory, self.sampler, self.scores = trajectory, sampler, scores
         self._images, self._batch_size = images, batch_size
         self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
-        self.device, self._measured = torch.device(device), measured
+        self.device, self._smaller_batch = torch.device(device), smaller_batch
         self.overlaps = self.device.type != "cpu"  # on a CPU, merging and metrics take the same cores as sampling
         self._batch_norm = batch_norm
         self._moved: tuple[Mergeable, Mergeable] | None = None
@@ -115,6 +116,13 @@ class MergeSampleScore(StagedObjective):
         """Metric → its value for held-out real images in place of samples."""
         with self._metric_threads():
             return self.scores.real_halves()
+
+    @property
+    def real_images_per_feature(self) -> float | None:
+        """In the features of the loss that have the fewest."""
+        references = [self.scores.references[name] for name in self.scores.extractors]
+        known = [one.count / one.extractor.dimension for one in references if one.count is not None]
+        return min(known, default=None)
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
@@ -162,12 +170,8 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("merge"):
             self._load(weights)
             weights.clear()
-        held_out = candidate.noise.group == HELD_OUT.group
-        metrics = self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
-        kept = self._last_batch(first, last) if gradient else last
-        self._update(metrics, candidate.noise, first, kept, watch)
-        if gradient:
-            self._keep_graph(metrics, candidate, (first, last), kept, watch)
+        while (metrics := self._sampled(candidate, first, last, gradient, watch)) is None:
+            pass
         with watch.timing("features"):
             state = metrics.state
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
@@ -195,6 +199,26 @@ class MergeSampleScore(StagedObjective):
         if keep.formula == "precision" and self._images < FEWEST_KEPT:
             best = dataclasses.replace(measured(rate, FEWEST_KEPT), loss=best.loss)
         self.scores.constraint = best
+
+    def _sampled(
+        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: _Stopwatch
+    ) -> ImageMetrics | None:
+        """The metrics of these images. ``None`` if a batch did not fit; the next one will be smaller."""
+        held_out = candidate.noise.group == HELD_OUT.group
+        metrics = self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
+        try:
+            kept = self._last_batch(first, last) if gradient else last
+            self._update(metrics, candidate.noise, first, kept, watch)
+            if gradient:
+                self._keep_graph(metrics, candidate, (first, last), kept, watch)
+            return metrics
+        except torch.OutOfMemoryError:
+            if self._smaller_batch is None:
+                raise
+        # out here the exception is gone, and with it the memory that it held
+        self._batch_size = self._smaller_batch(self._batch_size)
+        self._gradient_batch_size = min(self._gradient_batch_size, self._batch_size)
+        return None
 
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
@@ -295,7 +319,7 @@ class MergeSampleScore(StagedObjective):
             "sampler": self.sampler.describe(),
             "scores": self.scores.describe(),
             "images": self._images,
-            "batch_size": AUTO if self._measured else self._batch_size,
+            "batch_size": self._batch_size if self._smaller_batch is None else AUTO,
             "batch_norm": None if self._batch_norm is None else self._batch_norm.describe(),
         }
 

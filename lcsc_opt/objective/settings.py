@@ -188,10 +188,10 @@ class ImageObjectiveSettings(ScoreSettings):
         last[-1] = 1.0
         sampler.load(trajectory.merge(last))
         scores, device = self.scores(), self.network_settings().torch_device()
-        gradient_batch_size = self.gradient_batch_size
+        gradient_batch_size, measured = self.gradient_batch_size, None
         if self.batch_size == AUTO:
-            found = MeasuredBatchSize(sampler, scores, device=device, cache=cache_directory()).largest()
-            batch_size = min(found, self.images)
+            measured = MeasuredBatchSize(sampler, scores, device=device, cache=cache_directory())
+            batch_size = min(measured.largest(), self.images)
             gradient_batch_size = gradient_batch_size or max(batch_size // GRAPH_MEMORY, 1)
         else:
             batch_size = self.batch_size
@@ -204,7 +204,7 @@ class ImageObjectiveSettings(ScoreSettings):
             gradient_batch_size=gradient_batch_size,
             device=device,
             batch_norm=self._batch_norm(sampler, trajectory),
-            measured=self.batch_size == AUTO,
+            smaller_batch=None if measured is None else measured.smaller,
         )
 
     def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:

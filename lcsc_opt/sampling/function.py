@@ -30,7 +30,7 @@ class FunctionSampler(NetworkSampler):
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
     noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
     and remember nothing: images would no longer depend only on their index. The first two images are sampled again
-    before the second candidate, with the weights that made them; a notice says if they differ.
+    before the 1st, 2nd, 4th, 8th, … further candidate, with the weights that made them; a notice says if they differ.
 
     Args:
         model: gets the merged weights.
@@ -65,7 +65,8 @@ class FunctionSampler(NetworkSampler):
         any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._draws = "draw" in parameters
         self._first: tuple[dict[str, Tensor], Tensor, Noise, int] | None = None  # weights, and two images of them
-        self._compares = not self._network.settings.compile  # another size would be compiled for this alone
+        # since then; None if these are compared no more, or another size would be compiled for this alone
+        self._loads: int | None = None if self._network.settings.compile else 0
         if "nfe" in parameters:
             self.options = {"nfe": nfe, **self.options}
         if labels is not None and not (any_keyword or "labels" in parameters):
@@ -75,9 +76,10 @@ class FunctionSampler(NetworkSampler):
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
-        if self._first is not None and self._compares:
-            self._compares = False
-            self._compare(*self._first)
+        if self._first is not None and self._loads is not None:
+            self._loads += 1
+            if self._loads & (self._loads - 1) == 0:  # a power of two
+                self._compare(*self._first)
         super().load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -136,11 +138,12 @@ class FunctionSampler(NetworkSampler):
 
     @torch.no_grad()
     def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:
-        """Warn if these weights give other images than before: they depend on more than weights and noise."""
+        """Warn, once, if these weights give other images than before: they depend on more than weights and noise."""
         super().load(weights)
         again = self._images(noise, start, start + len(images))
         difference = float((again - images).clamp(-2, 2).abs().mean())
         if difference > (SAME if self._network.settings.dtype == "fp32" else SAME_IN_HALF):
+            self._loads = None
             notice(
                 f"the sampler {self.name} makes other images of the same noise when it is called again for two of them "
                 f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, configure, grid_size, needs_gradient
 
+FEWEST_REAL_IMAGES = 10  # for each feature, where each layer may have coefficients of its own
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
@@ -270,6 +271,17 @@ class StudyPlan:
         if space.directions >= len(objective.steps):
             most = len(objective.steps) - 1
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {space.directions}")
+
+    def advice(self, objective: Objective) -> Iterator[str]:
+        """What speaks against a row of coefficients for each layer group, a line each (measured in docs/rows.md)."""
+        if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
+            return
+        few = objective.real_images_per_feature
+        if not needs_gradient(self.optimizer):
+            yield f"{self.name}: without a gradient, more rows do not pay; leave space.rows out, or take LCSCGradient"
+        elif few is not None and few < FEWEST_REAL_IMAGES:
+            what = f"{few:.1f} real images for each feature; with fewer than about {FEWEST_REAL_IMAGES}"
+            yield f"{self.name}: the reference has {what}, many rows fit them alone; leave space.rows out"
 
     def space(self, objective: Objective) -> CoefficientSpace:
         """The coefficient space over an objective's checkpoints.

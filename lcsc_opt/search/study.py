@@ -330,7 +330,7 @@ class StudyRunner:
             changed |= accepted
         else:
             check_siblings(plan, studies, now, accept=self._accept)
-            for warning in [] if packed is None else identical_checkpoints(packed):
+            for warning in (*plan.advice(objective), *([] if packed is None else identical_checkpoints(packed))):
                 notice(warning)
             studies[plan.name] = {**begun, **changed}  # its workers load these checkpoints
         with self._workers(plan, objective, studies) as pool:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH, Noise
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective import batch_size
 from lcsc_opt.objective.batch_size import MeasuredBatchSize
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 
 
 class Clock:
@@ -128,6 +130,22 @@ def test_a_broken_file_is_replaced(tmp_path: Path, clock: Clock, content: str) -
     assert measured(Sampler(clock, most=100), file).largest() == 64  # what cannot be written only costs time
 
 
-def test_what_never_fits_is_refused(tmp_path: Path, clock: Clock) -> None:
-    with pytest.raises(ObjectiveError, match="one image takes more memory than the device has"):
-        measured(Sampler(clock, most=0), tmp_path).largest()
+def test_where_memory_runs_out_half_is_remembered_and_what_never_fits_refused(tmp_path: Path, clock: Clock) -> None:
+    found = measured(Sampler(clock, most=100), tmp_path)
+    assert found.smaller(found.largest()) == 32
+    assert measured(Sampler(clock), tmp_path).largest() == 32
+    never = measured(Sampler(clock, most=0), tmp_path / "other")
+    for ask in (never.largest, lambda: never.smaller(1)):
+        with pytest.raises(ObjectiveError, match="one image takes more memory than the device has"):
+            ask()
+
+
+@pytest.mark.parametrize("value", ["auto", 1])
+def test_batch_size_is_a_number_or_auto(value: Any) -> None:
+    assert ImageObjectiveSettings(checkpoints="x", batch_size=value).batch_size == value
+
+
+@pytest.mark.parametrize("value", [0, True, 2.5, "many", None])
+def test_batch_size_is_nothing_else(value: Any) -> None:
+    with pytest.raises(StudySpecError, match="batch_size"):
+        parse_settings(ImageObjectiveSettings, {"checkpoints": "x", "batch_size": value}, source="objective.settings")

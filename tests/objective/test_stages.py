@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
@@ -123,6 +124,23 @@ def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSam
     objective.prepare = remembered  # type: ignore[method-assign]
     objective.sampler.sample = sampled  # type: ignore[method-assign]
     objective.evaluate(candidate)
+
+
+def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_changes(tmp_path: Path) -> None:
+    asked: list[int] = []
+    objective = build(tmp_path, batch_size=32, smaller_batch=lambda size: (asked.append(size), size // 2)[1])
+    expected, sample = build(tmp_path, batch_size=8)(EMA), objective.sampler.sample
+
+    def scarce(noise: Noise, start: int, stop: int) -> Tensor:
+        if stop - start > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return sample(noise, start, stop)
+
+    objective.sampler.sample = scarce  # type: ignore[method-assign]
+    assert objective(EMA) == pytest.approx(expected, rel=1e-9)
+    assert objective.describe()["batch_size"] == "auto"
+    objective(OTHER)
+    assert asked == [32, 16]
 
 
 @pytest.mark.parametrize(("gradient", "closed_at", "batches"), [(False, 3, 40), (True, 3, 79), (True, 43, 79)])

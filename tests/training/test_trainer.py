@@ -30,6 +30,10 @@ STEPS, EVERY = 20, 4
 EDM = Edm(batch_size=8)
 
 
+class StopError(Exception):
+    """Stands for whatever ends a process."""
+
+
 def watched(
     kind: type[Any],
     look: Callable[[Batch], Any] = lambda _: None,
@@ -45,12 +49,15 @@ def watched(
     return Watched(batch_size=8)
 
 
-def ending(kind: type[Any], at: int) -> Any:
-    """Ctrl-C comes in step ``at``."""
+def ending(kind: type[Any], at: int, *, signals: int = 0) -> Any:
+    """Ends in step ``at``, with so many of its user's Ctrl-C."""
 
     def end(batch: Batch) -> None:
         if batch.step == at:
-            signal.raise_signal(signal.SIGINT)
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+            if not signals:
+                raise StopError
 
     return watched(kind, end)
 
@@ -95,28 +102,20 @@ def test_a_training_leaves_checkpoints_and_a_curve_of_mean_losses(tmp_path: Path
 @pytest.mark.parametrize("kind", [Edm, Ct])  # Ct has a target that follows
 @pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (14, 1e9), (2, 0.0), (16, 0.0)])
 def test_an_interrupted_training_continues_to_the_same_bits(
-    tmp_path: Path,
-    kind: Any,
-    at: int,
-    state_seconds: float,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, kind: Any, at: int, state_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "STATE_SECONDS", state_seconds)
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     expected = run(whole, ending(kind, -1))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StopError):
         run(parted, ending(kind, at))
-    last = 0 if state_seconds else at - at % EVERY
-    said = f"stopped after step {at}; with --resume the same command goes on from step {last}"
-    assert said in capsys.readouterr().err
     assert run(parted, ending(kind, -1), resume=True).sha256 == expected.sha256
     assert curve(whole) == curve(parted)
 
 
 @pytest.mark.parametrize("at", [14, 2])
 def test_a_tuning_keeps_its_start_also_after_an_interruption(tmp_path: Path, at: int) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StopError):
         run(tmp_path, ending(Edm, at), keeps_start=True)
     trajectory = run(tmp_path, EDM, keeps_start=True, resume=True)
     assert trajectory.steps == (0, 4, 8, 12, 16, 20)
@@ -134,6 +133,26 @@ def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
     with Image.open(sheets[0]) as first, Image.open(sheets[1]) as second:
         assert first.size == (8 * 50 - 2, 4 * 50 - 2)  # 32 images of 4×4, enlarged to 48
         assert first.tobytes() != second.tobytes()
+
+
+@pytest.mark.parametrize("at", [0, 10, 11, STEPS - 1])
+def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "ended", ending(Edm, at, signals=1))
+    assert f"stopped after step {at + 1}; with --resume" in capsys.readouterr().err
+    continued = run(tmp_path / "ended", EDM, resume=True)
+    assert continued.sha256 == run(tmp_path / "whole", EDM).sha256
+    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ending(Edm, 10, signals=2))
+    assert "stopped after step 10; with --resume the same command goes on from step 8" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path) -> None:
