@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -73,7 +73,7 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
         return {}
-    with _naming(path), _opened(path) as file:
+    with _naming(path), safe_open(path, framework="pt", device="cpu") as file:
         return dict(file.metadata() or {})
 
 
@@ -122,20 +122,13 @@ def _naming(path: Path) -> Iterator[None]:
         raise TrajectoryError(f"{path} {MALFORMED}") from error
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise TrajectoryError(MALFORMED) from error
-
-
 def _read_file(path: Path, key: str | None) -> Checkpoint:
     metadata: Mapping[str, str] = {}
     content: Any
     if _is_index(path):
         content = _read_shards(path)
     elif path.suffix == ".safetensors":
-        with _opened(path) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             _check_count(names := file.keys())
             content, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     elif path.suffix in TORCH_SUFFIXES:

@@ -164,20 +164,14 @@ def evaluate(
         (chosen, number(by_number[chosen].value), number(loss), "chosen" if chosen == report["trial"] else "")
         for chosen, loss in zip(report["chosen_from"], report["selection"], strict=True)
     ]
-    print_table(("trial", "searched", _measured("selection", report), ""), rows, title=stored.name)
-    print_report(report, title=_measured("held out", report, groups=report["groups"]))
+    sampled = f", {report['images']:,} images" if report["images"] else ""
+    print_table(("trial", "searched", f"selection{sampled}", ""), rows, title=stored.name)
+    seeds = ", ".join(str(group["seed"]) for group in report["groups"])
+    noise = f", noise group{'s' * (len(report['groups']) > 1)} {seeds}" if sampled else ""
+    print_report(report, title=f"held out{sampled}{noise}")
     for name, known in report.get("baselines", {}).items():
         label = f"{known['label']}: {known['study']}, trial {known['trial']}" if "study" in known else name
         typer.echo(f"{label}: {number(known['loss'])}")
-
-
-def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, Any]] = ()) -> str:
-    """``what``, with the numbers of images and noise groups if the objective samples images."""
-    if not report["images"]:
-        return what
-    seeds = ", ".join(str(group["seed"]) for group in groups)
-    noise = f", noise group{'s' * (len(groups) > 1)} {seeds}" if groups else ""
-    return f"{what}, {report['images']:,} images{noise}"
 
 
 def landscape(

@@ -27,14 +27,7 @@ Form = Literal["safetensors", "pt", "diffusers", "lora"]
 CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CLASS = "_class_name"
-_FORMS: dict[str, Form] = {
-    ".safetensors": "safetensors",
-    ".pt": "pt",
-    ".pth": "pt",
-    ".ckpt": "pt",
-    ".bin": "pt",
-    "": "diffusers",
-}
+_FORMS: dict[str, Form] = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), "pt")}
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files say it
 
 
@@ -70,9 +63,9 @@ class Destination:
         Raises:
             StudySpecError: an unknown suffix, form or dtype; a path that is taken.
         """
-        if form is None and path.suffix not in _FORMS:
+        form = form or (_FORMS.get(path.suffix) if path.suffix else "diffusers")
+        if form is None:
             raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
-        form = form or _FORMS[path.suffix]
         dtype = _SHORT_DTYPES.get(dtype or "", dtype)
         for option, value, allowed in (("--as", form, get_args(Form)), ("--dtype", dtype, (None, *get_args(Dtype)))):
             if value not in allowed:

@@ -66,8 +66,12 @@ class Landscape:
         """Name, x, y, loss and trial of the corners, the lowest point, and the answers of the searches."""
         trials = [*self.study.trials[:3], None, None, None]
         corners = [_point(label, self.planned[i], trials[i]) for i, label in enumerate(self.labels)]
-        others = [self.lowest, *(_answer(*search) for search in self.searches)]
-        return [*corners, *(point for point in others if point is not None)]
+        answers = [
+            _point(f"{study.label}/{study.seed}, trial {study.chosen}", positions[place], study_trials[place])
+            for study, study_trials, positions in self.searches
+            for place in np.flatnonzero(study_trials["number"] == study.chosen)
+        ]
+        return [*corners, *filter(None, [self.lowest]), *answers]
 
     @staticmethod
     def names(reader: HistoryReader, experiment: str | None = None) -> list[str]:
@@ -152,13 +156,6 @@ class Landscape:
         made.update_xaxes(constrain="domain").update_yaxes(constrain="domain")
         made.update_annotations(bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"})
         return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 110})
-
-
-def _answer(study: StudyHistory, trials: Trials, positions: Floats) -> dict[str, Any] | None:
-    for position, trial in zip(positions, trials, strict=True):
-        if trial["number"] == study.chosen:
-            return _point(f"{study.label}/{study.seed}, trial {trial['number']}", position, trial)
-    return None
 
 
 def _point(name: str, position: Floats, trial: Any) -> dict[str, Any]:

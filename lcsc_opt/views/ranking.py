@@ -277,7 +277,11 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     """The winner of an experiment, how far below EMA* it is, and who may be as good; ``ranked`` has the best first."""
     known = [row for row in ranked if row.held_out is not None]
     if not known:
-        return _searched(ranked, metric)
+        found = [(row.searched[0], row.label) for row in ranked if row.searched is not None]
+        loss, name = min(found, default=(0.0, ""))
+        ahead = f"{name} is ahead so far: searched {metric} {loss:.4g}"
+        later = "held-out values come at the end of a search, or with lcsc evaluate STUDY"
+        return f"{ahead}; {later}" if found else "No result yet."
     first = known[0]
     assert first.held_out is not None
     mean, deviation = first.held_out
@@ -293,15 +297,6 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     if close := [row.label for row in known[1:] if row.verdict == _ALIKE]:
         return f"{line}; {_listed(close)} not distinguishable over {first.seeds} seeds"
     return f"{line}; one seed each, so this may be chance" if len(known) > 1 and first.seeds == 1 else line
-
-
-def _searched(ranked: Sequence[Ranked], metric: str) -> str:
-    known = [(row.searched[0], row.label) for row in ranked if row.searched is not None]
-    if not known:
-        return "No result yet."
-    loss, name = min(known)
-    ahead = f"{name} is ahead so far: searched {metric} {loss:.4g}"
-    return f"{ahead}; held-out values come at the end of a search, or with lcsc evaluate STUDY"
 
 
 def _listed(names: Sequence[str]) -> str:

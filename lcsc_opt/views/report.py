@@ -98,17 +98,12 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
         measured = [number(*(value or (None,))) for value in (row.held_out, row.searched)]
         below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
         reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in axes]
-        rows.append([row.label, row.seeds, *measured, below, _difference(row), row.verdict, *reach])
+        apart = row.difference
+        interval = "" if apart is None or apart.low is None else f" [{number(apart.low)}, {number(apart.high)}]"
+        difference = "–" if apart is None else f"{apart.mean:+.3g}{interval}"
+        rows.append([row.label, row.seeds, *measured, below, difference, row.verdict, *reach])
     best = 0 if ranked and ranked[0].verdict == "best" else None
     return (*header, *(f"{axis} to EMA*" for axis in axes)), rows, best
-
-
-def _difference(row: Ranked) -> str:
-    found = row.difference
-    if found is None:
-        return "–"
-    interval = "" if found.low is None else f" [{number(found.low)}, {number(found.high)}]"
-    return f"{found.mean:+.3g}{interval}"
 
 
 def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory]) -> dict[str, Any]:

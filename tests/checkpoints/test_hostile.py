@@ -167,14 +167,6 @@ def nested_often() -> bytes:
     return b"](" + function + inner + b"tR" + (function + b"h\0tR") * 100_000 + b"e"
 
 
-def laughing_modules() -> bytes:
-    content = module(b"}(" + NO_PARTS + b"}u") + b"\x94"
-    for level in range(60):
-        children = b"}(" + texts("abcdefgh", b"h" + bytes([level])) + b"u"
-        content += b"0" + module(b"}(" + NO_PARTS + children + b"u") + b"\x94"
-    return b"}(" + text("ema") + content + b"u"
-
-
 def long_names_of_modules() -> bytes:
     leaf = module(b"}(" + NO_PARTS + b"}u") + b"\x94"
     middle = module(b"}(" + NO_PARTS + b"}h\x01h\0su") + b"\x94"
@@ -202,7 +194,6 @@ BARE: dict[str, Callable[[Path], bytes]] = {
     "dict_in_itself": lambda _: b"}\x94(" + texts(GUESSED_KEYS, b"h\0") + many_numbers(9_000) + b"u",
     "dicts_around_one": lambda _: b"}\x94(" + many_numbers(9_900) + b"u0" + around(4),
     "endless_module": lambda _: b"}" + text("ema") + module(ENDLESS + module(b"h\0") + b"su") + b"s",
-    "laughing_modules": lambda _: laughing_modules(),
     "long_names_of_modules": lambda _: long_names_of_modules(),
     "many_names_left_out": lambda _: many_names_left_out(),
 }

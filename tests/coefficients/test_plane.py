@@ -55,15 +55,7 @@ def test_default_corners_are_three_rates_of_the_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("corner", "label"),
-    [
-        (2000, "step 2,000"),
-        ("ema:0.9", "EMA 0.9"),
-        ("ema:0.999943", "EMA 0.999943"),
-        ("ema:0.0", "EMA 0"),
-        ("ema:0.9970930232558139", "EMA 0.997093"),
-        ("ema:0.5", "EMA 0.5"),
-    ],
+    ("corner", "label"), [(2000, "step 2,000"), ("ema:0.0", "EMA 0"), ("ema:0.9970930232558139", "EMA 0.997093")]
 )
 def test_labels_tell_rates_apart(corner: Any, label: str) -> None:
     assert Plane.label(corner) == label

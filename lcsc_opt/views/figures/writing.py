@@ -30,16 +30,15 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
         if path.suffix not in _SUFFIXES:
             raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
     images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
-    contents = {path: _text(figure, path.suffix) for path, figure in figures.items() if path not in images}
-    contents.update(_draw(images) if images else {})
+    contents = _draw(images) if images else {}
+    for path, figure in figures.items():
+        if path.suffix == ".json":
+            contents[path] = str(figure.to_json()).encode()
+        elif path.suffix == ".html":
+            contents[path] = str(figure.to_html(include_plotlyjs=True, config=CONFIG)).encode()
     for path in figures:
         write_atomically(path, contents[path], error=LcscError)
     return list(figures)
-
-
-def _text(figure: go.Figure, suffix: str) -> bytes:
-    text = figure.to_json() if suffix == ".json" else figure.to_html(include_plotlyjs=True, config=CONFIG)
-    return str(text).encode()
 
 
 def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
