@@ -215,7 +215,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
     before = written(folder)
     assert "run.trajectory: is there already: --resume goes on, or name another" in typed.refused(*command)
     assert written(folder) == before
-    with only_process(folder / "run.model", busy=pytest.fail):
+    with only_process(folder / "run.model"):
         before = written(folder)
         assert "run.trajectory: another process trains it; wait until" in typed.refused(*command, "--resume")
         assert written(folder) == before
@@ -231,7 +231,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
 
 def test_a_training_that_another_process_begins_is_left_alone(folder: Path, typed: Typed) -> None:
     command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
-    with only_process(folder / "run.model", busy=pytest.fail):
+    with only_process(folder / "run.model"):
         before = written(folder)
         assert "run.trajectory: another process trains it; wait until" in typed.refused(*command)
         assert written(folder) == before
