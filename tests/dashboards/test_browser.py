@@ -61,8 +61,8 @@ def view(browser: Any, home: str) -> Iterator[Watched]:
 
 @pytest.fixture
 def quick_refreshing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "RUNNING_MS", 1000)
-    monkeypatch.setattr(parts, "IDLE_MS", 1000)
+    monkeypatch.setattr(parts, "RUNNING_MS", 20)  # less than an answer takes, as on a slow machine
+    monkeypatch.setattr(parts, "IDLE_MS", 20)
 
 
 def headline(view: Watched) -> str:

@@ -100,7 +100,7 @@ def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> 
     assert shown.count('"?experiment=sweep%2Cimages%3D1000"') == 2
     assert shown.count('"shown"') == 2
     write_study(url, "sweep,images=300/LCSC/0", [3.0])
-    news = draw(site, experiment="sweep,images=200", triggered="tick", seen=drawn["seen"]["data"])
+    news = draw(site, experiment="sweep,images=200", triggered="refresh", seen=drawn["seen"]["data"])
     assert "300" in json.dumps(news["sweep"])
 
 
@@ -126,10 +126,10 @@ def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: st
         assert draw(site)["tick"]["interval"] == 2000
     first = draw(site)
     seen, columns = first["seen"]["data"], first["ranking"]["columnDefs"]
-    assert draw(site, triggered="tick", seen=seen) == {"tick": {"interval": parts.IDLE_MS}}, "no news"
+    assert draw(site, triggered="refresh", seen=seen) == {"tick": {"interval": parts.IDLE_MS}}, "no news"
     add_result(study, 1, 0.5)
-    assert draw(site, triggered="tick", seen=seen, ranking=[])["ranking"]["columnDefs"] == columns, "lost before"
-    news = draw(site, triggered="tick", seen=seen, ranking=columns)
+    assert draw(site, triggered="refresh", seen=seen, ranking=[])["ranking"]["columnDefs"] == columns, "lost before"
+    news = draw(site, triggered="refresh", seen=seen, ranking=columns)
     assert news["ranking"].keys() == {"rowData"}
     assert news["seen"]["data"] != seen
     assert "0.5" in json.dumps(news["studies"])
@@ -139,11 +139,11 @@ def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: st
 def test_a_database_that_was_deleted_and_made_anew_is_shown(site: Site, tmp_path: Path) -> None:
     seen, file = draw(site)["seen"]["data"], tmp_path / "studies.db"
     file.unlink()
-    assert "no such database" in draw(site, triggered="tick", seen=seen)["problem"]["children"]
+    assert "no such database" in draw(site, triggered="refresh", seen=seen)["problem"]["children"]
     assert not file.exists(), "nothing is written"
     write_study(f"sqlite:///{tmp_path / 'other.db'}", "digits/LCSC/0", [9.0, None, 0.25], held_out=1.2)
     (tmp_path / "other.db").rename(file)
-    news = draw(site, triggered="tick", seen=seen)
+    news = draw(site, triggered="refresh", seen=seen)
     assert [row["searched"] for row in news["ranking"]["rowData"]] == [0.25]
 
 
@@ -159,13 +159,13 @@ def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_a_clock_offers_new_experiments_and_leaves_a_choice_alone(site: Site, url: str) -> None:
-    tick = {"triggered": "tick", "url": "", "tick": 3}
-    assert site.call("compare", "experiment.options", **tick, experiment=["digits"]) == {}  # type: ignore[arg-type]
+    refresh = {"triggered": "refresh", "url": "", "refresh": 3}
+    assert site.call("compare", "experiment.options", **refresh, experiment=["digits"]) == {}  # type: ignore[arg-type]
     write_study(url, "new/CMA/0", [1.0])
-    assert site.call("compare", "experiment.options", **tick, experiment="digits") == {  # type: ignore[arg-type]
+    assert site.call("compare", "experiment.options", **refresh, experiment="digits") == {  # type: ignore[arg-type]
         "experiment": {"options": ["digits", "new"]}
     }
-    assert site.call("compare", "experiment.options", **tick)["experiment"]["value"] == "new"  # type: ignore[arg-type]
+    assert site.call("compare", "experiment.options", **refresh)["experiment"]["value"] == "new"  # type: ignore[arg-type]
 
 
 def test_csv_has_the_rows_as_they_are_shown_now_with_full_numbers(site: Site) -> None:

@@ -106,12 +106,12 @@ def test_coefficients_are_sent_again_only_for_a_better_trial(url: str) -> None:
     site = Site(url)
     seen = draw(site)["seen"]["data"]
     add_result(study, 2, 3.0)
-    worse = draw(site, triggered="tick", seen=seen)
+    worse = draw(site, triggered="refresh", seen=seen)
     assert FIGURES.intersection(worse) == {"best_so_far-new", "times-new"}
     add_result(study, 3, 1.0)
-    better = draw(site, triggered="tick", seen=worse["seen"]["data"])
+    better = draw(site, triggered="refresh", seen=worse["seen"]["data"])
     assert FIGURES.intersection(better) == FIGURES
-    again = draw(site, triggered="tick", seen=better["seen"]["data"])
+    again = draw(site, triggered="refresh", seen=better["seen"]["data"])
     assert not FIGURES.intersection(again)
 
 

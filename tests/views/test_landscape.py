@@ -169,9 +169,9 @@ def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: 
     shown = draw(site)
     assert shown["headline"]["children"] == f"{NAME}: lowest FID on the plane 1 at (0.5, 1)"
     assert "LCSC/0, trial 0" in str(shown["points"]["children"])
-    assert "plane-new" not in draw(site, triggered="tick", seen=shown["seen"]["data"])
+    assert "plane-new" not in draw(site, triggered="refresh", seen=shown["seen"]["data"])
     write_study(storage, "digits/CMA/0", [1.75])
-    assert "CMA/0, trial 0" in str(draw(site, triggered="tick", seen=shown["seen"]["data"])["points"]["children"])
+    assert "CMA/0, trial 0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["points"]["children"])
 
 
 def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBStorage, url: str) -> None:

@@ -61,13 +61,14 @@ class Page:
         self.app.layout = html.Main(
             [
                 dcc.Location(id="url", refresh=False),
-                *(dcc.Store(id=kept) for kept in ("theme", "seen", "remembered")),
+                *(dcc.Store(id=kept) for kept in ("theme", "refresh", "seen", "remembered")),
                 dcc.Interval(id="tick", interval=IDLE_MS),
                 html.P(id="problem", className="problem", role="alert"),
                 *content,
             ]
         )
         self.in_browser("theme", Output("theme", "data"), Input("url", "pathname"))
+        self.in_browser("refresh", Output("refresh", "data"), Input("tick", "n_intervals"))
 
     def in_browser(self, function: str, *arguments: Any) -> None:
         """A callback that is one of the functions of ``lcsc.js``."""
@@ -96,13 +97,13 @@ class Page:
             *(Output(control, "value") for control in controls),
             Output(first, "options"),
             Input("url", "search"),
-            Input("tick", "n_intervals"),
+            Input("refresh", "data"),
             State(first, "value"),
             State(first, "options"),
         )
         def fill(search: str | None, _: int, chosen: str | None, offered: list[str] | None) -> tuple[Any, ...]:
             now = known()
-            if ctx.triggered_id != "tick" or (now and not chosen):
+            if ctx.triggered_id != "refresh" or (now and not chosen):
                 query = parse_qs((search or "").lstrip("?"), keep_blank_values=True)
                 return *asked({name: values[0] for name, values in query.items()}), now
             return *[no_update] * len(controls), no_update if now == offered else now
@@ -135,7 +136,7 @@ class Page:
             *outputs,
             Output("tick", "interval"),
             Output("seen", "data"),
-            Input("tick", "n_intervals"),
+            Input("refresh", "data"),
             Input("theme", "data"),
             *(Input(control, "value") for control in controls),
             State("seen", "data"),

@@ -59,6 +59,8 @@
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     lcsc: {
       theme: () => { told = true; return theme(); },
+      /* A refresh waits for the answers that are on their way: Dash would drop them for those of the refresh. */
+      refresh: count => document.querySelector("[data-dash-is-loading]") ? window.dash_clientside.no_update : count,
       /* A figure that is drawn again: what a reader zoomed into, or switched off, stays while its uirevision does.
          plotly would see to that, but Dash writes a zoom into the figure, where plotly takes it for a new one. */
       redraw: (figure, before) => {
