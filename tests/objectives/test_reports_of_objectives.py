@@ -82,6 +82,7 @@ def test_a_file_of_mean_and_covariance_has_none_and_downloads_nothing(
 def test_a_reference_in_two_folders_has_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     found = scores(folder, reference={"train": "real", "held_out": "others"})
+    assert found.references[EXTRACTOR.removeprefix("@")].held_out is not None  # also before a report
     assert evaluation_metrics(found) == [*DEFAULT, *HELD_OUT]
     halves = found.real_halves()
     assert list(halves) == list(found.signs) == [*evaluation_metrics(found), "fdr"]

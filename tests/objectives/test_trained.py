@@ -118,6 +118,9 @@ def test_half_of_the_images_is_kept_for_reports() -> None:
     real = Reference.of_images(half.scores.extractor, bundled_images("digits")[0][::2]).frechet
     sampled = half.features(half.images(LAST, SEARCH, 70))
     assert half(LAST) == pytest.approx(fid(sampled, real.mean, real.cov), rel=1e-4)
+    other = Reference.of_images(half.scores.extractor, bundled_images("digits")[0][1::2]).frechet
+    assert half.evaluate(Candidate(LAST)).unseen == pytest.approx(fid(sampled, other.mean, other.cov), rel=1e-4)
+    assert half.evaluate(Candidate(LAST), gradient=True).unseen is None
     assert "fid_held_out" in half.evaluate(Candidate(LAST, noise=HELD_OUT)).metrics
 
 

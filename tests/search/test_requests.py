@@ -70,7 +70,10 @@ class Bowl(Objective):
             raise ValueError("no luck")
         away = candidate.coefficients - [0.25, 0.25, 0.5] + candidate.noise.seed / 7e3
         cost = Cost(images=candidate.images or self.images_per_evaluation)
-        return Evaluation(float(away @ away), cost=cost, gradient=2 * away if gradient else None)
+        found = Evaluation(float(away @ away), cost=cost)
+        if gradient:
+            return dataclasses.replace(found, gradient=2 * away, violation=float(away[0]))
+        return dataclasses.replace(found, unseen=float(away[1]))
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -130,8 +133,9 @@ def test_a_continued_search_hears_the_same_gradients_again(study: StoredStudy) -
     search(study, again, BudgetSpec(evaluations=9), objective)
     assert len(objective.seen) == 2
     assert gradients(again)[:7] == gradients(once)
-    known = [[(request, heard and (heard.loss, heard.cost)) for request, heard in one.heard] for one in (once, again)]
-    assert known[1][:7] == known[0]
+    assert again.heard[:7] == once.heard
+    heard = [evaluation for _, evaluation in again.heard if evaluation is not None]
+    assert {(one.violation is None, one.unseen is None) for one in heard} == {(True, False), (False, True)}
 
 
 def test_a_search_that_would_ask_with_other_noise_is_not_continued(study: StoredStudy) -> None:
