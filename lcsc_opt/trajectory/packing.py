@@ -322,7 +322,7 @@ def _open_known(
         if not own:
             notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
         elif Trajectory.holding(_place(cache, _fingerprint(own, key, dtype)), known) is None:
-            notice(f"{named}: was written to, or copied, since the study began; it goes on with its packed checkpoints")
+            notice(f"{named}: may have changed since the study began; it goes on with its packed checkpoints")
         elif not known.selected:
             _say_grown(named, len(sources), known)
         return found

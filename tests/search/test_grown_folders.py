@@ -98,9 +98,9 @@ def write_others() -> None:
 
 ACCIDENTS = {
     grow: "holds 4 checkpoints now, and the study goes on with its own 3",
-    copy_elsewhere: "was written to, or copied, since the study began",
+    copy_elsewhere: "may have changed since the study began",
     remove: "the study's checkpoints are gone",
-    write_others: "was written to, or copied, since the study began",
+    write_others: "may have changed since the study began",
 }
 
 
