@@ -13,9 +13,9 @@ import argparse
 import dataclasses
 
 import torch
-from common import machine, read_csv, write_csv
-from fidelity import METRICS, REPORTED, SPACES, MetricsOfHalves, answer_of, cell, objective_of
+from fidelity import REPORTED, answer_of, objective_of
 from refine import TRAINING
+from rows import measure_missing, metrics_of
 
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -25,9 +25,7 @@ from lcsc_opt.training.images import bundled_images
 
 REAL = (50, 100, 200, 400, 898)
 SHOWN = ("fid A", "fid B", "fid B2", "precision A", "recall A")
-COLUMNS = ("rows", "real", "seed", "images", "fid seen", *SHOWN)
-
-Key = tuple[str, int, int, int]
+COLUMNS = ("real images", "rows", "seed", "images", "fid seen", *SHOWN)
 
 
 def main() -> None:
@@ -36,33 +34,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=20_000)
     arguments = parser.parse_args()
-    print(machine())
-    evaluator = MetricsOfHalves()
-    known: dict[Key, tuple[float, ...]] = {
-        (rows, int(real), int(seed), int(images)): tuple(map(float, values))
-        for rows, real, seed, images, *values in read_csv("overfitting")
-    }
-    for seed in range(arguments.seeds):
-        for real in REAL:
-            for rows in ("one", "layers"):
-                key = (rows, real, seed, arguments.images)
-                if key not in known:
-                    known[key] = measured(*key, evaluator)
-                    write_csv("overfitting", COLUMNS, [(*key, *(round(v, 4) for v in known[key])) for key in known])
-                    print(*key, *(f"{value:.3g}" for value in known[key]), flush=True)
-    print(table(known))
+    keys = [
+        (str(real), rows, seed, arguments.images)
+        for seed in range(arguments.seeds)
+        for real in REAL
+        for rows in ("one", "layers")
+    ]
+    measure_missing("overfitting", COLUMNS, keys, measured)
 
 
-def measured(rows: str, real: int, seed: int, images: int, evaluator: MetricsOfHalves) -> tuple[float, ...]:
+def measured(real: str, rows: str, seed: int, images: int) -> list[float]:
     """FID to the images that the loss saw, and the metrics of :data:`SHOWN`."""
-    objective = seeing(real, seed, rows=None if rows == "one" else rows)
-    answer = answer_of(objective, "LCSCGradient", seed, images)
-    samples = objective.images(answer, HELD_OUT, REPORTED)
-    names = [f"{metric} {space}" for space in SPACES for metric in METRICS]
-    values = dict(zip(names, evaluator.of_images(samples), strict=True))
+    objective = seeing(int(real), seed, rows=None if rows == "one" else rows)
+    samples = objective.images(answer_of(objective, "LCSCGradient", seed, images), HELD_OUT, REPORTED)
     metrics = objective.scores.image_metrics(len(samples))
     metrics.update(samples)
-    return (metrics.compute()[0], *(values[name] for name in SHOWN))
+    return [metrics.compute()[0], *metrics_of(samples, SHOWN)]
 
 
 def seeing(real: int, seed: int, rows: Rule | None) -> MergeSampleScore:
@@ -76,17 +63,6 @@ def seeing(real: int, seed: int, rows: Rule | None) -> MergeSampleScore:
     seen = Reference.of_images(known.extractor, chosen)
     objective.scores.references[name] = dataclasses.replace(seen, held_out=known.held_out)
     return objective
-
-
-def table(known: dict[Key, tuple[float, ...]]) -> str:
-    """A table of means over seeds, with their standard deviations."""
-    columns = ("fid seen", *SHOWN)
-    lines = [f"| real images | rows | images | seeds | {' | '.join(columns)} |", "|---|---|---|---|" + "---|" * 6]
-    for rows, real, images in sorted({(rows, real, images) for rows, real, _, images in known}, key=lambda it: it[1:]):
-        found = [values for key, values in known.items() if (key[0], key[1], key[3]) == (rows, real, images)]
-        cells = [cell([values[place] for values in found]) for place in range(len(columns))]
-        lines.append(f"| {real} | {rows} | {images:,} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

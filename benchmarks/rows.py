@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from common import machine, read_csv, write_csv
+from common import machine, markdown, read_csv, write_csv
 from fidelity import METRICS, REPORTED, SPACES, MetricsOfHalves, answer_of, best_ema, cell, objective_of
+from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.training.images import Bundled
@@ -68,20 +69,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="of each search, in place of the model's own number")
     parser.add_argument("--only", default="", help="only models whose name contains this")
     arguments = parser.parse_args()
-    print(machine())
-    known: dict[Key, tuple[float, ...]] = {
-        (model, way, int(seed), int(images)): tuple(map(float, values))
-        for model, way, seed, images, *values in read_csv("rows")
-    }
-    for model in [model for model in MODELS if arguments.only in model.name]:
-        evaluator = MetricsOfHalves(model.dataset)
-        for way, seed in ways(model, arguments.seeds):
-            key = (model.name, way, seed, 0 if way == EMA else arguments.images or model.images)
-            if key not in known:
-                known[key] = measured(model, way, seed, key[-1], evaluator)
-                write_csv("rows", COLUMNS, [(*one, *(round(value, 4) for value in known[one])) for one in known])
-                print(*key, *(f"{value:.3g}" for value in known[key]), flush=True)
-    print(table(known))
+    models = {model.name: model for model in MODELS if arguments.only in model.name}
+    keys = [
+        (model.name, way, seed, 0 if way == EMA else arguments.images or model.images)
+        for model in models.values()
+        for way, seed in ways(model, arguments.seeds)
+    ]
+    measure_missing("rows", COLUMNS, keys, lambda model, way, *chance: measured(models[model], way, *chance))
 
 
 def ways(model: Model, seeds: int) -> Iterator[tuple[str, int]]:
@@ -92,7 +86,7 @@ def ways(model: Model, seeds: int) -> Iterator[tuple[str, int]]:
             yield from ((f"{rows}{end}", seed) for rows in ("one row", "layers"))
 
 
-def measured(model: Model, way: str, seed: int, images: int, evaluator: MetricsOfHalves) -> tuple[float, ...]:
+def measured(model: Model, way: str, seed: int, images: int) -> list[float]:
     """The metrics of :data:`SHOWN` of one answer."""
     settings = {**model.settings, **({"keep": "precision"} if way.endswith("keep") else {})}
     objective = objective_of(model.file, rows="layers" if way.startswith("layers") else None, **settings)
@@ -100,19 +94,40 @@ def measured(model: Model, way: str, seed: int, images: int, evaluator: MetricsO
         found = best_ema(objective)
     else:
         found = answer_of(objective, "LCSCGradient", seed, images, selected_on=model.selected)
-    names = [f"{metric} {space}" for space in SPACES for metric in METRICS]
-    values = evaluator.of_images(objective.images(np.asarray(found), HELD_OUT, REPORTED))
-    return tuple(dict(zip(names, values, strict=True))[name] for name in SHOWN)
+    return metrics_of(objective.images(np.asarray(found), HELD_OUT, REPORTED), SHOWN, model.dataset)
 
 
-def table(known: Mapping[Key, tuple[float, ...]]) -> str:
-    """A table of means over seeds, with their standard deviations."""
-    lines = [f"| model | way | images | seeds | {' | '.join(SHOWN)} |", "|---|---|---|---|" + "---|" * len(SHOWN)]
-    for model, way, images in dict.fromkeys((model, way, images) for model, way, _, images in known):
-        found = [values for key, values in known.items() if (key[0], key[1], key[3]) == (model, way, images)]
-        cells = [cell([values[place] for values in found]) for place in range(len(SHOWN))]
-        lines.append(f"| {model} | {way} | {images:,} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def metrics_of(images: Tensor, names: Sequence[str], dataset: Bundled = "digits") -> list[float]:
+    """The named metrics of images, to both halves in both networks' features."""
+    values = MetricsOfHalves(dataset).of_images(images)
+    known = dict(zip((f"{metric} {space}" for space in SPACES for metric in METRICS), values, strict=True))
+    return [known[name] for name in names]
+
+
+def measure_missing(
+    name: str, columns: Sequence[str], keys: Sequence[Key], measure: Callable[..., Sequence[float]]
+) -> None:
+    """Measure what ``results/NAME.csv`` lacks, and print a table of means over seeds with their standard deviations.
+
+    Columns are two names, ``seed``, ``images``, and the metrics that ``measure`` gives for the first four.
+    """
+    print(machine())
+    known: dict[Key, tuple[float, ...]] = {
+        (one, two, int(seed), int(images)): tuple(map(float, values))
+        for one, two, seed, images, *values in read_csv(name)
+    }
+    for key in keys:
+        if key not in known:
+            known[key] = tuple(measure(*key))
+            write_csv(name, columns, [(*key, *(round(value, 4) for value in known[key])) for key in known])
+            print(*key, *(f"{value:.3g}" for value in known[key]), flush=True)
+    rows = [[*columns[:2], "images", "seeds", *columns[4:]]]
+    for one, two, images in dict.fromkeys((one, two, images) for one, two, _, images in known):
+        found = [values for key, values in known.items() if (key[0], key[1], key[3]) == (one, two, images)]
+        rows.append(
+            [one, two, f"{images:,}", str(len(found)), *(cell(list(values)) for values in zip(*found, strict=True))]
+        )
+    print(*markdown(rows), sep="\n")
 
 
 if __name__ == "__main__":

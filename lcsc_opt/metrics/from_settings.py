@@ -51,7 +51,7 @@ class ScoresBuilder:
         self._named: dict[str, Any] = {
             "loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics or (), "keep": keep
         }  # fmt: skip
-        parsed = MetricName.parse_loss(loss)
+        parsed = self._loss = MetricName.parse_loss(loss)
         kept = () if keep is None else (MetricName.parse_kept(keep, parsed),)
         self._names = (*parsed, *MetricName.parse_all([*metrics, *(held_out_metrics or ())]), *kept)
         self._extractors = [*dict.fromkeys(name.extractor for name in self._names)]
@@ -108,7 +108,8 @@ class ScoresBuilder:
             if formulas == {"is"}:
                 references[alias] = Reference(extractor)
                 continue
-            features, held_out = bool(formulas & OF_REFERENCE_FEATURES), bool(formulas & {"fid", *OF_HELD_OUT})
+            held_out = bool(formulas & OF_HELD_OUT) or MetricName("fid", alias) in self._loss
+            features = bool(formulas & OF_REFERENCE_FEATURES)
             settings = self._references[alias]
             references[alias] = settings.build(alias, extractor, features=features, held_out=held_out, **place)
 

@@ -85,7 +85,7 @@ def fork(
     if not checkpoints:
         plan = dataclasses.replace(plan, origin=origin.tolist())
         runner.check(plan)
-        begun = {**plan.following(), **plan.beginning(before), "forked_from": source.name}
+        begun = {**plan.following(), **plan.beginning(runner.objective(plan)), "forked_from": source.name}
         not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, "measured", "retry"))
         source.copy(plan.name, {**source.attributes, **changes, **begun, **not_taken})
         return plan

@@ -118,7 +118,8 @@ def score_held_out(
         StudyStoreError: no trial is complete, or none of them on the search's noise.
         SearchFailedError: one of them cannot be evaluated.
     """
-    trials = _best_trials(study.trials(), plan.top)
+    found = study.trials()
+    trials = _best_trials(found, plan.top)
     if not trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it search on")
     signs = objective.evaluation_metrics
@@ -145,7 +146,8 @@ def score_held_out(
     rows = report_rows(report, signs, against, real, objective.cross_check_metric)
     report["rows"] = [dataclasses.asdict(row) for row in rows]
     kept = kept_metric(study.attributes.get("specification") or {})
-    if (warning := warning_of(rows, groups=plan.groups, kept=kept) or _overfits(study.trials())) is not None:
+    warnings = (warning_of(rows, groups=plan.groups, kept=kept), _overfits(found))
+    if warning := "; ".join(filter(None, warnings)):
         report["warning"] = warning
         notice(f"{study.name}: {warning}")
     if plan.keep:
