@@ -15,7 +15,7 @@ import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
-from lcsc_opt.base.sweep import VARY, points, replaced
+from lcsc_opt.base.sweep import VARY, points, replaced, split_point
 
 FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
@@ -189,6 +189,11 @@ class StudySpec(FrozenModel):
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
     vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
+
+    @property
+    def sweep(self) -> str:
+        """The name of the whole sweep; the experiment's own where nothing is varied."""
+        return split_point(self.name)[0]
 
     def on_ray(self, address: str) -> StudySpec:
         """The same study with as many workers on the Ray cluster at this address.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -55,17 +53,3 @@ the best."""
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials whose losses compare, in their order."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-
-
-def differences(stored: Any, expected: Any, path: str) -> Iterator[str]:
-    """Every place where two JSON values differ, with its path."""
-    if isinstance(stored, Mapping) and isinstance(expected, Mapping):
-        for key in sorted({*stored, *expected}):
-            yield from differences(stored.get(key), expected.get(key), f"{path}.{key}")
-    elif stored != expected:
-        yield f"{path} was {_short(stored)}, is now {_short(expected)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -56,7 +56,7 @@ from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.connection import in_database, quiet_optuna
 from lcsc_opt.database.lock import Coordinator, lock_of
-from lcsc_opt.database.names import SUCCEEDED, compared_trials, differences
+from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.urls import masked
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
@@ -134,18 +134,6 @@ class StoredStudy:
         self._write(lambda: self.storage.set_study_user_attr(self.key, name, value))
         if self._known is not None:
             self._known[name] = json.loads(json.dumps(value))
-
-    def require(self, attribute: str, expected: Any, *, part: str | None = None) -> None:
-        """Check that the study was made with these settings, in an attribute or one part of it.
-
-        Raises:
-            StudyStoreError: it was made with others; the message names every difference.
-        """
-        stored = self.attributes.get(attribute)
-        if part is not None and isinstance(stored, Mapping):
-            attribute, stored = f"{attribute}.{part}", stored.get(part)
-        if found := "; ".join(differences(stored, json.loads(json.dumps(expected)), attribute)):
-            raise StudyStoreError(f"{self.name}: the stored study differs: {found}. Give the new one another name")
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""

@@ -7,13 +7,15 @@ losses are compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from optuna.storages import RDBStorage
+
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.reproducibility import describe_difference, environment
+from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
+from lcsc_opt.database.names import SUCCEEDED, is_search, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
@@ -23,6 +25,28 @@ _NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are kn
     *("batch_size", "gradient_batch_size", "device", "compile", "channels_last"),
 }
 _ACCEPT = "if that cannot change a loss, continue with --accept-changes"
+
+
+def continued(plan: StudyPlan, stored: Mapping[str, Any] | None) -> StudyPlan:
+    """The plan for the study with these attributes; as it is for a new study.
+
+    If the study file leaves the workers open, the study keeps its number.
+
+    Raises:
+        StudyStoreError: the study was made from another specification.
+    """
+    if stored is None:
+        return plan
+    known = stored.get("specification") or {}
+    if plan.spec.workers == "auto" and known.get("workers"):
+        plan = plan.changed(workers=known["workers"])
+    wanted = plan.specification()
+    settings = wanted["objective"]["settings"]
+    if stored.get("checkpoints") and CHECKPOINTS in settings:  # their hash decides whether they are the same
+        settings[CHECKPOINTS] = known["objective"]["settings"].get(CHECKPOINTS)
+    if found := "; ".join(differences(known, wanted, "specification")):
+        raise StudyStoreError(f"{plan.name}: the stored study differs: {found}. Give the new one another name")
+    return plan
 
 
 def fingerprint(objective: Objective) -> dict[str, Any]:
@@ -38,19 +62,19 @@ def fingerprint(objective: Objective) -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Every difference between two fingerprints, in words; what ``now`` lacks is not compared."""
-    found = []
+    found: list[str] = []
     if "environment" in now:
-        keys = ("packages", "blas", "machine")  # what decides results: not Python's version, not the number of cores
-        decisive = ({key: known["environment"].get(key) for key in keys} for known in (before, now))
-        found.append(describe_difference(*decisive))
+        for key in ("packages", "blas", "machine"):  # not Python's version or the number of cores: they decide nothing
+            was, here = (known["environment"].get(key) for known in (before, now))
+            found += differences(was, here, f"environment.{key}")
     if "code" in now:
-        was, code = before["code"], now["code"]
-        changed = sorted(name for name in was.keys() & code.keys() if was[name] != code[name])
-        kinds = {"changed": changed, "new": sorted(code.keys() - was.keys()), "gone": sorted(was.keys() - code.keys())}
+        old, new = before["code"], now["code"]
+        changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
+        kinds = {"changed": changed, "new": sorted(new.keys() - old.keys()), "gone": sorted(old.keys() - new.keys())}
         found += [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
     if "objective" in now:
         found += differences(before["objective"], json.loads(json.dumps(now["objective"])), "objective")
-    return "; ".join(line for line in found if line)
+    return "; ".join(found)
 
 
 def accepted_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) -> dict[str, Any]:
@@ -80,41 +104,66 @@ def accepted_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool
     return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **now}}
 
 
-def check_siblings(
-    plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]], now: Mapping[str, Any] | None = None, *, accept: bool
-) -> None:
-    """Refuse a new study whose losses would not compare with those of its experiment's other studies.
+def compared(
+    plan: StudyPlan, storage: RDBStorage, studies: Mapping[str, Any], now: Mapping[str, Any], *, accept: bool
+) -> dict[str, Any]:
+    """Compare a stored study with what it began with, and a new one with the experiment's other studies.
 
     Args:
-        plan: of the new study.
+        plan: of the study.
+        storage: of the studies.
         studies: name → attributes of all stored studies.
-        now: its fingerprint; without it only settings are compared.
-        accept: allow other code of the objective.
+        now: its fingerprint, or the part of it that is known.
+        accept: allow other code and, for a stored study, other versions and settings; never other checkpoints.
+
+    Returns:
+        The attributes to write into a study that continues; empty if nothing changed.
 
     Raises:
-        StudyStoreError: the settings, the objective or its code differ; the message says how.
+        StudyStoreError: something changed and is not accepted, or the losses would not compare; the message says what.
     """
-    if plan.optimizer.name == LANDSCAPE:
-        return
+    if plan.name in studies:
+        return accepted_changes(StoredStudy.open(storage, plan.name), now, accept=accept)
+    if plan.optimizer.name != LANDSCAPE:
+        _check_siblings(plan, studies, now, accept=accept)
+    return {}
+
+
+def _check_siblings(plan: StudyPlan, studies: Mapping[str, Any], now: Mapping[str, Any], *, accept: bool) -> None:
     wanted = _decisive(plan.specification())
-    siblings = [name for name in studies if is_search(name) and split_name(name)[0] == plan.spec.name]
-    same_optimizer = [name for name in siblings if split_name(name)[1] == plan.optimizer.name]
-    for name in dict.fromkeys([*siblings[:1], *same_optimizer[:1]]):  # the other studies were compared with these
+    others = {name: split_name(name) for name in studies if is_search(name)}
+    siblings = {name: of[1] for name, of in others.items() if of[0] == plan.spec.name}
+    same_optimizer = [name for name, optimizer in siblings.items() if optimizer == plan.optimizer.name]
+    for name in dict.fromkeys([*list(siblings)[:1], *same_optimizer[:1]]):  # the other studies were compared with these
         stored = studies[name]
         if not (before := _decisive(stored.get("specification"))):
             continue
         parts = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
         found = "; ".join(line for part in parts for line in differences(before[part], wanted[part], part))
-        if now is not None and not found:
+        if "objective" in now and not found:
             here, there = (_decisive(known["objective"]) for known in (now, stored["fingerprint"]))
-            compared = {} if accept else {"code": now["code"]}
+            code = {} if accept else {"code": now["code"]}
             theirs = {**stored["fingerprint"], "objective": _of_both(there, here)}
-            found = changes(theirs, {**compared, "objective": _of_both(here, there)})
+            found = changes(theirs, {**code, "objective": _of_both(here, there)})
         if found:
             raise StudyStoreError(
                 f"{plan.name}: its losses would not compare with those of {name}: {found}. Give the "
                 f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
+
+
+def differences(stored: Any, expected: Any, path: str) -> Iterator[str]:
+    """Every place where two JSON values differ, with its path."""
+    if isinstance(stored, Mapping) and isinstance(expected, Mapping):
+        for key in sorted({*stored, *expected}):
+            yield from differences(stored.get(key), expected.get(key), f"{path}.{key}")
+    elif stored != expected:
+        yield f"{path} was {_short(stored)}, is now {_short(expected)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _decisive(value: Any) -> Any:

@@ -152,7 +152,7 @@ class StartingPoint:
         if is_ours(source):
             study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
             objective = objective_of(study)
-            study.require("fingerprint", objective.describe(), part="objective")
+            accepted_changes(study, {"objective": objective.describe()}, accept=False)
             return cls(objective, HeldOutPlan.of(study).images, study)
         path = find("studies", source)
         spec = only_one(read_studies(path), source="a refinement")

@@ -20,6 +20,7 @@ from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers import configure
+from lcsc_opt.search.compatibility import accepted_changes
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.study import StudyRunner
 
@@ -78,7 +79,7 @@ def run_landscape(
     plan = dataclasses.replace(plan, origin=None)
     runner = StudyRunner(storage)
     if images is None:
-        source.require("fingerprint", runner.objective(plan).describe(), part="objective")
+        accepted_changes(source, {"objective": runner.objective(plan).describe()}, accept=False)
     gram = runner.objective(plan).gram()
     products = None if gram is None else stored_array(plane.products(np.asarray(gram, dtype=np.float64)))
     runner.create(plan, {PLANE_ATTRIBUTE: {"products": products}})

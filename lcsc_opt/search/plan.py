@@ -18,7 +18,7 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.database.names import BASELINES, differences, is_ours, split_name
+from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -112,26 +112,6 @@ class StudyPlan:
             raise StudySpecError(f"--budget: {self.name} has a budget of {budget}, which cannot be lowered")
         return self.changed(budget=BudgetSpec(**{budget.unit: total}))
 
-    def continuing(self, stored: Mapping[str, Any] | None) -> StudyPlan:
-        """This plan for the study with these attributes; itself for a new study.
-
-        If the study file leaves the workers open, the study keeps its number.
-
-        Raises:
-            StudyStoreError: the study was made from another specification.
-        """
-        if stored is None:
-            return self
-        known = stored.get("specification") or {}
-        plan = self.changed(workers=known["workers"]) if self.spec.workers == "auto" and known.get("workers") else self
-        wanted = plan.specification()
-        settings = wanted["objective"]["settings"]
-        if stored.get("checkpoints") and CHECKPOINTS in settings:  # their hash decides whether they are the same
-            settings[CHECKPOINTS] = known["objective"]["settings"].get(CHECKPOINTS)
-        if found := "; ".join(differences(known, wanted, "specification")):
-            raise StudyStoreError(f"{self.name}: the stored study differs: {found}. Give the new one another name")
-        return plan
-
     def specification(self) -> dict[str, Any]:
         """JSON-able: what must stay the same for the study to be continued."""
         kept = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
@@ -180,19 +160,6 @@ class StudyPlan:
             "directory": self.directory and str(self.directory),
         }
 
-    def prepared(
-        self, objective: Objective, stored: Mapping[str, Any] | None
-    ) -> tuple[StudyPlan, dict[str, Any], dict[str, Any]]:
-        """The plan as its study continues it, the attributes that any study gets, and those that only a new one gets.
-
-        Raises:
-            StudySpecError, ObjectiveError: the objective cannot be searched so, see :meth:`check`.
-            StudyStoreError: the study was made from another specification.
-        """
-        self.check(objective)
-        plan = self.continuing(stored)
-        return plan, plan.following(), plan.beginning(objective)
-
     def is_searched(self, stored: Mapping[str, Any]) -> bool:
         """Whether the search of the study with these attributes has nothing left to do for this plan's budget."""
         ended, budget = stored.get("search_ended"), self.spec.budget
@@ -201,15 +168,6 @@ class StudyPlan:
         if budget.evaluations is not None:
             return bool(ended["evaluations"] >= budget.evaluations)
         return bool((stored["budget"].get("images") or 0) >= budget.total)
-
-    def has_nothing_to_do(self, stored: Mapping[str, Any]) -> bool:
-        """Whether a run would leave the study as it is; not where its checkpoints have moved: exports look for them.
-
-        Raises:
-            StudyStoreError: the study was made from another specification.
-        """
-        plan = self.continuing(stored)
-        return plan.is_finished(stored) and stored["specification"] == plan.specification()
 
     def is_finished(self, stored: Mapping[str, Any]) -> bool:
         """Whether nothing is left to do, neither of the search nor of the held-out report."""
@@ -227,7 +185,7 @@ class StudyPlan:
         """
         experiment, spec = self.spec.name, self.spec.objective
         for name, stored in studies.items():
-            if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
+            if split_point(split_name(name)[0])[0] != self.spec.sweep:
                 continue
             kept = (stored.get("specification") or {}).get("objective")
             if not (stored.get("checkpoints") and kept and kept["file"] == spec.file):

@@ -42,7 +42,7 @@ from lcsc_opt.exports import attach_figures
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import OURS, build_optimizer
-from lcsc_opt.search.compatibility import accepted_changes, changes, check_siblings, fingerprint
+from lcsc_opt.search.compatibility import changes, compared, continued, fingerprint
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.runner import Search
@@ -212,7 +212,6 @@ class StudyRunner:
         self.storage, self._accept = storage, accept_changes
         self._loaded: tuple[str, Objective] | None = None
         self._settings: dict[str, tuple[dict[str, str], str | None]] = {}  # of objectives that were checked
-        self._clusters: set[tuple[str, Any]] = set()  # that were checked
 
     def objective(self, plan: StudyPlan) -> Objective:
         """The plan's objective; loading it may train or read a model."""
@@ -229,18 +228,16 @@ class StudyRunner:
         """
         studies = our_studies(self.storage)
         stored = studies.get(plan.name)
-        plan = plan.continuing(stored)
+        plan = continued(plan, stored)
         if stored is not None and plan.is_finished(stored):
             self._say_changed(plan, stored)
             return
         code, why_no_gradient = self._checked(plan, studies)
         plan.check_gradient(why_no_gradient)
         plan.environments()
-        if stored is None:
-            check_siblings(plan, studies, accept=self._accept)
-        else:
-            now = {"code": {**stored["fingerprint"]["code"], **code}, "environment": environment()}
-            accepted_changes(StoredStudy.open(self.storage, plan.name), now, accept=self._accept)
+        before = {} if stored is None else stored["fingerprint"]["code"]
+        now = {"code": {**before, **code}, "environment": environment()}
+        compared(plan, self.storage, studies, now, accept=self._accept)
         if plan.ray is not None:
             from lcsc_opt.evaluation.ray import check_cluster
 
@@ -300,8 +297,11 @@ class StudyRunner:
             LcscError: as :meth:`open`.
         """
         stored = our_studies(self.storage).get(plan.name)
-        if not retry_failed and stored is not None and plan.has_nothing_to_do(stored):
-            return f"finished already; {self._outcome(plan)}"
+        if stored is not None and not retry_failed:
+            plan = continued(plan, stored)
+            moved = stored["specification"] != plan.specification()  # the checkpoints, which exports look for
+            if plan.is_finished(stored) and not moved:
+                return f"finished already; {self._outcome(plan)}"
         with self.open(plan, retry_failed=retry_failed) as opened:
             opened.search()
             opened.report()
@@ -318,18 +318,16 @@ class StudyRunner:
         """
         studies = our_studies(self.storage)
         objective = self.objective(plan)
-        plan, changed, begun = plan.prepared(objective, studies.get(plan.name))
+        plan.check(objective)
+        plan = continued(plan, studies.get(plan.name))
         now, packed = fingerprint(objective), objective.trajectory
         packed = packed if isinstance(packed, Trajectory) else None
-        begun |= {"fingerprint": now, "checkpoints": packed and packed.sha256}
-        if plan.name in studies:
-            study = StoredStudy.open(self.storage, plan.name)
-            accepted = accepted_changes(study, now, accept=self._accept)
-            if accepted:
-                notice(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
-            changed |= accepted
-        else:
-            check_siblings(plan, studies, now, accept=self._accept)
+        accepted = compared(plan, self.storage, studies, now, accept=self._accept)
+        changed = plan.following() | accepted
+        begun = {**plan.beginning(objective), "fingerprint": now, "checkpoints": packed and packed.sha256}
+        if accepted:
+            notice(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
+        if plan.name not in studies:
             for warning in (*plan.advice(objective), *([] if packed is None else identical_checkpoints(packed))):
                 notice(warning)
             studies[plan.name] = {**begun, **changed}  # its workers load these checkpoints
@@ -369,9 +367,7 @@ class StudyRunner:
             from lcsc_opt.evaluation.ray import ray_cluster
 
             with ray_cluster(plan.ray, plan.spec.objective, objective, study=plan.directory) as cluster:
-                if (plan.objective_key, plan.ray) not in self._clusters:
-                    cluster.check()
-                    self._clusters.add((plan.objective_key, plan.ray))
+                cluster.check()
                 with contextlib.closing(cluster.pool()) as pool:
                     yield pool
         elif plan.workers == 1 and not isinstance(plan.spec.workers, tuple):

@@ -128,12 +128,6 @@ def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) 
     assert (len(theirs.trials), list(our_studies(study.storage))) == (1, [NAME])
 
 
-def test_settings_that_differ_are_named(study: StoredStudy) -> None:
-    study.require("budget", {"images": 3})
-    with pytest.raises(StudyStoreError, match=r"budget\.images was 3, is now 4"):
-        study.require("budget", {"images": 4})
-
-
 def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:
     key = study.add_candidate(candidate(1, 0))
     study.finish(key, Evaluation(1.0), tell_index=0)

@@ -225,7 +225,7 @@ class TestDryRun:
         fingerprint["environment"]["packages"]["numpy"] = "1.0.0"
         study.set_attribute("fingerprint", fingerprint)
         study.storage.engine.dispose()
-        assert "changed since it began: numpy 1.0.0 →" in self.refused(typed, "--budget", "6")
+        assert 'changed since it began: environment.packages.numpy was "1.0.0"' in self.refused(typed, "--budget", "6")
         Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
         assert "; grown_model.py changed" in self.refused(typed, "--budget", "6")
 
