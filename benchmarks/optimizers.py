@@ -9,7 +9,8 @@ tables of the finished studies. ``--jobs`` studies run at once, each in a proces
 
 For every search, the answers that it would have given after 1,000, 2,000, … images are measured once on held-out
 noise. Writes ``results/optimizers.csv`` (every such answer), ``results/optimizers_summary.csv``, the tables of
-``docs/benchmarks.md`` and the figures of ``docs/images/``. ``--quick`` takes minutes, with a small budget, writes
+``docs/benchmarks.md`` and the figures of ``docs/images/``. Searches that the database does not have, as it is not
+committed, are those of these files. ``--quick`` takes minutes, with a small budget, writes
 ``results/optimizers_quick.*``, and leaves ``docs/`` alone.
 """
 
@@ -17,17 +18,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import RESULTS, machine, write_csv
-from contest.answers import answers, measured
+from common import RESULTS, machine, read_csv, write_csv
+from contest.answers import answers, from_table, measured
 from contest.drawing import cost_curve, objective_figure
 from contest.entries import CELLS, CONTENDERS, EMA, PAPER, QUICK_CELLS, Cell, Contender
-from contest.numbers import Curves, Result, curves_of, results
+from contest.numbers import Curves, Interval, Result, curves_of, results
 from contest.page import (
     POINT_HEADER,
     SUMMARY_HEADER,
@@ -151,9 +153,16 @@ def run(chosen: Selection, processes: int) -> int:
 
 
 def tabulate(chosen: Selection, *, docs: bool) -> None:
-    """Write tables and figures of all finished studies."""
+    """Write tables and figures of all finished studies, and of those that only the tables still have."""
     field = {cell: curves for cell in chosen.cells if (curves := read(chosen, cell))}
     found = {cell: results(cell, curves, ema=EMA, paper=PAPER) for cell, curves in field.items()}
+    before = {tuple(row[:4]): row[12:15] for row in read_csv(f"{chosen.name}_summary")}  # chosen and its interval
+    for cell, ranked in found.items():
+        for i, result in enumerate(ranked):
+            known = before.get((cell.objective, str(cell.checkpoints), str(cell.images), result.label), [""])
+            if result.chosen is None and known[0]:
+                value, *ends = (float(end) if end else None for end in known)
+                ranked[i] = dataclasses.replace(result, chosen=Interval(value or math.nan, *ends))
     tables = [line for cell, ranked in found.items() for line in cell_table(cell, ranked)]
     print("\n".join(["", *tables]))
     write_csv(chosen.name, POINT_HEADER, [row for cell, curves in field.items() for row in point_rows(cell, curves)])
@@ -166,8 +175,8 @@ def tabulate(chosen: Selection, *, docs: bool) -> None:
 
 def read(chosen: Selection, cell: Cell) -> list[Curves]:
     """The curves of every contender with a finished study."""
-    reader = HistoryReader(open_storage(chosen.url, write=False))
-    curves = []
+    reader = HistoryReader(open_storage(chosen.url, write=True))
+    curves, before = [], [row for row in read_csv(chosen.name) if row[:2] == [cell.objective, str(cell.checkpoints)]]
     for contender in chosen.contenders_of(cell):
         studies, answered = {}, {}
         for seed in contender.seeds(chosen.seeds):
@@ -178,7 +187,7 @@ def read(chosen: Selection, cell: Cell) -> list[Curves]:
             known = known_results(StoredStudy.open(reader.storage, job.plan.name), cell)
             studies[seed] = measured(answers(history, cell.limits), known) or []
             answered[seed] = None if history.held_out is None else history.held_out.loss
-        if studies:
+        if studies := studies or from_table([row[3:] for row in before if row[2] == contender.label]):
             curves.append(curves_of(contender, studies, cell.limits, answered))
     return curves
 

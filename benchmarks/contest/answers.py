@@ -17,7 +17,7 @@ class Answer:
 
     Attributes:
         limit: images after which the search is stopped.
-        trial: the number of the trial with the lowest loss of those that compare.
+        trial: the number of the trial with the lowest loss of those that compare; -1 if that is not known any more.
         images: that had been sampled until then, at most ``limit``.
         model_calls: that had been made until then.
         seconds: the sum over all evaluations until then, on one core.
@@ -68,6 +68,16 @@ def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
             )
         if within == len(trials):
             break
+    return found
+
+
+def from_table(rows: Sequence[Sequence[str]]) -> dict[int, list[Measured]]:
+    """Seed → the answers of rows of ``results/optimizers.csv``, each from its column ``seed`` on."""
+    found: dict[int, list[Measured]] = {}
+    for seed, limit, images, calls, seconds, searched, held_out, cross_check in rows:
+        answer = Answer(int(limit), -1, int(images), int(calls), float(seconds), float(searched))
+        known = Measured(answer, float(held_out), float(cross_check) if cross_check else None)
+        found.setdefault(int(seed), []).append(known)
     return found
 
 

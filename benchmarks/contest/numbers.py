@@ -184,8 +184,11 @@ def widening(samples: Sequence[Floats]) -> float:
 
 
 def first_reached(limits: Floats, values: Floats, target: Floats | float) -> Floats:
-    """``[R]``, the first limit at which each row of ``values`` ``[R, M]`` is at most its target; else infinite."""
-    reached = values <= np.reshape(target, (-1, 1))
+    """``[R]``, the first limit at which each row of ``values`` ``[R, M]`` is at most its target; else infinite.
+
+    A mean of equal numbers may differ from them by its rounding, so as much is allowed.
+    """
+    reached = values <= np.reshape(target, (-1, 1)) * (1 + 1e-12)
     first = limits[np.argmax(reached, axis=1)]
     return np.where(reached.any(axis=1), first, np.inf)
 

@@ -135,9 +135,9 @@ def _images(count: float) -> str:
 
 
 ASKED = (
-    ("to_paper", f"{GRADIENT}: images to reach LCSC's final FID, as a share of LCSC's", "1/20", "1/100"),
-    ("at_tenth", f"{GRADIENT}: FID after a tenth of LCSC's images, as a share of LCSC's final one", "0.75", "0.5"),
-    ("transfer", f"{GRADIENT}: gain over EMA* of the cross-check, as a share of the loss's", "0.5", "1"),
+    ("to_paper", "images to reach LCSC's final FID, as a share of LCSC's", "1/20", "1/100"),
+    ("at_tenth", "FID after a tenth of LCSC's images, as a share of LCSC's final one", "0.75", "0.5"),
+    ("transfer", "gain over EMA* of the cross-check, as a share of the loss's", "0.5", "1"),
 )
 ASKED_FREE = ("images to reach LCSC's final FID, as a share of LCSC's", "1/2", "1/5")
 
@@ -148,12 +148,11 @@ def figures_table(cell: Cell, results: Sequence[Result]) -> list[str]:
     Every optimizer that does not follow the gradient counts as gradient-free.
     """
     rows = []
-    for result in results:
-        if result.label == GRADIENT:
-            found = {"to_paper": _share(cell, result), "at_tenth": shown(result.at_tenth)}
-            found["transfer"] = shown(result.transfer)
-            rows = [(text, asked, hoped, found[name]) for name, text, asked, hoped in ASKED]
-    free = [result for result in results if result.label not in (GRADIENT, PAPER)]
+    for result in (result for result in results if result.label.startswith(GRADIENT)):
+        found = {"to_paper": _share(cell, result), "at_tenth": shown(result.at_tenth)}
+        found["transfer"] = shown(result.transfer)
+        rows += [(f"{result.label}: {text}", asked, hoped, found[name]) for name, text, asked, hoped in ASKED]
+    free = [result for result in results if result.label != PAPER and not result.label.startswith(GRADIENT)]
     fastest = min(free, key=_images_to_paper, default=None)
     if fastest is not None:
         text, asked, hoped = ASKED_FREE
