@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if side_by_side:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // side_by_side)))
     let_waiting_threads_sleep()  # nothing has imported torch yet
+    gc.disable()  # until all is imported, of which nothing is garbage
     migrations.read_once()
 
 
@@ -80,6 +81,7 @@ def pytest_collection_finish() -> None:
     """A candidate that fails is followed by a garbage collection, which need not look at all that was imported."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

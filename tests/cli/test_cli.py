@@ -99,10 +99,10 @@ def test_the_list_of_commands_has_whole_sentences(
     assert all(command.endswith(".") and not command.endswith("...") for command in commands)
 
 
-def test_run_compare_and_export_end_to_end(tiny: Path, typed: Typed) -> None:
-    assert lcsc(["run", "tiny.yaml"]) == 0
+def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC"]) == 0
     names = optuna.get_all_study_names("sqlite:///studies.db")
-    assert sorted(names) == sorted(f"tiny/{o}/{s}" for o in ("EMAGrid", "LCSC", "CMA") for s in (0, 1))
+    assert sorted(names) == ["tiny/CMA/0", "tiny/EMAGrid/0", "tiny/LCSC/0", "tiny/LCSC/1"]
 
     rows = typed.json("compare", "tiny")
     keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
@@ -122,7 +122,7 @@ def test_run_compare_and_export_end_to_end(tiny: Path, typed: Typed) -> None:
     assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
     typed.refused("compare", "tiny", "--plot", "curves.json", "--axis", "sheep")
     assert lcsc(["report", "tiny"]) == 0
-    assert "tiny/CMA/1" in Path("tiny.html").read_text()
+    assert "tiny/LCSC/1" in Path("tiny.html").read_text()
 
 
 def test_the_budget_of_a_grid_is_its_candidates(tiny: Path, typed: Typed) -> None:
@@ -163,9 +163,9 @@ def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -
 def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///third.db")
     monkeypatch.setenv("LCSC_STORAGE", "sqlite:///second.db")
-    command = ["run", "tiny.yaml", "--optimizer", "DE", "--seed", "3", "--budget", "9"]
+    command = ["run", "tiny.yaml", "--optimizer", "DE", "--seed", "3", "--budget", "2"]
     assert lcsc([*command, "--storage", "sqlite:///first.db"]) == 0
-    assert len(stored("tiny/DE/3", "sqlite:///first.db").trials) == 9
+    assert len(stored("tiny/DE/3", "sqlite:///first.db").trials) == 2
     assert lcsc(command) == 0
     assert [path.name for path in sorted(Path().glob("*.db"))] == ["first.db", "second.db"]
 
@@ -226,7 +226,7 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
 
 def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, objective=of("loss", held_out=None))
-    command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA"]
+    command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0", "--budget", "2"]
     assert typed(*command).err.count("nothing is held out: no held_out function") == 1, "not once a study"
     assert [line.split()[-5:-3] for line in typed("compare", "tiny").out.splitlines()[2:]] == [["-", "-"]] * 2
     (tiny.parent / "my_losses.py").unlink()

@@ -79,7 +79,7 @@ def test_it_begins_with_what_a_study_found(typed: Typed) -> None:
     command = ["refine", "tiny.yaml", *SHORT, "--from", "best"]
     assert "--from best: a study file has found nothing" in typed(*command, status=2).err
     assert lcsc(["run", "tiny.yaml"]) == 0
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--budget", "40"]) == 0
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--budget", "15"]) == 0
     best, ema = load_study("tiny/CMA/0"), load_study("tiny/EMAGrid/0")
     assert not np.array_equal(best.coefficients, ema.coefficients)
     for begin, expected in [("best", best), ("ema", ema)]:

@@ -34,7 +34,7 @@ STORAGE = "sqlite:///studies.db"
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished study for all tests that only read it."""
     folder = tmp_path_factory.mktemp("finished")
-    file = write_model_study(folder, held_out={"images": 20, "top": 2})
+    file = write_model_study(folder, held_out={"images": 20, "top": 2}, budget={"evaluations": 12})
     storage = f"sqlite:///{folder / 'studies.db'}"
     assert lcsc(["run", str(file), "--storage", storage]) == 0
     return folder
@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_in_earnest_is_one_line_and_leaves_what_was_there(
 
 
 def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed: Typed) -> None:
-    file = write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC"], budget={"evaluations": 40})
+    file = write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC"], budget={"evaluations": 20})
     typed("run", str(file))
     typed("export", STUDY, "-o", "best.safetensors")
     typed("apply", "best.safetensors", "checkpoints", "-o", "again.safetensors")
@@ -247,7 +247,7 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     typed("run", str(file), "name=alike", "space={}")
     typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
-    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 40 + [(3, 5)] * 3
+    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 20 + [(3, 5)] * 3
     assert more.best_value <= source.best_value
 
 

@@ -323,7 +323,7 @@ CHECKED_OBJECTIVE = MEASURED.replace("\n    def describe(self):", f"{PROPERTY}\n
 
 
 def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
-    path = write_model_study(workplace, held_out={"images": 20, "top": 1}, budget={"evaluations": 40})
+    path = write_model_study(workplace, held_out={"images": 20, "top": 1}, budget={"evaluations": 30})
     (workplace / "small_model.py").write_text(CHECKED_OBJECTIVE)
     ran, compared = typed("run", str(path)).err, typed("compare", "small")
     assert CROSS_CHECK in compared.out

@@ -37,7 +37,7 @@ def loss(coefficients):
         count()
     return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
 """
-EVALUATIONS = 40
+EVALUATIONS = 20
 STUDY = {
     "name": "long",
     "objective": {
@@ -47,7 +47,7 @@ STUDY = {
     "optimizers": ["LCSC", "CMA"],
     "budget": {"evaluations": EVALUATIONS},
 }
-KILLS = ("evaluation 1", "before_cursor_execute 60", "after_cursor_execute 61", "commit 30", "evaluation 20")
+KILLS = ("evaluation 1", "before_cursor_execute 60", "after_cursor_execute 61", "commit 30", "evaluation 12")
 Trials = dict[str, list[tuple[int, list[float], float | None, TrialState]]]
 
 
@@ -97,7 +97,7 @@ def test_ctrl_c_says_how_to_continue_and_loses_nothing(
     undisturbed: Trials, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(workplace, monkeypatch)
-    for at in ("before_cursor_execute 50", "commit 25", "evaluation 30"):
+    for at in ("before_cursor_execute 50", "commit 25", "evaluation 15"):
         ended = run(f"SIGINT {at}")
         assert ended.status == 130, at
         assert "run the same command to continue" in ended.err

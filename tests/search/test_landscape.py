@@ -72,7 +72,7 @@ STUDY: dict[str, Any] = {
     "name": "small",
     "objective": {"file": "weights.py", "settings": {"images": 10}},
     "optimizers": ["EMAGrid", {"LCSC": {"mutation": 0.1}}],
-    "budget": {"evaluations": 7},
+    "budget": {"evaluations": 3},
     "held_out": {"images": 10, "top": 1},
 }
 

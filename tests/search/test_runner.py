@@ -29,7 +29,7 @@ from lcsc_opt.search.plan import most_in_flight
 from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search
 
 STEPS = tuple(range(100, 2100, 100))
-EVALUATIONS = 30
+EVALUATIONS = 20
 
 
 class Interrupted(BaseException):
@@ -95,12 +95,17 @@ def run(
     return search
 
 
+_undisturbed: dict[str, list[tuple[int, bytes, float | None]]] = {}  # by the optimizer
+
+
 @pytest.fixture
 def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tuple[int, bytes, float | None]]]:
     def result(name: str) -> list[tuple[int, bytes, float | None]]:
-        study = open_study(f"sqlite:///{tmp_path / 'undisturbed.db'}", f"e/{name}/0")
-        run(study, objective, name)
-        return trials_of(study)
+        if name not in _undisturbed:
+            study = open_study(f"sqlite:///{tmp_path / 'undisturbed.db'}", f"e/{name}/0")
+            run(study, objective, name)
+            _undisturbed[name] = trials_of(study)
+        return _undisturbed[name]
 
     return result
 
@@ -165,7 +170,7 @@ def test_neither_the_order_in_which_workers_finish_nor_interruptions_change_anyt
     tmp_path: Path, url: str, objective: Objective
 ) -> None:
     found = []
-    for seed in (0, 1, 100):
+    for seed in (0, 1):
         study = open_study(f"sqlite:///{tmp_path / f'{seed}.db'}")
         run(study, objective, "CMA", shuffled=seed)
         found.append(trials_of(study))
@@ -174,7 +179,7 @@ def test_neither_the_order_in_which_workers_finish_nor_interruptions_change_anyt
         with pytest.raises(Interrupted):
             run(study, objective, "CMA", shuffled=stop, stop_after=stop)
     run(study, objective, "CMA", shuffled=0)
-    assert [trials == trials_of(study) for trials in found] == 3 * [True]
+    assert [trials == trials_of(study) for trials in found] == 2 * [True]
 
 
 def test_how_many_trials_are_in_flight() -> None:
@@ -315,7 +320,7 @@ def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, obje
             run(study, objective, asked=asked, shuffled=stop_after, stop_after=stop_after, tells="as-completed")
         return told
 
-    first, before = search(14), trials_of(study)
+    first, before = search(13), trials_of(study)
     assert len(before) < EVALUATIONS
     assert search(-1)[: len(first)] == first
     assert [row[:2] for row in trials_of(study)[: len(before)]] == [row[:2] for row in before]

@@ -29,7 +29,7 @@ STUDY: dict[str, Any] = {
     "name": "several",
     "objective": {"file": "function.py", "settings": {"callable": "losses_of_several:loss", "steps": [10, 20, 30]}},
     "optimizers": ["LCSC", "CMA", "DE"],
-    "budget": {"evaluations": 12},
+    "budget": {"evaluations": 4},
     "failures": {"retries": 0},
 }
 
@@ -46,45 +46,45 @@ def states(typed: Typed) -> dict[str, tuple[str, int]]:
 
 
 def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
-    assert lcsc(["run", study_file, "--optimizer", "CMA", "--budget", "4"]) == 0
+    assert lcsc(["run", study_file, "--optimizer", "CMA", "--budget", "2"]) == 0
     held = StoredStudy.open(open_storage(STORAGE, write=True), "several/CMA/0")
     with held.hold():
         said = typed("run", study_file, status=1).err
     assert "several/CMA/0: is being run" in said
     assert "lcsc: 1 of 3 studies did not end: several/CMA/0" in said
-    assert states(typed) == {"LCSC": ("finished", 12), "CMA": ("finished", 4), "DE": ("finished", 12)}
+    assert states(typed) == {"LCSC": ("finished", 4), "CMA": ("finished", 2), "DE": ("finished", 4)}
     assert lcsc(["run", study_file]) == 0
-    assert states(typed)["CMA"] == ("finished", 12)
+    assert states(typed)["CMA"] == ("finished", 4)
 
 
 def test_a_study_that_fails_does_not_stop_the_others(
     study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
-    said = typed("run", study_file, "--budget", "3", status=1).err
+    said = typed("run", study_file, "--budget", "2", status=1).err
     assert "lcsc: 3 of 3 studies did not end: several/LCSC/0, several/CMA/0, several/DE/0" in said
     assert said.count("no image") >= 3
-    alone = typed("run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "3", status=1)
+    alone = typed("run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "2", status=1)
     assert "studies did not end" not in alone.err, "its own error"
 
 
 def test_a_study_that_has_more_than_its_file_asks_for_is_finished(study_file: str, typed: Typed) -> None:
     only = ["run", study_file, "--optimizer", "LCSC"]
     assert lcsc(only) == 0
-    assert lcsc(["resume", "several/LCSC/0", "--budget", "30"]) == 0
-    for lower in ([], ["--budget", "25"]):
+    assert lcsc(["resume", "several/LCSC/0", "--budget", "6"]) == 0
+    for lower in ([], ["--budget", "5"]):
         assert "finished already" in typed(*only, *lower).err
-    assert states(typed)["LCSC"] == ("finished", 30)
+    assert states(typed)["LCSC"] == ("finished", 6)
 
 
 def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> None:
     settings = {**STUDY["objective"]["settings"], "held_out": "losses_of_several:loss"}
     content = {**STUDY, "objective": {"file": "function.py", "settings": settings}, "optimizers": ["LCSC"]}
-    for top, budget in ((2, 8), (4, 10)):
+    for top, budget in ((2, 5), (4, 6)):
         edited = {**content, "held_out": {"top": top}, "budget": {"evaluations": budget}}
         Path(study_file).write_text(yaml.safe_dump(edited))
         assert lcsc(["run", study_file]) == 0
-    assert lcsc(["resume", "several/LCSC/0", "--budget", "12"]) == 0
+    assert lcsc(["resume", "several/LCSC/0", "--budget", "7"]) == 0
     report = StoredStudy.open(open_storage(STORAGE, write=False), "several/LCSC/0").attributes["held_out"]
     assert len(report["chosen_from"]) == 4
 
@@ -107,7 +107,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
             assert said in line
         assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
     assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
-    assert lcsc([*other, "budget.evaluations=13", "tells=as-completed"]) == 0
+    assert lcsc([*other, "budget.evaluations=3", "tells=as-completed"]) == 0
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
 
 
