@@ -22,7 +22,7 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
-from common import machine, write_json
+from common import machine, parse, write_json
 from torch import nn
 
 from lcsc_opt.base.progress import progress
@@ -49,7 +49,16 @@ WARM_UP = 3  # first trials, which do not count: they draw noise, choose kernels
 
 def main() -> None:
     """Measure and print; with a GPU, compare with the targets."""
-    arguments = _arguments()
+    arguments = parse(
+        __doc__,
+        dtype={"choices": ("fp32", "bf16", "fp16"), "default": "bf16"},
+        compile={"action": "store_true"},
+        checkpoints=200,
+        images=10_000,
+        batch_size=1000,
+        trials=20,
+        small={"checkpoints": 4, "images": 16, "batch_size": 16, "trials": 5},
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
     print(f"{machine()}, {name}")
@@ -69,21 +78,6 @@ def main() -> None:
     print(write_json("cifar", content))
     if device == "cuda" and (trial > MOST_SECONDS or arithmetic < LEAST_ARITHMETIC):
         sys.exit(f"missed: {MOST_SECONDS} s a trial, {LEAST_ARITHMETIC:.0%} of it model arithmetic")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--checkpoints", type=int, default=200)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--batch-size", type=int, default=1000)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.checkpoints, arguments.images, arguments.batch_size, arguments.trials = 4, 16, 16, 5
-    return arguments
 
 
 def build(arguments: argparse.Namespace, folder: Path, device: str) -> MergeSampleScore:

@@ -1,18 +1,41 @@
-"""What every benchmark needs: the name of this machine, and the writing of results."""
+"""What every benchmark needs: its arguments, the name of this machine, and the writing of results."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.reproducibility import environment
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parse(text: str | None, *, small: Mapping[str, Any] | None = None, **options: Any) -> argparse.Namespace:
+    """The arguments of the script with the docstring ``text``.
+
+    Args:
+        text: what ``--help`` shows.
+        small: the values that ``--quick`` sets; ``None`` for a script without it.
+        options: name → its default, or the keywords of ``add_argument``.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, option in options.items():
+        keywords = option if isinstance(option, dict) else {"type": type(option), "default": option}
+        parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
+    if small is not None:
+        values = ", ".join(["nothing written", *(f"{name} {value}" for name, value in small.items())])
+        parser.add_argument("--quick", action="store_true", help=values)
+    arguments = parser.parse_args()
+    if small is not None and arguments.quick:
+        vars(arguments).update(small)
+    return arguments
 
 
 def machine() -> str:
@@ -56,6 +79,55 @@ def read_csv(name: str) -> list[list[str]]:
         return []
     with path.open() as file:
         return list(csv.reader(line for line in file if not line.startswith("#")))[1:]
+
+
+def measure_missing(
+    name: str,
+    keys: Sequence[tuple[Any, ...]],
+    measure: Callable[..., Sequence[float]],
+    *,
+    named: Sequence[str],
+    metrics: Sequence[str],
+    shown: Sequence[str] | None = None,
+    baseline: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Measure what ``results/NAME.csv`` lacks, and print a table of means over seeds with their standard deviations.
+
+    Args:
+        name: of the results.
+        keys: the texts and whole numbers that say what to measure.
+        measure: key → metrics.
+        named: the columns of a key; one of them is ``seed``.
+        metrics: the columns that follow.
+        shown: those that the table has; ``None`` for all.
+        baseline: name → metrics, for rows at the head of the table.
+    """
+    print(machine())
+    known = {tuple(row[: len(named)]): [float(value) for value in row[len(named) :]] for row in read_csv(name)}
+    for key in keys:
+        texts = tuple(map(str, key))
+        if texts not in known:
+            known[texts] = list(measure(*key))
+            rows = [(*one, *(round(value, 4) for value in values)) for one, values in known.items()]
+            write_csv(name, (*named, *metrics), rows)
+            print(*key, *(f"{value:.3g}" for value in known[texts]), flush=True)
+    seed, shown = named.index("seed"), shown or metrics
+    groups: dict[tuple[str, ...], list[Sequence[float]]] = {}
+    for first, values in (baseline or {}).items():
+        groups[(first, *[""] * (len(named) - 2))] = [values]
+    for key, found in known.items():
+        groups.setdefault((*key[:seed], *key[seed + 1 :]), []).append(found)
+    table = [[*named[:seed], *named[seed + 1 :], "seeds", *shown]]
+    for group, several in groups.items():
+        of = dict(zip(metrics, zip(*several, strict=True), strict=True))
+        named_so = [f"{int(text):,}" if text.isdecimal() else text for text in group]
+        table.append([*named_so, str(len(several)), *(_cell(of[metric]) for metric in shown)])
+    print(*markdown(table), sep="\n")
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3g}{spread}"
 
 
 def write_json(name: str, content: Mapping[str, Any]) -> Path:

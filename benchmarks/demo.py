@@ -9,10 +9,9 @@ continues), prints the comparison, writes ``results/digits.csv`` and ``results/d
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from common import RESULTS, machine, write_csv
+from common import RESULTS, machine, parse, write_csv
 from optuna.storages import RDBStorage
 
 from lcsc_opt.cli import run as lcsc
@@ -34,7 +33,7 @@ COLUMNS = ("optimizer", "seeds", *LOSSES, *METRICS, "against EMA*", "evaluations
 
 def main() -> None:
     """Run what is missing, print, write, draw."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parse(__doc__)
     RESULTS.mkdir(exist_ok=True)
     url = f"sqlite:///{RESULTS / 'digits.db'}"
     seeds = [argument for seed in SEEDS for argument in ("--seed", str(seed))]

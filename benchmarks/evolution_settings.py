@@ -9,11 +9,10 @@ an interruption, the same command continues.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
-from common import RESULTS, machine, write_csv
+from common import RESULTS, machine, parse, write_csv
 
 from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.connection import open_storage
@@ -33,10 +32,7 @@ VARIATIONS: dict[str, tuple[Any, ...]] = {
 
 def main() -> None:
     """Run what is missing, print the table, write the CSV."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--evaluations", type=int, default=300)
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, seeds=3, evaluations=300)
     RESULTS.mkdir(exist_ok=True)
     print(machine())
     print(f"{arguments.evaluations} evaluations of 1,000 images, held out on 10,000, {arguments.seeds} seeds")

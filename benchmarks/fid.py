@@ -17,7 +17,6 @@ of a rounded eigenvalue. torch-fidelity's means are in float32.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, write_json
+from common import machine, parse, write_json
 
 from lcsc_opt.metrics import FrechetReference, Moments
 
@@ -44,10 +43,7 @@ Way = tuple[str, str]
 
 def main() -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="128 features, few images, nothing written")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, rounds=3, small={})
     print(machine())
     cases = []
     for dimension, images in QUICK_CASES if arguments.quick else CASES:

@@ -10,16 +10,14 @@ already in ``results/fidelity.csv`` are not measured again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from common import machine, read_csv, write_csv
+from common import measure_missing, parse
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec
@@ -39,7 +37,7 @@ REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
 METRICS: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
 SPACES = ("A", "B", "A2", "B2")  # halves in the features of the search's network; with 2, of another network
-HEADER = ("search", "seed", "images", *(f"{metric} {space}" for space in SPACES for metric in METRICS))
+COLUMNS = tuple(f"{metric} {space}" for space in SPACES for metric in METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,25 +66,27 @@ ROWS = (
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--only", default="", help="only searches whose name contains this")
-    arguments = parser.parse_args()
-    print(machine())
-    evaluator, known = MetricsOfHalves(), read()
-    for row in ROWS:
-        for seed in range(arguments.seeds if row.optimizer else 1):
-            images = arguments.images if row.optimizer else 0
-            if arguments.only in row.name and (row.name, seed, images) not in known:
-                coefficients = search(row, seed, images) if row.optimizer else best_ema(objective_of())
-                known[row.name, seed, images] = evaluator.of(coefficients)
-                write(known)
-                print(row.name, seed, *(f"{value:.3f}" for value in known[row.name, seed, images]), flush=True)
-    print(table(known, evaluator))
-
-
-Known = dict[tuple[str, int, int], tuple[float, ...]]
+    arguments = parse(
+        __doc__, seeds=2, images=60_000, only={"default": "", "help": "only searches whose name contains this"}
+    )
+    evaluator = MetricsOfHalves()
+    rows = {row.name: row for row in ROWS if arguments.only in row.name}
+    keys = [
+        (row.name, seed, arguments.images if row.optimizer else 0)
+        for row in rows.values()
+        for seed in range(arguments.seeds if row.optimizer else 1)
+    ]
+    shown = ("fid A", "fid B", "precision A", "recall A", "precision A2", "fid B2", "near A", "cmmd B", "sliced B")
+    baseline = {"half A itself": evaluator.baseline()}
+    measure_missing(
+        "fidelity",
+        keys,
+        lambda name, *of: evaluator.of(found(rows[name], *of)),
+        named=("search", "seed", "images"),
+        metrics=COLUMNS,
+        shown=shown,
+        baseline=baseline,
+    )
 
 
 def objective_of(file: str = "digits.py", *, rows: Rule | None = None, **settings: Any) -> MergeSampleScore:
@@ -102,9 +102,10 @@ def best_ema(objective: MergeSampleScore) -> Coefficients:
     return min(grid, key=lambda coefficients: objective.evaluate(Candidate(coefficients)).loss)
 
 
-def search(row: Row, seed: int, images: int) -> Coefficients:
-    """The answer of one search with so many images."""
-    return answer_of(objective_of(**row.settings), row.optimizer, seed, images)
+def found(row: Row, seed: int, images: int) -> Coefficients:
+    """EMA*, or the answer of one search with so many images."""
+    objective = objective_of(**row.settings)
+    return answer_of(objective, row.optimizer, seed, images) if row.optimizer else best_ema(objective)
 
 
 def answer_of(
@@ -178,39 +179,6 @@ class MetricsOfHalves:
             metrics.update(torch.from_numpy(extract(metrics.reference.extractor, images).astype(np.float32)))
             values += [metrics.compute(metric) for metric in METRICS]
         return tuple(values)
-
-
-def read() -> Known:
-    """The results that exist already."""
-    return {
-        (name, int(seed), int(images)): tuple(map(float, values))
-        for name, seed, images, *values in read_csv("fidelity")
-    }
-
-
-def write(known: Known) -> None:
-    """Write all results."""
-    write_csv("fidelity", HEADER, [(*key, *(round(value, 4) for value in values)) for key, values in known.items()])
-
-
-def table(known: Known, evaluator: MetricsOfHalves) -> str:
-    """A table of means over seeds, with their standard deviations."""
-    shown = ("fid A", "fid B", "precision A", "recall A", "precision A2", "fid B2", "near A", "cmmd B", "sliced B")
-    places = [HEADER.index(name) - 3 for name in shown]
-    lines = [f"| search | images | seeds | {' | '.join(shown)} |", "|---|---|---|" + "---|" * len(shown)]
-    baseline = evaluator.baseline()
-    lines.append("| half A itself | | | " + " | ".join(f"{baseline[place]:.3g}" for place in places) + " |")
-    for name, images in dict.fromkeys((name, images) for name, _, images in known):
-        found = [values for key, values in known.items() if (key[0], key[2]) == (name, images)]
-        cells = [cell([values[place] for values in found]) for place in places]
-        lines.append(f"| {name} | {images:,} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cell(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3g}{spread}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ stay. So with more steps it grows by more than the peak of allocated memory, whi
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import statistics
 import time
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_csv
+from common import machine, parse, write_csv
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -49,9 +48,7 @@ LIMIT = 4.0  # times a plain evaluation, for a gradient on digits
 
 def main() -> None:
     """Measure and print a line for each case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=15)
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, pairs=15)
     print(machine())
     print(f"milliseconds, median of {arguments.pairs}; ratio: median over pairs, asked of digits: at most {LIMIT:g}")
     rows: list[tuple[Any, ...]] = []

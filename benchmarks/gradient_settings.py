@@ -10,7 +10,6 @@ seed decides the noise: all searches of one seed begin with the same noise. Ever
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import statistics
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import machine, read_csv, write_csv
+from common import machine, parse, read_csv, write_csv
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
@@ -72,10 +71,7 @@ ROWS = (
 
 def main() -> None:
     """Run what is missing, print every search, then the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--row", action="append", help="only rows whose names begin so")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, seeds=3, row={"action": "append", "help": "only rows whose names begin so"})
     chosen = [row for row in ROWS if row.name.startswith(tuple(arguments.row or [""]))]
     objective = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK}))
     known = read()

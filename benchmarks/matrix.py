@@ -13,7 +13,6 @@ row, writes nothing.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import os
@@ -27,7 +26,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, parse
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("dev", "postgresql", "ray", "text-to-image", "train")
@@ -107,10 +106,8 @@ QUICK_ROWS = (
 
 def main() -> None:
     """Make the environments, run the tests, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three rows of many conditions, and a part of the tests")
-    parser.add_argument("--only", default="", help="only rows whose name contains this")
-    arguments = parser.parse_args()
+    quick = {"action": "store_true", "help": "three rows of many conditions, and a part of the tests"}
+    arguments = parse(__doc__, quick=quick, only={"default": "", "help": "only rows whose name contains this"})
     rows = [row for row in (QUICK_ROWS if arguments.quick else ROWS) if arguments.only in row.name]
     if arguments.quick:
         rows = [dataclasses.replace(row, rooms=ROOMS_OF_NUMBERS) for row in rows]

@@ -19,7 +19,6 @@ between the dtypes that are stored.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import shutil
 import statistics
@@ -32,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, write_json
+from common import machine, parse, write_json
 from pack import state_dict
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
@@ -48,7 +47,13 @@ LEAST_SHARE, LEAST_LOOP = 0.75, 3.0  # our own targets
 
 def main() -> None:
     """Measure and print."""
-    arguments = _arguments()
+    arguments = parse(
+        __doc__,
+        checkpoints=50,
+        rounds=5,
+        megabytes={"type": int, "default": 64, "help": "the size of one checkpoint"},
+        small={"megabytes": 16, "rounds": 2},
+    )
     print(machine())
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         stored = make(Path(folder), arguments.checkpoints, arguments.megabytes)
@@ -57,18 +62,6 @@ def main() -> None:
         result["digits"] = digits()
         print(write_json("merge", result))
         _compare_with_targets(result)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=int, default=50)
-    parser.add_argument("--megabytes", type=int, default=64, help="the size of one checkpoint")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="16 MB each, 2 rounds, no digits, nothing written")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.megabytes, arguments.rounds = 16, 2
-    return arguments
 
 
 def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory]:

@@ -9,14 +9,13 @@ seed. "EMA*, w" is EMA* without a search, with the best of some w on the search'
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import functools
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import machine, read_csv, write_csv
-from fidelity import HEADER, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
+from common import measure_missing, parse
+from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from refine import TRAINING
 from torch import Tensor
 
@@ -28,10 +27,7 @@ from lcsc_opt.trajectory import Trajectory
 
 OPTIMIZERS = ("LCSC", "LCSCGradient")
 LINE = tuple(round(-1 + 0.25 * index, 2) for index in range(21))  # w from -1 to 4
-COLUMNS = ("way", "row", "seed", "images", "w", *HEADER[3:])
-SHOWN = ("fid A", "fid B", "fid B2", "precision A", "recall A", "precision A2", "near A")
-
-Known = dict[tuple[str, str, int, int], tuple[float, ...]]
+SHOWN = ("w", "fid A", "fid B", "fid B2", "precision A", "recall A", "precision A2", "near A")
 
 
 class Ways:
@@ -48,7 +44,7 @@ class Ways:
         self._plain = objective_of(**TRAINING)
         self._ema = best_ema(self._plain)
         recipe = Ict(first_discretization=160, learning_rate=1e-4)  # the curriculum's end; a tenth of the rate
-        out = folder / "neon.trajectory"
+        out = folder / f"neon{seed}.trajectory"
         step, _ = append_self_trained(self._plain, recipe, out, start=lambda: self._ema, seed=seed)
         self._extended = self._plain.on_weights(Trajectory.open(out))
         self._place = self._extended.steps.index(step)
@@ -75,51 +71,22 @@ def _sampled(objective: MergeSampleScore, coefficients: Coefficients) -> Tensor:
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--selected", type=int, default=2_000)
-    arguments = parser.parse_args()
-    print(machine())
-    evaluator, known = MetricsOfHalves(), read()
-    for seed in range(arguments.seeds):
-        asked = [("EMA*", row, seed, 0) for row in ("", "neon")]
-        asked += [(name, row, seed, arguments.images) for name in OPTIMIZERS for row in ("", "neon")]
-        if all(key in known for key in asked):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            ways = Ways(seed, Path(folder), arguments.selected)
-            for key in asked:
-                if key not in known:
-                    known[key] = ways.measure(key[0], key[1], key[3], evaluator)
-                    write_csv("neon", COLUMNS, [(*one, *(round(v, 4) for v in known[one])) for one in known])
-                    print(*key, *(f"{value:.3g}" for value in known[key][:5]), flush=True)
-    print(table(known))
+    arguments = parse(__doc__, seeds=2, images=10_000, selected=2_000)
+    evaluator = MetricsOfHalves()
+    keys = [
+        (way, row, seed, arguments.images if way in OPTIMIZERS else 0)
+        for seed in range(arguments.seeds)
+        for way in ("EMA*", *OPTIMIZERS)
+        for row in ("", "neon")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        ways = functools.cache(lambda seed: Ways(seed, Path(folder), arguments.selected))
 
+        def measured(way: str, row: str, seed: int, images: int) -> tuple[float, ...]:
+            return ways(seed).measure(way, row, images, evaluator)
 
-def read() -> Known:
-    """The results that exist already."""
-    return {
-        (way, row, int(seed), int(images)): tuple(map(float, rest))
-        for way, row, seed, images, *rest in read_csv("neon")
-    }
-
-
-def table(known: Known) -> str:
-    """A table of means over seeds, with their standard deviations."""
-    places = [COLUMNS.index(name) - 4 for name in ("w", *SHOWN)]
-    lines = [f"| way | images | seeds | w | {' | '.join(SHOWN)} |", "|---|---|---|---|" + "---|" * len(SHOWN)]
-    for way, row, images in dict.fromkeys((way, row, images) for way, row, _, images in known):
-        found = [values for key, values in known.items() if (key[0], key[1], key[3]) == (way, row, images)]
-        cells = [_cell([values[place] for values in found]) for place in places]
-        name = f"{way}, with the row" if row else way
-        lines.append(f"| {name} | {images:,} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3g}{spread}"
+        named = ("way", "row", "seed", "images")
+        measure_missing("neon", keys, measured, named=named, metrics=("w", *COLUMNS), shown=SHOWN)
 
 
 if __name__ == "__main__":

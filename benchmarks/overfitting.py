@@ -9,13 +9,13 @@ another network. Results that are already in ``results/overfitting.csv`` are not
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 
 import torch
+from common import measure_missing, parse
 from fidelity import REPORTED, answer_of, objective_of
 from refine import TRAINING
-from rows import measure_missing, metrics_of
+from rows import metrics_of
 
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -25,22 +25,19 @@ from lcsc_opt.training.images import bundled_images
 
 REAL = (50, 100, 200, 400, 898)
 SHOWN = ("fid A", "fid B", "fid B2", "precision A", "recall A")
-COLUMNS = ("real images", "rows", "seed", "images", "fid seen", *SHOWN)
 
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=20_000)
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, seeds=3, images=20_000)
     keys = [
         (str(real), rows, seed, arguments.images)
         for seed in range(arguments.seeds)
         for real in REAL
         for rows in ("one", "layers")
     ]
-    measure_missing("overfitting", COLUMNS, keys, measured)
+    named = ("real images", "rows", "seed", "images")
+    measure_missing("overfitting", keys, measured, named=named, metrics=("fid seen", *SHOWN))
 
 
 def measured(real: str, rows: str, seed: int, images: int) -> list[float]:

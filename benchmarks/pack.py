@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_csv
+from common import machine, parse, write_csv
 from safetensors.torch import save_file
 
 FORMATS = ("safetensors", "pt")
@@ -36,7 +36,16 @@ SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would
 
 def main() -> None:
     """Measure and print one line for each format."""
-    arguments = _arguments()
+    child = {"nargs": 2, "type": Path, "help": argparse.SUPPRESS}
+    small = {"checkpoints": 6, "megabytes": 20, "rounds": 2}
+    arguments = parse(
+        __doc__,
+        checkpoints=24,
+        rounds=5,
+        child=child,
+        small=small,
+        megabytes={"type": int, "default": 60, "help": "the size of one checkpoint"},
+    )
     if arguments.child:
         print(json.dumps(pack_watched(arguments.child[0], arguments.child[1])))
         return
@@ -49,19 +58,6 @@ def main() -> None:
         print(write_csv("pack", header, rows))
     if any(row[3] < LEAST_RATIO or row[6] >= MOST_MEMORY for row in rows):
         sys.exit(f"missed: a ratio of {LEAST_RATIO}, and less than {MOST_MEMORY:g} checkpoints of memory")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=int, default=24)
-    parser.add_argument("--megabytes", type=int, default=60, help="the size of one checkpoint")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="6 checkpoints of 20 MB, 2 rounds, nothing written down")
-    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.checkpoints, arguments.megabytes, arguments.rounds = 6, 20, 2
-    return arguments
 
 
 def measure(kind: str, checkpoints: int, megabytes: int, rounds: int) -> list[Any]:

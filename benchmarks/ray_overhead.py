@@ -9,7 +9,6 @@ local and Ray in turns. ``two workers``: searches with CMA-ES whose evaluations 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import os
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_json
+from common import machine, parse, write_json
 from workers import search
 
 from lcsc_opt.base.records import Candidate
@@ -54,14 +53,7 @@ Pools = dict[str, WorkerPool]
 
 def main() -> None:
     """Measure, print, and compare with the targets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=400)
-    parser.add_argument("--evaluations", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="10 of each, one round, nothing written, no verdict")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.jobs, arguments.evaluations, arguments.rounds = 10, 10, 1
+    arguments = parse(__doc__, jobs=400, evaluations=100, rounds=5, small={"jobs": 10, "evaluations": 10, "rounds": 1})
     print(machine())
     with tempfile.TemporaryDirectory() as folder, node() as address:
         (Path(folder) / "overhead_functions.py").write_text(FUNCTIONS)

@@ -28,7 +28,7 @@ from unittest import mock
 import numpy as np
 import torch
 import yaml
-from common import RESULTS, machine, write_json
+from common import RESULTS, machine, parse, write_json
 from PIL import Image
 from torch import nn
 
@@ -66,16 +66,15 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="of training")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["edm", *(n for n in RECIPES if n != "edm")])
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each loop")
-    parser.add_argument("--images", type=int, default=5000, help="of other noise")
-    parser.add_argument("--costs", action="store_true", help="only the loops, after a short training")
-    parser.add_argument("--quick", action="store_true", help="40 steps, one round, nothing written down")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.steps, arguments.rounds, arguments.images = 40, 1, 200
+    arguments = parse(
+        __doc__,
+        steps={"type": int, "default": 1000, "help": "of training"},
+        recipes={"nargs": "+", "choices": RECIPES, "default": ["edm", *(name for name in RECIPES if name != "edm")]},
+        rounds={"type": int, "default": 30, "help": "turns of each loop"},
+        images={"type": int, "default": 5000, "help": "of other noise"},
+        costs={"action": "store_true", "help": "only the loops, after a short training"},
+        small={"steps": 40, "rounds": 1, "images": 200},
+    )
     if arguments.costs:
         arguments.steps = 2 * EVERY
     return arguments

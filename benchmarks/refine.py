@@ -13,7 +13,6 @@ precision``. A model that was found with one step of sampling is measured in two
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import tempfile
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, read_csv, write_csv
-from fidelity import HEADER, REPORTED, MetricsOfHalves, answer_of, best_ema, cell, objective_of
+from common import measure_missing, parse
+from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from safetensors.torch import load_file
 
 from lcsc_opt.base.records import HELD_OUT, Coefficients
@@ -33,8 +32,6 @@ from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory
 
 TRAINING: dict[str, Any] = {"training_steps": 2000, "checkpoint_every": 20}
-SHOWN_METRICS = HEADER[3:]
-COLUMNS = ("way", "seed", "images", "selected", *SHOWN_METRICS, *(f"{metric}, 2 steps" for metric in SHOWN_METRICS))
 SHOWN = (
     *("fid A", "fid B", "fid A2", "fid B2", "precision A", "precision A2", "recall A", "near A"),
     *("fid A, 2 steps", "fid B, 2 steps", "fid B2, 2 steps", "precision A, 2 steps"),
@@ -42,8 +39,6 @@ SHOWN = (
 EMA = "EMA*"
 ENDS = {"": None, ", keep": "precision"}
 ROWS = ("kinds", "blocks", "layers")
-
-Known = dict[tuple[str, int, int, int], tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,41 +113,30 @@ class Ways:
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--selected", type=int, default=10_000)
-    parser.add_argument("--only", default="", help="only ways whose name contains this")
-    arguments = parser.parse_args()
-    print(machine())
-    evaluator, known = MetricsOfHalves(), read()
-    for seed in range(arguments.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            ways = Ways(Path(folder), arguments.images, arguments.selected, seed).by_name()
-            for name, find in ways.items():
-                key = (name, seed, arguments.images, arguments.selected)
-                if key not in known and arguments.only in name:
-                    known[key] = find().evaluated(evaluator)
-                    rows = [(*key, *(round(value, 4) for value in values)) for key, values in known.items()]
-                    write_csv("refine", COLUMNS, rows)
-                    print(name, seed, *(f"{value:.3g}" for value in known[key][:3]), flush=True)
-    print(table(known))
-
-
-def read() -> Known:
-    """The results that exist already."""
-    return {(name, *map(int, row[:3])): tuple(map(float, row[3:])) for name, *row in read_csv("refine")}  # type: ignore[misc]
-
-
-def table(known: Known) -> str:
-    """A table of means over seeds, with their standard deviations."""
-    places = [COLUMNS.index(name) - 4 for name in SHOWN]
-    lines = [f"| way | images | seeds | {' | '.join(SHOWN)} |", "|---|---|---|" + "---|" * len(SHOWN)]
-    for name, images in dict.fromkeys((name, images) for name, _, images, _ in known):
-        found = [values for key, values in known.items() if (key[0], key[2]) == (name, images)]
-        cells = [cell([values[place] for values in found]) for place in places]
-        lines.append(f"| {name} | {images:,} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    arguments = parse(
+        __doc__,
+        seeds=3,
+        images=20_000,
+        selected=10_000,
+        only={"default": "", "help": "only ways whose name contains this"},
+    )
+    evaluator = MetricsOfHalves()
+    with tempfile.TemporaryDirectory() as folder:
+        ways = functools.cache(lambda seed: Ways(Path(folder), arguments.images, arguments.selected, seed).by_name())
+        keys = [
+            (name, seed, arguments.images, arguments.selected)
+            for seed in range(arguments.seeds)
+            for name in ways(seed)
+            if arguments.only in name
+        ]
+        measure_missing(
+            "refine",
+            keys,
+            lambda name, seed, *_: ways(seed)[name]().evaluated(evaluator),
+            named=("way", "seed", "images", "selected"),
+            metrics=(*COLUMNS, *(f"{metric}, 2 steps" for metric in COLUMNS)),
+            shown=SHOWN,
+        )
 
 
 if __name__ == "__main__":

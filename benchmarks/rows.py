@@ -9,26 +9,22 @@ precision and recall to half A. Results that are already in ``results/rows.csv``
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from common import machine, markdown, read_csv, write_csv
-from fidelity import METRICS, REPORTED, SPACES, MetricsOfHalves, answer_of, best_ema, cell, objective_of
+from common import measure_missing, parse
+from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.training.images import Bundled
 
 SHOWN = ("fid A", "fid B", "fid A2", "fid B2", "precision A", "recall A", "near A")
-COLUMNS = ("model", "way", "seed", "images", *SHOWN)
 EMA = "EMA*"
 DIGITS: Mapping[str, Any] = {"training_steps": 2000, "checkpoint_every": 10}
 DDPM: Mapping[str, Any] = {"training_steps": 1000, "checkpoint_every": 10}
-
-Key = tuple[str, str, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +60,18 @@ MODELS = (
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, help="of each search, in place of the model's own number")
-    parser.add_argument("--only", default="", help="only models whose name contains this")
-    arguments = parser.parse_args()
+    images = {"type": int, "help": "of each search, in place of the model's own number"}
+    arguments = parse(
+        __doc__, seeds=3, images=images, only={"default": "", "help": "only models whose name contains this"}
+    )
     models = {model.name: model for model in MODELS if arguments.only in model.name}
     keys = [
         (model.name, way, seed, 0 if way == EMA else arguments.images or model.images)
         for model in models.values()
         for way, seed in ways(model, arguments.seeds)
     ]
-    measure_missing("rows", COLUMNS, keys, lambda model, way, *chance: measured(models[model], way, *chance))
+    named = ("model", "way", "seed", "images")
+    measure_missing("rows", keys, lambda model, *of: measured(models[model], *of), named=named, metrics=SHOWN)
 
 
 def ways(model: Model, seeds: int) -> Iterator[tuple[str, int]]:
@@ -100,34 +96,8 @@ def measured(model: Model, way: str, seed: int, images: int) -> list[float]:
 def metrics_of(images: Tensor, names: Sequence[str], dataset: Bundled = "digits") -> list[float]:
     """The named metrics of images, to both halves in both networks' features."""
     values = MetricsOfHalves(dataset).of_images(images)
-    known = dict(zip((f"{metric} {space}" for space in SPACES for metric in METRICS), values, strict=True))
+    known = dict(zip(COLUMNS, values, strict=True))
     return [known[name] for name in names]
-
-
-def measure_missing(
-    name: str, columns: Sequence[str], keys: Sequence[Key], measure: Callable[..., Sequence[float]]
-) -> None:
-    """Measure what ``results/NAME.csv`` lacks, and print a table of means over seeds with their standard deviations.
-
-    Columns are two names, ``seed``, ``images``, and the metrics that ``measure`` gives for the first four.
-    """
-    print(machine())
-    known: dict[Key, tuple[float, ...]] = {
-        (one, two, int(seed), int(images)): tuple(map(float, values))
-        for one, two, seed, images, *values in read_csv(name)
-    }
-    for key in keys:
-        if key not in known:
-            known[key] = tuple(measure(*key))
-            write_csv(name, columns, [(*key, *(round(value, 4) for value in known[key])) for key in known])
-            print(*key, *(f"{value:.3g}" for value in known[key]), flush=True)
-    rows = [[*columns[:2], "images", "seeds", *columns[4:]]]
-    for one, two, images in dict.fromkeys((one, two, images) for one, two, _, images in known):
-        found = [values for key, values in known.items() if (key[0], key[1], key[3]) == (one, two, images)]
-        rows.append(
-            [one, two, f"{images:,}", str(len(found)), *(cell(list(values)) for values in zip(*found, strict=True))]
-        )
-    print(*markdown(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ which it makes databases.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from common import machine, write_json
+from common import machine, parse, write_json
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
@@ -50,7 +49,10 @@ Store = Callable[[np.ndarray, int], object]
 
 def main() -> None:
     """Measure and print a line for each database and K."""
-    arguments = _arguments()
+    checkpoints = {"type": int, "nargs": "+", "default": [50, 200, 500]}
+    postgresql = {"help": "the URL of a database of a server, as one who may make others"}
+    small = {"checkpoints": [50], "rounds": 5}
+    arguments = parse(__doc__, checkpoints=checkpoints, rounds=40, postgresql=postgresql, small=small)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(machine())
     print("milliseconds a trial, median [quartiles]; in brackets, how many times ours")
@@ -65,18 +67,6 @@ def main() -> None:
         ]
     if not arguments.quick:
         print(write_json("store", {"unit": "milliseconds a trial", "rows": rows}))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=int, nargs="+", default=[50, 200, 500])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--postgresql", help="the URL of a database of a server, as one who may make others")
-    parser.add_argument("--quick", action="store_true", help="K = 50, 5 rounds, nothing written")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.checkpoints, arguments.rounds = [50], 5
-    return arguments
 
 
 def new_database(server: str, name: str) -> str:

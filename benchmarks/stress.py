@@ -7,7 +7,6 @@ Writes ``results/stress.md``, but not with ``--only`` or ``--quick``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import functools
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from common import RESULTS, machine
+from common import RESULTS, machine, parse
 from stress_accidents import grown_folder, two_terminals
 from stress_coordinators import commit_points, eight_coordinators, random_kills, stopped_coordinator
 from stress_search import Clean, Found, Work, search
@@ -35,10 +34,8 @@ from tests.database_servers import find_binaries, postgresql
 
 def main() -> None:
     """Inject, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="each fault a few times only; about two minutes")
-    parser.add_argument("--only", default="", help="only faults whose name contains this")
-    arguments = parser.parse_args()
+    quick = {"action": "store_true", "help": "each fault a few times only; about two minutes"}
+    arguments = parse(__doc__, quick=quick, only={"default": "", "help": "only faults whose name contains this"})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no server behind
     began, lines, ok = time.perf_counter(), ["| fault | found | ok |", "|---|---|---|"], True
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # commits wait for no disk

@@ -10,7 +10,6 @@ run's own matrix (:func:`gram_of_run`), and runs are simulated. Takes seconds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -22,7 +21,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 import scipy.linalg
 import scipy.optimize
-from common import markdown
+from common import markdown, parse
 from contest.page import insert
 from plotly.subplots import make_subplots
 
@@ -315,7 +314,7 @@ def _add_coefficients(made: go.Figure, problem: Quadratic, **place: int) -> None
 
 def main() -> None:
     """Write the table and the figure."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parse(__doc__)
     lines = gap_table()
     print("\n".join(lines))
     insert(PAGE, {"gap": lines})

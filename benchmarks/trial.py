@@ -10,7 +10,6 @@ FID through scipy's ``sqrtm`` as in pytorch-fid. In each round all run in turns;
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 import optuna
 import scipy.linalg
 import torch
-from common import machine, write_json
+from common import machine, parse, write_json
 
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec, Settings, parse_studies
@@ -48,13 +47,7 @@ Result = dict[str, float]
 
 def main() -> None:
     """Measure, print one line for each K and way, and compare with the target."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evaluations", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="10 evaluations, one round, nothing written, no verdict")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.evaluations, arguments.rounds = 10, 1
+    arguments = parse(__doc__, evaluations=100, rounds=3, small={"evaluations": 10, "rounds": 1})
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print(machine())
     print("milliseconds a trial; rest = all that is neither sampling nor features")

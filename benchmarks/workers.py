@@ -12,7 +12,6 @@ are busy, with tells in order and as completed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import operator
@@ -25,7 +24,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-from common import machine, write_json
+from common import machine, parse, write_json
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
@@ -55,13 +54,7 @@ STEPS = tuple(range(100, 2100, 100))
 
 def main() -> None:
     """Measure, print, and compare with the targets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evaluations", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="6 evaluations, one round, nothing written, no verdict")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.evaluations, arguments.rounds = 6, 1
+    arguments = parse(__doc__, evaluations=60, rounds=3, small={"evaluations": 6, "rounds": 1})
     print(machine())
     rates, shares = digits(arguments.evaluations, arguments.rounds)
     busy = simulated(16 if arguments.quick else 400)

@@ -14,7 +14,6 @@ background's work is added, only later.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_json
+from common import machine, parse, write_json
 from torch import nn
 
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -46,7 +45,8 @@ NOTHING, COPY, TORCH, SYNCED, WAIT, LATER = (
 
 def main() -> None:
     """Measure and print."""
-    arguments = _arguments()
+    threads = {"type": int, "nargs": "+", "default": [1, 2], "help": "of training"}
+    arguments = parse(__doc__, rounds=9, threads=threads, small={"rounds": 2})
     print(machine())
     rows = [row for threads in arguments.threads for row in measure(threads, arguments.rounds)]
     if not arguments.quick:
@@ -56,17 +56,6 @@ def main() -> None:
         call = {row["way"]: row["call_ms"] for row in rows if row["threads"] == threads}
         if call[LATER] > MOST_CALL * call[COPY]:
             sys.exit(f"missed: {LATER} within {MOST_CALL:g} copies")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of training")
-    parser.add_argument("--quick", action="store_true", help="2 rounds, nothing written down")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds = 2
-    return arguments
 
 
 def network() -> nn.Module:
