@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from lcsc_opt.trajectory import read_checkpoint
 from tests import tiny_pipelines
 from tests.objectives.image_objectives import one_line
 
-pytest.importorskip("peft")
-pytest.importorskip("transformers")
+if not (find_spec("peft") and find_spec("transformers")):
+    pytest.skip("needs peft and transformers", allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("folder")  # for its cache
 STEPS = (100, 200, 300)

@@ -99,22 +99,22 @@ def test_crossover_mixes_two_parents_coefficient_by_coefficient() -> None:
 
 
 def test_mutation_is_gaussian_noise_of_that_size_on_every_coefficient() -> None:
-    optimizer = lcsc(mutation=1e-3, crossover=0, max_parents=1, generation_size=3000)
-    moved = np.array(run(optimizer, in_turn, 3007)[7:]) - EMAS[0]
+    optimizer = lcsc(mutation=1e-3, crossover=0, max_parents=1, generation_size=1500)
+    moved = np.array(run(optimizer, in_turn, 1507)[7:]) - EMAS[0]
     # with e the noise and p the parent, the division by the sum leaves e - p sum(e), to first order
     p = EMAS[0]
     np.testing.assert_allclose(moved.std(axis=0), 1e-3 * np.sqrt((1 - p) ** 2 + 19 * p**2), rtol=0.08)
     small = moved[:, p < 1e-3] / 1e-3
     assert small.shape[1] >= 10
-    assert np.abs(small.mean(axis=0)).max() < 5 / math.sqrt(3000)
+    assert np.abs(small.mean(axis=0)).max() < 5 / math.sqrt(1500)
     assert np.mean(np.abs(small) < 1.96) == pytest.approx(0.95, abs=0.005)
     assert np.abs(np.corrcoef(small.T)[~np.eye(small.shape[1], dtype=bool)]).max() < 0.1
 
 
 def test_a_child_whose_sum_is_near_zero_is_drawn_again() -> None:
-    optimizer = lcsc(mutation=10.0, crossover=0, max_parents=1, generation_size=10_000)
-    children = np.array(run(optimizer, in_turn, 3007)[7:])
-    assert np.abs(children).max() < (1 + 10 * 5.5) / 0.1
+    optimizer = lcsc(mutation=1.0, crossover=0, max_parents=1, generation_size=1000)
+    children = np.array(run(optimizer, in_turn, 1007)[7:])
+    assert np.abs(children).max() < (1 + 5.5) / 0.1
     assert np.abs(math.fsum(children[0]) - 1) <= 1e-12
 
 

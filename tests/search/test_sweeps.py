@@ -58,7 +58,7 @@ STUDY = """
 name: sweep
 objective: {file: swept_objective.py, settings: {shift: 0.1}}
 optimizers: [EMAGrid, LCSC]
-budget: {evaluations: 5}
+budget: {evaluations: 2}
 vary: {objective.settings.images: [2, 3]}
 """
 

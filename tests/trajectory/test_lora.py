@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from tests import tiny_pipelines
 
-pytest.importorskip("peft")
+if find_spec("peft") is None:
+    pytest.skip("needs peft", allow_module_level=True)
 
 # attention, convolutions of 3×3 and 1×1, and a linear layer outside of attention
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut", "proj_in", "time_emb_proj"]
