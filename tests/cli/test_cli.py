@@ -89,16 +89,6 @@ def stored(name: str, storage: str = "sqlite:///studies.db") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-@pytest.mark.parametrize("group", [(), ("trajectory",)])
-def test_the_list_of_commands_has_whole_sentences(
-    group: tuple[str, ...], typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    commands = typed(*group, "--help").out.partition("Commands:")[2].splitlines()[1:]
-    assert len(commands) >= 2
-    assert all(command.endswith(".") and not command.endswith("...") for command in commands)
-
-
 def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC"]) == 0
     names = optuna.get_all_study_names("sqlite:///studies.db")
@@ -271,12 +261,6 @@ def test_an_objective_that_sometimes_fails_is_searched(tiny: Path, typed: Typed)
 def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
     assert message in typed.refused("run", "tiny.yaml", *command.split())
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
-
-
-def test_a_command_without_its_study_is_one_line(workplace: Path, typed: Typed) -> None:
-    assert "nothing.yaml: no such file in studies" in typed.refused("run", "nothing.yaml")
-    assert "Missing argument" in typed.refused("run")
-    assert "studies.db: no such database" in typed.refused("show", "tiny")
 
 
 @pytest.mark.usefixtures("networks_train_briefly")

@@ -148,17 +148,6 @@ def test_the_step_size_is_the_length_of_the_first_step_and_every_direction_has_i
     np.testing.assert_allclose(np.abs(moved), np.abs(moved).mean(), rtol=1e-9)
 
 
-def test_the_same_tells_give_the_same_asks_bit_for_bit() -> None:
-    first, second = gradient_search(), gradient_search()
-    noisy = Quadratic(noise=2.0)
-    recorded = [(one, noisy.answer(one)) for one in run(first, noisy, 150)]
-    for asked, evaluation in recorded:
-        candidate = second.ask()
-        assert candidate.value.tobytes() == asked.value.tobytes()
-        assert request_of(candidate) == request_of(asked)
-        tell(second, candidate, evaluation)
-
-
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
     plain, scaled = gradient_search(), gradient_search()

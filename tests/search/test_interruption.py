@@ -47,7 +47,14 @@ STUDY = {
     "optimizers": ["LCSC", "CMA"],
     "budget": {"evaluations": EVALUATIONS},
 }
-KILLS = ("evaluation 1", "before_cursor_execute 60", "after_cursor_execute 61", "commit 30", "evaluation 12")
+KILLS = (
+    "evaluation 1",
+    "before_cursor_execute 60",
+    "after_cursor_execute 61",
+    "commit 30",
+    "commit 31",
+    "evaluation 12",
+)
 Trials = dict[str, list[tuple[int, list[float], float | None, TrialState]]]
 
 

@@ -132,15 +132,6 @@ def test_away_from_it_is_better_where_it_loses_what_real_images_have(
     assert losses[0.0] == pytest.approx(objective.evaluate(Candidate(EMA)).loss, rel=1e-5)
 
 
-def test_an_ema_hardly_sees_the_row() -> None:
-    steps, place = tuple(range(20, 2001, 20)), 1
-    longer = (20, 21, *steps[1:])
-    for rate in (0.99, 0.999, 0.9995):
-        before, after = ema_coefficients(steps, rate), ema_coefficients(longer, rate)
-        assert after[place] <= before[1] / 10
-        assert np.abs(np.delete(after, place) - before).max() <= before[1] / 10
-
-
 def test_checkpoints_one_step_apart_leave_no_room(objective: MergeSampleScore, tmp_path: Path) -> None:
     near = objective.on_weights(make_trajectory(tmp_path / "near", (1, 2), weights=lambda _: Scale(0.2)))
     with pytest.raises(StudySpecError, match="no room for a row"):

@@ -137,18 +137,6 @@ def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, ca
     assert all(torch.equal(tensor, raw[name]) for name, tensor in packed.checkpoint(2).items())  # no average's
 
 
-def test_missing_code_is_one_line_that_names_it(workplace: Path, monkeypatch: Any, capsys: Any) -> None:
-    [path] = [path for path in FILES if path.stem == "cheaper_training"]
-    write_files(path)
-    settings(Path())
-    monkeypatch.setitem(sys.modules, "training.networks", None)
-    changes = [f"objective.settings.loss={PIXELS}", "objective.settings.reference=reference.npz"]
-    assert lcsc(["run", str(path), *changes, "objective.settings.held_out_metrics=[]", "optimizers=[LCSC]"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("lcsc: model: training.networks cannot be imported")
-    assert not (Path.cwd().parent / "cache" / "trajectories").exists()  # before anything is packed
-
-
 def test_consistency_sampling_is_the_librarys() -> None:
     network = networks().cifar10_consistency()
 
