@@ -47,7 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
     pending, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}{end}") for end in (PENDING, f".old{PENDING}"))
     try:
         yield pending
-        _sync(pending)
+        for file in [pending] if pending.is_file() else [entry for entry in pending.rglob("*") if entry.is_file()]:
+            _sync(file, os.O_RDWR)
         if path.is_dir():
             path.replace(old)  # a folder cannot be replaced at once
         pending.replace(path)
@@ -88,20 +89,15 @@ def remove(path: Path) -> None:
 def sync_folder(path: Path) -> None:
     """Make renames inside ``path`` survive a power cut, where the system can do that for folders."""
     with contextlib.suppress(PermissionError):  # Windows opens no folders
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path, os.O_RDONLY)
 
 
-def _sync(path: Path) -> None:
-    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
-        descriptor = os.open(file, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(path: Path) -> Callable[[], None] | None:

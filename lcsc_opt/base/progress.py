@@ -13,10 +13,6 @@ from tqdm import tqdm
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 
-def _rate(speed: float) -> str:
-    return f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
-
-
 @contextlib.contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
@@ -108,6 +104,7 @@ class _Lines:
             line = f"{self._description}: {self._done}/{self._total}"
             if self._done > self._first:
                 speed = (self._done - self._first) / max(now - self._start, 1e-9)
-                line += f", {_rate(speed)}, {(self._total - self._done) / speed:.0f} s left"
+                rate = f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
+                line += f", {rate}, {(self._total - self._done) / speed:.0f} s left"
             sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
             sys.stderr.flush()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
@@ -29,6 +32,7 @@ _CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iterati
 _INSIDE = "checkpoints"  # the folder in which Lightning and Accelerate save them
 _EXPECTED = f"files ending in {', '.join(_SUFFIXES)}, or folders named checkpoint-N"
 Patterns = str | Path | Sequence[str | Path]
+_Positive = Annotated[int, Field(ge=1)]
 
 
 def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
@@ -145,8 +149,7 @@ def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
     return sorted(paths, key=natural)
 
 
-@dataclasses.dataclass(frozen=True)
-class Selection:
+class Selection(FrozenModel):
     """Checkpoints of a window, an interval apart, as Liu et al. select them (Sec. 5.1 and App. B).
 
     The window and the interval count back from the last step that is left, n_K. A rule that is ``None`` is not applied;
@@ -165,25 +168,19 @@ class Selection:
         last: keeps the last ones, this many.
 
     Raises:
-        TrajectoryError: a number that is not whole, or too small.
+        pydantic.ValidationError: a number that is not whole, or too small.
     """
 
-    last: int | None = None
-    first_step: int | None = None
-    window: int | None = None
-    interval: int | None = None
-    last_step: int | None = None
-
-    def __post_init__(self) -> None:
-        least = {"last": 2, "first_step": 0, "window": 1, "interval": 1, "last_step": 1}
-        for name, value in self.given.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
-                raise TrajectoryError(f"{name}: expected a whole number of at least {least[name]}, got {value!r}.")
+    last: Annotated[int, Field(ge=2)] | None = None
+    first_step: Annotated[int, Field(ge=0)] | None = None
+    window: _Positive | None = None
+    interval: _Positive | None = None
+    last_step: _Positive | None = None
 
     @property
     def given(self) -> dict[str, int]:
         """The rules that are applied, name → number."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return self.model_dump(exclude_none=True)
 
     def choose(self, steps: Sequence[int]) -> list[int]:
         """The positions in ``steps`` that are selected, in order.

@@ -384,7 +384,13 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str,
             tensors[name] = ref
             continue
         start, length, itemsize = known = (ref.storage.start, ref.storage.size, ref.dtype.itemsize)
-        _check_ref(ref)
+        numbers = (ref.offset, *ref.shape, *ref.stride)
+        possible = len(ref.shape) == len(ref.stride) and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+        if not possible or math.prod(ref.shape) >= 2**48:
+            raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
+        end = ref.offset + 1 + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.stride, strict=True))
+        if 0 not in ref.shape and end * itemsize > length:
+            raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
         if not 0 <= start <= start + length <= size:
             raise TrajectoryError(MALFORMED)
         if known not in made:
@@ -393,13 +399,3 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str,
         source: Any = made[known]
         tensors[name] = torch.empty(0, dtype=ref.dtype).set_(source, ref.offset, ref.shape, ref.stride)
     return tensors
-
-
-def _check_ref(ref: TensorRef) -> None:
-    numbers = (ref.offset, *ref.shape, *ref.stride)
-    possible = len(ref.shape) == len(ref.stride) and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
-    if not possible or math.prod(ref.shape) >= 2**48:
-        raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
-    last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.stride, strict=True))
-    if 0 not in ref.shape and (last + 1) * ref.dtype.itemsize > ref.storage.size:
-        raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")

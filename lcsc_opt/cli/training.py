@@ -15,7 +15,6 @@ from lcsc_opt.cli.output import number, print_json, print_table, say
 _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
 
-
 _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
 _From = Annotated[Literal["ema", "best"], typer.Option("--from", help="The best EMA, or the best that STUDY found.")]
 _RecipeSettings = Annotated[

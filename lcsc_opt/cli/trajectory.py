@@ -31,10 +31,10 @@ def pack(
     dtype: Annotated[Literal["exact", "float16", "bfloat16"], typer.Option(help=_DTYPE_HELP)] = "exact",
 ) -> None:
     """Pack checkpoints of one training run into one trajectory. It is memory-mapped, so that merges are quick."""
-    from lcsc_opt.objective.settings import SelectionSettings
+    from lcsc_opt.checkpoints.finding import Selection
     from lcsc_opt.trajectory import packing
 
-    chosen = parse_settings(SelectionSettings, assignments(select or ()), source="--select").selection
+    chosen = parse_settings(Selection, assignments(select or ()), source="--select")
     how: dict[str, Any] = {"key": key, "selection": chosen, "overwrite": overwrite, "dtype": dtype}
     trajectory = packing.pack(checkpoints, out, steps=parse_steps(steps), **how)
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"

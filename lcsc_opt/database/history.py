@@ -103,7 +103,6 @@ class StudyHistory:
         holder: the process that runs it now.
         nodes: what its workers were last seen doing; ``None`` without workers.
         revision: new with every change of anything above but ``holder`` and ``nodes``, and where a study is made anew.
-        read_at: when it was read, in seconds since 1970.
     """
 
     study_id: int
@@ -128,7 +127,6 @@ class StudyHistory:
     holder: Holder | None = None
     nodes: KeptNodes | None = None
     revision: int = 0
-    read_at: float = 0.0
 
     @property
     def label(self) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import itertools
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -133,7 +132,10 @@ class HistoryReader:
         if known is None or known.created != attributes.get("created"):
             if known is not None:  # deleted and made again, perhaps with the same key
                 self._cached = get_storage(self.storage)
-            known = self._known[name] = self._new(name, attributes)
+            stored = StoredStudy.open(self.storage, name)
+            nothing = np.empty(0, dtype=TRIAL)
+            history = StudyHistory(stored.key, name, *split_name(name), nothing)
+            known = self._known[name] = _Known(stored, attributes.get("created"), history, nothing)
         before = known.history
         changed = {key: value for key, value in attributes.items() if key not in UNSEEN} != known.attributes
         study = _with_attributes(before, attributes)
@@ -143,15 +145,8 @@ class HistoryReader:
         known.attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
         holder = Holder(**attributes[HOLDER]) if running and attributes.get(HOLDER) else None
         revision = next(self._revisions) if changed else before.revision
-        known.history = dataclasses.replace(study, holder=holder, revision=revision, read_at=time.time())
+        known.history = dataclasses.replace(study, holder=holder, revision=revision)
         return known.history
-
-    def _new(self, name: str, attributes: Mapping[str, Any]) -> _Known:
-        experiment, optimizer, seed = split_name(name)
-        study = StoredStudy.open(self.storage, name)
-        nothing = np.empty(0, dtype=TRIAL)
-        history = StudyHistory(study.key, name, experiment, optimizer, seed, nothing)
-        return _Known(study, attributes.get("created"), history, nothing)
 
     def _with_trials(
         self, known: _Known, study: StudyHistory, attributes: Mapping[str, Any]

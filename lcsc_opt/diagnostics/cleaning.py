@@ -104,7 +104,15 @@ class Cached:
             studies = [(history, StoredStudy.open(storage, history.study).attributes) for history in histories]
         paths = [path for name in _FOLDERS if (cache / name).is_dir() for path in sorted((cache / name).iterdir())]
         kinds = [(path, _kind_of(path.relative_to(cache).as_posix())) for path in paths]
-        found = [_cached(path, kind, studies) for path, kind in kinds if kind is not None]
+        found = []
+        for path, kind in kinds:
+            if kind is not None:
+                size, used_at = _status(path)
+                using = None if studies is None else _using(path, kind, studies)
+                with _nobody_makes(path, kind) as nobody:
+                    in_use = not nobody or any(study.running for study in using or ())
+                names = None if using is None else tuple(study.study for study in using)
+                found.append(Cached(path, kind, size, used_at, names, in_use))
         return sorted(found, key=lambda entry: (-entry.bytes, entry.path))
 
     @property
@@ -129,15 +137,6 @@ def _kind_of(name: str) -> str | None:
     return next((kind for kind, pattern in _KINDS.items() if re.fullmatch(pattern, name)), None)
 
 
-def _cached(path: Path, kind: str, studies: Sequence[_Study] | None) -> Cached:
-    size, used_at = _status(path)
-    using = None if studies is None else _using(path, kind, studies)
-    with _nobody_makes(path, kind) as nobody:
-        in_use = not nobody or any(study.running for study in using or ())
-    names = None if using is None else tuple(study.study for study in using)
-    return Cached(path, kind, size, used_at, names, in_use)
-
-
 def _status(path: Path) -> tuple[int, float]:
     """Bytes, and when the largest file was last read or written; smaller files are read even for a list."""
     found = []
@@ -154,7 +153,12 @@ def _using(path: Path, kind: str, studies: Sequence[_Study]) -> list[StudyHistor
     if kind == UNFINISHED:
         return []
     if kind == "trajectory":
-        return _with_checkpoints_of(path, studies)
+        try:
+            manifest = Manifest.load(path)
+        except TrajectoryError:  # broken: nobody can use it
+            return []
+        hashes = {steps: manifest.sha256_of(steps) for steps in {study.steps for study, _ in studies}}
+        return [study for study, known in studies if known.get("checkpoints") == hashes[study.steps]]
     if kind == "feature network":  # extractors are called NAME-D-HASH
         named = rf'"{re.escape(path.name.rpartition("-network-")[0])}-\d+-'
     elif kind == "reference" and path.suffix != ".json":
@@ -162,16 +166,6 @@ def _using(path: Path, kind: str, studies: Sequence[_Study]) -> list[StudyHistor
     else:
         return None
     return [study for study, known in studies if re.search(named, json.dumps(known.get("fingerprint")))]
-
-
-def _with_checkpoints_of(path: Path, studies: Sequence[_Study]) -> list[StudyHistory]:
-    """The studies whose checkpoints are in the trajectory, perhaps among others."""
-    try:
-        manifest = Manifest.load(path)
-    except TrajectoryError:  # broken: nobody can use it
-        return []
-    hashes = {steps: manifest.sha256_of(steps) for steps in {study.steps for study, _ in studies}}
-    return [study for study, known in studies if known.get("checkpoints") == hashes[study.steps]]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.records import Candidate, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -65,22 +65,18 @@ class SpreadEvaluator:
         if isinstance(scored, Failure):
             return scored
         evaluation, back = scored
-        outcome = self._with_gradient(evaluation, candidate, ranges, back) if gradient else evaluation
-        return checked(outcome, candidate, gradient=gradient)
-
-    def _with_gradient(
-        self, evaluation: Evaluation, candidate: Candidate, ranges: Sequence[tuple[int, int]], back: Sequence[Any]
-    ) -> Outcome:
-        products = _results(
-            [
-                self._pool.submit("vjp", candidate, first, last, rows, worker=worker, depth=AT_ONCE)
-                for worker, ((first, last), rows) in enumerate(zip(ranges, back, strict=True))
-            ]
-        )
-        if isinstance(products, Failure):
-            return products
-        cost = evaluation.cost + Cost.of_parts([cost for _, cost in products])
-        return dataclasses.replace(evaluation, gradient=sum(product for product, _ in products), cost=cost)
+        if gradient:
+            products = _results(
+                [
+                    self._pool.submit("vjp", candidate, first, last, rows, worker=worker, depth=AT_ONCE)
+                    for worker, ((first, last), rows) in enumerate(zip(ranges, back, strict=True))
+                ]
+            )
+            if isinstance(products, Failure):
+                return products
+            cost = evaluation.cost + Cost.of_parts([cost for _, cost in products])
+            evaluation = dataclasses.replace(evaluation, gradient=sum(part for part, _ in products), cost=cost)
+        return checked(evaluation, candidate, gradient=gradient)
 
 
 def _results(futures: Sequence[Future[Part]]) -> list[Part] | Failure:

@@ -163,7 +163,9 @@ def _clusters(samples: Tensor, reference: Reference) -> Tensor:
     weights = membership / membership.sum(dim=0).clamp_min(torch.finfo(samples.dtype).tiny)
     means = weights.T @ samples
     variances = (weights.T @ samples.square() - means.square()).clamp_min(0)
-    distances = (means - centres).square() + (_root(variances) - deviations).square()
+    positive = variances > 0  # the derivative of the root at zero is taken to be zero
+    roots = torch.where(positive, torch.where(positive, variances, 1.0).sqrt(), 0.0)
+    distances = (means - centres).square() + (roots - deviations).square()
     return (shares * distances.sum(dim=1)).sum()
 
 
@@ -249,9 +251,3 @@ def _clusters_of(features: Tensor) -> tuple[Tensor, ...]:
     scale = np.square(known - centres[labels]).sum(axis=1).mean()
     parts = (centres, deviations, shares, np.array(max(scale, SMALLEST_RADIUS)))
     return tuple(torch.from_numpy(np.asarray(part)).to(features.device) for part in parts)
-
-
-def _root(variances: Tensor) -> Tensor:
-    """The square root, with the derivative zero at zero."""
-    positive = variances > 0
-    return torch.where(positive, torch.where(positive, variances, 1.0).sqrt(), 0.0)

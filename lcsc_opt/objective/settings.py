@@ -25,26 +25,9 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 
 Positive = Annotated[int, Field(ge=1)]
-
-
 BatchSize = Positive | Literal["auto"]
 REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
 GRAPH_MEMORY = 4  # with batch_size: auto; a graph multiplies the memory of a batch by about this
-
-
-class SelectionSettings(FrozenModel):
-    """Which of the checkpoints are combined, in training steps, as in ``lcsc trajectory pack``."""
-
-    last: Annotated[int, Field(ge=2)] | None = None
-    first_step: Annotated[int, Field(ge=0)] | None = None
-    window: Positive | None = None
-    interval: Positive | None = None
-    last_step: Positive | None = None
-
-    @property
-    def selection(self) -> Selection:
-        """The settings as a :class:`Selection`."""
-        return Selection(**self.model_dump())
 
 
 class ScoreSettings(FrozenModel):
@@ -61,7 +44,7 @@ class ScoreSettings(FrozenModel):
         noise_seed: of all sampling noise.
     """
 
-    select: SelectionSettings = SelectionSettings()
+    select: Selection = Selection()
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
@@ -128,7 +111,7 @@ class ImageObjectiveSettings(ScoreSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        return open_or_pack(self._patterns, selection=self.select.selection, **self._packing)
+        return open_or_pack(self._patterns, selection=self.select, **self._packing)
 
     def check(self) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
@@ -137,7 +120,7 @@ class ImageObjectiveSettings(ScoreSettings):
             TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
         """
         self.network_settings().torch_device()
-        check_checkpoints(self._patterns, selection=self.select.selection, **self._packing)
+        check_checkpoints(self._patterns, selection=self.select, **self._packing)
         self._scores_builder.check()
 
     @property

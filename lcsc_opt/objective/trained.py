@@ -72,7 +72,7 @@ class TrainedSettings(ScoreSettings):
         for metric in [*metrics, *([] if self.keep is None else [MetricName.parse_kept(self.keep, loss)])]:
             if metric.extractor != INCEPTION:
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
-        self.select.selection.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
+        self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
     def trained_on(self, dataset: Bundled) -> Tensor:
         """``[n, C, H, W]``: the images that training and loss may look at."""
@@ -102,8 +102,8 @@ class TrainedSettings(ScoreSettings):
             report_references=for_reports,
         )
         steps = trajectory.steps
-        if self.select.selection.given:
-            chosen = self.select.selection.choose(steps)
+        if self.select.given:
+            chosen = self.select.choose(steps)
             trajectory = Trajectory.open(trajectory.path, steps=[steps[i] for i in chosen])
         return MergeSampleScore(trajectory, sampler, scores, images=self.images, batch_size=self.batch_size)
 

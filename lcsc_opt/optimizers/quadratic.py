@@ -180,9 +180,12 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     # ask
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self._check_is_due():
-            self._since_check, self._checked = 0, self._stage.centre
-            asked, request = _Asked(None, self._stage.centre), Request()
+        images, centre = self._stage.request.images, self._stage.centre
+        is_new = bool(self._stage.points) and self._checked is not centre
+        # in the first stage the best so far is checked where that costs no more than its share
+        if images is not None and is_new and (1 - _CHECKS) * self._images <= _CHECKS * self._since_check * images:
+            self._since_check, self._checked = 0, centre
+            asked, request = _Asked(None, centre), Request()
         else:
             self._since_check += 1
             asked, request = self._next(), self._stage.request
@@ -201,13 +204,6 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         """
         value: Coefficients = self._origin + self._basis @ point
         return value
-
-    def _check_is_due(self) -> bool:
-        """Whether, in the first stage, the best so far is a new one, and a check would cost no more than its share."""
-        images = self._stage.request.images
-        if images is None or not self._stage.points or self._checked is self._stage.centre:
-            return False
-        return (1 - _CHECKS) * self._images <= _CHECKS * self._since_check * images
 
     def _next(self) -> _Asked:
         stage = self._stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -82,7 +83,14 @@ def check_objective(
         _check_images(objective, candidate, first)
     _check_gradient(objective, candidate, first, step=step, tolerance=tolerance)
     if isinstance(objective, StagedObjective):
-        _check_parts(objective, candidate, first)
+        last = objective.images_of(candidate)
+        halves = ((0, last // 2), (last // 2, last))
+        parts = [objective.sample(candidate, objective.prepare(candidate), *images) for images in halves]
+        whole, _ = objective.score(candidate, parts)
+        _require(
+            math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE),
+            f"score: {whole.loss} of images sampled in two parts, and {first.loss} of all at once",
+        )
 
 
 def _evaluated(objective: Objective, candidate: Candidate) -> Evaluation:
@@ -115,7 +123,10 @@ def _check_gradient(
         math.isclose(evaluation.loss, first.loss, rel_tol=1e-6),
         f"evaluate(gradient=True): the loss is {evaluation.loss}, without a gradient {first.loss}",
     )
-    for direction in _directions(candidate.coefficients, objective.steps):
+    space, generator = AffineSpace(objective.steps, candidate.coefficients), np.random.default_rng(0)
+    for _ in range(2):  # directions of length one, which sum to zero
+        moved = space.to_coefficients(generator.standard_normal(space.shape)) - candidate.coefficients
+        direction = moved / np.linalg.norm(moved)
         ahead, behind = (
             _evaluated(objective, Candidate(candidate.coefficients + sign * step * direction, images=candidate.images))
             for sign in (1, -1)
@@ -125,24 +136,6 @@ def _check_gradient(
             abs(found - expected) <= tolerance * max(abs(expected), float(np.linalg.norm(gradient))),
             f"evaluate(gradient=True): {found:.6g} along a direction in which the loss changes by {expected:.6g}",
         )
-
-
-def _directions(origin: Coefficients, steps: tuple[int, ...]) -> list[Coefficients]:
-    """Two directions of length one, which sum to zero."""
-    space, generator = AffineSpace(steps, origin), np.random.default_rng(0)
-    moved = [space.to_coefficients(generator.standard_normal(space.shape)) - origin for _ in range(2)]
-    return [direction / np.linalg.norm(direction) for direction in moved]
-
-
-def _check_parts(objective: StagedObjective, candidate: Candidate, first: Evaluation) -> None:
-    last = objective.images_of(candidate)
-    halves = ((0, last // 2), (last // 2, last))
-    parts = [objective.sample(candidate, objective.prepare(candidate), *images) for images in halves]
-    whole, _ = objective.score(candidate, parts)
-    _require(
-        math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE),
-        f"score: {whole.loss} of images sampled in two parts, and {first.loss} of all at once",
-    )
 
 
 def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budget: int = 60) -> None:
@@ -198,15 +191,12 @@ class _Run:
 
     def _tell(self, parameter: Any, *, fails: bool) -> None:
         candidate = candidate_of(parameter)
-        loss = 1e6 if fails else min(_loss(candidate.coefficients), LARGEST_LOSS)
+        distance = float(np.square(candidate.coefficients - TARGET).sum())
+        loss = 1e6 if fails else min(distance + 1.0, LARGEST_LOSS)
         gradient = 2 * (candidate.coefficients - TARGET) if self._gradient else None
         attach_evaluation(parameter, None if fails else Evaluation(loss, gradient=gradient))
         self.optimizer.tell(parameter, loss)
         self.losses.append(loss)
-
-
-def _loss(coefficients: Coefficients) -> float:
-    return float(np.square(coefficients - TARGET).sum()) + 1.0
 
 
 def _checked(coefficients: Coefficients) -> Coefficients:
@@ -252,21 +242,17 @@ def check_extractor(
     apart = float((features - alone).abs().max() / features.abs().max().clamp(min=1e-12))
     _require(apart <= tolerance, f"features: of an image alone differ by {apart:.2g} from those in a batch")
     if differentiable:
-        _check_graph(extractor, images)
+        leaf = images.detach().clone().requires_grad_()
+        linked = extractor(leaf)
+        _require(linked.requires_grad, "features: have no graph; pass differentiable=False where none is wanted")
+        (gradient,) = torch.autograd.grad(linked.sum(), leaf)
+        kept = bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
+        _require(kept, "features: their gradient in the images is zero or not finite")
     if isinstance(extractor, ClassifyingExtractor):
         with torch.no_grad():
             same, logits = extractor.features_and_logits(images)
         _require(torch.equal(same, features), "features_and_logits: other features than a call")
         _require(logits.ndim == 2 and len(logits) == count, f"logits: have the shape {tuple(logits.shape)}")
-
-
-def _check_graph(extractor: FeatureExtractor, images: Tensor) -> None:
-    leaf = images.detach().clone().requires_grad_()
-    features = extractor(leaf)
-    _require(features.requires_grad, "features: have no graph; pass differentiable=False where none is wanted")
-    (gradient,) = torch.autograd.grad(features.sum(), leaf)
-    kept = bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
-    _require(kept, "features: their gradient in the images is zero or not finite")
 
 
 def check_checkpoint(
@@ -346,23 +332,15 @@ def check_storage(url: str) -> None:
     study = StoredStudy.open_or_create(storage, name, {"specification": {"seed": 0}})
     try:
         with study.hold():
-            _check_lock(url, name)
+            second = StoredStudy.open(open_storage(url, write=True), name)
+            with contextlib.suppress(StudyStoreError), second.hold():
+                raise AssertionError("a second coordinator may hold a study that one holds already")
             _check_trials(study)
         _check_attributes(study)
     finally:
         in_database(storage, lambda: storage.delete_study(storage.get_study_id_from_name(name)))
     if name in our_studies(storage):
         raise AssertionError(f"{url}: a study that was deleted is still listed")
-
-
-def _check_lock(url: str, name: str) -> None:
-    second = StoredStudy.open(open_storage(url, write=True), name)
-    try:
-        with second.hold():
-            pass
-    except StudyStoreError:
-        return
-    raise AssertionError("a second coordinator may hold a study that one holds already")
 
 
 def _check_trials(study: StoredStudy) -> None:

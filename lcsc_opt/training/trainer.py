@@ -298,7 +298,11 @@ class Trainer:
                 if bool(broadcast_object_list(late)[0]):  # in all processes when the main one finds that it is time
                     self._save_state()
             if self.sampler is not None and training.samples_every and self.step % training.samples_every == 0:
-                self._write_sheet(self.sampler)
+                self.sampler.load(self.raw.state_dict())
+                with torch.no_grad():  # always from the same noise
+                    images = self.sampler.sample(HELD_OUT, 0, _SHEET_IMAGES).float().nan_to_num().cpu().numpy()
+                file = beside(training.out, ".samples") / f"step{self.step:08d}.png"
+                write_atomically(file, contact_sheet(images), error=TrainingError)
             yield shown
 
     def _step(self) -> Tensor:
@@ -342,14 +346,6 @@ class Trainer:
                 )
         self.curve.losses.extend(losses)
         return float(losses[-1])
-
-    @torch.no_grad()
-    def _write_sheet(self, sampler: DiffusersSampler) -> None:
-        """Sample with the weights after this step, always from the same noise, and write ``stepN.png``."""
-        sampler.load(self.raw.state_dict())
-        images = sampler.sample(HELD_OUT, 0, _SHEET_IMAGES).float().nan_to_num().cpu().numpy()
-        file = beside(self.training.out, ".samples") / f"step{self.step:08d}.png"
-        write_atomically(file, contact_sheet(images), error=TrainingError)
 
     def _save_state(self) -> None:
         """Write the state that training continues from, then remove the state before it."""

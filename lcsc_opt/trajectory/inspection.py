@@ -20,8 +20,6 @@ from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
 from lcsc_opt.trajectory.trajectory import Trajectory
 
-_AT_ONCE = 2**18  # numbers converted to float64 at once
-
 
 def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False) -> dict[str, Any]:
     """Look at a packed trajectory, or at checkpoints that :func:`find_checkpoints` finds.
@@ -181,12 +179,11 @@ def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] |
     """The L2 norm of the difference, in float64; ``None`` if one is missing, they do not fit, or it is not finite."""
     if before is None or after is None or shapes_of(before) != shapes_of(after):
         return None
-    squares = 0.0
-    for name in after:
-        if after[name].is_floating_point():
-            flat = (torch.split(tensor.detach().reshape(-1), _AT_ONCE) for tensor in (before[name], after[name]))
-            squares += sum(float((b.double() - a.double()).square().sum()) for a, b in zip(*flat, strict=True))
-    return _finite(math.sqrt(squares))
+    weights = [name for name, tensor in after.items() if tensor.is_floating_point()]
+    squares = (
+        float((after[name].detach().double() - before[name].detach().double()).square().sum()) for name in weights
+    )
+    return _finite(math.sqrt(sum(squares)))
 
 
 def _finite(value: float) -> float | None:

@@ -120,7 +120,13 @@ def comparison_figure(
     made = figure(theme, name=f"comparison/{experiment}/{axis}/{log_x}/{log_y}", hovermode="x unified")
     for one in drawn:
         if len(one.seeds) > 1:
-            _add_band(made, one)
+            shared = {
+                **{"x": one.positions, "mode": "lines", "legendgroup": inert(one.optimizer), "showlegend": False},
+                **{"hoverinfo": "skip", "line": {"width": 0, "shape": "hv"}},
+            }
+            colour = with_alpha(style(one.optimizer).colour, 0.18)
+            made.add_scatter(y=one.lowest, **shared)
+            made.add_scatter(y=one.highest, fill="tonexty", fillcolor=colour, **shared)
     for one in drawn:
         _add_line(made, one)
     if ema is not None:
@@ -159,8 +165,12 @@ def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
 def best_so_far(study: StudyHistory, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
     trials = study.compared
-    positions = _spent(trials, axis)
-    if axis == "seconds":  # with several workers, only seconds are not in the order of tells
+    if axis == "evaluations":
+        positions = np.arange(1, len(trials) + 1, dtype=np.float64)
+    elif axis != "seconds":
+        positions = np.cumsum(trials["seconds" if axis == "evaluation_seconds" else axis], dtype=np.float64)
+    else:  # with several workers, only seconds are not in the order of tells
+        positions = wall_clock(trials)
         order = np.argsort(positions, kind="stable")
         trials, positions = trials[order], positions[order]
     improved = improvements(trials["loss"])
@@ -172,15 +182,6 @@ def improvements(losses: Floats) -> npt.NDArray[np.intp]:
     """The indices at which a loss is lower than all before it; NaN is not."""
     before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
     return np.flatnonzero(losses < before)
-
-
-def _spent(trials: Trials, axis: str) -> Floats:
-    """``[n]``, what was spent until the end of each finished trial, in the order of the trials."""
-    if axis == "evaluations":
-        return np.arange(1, len(trials) + 1, dtype=np.float64)
-    if axis == "seconds":
-        return wall_clock(trials)
-    return np.cumsum(trials["seconds" if axis == "evaluation_seconds" else axis], dtype=np.float64)
 
 
 def wall_clock(trials: Trials) -> Floats:
@@ -209,15 +210,6 @@ def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray
     if len(positions) <= most:
         return positions
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])
-
-
-def _add_band(made: go.Figure, one: _Curve) -> None:
-    shared = {
-        **{"x": one.positions, "mode": "lines", "legendgroup": inert(one.optimizer), "showlegend": False},
-        **{"hoverinfo": "skip", "line": {"width": 0, "shape": "hv"}},
-    }
-    made.add_scatter(y=one.lowest, **shared)
-    made.add_scatter(y=one.highest, fill="tonexty", fillcolor=with_alpha(style(one.optimizer).colour, 0.18), **shared)
 
 
 def _add_line(made: go.Figure, one: _Curve) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hypothesis
+import pydantic
 import pytest
 from hypothesis import strategies as st
 
@@ -67,8 +68,8 @@ def test_fewer_than_two_say_which_steps_there_are(options):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "least"), [("last", 1, 2), ("interval", 0, 1), ("window", 0.5, 1), ("last", True, 2)]
+    ("name", "value"), [("last", 1), ("interval", 0), ("window", 0.5), ("last", True), ("first_step", -1)]
 )
-def test_bad_numbers_are_refused(name, value, least):
-    with pytest.raises(TrajectoryError, match=f"{name}: expected a whole number of at least {least}, got {value}"):
+def test_bad_numbers_are_refused(name, value):
+    with pytest.raises(pydantic.ValidationError, match=name):
         Selection(**{name: value})

@@ -285,18 +285,15 @@ class Slct(Ict):
             target = function(batch.images + column(low) * noise, low)
         student = function(batch.images + column(high) * noise, high)
         squares = (student - target).flatten(1).square().mean(1)
-        consistency = (torch.log1p(squares / (2 * self._robustness(count) ** 2)) / (high - low)).mean()
+        robustness = _HUBER * math.sqrt(4 * 32 * 32)  # c of the Cauchy loss: iCT's, of the latents of 256×256 images
+        if count > self.first_discretization:
+            robustness = math.exp(-1.15 * math.log(count) - 0.85)
+        consistency = (torch.log1p(squares / (2 * robustness**2)) / (high - low)).mean()
         early = interval < math.floor(self.diffusion_share * count)
         errors = denoising_weight(high, self.sigma_data) * (student - batch.images).square().flatten(1).mean(1)
         diffusion = (errors * early).sum() / early.sum().clamp(min=1)
         total: Tensor = consistency + self.diffusion_weight * diffusion
         return total
-
-    def _robustness(self, count: int) -> float:
-        """The Cauchy loss's c of n noise levels: exp(-1.15 ln(n) - 0.85); at the first n that of iCT, 0.0345."""
-        if count <= self.first_discretization:
-            return _HUBER * math.sqrt(4 * 32 * 32)  # of the latents of 256×256 images
-        return math.exp(-1.15 * math.log(count) - 0.85)
 
     def prepare(self, network: nn.Module) -> None:
         """Non-scaling layer normalization: the scales are one, and stay so."""
