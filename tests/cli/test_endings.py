@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Ended, finished_trials, lcsc_process, wait_until
+from tests.processes import Ended, Lcsc, finished_trials, lcsc_process, wait_until
 
 LCSC = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
 SELF_ENDING = """
@@ -72,53 +75,38 @@ def lose(coefficients):
 """
 
 
-ON_TERMINALS = """
-import fcntl, gc, os, signal, sys, termios
-import nevergrad, torch, lcsc_opt.search.studies
-from lcsc_opt.cli import main
-gc.freeze()
-children = []
-for folder, terminal, answer in zip(*[iter(sys.argv[1:])] * 3):
-    children.append(os.fork())
-    if children[-1] == 0:
-        break
-else:
-    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
-    sys.exit()
-os.setsid()
-for descriptor in range(3):
-    os.dup2(int(terminal), descriptor)
-fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGHUP, int(answer))
-os.chdir(folder)
-main(["run", "ending.yaml"])
-"""
+def on_terminal(terminal: str, answer: int) -> None:
+    """As a shell in that window starts it, with this answer to a hangup."""
+    os.setsid()
+    opened = os.open(terminal, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(opened, descriptor)
+    fcntl.ioctl(opened, termios.TIOCSCTTY, 0)
+    os.close(opened)
+    signal.signal(signal.SIGHUP, answer)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_terminal_that_is_closed_ends_a_search_in_peace_unless_it_is_disowned(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In forks of an interpreter of its own, which at their end write to that terminal what is left."""
-    command, windows, terminals = [sys.executable, "-W", "ignore", "-c", ON_TERMINALS], {}, list[int]()
+    """At their end they write to that terminal what is left."""
+    windows, running = [], []
     for answer in (signal.SIG_DFL, signal.SIG_IGN):
         (folder := workplace / answer.name).mkdir()
-        (folder / "ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
-        (folder / "waiting_losses.py").write_text(WAITING)
-        windows[folder], terminal = os.openpty()
-        terminals.append(terminal)
-        command += [str(folder), str(terminal), str(int(answer))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=terminals) as both:
-        for folder, window in windows.items():
-            wait_until((folder / "third").exists)
-            os.close(window)
-        (folder / "go").touch()  # of the disowned one
-        ended = both.communicate()[0].split()
-    for terminal in terminals:
-        os.close(terminal)
-    assert ended == [str(128 + signal.SIGHUP), "0"]
-    for folder, trials in zip(windows, (2, 6), strict=True):
         monkeypatch.chdir(folder)
+        Path("ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
+        Path("waiting_losses.py").write_text(WAITING)
+        window, terminal = os.openpty()
+        windows.append(window)
+        running.append(Lcsc("run", "ending.yaml", first=functools.partial(on_terminal, os.ttyname(terminal), answer)))
+        wait_until(Path("third").exists)
+        os.close(terminal)
+    for window in windows:
+        os.close(window)
+    Path("go").touch()  # of the disowned one
+    for answer, status, trials in ((signal.SIG_DFL, 128 + signal.SIGHUP, 2), (signal.SIG_IGN, 0, 6)):
+        assert running.pop(0).wait().status == status
+        monkeypatch.chdir(workplace / answer.name)
         assert finished_trials() == trials
 
 

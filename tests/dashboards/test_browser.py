@@ -18,11 +18,13 @@ from tests.study_examples import add_result, attach
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 MARKUP = "<img src=x onerror=alert(1)>"
+DARK, LIGHT = "#14171A", "#FFFFFF"
 PAGES = {"compare": "curves", "study": "coefficients", "landscape": "plane"}
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def page() -> Iterator[Any]:
+    """One for all tests."""
     with chromium() as started:
         yield started
 
@@ -52,17 +54,25 @@ def home(dashboard: Switched, finished: str) -> str:
 
 
 @pytest.fixture
-def view(browser: Any, home: str) -> Iterator[Watched]:
+def view(page: Any, home: str) -> Iterator[Watched]:
     """A page that must have nothing to complain about."""
-    with watched(browser, home) as opened:
+    with watched(page, home) as opened:
         yield opened
         assert opened.problems == []
 
 
 @pytest.fixture
-def quick_refreshing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "RUNNING_MS", 20)  # less than an answer takes, as on a slow machine
-    monkeypatch.setattr(parts, "IDLE_MS", 20)
+def compare(view: Watched, home: str) -> Watched:
+    """The page of comparisons, with its figures and its table."""
+    view.page.goto(f"{home}/lcsc/compare")
+    view.drawn("curves")
+    view.page.wait_for_selector("#ranking .ag-row")
+    return view
+
+
+def refresh_each(milliseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "RUNNING_MS", milliseconds)
+    monkeypatch.setattr(parts, "IDLE_MS", milliseconds)
 
 
 def headline(view: Watched) -> str:
@@ -104,9 +114,12 @@ def test_every_page_opens_without_a_complaint(view: Watched, home: str) -> None:
     assert view.page.url.startswith(f"{home}/lcsc/compare")
 
 
-@pytest.mark.usefixtures("quick_refreshing")
-def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, dashboard: Switched, url: str) -> None:
-    with watched(browser, home := dashboard.show(url)) as compare, watched(browser, home) as study:
+def test_before_the_first_run_pages_are_empty_and_then_fill(
+    page: Any, dashboard: Switched, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh_each(300, monkeypatch)
+    second = page.context.new_page()
+    with watched(page, home := dashboard.show(url)) as compare, watched(second, home) as study:
         compare.page.goto(f"{home}/lcsc/compare")
         study.page.goto(f"{home}/lcsc/study")
         assert all(headline(view).endswith("Start one: lcsc run STUDY_FILE") for view in (compare, study))
@@ -117,13 +130,16 @@ def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, dashbo
         study.page.wait_for_selector("#headline:has-text('digits/LCSC/0 is finished')")
         study.drawn("coefficients")
         assert compare.problems + study.problems == []
+    second.close()
 
 
-@pytest.mark.usefixtures("quick_refreshing")
-def test_the_curve_grows_while_a_study_runs(browser: Any, dashboard: Switched, url: str) -> None:
+def test_the_curve_grows_while_a_study_runs(
+    page: Any, dashboard: Switched, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh_each(20, monkeypatch)  # less than an answer takes, as on a slow machine
     study = write_study(url, "slow/CMA/0", [9.0, 8.0, 7.0], ended=False)
     home = dashboard.show(url)
-    with study.hold(), watched(browser, home) as view:
+    with study.hold(), watched(page, home) as view:
         view.page.goto(f"{home}/lcsc/compare?experiment=slow")
         view.drawn("curves")
         last = "Math.max(...document.querySelector('#curves .js-plotly-plot')._fullData[0].x)"
@@ -141,67 +157,10 @@ def test_the_curve_grows_while_a_study_runs(browser: Any, dashboard: Switched, u
         assert view.problems == []
 
 
-def test_the_ranking_sorts_filters_and_downloads(view: Watched, home: str, tmp_path: Path) -> None:
-    page = view.page
-    page.goto(f"{home}/lcsc/compare")
-    page.wait_for_selector("#ranking .ag-row")
-    assert column(page, "optimizer") == ["LCSC", "CMA", "EMA*"]
-    heading = page.get_by_role("columnheader", name="Searched FID")
-    for order in ("ascending", "descending"):
-        heading.click()
-        view.until(f"document.querySelector('#ranking [col-id=searched]').ariaSort === '{order}'")
-    assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
-    page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
-    view.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
-    with page.expect_download() as download:
-        page.click("text=Download as CSV")
-    download.value.save_as(tmp_path / "ranking.csv")
-    rows = list(csv.DictReader((tmp_path / "ranking.csv").read_text().splitlines()))
-    assert [row["optimizer"] for row in rows] == ["CMA", "LCSC"]
-    assert float(rows[0]["held_out"]) == pytest.approx(3.1)
-
-
-def test_the_address_keeps_the_view(view: Watched, home: str) -> None:
-    page = view.page
-    page.goto(f"{home}/lcsc/compare")
-    view.drawn("curves")
-    page.uncheck("text=logarithmic loss")
-    page.wait_for_url("**scale=")
-    page.check("text=logarithmic cost")
-    page.wait_for_url("**scale=x**")
-    page.click("#axis")
-    page.click("text=images sampled")
-    page.wait_for_url("**axis=images**")
-    page.reload()
-    view.drawn("curves")
-    view.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
-    assert view.figure("curves")["type"] == "log"
-    assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
-
-
-def test_light_and_dark_follow_the_system_until_the_switch_is_used(browser: Any, home: str) -> None:
-    dark, light = "#14171A", "#FFFFFF"
-    with watched(browser, home, color_scheme="dark") as view:
-        page = view.page
-        page.goto(f"{home}/lcsc/compare")
-        view.drawn("curves")
-        assert view.figure("curves")["paper"] == dark
-        page.emulate_media(color_scheme="light")
-        view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{light}'")
-        page.click("#theme-switch")
-        view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{dark}'")
-        page.goto(f"{home}/lcsc/study")
-        view.drawn("coefficients")
-        assert view.figure("coefficients")["paper"] == dark
-        assert page.get_attribute("#theme-switch", "aria-pressed") == "true"
-        assert view.problems == []
-
-
-def test_everything_is_reached_with_the_keyboard(view: Watched, home: str) -> None:
-    page = view.page
-    page.goto(f"{home}/lcsc/compare")
-    view.drawn("curves")
-    page.wait_for_selector("#ranking .ag-row")
+def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in_the_address(
+    compare: Watched, tmp_path: Path
+) -> None:
+    page = compare.page
     focused = (
         "() => { const e = document.activeElement, s = getComputedStyle(e); return {"
         "text: (e.innerText || e.getAttribute('aria-label') || e.id || '').split('\\n')[0],"
@@ -219,25 +178,65 @@ def test_everything_is_reached_with_the_keyboard(view: Watched, home: str) -> No
     )
     assert [html for html in unnamed if "ag-" not in html and "aria-hidden" not in html] == []
 
+    assert column(page, "optimizer") == ["LCSC", "CMA", "EMA*"]
+    heading = page.get_by_role("columnheader", name="Searched FID")
+    for order in ("ascending", "descending"):
+        heading.click()
+        compare.until(f"document.querySelector('#ranking [col-id=searched]').ariaSort === '{order}'")
+    assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
+    page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
+    compare.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
+    with page.expect_download() as download:
+        page.click("text=Download as CSV")
+    download.value.save_as(tmp_path / "ranking.csv")
+    rows = list(csv.DictReader((tmp_path / "ranking.csv").read_text().splitlines()))
+    assert [row["optimizer"] for row in rows] == ["CMA", "LCSC"]
+    assert float(rows[0]["held_out"]) == pytest.approx(3.1)
 
-def test_names_and_reasons_with_markup_run_nothing(browser: Any, dashboard: Switched, url: str) -> None:
+    page.uncheck("text=logarithmic loss")
+    page.wait_for_url("**scale=")
+    page.check("text=logarithmic cost")
+    page.wait_for_url("**scale=x**")
+    page.click("#axis")
+    page.click("text=images sampled")
+    page.wait_for_url("**axis=images**")
+    page.reload()
+    compare.drawn("curves")
+    compare.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
+    assert compare.figure("curves")["type"] == "log"
+    assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
+
+
+def test_light_and_dark_follow_the_system_until_the_switch_is_used(view: Watched, home: str) -> None:
+    view.page.emulate_media(color_scheme="dark")
+    view.page.goto(f"{home}/lcsc/compare")
+    view.drawn("curves")
+    assert view.figure("curves")["paper"] == DARK
+    view.page.emulate_media(color_scheme="light")
+    view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{LIGHT}'")
+    view.page.click("#theme-switch")
+    view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{DARK}'")
+    view.page.goto(f"{home}/lcsc/study")
+    view.drawn("coefficients")
+    assert view.figure("coefficients")["paper"] == DARK
+    assert view.page.get_attribute("#theme-switch", "aria-pressed") == "true"
+
+
+def test_names_and_reasons_with_markup_run_nothing(page: Any, dashboard: Switched, url: str) -> None:
     name = MARKUP.replace("/", "")
     study = write_study(url, f"{name}/{name}/0", [3.0, 2.0], held_out=1.0, ended=False)
     add_result(study, 2, None, reason=MARKUP)
     study.set_attribute("search_ended", {"evaluations": 3, "exhausted": False})
     home = dashboard.show(url)
-    with watched(browser, home) as view:
-        page = view.page
-        for address, figure in (("compare", "curves"), ("study", "coefficients")):
+    with watched(page, home) as view:
+        asked = f"compare?experiment={MARKUP}&axis={MARKUP}"
+        for address, figure in ((asked, "curves"), ("study", "coefficients")):
             page.goto(f"{home}/lcsc/{address}")
             view.drawn(figure)
             assert name in headline(view)
             assert page.query_selector("img[src=x]") is None
         page.goto(f"{home}/lcsc/images")
         page.wait_for_selector("text=No images are stored")
-        page.goto(f"{home}/lcsc/compare?experiment={MARKUP}&axis={MARKUP}")
-        view.drawn("curves")
-        assert page.query_selector("img[src=x]") is None
         assert view.problems == []
 
 
@@ -254,15 +253,15 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page.wait_for_url("**zoom=100**")
 
 
-def test_with_a_token_a_browser_gets_in_once_it_has_it(browser: Any, url: str) -> None:
+def test_with_a_token_a_browser_gets_in_once_it_has_it(page: Any, url: str) -> None:
     write_study(url, "digits/LCSC/0", held_out=1.0)
     address = served(url, host="0.0.0.0").replace("0.0.0.0", "127.0.0.1")
     home = address.partition("/lcsc/")[0]
-    with watched(browser, home) as view:
+    with watched(page, home) as view:
         assert view.page.goto(f"{home}/lcsc/compare").status == 403
-    with watched(browser, home) as view:
-        view.page.goto(address)
-        view.drawn("curves")
+    with watched(page, home) as view:
+        view.page.goto(address.replace("/lcsc/", "/lcsc/images"))
+        view.page.wait_for_selector("text=No images are stored")
         assert "token" not in view.page.url
         assert view.page.evaluate("document.cookie") == ""
         assert view.problems == []

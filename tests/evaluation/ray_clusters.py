@@ -31,25 +31,22 @@ def build(settings):
 """
 SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"data": "data/number.txt", "checkpoints": "run.trajectory"})
 ROOT = Path(__file__).parents[2]
-MEMORY = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "RAY_worker_niceness": "0",  # other tests are not nice
     "RAY_prestart_worker_first_driver": "0",  # a process for each CPU at the start of each job, which nobody asked for
 }
+NODE = {"object_store_memory": 80 * 2**20, "env_vars": ENVIRONMENT}  # bytes, the least that Ray takes
 
 
 @contextlib.contextmanager
-def small_cluster(*nodes: dict[str, Any]) -> Iterator[Cluster]:
-    """A head that evaluates nothing, and these nodes."""
+def small_cluster(**head: Any) -> Iterator[Cluster]:
+    """One of a single node."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    head = {"num_cpus": 0, "object_store_memory": MEMORY, "node_name": "head", "env_vars": ENVIRONMENT}
-    without = {"include_dashboard": False, "no_monitor": True}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, **without})
+    without = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, **without})
     try:
-        for node in nodes:
-            add_node(cluster, **node)
         yield cluster
     finally:
         cluster.shutdown()
@@ -57,7 +54,7 @@ def small_cluster(*nodes: dict[str, Any]) -> Iterator[Cluster]:
 
 def add_node(cluster: Cluster, *, env_vars: dict[str, str] | None = None, **node: Any) -> Any:
     """One more machine."""
-    return cluster.add_node(**{"object_store_memory": MEMORY, "env_vars": {**ENVIRONMENT, **(env_vars or {})}, **node})
+    return cluster.add_node(**{**NODE, "env_vars": {**ENVIRONMENT, **(env_vars or {})}, **node})
 
 
 @contextlib.contextmanager

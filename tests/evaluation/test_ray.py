@@ -49,7 +49,7 @@ from tests.evaluation.ray_clusters import (  # noqa: E402
 
 pytestmark = pytest.mark.skipif(" " in sys.executable, reason="Ray starts no Python whose path has a space")
 
-DIES, WAITS = (5, 12), 9  # of the samples of all processes
+DIES, WAITS = (4,), 7  # of the samples of all processes
 
 
 def loss_there(
@@ -76,10 +76,11 @@ def replace_a_node(running: Lcsc, cluster: Any, log: Path, go: Path) -> None:
 def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(folder: Path, cluster: Any) -> None:
     """And the study goes on where it began, or elsewhere."""
     shared = {"optimizers": ["LCSCGradient"], "budget": {"evaluations": 8}, "failures": {"retries": 10}}
-    assert lcsc(["run", study_file(folder, workers=3, **shared)]) == 0
+    assert lcsc(["run", study_file(folder, workers=2, **shared)]) == 0
     log, go = folder / "log", folder / "go"
     settings = {"log": str(log), "dies": list(DIES), "waits": WAITS, "go": str(go)}
-    file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": settings}, **shared)
+    objective = {"file": "stages_on_ray.py", "settings": settings}
+    file = study_file(folder, objective=objective, workers={"ray": 2}, **shared)
     running = Lcsc("run", file, "--ray", cluster.address, "--storage", "sqlite:///r.db")
     replace_a_node(running, cluster, log, go)
     ended = running.wait()
@@ -97,19 +98,19 @@ def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(f
     assert any(node.alive and node.name in ("one", "two") for node in kept.nodes)
     more = ["run", file, "--storage", "sqlite:///r.db", "budget.evaluations=9"]
     assert lcsc([*more, "--ray", f"127.0.0.1:{free_port()}"]) == 2
-    assert StudyPlan.of(study).ray == RayWorkers(ray=3, address=cluster.address)  # lcsc resume goes there again
+    assert StudyPlan.of(study).ray == RayWorkers(ray=2, address=cluster.address)  # lcsc resume goes there again
     assert len(study.trials()) == 8
-    assert lcsc([*more, "workers=3"]) == 0
+    assert lcsc([*more, "workers=2"]) == 0
     assert StudyPlan.of(study).ray is None
 
 
 def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: Any) -> None:
-    node = add_node(cluster, num_cpus=4, num_gpus=2, node_name="gpus")
+    node = add_node(cluster, num_cpus=2, num_gpus=2, node_name="gpus")
     spec = ObjectiveSpec(file="stages_on_ray.py", settings={"kind": "device", "threads": False})
     objective = load_objective(spec, beside=folder)
     try:
         for gpus, expected in ((None, (0.0, 1.0)), (0, (-1.0,))):  # where there are GPUs, a worker has one of them
-            wanted = RayWorkers(ray=1, cpus=3, gpus=gpus, address=cluster.address)  # no other node has three CPUs
+            wanted = RayWorkers(ray=1, cpus=2, gpus=gpus, address=cluster.address)  # no other node has two CPUs
             assert loss_there(wanted, spec, objective, folder) in expected
     finally:
         cluster.remove_node(node)
@@ -121,7 +122,7 @@ def test_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
     (folder / "stages_on_ray.py").write_text(
         f"import os\nos.environ['LCSC_TEST_MARKER'] = {str(marker)!r}\n" + OBJECTIVE
     )
-    file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}}, workers={"ray": 2})
+    file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}}, workers={"ray": 1})
     running = Lcsc("run", file, "--ray", cluster.address)
     assert wait_for(lambda: marker.exists() or running.process.exitcode is not None)
     assert running.process.exitcode is None, running.wait()
@@ -158,10 +159,10 @@ def test_a_trajectory_that_a_node_does_not_see_goes_into_its_cache(own_files: Pa
 def test_a_cluster_that_is_too_small_is_one_line(folder: Path, typed: Typed, cluster: Any) -> None:
     on = {"address": cluster.address}
     said = refused(folder, typed, workers={"ray": 2, "gpus": 1, **on})
-    assert "2 workers with 1 GPUs and 1 CPUs each are asked for, and the cluster has 0 GPUs and 4 CPUs" in said
-    assert "at most 0 and 2 on one" in refused(folder, typed, "--dry-run", workers={"ray": 2, "cpus": 3, **on})
+    assert "2 workers with 1 GPUs and 1 CPUs each are asked for, and the cluster has 0 GPUs and 2 CPUs" in said
+    assert "at most 0 and 1 on one" in refused(folder, typed, "--dry-run", workers={"ray": 2, "cpus": 2, **on})
     file = study_file(folder, workers={"ray": 9, "address": cluster.address})
-    assert "the cluster has room for 4 of 9 workers" in typed("run", file, "--dry-run").err
+    assert "the cluster has room for 2 of 9 workers" in typed("run", file, "--dry-run").err
     assert not list(folder.glob("*.db*"))
     assert not ray.is_initialized()
 
@@ -175,9 +176,9 @@ def test_a_node_with_other_software_and_code_is_refused_by_its_name(folder: Path
     with (first / "lcsc_opt" / "base" / "records.py").open("a") as file:
         file.write("OF_ANOTHER_VERSION = 1\n")
     path = {"PYTHONPATH": os.pathsep.join([str(first), str(ROOT)])}
-    node = add_node(cluster, num_cpus=3, node_name="other", env_vars=path)
+    node = add_node(cluster, num_cpus=2, node_name="other", env_vars=path)
     try:
-        said = refused(folder, typed, workers={"ray": 1, "cpus": 3, "address": cluster.address})
+        said = refused(folder, typed, workers={"ray": 1, "cpus": 2, "address": cluster.address})
     finally:
         cluster.remove_node(node)
     assert "node other: has other software than the coordinator: lcsc_opt's code " in said

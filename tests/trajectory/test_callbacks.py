@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
-from tests.processes import SECONDS, forked
+from tests.processes import CONTEXT, SECONDS, forked
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEPS, SAVED_AT, DIES_AT = 10, 4, 7
@@ -164,33 +165,46 @@ def rank(folder: Path, environment: dict[str, str], *, resume: bool) -> None:
     accelerate(folder, None if resume else DIES_AT, resume)
 
 
-def train_on_two_processes(folder: Path, *, resume: bool) -> list[int | None]:
-    """How each ended, nothing where it hung."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "ranks", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    processes = [forked(rank, folder, shared | {"RANK": r, "LOCAL_RANK": r}, resume=resume) for r in "01"]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-    ended = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return ended
+def train_on_two_processes(folder: Path, found: Any) -> None:
+    """Twice; tells how each ended, nothing where it hung, and the rows with their digests."""
+    import torch._dynamo  # which accelerate imports in each process, for a second  # noqa: F401
+
+    for resume in (False, True):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "ranks", "ACCELERATE_USE_CPU": "true"}
+        processes = [
+            multiprocessing.get_context("fork").Process(
+                target=rank, args=(folder, shared | {"RANK": r, "LOCAL_RANK": r}), kwargs={"resume": resume}
+            )
+            for r in "01"
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(SECONDS)
+        ended = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        left = Trajectory.open(folder / "run.trajectory")
+        found.put((ended, left.steps, left.checkpoint_sha256))
 
 
 @pytest.mark.slow
 def test_two_processes_that_die_go_on_and_only_one_of_them_writes(tmp_path: Path) -> None:
-    assert train_on_two_processes(tmp_path / "run", resume=False) == [1, 1]
-    before = Trajectory.open(tmp_path / "run" / "run.trajectory")
-    assert before.steps == (2, 4, 6), "row 6 is later than the checkpoint of step 4"
-    assert train_on_two_processes(tmp_path / "run", resume=True) == [0, 0], (tmp_path / "said0").read_text()
-    after = Trajectory.open(tmp_path / "run" / "run.trajectory")
-    assert after.steps == (2, 4, 6, 8, 10)
-    assert after.checkpoint_sha256[:3] == before.checkpoint_sha256, "what was dropped came again, bit for bit"
+    found = CONTEXT.Queue()
+    process = forked(train_on_two_processes, tmp_path / "run", found, environment={"OMP_NUM_THREADS": "1"})
+    process.start()
+    ended, steps, before = found.get(timeout=2 * SECONDS)
+    assert ended == [1, 1]
+    assert steps == (2, 4, 6), "row 6 is later than the checkpoint of step 4"
+    ended, steps, after = found.get(timeout=2 * SECONDS)
+    assert ended == [0, 0], (tmp_path / "said0").read_text()
+    assert steps == (2, 4, 6, 8, 10)
+    assert after[:3] == before, "what was dropped came again, bit for bit"
+    process.join()
     rewound = f"goes back to step {SAVED_AT}, 1 later checkpoints are dropped"
     assert (tmp_path / "said0").read_text().count(rewound) == 1
     assert rewound not in (tmp_path / "said1").read_text()
