@@ -1,6 +1,6 @@
-"""Reads the checkpoints named on stdin, in a process of its own, and prints what each cost and whether anything ran.
+"""Reads checkpoints in a process of its own, and tells what each cost and whether anything ran.
 
-One JSON line per file: ``outcome`` ("read", "refused", or the name of an error that no user should see), ``message``,
+Of each file: ``outcome`` ("read", "refused", or the name of an error that no user should see), ``message``,
 ``seconds`` of CPU time, ``megabytes`` by which the process's peak memory grew, and ``events``: whatever Python reported
 about running code, starting programs or writing files meanwhile.
 """
@@ -8,15 +8,17 @@ about running code, starting programs or writing files meanwhile.
 from __future__ import annotations
 
 import codecs
-import json
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from tests.processes import CONTEXT, SECONDS, forked
 
 WATCHED = ("exec", "compile", "import", "os.", "subprocess", "socket", "shutil", "ctypes", "pty", "pickle.find_class")
 CODECS = ("cp437", "unicode_escape", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le")
@@ -76,24 +78,23 @@ def read(path: str) -> dict[str, Any]:
 
 def in_a_child(paths: Sequence[Path], *, warm: Path) -> list[dict[str, Any]]:
     """What :func:`read` found for each path, in a new process that has read ``warm`` before."""
-    process = subprocess.run(
-        [sys.executable, __file__],
-        input="\n".join(map(str, (warm, *paths))),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    lines = [json.loads(line) for line in process.stdout.splitlines()]
-    assert lines[0]["outcome"] == "read", lines[0]
-    return lines[1:]
+    received, sent = CONTEXT.Pipe(duplex=False)
+    process = forked(_read_all, sent, [str(path) for path in (warm, *paths)])
+    process.start()
+    sent.close()
+    found: list[dict[str, Any]] = []
+    while len(found) <= len(paths):
+        assert received.poll(SECONDS), f"no answer after {found[-1:]}"
+        found.append(received.recv())
+    process.join()
+    assert found[0]["outcome"] == "read", found[0]
+    return found[1:]
 
 
-if __name__ == "__main__":
+def _read_all(sent: Connection, paths: Sequence[str]) -> None:
+    torch.set_num_threads(1)
     for codec in CODECS:
         codecs.lookup(codec)  # which imports it, the first time
     sys.addaudithook(watch)
-    for line in sys.stdin:
-        sys.stdout.write(json.dumps(read(line.strip())) + "\n")
-        sys.stdout.flush()
+    for path in paths:
+        sent.send(read(path))

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import struct
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
@@ -20,8 +19,9 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.content import GUESSED_KEYS
 from lcsc_opt.trajectory import read_checkpoint
-from tests.checkpoints import nvlabs_examples
+from tests.checkpoints import nvlabs_examples, read_in_a_child
 from tests.checkpoints.read_in_a_child import in_a_child
+from tests.processes import forked
 
 SECONDS, MEGABYTES = 4.0, 500.0
 PROTOCOL = b"\x80\x04"
@@ -316,12 +316,18 @@ def test_index_does_not_leave_its_folder(tmp_path, name):
         read_checkpoint(folder)
 
 
+def run_code(path: str) -> None:
+    sys.addaudithook(read_in_a_child.watch)
+    read_in_a_child.watching = True
+    exec("x = 1")
+    open(path, "w").close()  # noqa: PTH123 - as an attack does
+    read_in_a_child.watching = False
+    assert {event.split()[0] for event in read_in_a_child.events} >= {"exec", "open"}, read_in_a_child.events
+
+
 def test_watching_sees_code_that_runs(tmp_path):
     """The test of the test: what the child watches for is reported when it happens."""
-    program = (
-        "import sys; from tests.checkpoints import read_in_a_child as child; sys.addaudithook(child.watch)\n"
-        "child.watching = True; exec('x = 1'); open(sys.argv[1], 'w').close(); child.watching = False\n"
-        "assert {event.split()[0] for event in child.events} >= {'exec', 'open'}, child.events"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "ran")]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+    process = forked(run_code, str(tmp_path / "ran"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import connection
+from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import masked
@@ -35,6 +35,7 @@ def study(postgresql_url: str) -> StoredStudy:
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
     monkeypatch.setattr(connection, "RETRY_SECONDS", (0.05, 0.1, 0.5, 1.0, 2.0))
 
 
@@ -172,7 +173,7 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
 
 # several people run studies into one database, each with a coordinator of their own
 
-OPTIMIZERS = ("LCSC", "CMA", "OnePlusOne")
+OPTIMIZERS = ("LCSC", "OnePlusOne")
 LOSS = """
 import pathlib, time, uuid
 calls = 0
