@@ -30,7 +30,9 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     waiting = dict(sources)
     while waiting:
         name, path = waiting.popitem()
-        if name in found or not _is_local(path):
+        places = path.resolve()
+        local = _OTHERS.isdisjoint(places.parents) and _PACKAGES.isdisjoint(places.parts)
+        if name in found or not local:
             continue
         try:
             content = path.read_bytes()
@@ -81,8 +83,4 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
 
 _STANDARD = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
 _OTHERS = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD)}
-
-
-def _is_local(path: Path) -> bool:
-    resolved = path.resolve()
-    return _OTHERS.isdisjoint(resolved.parents) and {"site-packages", "dist-packages"}.isdisjoint(resolved.parts)
+_PACKAGES = {"site-packages", "dist-packages"}

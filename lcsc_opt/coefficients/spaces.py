@@ -30,24 +30,19 @@ class CoefficientSpace(Protocol):
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the checkpoints."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``[d]`` or ``[S, d]``, of the free vector."""
-        ...
 
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[d]`` → ``[K]``, sum to one within 1e-12."""
-        ...
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[d]``."""
-        ...
 
     def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:
         """The chain rule at ``free``: a gradient in the coefficients ``[K]`` → the one in the free vector ``[d]``."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

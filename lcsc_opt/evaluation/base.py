@@ -51,11 +51,9 @@ class Evaluator(Protocol):
 
         The future never raises what the objective raised: it gives a :class:`Failure`.
         """
-        ...
 
     def close(self) -> None:
         """Stop the workers. Unfinished evaluations are given up; the database still has their candidates."""
-        ...
 
 
 def attempt(function: Callable[[], Value]) -> Value | Failure:

@@ -27,22 +27,18 @@ class Sampler(Protocol):
     @property
     def nfe(self) -> int:
         """Number of function evaluations: model calls per image."""
-        ...
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put merged weights, name → tensor, into the model; names and shapes must match it."""
-        ...
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """Images ``start`` to ``stop`` of a group of noise: ``[stop - start, C, H, W]``, in [-1, 1].
 
         An image depends only on its index, the group and the weights, not on the other images of a call.
         """
-        ...
 
     def describe(self) -> dict[str, object]:
         """Every setting that changes the images, for the study's fingerprint."""
-        ...
 
 
 @runtime_checkable
@@ -52,12 +48,10 @@ class DifferentiableSampler(Sampler, Protocol):
     @property
     def weights(self) -> ModuleWeights:
         """What merged weights are copied into."""
-        ...
 
     @property
     def recomputed(self) -> int:
         """How many of an image's :attr:`nfe` model calls a backward pass makes again."""
-        ...
 
 
 def recomputed(

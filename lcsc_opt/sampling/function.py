@@ -92,7 +92,13 @@ class FunctionSampler(NetworkSampler):
         modules = self._network.module.modules()
         estimating = any(isinstance(module, _BatchNorm) and module.training for module in modules)  # from these batches
         if self._first is None and not estimating:
-            self._look_at(images.detach())
+            low, high = (float(value) for value in images.detach().aminmax())
+            if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
+                most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
+                notice(
+                    f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
+                    f"images in [-1, 1]: let it return {instead}"
+                )
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
             self._first = weights, images[:2].detach().clone(), noise, start
         images = images if torch.is_grad_enabled() else images.detach()
@@ -125,16 +131,6 @@ class FunctionSampler(NetworkSampler):
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
         return {**super().describe(), "sampler": self.name, "options": self.options}
-
-    def _look_at(self, images: Tensor) -> None:
-        """Warn if the first images seem to have another range."""
-        low, high = (float(value) for value in images.aminmax())
-        if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
-            most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
-            notice(
-                f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
-                f"images in [-1, 1]: let it return {instead}"
-            )
 
     @torch.no_grad()
     def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:

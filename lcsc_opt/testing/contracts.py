@@ -336,7 +336,9 @@ def check_storage(url: str) -> None:
             with contextlib.suppress(StudyStoreError), second.hold():
                 raise AssertionError("a second coordinator may hold a study that one holds already")
             _check_trials(study)
-        _check_attributes(study)
+        for value in ({"a": [1, None, 0.1]}, "ü" * 5000, None):
+            study.set_attribute("note", value)
+            _require(study.attributes["note"] == value, "a study attribute is read as another value than was written")
     finally:
         in_database(storage, lambda: storage.delete_study(storage.get_study_id_from_name(name)))
     if name in our_studies(storage):
@@ -363,9 +365,3 @@ def _check_trials(study: StoredStudy) -> None:
     for attribute, wanted in (("coefficients", numbers[0]), ("gradient", numbers[1])):
         found = np.array(finished.user_attrs[attribute], dtype=np.float64)
         _require(found.tobytes() == wanted.tobytes(), f"{attribute}: are read as other numbers than were written")
-
-
-def _check_attributes(study: StoredStudy) -> None:
-    for value in ({"a": [1, None, 0.1]}, "ü" * 5000, None):
-        study.set_attribute("note", value)
-        _require(study.attributes["note"] == value, "a study attribute is read as another value than was written")

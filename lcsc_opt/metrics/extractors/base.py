@@ -27,12 +27,10 @@ class FeatureExtractor(Protocol):
     @property
     def name(self) -> str:
         """Identifies the network by a hash of its weights: extractors of one name give equal features."""
-        ...
 
     @property
     def dimension(self) -> int:
         """The number of features, D."""
-        ...
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` float32 of images ``[B, C, H, W]`` in [−1, 1].
@@ -40,7 +38,6 @@ class FeatureExtractor(Protocol):
         Raises:
             MetricError: the images have a shape that the network does not take.
         """
-        ...
 
 
 @runtime_checkable
@@ -53,7 +50,6 @@ class ClassifyingExtractor(FeatureExtractor, Protocol):
         Raises:
             MetricError: the images have a shape that the network does not take.
         """
-        ...
 
 
 def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, batch_size: int = 250) -> Array:
