@@ -14,7 +14,7 @@ from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.history import StudyHistory, best_ema
-from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.names import EMA_GRID, is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
@@ -39,8 +39,10 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     """
     if not is_search(study.name):
         return []
-    reader = HistoryReader(storage)
-    known = reader.read(split_name(study.name)[0])
+    reader, grid = HistoryReader(storage), (split_name(study.name)[0], EMA_GRID)
+    known = reader.read_studies(
+        [name for name in reader.searches() if name == study.name or split_name(name)[:2] == grid]
+    )
     own = next(other for other in known if other.study == study.name)
     if own.chosen is None or (found := reader.answer(own)) is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")

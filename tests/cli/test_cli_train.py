@@ -152,7 +152,7 @@ def test_latents_are_decoded_by_the_studys_objective(folder: Path) -> None:
 def test_the_small_autoencoder_brings_images_back(
     workplace: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "BATCH", 16)
+    monkeypatch.setattr(data, "BATCH", 8)
     own, digits = workplace / "own", bundled_images("digits")[0][:500]
     how: dict[str, Any] = {"seed": 0, "device": torch.device("cpu"), "steps": 120}
     trained: Any = data.train_autoencoder(digits, own, **how)

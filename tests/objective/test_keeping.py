@@ -11,7 +11,6 @@ from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.objective import merge_sample_score
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
@@ -22,7 +21,7 @@ IMAGES, FEWEST_KEPT = 60, 500
 
 @pytest.fixture(autouse=True)
 def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge_sample_score, "FEWEST_KEPT", FEWEST_KEPT)
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", FEWEST_KEPT)
 
 
 def objective(folder: Path, keep: str | None) -> MergeSampleScore:

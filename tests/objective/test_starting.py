@@ -19,6 +19,7 @@ from tests.unet_examples import unet
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 50)  # of keep: precision
     return tmp_path
 
 

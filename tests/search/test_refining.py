@@ -21,7 +21,6 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.names import MetricName
-from lcsc_opt.objective import merge_sample_score
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -71,7 +70,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # sums over several threads 
 
 @pytest.fixture(autouse=True)
 def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge_sample_score, "FEWEST_KEPT", 500)
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 500)
 
 
 @pytest.fixture
