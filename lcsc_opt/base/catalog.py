@@ -19,7 +19,6 @@ from lcsc_opt.base.settings import near_miss
 Kind = Literal["objectives", "studies", "dashboards"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".yaml", ".yml"), "dashboards": (".py",)}
 
-
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
 """The folder around the folders that ship with the library: inside the wheel, or the top of a checkout."""

@@ -75,18 +75,14 @@ def _is_secret(name: str) -> bool:
     return any(part in name.lower() for part in ("passw", "pwd", "secret", "token"))
 
 
-def _secrets(url: str) -> list[str]:
-    """Texts that must not be in a message: the URL, and its passwords, both decoded and as written in it."""
+def without_secrets(text: str, url: str) -> str:
+    """A text that may quote the URL or its passwords, decoded or as written in it, with these hidden."""
     parsed = sa.make_url(url)
     values = [value for name, value in parsed.query.items() if _is_secret(name)]
     passwords = [str(password) for password in (parsed.password, *values) if password]
     written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
     rendered = parsed.render_as_string(hide_password=False)
-    return [url, rendered, *passwords, *([written[1]] if written and written[1] else [])] if passwords else []
-
-
-def without_secrets(text: str, url: str) -> str:
-    """A text that may quote the URL or its passwords, with these hidden."""
-    for secret in _secrets(url):
+    secrets = [url, rendered, *passwords, *([written[1]] if written and written[1] else [])]
+    for secret in secrets if passwords else []:
         text = text.replace(secret, "***")
     return text

@@ -110,8 +110,14 @@ class FeatureMetrics:
                 return known.distance_from_features(self._kept())
             case "kid":
                 return self._kernel_distance()[0]
-            case "is":
-                return self._inception_score()
+            case "is":  # mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)
+                logits = _joined(self._logits)
+                if logits is None or len(logits) < SCORE_SPLITS:
+                    raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
+                from torch_fidelity import metric_isc
+
+                found = metric_isc.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
+                return float(found[metric_isc.KEY_METRIC_ISC_MEAN])
             case _:
                 with torch.no_grad():
                     return float({**FIDELITY, **COPIES}[formula](self._samples(), self.reference))
@@ -145,16 +151,6 @@ class FeatureMetrics:
             return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
         with torch.no_grad():
             return float(EACH[formula](self._samples(), self.reference).double().std())
-
-    def _inception_score(self) -> float:
-        """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
-        logits = _joined(self._logits)
-        if logits is None or len(logits) < SCORE_SPLITS:
-            raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
-        from torch_fidelity import metric_isc as metric
-
-        result = metric.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
-        return float(result[metric.KEY_METRIC_ISC_MEAN])
 
     def _samples(self, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
         """The features where distances are computed; there are at least so many of both sets."""
