@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.cli.output import sparkline
 from lcsc_opt.trajectory import Trajectory
 from tests.processes import lcsc_process
 
@@ -76,12 +75,6 @@ def test_show_warns_below_the_table(runs, typed):
     (moved,) = [line for line in lines if "between checkpoints" in line]
     assert moved.count("·") == 2
     assert "█" in moved
-
-
-def test_sparkline():
-    assert sparkline([0.0, 1.0, 2.0, 4.0]) == "▁▃▅█"
-    assert sparkline([None, 1.0]) == "·█"
-    assert len(sparkline([1.0] * 1000)) == 60
 
 
 def interrupt_the_fourth_row():
