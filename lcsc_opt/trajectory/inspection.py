@@ -179,10 +179,9 @@ def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] |
     """The L2 norm of the difference, in float64; ``None`` if one is missing, they do not fit, or it is not finite."""
     if before is None or after is None or shapes_of(before) != shapes_of(after):
         return None
-    weights = [name for name, tensor in after.items() if tensor.is_floating_point()]
-    squares = (
-        float((after[name].detach().double() - before[name].detach().double()).square().sum()) for name in weights
-    )
+    weights = (name for name, tensor in after.items() if tensor.is_floating_point())
+    moved = (after[name].detach().float() - before[name].detach().float() for name in weights)
+    squares = (float(torch.linalg.vector_norm(by, dtype=torch.float64)) ** 2 for by in moved)
     return _finite(math.sqrt(sum(squares)))
 
 
