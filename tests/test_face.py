@@ -44,14 +44,14 @@ def test_the_version_is_that_of_the_project() -> None:
 
 
 def test_a_whole_search(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study_file = write_model_study(workplace, optimizers=["LCSC", "CMA"], budget={"evaluations": 12})
+    study_file = write_model_study(workplace, optimizers=["LCSC", "CMA"], budget={"evaluations": 6})
     found = lcsc_opt.run(study_file, seeds=[0, 1])
     assert [study.name.split("/", 1)[1] for study in found] == ["LCSC/0", "CMA/0", "LCSC/1", "CMA/1"]
     study = found[0]
     assert study.state == "finished"
     assert len(study.steps) == len(study.coefficients)
     assert study.coefficients.sum() == pytest.approx(1, abs=1e-12)
-    assert [trial["number"] for trial in study.trials] == list(range(12))
+    assert [trial["number"] for trial in study.trials] == list(range(6))
     complete = [trial for trial in study.trials if trial["state"] == "COMPLETE"]
     assert min(trial["loss"] for trial in complete) == study.searched
     assert lcsc_opt.load_objective(study_file)(study.trials[0]["coefficients"]) == study.trials[0]["loss"]
@@ -67,7 +67,7 @@ def test_a_whole_search(workplace: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert lcsc_opt.load_study(study.name) == study
     capsys.readouterr()
     assert lcsc_opt.run(study_file, optimizers=["LCSC"], seeds=[0]) == [study]  # finished: nothing is evaluated again
-    assert len(study.trials) == 12
+    assert len(study.trials) == 6
 
 
 def functional(**changes: Any) -> dict[str, Any]:
