@@ -180,8 +180,8 @@ def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] |
     if before is None or after is None or shapes_of(before) != shapes_of(after):
         return None
     weights = (name for name, tensor in after.items() if tensor.is_floating_point())
-    moved = (after[name].detach().float() - before[name].detach().float() for name in weights)
-    squares = (float(torch.linalg.vector_norm(by, dtype=torch.float64)) ** 2 for by in moved)
+    moved = (after[name].detach().to(torch.float64, copy=True).sub_(before[name].detach()) for name in weights)
+    squares = (float(by.square_().sum()) for by in moved)
     return _finite(math.sqrt(sum(squares)))
 
 
