@@ -59,18 +59,12 @@ def ray_cluster(
         yield _Cluster(ray, wanted, load, objective)
 
 
-def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec | None = None) -> None:
-    """Refuse an address at which nothing listens; no files are sent there.
-
-    With ``spec``, Ray is asked whether there is a cluster with room for a worker of that objective.
+def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
+    """Refuse a cluster without room for a worker of the objective; no files are sent there.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no room.
     """
-    if spec is None:
-        _import_ray()
-        _listening(wanted.address)
-        return
     with _connected(wanted.address, {}) as ray:
         _Room(ray, wanted, spec).check()
 

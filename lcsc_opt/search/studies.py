@@ -185,14 +185,7 @@ def dry_run(
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        runner = StudyRunner(storage, accept_changes=accept_changes)
-        for plan in to_run:
-            runner.rehearse(plan)
-        for ray, spec in {plan.objective_key: (plan.ray, plan.spec.objective) for plan in to_run}.values():
-            if ray is not None:
-                from lcsc_opt.evaluation.ray import check_cluster
-
-                check_cluster(ray, spec)
+        _rehearse(to_run, StudyRunner(storage, accept_changes=accept_changes))
         reader = HistoryReader(storage)
         stored = {study.study: study for study in reader.read_studies(reader.searches())}
         attributes = our_studies(storage)
@@ -202,6 +195,16 @@ def dry_run(
         seconds = _seconds_left(plan, study, [*stored.values()], ended=ended)
         found.append((plan, 0 if study is None else study.evaluations, seconds))
     return found
+
+
+def _rehearse(to_run: Sequence[StudyPlan], runner: StudyRunner) -> None:
+    """Refuse what is quickly known to be wrong with plans, or with the Ray clusters of those that are not finished."""
+    unfinished = [plan for plan in to_run if runner.rehearse(plan)]
+    for ray, spec in {plan.objective_key: (plan.ray, plan.spec.objective) for plan in unfinished}.values():
+        if ray is not None:
+            from lcsc_opt.evaluation.ray import check_cluster
+
+            check_cluster(ray, spec)
 
 
 def _seconds_left(
@@ -248,8 +251,7 @@ def run_plans(
     keys = [plan.objective_key for plan in to_run]
     with looked_into(url) as storage:
         runner, stored = StudyRunner(storage, accept_changes=accept_changes), our_studies(storage)
-        for plan in to_run:
-            runner.rehearse(plan)
+        _rehearse(to_run, runner)
         for plan in to_run:
             if plan.objective_key == keys[0] and plan.name not in stored:  # only one objective is loaded at a time
                 runner.check(plan)

@@ -220,8 +220,11 @@ class StudyRunner:
             self._loaded = plan.objective_key, _loader(plan, our_studies(self.storage))()
         return self._loaded[1]
 
-    def rehearse(self, plan: StudyPlan) -> None:
+    def rehearse(self, plan: StudyPlan) -> bool:
         """Refuse what :meth:`open` would refuse, as far as that is known without the objective; writes nothing.
+
+        Returns:
+            Whether anything is left to do.
 
         Raises:
             LcscError: as :meth:`open`.
@@ -231,26 +234,22 @@ class StudyRunner:
         plan = continued(plan, stored)
         if stored is not None and plan.is_finished(stored):
             self._say_changed(plan, stored)
-            return
+            return False
         code, why_no_gradient = self._checked(plan, studies)
         plan.check_gradient(why_no_gradient)
         plan.environments()
         before = {} if stored is None else stored["fingerprint"]["code"]
         now = {"code": {**before, **code}, "environment": environment()}
         compared(plan, self.storage, studies, now, accept=self._accept)
-        if plan.ray is not None:
-            from lcsc_opt.evaluation.ray import check_cluster
-
-            check_cluster(plan.ray)
+        return True
 
     def check(self, plan: StudyPlan) -> None:
-        """Refuse a new study that its objective or the Ray cluster does not allow, or whose losses would not compare.
+        """Refuse a new study that its objective does not allow, or whose losses would not compare.
 
         Raises:
             LcscError: as :meth:`open`.
         """
-        with self._prepared(plan):
-            pass
+        self._prepared(plan)
 
     def create(self, plan: StudyPlan, attributes: Mapping[str, Any] | None = None) -> None:
         """Store a new study, with further attributes; one that could never be searched is refused, and not stored.
@@ -258,8 +257,8 @@ class StudyRunner:
         Raises:
             LcscError: as :meth:`open`.
         """
-        with self._prepared(plan) as (plan, _, begun, changed, _):
-            StoredStudy.open_or_create(self.storage, plan.name, {**begun, **changed, **(attributes or {})})
+        plan, _, begun, changed, _ = self._prepared(plan)
+        StoredStudy.open_or_create(self.storage, plan.name, {**begun, **changed, **(attributes or {})})
 
     @contextlib.contextmanager
     def open(self, plan: StudyPlan, *, retry_failed: bool = False) -> Iterator[_OpenStudy]:
@@ -274,7 +273,8 @@ class StudyRunner:
                 losses would not compare with those of the experiment's other studies.
             LcscError: the objective, the machine or the Ray cluster does not allow the plan; nothing is stored then.
         """
-        with self._prepared(plan) as (plan, objective, begun, changed, pool):
+        plan, objective, begun, changed, studies = self._prepared(plan)
+        with self._workers(plan, objective, studies) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, {**begun, **changed})
             with study.hold():
                 stored = study.attributes
@@ -307,14 +307,11 @@ class StudyRunner:
             opened.report()
             return self._outcome(plan)
 
-    @contextlib.contextmanager
-    def _prepared(
-        self, plan: StudyPlan
-    ) -> Iterator[tuple[StudyPlan, Objective, dict[str, Any], dict[str, Any], WorkerPool | None]]:
-        """The plan as the study continues it, its objective, and its workers while this is open.
+    def _prepared(self, plan: StudyPlan) -> tuple[StudyPlan, Objective, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The plan as the study continues it, its objective, and attributes.
 
-        Everything is compared here: the plan with the objective, and both with what is stored. In the middle are the
-        attributes that a new study begins with, and those that any study gets.
+        Everything is compared here: the plan with the objective, and both with what is stored. The attributes are those
+        that a new study begins with, those that any study gets, and those of all studies, by name.
         """
         studies = our_studies(self.storage)
         objective = self.objective(plan)
@@ -331,8 +328,7 @@ class StudyRunner:
             for warning in (*plan.advice(objective), *([] if packed is None else identical_checkpoints(packed))):
                 notice(warning)
             studies[plan.name] = {**begun, **changed}  # its workers load these checkpoints
-        with self._workers(plan, objective, studies) as pool:
-            yield plan, objective, begun, changed, pool
+        return plan, objective, begun, changed, studies
 
     def _outcome(self, plan: StudyPlan) -> str:
         found = HistoryReader(self.storage).read_study(plan.name)

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
 from tests.evaluation import staged_examples
 
@@ -86,7 +86,8 @@ def free_port() -> int:
 def refused(folder: Path, typed: Typed, *arguments: str, **changes: Any) -> str:
     """The one line that a study is refused with; nothing of it is stored."""
     said = typed.refused("run", study_file(folder, **changes), *arguments)
-    assert not list(folder.glob("*.db*"))
+    for file in folder.glob("*.db"):
+        assert not our_studies(open_storage(f"sqlite:///{file}", write=False))
     return said
 
 
