@@ -6,6 +6,7 @@ A trial is a candidate of K coefficients that is safe before it is evaluated, an
 safe before the optimizer is told. In each round every way stores one trial, in turns, each in a database of its own:
 
 * ``ours``: as ``lcsc run`` does, under the study's lock;
+* ``gradient``, ``rows``: the same with a gradient; with a row of coefficients for each of 52 layers, and a gradient;
 * ``attributes``: Optuna's ask, ``set_user_attr`` for the coefficients and for each part of the result, and tell;
 * ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost;
 * ``lines``: two lines of JSON, each synced to the disk: no way that keeps the promise can be much faster.
@@ -36,7 +37,8 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 
-WAYS = ("ours", "attributes", "parameters", "lines")
+WAYS = ("ours", "gradient", "rows", "attributes", "parameters", "lines")
+LAYERS = 52  # of the small network of benchmarks/rows.py
 FEW = 3  # rounds of the slowest way
 RESULT = Evaluation(
     12.345678901234567,
@@ -84,6 +86,8 @@ def measure(kind: str, count: int, url: Callable[[str], str], folder: Path, roun
     with contextlib.ExitStack() as opened:
         ways: dict[str, Store] = {
             "ours": opened.enter_context(ours(url(f"ours-{count}"))),
+            "gradient": opened.enter_context(ours(url(f"gradient-{count}"), rows=())),
+            "rows": opened.enter_context(ours(url(f"rows-{count}"), rows=(LAYERS,))),
             "attributes": attributes(url(f"attributes-{count}")),
             "parameters": parameters(url(f"parameters-{count}")),
             "lines": opened.enter_context(lines(folder / f"{kind}-{count}.jsonl")),
@@ -115,12 +119,15 @@ def _row(kind: str, count: int, milliseconds: Mapping[str, list[float]]) -> dict
 
 
 @contextlib.contextmanager
-def ours(url: str) -> Iterator[Store]:
-    """Our way: a candidate in one transaction, its result in another."""
+def ours(url: str, rows: tuple[int, ...] | None = None) -> Iterator[Store]:
+    """Our way: a candidate in one transaction, its result in others; with ``rows`` also a gradient of that shape."""
     study = StoredStudy.open_or_create(open_storage(url, write=True), "store/LCSC/0", {"budget": {"evaluations": 1000}})
 
     def store(coefficients: np.ndarray, number: int) -> None:
-        study.finish(study.add_candidate(Candidate(coefficients)), RESULT, tell_index=number)
+        whole = np.broadcast_to(coefficients, (*(rows or ()), len(coefficients)))
+        gradient = None if rows is None else whole.copy()
+        known = study.add_candidate(Candidate(whole.copy()))
+        study.finish(known, dataclasses.replace(RESULT, gradient=gradient), tell_index=number)
 
     with study.hold():
         yield store
