@@ -228,6 +228,10 @@ class TestDryRun:
         assert 'changed since it began: environment.packages.numpy was "1.0.0"' in self.refused(typed, "--budget", "6")
         Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
         assert "; grown_model.py changed" in self.refused(typed, "--budget", "6")
+        fingerprint["objective"]["trajectory"] = "others"
+        study.set_attribute("fingerprint", fingerprint)
+        said = typed(*RUN, "--budget", "6", "--accept-changes", status=2).err
+        assert "objective.trajectory was" in said and "other checkpoints are another study" in said
 
     @pytest.mark.parametrize(
         ("changes", "message"),
