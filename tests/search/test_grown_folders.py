@@ -231,7 +231,7 @@ class TestDryRun:
         fingerprint["objective"]["trajectory"] = "others"
         study.set_attribute("fingerprint", fingerprint)
         said = typed(*RUN, "--budget", "6", "--accept-changes", status=2).err
-        assert "objective.trajectory was" in said and "other checkpoints are another study" in said
+        assert "other checkpoints are another study" in said
 
     @pytest.mark.parametrize(
         ("changes", "message"),
