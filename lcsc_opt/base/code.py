@@ -30,8 +30,8 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     waiting = dict(sources)
     while waiting:
         name, path = waiting.popitem()
-        places = path.resolve()
-        local = _OTHERS.isdisjoint(places.parents) and _PACKAGES.isdisjoint(places.parts)
+        resolved = path.resolve()
+        local = _OTHERS.isdisjoint(resolved.parents) and _INSTALLED.isdisjoint(resolved.parts)
         if name in found or not local:
             continue
         try:
@@ -83,4 +83,4 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
 
 _STANDARD = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
 _OTHERS = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD)}
-_PACKAGES = {"site-packages", "dist-packages"}
+_INSTALLED = {"site-packages", "dist-packages"}

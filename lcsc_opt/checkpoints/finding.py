@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
@@ -32,7 +32,6 @@ _CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iterati
 _INSIDE = "checkpoints"  # the folder in which Lightning and Accelerate save them
 _EXPECTED = f"files ending in {', '.join(_SUFFIXES)}, or folders named checkpoint-N"
 Patterns = str | Path | Sequence[str | Path]
-_Positive = Annotated[int, Field(ge=1)]
 
 
 def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
@@ -172,10 +171,10 @@ class Selection(FrozenModel):
     """
 
     last: Annotated[int, Field(ge=2)] | None = None
-    first_step: Annotated[int, Field(ge=0)] | None = None
-    window: _Positive | None = None
-    interval: _Positive | None = None
-    last_step: _Positive | None = None
+    first_step: NonNegativeInt | None = None
+    window: PositiveInt | None = None
+    interval: PositiveInt | None = None
+    last_step: PositiveInt | None = None
 
     @property
     def given(self) -> dict[str, int]:
