@@ -25,6 +25,8 @@ import torch
 from common import machine, parse, write_json
 from torch import nn
 
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -59,10 +61,10 @@ def main() -> None:
         trials=20,
         small={"checkpoints": 4, "images": 16, "batch_size": 16, "trials": 5},
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+    device = accelerator.find("auto")
+    name = accelerator.model_name(device)
     print(f"{machine()}, {name}")
-    if device == "cpu" and not arguments.quick:
+    if device == CPU and not arguments.quick:
         print("without a GPU this takes hours; --quick tries everything at a small size")
         return
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
@@ -76,15 +78,15 @@ def main() -> None:
         return
     content = {"gpu": name, **vars(arguments), "seconds": seconds, "parts": parts, "arithmetic": arithmetic}
     print(write_json("cifar", content))
-    if device == "cuda" and (trial > MOST_SECONDS or arithmetic < LEAST_ARITHMETIC):
+    if device != CPU and (trial > MOST_SECONDS or arithmetic < LEAST_ARITHMETIC):
         sys.exit(f"missed: {MOST_SECONDS} s a trial, {LEAST_ARITHMETIC:.0%} of it model arithmetic")
 
 
-def build(arguments: argparse.Namespace, folder: Path, device: str) -> MergeSampleScore:
+def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> MergeSampleScore:
     """Network, trajectory, extractor and reference, all random."""
     model = network(quick=arguments.quick)
     trajectory = make(model, folder / "random.trajectory", arguments.checkpoints)
-    settings = NetworkSettings(device, arguments.dtype, arguments.compile, channels_last=True)
+    settings = NetworkSettings(str(device), arguments.dtype, arguments.compile, channels_last=True)
     function = ConsistencyFunction(model, sigma_data=0.5, sigma_min=0.002)
     sampler = ConsistencySampler(
         function, image_shape=IMAGE_SHAPE, sigmas=[80.0], noise=ImageNoise(0), settings=settings

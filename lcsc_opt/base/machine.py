@@ -14,8 +14,8 @@ def free_memory() -> None:
     """
     gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch is not None and torch.accelerator.is_available():  # in torch 2.10 its own empty_cache knows no Apple
+        torch.get_device_module(torch.accelerator.current_accelerator()).empty_cache()
 
 
 WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}

@@ -23,7 +23,7 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 Tells = Literal["ordered", "as-completed"]
 Spread = Literal["auto", "candidates", "images"]
-_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
+_DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
 

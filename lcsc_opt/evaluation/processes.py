@@ -13,19 +13,8 @@ from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.evaluation.worker import Answer, Job, WorkerSettings, serve
-
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
-    import torch
-
-    count = torch.cuda.device_count()
-    listed = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
-    return listed[:count] if len(listed) >= count else [str(index) for index in range(count)]
 
 
 def cores() -> int:
@@ -36,24 +25,23 @@ def cores() -> int:
 
 
 def environments(workers: int, devices: Sequence[str] = ()) -> list[Mapping[str, str]]:
-    """The environment variables of each worker, with which ``cuda`` and ``auto`` mean its own device.
+    """The environment variables of each worker, with which ``auto`` and a name without a number mean its device.
 
     Args:
         workers: how many.
-        devices: the device of each worker, such as ``cuda:0`` or ``cpu``; empty spreads workers evenly over the GPUs.
+        devices: the device of each worker, such as ``cuda:0`` or ``cpu``; empty spreads workers evenly over the
+            accelerators.
 
     Raises:
-        StudySpecError: there is no such GPU.
+        ObjectiveError: there is no such device.
     """
-    there = gpus()
-    if not devices:
-        return [{_VISIBLE: there[worker % len(there)]} if len(there) > 1 else {} for worker in range(workers)]
-    numbers = [-1 if device == "cpu" else int(device.partition(":")[2] or 0) for device in devices]
-    for device, number in zip(devices, numbers, strict=True):
-        if number >= len(there):
-            seen = f"{len(there)} of them" if there else "none"
-            raise StudySpecError(f"workers: {device} is not there (torch sees {seen}); 'auto' takes what is")
-    return [{_VISIBLE: "" if number < 0 else there[number]} for number in numbers]
+    from lcsc_opt.base import accelerator
+
+    there = accelerator.names()
+    if not devices and len(there) < 2:
+        return [{}] * workers
+    chosen = devices or [there[worker % len(there)] for worker in range(workers)]
+    return [accelerator.only(accelerator.find(device)) for device in chosen]
 
 
 class ThisMachine:

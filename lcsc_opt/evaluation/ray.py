@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lcsc_opt.base.accelerator import VISIBLE
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
@@ -123,7 +124,7 @@ class _Cluster:
     def pool(self) -> WorkerPool:
         """The workers, which begin as nodes have room for them."""
         workers = self._wanted.ray
-        environments = [{} if self._room.gpus else {"CUDA_VISIBLE_DEVICES": ""}] * workers
+        environments = [{} if self._room.gpus else dict.fromkeys(VISIBLE.values(), "")] * workers
         return WorkerPool(self._load, workers, expected=self._expected, environments=environments, machines=self)
 
     def check(self) -> None:

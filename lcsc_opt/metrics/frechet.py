@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lcsc_opt.base.accelerator import has_float64
 from lcsc_opt.base.errors import MetricError
 
 Array = npt.NDArray[np.float64]
@@ -77,7 +78,7 @@ class Moments:
         """Add ``[B, D]`` of any floating-point type, all batches on one device, without waiting for the device."""
         if not len(features):
             return
-        here = features.cpu() if features.device.type == "mps" else features  # which has no float64
+        here = features if has_float64(features.device) else features.cpu()
         if self.count == 0:
             self._origin = here.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._origin)

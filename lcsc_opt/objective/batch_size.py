@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.machine import free_memory
@@ -38,7 +39,7 @@ class MeasuredBatchSize:
     def __init__(self, sampler: Sampler, scores: Scores, *, device: torch.device, cache: Path) -> None:
         self._sampler, self._scores, self._device = sampler, scores, device
         # a batch that fits one device fits all of its kind
-        self._kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self._kind = accelerator.model_name(device)
         described: dict[str, Any] = {
             "sampler": sampler.describe(),
             "extractors": sorted(str(view["name"]) for view in scores.describe()["extractors"].values()),
@@ -103,8 +104,7 @@ class MeasuredBatchSize:
         def once() -> float:
             start = time.perf_counter()
             self._scores.image_metrics(count).update(self._sampler.sample(SEARCH, 0, count))
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            accelerator.synchronize(self._device)
             return time.perf_counter() - start
 
         try:

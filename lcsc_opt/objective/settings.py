@@ -76,7 +76,7 @@ class ImageObjectiveSettings(ScoreSettings):
         batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
             samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
             they are estimated again if they differ between checkpoints.
-        device: ``auto`` takes the first GPU, else the CPU.
+        device: ``auto`` takes the accelerator, else the CPU; or torch's name of one, such as ``cuda:1``.
         dtype: the network's arithmetic.
         compile: whether to use ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA
             graphs.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lcsc_opt.base.accelerator import has_float64
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
@@ -157,7 +158,7 @@ class HeunSampler(NetworkSampler):
         shared: dict[str, Any] = {"image_shape": image_shape, "noise": noise, "labels": labels, "decoder": decoder}
         super().__init__(denoiser, settings, trained=denoiser.network, **shared)
         self.schedule, self._denoiser = schedule, denoiser
-        self._dtype = torch.float32 if self._network.device.type == "mps" else torch.float64
+        self._dtype = torch.float64 if has_float64(self._network.device) else torch.float32
         self.nfe = (2 * schedule.steps - 1) * denoiser.calls
         self.recomputed = self.nfe - denoiser.calls  # all but the last
 

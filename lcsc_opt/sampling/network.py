@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.checkpoints.weights import difference, shapes_of
@@ -30,7 +31,7 @@ class NetworkSettings:
     """How a network is run. Only ``dtype`` changes its results; the others change at most their rounding.
 
     Attributes:
-        device: ``auto`` (the first GPU, else Apple's, else the CPU), or torch's name of one, such as ``cuda:1``.
+        device: ``auto`` (the accelerator, else the CPU), or torch's name of one, such as ``cpu``, ``cuda:1``, ``xpu``.
         dtype: of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
         compile: use ``torch.compile``; the first images then take minutes. ``True`` fuses kernels. ``reduce-overhead``
             also replays them as CUDA graphs, which helps small networks. ``max-autotune`` also tries several kernels
@@ -49,17 +50,7 @@ class NetworkSettings:
         Raises:
             ObjectiveError: torch or this machine has no such device.
         """
-        apple = torch.backends.mps.is_available()
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
-        kind, _, index = self.device.partition(":")
-        count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(apple)}.get(kind, 0)
-        if not (index or "0").isdecimal() or int(index or 0) >= count:
-            raise ObjectiveError(
-                f"device: {self.device} is not there; expected auto, cpu, cuda, cuda:1, … or mps, and torch sees "
-                f"{torch.cuda.device_count()} GPUs"
-            )
-        return torch.device(self.device)
+        return accelerator.find(self.device)
 
 
 class PreparedNetwork:

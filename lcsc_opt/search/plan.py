@@ -89,7 +89,9 @@ class StudyPlan:
         if isinstance(asked, RayWorkers):
             return asked.ray
         if asked == "auto":
-            return max(len(processes.gpus()), 1)
+            from lcsc_opt.base import accelerator
+
+            return max(len(accelerator.names()), 1)
         return asked if isinstance(asked, int) else len(asked)
 
     @property
@@ -121,15 +123,16 @@ class StudyPlan:
         """The environment variables of each worker; empty if none must be set.
 
         Raises:
-            StudySpecError: there is no such GPU, or both the settings and the workers (or Ray) choose the device.
+            StudySpecError: both the settings and the workers (or Ray) choose the device.
+            ObjectiveError: a worker's device is not there.
         """
-        device = self.spec.objective.settings.get("device", "auto")
+        device = str(self.spec.objective.settings.get("device", "auto"))
         if self.ray is not None:
-            if device not in ("auto", "cuda", "cuda:0", "cpu"):
+            if device.partition(":")[2] not in ("", "0"):
                 raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
             return []
         devices = self.spec.workers if isinstance(self.spec.workers, tuple) else ()
-        if device in ("auto", "cuda"):
+        if device != "cpu" and ":" not in device:
             return processes.environments(self.workers, devices) if self.workers > 1 or devices else []
         if devices:
             names = ", ".join(devices)

@@ -19,10 +19,12 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
-from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Placed, recorded
+from lcsc_opt.trajectory.placement import FEWEST_COLUMNS, Placed
 
 StateDict = dict[str, Tensor]
 _Ranges = list[tuple[int, int]]
@@ -222,8 +224,8 @@ class Merger:
         return {spec.name: spec.copy_from(row, widened=self._widened).to(self.source.device) for spec in same}
 
     @functools.cached_property
-    def _stream(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self.source.device)  # type: ignore[no-untyped-call]
+    def _stream(self) -> torch.Stream:
+        return torch.Stream(self.source.device)
 
     @contextlib.contextmanager
     def _own_stream(self, results: list[StateDict]) -> Iterator[None]:
@@ -231,13 +233,13 @@ class Merger:
         if self.source.device == CPU:
             yield
             return
-        caller = torch.cuda.current_stream(self.source.device)
-        with torch.cuda.stream(self._stream):
+        caller = torch.accelerator.current_stream(self.source.device)
+        with accelerator.on(self._stream):
             yield
-            finished = recorded(self.source.device)
+            finished = accelerator.recorded(self.source.device)
         for tensor in (tensor for result in results for tensor in result.values()):
             tensor.record_stream(caller)
-        finished.synchronize()
+        accelerator.wait_for(finished)
 
 
 def _multiply(
@@ -278,8 +280,7 @@ def _accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     float64 also where the process allows products of float32 in fewer bits: that setting must not change while another
     thread samples.
     """
-    matmul = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    return torch.float64 if dtype == torch.float64 or matmul.fp32_precision in ("tf32", "bf16") else torch.float32
+    return torch.float64 if dtype == torch.float64 or accelerator.rounds_float32(device) else torch.float32
 
 
 def _threads() -> int:

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.progress import notice, progress
@@ -22,7 +24,6 @@ Placement = Literal["mapped", "resident", "streamed"]
 _Columns = tuple[Segment, int, Tensor]
 """A segment, the first of some of its columns, and these, ``[slots, n]``."""
 
-CPU = torch.device("cpu")
 _SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
 _SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
@@ -60,15 +61,15 @@ class _Streamed:
     def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:
         """See :class:`Mapped`."""
         reads = [read for segment in segments for read in self.reads(segment)]
-        gpu = self.device.type == "cuda"
+        gpu = self.device != CPU
         size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
         hosts = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(_BUFFERS)]
-        copied: dict[int, torch.cuda.Event] = {}
+        copied: dict[int, torch.Event] = {}
 
         def begin(number: int, pool: ThreadPoolExecutor) -> tuple[Tensor, list[Future[None]]]:
             (segment, start, stop), place = reads[number], number % _BUFFERS
             if place in copied:
-                copied[place].synchronize()
+                accelerator.wait_for(copied[place])
             width = (stop - start) * segment.dtype.itemsize
             part, first = hosts[place][: self._slots * width].view(self._slots, width), segment.start
             first += start * segment.dtype.itemsize
@@ -85,7 +86,7 @@ class _Streamed:
                     ahead.append(begin(number + _BUFFERS - 1, pool))
                 if gpu:
                     part = part.to(self.device, non_blocking=True)
-                    copied[number % _BUFFERS] = recorded(self.device)
+                    copied[number % _BUFFERS] = accelerator.recorded(self.device)
                 yield segment, start, part
 
     def reads(self, segment: Segment) -> Iterator[tuple[Segment, int, int]]:
@@ -124,8 +125,7 @@ class _Resident:
             for segment, start, part in streamed.columns(segments, slots):
                 self._columns[segment][:, start : start + part.shape[1]].copy_(part)
                 advance()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        accelerator.synchronize(self.device)
 
     def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:  # noqa: ARG002
         """See :class:`Mapped`."""
@@ -147,8 +147,8 @@ def place(
 ) -> Placed:
     """Choose where columns are merged from, and say so unless it is the map.
 
-    On a GPU from its own memory if they fit into a part of what is free; on the CPU, which also serves devices other
-    than CUDA's, from the map if they fit into a part of the machine's memory. Else they are streamed.
+    On a GPU from its own memory if they fit into a part of what is free; on the CPU, which also serves GPUs that cannot
+    merge, from the map if they fit into a part of the machine's memory. Else they are streamed.
 
     ``rows`` ``[slots, row_bytes]`` uint8 are mapped from ``path``; a merge combines ``segments`` of those in ``slots``.
     ``how`` asks for one of the three; ``mapped`` is for the CPU only.
@@ -156,7 +156,7 @@ def place(
     Raises:
         TrajectoryError: the map was asked for, and the device is a GPU.
     """
-    gpu = device.type == "cuda"
+    gpu = accelerator.asynchronous(device)
     device, size = device if gpu else CPU, len(rows) * sum(segment.stop - segment.start for segment in segments)
     room = _room(device)
     how = how or (("resident" if gpu else "mapped") if size <= room else "streamed")
@@ -176,18 +176,9 @@ def place(
 
 def _room(device: torch.device) -> float:
     """Bytes that columns may take, on a GPU or of the machine's memory; infinite where the system does not say."""
-    if device.type == "cuda":  # what this process has taken and does not use is free, too
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return _SHARE_OF_DEVICE * (free + unused)
+    if device != CPU:
+        return _SHARE_OF_DEVICE * accelerator.free_bytes(device)
     try:
         return _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return float("inf")
-
-
-def recorded(device: torch.device) -> torch.cuda.Event:
-    """An event at the end of what is queued on the device's current stream; a thread that waits for it sleeps."""
-    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event

@@ -11,12 +11,12 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import module_weights
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import Background, MatrixWriter
-from lcsc_opt.trajectory.placement import recorded
 
 
 class TrajectoryWriter:
@@ -160,7 +160,7 @@ class TrajectoryWriter:
 
             def save() -> None:
                 for event in copied:
-                    event.synchronize()
+                    wait_for(event)
                 self._save(step, layout, staged, source)
 
             self._background.start(save)
@@ -175,15 +175,13 @@ class TrajectoryWriter:
 
     @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
     @torch.no_grad()
-    def _staged(
-        self, layout: Layout, tensors: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], list[torch.cuda.Event]]:
+    def _staged(self, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[torch.Event]]:
         """Begin to copy a checkpoint, over the previous one; the copy is complete after the events.
 
         From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
         kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
         """
-        gpus, size = {tensor.device for tensor in tensors.values() if tensor.is_cuda}, layout.row_bytes
+        gpus, size = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}, layout.row_bytes
         if self._buffer is None or len(self._buffer) != size or (gpus and not self._buffer.is_pinned()):
             self._buffer = None  # freed before the new one is made
             try:
@@ -199,7 +197,7 @@ class TrajectoryWriter:
                 there = there.view(spec.torch_dtype).view(spec.shape)
             else:
                 tensor = tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8)
-            staged[spec.name] = there.copy_(tensor, non_blocking=tensor.is_cuda)
+            staged[spec.name] = there.copy_(tensor, non_blocking=tensor.device in gpus)
         return staged, [recorded(device) for device in gpus]
 
 

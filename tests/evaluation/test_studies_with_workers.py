@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.study_file import read_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import KeptNodes
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.evaluation import processes
 from lcsc_opt.search.plan import plans
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, STEPS, Stages, study_file
@@ -124,10 +124,10 @@ def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = study_file(folder, workers="auto", budget={"evaluations": 4})
-    monkeypatch.setattr(processes, "gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(accelerator, "names", lambda: ["cuda:0", "cuda:1"])
     assert lcsc(["run", file]) == 0
     assert stored().attributes["specification"]["workers"] == 2
-    monkeypatch.setattr(processes, "gpus", list)
+    monkeypatch.setattr(accelerator, "names", list)
     assert lcsc(["run", file, "--budget", "8"]) == 0
     assert stored().attributes["specification"]["workers"] == 2
     assert len(asked()) == 8
@@ -145,7 +145,7 @@ def test_a_fork_goes_on_in_the_same_way(folder: Path, typed: Typed) -> None:
     ("changes", "said"),
     [
         ({"objective": WITHOUT_STAGES, "spread": "images"}, "spread: images: function.py evaluates a candidate as a"),
-        ({"workers": ["cuda:7"]}, "workers: cuda:7 is not there (torch sees"),
+        ({"workers": ["cuda:7"]}, "device: cuda:7 is not there"),
         (
             {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},
             "workers: cpu, cpu and objective.settings.device cuda:1: give one of them only",

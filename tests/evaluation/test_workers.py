@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.evaluation import ProcessEvaluator, SpreadEvaluator, WorkerPool, processes
+from lcsc_opt.evaluation import ProcessEvaluator, SpreadEvaluator, WorkerPool
 from lcsc_opt.evaluation.processes import cores, environments
 from tests.evaluation.staged_examples import (
     IMAGES,
@@ -137,13 +138,15 @@ def test_an_objective_that_workers_cannot_load_or_that_differs_there_is_told_as_
 
 
 def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "gpus", lambda: ["2", "5"])
+    monkeypatch.setattr(accelerator, "names", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(3)] == ["2", "5", "2"]
     listed = environments(3, ("cuda:1", "cpu", "cuda"))
     assert [one["CUDA_VISIBLE_DEVICES"] for one in listed] == ["5", "", "2"]
-    monkeypatch.setattr(processes, "gpus", list)
+    monkeypatch.setattr(accelerator, "names", list)
     assert environments(2) == [{}, {}]
-    with pytest.raises(Exception, match=r"workers: cuda:0 is not there \(torch sees none\); 'auto' takes what is"):
+    assert environments(1, ("cpu",)) == [{}]
+    with pytest.raises(ObjectiveError, match="device: cuda:0 is not there; expected auto or one of cpu"):
         environments(1, ("cuda:0",))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
 from tests.unet_examples import unet
@@ -117,15 +118,14 @@ class _Small(nn.Module):
 
 @pytest.mark.parametrize("best", ["cpu", "cuda", "mps"])
 def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, best: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: best == "cuda")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: best == "mps")
+    monkeypatch.setattr(accelerator, "names", lambda: [f"{best}:0"] if best != "cpu" else [])
     assert NetworkSettings().torch_device() == torch.device(best)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:2", 2), ("gpu", 0), ("cuda:x", 1), ("meta", 0)])
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(ObjectiveError, match=f"device: {device} is not there; .* torch sees {gpus} GPUs"):
+    monkeypatch.setattr(accelerator, "names", lambda: [f"cuda:{index}" for index in range(gpus)])
+    with pytest.raises(ObjectiveError, match=f"device: {device} is not there; expected auto or one of cpu"):
         NetworkSettings(device=device).torch_device()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, merge, placement
 from lcsc_opt.trajectory.placement import Placement
@@ -147,5 +148,6 @@ def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
 
 def test_the_map_is_not_for_gpus(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_room", lambda _device: 1e9)
+    monkeypatch.setattr(accelerator, "asynchronous", lambda device: device.type == "cuda")
     with pytest.raises(TrajectoryError, match="cannot be mapped into cuda:0: choose 'resident' or 'streamed'"):
         trajectory.on("cuda:0", how="mapped")

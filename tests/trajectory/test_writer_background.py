@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
+from lcsc_opt.trajectory import writer as writer_module
 from lcsc_opt.trajectory.manifest import Manifest
 from tests.processes import SECONDS, forked, wait_until
 from tests.trajectory.ended_writers import append_until_signal, ends_of_interpreters
@@ -108,12 +108,6 @@ def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
     assert_whole(tmp_path / "t", [3, 4])
 
 
-class OnGPU(torch.Tensor):
-    """Says that it is on a GPU."""
-
-    is_cuda = True
-
-
 def test_a_copy_from_a_gpu_goes_into_pinned_memory_on_the_stream_that_trains(tmp_path, monkeypatch):
     """What is asked of torch, where there is no GPU."""
     calls, plain = [], torch.empty
@@ -121,32 +115,29 @@ def test_a_copy_from_a_gpu_goes_into_pinned_memory_on_the_stream_that_trains(tmp
     def called(name, stream=""):
         calls.append((name, stream, threading.current_thread() is threading.main_thread()))
 
-    def event(*, blocking):
-        assert blocking
-        return SimpleNamespace(record=partial(called, "record"), synchronize=partial(called, "synchronize"))
-
     def empty(*size, pin_memory=False, **options):
         calls.extend([("pinned", *size)] if pin_memory else [])
         return plain(*size, **options)
 
-    monkeypatch.setattr(torch.cuda, "Event", event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(writer_module, "asynchronous", lambda device: True)
+    monkeypatch.setattr(writer_module, "recorded", partial(called, "recorded"))
+    monkeypatch.setattr(writer_module, "wait_for", lambda _: called("waited"))
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
-    weights = {name: tensor.as_subclass(OnGPU) for name, tensor in state_dict(1).items()}
+    weights = state_dict(1)
     with TrajectoryWriter(tmp_path / "t") as writer:
         for step in (1, 2):
             writer.append(step, weights, wait=False)
             writer.flush()
-    copied = [("record", "stream of cpu", True), ("synchronize", "", False)]
+    copied = [("recorded", torch.device("cpu"), True), ("waited", "", False)]
     assert calls == [("pinned", Trajectory.open(tmp_path / "t").nbytes // 2), *copied, *copied]
     assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(1), state_dict(1))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
 def test_weights_on_a_gpu_may_change_right_after_append(tmp_path):
-    weight, wanted = torch.zeros(4_000_000, device="cuda"), []
+    weight, wanted = torch.zeros(4_000_000, device=torch.accelerator.current_accelerator()), []
     with TrajectoryWriter(tmp_path / "t") as writer:
         for step in range(6):
             wanted.append({"w": weight.normal_().cpu()})

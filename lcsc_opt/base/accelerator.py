@@ -1,0 +1,124 @@
+"""Accelerators of every kind that torch knows: which are there, what a kind cannot do, and what torch 2.10 lacks.
+
+No other module names a vendor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Iterator
+
+import torch
+
+from lcsc_opt.base.errors import ObjectiveError
+
+CPU = torch.device("cpu")
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+"""Kind → the variable that limits which devices a process sees. AMD's devices are of the kind ``cuda``, too."""
+
+_POLL_SECONDS = 1e-4
+
+
+def names() -> list[str]:
+    """The accelerators that this process may use: ``cuda:0``, ``cuda:1``, …"""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return [] if kind is None else [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+
+
+def find(name: str) -> torch.device:
+    """The device that torch calls so, such as ``cpu``, ``cuda`` or ``cuda:1``; ``auto``: the accelerator, else the CPU.
+
+    Raises:
+        ObjectiveError: torch or this machine has no such device.
+    """
+    there = names()
+    kinds = {one.partition(":")[0] for one in there}
+    if name == "auto":
+        return torch.device(*kinds or {"cpu"})
+    if name not in {"cpu", *kinds, *there}:
+        raise ObjectiveError(f"device: {name} is not there; expected auto or one of {', '.join(['cpu', *there])}")
+    return torch.device(name)
+
+
+def only(device: torch.device) -> dict[str, str]:
+    """The environment variables with which another process sees this device and no other."""
+    there = names()
+    if not there:
+        return {}
+    kind = there[0].partition(":")[0]
+    variable = VISIBLE.get(kind, f"{kind.upper()}_VISIBLE_DEVICES")
+    listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+    seen = listed if len(listed) >= len(there) else [str(index) for index in range(len(there))]
+    return {variable: "" if device.type == "cpu" else seen[device.index or 0]}
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether it computes in float64. Apple's do not, nor do some of Intel's."""
+    try:
+        torch.ones((), dtype=torch.float64, device=device).add_(1)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def asynchronous(device: torch.device) -> bool:
+    """Whether it merges by itself: in float64, on a stream of its own, with copies from and to pinned memory meanwhile.
+
+    For all others the CPU merges.
+    """
+    return device.type != "cpu" and has_float64(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Its free memory, and what this process has taken of it and does not use."""
+    free, _ = torch.accelerator.get_memory_info(device)
+    return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all that is queued on the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@contextlib.contextmanager
+def on(stream: torch.Stream) -> Iterator[None]:
+    """Queue this thread's work there. Unlike ``with stream:``, several threads may do so at once."""
+    before, index = torch.accelerator.current_stream(stream.device), torch.accelerator.current_device_index()
+    torch.accelerator.set_stream(stream)
+    try:
+        yield
+    finally:
+        torch.accelerator.set_stream(before)
+        torch.accelerator.set_device_index(index)
+
+
+def recorded(device: torch.device) -> torch.Event:
+    """An event at the end of what is queued on the device's current stream."""
+    event = torch.Event(device)
+    event.record(torch.accelerator.current_stream(device))
+    return event
+
+
+def wait_for(event: torch.Event) -> None:
+    """Sleep until the device has come to the event; ``event.synchronize()`` would keep a core busy."""
+    while not event.query():
+        time.sleep(_POLL_SECONDS)
+
+
+def rounds_float32(device: torch.device) -> bool:
+    """Whether this process allows the device to multiply matrices of float32 in fewer bits."""
+    backends = torch.backends
+    kind = getattr(backends, device.type, None)
+    matmul = getattr(kind, "matmul", backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return matmul.fp32_precision in ("tf32", "bf16")
+
+
+def model_name(device: torch.device) -> str:
+    """What the device is called by its maker, else its kind."""
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if named is None else str(named(device))
