@@ -21,6 +21,10 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
+LINEAR, SQUARE_ROOT = "linear", "1-sqrt"
+DECAYS = (LINEAR, SQUARE_ROOT)
+"""Shapes of a decay of the learning rate, from 1 to 0."""
+
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
@@ -71,24 +75,53 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     """
     emas = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
     counts = [count for count in (1, 3, 10, 30, 100) if count < len(steps)]
-    return [*emas, *(_uniform(len(steps), count) for count in (*counts, len(steps)))]
+    return [*emas, *(decay_coefficients(len(steps), count) for count in (*counts, len(steps)))]
 
 
-def _uniform(total: int, last: int) -> Coefficients:
-    return close_sum((np.arange(total, 0, -1) <= last) / last)
+def uniform_coefficients(chosen: npt.NDArray[np.bool_]) -> Coefficients:
+    """The average of some checkpoints: ``[K]``, equal where ``chosen`` ``[K]`` and zero elsewhere."""
+    return close_sum(chosen / np.count_nonzero(chosen))
+
+
+def decay_coefficients(total: int, last: int, decay: str = LINEAR) -> Coefficients:
+    """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
+
+    Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
+    often if checkpoint j = 0 … N - 1 of the window has the coefficient c_j = w_j - w_{j+1}, with w_0 = 1 and w_N = 0.
+    With w_j = 1 - j / N, the linear decay, that is the uniform average; with w_j = 1 - √(j / N), the first one weighs
+    most.
+
+    Args:
+        total: K, the number of checkpoints, which are taken to be equally far apart.
+        last: N.
+        decay: ``linear`` or ``1-sqrt``.
+
+    Returns:
+        ``[K]``, non-negative, sum to one.
+    """
+    window = np.arange(total, 0, -1) <= last
+    if decay == LINEAR:
+        return uniform_coefficients(window)
+    factors = 1 - np.sqrt(np.arange(last + 1) / last)
+    return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
 
 
 def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
-    """``EMA 0.9995``, ``average of the last 10``, ``average of all 50`` or ``last checkpoint``.
+    """``EMA 0.9995``, ``average of the last 10``, ``step 500``, ``1-sqrt over the last 8`` …, of a baseline's answer.
 
     ``None`` for coefficients that are none of these averages of the checkpoints at ``steps``.
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
-    count = max(int(np.count_nonzero(np.abs(coefficients) > _COARSE)), 1)
-    if np.allclose(coefficients, _uniform(len(steps), count), atol=_COARSE):
-        last = "last checkpoint" if count == 1 else f"average of the last {count}"
-        return f"average of all {count}" if count == len(steps) else last
+    taken = np.abs(coefficients) > _COARSE
+    count = int(np.count_nonzero(taken))
+    of = f"all {count}" if count == len(steps) else f"the last {count}"
+    if np.allclose(coefficients, uniform_coefficients(taken), atol=_COARSE):
+        if count == 1:
+            return "last checkpoint" if taken[-1] else f"step {steps[int(taken.argmax())]}"
+        return f"average of {of if taken[-count:].all() else count}"
+    if np.allclose(coefficients, decay_coefficients(len(steps), count, SQUARE_ROOT), atol=_COARSE):
+        return f"{SQUARE_ROOT} over {of}"
     # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
     rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
     return f"EMA {rate:.6g}" if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)) else None

@@ -97,7 +97,7 @@ class StudyHistory:
         ended: whether the search has spent its budget, or had nothing more to ask.
         forked_from: the study whose trials it took over.
         held_out: the answer on held-out noise.
-        average: what the answer of an EMA grid is called, as ``average of the last 10``; ``None`` of other studies.
+        average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
         holder: the process that runs it now.
@@ -130,7 +130,7 @@ class StudyHistory:
 
     @property
     def label(self) -> str:
-        """The optimizer's name in tables; that of an EMA grid says which average is EMA*."""
+        """The optimizer's name in tables; that of a baseline says which average is its best."""
         return label(self.optimizer) + ("" if self.average is None else f" ({self.average})")
 
     @property

@@ -12,8 +12,15 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 HOLDER = "holder"  # the attribute of a study that names its last coordinator
 
 EMA_GRID, EMA = "EMAGrid", "EMA*"
-BASELINES = {EMA_GRID: EMA, "PowerEMAGrid": "power-EMA*"}
-"""Grid → the name of its best point, as in the paper's tables."""
+BASELINES = {
+    EMA_GRID: EMA,
+    "PowerEMAGrid": "power-EMA*",
+    "UniformGrid": "uniform*",
+    "DecayGrid": "decay*",
+    "EachCheckpoint": "best checkpoint",
+    "GreedySoup": "greedy soup",
+}
+"""Optimizer that only tries known averages → the name of its best, as in the paper's tables."""
 
 
 def split_name(study: str) -> tuple[str, str, int]:

@@ -2,7 +2,15 @@
 
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.grids import EMAGrid, PlaneGrid, PowerEMAGrid
+from lcsc_opt.optimizers.grids import (
+    DecayGrid,
+    EachCheckpoint,
+    EMAGrid,
+    GreedySoup,
+    PlaneGrid,
+    PowerEMAGrid,
+    UniformGrid,
+)
 from lcsc_opt.optimizers.parametrization import (
     DEFAULT_STEP_SIZE,
     Request,
@@ -21,12 +29,16 @@ __all__ = [
     "DEFAULT_STEP_SIZE",
     "LCSC",
     "OURS",
+    "DecayGrid",
     "EMAGrid",
+    "EachCheckpoint",
+    "GreedySoup",
     "LCSCGradient",
     "LCSCQuadratic",
     "PlaneGrid",
     "PowerEMAGrid",
     "Request",
+    "UniformGrid",
     "asks_one_at_a_time",
     "attach_evaluation",
     "attach_request",

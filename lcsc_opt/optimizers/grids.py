@@ -1,4 +1,4 @@
-"""Grids: ``EMAGrid`` and ``PowerEMAGrid`` for the baselines EMA* and power-EMA*, and ``PlaneGrid`` for landscapes."""
+"""Grids of baselines, such as ``EMAGrid`` for EMA*; ``GreedySoup``; and ``PlaneGrid`` for landscapes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import nevergrad as ng
+import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
@@ -19,8 +21,15 @@ from lcsc_opt.coefficients.plane import (
     Plane,
     plane_grid,
 )
-from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, plain_averages, power_ema_coefficients
-from lcsc_opt.optimizers.parametrization import check_number, check_numbers, steps_of
+from lcsc_opt.coefficients.profiles import (
+    DECAYS,
+    POWER_EMA_SIGMAS,
+    decay_coefficients,
+    plain_averages,
+    power_ema_coefficients,
+    uniform_coefficients,
+)
+from lcsc_opt.optimizers.parametrization import check_number, check_numbers, failed, steps_of
 
 
 class _ProfileGrid(Optimizer):  # type: ignore[misc]
@@ -76,6 +85,137 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each width."""
         return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.config()["sigma_rels"]]
+
+
+def _check_windows(windows: Any) -> None:
+    check_numbers("windows", windows)
+    for window in windows or ():
+        check_number("windows", window, least=1, whole=True)
+
+
+def _windows(asked: Sequence[int] | None, count: int) -> list[int]:
+    """The windows that were asked for, each at most ``count``; by default 2, 4, 8 … and all."""
+    return sorted({min(window, count) for window in asked or [*(2**power for power in range(1, count)), count]})
+
+
+class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over the uniform averages of the last checkpoints.
+
+    Args:
+        windows: of how many; more than there are is all of them. By default 2, 4, 8 … and all.
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(self, *, windows: Sequence[int] | None = None, steps: Sequence[int] | None = None) -> None:
+        _check_windows(windows)
+        super().__init__(_ProfileGrid, locals(), as_config=True)
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each window."""
+        return [decay_coefficients(len(steps), last) for last in _windows(self.config()["windows"], len(steps))]
+
+
+class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over merges that imitate a decay of the learning rate (WSM), by :func:`decay_coefficients`.
+
+    Args:
+        decays: ``linear``, which is the uniform average, and ``1-sqrt``.
+        windows: over how many of the last checkpoints, as for :class:`UniformGrid`.
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(
+        self,
+        *,
+        decays: Sequence[str] = DECAYS,
+        windows: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(decays, Sequence) or isinstance(decays, str) or not decays or set(decays) - set(DECAYS):
+            raise StudySpecError(f"decays: expected a list of {', '.join(DECAYS)}, got {decays!r}")
+        _check_windows(windows)
+        super().__init__(_ProfileGrid, locals(), as_config=True)
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each window, for one decay after the other."""
+        count, options = len(steps), self.config()
+        windows = _windows(options["windows"], count)
+        return [decay_coefficients(count, last, decay) for decay in options["decays"] for last in windows]
+
+
+class EachCheckpoint(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over the checkpoints themselves.
+
+    Args:
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(self, *, steps: Sequence[int] | None = None) -> None:
+        super().__init__(_ProfileGrid, locals(), as_config=True)
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each checkpoint, one of them 1."""
+        return list(np.eye(len(steps)))
+
+
+class _GreedySoup(Optimizer):  # type: ignore[misc]
+    """One running :class:`GreedySoup`. What it asks next depends on every loss before, so it waits for each of them."""
+
+    no_parallelization = True
+
+    def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        steps = None if config is None else config.config()["steps"]
+        self._count = len(steps_of(self.parametrization, steps))
+        self._to_ask: deque[tuple[int, ...]] = deque((index,) for index in range(self._count))  # whose averages
+        self._single: list[tuple[float, int]] = []  # loss and index of each checkpoint that has not joined yet
+        self._soup: tuple[int, ...] = ()
+        self._loss = np.inf
+
+    @property
+    def finished(self) -> bool:
+        """Whether every checkpoint was tried alone and in the soup."""
+        return not self._to_ask
+
+    def _internal_ask_candidate(self) -> ng.p.Parameter:
+        if self.finished:
+            return self.parametrization.spawn_child(new_value=self.recommend().value)
+        chosen = np.isin(np.arange(self._count), self._to_ask[0])
+        return self.parametrization.spawn_child(new_value=uniform_coefficients(chosen))
+
+    def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
+        if self.finished:
+            return
+        tried = self._to_ask.popleft()
+        if not self._soup and not failed(candidate):
+            self._single.append((loss, tried[0]))
+        elif not failed(candidate) and loss <= self._loss:
+            self._soup, self._loss = tried, loss
+        if self._to_ask or not self._single:
+            return
+        if not self._soup:
+            self._single.sort(reverse=True)
+            self._loss, best = self._single.pop()
+            self._soup = (best,)
+        if self._single:
+            self._to_ask.append((*self._soup, self._single.pop()[1]))
+
+    def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
+        """What another search evaluated is no part of the recipe."""
+
+
+class GreedySoup(ConfiguredOptimizer):  # type: ignore[misc]
+    """The greedy soup (Wortsman et al. 2022, Recipe 1): K single checkpoints, then at most K - 1 averages.
+
+    The best checkpoint begins the soup. The others, sorted by their own loss, join it one after the other, each if the
+    average of the soup does not get worse with it.
+
+    Args:
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(self, *, steps: Sequence[int] | None = None) -> None:
+        super().__init__(_GreedySoup, locals(), as_config=True)
 
 
 class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]

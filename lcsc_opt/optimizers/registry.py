@@ -19,7 +19,15 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.grids import EMAGrid, PlaneGrid, PowerEMAGrid
+from lcsc_opt.optimizers.grids import (
+    DecayGrid,
+    EachCheckpoint,
+    EMAGrid,
+    GreedySoup,
+    PlaneGrid,
+    PowerEMAGrid,
+    UniformGrid,
+)
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, check_number, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
@@ -29,6 +37,10 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSCQuadratic": LCSCQuadratic,
     "EMAGrid": EMAGrid,
     "PowerEMAGrid": PowerEMAGrid,
+    "UniformGrid": UniformGrid,
+    "DecayGrid": DecayGrid,
+    "EachCheckpoint": EachCheckpoint,
+    "GreedySoup": GreedySoup,
     LANDSCAPE: PlaneGrid,
 }
 

@@ -20,6 +20,7 @@ from lcsc_opt.coefficients.profiles import (
     check_coefficients,
     check_steps,
     close_sum,
+    decay_coefficients,
     describe_coefficients,
     ema_coefficients,
     normalize,
@@ -172,7 +173,14 @@ def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() 
     assert len(plain_averages(steps[:3])) == len(PAPER_EMA_RATES) + 2
 
 
-@pytest.mark.parametrize("other", [[], [1.0], [-0.5, 0.5, 1.0], [1.0, 0.0, 0.0], [np.nan, 0.5, 0.5]])
+def test_answers_of_other_baselines_have_names() -> None:
+    found = [[0, 1, 0], [0.5, 0, 0.5], decay_coefficients(3, 2, "1-sqrt"), decay_coefficients(3, 3, "1-sqrt")]
+    assert [average_name(np.array(coefficients), (100, 200, 300)) for coefficients in found] == [
+        *("step 200", "average of 2", "1-sqrt over the last 2", "1-sqrt over all 3")
+    ]
+
+
+@pytest.mark.parametrize("other", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [np.nan, 0.5, 0.5]])
 def test_other_coefficients_are_no_plain_average(other: list[float]) -> None:
     assert average_name(np.array(other), (100, 200, 300)) is None
 

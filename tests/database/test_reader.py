@@ -99,16 +99,17 @@ def test_a_study_that_was_deleted_and_made_again_is_read_anew(any_storage: RDBSt
     assert reader.read_studies(["digits/LCSC/0"]) == ()
 
 
-def test_an_ema_grid_says_which_average_is_its_answer(storage: RDBStorage) -> None:
-    study = StoredStudy.open_or_create(storage, "digits/EMAGrid/0", {"steps": STEPS})
+@pytest.mark.parametrize(("grid", "label"), [("EMAGrid", "EMA*"), ("UniformGrid", "uniform*")])
+def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: str, label: str) -> None:
+    study = StoredStudy.open_or_create(storage, f"digits/{grid}/0", {"steps": STEPS})
     reader, found = HistoryReader(storage), []
     for number, asked in enumerate([ema_coefficients(STEPS, 0.99), *plain_averages(STEPS)[-2:]]):
         key = study.add_candidate(Candidate(asked))
         study.finish(key, Evaluation(3.0 - number, {}, COST), tell_index=number)
         found.append(reader.read_study(study.name).label)
-    assert found == ["EMA* (EMA 0.99)", "EMA* (last checkpoint)", "EMA* (average of all 3)"]
+    assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
     study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
-    assert reader.read_study(study.name).label == "EMA* (last checkpoint)"
+    assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
 
 
 def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:

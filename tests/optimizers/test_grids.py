@@ -7,18 +7,44 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
+    default_origin,
     ema_coefficients,
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.optimizers import EMAGrid, PlaneGrid, PowerEMAGrid, build_optimizer, coefficient_array
-from tests.optimizers.asking import AFFINE, STEPS
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.optimizers import (
+    DecayGrid,
+    EachCheckpoint,
+    EMAGrid,
+    PlaneGrid,
+    PowerEMAGrid,
+    UniformGrid,
+    build_optimizer,
+    coefficient_array,
+)
+from tests.optimizers.asking import AFFINE, STEPS, tell
 
-UNIFORM = [np.repeat([0.0, 1 / count], [20 - count, count]) for count in (1, 3, 10, 20)]
+
+def uniform(*counts: int) -> list[np.ndarray]:
+    return [np.repeat([0.0, 1 / count], [20 - count, count]) for count in counts]
+
+
+def decayed(last: int) -> np.ndarray:
+    """The sum of the coefficients from checkpoint j on is what a 1 - √ decay multiplies update j by."""
+    factors = np.concatenate([np.ones(21 - last), 1 - np.sqrt(np.arange(1, last) / last), [0.0]])
+    return factors[:-1] - factors[1:]
+
+
+UNIFORM = uniform(1, 3, 10, 20)
+
+
+FOUR = AffineSpace(STEPS[:4], default_origin(STEPS[:4]))
 
 
 def build(grid: Any) -> Any:
@@ -37,10 +63,18 @@ def plane_points(corners: Any) -> list[np.ndarray]:
         (EMAGrid(rates=[0.99, 0.9]), [*(ema_coefficients(STEPS, rate) for rate in (0.99, 0.9)), *UNIFORM]),
         (PowerEMAGrid(), [power_ema_coefficients(STEPS, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]),
         (PowerEMAGrid(sigma_rels=(0.2,)), [power_ema_coefficients(STEPS, 0.2)]),
+        (UniformGrid(), uniform(2, 4, 8, 16, 20)),
+        (UniformGrid(windows=[99, 3]), uniform(3, 20)),
+        (DecayGrid(windows=[8, 20]), [*uniform(8, 20), decayed(8), decayed(20)]),
+        (DecayGrid(decays=["1-sqrt"]), [decayed(last) for last in (2, 4, 8, 16, 20)]),
+        (EachCheckpoint(), list(np.eye(20))),
         (PlaneGrid(size=4), plane_points(None)),
         (PlaneGrid(size=4, corners=["ema:0.9", "ema:0.99", 500]), plane_points(["ema:0.9", "ema:0.99", 500])),
     ],
-    ids=["EMA", "rates", "power EMA", "sigma_rels", "plane", "corners"],
+    ids=[
+        *("EMA", "rates", "power EMA", "sigma_rels", "uniform", "windows", "decay", "decays", "each"),
+        *("plane", "corners"),
+    ],
 )
 def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list[np.ndarray]) -> None:
     optimizer = build(grid)
@@ -63,6 +97,36 @@ def test_a_finished_grid_asks_its_best_again() -> None:
         np.testing.assert_allclose(candidate.value, best, rtol=0, atol=1e-14)
         optimizer.tell(candidate, 1.0)
     assert optimizer.finished
+
+
+def soup(losses: dict[tuple[int, ...], float | None]) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """What a greedy soup of four checkpoints asks, where averages have these losses (``None``: it failed)."""
+    optimizer = build_optimizer(OptimizerSpec(name="GreedySoup"), FOUR, budget=99, workers=1, seed=0)
+    asked = []
+    while not optimizer.finished:
+        candidate = optimizer.ask()
+        asked.append(tuple(np.flatnonzero(candidate.value > 1e-9).tolist()))
+        np.testing.assert_allclose(candidate.value[list(asked[-1])], 1 / len(asked[-1]))
+        loss = losses[asked[-1]]
+        tell(optimizer, candidate, None if loss is None else Evaluation(loss), loss=9.0)
+    return asked, optimizer.recommend().value
+
+
+SINGLE: dict[tuple[int, ...], float | None] = {(0,): 4.0, (1,): 2.0, (2,): 3.0, (3,): 1.0}
+
+
+def test_a_greedy_soup_adds_checkpoints_from_the_best_to_the_worst_where_the_soup_does_not_get_worse() -> None:
+    asked, best = soup({**SINGLE, (1, 3): 0.8, (1, 2, 3): 0.9, (0, 1, 3): 0.8})
+    assert asked == [(0,), (1,), (2,), (3,), (1, 3), (1, 2, 3), (0, 1, 3)]  # Wortsman et al. 2022, Recipe 1
+    np.testing.assert_allclose(best, [1 / 3, 1 / 3, 0, 1 / 3])
+    assert soup({**SINGLE, (1, 3): 1.1, (2, 3): 1.1, (0, 3): 1.1})[0][4:] == [(1, 3), (2, 3), (0, 3)]
+
+
+def test_failed_checkpoints_and_soups_are_left_out_of_a_greedy_soup() -> None:
+    asked, best = soup({(0,): None, (1,): 2.0, (2,): 3.0, (3,): None, (1, 2): None})
+    assert asked[4:] == [(1, 2)]
+    np.testing.assert_allclose(best, [0, 1, 0, 0], atol=1e-12)
+    assert len(soup(dict.fromkeys(SINGLE))[0]) == 4
 
 
 def test_steps_can_be_given_for_a_plain_array() -> None:

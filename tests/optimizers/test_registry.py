@@ -22,6 +22,7 @@ from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.optimizers import (
     OURS,
     asks_one_at_a_time,
@@ -81,7 +82,7 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(name: str) -> Non
     first = np.array(run(build(name, seed=1), 40))
     assert np.array(run(build(name, seed=1), 40)).tobytes() == first.tobytes()
     noise_only = ("LCSCGradient", "LCSCQuadratic")  # their noise is all that is random
-    is_random = name not in ("EMAGrid", "PowerEMAGrid", "Landscape", *noise_only)
+    is_random = name not in (*BASELINES, "Landscape", *noise_only)
     assert (np.array(run(build(name, seed=2), 40)).tobytes() != first.tobytes()) == is_random
 
 
@@ -140,7 +141,7 @@ def test_nevergrads_optimizers_are_used_as_they_are(name: str, options: dict[str
         assert np.array(run(build(name, step_size=0.1), 50)).tobytes() != expected.tobytes()
 
 
-@pytest.mark.parametrize("name", ["LCSC", "EMAGrid", "PowerEMAGrid", "Landscape"])
+@pytest.mark.parametrize("name", ["LCSC", "Landscape", *BASELINES])
 def test_ours_run_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
     optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=50)
     asked: list[np.ndarray] = []
@@ -155,7 +156,10 @@ def test_ours_run_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "one_at_a_time", "workers"),
-    [("LCSC", False, 8), ("CMA", False, 8), ("EMAGrid", False, 8), ("LCSCGradient", True, 8), ("Powell", True, 1)],
+    [
+        *[("LCSC", False, 8), ("CMA", False, 8), ("EMAGrid", False, 8)],
+        *[("LCSCGradient", True, 8), ("Powell", True, 1), ("GreedySoup", True, 1)],
+    ],
 )
 def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_at_a_time: bool, workers: int) -> None:
     spec = OptimizerSpec(name=name)
@@ -179,6 +183,8 @@ def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_
         ("LCSCGradient", {"checks": 0}, "LCSCGradient.checks: expected a number above 0 and below 1, got 0"),
         ("LCSCQuadratic", {"share": 0}, "LCSCQuadratic.share: expected a number above 0 and at most 1, got 0"),
         ("EMAGrid", {"rates": "0.9"}, "EMAGrid.rates: expected a list of numbers, got '0.9'"),
+        ("UniformGrid", {"windows": [0]}, "UniformGrid.windows: expected a whole number from 1, got 0"),
+        ("DecayGrid", {"decays": ["sqrt"]}, "DecayGrid.decays: expected a list of linear, 1-sqrt, got ['sqrt']"),
         ("DE", {"popsiz": 3}, "DE.popsiz: no such option (did you mean 'popsize'?); it has"),
         ("DE", {"crossover": "nope"}, "DE: it does not take these options"),
         ("CMA", {"step_size": "big"}, "CMA.step_size: expected a number above 0, got 'big'"),
