@@ -38,11 +38,6 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-def test_the_version_is_that_of_the_project() -> None:
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert re.search(r'^version = "(.*)"$', text, re.M)[1] == lcsc_opt.__version__  # type: ignore[index]
-
-
 def test_a_whole_search(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study_file = write_model_study(workplace, optimizers=["LCSC", "CMA"], budget={"evaluations": 6})
     found = lcsc_opt.run(study_file, seeds=[0, 1])

@@ -1,3 +1,3 @@
 """Used by every room: errors, records, files, settings, progress."""
 
-VERSION = "0.1.0"  # as in pyproject.toml
+VERSION = "0.2.0"

@@ -8,6 +8,7 @@
     ├── MetricError            features, reference statistics, distances, images that are not finite
     ├── ObjectiveError         an objective that cannot be built, or cannot evaluate what it was asked for
     ├── TrainingError          a recipe, its data or the models that it begins from
+    ├── MissingPackageError    a package that one of lcsc_opt's extras brings is not installed
     ├── StudyStoreError        the study database, or a study that does not continue as it began
     └── SearchFailedError      the search ran, and failed
 
@@ -41,6 +42,10 @@ class ObjectiveError(LcscError):
 
 class TrainingError(LcscError):
     """A recipe that cannot train: its settings, its data, the models that it begins from, or a loss that diverges."""
+
+
+class MissingPackageError(LcscError, ImportError):
+    """A package cannot be imported; the message names the extra that brings it."""
 
 
 class StudyStoreError(LcscError):

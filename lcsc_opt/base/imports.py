@@ -1,4 +1,4 @@
-"""Imports: the user's own functions by name, and torchvision where it does not fit torch."""
+"""Imports: the user's own functions by name, what extras bring, and torchvision where it does not fit torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
 
 
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
@@ -35,6 +35,29 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
     if not callable(found):
         raise error(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
     return found  # type: ignore[no-any-return]
+
+
+EXTRAS = {
+    **dict.fromkeys(("diffusers", "sklearn", "torch_fidelity", "torchvision"), "images"),
+    **dict.fromkeys(("dash", "dash_ag_grid", "optuna_dashboard", "kaleido"), "dashboard"),
+    **dict.fromkeys(("transformers", "peft"), "text-to-image"),
+    **dict.fromkeys(("accelerate", "ot"), "train"),
+    "ray": "ray",
+}
+"""Package → the extra of lcsc_opt that brings it."""
+
+
+def import_extra(name: str) -> Any:
+    """Import a module of a package in :data:`EXTRAS`.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        extra = EXTRAS[name.partition(".")[0]]
+        raise MissingPackageError(f"{name} cannot be imported ({error}): pip install 'lcsc-opt[{extra}]'") from error
 
 
 @contextlib.contextmanager

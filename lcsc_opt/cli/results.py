@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
 from lcsc_opt.cli.output import number, print_json, print_report, print_table, say
@@ -221,6 +222,9 @@ def dashboard(
     """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is served as well."""
     from lcsc_opt.database.connection import open_even_empty
     from lcsc_opt.database.urls import masked, storage_url
+
+    for package in ("dash", "dash_ag_grid", "optuna_dashboard"):
+        import_extra(package)
     from lcsc_opt.views.dashboard.server import serve
 
     url = storage_url(storage)

@@ -22,6 +22,7 @@ from typing import Any
 
 from lcsc_opt.base.accelerator import VISIBLE
 from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.file_shipping import NodeObjective
@@ -310,14 +311,11 @@ def _import_ray() -> Any:
     """Ray's module.
 
     Raises:
-        StudySpecError: it is not installed.
+        MissingPackageError: it cannot be imported.
     """
     if "ray" not in sys.modules:
         os.environ.setdefault(_SAID_BY_RAY, ".")
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise StudySpecError(f"workers.ray: Ray cannot be imported ({error}): pip install ray") from error
+    return import_extra("ray")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from pathlib import Path
@@ -11,7 +12,8 @@ import optuna
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.contact_sheet import contact_sheet
-from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.errors import MissingPackageError, StudyStoreError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import EMA_GRID, is_search, split_name
@@ -47,7 +49,8 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     if own.chosen is None or (found := reader.answer(own)) is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(known)
-    _save_into_optuna_dashboard(reader, own, ema)
+    with contextlib.suppress(MissingPackageError):  # then nobody looks at them
+        _save_into_optuna_dashboard(reader, own, ema)
     before = None if ema is None or ema.study == own.study else reader.answer(ema)
     if before is None or objective.sampler is None:
         return []
@@ -72,8 +75,7 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
 
 
 def _save_into_optuna_dashboard(reader: HistoryReader, own: StudyHistory, ema: StudyHistory | None) -> None:
-    import optuna_dashboard
-
+    dashboard = import_extra("optuna_dashboard")
     from lcsc_opt.views.figures.study import own_figures
 
     lines = [f"Chosen: trial {own.chosen}. Searched {own.metric}: {own.searched:.4g}."]
@@ -90,5 +92,5 @@ def _save_into_optuna_dashboard(reader: HistoryReader, own: StudyHistory, ema: S
         studies = [own] if ema is None else [own, ema]
         drawn = own_figures(reader, own, studies, ("best_so_far", "coefficients"))
         for name, figure in drawn.items():
-            optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
-        optuna_dashboard.save_note(study, "\n\n".join(lines))
+            dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
+        dashboard.save_note(study, "\n\n".join(lines))

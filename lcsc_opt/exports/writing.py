@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.sampling.lora import to_diffusers
@@ -137,8 +138,7 @@ class Destination:
 
 def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that do not fit the model of a configuration: diffusers would fill gaps with random numbers."""
-    import diffusers
-
+    diffusers = import_extra("diffusers")
     settings = json.loads(config)
     name = str(settings[_CLASS])
     model = getattr(diffusers, name, None) if name.isidentifier() else None

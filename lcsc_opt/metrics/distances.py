@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.metrics.names import Formula
 
@@ -237,12 +238,10 @@ def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
 
 def _clusters_of(features: Tensor) -> tuple[Tensor, ...]:
     """k-means of ``[M, D]``: centres ``[C, D]``, deviations ``[C, D]``, shares ``[C]``, mean squared distance."""
-    from sklearn.cluster import KMeans
-
-    known = features.double().cpu().numpy()
+    cluster, known = import_extra("sklearn.cluster"), features.double().cpu().numpy()
     distinct = len({hash(row.tobytes()) for row in known + 0.0})  # more clusters than that would be empty; -0 is 0
     with blas_threads(1):  # the sums of several threads differ in their last bits
-        found = KMeans(min(CLUSTERS, distinct), n_init=4, random_state=0).fit(known)
+        found = cluster.KMeans(min(CLUSTERS, distinct), n_init=4, random_state=0).fit(known)
     labels = found.labels_
     members = [known[labels == label] for label in range(len(found.cluster_centers_))]
     centres = np.stack([rows.mean(axis=0) for rows in members])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.metrics.distances import (
     COPIES,
     EACH,
@@ -114,8 +115,7 @@ class FeatureMetrics:
                 logits = _joined(self._logits)
                 if logits is None or len(logits) < SCORE_SPLITS:
                     raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
-                from torch_fidelity import metric_isc
-
+                metric_isc = import_extra("torch_fidelity.metric_isc")
                 found = metric_isc.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
                 return float(found[metric_isc.KEY_METRIC_ISC_MEAN])
             case _:

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_extra
 
 COMPONENTS = ("unet", "unet_ema", "transformer", "transformer_ema")
 TIMESTEP_SCALE = "timestep_scale"
@@ -66,8 +67,7 @@ class DiffusersFolder:
         Raises:
             ObjectiveError: the configuration names no model of this diffusers, or one that it cannot make.
         """
-        import diffusers
-
+        diffusers = import_extra("diffusers")
         name = str(self.model.get("_class_name", ""))
         kind: Any = getattr(diffusers, name, None) if name.isidentifier() else None
         if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):

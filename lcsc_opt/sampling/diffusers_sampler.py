@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel, near_miss
 from lcsc_opt.sampling.latents import LatentDecoder
@@ -79,8 +80,7 @@ def build_scheduler(
     Raises:
         ObjectiveError: no name and no configuration, an unknown option, or values that the scheduler refuses.
     """
-    import diffusers
-
+    diffusers = import_extra("diffusers")
     class_name, fixed = SCHEDULERS[name] if name else (str((config or {}).get("_class_name", "")), {})
     kind: Any = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
@@ -88,7 +88,7 @@ def build_scheduler(
             f"the pipeline's {class_name!r} is none of diffusers'" if class_name else "there is no pipeline's to take"
         )
         raise ObjectiveError(f"sampler.name: {found}; name one of {', '.join(SCHEDULERS)}")
-    known = [option for option in inspect.signature(kind.__init__).parameters if option != "self"]
+    known = list(inspect.signature(kind).parameters)
     changes = {**fixed, **(options or {})}
     if unknown := [option for option in changes if option not in known]:
         raise ObjectiveError(

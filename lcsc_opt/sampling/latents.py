@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import weights_sha256
@@ -111,8 +112,7 @@ def load_autoencoder(folder: Path) -> nn.Module:
     Raises:
         ObjectiveError: no such folder, or not one of an ``AutoencoderKL`` or an ``AutoencoderTiny``.
     """
-    import diffusers
-
+    diffusers = import_extra("diffusers")
     expected = f"expected the folder of an {' or an '.join(AUTOENCODERS)}"
     if not (folder / "config.json").is_file():
         raise ObjectiveError(f"decoder: {folder} holds no config.json; {expected}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.imports import quiet_libraries
+from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, lora_flavour, lora_modules
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
@@ -157,10 +157,8 @@ def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, 
             f"{own[0]!r} is a name of SDXL's first code, which the U-Net's layers_per_block translates: export the "
             "LoRA from its study with --as lora, or give unet_config."
         )
-    from diffusers import StableDiffusionPipeline
-
     marks = {name: torch.tensor(i) for i, module in enumerate(modules) for name in (module.down, module.up)}
-    convert = cast("Any", StableDiffusionPipeline).lora_state_dict
+    convert = import_extra("diffusers").StableDiffusionPipeline.lora_state_dict
     try:
         renamed, _ = convert(marks, unet_config=unet_config)
         found = lora_modules(renamed)

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import quiet_libraries
+from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
@@ -61,16 +60,13 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         lora: whether LoRAs will be loaded into it.
 
     Raises:
-        ObjectiveError: a package is missing, there is no such pipeline or device, it is not supported, or it needs code
-            of its own.
+        MissingPackageError: one of the packages that it runs on cannot be imported.
+        ObjectiveError: there is no such pipeline or device, it is not supported, or it needs code of its own.
     """
     for package in ("transformers", "accelerate", *(("peft",) if lora else ())):
-        if importlib.util.find_spec(package) is None:
-            raise ObjectiveError(f"text-to-image needs {package}, which is not installed: pip install {package}")
-    from diffusers import DiffusionPipeline
-
+        import_extra(package)  # diffusers would say less
     device = settings.torch_device()
-    loader: Any = DiffusionPipeline
+    loader = import_extra("diffusers").DiffusionPipeline
     try:
         with warnings.catch_warnings(), quiet_libraries():
             warnings.simplefilter("ignore")  # diffusers warns of how it calls others, and of the older name of dtype
@@ -94,12 +90,11 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
 
 def _check_index(name: str, index: Mapping[str, Any]) -> None:
     """Refuse a ``model_index.json`` of another pipeline, or with classes neither of diffusers nor of transformers."""
-    import diffusers.pipelines
-
+    pipelines = import_extra("diffusers.pipelines")
     entries = {key: value for key, value in index.items() if isinstance(value, (list, tuple)) and len(value) == 2}
     for component, (library, _) in entries.items():
         known = library in (None, "diffusers", "transformers")
-        if component[0] == "_" or not (known or hasattr(cast("Any", diffusers.pipelines), str(library))):
+        if component[0] == "_" or not (known or hasattr(pipelines, str(library))):
             raise ObjectiveError(f"pipeline: {name} needs code of its own for {component}, which is never run")
     if (kind := index["_class_name"]) not in EMBEDDINGS:
         raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(EMBEDDINGS)}")

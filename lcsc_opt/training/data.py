@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.reference.building import DatasetSettings
@@ -185,14 +186,12 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
     channels, height, width = pixels.shape[1:]
     if (folder / "config.json").is_file():
         return read_autoencoder(folder, (channels, height, width))
-    from diffusers import AutoencoderKL
-
     steps = min(steps, STEPS)
     notice(
         f"a small autoencoder of these images is trained first, {steps:,} steps; --autoencoder takes one of your own"
     )
     generator = torch.Generator().manual_seed(derive_seed(seed, "autoencoder"))
-    network: Any = cast("Any", AutoencoderKL)(
+    network: Any = import_extra("diffusers").AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
         down_block_types=["DownEncoderBlock2D"] * 2,

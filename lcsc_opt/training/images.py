@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.weights import weights_sha256
@@ -51,16 +52,12 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
     ones of the other, so the halves ``[::2]`` and ``[1::2]`` have crops of every part, and no pixel in common.
     """
     if name == "digits":
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
         images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
         return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
-    from sklearn.datasets import load_sample_images
-
     crops: tuple[list[Tensor], list[Tensor]] = ([], [])
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for index, photograph in enumerate(load_sample_images().images):  # [427, 640, 3]
+    for index, photograph in enumerate(import_extra("sklearn.datasets").load_sample_images().images):  # [427, 640, 3]
         pixels = torch.from_numpy(np.asarray(photograph, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
         for row, band in enumerate(pixels.tensor_split(ROWS, dim=1)):
             for column, region in enumerate(band.tensor_split(2 * COLUMNS, dim=2)):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
-from lcsc_opt.base.imports import quiet_libraries
+from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
 from lcsc_opt.sampling.network import network_output
@@ -163,9 +163,7 @@ class _BetaDenoiser(nn.Module):
 @functools.lru_cache(maxsize=8)
 def _beta_levels(config: str) -> Tensor:
     """``[T]`` noise levels sqrt((1 - alpha_bar) / alpha_bar), increasing with the timestep."""
-    from diffusers import DDPMScheduler
-
     known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    schedule: Any = cast("Any", DDPMScheduler)(**{k: v for k, v in json.loads(config).items() if k in known})
+    schedule = import_extra("diffusers").DDPMScheduler(**{k: v for k, v in json.loads(config).items() if k in known})
     kept = schedule.alphas_cumprod.double().numpy()
     return torch.from_numpy(np.sqrt((1 - kept) / kept)).float()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import progress
 
 
@@ -26,8 +27,6 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, 
     Raises:
         TrainingError: without widths, the images are not square, or cannot be halved once.
     """
-    from diffusers import UNet2DModel
-
     channels, size, width = image_shape
     if widths is None:
         if size != width or size % 2:
@@ -47,7 +46,7 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, 
         "up_block_types": ["UpBlock2D"] * len(widths),
         "add_attention": False,
     }
-    model: nn.Module = cast("Any", UNet2DModel)(**{**usual, **options})
+    model: nn.Module = import_extra("diffusers").UNet2DModel(**{**usual, **options})
     return model
 
 

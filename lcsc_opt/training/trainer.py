@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import remove, write_atomically
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.base.reproducibility import derive_seed
@@ -84,14 +85,11 @@ def new_accelerator(precision: Precision) -> Any:
     """Accelerate's view of the devices of this process.
 
     Raises:
-        TrainingError: Accelerate is not installed, or the device has no bf16.
+        TrainingError: the device has no bf16.
     """
+    accelerate = import_extra("accelerate")
     try:
-        from accelerate import Accelerator
-
-        return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
-    except ImportError as error:
-        raise TrainingError(f"Accelerate cannot be imported ({error}): pip install accelerate") from error
+        return accelerate.Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
     except ValueError as error:
         raise TrainingError(f"--precision {precision}: {' '.join(str(error).split())}") from error
 
@@ -279,9 +277,8 @@ class Trainer:
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
-        from accelerate.utils import broadcast_object_list
-
         training, began = self.training, time.monotonic() - self.seconds
+        broadcast = import_extra("accelerate.utils").broadcast_object_list
         patience = 1 if self.accelerator.device.type == "cpu" else _CHECKED_EVERY
         while self.step < training.steps:
             self.waiting.append(self._step())
@@ -295,7 +292,7 @@ class Trainer:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
                 late = [time.monotonic() - self.saved_at >= STATE_SECONDS]
-                if bool(broadcast_object_list(late)[0]):  # in all processes when the main one finds that it is time
+                if bool(broadcast(late)[0]):  # in all processes when the main one finds that it is time
                     self._save_state()
             if self.sampler is not None and training.samples_every and self.step % training.samples_every == 0:
                 self.sampler.load(self.raw.state_dict())

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
@@ -174,14 +175,11 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
     Its arguments are those of :func:`lightning_callback`.
 
     Raises:
-        TrajectoryError: transformers is not installed.
+        MissingPackageError: transformers cannot be imported.
     """
-    try:
-        from transformers import TrainerCallback
-    except ImportError as error:
-        raise TrajectoryError(f"transformers cannot be imported ({error}): pip install transformers") from error
+    base: Any = import_extra("transformers").TrainerCallback
 
-    class Callback(TrainerCallback):
+    class Callback(base):  # type: ignore[misc]
         """Saves on the process with rank 0."""
 
         saver = TrajectorySaver(path, every=every, **options)

@@ -194,7 +194,7 @@ def test_addresses_where_no_cluster_is_are_one_line(
     assert "expected host:port, or auto, got 'head'" in refused(folder, typed, "--ray", "head")
     assert "run lcsc on a machine of the cluster" in refused(folder, typed, "--ray", "ray://head:10001")
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install ray" in refused(folder, typed, "--ray", nowhere)
+    assert "lcsc-opt[ray]" in refused(folder, typed, "--ray", nowhere)
 
 
 def test_a_node_without_room_for_the_trajectory_says_so(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.errors import LcscError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
 from tests.processes import CONTEXT, SECONDS, forked
@@ -233,7 +233,7 @@ def test_a_trainer_that_is_not_installed_is_one_line(
 ) -> None:
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(TrajectoryError, match=r"cannot be imported.* pip install"):
+    with pytest.raises(LcscError, match=r"cannot be imported.* pip install"):
         make("run.trajectory", every=1)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError, TrajectoryError
-from lcsc_opt.base.imports import quiet_libraries
+from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
@@ -109,10 +109,9 @@ class InceptionExtractor(_PublishedNetwork):
     @classmethod
     def fetch(cls) -> Path:
         """The file, in torch's hub folder."""
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        name = URL_INCEPTION_V3.rpartition("/")[2]  # ends with its SHA-256's start
-        return _downloaded(URL_INCEPTION_V3, name, "inception", Path(name).stem.rpartition("-")[2])
+        url = import_extra("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
+        name = url.rpartition("/")[2]  # ends with its SHA-256's start
+        return _downloaded(url, name, "inception", Path(name).stem.rpartition("-")[2])
 
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
@@ -122,8 +121,7 @@ class InceptionExtractor(_PublishedNetwork):
         return x.flatten(1)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        from torch_fidelity import feature_extractor_inceptionv3 as module
-
+        module = import_extra("torch_fidelity.feature_extractor_inceptionv3")
         read = self._read(weights or self.fetch())
         # torch-fidelity loads with weights_only=False; it is given a copy that holds what the safe reader accepted.
         return self._of(module.FeatureExtractorInceptionV3, read), 2048, read
@@ -152,9 +150,9 @@ class RandomInception(InceptionExtractor):
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
         """He normal weights, with which signals keep their size, and normalizations that change nothing."""
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        original: Any = import_extra("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 
-        class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        class Unloaded(original):  # type: ignore[misc]
             def load_state_dict(self, *_: Any, **__: Any) -> None:
                 pass
 
@@ -184,8 +182,7 @@ class ClipExtractor(_PublishedNetwork):
     @classmethod
     def fetch(cls) -> Path:
         """The archive, in torch's hub folder."""
-        from torch_fidelity import feature_extractor_clip as module
-
+        module = import_extra("torch_fidelity.feature_extractor_clip")
         digest = module.MODEL_METADATA[cls.label]["hash"]
         return _downloaded(module.MODEL_URLS[cls.label], f"{cls.label}-{digest}.pt", "clip", digest)
 
@@ -195,8 +192,7 @@ class ClipExtractor(_PublishedNetwork):
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        from torch_fidelity import feature_extractor_clip as module
-
+        module = import_extra("torch_fidelity.feature_extractor_clip")
         read = self._read(weights or self.fetch())
         kept = ("visual.", "text_projection")  # torch-fidelity takes the size of its output from the second
         used = {name: tensor for name, tensor in read.items() if name.startswith(kept)}
@@ -240,15 +236,12 @@ class DinoV2Extractor(_PublishedNetwork):
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        try:
-            from transformers import Dinov2Model
-        except ImportError as error:
-            raise MetricError(f"dinov2 needs transformers ({error}): pip install transformers") from error
+        transformers = import_extra("transformers")
         source = str(weights or self.fetch())
         try:
             with quiet_libraries():
                 options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-                loaded: Any = Dinov2Model.from_pretrained(source, dtype=torch.float32, **options)
+                loaded: Any = transformers.Dinov2Model.from_pretrained(source, dtype=torch.float32, **options)
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise MetricError(
@@ -319,9 +312,8 @@ def _rgb_levels(images: Tensor, device: torch.device) -> Tensor:
 
 def _resized(levels: Tensor, size: int) -> Tensor:
     """``[B, 3, H, W]`` → ``[B, 3, size, size]``, as torch-fidelity's networks scale all images."""
-    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as interpolate
-
-    scaled: Tensor = interpolate(levels, size=(size, size), align_corners=False)
+    module = import_extra("torch_fidelity.interpolate_compat_tensorflow")
+    scaled: Tensor = module.interpolate_bilinear_2d_like_tensorflow1x(levels, size=(size, size), align_corners=False)
     return scaled
 
 

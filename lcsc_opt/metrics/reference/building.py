@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
@@ -62,8 +63,7 @@ class DatasetSettings(FrozenModel):
             )
         folder = Path(self.root) if self.root else root
         try:
-            from torchvision import datasets
-
+            datasets = import_extra("torchvision.datasets")
             dataset = getattr(datasets, name)(str(folder), train=self.split == "train", download=self.download)
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
             raise MetricError(

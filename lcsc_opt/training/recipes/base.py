@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 
@@ -57,15 +57,12 @@ class Batch:
         optimal plan is a permutation.
 
         Raises:
-            TrainingError: POT is not installed.
+            MissingPackageError: POT cannot be imported.
         """
         noise = torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
         if coupling == "independent":
             return noise
-        try:
-            import ot
-        except ImportError as error:
-            raise TrainingError(f"POT cannot be imported ({error}): pip install POT") from error
+        ot = import_extra("ot")
         cost = torch.cdist(self.images.flatten(1).double().cpu(), noise.flatten(1).double().cpu()) ** 2
         plan = ot.emd([], [], cost.numpy())  # empty weights: uniform ones
         return noise[torch.from_numpy(plan).argmax(1).to(noise.device)]

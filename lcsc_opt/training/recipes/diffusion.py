@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.sampling.consistency import EDM_NOISE
 from lcsc_opt.sampling.network import network_output
 from lcsc_opt.training.recipes.base import (
@@ -63,9 +64,7 @@ class Ddpm(TrainingRecipe):
 @functools.lru_cache(maxsize=8)
 def _noise_schedule(timesteps: int, beta_schedule: str) -> Any:
     """The scheduler of diffusers that adds the noise (Eq. 4), made once and not in every step."""
-    from diffusers import DDPMScheduler
-
-    return cast("Any", DDPMScheduler)(num_train_timesteps=timesteps, beta_schedule=beta_schedule)
+    return import_extra("diffusers").DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=beta_schedule)
 
 
 class Edm(TrainingRecipe):

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.views.figures.look import CONFIG
 
 _IMAGES = (".png", ".svg", ".pdf")
@@ -44,10 +45,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
 def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
     """In a thread of its own, since the caller may run an event loop, as notebooks do."""
     first = next(iter(figures))
-    try:
-        import kaleido.errors as failures  # imports slowly
-    except ImportError as error:
-        raise LcscError(f"{first}: needs kaleido: pip install 'kaleido>=1'; .html needs nothing") from error
+    failures = import_extra("kaleido.errors")  # imports slowly
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(lambda: asyncio.run(_drawn(figures))).result()
@@ -63,10 +61,8 @@ def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
 
 
 async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
-    import kaleido
-
     # MathJax would be loaded from elsewhere
-    async with kaleido.Kaleido(timeout=_PATIENCE_SECONDS, mathjax=False) as browser:
+    async with import_extra("kaleido").Kaleido(timeout=_PATIENCE_SECONDS, mathjax=False) as browser:
         return {
             path: await browser.calc_fig(
                 figure.to_dict(),

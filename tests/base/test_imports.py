@@ -1,8 +1,30 @@
-"""torchvision is imported also where its operators do not fit torch."""
-
+import re
 import sys
+from pathlib import Path
 
 import pytest
+
+from lcsc_opt.base.errors import MissingPackageError
+from lcsc_opt.base.imports import EXTRAS, import_extra
+
+ROOT = Path(__file__).parents[2]
+OTHER_NAMES = {"ot": "POT", "sklearn": "scikit-learn"}
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_a_package_that_is_not_installed_is_one_line_with_the_extra_that_brings_it(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf"^{package} .*: pip install 'lcsc-opt\[{EXTRAS[package]}\]'$"):
+        import_extra(package)
+    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    brought = re.search(rf"^{EXTRAS[package]} = \[(.*?)\](?:  #.*)?$", extras, re.M | re.S)
+    assert f'"{OTHER_NAMES.get(package, package.replace("_", "-"))}' in brought[1]
+
+
+def test_only_the_dashboard_imports_plainly_what_an_extra_brings():
+    plain = re.compile(rf"^\s*(?:import|from) (?:{'|'.join(EXTRAS)})\b", re.M)
+    files = {file.relative_to(ROOT) for file in (ROOT / "lcsc_opt").rglob("*.py") if plain.search(file.read_text())}
+    assert {file.parent for file in files} == {Path("lcsc_opt/views/dashboard")}
 
 
 @pytest.fixture
