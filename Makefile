@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 BENCHMARKS := $(filter-out benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check bench optimizers paper stress clean
+.PHONY: help setup demo test matrix check docs links bench optimizers paper stress clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,15 @@ check: setup ## lint, formatting, types, and the layers of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup ## the documentation as a site, docs/_build/html/index.html; warnings are errors, Chromium opens it
+	@$(BIN)/python -c 'import furo, myst_nb' 2>/dev/null || \
+		$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m pytest -q tests/test_site.py
+
+links: docs ## ask every other site that the documentation links to (needs a network)
+	$(BIN)/python -m sphinx -q -b linkcheck -d docs/_build/doctrees docs docs/_build/links
+
 stress: setup ## inject every fault of docs/reliability.md, write benchmarks/results/stress.md (minutes)
 	$(BIN)/python benchmarks/stress.py
 
@@ -64,5 +73,5 @@ paper: setup ## the paper's tables at small scale: docs/paper.md measured again 
 	$(BIN)/python benchmarks/paper.py $(OPTIONS)
 
 clean: ## remove caches and built files; .venv, databases and trained models stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +

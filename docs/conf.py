@@ -1,0 +1,50 @@
+"""The site: ``make docs`` builds it into docs/_build/html."""
+
+import re
+from typing import Any
+
+from lcsc_opt import __version__
+
+project = "lcsc_opt"
+author = "the authors of lcsc_opt"
+version = release = __version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+nb_execution_mode = "force"
+nb_execution_timeout = 240
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"lcsc_opt {release}"
+html_favicon = "images/icon.svg"
+html_copy_source = False
+pygments_dark_style = "monokai"
+
+
+def _files_elsewhere(text: str) -> str:
+    """Links to Markdown in other folders, as they work in the repository → to a page of the site, or to a download."""
+    text = re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md", lambda found: f"]({found[1].lower()}.md", text)
+    return re.sub(r"\]\((\.\./[\w/]+\.md)\)", r"](path:\1)", text)
+
+
+def setup(app: Any) -> None:
+    """Read every page through it; what is included lies one folder above."""
+
+    def read(_app: Any, _name: str, source: list[str]) -> None:
+        source[0] = _files_elsewhere(source[0])
+
+    def include(_app: Any, _path: Any, _parent: str, source: list[str]) -> None:
+        source[0] = _files_elsewhere(re.sub(r"\]\((?=benchmarks/)", "](../", source[0]))
+
+    app.connect("source-read", read)
+    app.connect("include-read", include)
