@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+STANDARD_ERROR = "_stderr"
+"""Behind the name of a metric, as lm_eval has it: the standard error of its value."""
+
 Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
 

@@ -15,6 +15,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
@@ -40,7 +41,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     Args:
         patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
             Accelerate); folders of them (``checkpoint-500``, ``checkpoint-1000`` …); and folders of files. States
-            of optimizers, schedulers and random numbers are left out.
+            of optimizers, schedulers and random numbers are left out. ``hf://owner/name@step-*`` are revisions at the
+            Hugging Face hub.
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
@@ -55,7 +57,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     if not found:
         looked = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers are none.")
-    if gone := [path for path in found if not path.exists()]:
+    if gone := [path for path in found if not (path.exists() or hub.is_of_hub(path))]:
         raise TrajectoryError(f"{gone[0]} does not exist: put it back, or remove the link to it.")
     return list(found)
 
@@ -66,6 +68,8 @@ def is_packed(path: Path) -> bool:
 
 
 def _expand(pattern: Path, key: str | None) -> list[Path]:
+    if hub.is_at_hub(pattern):
+        return _of_one_series(str(pattern), hub.revisions(pattern))
     if pattern.is_dir():
         return _in_folder(pattern, key)
     if pattern.exists():

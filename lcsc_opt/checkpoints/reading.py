@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content, kind, shown
 from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
 
@@ -53,7 +54,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     Raises:
         TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
     """
-    path = Path(path)
+    path = hub.fetched(Path(path))
     with _naming(path):
         if not path.is_dir():
             return _read_file(path, key)

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.names import EMA
 
 _OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # the metrics that keep: precision guards
@@ -28,12 +29,14 @@ class MetricRow:
         metric: its name; ``loss`` is the loss.
         sign: 1 if lower is better, -1 if higher is; ``None`` if the objective does not say.
         value: mean over the groups of noise.
-        spread: the sample standard deviation over the groups; ``None`` for one group.
+        spread: the sample standard deviation over the groups; for one group, or where all have the same value, the
+            standard error that was measured with it, or ``None``.
         against: the name of the baseline; ``None`` if it was not measured.
         baseline: the baseline's value.
-        baseline_spread: its sample standard deviation over the groups.
+        baseline_spread: the same of the baseline's.
         gain: how much better the answer is than the baseline, in the metric's unit; negative if it is worse.
-        gain_spread: the sample standard deviation of the gain over the groups of noise.
+        gain_spread: the sample standard deviation of the gain over the groups of noise; for one group, or where it is
+            the same in all, the root of both squared standard errors, or ``None``.
         lost: whether the answer is worse by more than ``gain_spread``; with one group, by more than 2 % of the
             baseline's value, and precision by more than its standard error. Never if it is as good as real images.
         real_halves: the value of held-out real images; ``None`` if none are held out.
@@ -144,6 +147,8 @@ def report_rows(
 ) -> tuple[MetricRow, ...]:
     """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
 
+    Standard errors have no rows. A metric that is the loss times −1 is better where it is higher.
+
     Args:
         report: with ``groups`` (each with its ``seed``, ``loss`` and ``metrics``), and ``baselines`` of the same form.
         signs: evaluation metric → 1, or -1 if higher is better.
@@ -151,33 +156,56 @@ def report_rows(
         real_halves: metric → value of held-out real images.
         cross_check: the metric in features that the search did not see.
     """
-    baseline = (report.get("baselines") or {}).get(against, {}).get("groups", ())
-    losses = _by_seed(report["groups"], "loss")
+    groups, baseline = report["groups"], (report.get("baselines") or {}).get(against, {}).get("groups", ())
+    losses, names = _by_seed(groups, "loss"), list(groups[0]["metrics"])
+    negative = {seed: -loss for seed, loss in losses.items()}
+    score = next((name for name in names if _by_seed(groups, name) in (losses, negative)), "loss")
     rows = []
-    for metric in dict.fromkeys(("loss", *signs, *report["groups"][0]["metrics"])):
-        values, before = _by_seed(report["groups"], metric), _by_seed(baseline, metric)
-        if not values or (metric not in ("loss", *signs) and values == losses):
+    for metric in dict.fromkeys(("loss", *signs, *names)):
+        values, before = _by_seed(groups, metric), _by_seed(baseline, metric)
+        is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in names
+        if not values or is_error or (metric not in ("loss", *signs) and values == losses):
             continue
-        value, sign = statistics.fmean(values.values()), 1 if metric == "loss" else signs.get(metric)
-        row = MetricRow(metric, sign, value, _spread(values.values()), real_halves=(real_halves or {}).get(metric))
+        sign = 1 if metric == "loss" else -1 if values == negative else signs.get(metric)
+        named = score if metric == "loss" else metric
+        errors = [_error(part, named) for part in (groups, baseline)]
+        value, spread = statistics.fmean(values.values()), _spread(values.values()) or errors[0]
+        row = MetricRow(metric, sign, value, spread, real_halves=(real_halves or {}).get(metric))
         row = dataclasses.replace(row, cross_check=metric == cross_check)
-        rows.append(_compared(row, values, before, against, report.get("images")) if before else row)
+        rows.append(_compared(row, values, before, errors, against, report.get("images")) if before else row)
     return tuple(rows)
 
 
-def _compared(row: MetricRow, values: _Values, before: _Values, against: str | None, images: int | None) -> MetricRow:
+def _compared(
+    row: MetricRow,
+    values: _Values,
+    before: _Values,
+    errors: Sequence[float | None],
+    against: str | None,
+    images: int | None,
+) -> MetricRow:
     """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
     baseline, sign, real = statistics.fmean(before.values()), row.sign, row.real_halves
-    row = dataclasses.replace(row, against=against, baseline=baseline, baseline_spread=_spread(before.values()))
+    row = dataclasses.replace(
+        row, against=against, baseline=baseline, baseline_spread=_spread(before.values()) or errors[1]
+    )
     if sign is None:
         return row
     gain = sign * (baseline - row.value)
     spread = _spread(sign * (before[seed] - values[seed]) for seed in values if seed in before)
+    if not spread and None not in errors:
+        spread = math.hypot(*filter(None, errors))
     noise = _SINGLE_GROUP_NOISE * abs(baseline) if spread is None else spread
     if spread is None and images and row.is_of("precision"):  # the share of images: the error is binomial
         noise = math.sqrt(sum(share * (1 - share) for share in (row.value, baseline)) / images)
     as_good_as_real = real is not None and sign * row.value <= sign * real
     return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=gain < -noise and not as_good_as_real)
+
+
+def _error(groups: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """The mean of a metric's standard errors over the groups."""
+    known = _by_seed(groups, f"{metric}{STANDARD_ERROR}").values()
+    return statistics.fmean(known) if known else None
 
 
 def _by_seed(groups: Sequence[Mapping[str, Any]], metric: str) -> _Values:

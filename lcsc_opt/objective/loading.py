@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,15 @@ def load_objective(
 
 def check_objective(
     spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
-) -> tuple[dict[str, str], str | None]:
+) -> tuple[dict[str, str], Callable[[], str | None]]:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
     The objective's file takes part if it has a class ``Settings`` with a method ``check``, and perhaps
     ``why_no_gradient``. Arguments and errors are those of :func:`load_objective`.
 
     Returns:
-        The objective's code, as far as its settings name it, and why it has no gradient; ``None`` if it may have one.
+        The objective's code, as far as its settings name it, and what says why it has no gradient, as far as that is
+        known then; ``None`` if it may have one.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints):
@@ -77,7 +79,13 @@ def check_objective(
             settings = parse_settings(kind, dict(spec.settings), source="objective.settings")
         if hasattr(settings, "check"):
             settings.check()
-        why_no_gradient = getattr(settings, "why_no_gradient", lambda: None)()
+
+    @functools.cache
+    def why_no_gradient() -> str | None:
+        with _loading(beside, checkpoints):
+            found: str | None = getattr(settings, "why_no_gradient", lambda: None)()
+        return found
+
     return _code(path, spec.settings), why_no_gradient
 
 

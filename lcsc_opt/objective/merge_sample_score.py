@@ -25,7 +25,7 @@ from lcsc_opt.objective.batch_size import AUTO
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.batch_norm import BatchNormStatistics
+from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
@@ -320,7 +320,7 @@ class MergeSampleScore(StagedObjective):
             "scores": self.scores.describe(),
             "images": self._images,
             "batch_size": self._batch_size if self._smaller_batch is None else AUTO,
-            "batch_norm": None if self._batch_norm is None else self._batch_norm.describe(),
+            "batch_norm": None if self._batch_norm is None else {"images": IMAGES, "batch": BATCH},
         }
 
     @property

@@ -56,47 +56,26 @@ class ScoreSettings(FrozenModel):
         return why_no_gradient(MetricName.parse_loss(self.loss))
 
 
-class ImageObjectiveSettings(ScoreSettings):
-    """What a study file may say under ``objective.settings``, without the settings of the model.
+class CheckpointSettings(FrozenModel):
+    """What every objective that merges checkpoints may be told about them, and how its network is run.
 
     Attributes:
-        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
-        key: which state dict of each file.
-        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
-            to ``float16`` or ``bfloat16``.
-        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then
-            feature spaces of different units count the same.
-        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
-            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
-        weights: extractor → file of its weights; missing ones are downloaded.
-        images: the number of images in an evaluation of a search.
-        batch_size: images at once; ``auto`` measures once on each device how many are best.
-        gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
-            is ``batch_size``, or a quarter of what ``auto`` found.
-        batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
-            samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
-            they are estimated again if they differ between checkpoints.
-        device: ``auto`` takes the accelerator, else the CPU; or torch's name of one, such as ``cuda:1``.
-        dtype: the network's arithmetic.
-        compile: whether to use ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA
-            graphs.
-        channels_last: memory format of images and convolutions.
+            checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once; or
+                revisions at the Hugging Face hub, ``hf://owner/name@step-*``.
+            select: which of the checkpoints are combined.
+            key: which state dict of each file.
+            stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
+                to ``float16`` or ``bfloat16``.
+                device: ``auto`` takes the accelerator, else the CPU; or torch's name of one, such as ``cuda:1``.
+                dtype: the network's arithmetic.
     """
 
     checkpoints: str | list[str]
+    select: Selection = Selection()
     key: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
-    loss_scale: LossScale | None = None
-    reference: str | dict[str, JsonValue] | None = None
-    weights: dict[str, str] = Field(default_factory=dict)
-    images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
-    batch_size: BatchSize = 500
-    gradient_batch_size: Positive | None = None
-    batch_norm: Literal["reestimate", "merge"] | None = None
     device: str = "auto"
     dtype: Dtype = "fp32"
-    compile: Compile = False
-    channels_last: bool = False
 
     @field_validator("checkpoints")
     @classmethod
@@ -114,14 +93,13 @@ class ImageObjectiveSettings(ScoreSettings):
         return open_or_pack(self._patterns, selection=self.select, **self._packing)
 
     def check(self) -> None:
-        """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
+        """Refuse what building the objective would refuse, as far as that is known without reading all weights.
 
         Raises:
-            TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
+            TrajectoryError, ObjectiveError: checkpoints or a device are missing.
         """
         self.network_settings().torch_device()
         check_checkpoints(self._patterns, selection=self.select, **self._packing)
-        self._scores_builder.check()
 
     @property
     def _patterns(self) -> list[Path]:
@@ -131,6 +109,51 @@ class ImageObjectiveSettings(ScoreSettings):
     @property
     def _packing(self) -> dict[str, Any]:
         return {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
+
+    def network_settings(self) -> NetworkSettings:
+        """How the network is run."""
+        return NetworkSettings(self.device, self.dtype)
+
+
+class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
+    """What a study file may say under ``objective.settings``, without the settings of the model.
+
+    Attributes:
+        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then
+            feature spaces of different units count the same.
+        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
+            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
+        weights: extractor → file of its weights; missing ones are downloaded.
+        images: the number of images in an evaluation of a search.
+        batch_size: images at once; ``auto`` measures once on each device how many are best.
+        gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
+            is ``batch_size``, or a quarter of what ``auto`` found.
+        batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
+            samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
+            they are estimated again if they differ between checkpoints.
+        compile: whether to use ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA
+            graphs.
+        channels_last: memory format of images and convolutions.
+    """
+
+    loss_scale: LossScale | None = None
+    reference: str | dict[str, JsonValue] | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
+    images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
+    batch_size: BatchSize = 500
+    gradient_batch_size: Positive | None = None
+    batch_norm: Literal["reestimate", "merge"] | None = None
+    compile: Compile = False
+    channels_last: bool = False
+
+    def check(self) -> None:
+        """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
+
+        Raises:
+            TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
+        """
+        super().check()
+        self._scores_builder.check()
 
     @property
     def _scores_builder(self) -> ScoresBuilder:
@@ -193,7 +216,7 @@ class ImageObjectiveSettings(ScoreSettings):
     def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
         if self.batch_norm == "merge" or not isinstance(sampler, DifferentiableSampler):
             return None
-        statistics = BatchNormStatistics(sampler)
+        statistics = BatchNormStatistics.of_samples(sampler)
         merged = statistics.merged(trajectory.varying)
         if not merged:
             return None

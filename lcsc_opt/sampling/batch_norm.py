@@ -7,10 +7,10 @@ negative, and then the network gives NaN. So they are estimated from forward pas
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcsc_opt.base.records import Noise
@@ -21,14 +21,15 @@ NOISE = Noise("batch-norm")  # no evaluation samples from this group
 
 
 class BatchNormStatistics:
-    """Estimates the statistics of a sampler's network, each time after new weights.
+    """Estimates the statistics of a network, each time after new weights.
 
     Args:
-        sampler: samples with the network that merged weights are loaded into.
+        network: merged weights are loaded into it.
+        passes: sends data through the network; plain averages over all its calls become the statistics.
     """
 
-    def __init__(self, sampler: DifferentiableSampler) -> None:
-        self._sampler, self._network = sampler, sampler.weights.trained
+    def __init__(self, network: nn.Module, passes: Callable[[], object]) -> None:
+        self._network, self._passes = network, passes
         modules = self._network.named_modules()
         self._modules = {path: one for path, one in modules if isinstance(one, _BatchNorm) and one.track_running_stats}
         self._names = [
@@ -37,21 +38,30 @@ class BatchNormStatistics:
             for name, _ in module.named_buffers(recurse=False)
         ]
 
+    @classmethod
+    def of_samples(cls, sampler: DifferentiableSampler) -> BatchNormStatistics:
+        """From :data:`IMAGES` images that the network samples."""
+
+        def passes() -> None:
+            for first in range(0, IMAGES, BATCH):
+                sampler.sample(NOISE, first, first + BATCH)
+
+        return cls(sampler.weights.trained, passes)
+
     def merged(self, varying: Collection[str]) -> list[str]:
         """Those of the names ``varying`` that are running statistics, in the order of the network's state dict."""
         return [name for name in self._names if name in varying and name.endswith(("running_mean", "running_var"))]
 
     @torch.no_grad()
     def estimate(self) -> None:
-        """Sample :data:`IMAGES` images; plain averages over these become the statistics of each normalization."""
+        """Send the data through the network, whose normalizations take the statistics of each batch meanwhile."""
         momenta = {path: module.momentum for path, module in self._modules.items()}
         try:
             for module in self._modules.values():
                 module.reset_running_stats()
                 module.momentum = None  # the plain average over all calls
                 module.train()
-            for first in range(0, IMAGES, BATCH):
-                self._sampler.sample(NOISE, first, first + BATCH)
+            self._passes()
         finally:
             for path, module in self._modules.items():
                 module.momentum = momenta[path]
@@ -61,7 +71,3 @@ class BatchNormStatistics:
         """The statistics as they are now, on the CPU, by their names in the state dict."""
         state = self._network.state_dict()
         return {name: state[name].detach().cpu().clone() for name in sorted(self._names)}
-
-    def describe(self) -> dict[str, object]:
-        """What decides the statistics, besides the weights and the sampler."""
-        return {"images": IMAGES, "batch": BATCH}

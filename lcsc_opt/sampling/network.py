@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -205,16 +206,22 @@ def _compile_in_place(module: Any, how: Compile) -> None:
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy ``weights``, name → tensor, into the network's parameters and buffers, matched by name.
 
+    Of tied weights one name is enough. What transformers declares to be no longer a weight is left out.
+
     Raises:
         ObjectiveError: a name or a shape does not fit; the message says the first.
     """
-    differs = difference(shapes_of(weights), shapes_of(network.state_dict()))
+    own, unused = network.state_dict(keep_vars=True), getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    kept = {name: one for name, one in weights.items() if name in own or not any(re.search(p, name) for p in unused)}
+    given = {id(tensor) for name, tensor in own.items() if name in kept}
+    needed = {name: tensor for name, tensor in own.items() if name in kept or id(tensor) not in given}
+    differs = difference(shapes_of(kept), shapes_of(needed))
     if differs is not None:
         raise ObjectiveError(
             f"the trajectory's weights do not fit the network: a checkpoint {differs}; "
             "check the model's settings, and which state dict of the checkpoints was packed"
         )
-    network.load_state_dict(weights)
+    network.load_state_dict(kept, strict=False)
 
 
 def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:

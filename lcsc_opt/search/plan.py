@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,14 +201,15 @@ class StudyPlan:
                 return KnownCheckpoints(stored["checkpoints"], steps, moved, bool(before.get("select")))
         return None
 
-    def check_gradient(self, why_none: str | None) -> None:
+    def check_gradient(self, why_none: Callable[[], str | None]) -> None:
         """Refuse an optimizer that follows gradients if there are none.
 
         Raises:
-            StudySpecError: the optimizer needs a gradient, and ``why_none`` says why there is none.
+            StudySpecError: the optimizer needs a gradient, and ``why_none``, which is asked only then, says why there
+                is none.
         """
-        if why_none is not None and needs_gradient(self.optimizer):
-            what = f"follows the gradient of the loss, and {self.spec.objective.file} gives none: {why_none}"
+        if needs_gradient(self.optimizer) and (reason := why_none()) is not None:
+            what = f"follows the gradient of the loss, and {self.spec.objective.file} gives none: {reason}"
             raise StudySpecError(f"optimizers.{self.optimizer.name}: {what}; search it with CMA or LCSC")
 
     def check(self, objective: Objective) -> None:
@@ -218,7 +219,7 @@ class StudyPlan:
             StudySpecError: it gives no gradient, no images or no stages, or has too few checkpoints for the space.
             ObjectiveError: principal directions of an objective that has no weights.
         """
-        self.check_gradient(objective.why_no_gradient())
+        self.check_gradient(objective.why_no_gradient)
         spec, file, space = self.spec, self.spec.objective.file, self.spec.space
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")

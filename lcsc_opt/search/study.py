@@ -211,7 +211,9 @@ class StudyRunner:
     def __init__(self, storage: RDBStorage, *, accept_changes: bool = False) -> None:
         self.storage, self._accept = storage, accept_changes
         self._loaded: tuple[str, Objective] | None = None
-        self._settings: dict[str, tuple[dict[str, str], str | None]] = {}  # of objectives that were checked
+        self._settings: dict[
+            str, tuple[dict[str, str], Callable[[], str | None]]
+        ] = {}  # of objectives that were checked
 
     def objective(self, plan: StudyPlan) -> Objective:
         """The plan's objective; loading it may train or read a model."""
@@ -337,8 +339,10 @@ class StudyRunner:
         failed = f" ({len(found.failed)} failed: lcsc show {plan.name})" if len(found.failed) else ""
         return f"{searched}{held_out} after {found.evaluations} evaluations{failed}"
 
-    def _checked(self, plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], str | None]:
-        """The objective's code, and why it has no gradient, as far as its settings tell; these are checked."""
+    def _checked(
+        self, plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[dict[str, str], Callable[[], str | None]]:
+        """Check the objective's settings; gives its code, and what says why it has no gradient."""
         if plan.objective_key not in self._settings:
             known = plan.known_checkpoints(studies)
             found = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=known)

@@ -21,7 +21,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, size_in_words, sync_folder
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, hub, read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
@@ -177,7 +177,7 @@ def _fingerprint(sources: _Sources, key: str | None, dtype: str) -> str:
     described = []
     for step, path in sources.items():
         try:
-            status = [file.stat() for file in [path, *path.rglob("*")] if file.is_file()]
+            status = [file.stat() for file in [path, *path.rglob("*")] if file.is_file() and not hub.is_of_hub(path)]
         except OSError as error:
             raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
         newest = max((s.st_mtime_ns for s in status), default=0)

@@ -1,0 +1,114 @@
+"""Checkpoints that are revisions of a repository at the Hugging Face hub: ``hf://owner/name@step-*``.
+
+Each is a path in the cache, under the commit that the revision is at. Reading it fetches its weights, once.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+import urllib.parse
+from pathlib import Path
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError, TrajectoryError
+from lcsc_opt.base.files import sync_folder
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import notice
+
+_PATTERN = re.compile(r"hf:/+([^/@]+/[^/@]+)@(.+)")
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SAFE = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]
+_PICKLED = ["*.bin", "*.bin.index.json"]
+_SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def is_at_hub(pattern: Path) -> bool:
+    """Whether this names revisions at the hub, also where a path has made one slash of two."""
+    return str(pattern).startswith("hf:/")
+
+
+def revisions(pattern: Path) -> list[Path]:
+    """Where the branches and tags that match ``hf://owner/name@GLOB`` are, or will be; nothing is fetched.
+
+    Raises:
+        TrajectoryError: another form, no such repository or revision, or no network.
+    """
+    if (found := _PATTERN.fullmatch(str(pattern))) is None:
+        raise TrajectoryError(f"{pattern}: expected hf://owner/name@REVISIONS, where REVISIONS may be a glob.")
+    name, wanted = found.groups()
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(name)
+    except Exception as error:  # the client raises what its transport does
+        raise _unreachable(TrajectoryError, f"hf://{name}", error) from error
+    there = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+    matching = [revision for revision in there if fnmatch.fnmatchcase(revision, wanted)]
+    if not matching:
+        some = ", ".join(sorted(there)[:4])
+        raise TrajectoryError(f"hf://{name} has no revision {wanted}: it has {some}.")
+    place = _place() / name.replace("/", "--")
+    return [place / there[revision] / urllib.parse.quote(revision, safe="") for revision in matching]
+
+
+def fetched(path: Path) -> Path:
+    """The same path, where its weights are by now if it is one of :func:`revisions`; others are left alone.
+
+    Raises:
+        TrajectoryError: it holds no weights, or there is no network.
+    """
+    if not is_of_hub(path) or path.exists():
+        return path
+    name, commit, revision = path.relative_to(_place()).parts
+    name = name.replace("--", "/")
+    where = f"hf://{name}@{urllib.parse.unquote(revision)}"
+    notice(f"{where}: its weights are fetched to {path}")
+    from huggingface_hub import snapshot_download
+
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        for kinds in (_SAFE, _PICKLED):
+            snapshot_download(name, revision=commit, allow_patterns=kinds, local_dir=partial)
+            if any(any(partial.glob(kind)) for kind in kinds):
+                break
+        else:
+            raise TrajectoryError(f"{where} holds neither {_SAFE[0]} nor {_PICKLED[0]}: name other revisions.")
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes
+        partial.rename(path)
+        sync_folder(path.parent)
+    except TrajectoryError:
+        raise
+    except Exception as error:
+        raise _unreachable(TrajectoryError, where, error) from error
+    return path
+
+
+def is_of_hub(path: Path) -> bool:
+    """Whether a path is one of :func:`revisions`."""
+    return _place() in path.parents
+
+
+def model_folder(name: str) -> Path:
+    """A model's configuration and tokenizer, fetched without its weights.
+
+    Raises:
+        ObjectiveError: no such model, or no network.
+    """
+    try:
+        if not _NAME.fullmatch(name):
+            raise ValueError("this is no name at the hub")
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=_SMALL))
+    except Exception as error:
+        raise _unreachable(ObjectiveError, f"model: {name} is no folder, and", error) from error
+
+
+def _unreachable(kind: type[LcscError], what: str, error: Exception) -> LcscError:
+    reason = " ".join(str(error).split())[:200]
+    return kind(f"{what} cannot be fetched from the Hugging Face hub ({type(error).__name__}: {reason})")
+
+
+def _place() -> Path:
+    return cache_directory() / "hub"

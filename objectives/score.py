@@ -1,0 +1,181 @@
+"""Any model and any score of it: accuracy, perplexity, a success rate, a harness.
+
+    objective:
+      file: score.py
+      settings:
+        checkpoints: runs/*.pt
+        model: my:build           # () -> torch.nn.Module; or a folder for transformers or diffusers
+        score: my:accuracy        # (model) or (model, draw) -> a number
+        maximize: true
+
+or with a command in place of ``score``, which gets each merged model on the disk::
+
+        model: runs/checkpoint-500                 # configuration and tokenizer
+        command: lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --output_path {out}
+        read: results.arc_easy.acc
+        maximize: true
+
+``my`` is looked for where Python looks, in the working directory, and next to the study file. docs/score.md has more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+from torch import nn
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.imports import import_dotted, quiet_libraries
+from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.checkpoints.hub import model_folder
+from lcsc_opt.objective.command import CommandScore
+from lcsc_opt.objective.network_score import NetworkScore
+from lcsc_opt.objective.score import WeightScore
+from lcsc_opt.objective.settings import CheckpointSettings
+from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+
+
+class Settings(CheckpointSettings):
+    """The settings of all objectives that merge checkpoints, and these.
+
+    Attributes:
+        model: ``module:function``, which gives the network; or a folder that ``save_pretrained`` of transformers or
+            diffusers wrote, or a model's name at the Hugging Face hub, whose configuration is taken. For a command a
+            folder, or nothing.
+        score: ``module:function``, called with the model, and with ``draw`` if it has a parameter of that name.
+        command: scores a model on the disk.
+        read: where in the JSON that the command writes its number is.
+        maximize: whether higher is better.
+        size: how many items a ``draw`` of the search has, if the score asks for that.
+        batch_norm: ``module:function``, called like ``score``; passes data through the model, from which the statistics
+            of batch normalization are estimated again.
+    """
+
+    model: str | None = None
+    score: str | None = None
+    command: str | None = None
+    read: str | None = None
+    maximize: bool = False
+    size: Annotated[int, Field(ge=2)] | None = None
+    batch_norm: str | None = None
+
+    @model_validator(mode="after")
+    def _one_score(self) -> Settings:
+        if (self.score is None) == (self.command is None):
+            raise ValueError("expected either score or command")
+        if self.score is not None and self.model is None:
+            raise ValueError("score needs a model: module:function, or a folder")
+        if self.read is not None and self.command is None:
+            raise ValueError("read belongs to a command")
+        if self.batch_norm is not None and self.score is None:
+            raise ValueError("batch_norm belongs to a score")
+        if self.command is not None and "{size}" in self.command and self.size is None:
+            raise ValueError("the command asks for a {size}; give size")
+        return self
+
+    def check(self) -> None:
+        """The checks of all objectives that merge checkpoints; also that functions, folder and command are there."""
+        super().check()
+        if self.command is not None:
+            self.scorer()
+            return
+        for setting in ("score", "batch_norm"):
+            if (name := getattr(self, setting)) is not None:
+                import_dotted(name, setting=setting)
+        _network_of(self.model or "")
+
+    def scorer(self) -> NetworkScore | CommandScore:
+        """What scores merged weights.
+
+        Raises:
+            ObjectiveError: functions, folder, command or device are missing, or do not give what they should.
+        """
+        if self.command is not None:
+            folder = None if self.model is None else _folder(self.model)
+            return CommandScore(self.command, read=self.read, folder=folder)
+        batch_norm = None if self.batch_norm is None else import_dotted(self.batch_norm, setting="batch_norm")
+        return NetworkScore(
+            _network(self.model or ""),
+            import_dotted(self.score or "", setting="score"),
+            self.network_settings(),
+            batch_norm=batch_norm,
+            name=", ".join(filter(None, (self.model, self.score, self.batch_norm))),
+        )
+
+    def why_no_gradient(self) -> str | None:
+        """Why there is no gradient; a score is called once to see it, with the weights that the model begins with."""
+        return self.scorer().why_no_gradient(None, self.size)
+
+
+def build(settings: dict[str, Any]) -> WeightScore:
+    """Build the model, and load the last checkpoint into it, so that a misfit fails now."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    scorer, trajectory = checked.scorer(), checked.trajectory()
+    if checked.size is not None and not scorer.takes_draw:
+        raise ObjectiveError("size: the score takes no draw, which would say it; leave size out")
+    if isinstance(scorer, NetworkScore):
+        scorer.load(trajectory.merge(np.eye(len(trajectory.steps))[-1]))
+        if merged := scorer.merged_statistics(trajectory.varying):
+            notice(
+                f"{merged[0]}: statistics of batch normalization are merged, and merged variances may be negative; "
+                "batch_norm: module:function in the objective's settings estimates them again"
+            )
+    return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
+
+
+def _folder(model: str) -> Path:
+    """A model's folder that is there, or that is fetched from the hub without its weights."""
+    path = given_path(model)
+    return path if path.is_dir() else model_folder(model)
+
+
+def _network_of(model: str) -> Callable[[], Any]:
+    """What makes the network: the user's function; or a folder's class with its configuration, and random weights.
+
+    Raises:
+        ObjectiveError: it is not there, or it is no model that the installed transformers or diffusers has.
+    """
+    if ":" in model and not given_path(model).exists():
+        return import_dotted(model, setting="model")
+    folder = _folder(model)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    if not config.get("model_type"):
+        return DiffusersFolder.read(folder).network
+    try:
+        import transformers
+    except ImportError as error:
+        raise ObjectiveError(f"model: {model} needs transformers ({error}): pip install transformers") from error
+    name = next(iter(config.get("architectures") or ()), None)
+    kind: Any = getattr(transformers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        version = transformers.__version__
+        raise ObjectiveError(f"model: {model}: expected architectures that transformers {version} has, got {name!r}")
+
+    def make() -> Any:
+        with quiet_libraries():
+            return kind(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+    return make
+
+
+def _network(model: str) -> nn.Module:
+    make = _network_of(model)
+    try:
+        network = make()
+    except LcscError:
+        raise
+    except Exception as error:
+        raise ObjectiveError(f"model: {model}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(network, nn.Module):
+        raise ObjectiveError(f"model: {model} returned a {type(network).__name__}; expected a torch.nn.Module")
+    return network

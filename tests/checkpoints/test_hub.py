@@ -1,0 +1,98 @@
+"""Revisions at the Hugging Face hub, with a stand-in for its client."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.checkpoints import hub
+from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
+from tests.objectives.image_objectives import one_line
+
+PATTERN = Path("hf://owner/name@step*")
+
+
+class Hub:
+    """Some revisions of one repository, each with a file of weights or of pickled ones."""
+
+    def __init__(self) -> None:
+        self.commits = {"main": "c0", "step2": "c2", "step10": "ca", "step30": "cb"}
+        self.fetched: list[tuple[str, str]] = []
+        self.suffix = "safetensors"
+
+    def list_repo_refs(self, name: str) -> Any:
+        if name != "owner/name":
+            raise RuntimeError("404 Client Error.\nRepository Not Found")
+        refs = [types.SimpleNamespace(name=ref, target_commit=commit) for ref, commit in self.commits.items()]
+        return types.SimpleNamespace(branches=refs[:2], tags=refs[2:])
+
+    def snapshot_download(self, name: str, *, revision: str, allow_patterns: Sequence[str], local_dir: Path) -> str:
+        (local_dir / ".cache").mkdir(parents=True, exist_ok=True)
+        if f"*.{self.suffix}" in allow_patterns:
+            self.fetched.append((name, revision))
+            weights = {"a": torch.full((2,), float(int(revision[1:], 16)))}
+            if self.suffix == "bin":
+                torch.save(weights, local_dir / "pytorch_model.bin")
+            else:
+                save_file(weights, local_dir / "model.safetensors")
+        return str(local_dir)
+
+
+@pytest.fixture(autouse=True)
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
+    made = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    return made
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_matching_revisions_are_packed_in_the_order_of_their_steps(client: Hub, tmp_path: Path, suffix: str) -> None:
+    client.suffix = suffix
+    trajectory = open_or_pack([PATTERN], cache=tmp_path)
+    assert trajectory.steps == (2, 10, 30)
+    assert trajectory.merge([0, 1, 0])["a"].tolist() == [10, 10]
+    assert client.fetched == [("owner/name", commit) for commit in ("c2", "ca", "cb")]
+    open_or_pack([PATTERN], cache=tmp_path)
+    assert len(client.fetched) == 3, "they are packed already"
+    client.commits["step30"] = "cc"
+    assert open_or_pack([PATTERN], cache=tmp_path).merge([0, 0, 1])["a"].tolist() == [12, 12]
+
+
+def test_only_what_is_selected_is_fetched(client: Hub, tmp_path: Path) -> None:
+    selection = Selection(last=2)
+    check_checkpoints([PATTERN], cache=tmp_path, key=None, selection=selection, dtype=None)
+    assert client.fetched == [("owner/name", "ca")]
+    assert open_or_pack([PATTERN], cache=tmp_path, selection=selection).steps == (10, 30)
+    assert client.fetched == [("owner/name", "ca"), ("owner/name", "cb")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("hf://owner/name", "expected hf://owner/name@REVISIONS"),
+        ("hf://owner/name@epoch*", "no revision epoch.*: it has main, step10, step2"),
+        ("hf://owner/other@step*", r"cannot be fetched from the Hugging Face hub \(RuntimeError: 404 Client"),
+    ],
+)
+def test_what_is_not_there_is_one_line(tmp_path: Path, pattern: str, message: str) -> None:
+    one_line(TrajectoryError, message, lambda: open_or_pack([Path(pattern)], cache=tmp_path))
+
+
+def test_revisions_without_weights_are_one_line(client: Hub, tmp_path: Path) -> None:
+    client.suffix = "onnx"
+    one_line(TrajectoryError, r"step2 holds neither \*.safetensors", lambda: open_or_pack([PATTERN], cache=tmp_path))
+
+
+def test_a_model_that_is_no_folder_is_asked_for_at_the_hub() -> None:
+    one_line(ObjectiveError, "model: a/b/c is no folder, and cannot be fetched", lambda: hub.model_folder("a/b/c"))

@@ -1,0 +1,136 @@
+"""Scores that a command gives of a model on the disk."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Noise
+from lcsc_opt.objective.command import CommandScore
+from lcsc_opt.objective.score import Draw
+from tests.objectives.image_objectives import one_line
+
+WEIGHTS = {"a": torch.tensor([0.25, 0.5])}
+DRAW = Draw.of(Noise("held-out", 3), 7)
+
+
+def sh(script: str, arguments: str = "{model} {out}") -> str:
+    """A command whose ``$0`` is the model, and ``$1`` the output."""
+    return f"sh -c {shlex.quote(script)} {arguments}"
+
+
+def measured(command: str, read: str | None = None, folder: Path | None = None) -> dict[str, float]:
+    return CommandScore(command, read=read, folder=folder).measure(WEIGHTS, DRAW)[0]
+
+
+@pytest.mark.parametrize(
+    ("printed", "number"),
+    [
+        ("step 3: loss 0.5", 0.5),
+        ("accuracy=-1.5e-3.", -0.0015),
+        ("(.25) of /tmp/run-7/2", 0.25),
+        ("100%", 100.0),
+        ("1.5\nsaved model7 as v2.x", 1.5),
+    ],
+)
+def test_the_last_number_that_it_prints_is_the_score(printed: str, number: float) -> None:
+    assert measured(sh(f"printf {shlex.quote(printed.replace('%', '%%'))}")) == {"score": number}
+
+
+LM_EVAL = '{"results": {"arc": {"acc,none": 0.75, "acc_stderr,none": 0.01, "alias": "arc"}}}'
+
+
+@pytest.mark.parametrize(
+    ("script", "read", "found"),
+    [
+        (
+            f"mkdir -p $1/m && echo '{LM_EVAL}' > $1/m/results_2.json",
+            "results.arc.acc",
+            {"acc": 0.75, "acc_stderr": 0.01},
+        ),
+        (
+            "echo '[[1, 0, 1, 1]]' >/dev/null; echo '{\"hits\": [1, 0, 1, 1]}' > $1",
+            "hits",
+            {"hits": 0.75, "hits_stderr": 0.25},
+        ),
+        ('echo loading; echo \'{"a": {"b": 2}}\'', "a.b", {"b": 2.0}),
+    ],
+)
+def test_the_number_is_read_from_json(script: str, read: str, found: dict[str, float]) -> None:
+    assert measured(sh(script), read) == found
+
+
+def test_a_file_inside_the_output_has_its_folder() -> None:
+    assert measured(sh("echo '{\"a\": 1}' > $1", "{model} {out}/r.json"), "a") == {"a": 1.0}
+
+
+def test_it_gets_the_weights_and_the_draw_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    kept = tmp_path / "kept.safetensors"
+    found = measured(sh(f"cp $0 {kept}; echo $1 $2 $3", "{model} {group} {size} {seed}"))
+    assert found == {"score": DRAW.seed}
+    assert torch.equal(load_file(kept)["a"], WEIGHTS["a"])
+    assert [*tmp_path.iterdir()] == [kept]
+    assert CommandScore(sh("", "{model} {seed}")).takes_draw
+    assert not CommandScore(sh("")).takes_draw
+
+
+@pytest.mark.parametrize(
+    ("config", "weights"),
+    [
+        ({"model_type": "gpt2"}, "model.safetensors"),
+        ({"_class_name": "UNet2DModel"}, "diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_folder_has_the_models_own_files_and_the_merged_weights(
+    tmp_path: Path, config: dict[str, str], weights: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for left_out in ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "optimizer.pt"):
+        (tmp_path / left_out).write_text("old")
+    command = sh(
+        f"cd $0; test ! -e optimizer.pt; echo $(ls | wc -l) $(ls | grep -c -e {weights} -e config -e tokenizer)"
+    )
+    assert measured(command, folder=tmp_path) == {"score": 3}
+    (tmp_path / "config.json").write_text("half")
+    one_line(ObjectiveError, "no config.json that can be read", lambda: measured(command, folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("command", "read", "message"),
+    [
+        ("no_such_command {model}", None, "no_such_command is not there"),
+        ("sh -c 'true {model}", None, "cannot be split"),
+        ("true", None, "put {model} there"),
+        ("true {model} {modle}", None, "{modle} is unknown"),
+        (sh("echo out; echo no tokens >&2; echo >&2; exit 3"), None, "ended with 3: no tokens"),
+        (sh("kill -9 $$"), None, "ended with -9"),
+        (sh("echo no number"), None, "printed no number: no number"),
+        (sh("echo loss nan"), None, "not finite: score is nan"),
+        (sh('echo \'{"a": {"b": 1}}\''), "a.c", "a.c: its JSON has no 'c' in b"),
+        (sh('echo \'{"a,x": 1, "a,y": 1}\''), "a", "2 'a' in a,x, a,y"),
+        (sh('echo \'{"a": "1"}\''), "a", "a is '1'; expected a number"),
+        (sh("echo half > $1"), "a", "no JSON in out that it wrote: half"),
+        (sh("echo half"), "a", "no JSON in its standard output"),
+    ],
+)
+def test_what_fails_is_told_in_one_line(command: str, read: str | None, message: str) -> None:
+    one_line(Exception, message, lambda: measured(command, read))
+
+
+def test_files_that_it_names_belong_to_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = Path("judge.sh")
+    script.write_text("echo 1")
+    before, again = (CommandScore("sh judge.sh {model}").describe() for _ in range(2))
+    script.write_text("echo 2")
+    assert before == again
+    assert before != CommandScore("sh judge.sh {model}").describe()

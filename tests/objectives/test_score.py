@@ -1,0 +1,285 @@
+"""The objective that scores any model: its settings, its gradient, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
+from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.objective.score import Draw, WeightScore
+from lcsc_opt.testing import check_objective
+from tests.objectives.image_objectives import one_line
+
+OWN = "tests.objectives.test_score"
+MIX = np.array([0.5, -0.3, 0.8])
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+
+
+def normalized() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
+
+
+def no_model() -> int:
+    return 3
+
+
+def items(seed: int, size: int | None) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size or 40, 3, generator=generator, dtype=torch.float64)
+    return inputs, (inputs.sum(1) > 0).long()
+
+
+def loss(model: nn.Module, draw: Draw) -> Tensor:
+    inputs, labels = items(draw.seed, draw.size)
+    return F.cross_entropy(model(inputs), labels)
+
+
+def losses(model: nn.Module, draw: Draw) -> Tensor:
+    inputs, labels = items(draw.seed, draw.size)
+    return F.cross_entropy(model(inputs), labels, reduction="none")
+
+
+def batches(model: nn.Module, draw: Draw) -> Any:
+    inputs, labels = items(draw.seed, draw.size)
+    for first in (0, 7):  # of two sizes
+        part = slice(first, 7 if first == 0 else None)
+        yield F.cross_entropy(model(inputs[part]), labels[part], reduction="none")
+
+
+def metrics(model: nn.Module) -> dict[str, Any]:
+    inputs, labels = items(0, 40)
+    logits = model(inputs)
+    return {"accuracy": logits.argmax(1) == labels, "loss": F.cross_entropy(logits, labels)}
+
+
+def passes(model: nn.Module) -> None:
+    model(items(3, 64)[0])
+
+
+def returned(model: nn.Module) -> Any:
+    return VALUE
+
+
+def two(model: nn.Module, other: int) -> float:
+    return 1.0
+
+
+VALUE: Any = None
+
+
+@pytest.fixture
+def place(folder: Path) -> Path:
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        torch.save(network().state_dict(), folder / f"model{step}.pt")
+    return folder
+
+
+def build(folder: Path, score: str | None = "loss", **changes: Any) -> WeightScore:
+    settings = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "device": "cpu", **changes}
+    settings |= {} if score is None else {"score": f"{OWN}:{score}"}
+    made = load_objective(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    assert isinstance(made, WeightScore)
+    return made
+
+
+@pytest.mark.parametrize("score", ["loss", "losses", "batches"])
+def test_scores_with_a_graph_keep_the_contract(place: Path, score: str) -> None:
+    check_objective(lambda: build(place, score, size=30))
+    one, whole = (build(place, name, size=30).evaluate(Candidate(MIX), gradient=True) for name in (score, "loss"))
+    assert one.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert one.gradient == pytest.approx(whole.gradient, rel=1e-10)
+
+
+def test_rows_have_a_gradient_each(place: Path) -> None:
+    one, rows = build(place), build(place)
+    rows.merge_in_rows("layers")
+    found, whole = (made.evaluate(Candidate(a), gradient=True) for made, a in ((rows, np.stack([MIX] * 2)), (one, MIX)))
+    assert found.gradient is not None
+    assert found.gradient.shape == (2, 3)
+    assert found.gradient.sum(axis=0) == pytest.approx(whole.gradient)
+
+
+def test_the_sign_turns_in_the_loss_alone(place: Path) -> None:
+    lower, higher = (
+        build(place, "losses", maximize=up).evaluate(Candidate(MIX), gradient=True) for up in (False, True)
+    )
+    assert higher.loss == -lower.loss
+    assert higher.metrics == lower.metrics
+    assert higher.gradient == pytest.approx(-1 * np.asarray(lower.gradient))
+    values = losses(loaded(place, MIX), Draw.of(Noise(), None))
+    assert lower.metrics == pytest.approx(
+        {"losses": values.mean().item(), "losses_stderr": values.std().item() / 40**0.5}
+    )
+
+
+def loaded(place: Path, coefficients: np.ndarray) -> nn.Module:
+    states = [torch.load(place / f"model{step}.pt") for step in (10, 20, 30)]
+    model = network()
+    model.load_state_dict(
+        {name: sum(a * s[name] for a, s in zip(coefficients, states, strict=True)) for name in states[0]}
+    )
+    return model.eval()
+
+
+def test_the_first_metric_is_the_score_and_none_is_called_as_the_loss(place: Path) -> None:
+    found = build(place, "metrics", maximize=True).evaluate(Candidate(MIX))
+    assert found.loss == -found.metrics["accuracy"]
+    assert [*found.metrics] == ["accuracy", "accuracy_stderr", "metrics.loss"]
+
+
+def test_a_score_without_a_draw_holds_nothing_out(place: Path) -> None:
+    assert "takes no draw" in (build(place, "metrics").why_nothing_held_out() or "")
+    assert build(place, "loss").why_nothing_held_out() is None
+    one_line(ObjectiveError, "size: the score takes no draw", lambda: build(place, "metrics", size=3))
+
+
+def test_draws_of_optimizers_are_of_the_search_and_all_have_seeds_of_their_own() -> None:
+    noises = [
+        *(Noise(group, seed) for group in ("search", "selection", "held-out") for seed in (0, 1)),
+        Noise("gradient", 2**50),
+    ]
+    draws = [Draw.of(noise, 5) for noise in noises]
+    assert [draw.group for draw in draws] == [*(["search"] * 2), *(["selection"] * 2), *(["held-out"] * 2), "search"]
+    assert len({draw.seed for draw in draws}) == len(draws)
+    assert max(draw.seed for draw in draws) < 2**31
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ("good", ObjectiveError, "returned is 'good'; expected a number"),
+        (None, ObjectiveError, "returned is None"),
+        (torch.zeros(2, 3), ObjectiveError, r"of the shape \[2, 3\]"),
+        ({}, ObjectiveError, "returned is {}"),
+        ([[1], [1, 2]], ObjectiveError, "expected a number"),
+        (float("nan"), MetricError, "not finite: returned is nan"),
+        ({"a": 1.0, "b": torch.inf}, MetricError, "not finite: b is inf"),
+        (iter([]), ObjectiveError, "yielded nothing"),
+    ],
+)
+def test_what_is_no_number_fails_with_its_reason(
+    place: Path, monkeypatch: pytest.MonkeyPatch, value: Any, kind: type[LcscError], message: str
+) -> None:
+    monkeypatch.setattr(f"{OWN}.VALUE", value)
+    one_line(kind, message, lambda: build(place, "returned").evaluate(Candidate(MIX)))
+
+
+@pytest.mark.parametrize(
+    ("value", "phrase"),
+    [(0.5, "a float without a graph"), (torch.tensor(0.5), "a tensor without a graph; let it compute without no_grad")],
+)
+def test_a_score_without_a_graph_is_refused_before_anything_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: Any, phrase: str
+) -> None:
+    monkeypatch.setattr(f"{OWN}.VALUE", value)
+    assert phrase in (build(place, "returned").why_no_gradient() or "")
+    settings = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "score": f"{OWN}:returned"}
+    study = {"name": "s", "objective": {"file": "score.py", "settings": settings}, "budget": {"evaluations": 5}}
+    (place / "s.yaml").write_text(json.dumps({**study, "optimizers": ["LCSCGradient"]}))
+    monkeypatch.chdir(place)
+    assert lcsc(["run", "s.yaml", "--dry-run"]) == 2
+    assert phrase in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"score": "two"}, ObjectiveError, r"two\(model\) or two\(model, draw\)"),
+        ({"model": f"{OWN}:no_model"}, ObjectiveError, "returned a int; expected a torch.nn.Module"),
+        ({"model": f"{OWN}:normalized"}, ObjectiveError, "do not fit the network"),
+        ({"score": None}, StudySpecError, "either score or command"),
+        ({"command": "true {model}"}, StudySpecError, "either score or command"),
+        ({"model": None}, StudySpecError, "score needs a model"),
+        ({"read": "a"}, StudySpecError, "read belongs to a command"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(
+    place: Path, changes: dict[str, Any], kind: type[LcscError], message: str
+) -> None:
+    one_line(kind, message, lambda: build(place, **changes))
+
+
+def test_statistics_of_batch_normalization_come_from_the_users_passes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        weights = normalized().state_dict()
+        weights["1.running_var"] += step  # which MIX still leaves positive
+        torch.save(weights, folder / f"model{step}.pt")
+    merged = build(folder, model=f"{OWN}:normalized")
+    assert "batch_norm: module:function" in capsys.readouterr().err
+    again = build(folder, model=f"{OWN}:normalized", batch_norm=f"{OWN}:passes")
+    assert merged(MIX) != again(MIX)
+    weights = again.trajectory.merge(MIX)
+    hidden = F.linear(items(3, 64)[0], weights["0.weight"], weights["0.bias"])
+    assert torch.allclose(again.statistics(MIX)["1.running_mean"], hidden.mean(0), atol=1e-12)
+    assert again.evaluate(Candidate(MIX, noise=HELD_OUT)).loss != again(MIX)
+
+
+def language_model(folder: Path) -> list[nn.Module]:
+    """Three checkpoint folders of a tiny GPT-2 with tied weights, the last of them in shards."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    models = []
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        models.append(transformers.GPT2LMHeadModel(config).eval())
+        models[-1].save_pretrained(folder / f"checkpoint-{step}", **({"max_shard_size": "3KB"} if step == 3 else {}))
+    return models
+
+
+TOKENS = torch.arange(8)[None]
+
+
+def perplexity(model: Any) -> Tensor:
+    return model(TOKENS, labels=TOKENS).loss.exp()
+
+
+def test_folders_of_transformers_are_merged_and_scored(folder: Path) -> None:
+    models = language_model(folder)
+    objective = build(folder, "perplexity", checkpoints="checkpoint-*", model="checkpoint-2")
+    for one, model in zip(np.eye(3), models, strict=True):
+        assert objective(one) == pytest.approx(perplexity(model).item(), rel=1e-6)
+    check_objective(lambda: build(folder, "perplexity", checkpoints="checkpoint-*", model="checkpoint-2"), step=1e-2)
+    (folder / "half").mkdir()
+    half = folder / "half" / "config.json"
+    half.write_text('{"model_type": "gpt2"}')
+    one_line(ObjectiveError, "architectures", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
+    half.unlink()
+    one_line(ObjectiveError, "holds no config.json", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
+
+
+def test_folders_of_diffusers_name_their_class(folder: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    sizes: dict[str, Any] = {"encoder_block_out_channels": (4,), "decoder_block_out_channels": (4,)}
+    sizes |= {
+        "num_encoder_blocks": (1,),
+        "num_decoder_blocks": (1,),
+        "latent_channels": 2,
+        "upsampling_scaling_factor": 1,
+    }
+    for step in (1, 2, 3):
+        AutoencoderTiny(**sizes).save_pretrained(folder / f"checkpoint-{step}")
+    VAE = build(folder, "weight", checkpoints="checkpoint-*", model="checkpoint-1")
+    assert np.isfinite(VAE(MIX))
+
+
+def weight(model: nn.Module) -> Tensor:
+    return torch.stack([one.square().mean() for one in model.parameters()]).sum()
