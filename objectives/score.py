@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-from lcsc_opt.base.imports import import_dotted, quiet_libraries
+from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
@@ -151,10 +151,7 @@ def _network_of(model: str) -> Callable[[], Any]:
         config = {}
     if not config.get("model_type"):
         return DiffusersFolder.read(folder).network
-    try:
-        import transformers
-    except ImportError as error:
-        raise ObjectiveError(f"model: {model} needs transformers ({error}): pip install transformers") from error
+    transformers = import_extra("transformers")
     name = next(iter(config.get("architectures") or ()), None)
     kind: Any = getattr(transformers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):

@@ -11,8 +11,9 @@ import shutil
 import urllib.parse
 from pathlib import Path
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError, TrajectoryError
+from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError, TrajectoryError
 from lcsc_opt.base.files import sync_folder
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 
@@ -37,10 +38,9 @@ def revisions(pattern: Path) -> list[Path]:
     if (found := _PATTERN.fullmatch(str(pattern))) is None:
         raise TrajectoryError(f"{pattern}: expected hf://owner/name@REVISIONS, where REVISIONS may be a glob.")
     name, wanted = found.groups()
-    from huggingface_hub import HfApi
-
+    client = import_extra("huggingface_hub")
     try:
-        refs = HfApi().list_repo_refs(name)
+        refs = client.HfApi().list_repo_refs(name)
     except Exception as error:  # the client raises what its transport does
         raise _unreachable(TrajectoryError, f"hf://{name}", error) from error
     there = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
@@ -64,12 +64,11 @@ def fetched(path: Path) -> Path:
     name = name.replace("--", "/")
     where = f"hf://{name}@{urllib.parse.unquote(revision)}"
     notice(f"{where}: its weights are fetched to {path}")
-    from huggingface_hub import snapshot_download
-
+    client = import_extra("huggingface_hub")
     partial = path.with_name(f"{path.name}.partial")
     try:
         for kinds in (_SAFE, _PICKLED):
-            snapshot_download(name, revision=commit, allow_patterns=kinds, local_dir=partial)
+            client.snapshot_download(name, revision=commit, allow_patterns=kinds, local_dir=partial)
             if any(any(partial.glob(kind)) for kind in kinds):
                 break
         else:
@@ -98,9 +97,9 @@ def model_folder(name: str) -> Path:
     try:
         if not _NAME.fullmatch(name):
             raise ValueError("this is no name at the hub")
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, allow_patterns=_SMALL))
+        return Path(import_extra("huggingface_hub").snapshot_download(name, allow_patterns=_SMALL))
+    except MissingPackageError:
+        raise
     except Exception as error:
         raise _unreachable(ObjectiveError, f"model: {name} is no folder, and", error) from error
 

@@ -60,14 +60,14 @@ class CheckpointSettings(FrozenModel):
     """What every objective that merges checkpoints may be told about them, and how its network is run.
 
     Attributes:
-            checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once; or
-                revisions at the Hugging Face hub, ``hf://owner/name@step-*``.
-            select: which of the checkpoints are combined.
-            key: which state dict of each file.
-            stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
-                to ``float16`` or ``bfloat16``.
-                device: ``auto`` takes the accelerator, else the CPU; or torch's name of one, such as ``cuda:1``.
-                dtype: the network's arithmetic.
+        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once; or
+            revisions at the Hugging Face hub, ``hf://owner/name@step-*``.
+        select: which of the checkpoints are combined.
+        key: which state dict of each file.
+        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
+            to ``float16`` or ``bfloat16``.
+        device: ``auto`` takes the accelerator, else the CPU; or torch's name of one, such as ``cuda:1``.
+        dtype: the network's arithmetic.
     """
 
     checkpoints: str | list[str]
