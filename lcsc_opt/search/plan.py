@@ -235,7 +235,7 @@ class StudyPlan:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {space.directions}")
 
     def advice(self, objective: Objective) -> Iterator[str]:
-        """What speaks against a row of coefficients for each layer group, a line each (measured in docs/rows.md)."""
+        """What speaks against a row for each layer group, a line each (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
         few = objective.real_images_per_feature
