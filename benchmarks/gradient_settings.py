@@ -139,7 +139,7 @@ def measure(objective: Objective, coefficients: Coefficients) -> tuple[float, fl
 
 
 def print_table(known: Mapping[tuple[str, int], Result]) -> None:
-    """Print the means over seeds, and the sample standard deviation of the last FID, as in docs/gradient.md."""
+    """Print the means over seeds, and the sample standard deviation of the last FID."""
     print("\n| | seeds |", " | ".join(f"{limit:,} images" for limit in LIMITS), "| cross-check |")
     print("|---|---|" + "---|" * (len(LIMITS) + 1))
     for name in dict.fromkeys(name for name, _ in known):

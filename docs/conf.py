@@ -32,20 +32,21 @@ html_copy_source = False
 pygments_dark_style = "monokai"
 
 
-def _files_elsewhere(text: str) -> str:
-    """Links to Markdown in other folders, as they work in the repository → to a page of the site, or to a download."""
+def _for_the_site(text: str) -> str:
+    """A page whose links work in the repository → the same with links to pages of the site and to downloads."""
     text = re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md", lambda found: f"]({found[1].lower()}.md", text)
-    return re.sub(r"\]\((\.\./[\w/]+\.md)\)", r"](path:\1)", text)
+    text = re.sub(r"\]\((\.\./[\w/]+\.md)\)", r"](path:\1)", text)
+    return re.sub(r"\[\w+\.md\]\((?=\w+\.md)", "[](", text)  # a file's name becomes the title of what it links to
 
 
 def setup(app: Any) -> None:
     """Read every page through it; what is included lies one folder above."""
 
     def read(_app: Any, _name: str, source: list[str]) -> None:
-        source[0] = _files_elsewhere(source[0])
+        source[0] = _for_the_site(source[0])
 
     def include(_app: Any, _path: Any, _parent: str, source: list[str]) -> None:
-        source[0] = _files_elsewhere(re.sub(r"\]\((?=benchmarks/)", "](../", source[0]))
+        source[0] = _for_the_site(re.sub(r"\]\((?=benchmarks/)", "](../", source[0]))
 
     app.connect("source-read", read)
     app.connect("include-read", include)

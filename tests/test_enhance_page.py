@@ -1,4 +1,4 @@
-"""``docs/enhance.md``: its commands and its code, in order, in an empty folder; shorter, and otherwise as printed."""
+"""``docs/refine.md``: its commands and its code, in order, in an empty folder; shorter, and otherwise as printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory
 
-PAGE = Path(__file__).parents[1] / "docs" / "enhance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "refine.md"
 SHORTER = {
     "--steps 4000 --checkpoint-every 20": "--steps 4 --checkpoint-every 2",
     "--steps 800": "--steps 8",
@@ -25,7 +25,7 @@ SHORTER = {
 
 def blocks() -> list[tuple[str, str]]:
     """The language and the text of each block, shortened."""
-    text = PAGE.read_text()
+    text = PAGE.read_text().partition("\n## A short tuning, then a search\n")[2].partition("\n## ")[0]
     for long, short in SHORTER.items():
         assert long in text
         text = text.replace(long, short)

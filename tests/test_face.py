@@ -21,7 +21,7 @@ from tests.processes import script_process
 
 NAMES = {"Objective", "Study", "Trajectory", "TrajectoryWriter"} | {"compare", "load_objective", "load_study", "run"}
 NAMES |= {"__version__"}
-PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
 
 def test_these_names_and_no_others_are_given() -> None:
