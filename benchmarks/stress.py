@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from stress_accidents import grown_folder, two_terminals
 from stress_coordinators import commit_points, eight_coordinators, random_kills, stopped_coordinator
 from stress_search import Clean, Found, Work, search
 from stress_training import endings, rewound_training
-from stress_workers import coordinator_of_workers_killed, workers_killed
+from stress_workers import coordinator_of_workers_killed, ray_node_killed, workers_killed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
 
@@ -49,18 +50,17 @@ def main() -> None:
         if not ok:
             print(Path(os.environ["STRESS_LOG"]).read_text()[-4000:], file=sys.stderr)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    head = [
-        "# Every fault injected",
-        "",
-        f"`make stress`, {today}, {time.perf_counter() - began:.0f} seconds. Required:",
-    ]
-    head += [
-        "no trial lost or doubled, and all trials, bit for bit, those of an undisturbed search; nothing lost that a"
-    ]
-    head += ["trajectory had taken.", "", machine(), ""]
+    head = f"""# Every fault injected
+
+`make stress`, {today}, {time.perf_counter() - began:.0f} seconds. Required:
+no trial lost or doubled, and all trials, bit for bit, those of an undisturbed search; nothing lost that a
+trajectory had taken.
+
+{machine()}
+"""
     print("\n".join(["", *lines]))
     if not arguments.quick and not arguments.only:
-        (RESULTS / "stress.md").write_text("\n".join([*head, *lines, ""]))
+        (RESULTS / "stress.md").write_text("\n".join([head, *lines, ""]))
     sys.exit(not ok)
 
 
@@ -92,6 +92,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[tuple[str, str, 
         "grown_folder": functools.partial(grown_folder, folder, kills=times(30, 3)),
         "two_terminals": functools.partial(two_terminals, folder, kills=times(30, 3)),
     }
+    faults |= {"ray_node_killed": functools.partial(ray_node_killed, folder)} if find_spec("ray") else {}
     with contextlib.ExitStack() as stack:
         if find_binaries() is not None and only in "postgresql":
             server = stack.enter_context(postgresql())
