@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.report import write_report
 from tests.browser import Switched, Watched, chromium, served, watched
 from tests.dashboard_site import write_study
 from tests.study_examples import add_result, attach
@@ -251,6 +253,23 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page.keyboard.press("Home")
     view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
     page.wait_for_url("**zoom=100**")
+
+
+def test_a_report_draws_every_visible_figure(page: Any, url: str, tmp_path: Path) -> None:
+    write_study(url, f"report/{MARKUP.replace('/', '')}/0", [4.0, 2.0])
+    write_study(url, "report/CMA/0", [7.0, 3.0], held_out=2.9)
+    path = write_report(open_storage(url, write=False), "report", tmp_path / "report.html")
+    with watched(page, path.as_uri()) as view:
+        page.goto(path.as_uri())
+        view.until(
+            "document.querySelectorAll('[class^=figure][data-drawn]').length === 2"
+        )  # others when they are opened
+        assert page.title() == "report"
+        titles = page.evaluate("[...document.querySelectorAll('[data-title]')].map(e => e.dataset.title)")
+        assert "Reset axes" in titles
+        assert not [title for title in titles if "hare" in title or "loud" in title], "data stay here"
+        page.goto("about:blank")
+        assert view.problems == []
 
 
 def test_with_a_token_a_browser_gets_in_once_it_has_it(page: Any, url: str) -> None:
