@@ -199,7 +199,7 @@ def dry_run(
 
 def _rehearse(to_run: Sequence[StudyPlan], runner: StudyRunner) -> None:
     """Refuse what is quickly known to be wrong with plans, or with the Ray clusters of those that are not finished."""
-    unfinished = [plan for plan in to_run if runner.rehearse(plan)]
+    unfinished = runner.rehearse(to_run)
     for ray, spec in {plan.objective_key: (plan.ray, plan.spec.objective) for plan in unfinished}.values():
         if ray is not None:
             from lcsc_opt.evaluation.ray import check_cluster

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nevergrad.optimization.base import Optimizer
@@ -222,16 +222,19 @@ class StudyRunner:
             self._loaded = plan.objective_key, _loader(plan, our_studies(self.storage))()
         return self._loaded[1]
 
-    def rehearse(self, plan: StudyPlan) -> bool:
+    def rehearse(self, plans: Sequence[StudyPlan]) -> list[StudyPlan]:
         """Refuse what :meth:`open` would refuse, as far as that is known without the objective; writes nothing.
 
         Returns:
-            Whether anything is left to do.
+            The plans of which anything is left to do.
 
         Raises:
             LcscError: as :meth:`open`.
         """
-        studies = our_studies(self.storage)
+        studies, here = our_studies(self.storage), environment()
+        return [plan for plan in plans if self._is_left(plan, studies, here)]
+
+    def _is_left(self, plan: StudyPlan, studies: Mapping[str, Mapping[str, Any]], here: Mapping[str, Any]) -> bool:
         stored = studies.get(plan.name)
         plan = continued(plan, stored)
         if stored is not None and plan.is_finished(stored):
@@ -241,8 +244,7 @@ class StudyRunner:
         plan.check_gradient(why_no_gradient)
         plan.environments()
         before = {} if stored is None else stored["fingerprint"]["code"]
-        now = {"code": {**before, **code}, "environment": environment()}
-        compared(plan, self.storage, studies, now, accept=self._accept)
+        compared(plan, self.storage, studies, {"code": {**before, **code}, "environment": here}, accept=self._accept)
         return True
 
     def check(self, plan: StudyPlan) -> None:
