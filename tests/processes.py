@@ -49,6 +49,7 @@ def _copy(_program: object, command: list[str], _passed: object) -> int:
     if pid := os.fork():
         return pid
     try:
+        os.close(sys._getframe(1).f_locals["alive_w"])  # it ends when all others have closed this
         forkserver.util.spawnv_passfds = _spawn
         forkserver._forkserver.__init__()  # type: ignore[misc] # its lock is held
         sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
