@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "this Python cannot make environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql,ray,text-to-image,train]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 		echo "torchvision does not fit this torch: lcsc mends that by itself, scripts of your own by README's one line"
 	@touch $@

@@ -29,7 +29,6 @@ from pathlib import Path
 from common import RESULTS, machine, markdown, parse
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("dev", "postgresql", "ray", "text-to-image", "train")
 NOBODY = "65534"
 HERE = "{}.{}".format(*sys.version_info)
 DEBIAN = "/usr/bin/python3"
@@ -175,13 +174,10 @@ def checkout(row: Row, work: Path, archive: Path) -> Path:
         execute("make", "setup", f"PYTHON={python}", cwd=folder)
     else:
         execute(python, "-m", "venv", ".venv", cwd=folder)
-        resolution = "lowest-direct" if row.packages == "lowest" else "highest"
-        extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+        resolution = ("--resolution", "lowest-direct" if row.packages == "lowest" else "highest")
         into = ("--python", ".venv/bin/python")
-        uv = (sys.executable, "-m", "uv", "pip")
-        execute(
-            *uv, "compile", *into, "--resolution", resolution, *extras, "pyproject.toml", "-o", "all.txt", cwd=folder
-        )
+        uv, whole = (sys.executable, "-m", "uv", "pip"), ("--extra", "dev", "pyproject.toml")
+        execute(*uv, "compile", *into, *resolution, *whole, "-o", "all.txt", cwd=folder)
         execute(*uv, "install", *into, "-r", "all.txt", cwd=folder)
         execute(*uv, "install", *into, "--no-deps", "-e", ".", cwd=folder)
         (folder / ".venv" / ".set-up").touch()

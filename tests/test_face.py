@@ -38,6 +38,12 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
+def test_the_changelog_and_the_citation_are_of_this_version() -> None:
+    root, version = Path(__file__).parents[1], lcsc_opt.__version__
+    assert f"\n## [{version}] - 20" in (root / "CHANGELOG.md").read_text()
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+
+
 def test_a_whole_search(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study_file = write_model_study(workplace, optimizers=["LCSC", "CMA"], budget={"evaluations": 6})
     found = lcsc_opt.run(study_file, seeds=[0, 1])
