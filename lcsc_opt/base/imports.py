@@ -38,9 +38,9 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
 
 
 EXTRAS = {
-    **dict.fromkeys(("diffusers", "sklearn", "torch_fidelity", "torchvision"), "images"),
+    **dict.fromkeys(("diffusers", "huggingface_hub", "sklearn", "torch_fidelity", "torchvision"), "images"),
     **dict.fromkeys(("dash", "dash_ag_grid", "optuna_dashboard", "kaleido"), "dashboard"),
-    **dict.fromkeys(("transformers", "huggingface_hub", "peft"), "text-to-image"),
+    **dict.fromkeys(("transformers", "peft"), "text-to-image"),
     **dict.fromkeys(("accelerate", "ot"), "train"),
     "ray": "ray",
 }

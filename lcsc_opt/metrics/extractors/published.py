@@ -218,11 +218,11 @@ class DinoV2Extractor(_PublishedNetwork):
     @classmethod
     def fetch(cls) -> Path:
         """The folder, in the cache of the hub."""
-        from huggingface_hub import snapshot_download
-
         notice("dinov2: its weights are downloaded if they are not there yet")
         try:
-            return Path(snapshot_download("facebook/dinov2-large", allow_patterns=["config.json", "model.safetensors"]))
+            wanted = ["config.json", "model.safetensors"]
+            hub = import_extra("huggingface_hub")
+            return Path(hub.snapshot_download("facebook/dinov2-large", allow_patterns=wanted))
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise MetricError(
