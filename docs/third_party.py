@@ -61,7 +61,7 @@ def needed(package: str, extra: str) -> set[str]:
 def licence(package: importlib.metadata.Distribution) -> str:
     """The SPDX expression of the metadata, or their older fields."""
     metadata = package.metadata
-    stated = metadata.get("License-Expression") or metadata.get("License") or ""
+    (stated, *_) = metadata.get_all("License-Expression") or metadata.get_all("License") or [""]
     classifiers = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier", []) if "License ::" in line]
     if not stated or len(stated) > LONG or "\n" in stated:
         stated = ", ".join(classifiers) or stated.strip().partition("\n")[0]
