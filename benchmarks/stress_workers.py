@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from stress_search import STEPS, Child, Clean, Found, NewDatabase, Work, digest, rows, search
 
-from lcsc_opt.cli import run as lcsc
 from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
@@ -82,24 +81,25 @@ def coordinator_of_workers_killed(new: NewDatabase, clean: Clean, folder: Path) 
 def ray_node_killed(folder: Path) -> Found:
     """A worker on a Ray cluster is killed, then a node, and another one joins: trials are those of local workers."""
     from tests.evaluation.ray_clusters import OBJECTIVE, add_node, processes, small_cluster, study_file, trials
+    from tests.processes import Lcsc, lcsc_process
 
     place, two = Path(tempfile.mkdtemp(dir=folder)), {"num_cpus": 1, "node_name": "two"}
     (place / "stages_on_ray.py").write_text(OBJECTIVE)
     log, go, urls = place / "log", place / "go", [f"sqlite:///{place}/{name}.db" for name in ("local", "ray")]
     settings = {"log": str(log), "dies": [4], "waits": 7, "go": str(go)}
     shared: dict[str, Any] = {"optimizers": ["LCSCGradient"], "failures": {"retries": 10}, "storage": urls[0]}
-    statuses = [Child(functools.partial(lcsc, ["run", study_file(place, workers=2, **shared)])).value()]
+    statuses = [lcsc_process("run", study_file(place, workers=2, **shared)).status]
     shared |= {"objective": {"file": "stages_on_ray.py", "settings": settings}, "storage": urls[1]}
     with small_cluster(num_cpus=1, node_name="one") as cluster:
         node: Any = add_node(cluster, **two)  # type: ignore[arg-type]
         file = study_file(place, workers={"ray": 2, "address": cluster.address}, **shared)
-        child = Child(functools.partial(lcsc, ["run", file]))
-        while len(processes(log)) < 7 and not child.wait(0.05):
-            pass
+        running = Lcsc("run", file)  # no fork of this process, which asks the cluster
+        while len(processes(log)) < 7 and running.process.exitcode is None:
+            time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
         add_node(cluster, **two)  # type: ignore[arg-type]
         go.touch()
-        statuses.append(child.value())
+        statuses.append(running.wait().status)
     local, remote = (trials(url, "e/LCSCGradient/0") for url in urls)
     problems = [f"ended with {statuses}"] * any(statuses) + ["trials differ"] * (local != remote)
     return Found(f"{len(set(processes(log)))} processes on three nodes", problems)
