@@ -85,15 +85,6 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    if session.items:  # none where other processes run the tests
-        capture: Any = session.config.pluginmanager.getplugin("capturemanager")
-        capture.resume_global_capture()  # what they print is shown with a test that fails
-        processes.fork_from_here()
-        capture.suspend_global_capture()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def collections_look_at_a_files_own_objects() -> None:
     """What is left of the files before, mostly modules that they imported, is no garbage for this one."""

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -33,29 +33,6 @@ CONTEXT.set_forkserver_preload(
 )
 SECONDS = 300.0
 ROOT = str(Path(__file__).parents[1])
-
-
-def fork_from_here() -> None:
-    """What later processes are forked from is a copy of this one, which has imported most of what they need."""
-    resource_tracker.ensure_running()
-    with mock.patch.object(forkserver.util, "spawnv_passfds", _copy):
-        forkserver.ensure_running()
-
-
-_spawn = forkserver.util.spawnv_passfds
-
-
-def _copy(_program: object, command: list[str], _passed: object) -> int:
-    if pid := os.fork():
-        return pid
-    try:
-        os.close(sys._getframe(1).f_locals["alive_w"])  # it ends when all others have closed this
-        forkserver.util.spawnv_passfds = _spawn
-        forkserver._forkserver.__init__()  # type: ignore[misc] # its lock is held
-        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
-        exec(command[-1])
-    finally:
-        os._exit(1)
 
 
 def forked(
