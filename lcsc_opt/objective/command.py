@@ -53,14 +53,14 @@ class CommandScore:
     device = torch.device("cpu")
 
     def __init__(self, command: str, *, read: str | None = None, folder: Path | None = None) -> None:
-        self._command, self._read, self._folder = command, read, folder
+        self._command, self._read, self._is_folder = command, read, folder is not None
         try:
             self._words = [_located(word) for word in shlex.split(command)]
         except ValueError as error:
             raise ObjectiveError(f"command: cannot be split into words: {error}") from error
         used = set(re.findall(r"\{(\w+)\}", command))
         if unknown := sorted(used - {*_PLACES}):
-            raise ObjectiveError(f"command: {{{unknown[0]}}} is unknown; there are {', '.join(map(_braced, _PLACES))}")
+            raise ObjectiveError(f"command: {{{unknown[0]}}} is unknown; there are {', '.join(_PLACES)}")
         if "model" not in used:
             raise ObjectiveError("command: does not say where the model goes; put {model} there")
         if shutil.which(self._words[0]) is None:
@@ -68,10 +68,10 @@ class CommandScore:
                 f"command: {self._words[0]} is not there, or cannot be run; check the name and its path"
             )
         self.takes_draw = bool(used & {"group", "seed", "size"})
-        self._weights, self._files = ("", []) if folder is None else _model_files(folder)
+        self._weights, self._files = ("model.safetensors", []) if folder is None else _model_files(folder)
 
     def measure(
-        self, weights: Mapping[str, Tensor], draw: Draw, varying: Collection[str] | None = None
+        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
     ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
         """Write the model, run the command, and read its number; then everything is removed.
 
@@ -80,21 +80,16 @@ class CommandScore:
         """
         if varying is not None:
             raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient(varying, draw.size)}")
-        with tempfile.TemporaryDirectory(prefix="lcsc-") as place:
+        with tempfile.TemporaryDirectory(prefix="lcsc-", ignore_cleanup_errors=True) as place:
             model, out = Path(place) / "model", Path(place) / "out" / "out"
-            out.parent.mkdir()
-            if any("{out}/" in word for word in self._words):
-                out.mkdir()
-            if self._folder is None:
-                model = model.with_suffix(".safetensors")
-                write_safetensors(dict(weights), model, {"format": "pt"})
-            else:
-                model.mkdir()
-                for file in self._files:
-                    shutil.copyfile(file, model / file.name)
-                write_safetensors(dict(weights), model / self._weights, {"format": "pt"})
+            for folder in (model, out.parent, *([out] if any("{out}/" in word for word in self._words) else [])):
+                folder.mkdir()
+            for file in self._files:
+                shutil.copyfile(file, model / file.name)
+            write_safetensors(weights, model / self._weights, {"format": "pt"})
+            model = model if self._is_folder else model / self._weights
             values = {"model": model, "out": out, "group": draw.group, "seed": draw.seed, "size": draw.size or ""}
-            output = _run([_filled(word, values) for word in self._words])
+            output = _run([re.sub(r"\{(\w+)\}", lambda found: str(values[found[1]]), word) for word in self._words])
             if self._read is None:
                 numbers = _NUMBER.findall(output)
                 if not numbers:
@@ -125,15 +120,6 @@ def _located(word: str) -> str:
         return str(path.absolute()) if path.is_file() else word
     except OSError:  # too long for a name
         return word
-
-
-def _braced(name: str) -> str:
-    return f"{{{name}}}"
-
-
-def _filled(word: str, values: Mapping[str, object]) -> str:
-    """Braces with other names in them, as in JSON, are left as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: str(values[found[1]]), word)
 
 
 def _model_files(folder: Path) -> tuple[str, list[Path]]:
@@ -173,7 +159,7 @@ def _run(words: list[str]) -> str:
 
 
 def _last_line(text: str) -> str:
-    lines = text.split("\n")
+    lines = re.split(r"[\r\n]", text)  # also of progress bars
     return next((f": {line.strip()[:300]}" for line in reversed(lines) if line.strip()), "")
 
 

@@ -72,10 +72,11 @@ class NetworkScore:
         return [] if self.batch_norm else BatchNormStatistics(network, lambda: None).merged(varying)
 
     def measure(
-        self, weights: Mapping[str, Tensor], draw: Draw, varying: Collection[str] | None = None
+        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
     ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
         """Load the weights and call the function; for a gradient go back through its graph, or that of each batch."""
         self.load(weights)
+        weights.clear()  # frees their memory
         with torch.inference_mode(mode=False), torch.set_grad_enabled(varying is not None):
             return self._measured(draw) if varying is None else self._measured_with_gradient(draw, varying)
 

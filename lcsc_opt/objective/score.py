@@ -66,12 +66,12 @@ class Scorer(Protocol):
     takes_draw: bool
 
     def measure(
-        self, weights: Mapping[str, Tensor], draw: Draw, varying: Collection[str] | None = None
+        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
     ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
         """The metrics, of which the first one is the score, and its gradient: name → tensor.
 
         Args:
-            weights: name → tensor.
+            weights: name → tensor; they are used once.
             draw: on which data.
             varying: the names of the weights to take the gradient in; ``None`` takes none.
         """

@@ -174,3 +174,23 @@ def test_all_optimizers_stand_in_one_table_precision_and_recall_first() -> None:
         ],
     )
     assert comparison_table(studies[2:]) is None
+
+
+def test_standard_errors_are_the_spread_of_one_group_and_have_no_rows() -> None:
+    answer, ema = (part([-hits], hits=[hits], hits_stderr=[error]) for hits, error in ((0.9, 0.03), (0.8, 0.04)))
+    loss, hits = rows(answer, ema)
+    assert (loss.metric, loss.spread, loss.baseline_spread) == ("loss", 0.03, 0.04)
+    assert (hits.metric, hits.sign) == ("hits", -1), "it is the loss times -1"
+    for row in (loss, hits):
+        assert (row.gain, row.gain_spread) == (pytest.approx(0.1), pytest.approx(0.05))
+        assert row.is_certain
+    assert [row.lost for row in rows(ema, answer)] == [True, True]
+
+
+def test_groups_of_noise_that_are_all_alike_are_one() -> None:
+    answer = part([0.9, 0.9], error=[0.9, 0.9], error_stderr=[0.03, 0.03])
+    [loss] = rows(answer, part([1.0, 1.0], error=[1.0, 1.0], error_stderr=[0.04, 0.04]))
+    assert (loss.spread, loss.gain_spread) == (pytest.approx(0.03), pytest.approx(0.05))
+    answer["groups"][1]["loss"] = 0.8
+    [loss, _] = rows(answer, part([1.0, 0.9], error=[1.0, 0.9], error_stderr=[0.04, 0.04]))
+    assert (loss.spread, loss.gain_spread) == (pytest.approx(statistics.stdev([0.9, 0.8])), pytest.approx(0, abs=1e-12))
