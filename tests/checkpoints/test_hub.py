@@ -63,8 +63,8 @@ def test_matching_revisions_are_packed_in_the_order_of_their_steps(client: Hub, 
     assert trajectory.steps == (2, 10, 30)
     assert trajectory.merge([0, 1, 0])["a"].tolist() == [10, 10]
     assert client.fetched == [("owner/name", commit) for commit in ("c2", "ca", "cb")]
-    open_or_pack([PATTERN], cache=tmp_path)
-    assert len(client.fetched) == 3, "they are packed already"
+    assert open_or_pack([PATTERN], cache=tmp_path).path == trajectory.path, "they are packed already"
+    assert len(client.fetched) == 3
     client.commits["step30"] = "cc"
     assert open_or_pack([PATTERN], cache=tmp_path).merge([0, 0, 1])["a"].tolist() == [12, 12]
 

@@ -201,6 +201,7 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
     [
         ({"score": "two"}, ObjectiveError, r"two\(model\) or two\(model, draw\)"),
         ({"model": f"{OWN}:no_model"}, ObjectiveError, "returned a int; expected a torch.nn.Module"),
+        ({"model": "no/such/folder"}, ObjectiveError, "is no folder, and cannot be fetched"),
         ({"model": f"{OWN}:normalized"}, ObjectiveError, "do not fit the network"),
         ({"score": None}, StudySpecError, "either score or command"),
         ({"command": "true {model}"}, StudySpecError, "either score or command"),
@@ -256,30 +257,15 @@ def test_folders_of_transformers_are_merged_and_scored(folder: Path) -> None:
     objective = build(folder, "perplexity", checkpoints="checkpoint-*", model="checkpoint-2")
     for one, model in zip(np.eye(3), models, strict=True):
         assert objective(one) == pytest.approx(perplexity(model).item(), rel=1e-6)
-    check_objective(lambda: build(folder, "perplexity", checkpoints="checkpoint-*", model="checkpoint-2"), step=1e-2)
+    found, behind, ahead = (
+        objective.evaluate(Candidate(MIX + sign * np.array([0.01, -0.01, 0])), gradient=not sign) for sign in (0, -1, 1)
+    )
+    assert found.gradient is not None
+    slope = (ahead.loss - behind.loss) / 0.02
+    assert found.gradient @ [1, -1, 0] == pytest.approx(slope, rel=1e-2), "also in what is tied"
     (folder / "half").mkdir()
     half = folder / "half" / "config.json"
     half.write_text('{"model_type": "gpt2"}')
     one_line(ObjectiveError, "architectures", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
     half.unlink()
     one_line(ObjectiveError, "holds no config.json", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
-
-
-def test_folders_of_diffusers_name_their_class(folder: Path) -> None:
-    from diffusers import AutoencoderTiny
-
-    sizes: dict[str, Any] = {"encoder_block_out_channels": (4,), "decoder_block_out_channels": (4,)}
-    sizes |= {
-        "num_encoder_blocks": (1,),
-        "num_decoder_blocks": (1,),
-        "latent_channels": 2,
-        "upsampling_scaling_factor": 1,
-    }
-    for step in (1, 2, 3):
-        AutoencoderTiny(**sizes).save_pretrained(folder / f"checkpoint-{step}")
-    VAE = build(folder, "weight", checkpoints="checkpoint-*", model="checkpoint-1")
-    assert np.isfinite(VAE(MIX))
-
-
-def weight(model: nn.Module) -> Tensor:
-    return torch.stack([one.square().mean() for one in model.parameters()]).sum()
