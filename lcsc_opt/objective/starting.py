@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.study_file import FILL_IN, experiment_name
@@ -18,6 +20,8 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
+_SCORE = "score.py"
+_NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
 _FLUX = ("double_blocks", "single_blocks", "single_transformer_blocks")  # in names of its layers, and of none in SD
 Ask = Callable[[str, str], "str | None"]
 """(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
@@ -40,23 +44,19 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
     """
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
-        steps, names, first = trajectory.steps, trajectory.names, folder
+        steps, tensors, first = trajectory.steps, trajectory.checkpoint(-1), folder
     else:
         sources = find_sources(find_checkpoints(folder))
         first = next(iter(sources.values()))
-        steps, names = tuple(sources), tuple(read_checkpoint(first).tensors)
-    of_lora = lora_flavour(names) is not None
-    if of_lora and any(part in name for name in names for part in _FLUX):
-        raise TrajectoryError(f"{folder}: LoRAs of FLUX, which no objective samples; lcsc apply averages them")
-    kind, settings = _objective(folder, first, of_lora=of_lora)
-    near = _images_near(folder) if reference is None else reference
-    settings = {
-        "checkpoints": (json.dumps(str(folder)), "a folder, a glob, or a packed trajectory"),
-        **settings,
-        "reference": (near, REFERENCE if near is None else "the real images"),
-    }
-    if near is None or not near.strip('"').endswith(".npz"):  # statistics know no single images
-        settings["keep"] = ("precision", "stays where the best average has it; not with a file of statistics")
+        steps, tensors = tuple(sources), read_checkpoint(first).tensors
+    kind, settings = _objective(folder, first, tensors, of_images=reference is not None)
+    settings = {"checkpoints": (json.dumps(str(folder)), "a folder, a glob, or a packed trajectory"), **settings}
+    if kind != _SCORE:
+        near = _images_near(folder) if reference is None else reference
+        settings["reference"] = (near, REFERENCE if near is None else "the real images")
+        if near is None or not near.strip('"').endswith(".npz"):  # statistics know no single images
+            settings["keep"] = ("precision", "stays where the best average has it; not with a file of statistics")
+        settings["images"] = ("2000", "an evaluation samples so many; the paper takes 10,000")
     missing, lines = [], []
     for name, (known, comment) in settings.items():
         value = known if known is not None else ask(name, comment)
@@ -66,7 +66,8 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         lines.append(f"    {name}: {shown}".ljust(50) + ("" if value is None else f"  # {comment}"))
     found = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, for objectives/{kind}"
     name = json.dumps(experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study", ensure_ascii=False)
-    return _TEXT.format(found=found, name=name, kind=kind, settings="\n".join(lines)), found, missing
+    search = _OF_IMAGES if kind != _SCORE else _OF_COMMAND if "command" in settings else _OF_SCORE
+    return _TEXT.format(found=found, name=name, kind=kind, settings="\n".join(lines), search=search), found, missing
 
 
 _TEXT = """\
@@ -76,22 +77,49 @@ objective:
   file: {kind}
   settings:
 {settings}
-    images: 2000                                    # an evaluation samples so many; the paper takes 10,000
+{search}seeds: [0]
+storage: sqlite:///studies.db
+"""
+_GRID = "  - EMAGrid          # the best plain average of the checkpoints, to compare with\n"
+_OF_IMAGES = f"""\
 space: {{rows: layers}}   # coefficients for each layer; with fewer than ten real images a feature: affine
 optimizers:
-  - EMAGrid          # the best plain average of the checkpoints, to compare with
+{_GRID}\
   - LCSCGradient     # follows the gradient of FID; take LCSCQuadratic where loss or sampler have none
-seeds: [0]
 budget: {{evaluations: 300}}
-storage: sqlite:///studies.db
 held_out: {{images: 10000, top: 5}}   # the answer is chosen and reported on other noise
+"""
+_OF_SCORE = f"""\
+space: affine
+optimizers:
+{_GRID}\
+  - LCSCGradient     # follows the gradient of the score; take LCSCQuadratic where it has none
+budget: {{evaluations: 100}}
+held_out: {{images: 5000, top: 5}}    # the answer is chosen and reported on other data; without draw: leave it out
+"""
+_OF_COMMAND = f"""\
+space: affine
+optimizers:
+{_GRID}\
+  - LCSCQuadratic    # needs no gradient
+budget: {{evaluations: 60}}
 """
 
 
-def _objective(folder: Path, first: Path, *, of_lora: bool) -> tuple[str, dict[str, tuple[str | None, str]]]:
+def _objective(
+    folder: Path, first: Path, tensors: Mapping[str, Tensor], *, of_images: bool
+) -> tuple[str, dict[str, tuple[str | None, str]]]:
     """The objective that fits, and its settings: name → (value, comment); ``None`` if only the user knows the value."""
     base = folder if folder.is_dir() else folder.parent
-    places = [inside for place in (first, first.parent, base, base.parent) for inside in (place / "unet", place)]
+    around = (first, first.parent, base, base.parent)
+    adapter = next((place for place in around if _known(place, "adapter_config.json", "task_type")), None)
+    language = next((place for place in around if _known(place, "config.json", "model_type")), None)
+    if adapter is not None or language is not None:
+        return _SCORE, _of_adapter(adapter) if adapter is not None else _of_score(language)
+    of_lora = lora_flavour(tensors) is not None
+    if of_lora and any(part in name for name in tensors for part in _FLUX):
+        raise TrajectoryError(f"{folder}: LoRAs of FLUX, which no objective samples; lcsc apply averages them")
+    places = [inside for place in around for inside in (place / "unet", place)]
     model = next((place for place in places if _class_of(place) is not None), None)
     if of_lora or (model is not None and _class_of(model) == "UNet2DConditionModel"):
         known = (json.dumps(str(model.parent)), "where the rest of the pipeline is") if model and not of_lora else None
@@ -112,6 +140,8 @@ def _objective(folder: Path, first: Path, *, of_lora: bool) -> tuple[str, dict[s
                 "network": (None, "the class of the network, as training.networks:EDMPrecond"),
                 "sampler": ("{name: heun, steps: 18}", "EDM's own"),
             }
+    if not of_images and not _makes_images(tensors):
+        return _SCORE, _of_score(None)
     return "torch_module.py", {
         "model": (None, "module:function that makes your network"),
         "sampler": (None, "module:function that is called as sample(model, noise) and returns images in [-1, 1]"),
@@ -119,13 +149,47 @@ def _objective(folder: Path, first: Path, *, of_lora: bool) -> tuple[str, dict[s
     }
 
 
-def _class_of(model: Path) -> str | None:
-    """The class of a diffusers model in its ``config.json``."""
+def _of_score(model: Path | None) -> dict[str, tuple[str | None, str]]:
+    known = None if model is None else json.dumps(str(model))
+    what = "its config.json; weights come from the checkpoints" if known else "module:function that makes your network"
+    return {
+        "model": (known, what),
+        "score": (None, "module:function, called as score(model, draw); gives losses of single items, docs/score.md"),
+        "size": ("500", "items of an evaluation; leave it out where the score takes no draw"),
+    }
+
+
+def _of_adapter(adapter: Path) -> dict[str, tuple[str | None, str]]:
+    base = _known(adapter, "adapter_config.json", "base_model_name_or_path") or "BASE"
+    example = f"lm_eval --model hf --model_args pretrained={base},peft={{model}} --tasks arc_easy --output_path {{out}}"
+    return {
+        "model": (json.dumps(str(adapter)), "the adapter's configuration"),
+        "command": (None, f"scores the adapter in {{model}}, such as {example}"),
+        "read": (None, "where in the JSON of the command its number is, such as results.arc_easy.acc"),
+        "maximize": ("true", "whether higher is better"),
+    }
+
+
+def _makes_images(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a network is told a noise level, or ends in few channels; also where nothing tells."""
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim > 1]
+    few = any(tensor.ndim > 2 and len(tensor) <= 4 for tensor in matrices)  # of RGB, or of latents
+    return few or not matrices or any(_NOISE_LEVEL.search(name) for name in tensors)
+
+
+def _known(folder: Path, file: str, key: str) -> str | None:
+    """A text in a JSON file of a folder; ``None`` where it is not."""
     try:
-        found = json.loads((model / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        found = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):
         return None
-    return found if isinstance(found, str) and re.fullmatch(r"UNet\w+|\w+Transformer\w*", found) else None
+    return found if isinstance(found, str) and found else None
+
+
+def _class_of(model: Path) -> str | None:
+    """The class of a diffusers model in its ``config.json``."""
+    found = _known(model, "config.json", "_class_name") or ""
+    return found if re.fullmatch(r"UNet\w+|\w+Transformer\w*", found) else None
 
 
 def _images_near(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,34 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lcsc(["trajectory", "pack", "runs", "-o", "letters.trajectory"]) == 0
     assert lcsc(["init", "letters.trajectory", "-o", "letters.yaml"]) == 0
     assert 'name: "letters"' in Path("letters.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "lines"),
+    [
+        ({"config.json": {"model_type": "llama"}}, ["lm_head.weight"], ["model: ", "score: ", "- LCSCGradient"]),
+        ({}, ["conv.weight", "fc.weight"], ['model: "FILL IN', 'score: "FILL IN', "- LCSCGradient"]),
+        (
+            {"adapter_config.json": {"task_type": "CAUSAL_LM", "base_model_name_or_path": "me/base"}},
+            ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
+            ['command: "FILL IN: ', "pretrained=me/base,peft={model}", "- LCSCQuadratic"],
+        ),
+    ],
+    ids=["transformers", "classifier", "adapter"],
+)
+def test_what_makes_no_images_gets_a_score(config: dict[str, object], tensors: list[str], lines: list[str]) -> None:
+    for step in (100, 200):
+        folder = Path("out") / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name, content in config.items():
+            (folder / name).write_text(json.dumps(content))
+        name = "adapter_model" if "adapter_config.json" in config else "model"
+        save_file({tensor: torch.ones(5, 5) for tensor in tensors}, folder / f"{name}.safetensors")
+    assert lcsc(["init", "out"]) == 0
+    text = Path("study.yaml").read_text()
+    assert all(line in text for line in ("file: score.py", *lines)), text
+    assert "reference" not in text
+    assert lcsc(["run", "study.yaml", "--dry-run"]) == 2  # the score is still to be filled in
 
 
 def loras(*names: str) -> None:
