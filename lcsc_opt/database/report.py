@@ -166,7 +166,7 @@ def report_rows(
         is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in names
         if not values or is_error or (metric not in ("loss", *signs) and values == losses):
             continue
-        sign = 1 if metric == "loss" else -1 if values == negative else signs.get(metric)
+        sign = 1 if metric == "loss" else signs.get(metric, -1 if values == negative else None)
         named = score if metric == "loss" else metric
         errors = [_error(part, named) for part in (groups, baseline)]
         value, spread = statistics.fmean(values.values()), _spread(values.values()) or errors[0]
