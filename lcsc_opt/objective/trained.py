@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
@@ -81,6 +82,7 @@ class TrainedSettings(ScoreSettings):
 
     def objective(self, dataset: Bundled, trajectory: Trajectory, sampler: Sampler) -> MergeSampleScore:
         """Merge the selected checkpoints, sample, and score by the networks of ``dataset``."""
+        device = accelerator.find("auto")  # where the sampler is, too
 
         def reference(extractor: FeatureExtractor) -> Reference:
             seen = Reference.of_images(extractor, self.trained_on(dataset))
@@ -90,9 +92,9 @@ class TrainedSettings(ScoreSettings):
 
         def for_reports() -> dict[str, Reference]:
             own = {INCEPTION: known} if self.held_out_metrics is None else {}
-            return {**own, CROSS_CHECK: reference(feature_network(dataset, second=True))}
+            return {**own, CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}
 
-        known = reference(feature_network(dataset))
+        known = reference(feature_network(dataset).to(device))
         scores = Scores(
             {INCEPTION: known},
             loss=self.loss,
@@ -105,7 +107,9 @@ class TrainedSettings(ScoreSettings):
         if self.select.given:
             chosen = self.select.choose(steps)
             trajectory = Trajectory.open(trajectory.path, steps=[steps[i] for i in chosen])
-        return MergeSampleScore(trajectory, sampler, scores, images=self.images, batch_size=self.batch_size)
+        return MergeSampleScore(
+            trajectory, sampler, scores, images=self.images, batch_size=self.batch_size, device=device
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Merger:
         ranges = _ranges_of(slots)
         by_slot = torch.zeros(*coefficients.shape[:2], max(self.slots) + 1, dtype=torch.float64, device="cpu")
         by_slot[:, :, list(self.slots)] = torch.from_numpy(coefficients)
-        by_slot = by_slot.to(device)
+        by_slot = by_slot.to(device, non_blocking=True)
         held = sum(last - first for first, last in ranges) + len(coefficients)
         flat = {segment: [self._room(segment, result) for result in merged] for segment in self.segments}
         threads = _threads() if device == CPU else 1

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, merge, placement
 from lcsc_opt.trajectory.placement import Placement
@@ -144,10 +143,3 @@ def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
     for how in (None, "resident"):  # there was room, until it was taken
         trajectory.on("cpu", how=how)  # type: ignore[arg-type]
         assert "are streamed for each merge" in capsys.readouterr().err
-
-
-def test_the_map_is_not_for_gpus(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_room", lambda _device: 1e9)
-    monkeypatch.setattr(accelerator, "asynchronous", lambda device: device.type == "cuda")
-    with pytest.raises(TrajectoryError, match="cannot be mapped into cuda:0: choose 'resident' or 'streamed'"):
-        trajectory.on("cuda:0", how="mapped")

@@ -9,14 +9,12 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 
 import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
-from lcsc_opt.trajectory import writer as writer_module
 from lcsc_opt.trajectory.manifest import Manifest
 from tests.processes import SECONDS, forked, wait_until
 from tests.trajectory.ended_writers import append_until_signal, ends_of_interpreters
@@ -106,32 +104,6 @@ def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
         with pytest.raises(TrajectoryError, match="Step 2 comes after step 4"):  # no longer kept
             writer.append(2, state_dict(2), wait=False)
     assert_whole(tmp_path / "t", [3, 4])
-
-
-def test_a_copy_from_a_gpu_goes_into_pinned_memory_on_the_stream_that_trains(tmp_path, monkeypatch):
-    """What is asked of torch, where there is no GPU."""
-    calls, plain = [], torch.empty
-
-    def called(name, stream=""):
-        calls.append((name, stream, threading.current_thread() is threading.main_thread()))
-
-    def empty(*size, pin_memory=False, **options):
-        calls.extend([("pinned", *size)] if pin_memory else [])
-        return plain(*size, **options)
-
-    monkeypatch.setattr(writer_module, "asynchronous", lambda device: True)
-    monkeypatch.setattr(writer_module, "recorded", partial(called, "recorded"))
-    monkeypatch.setattr(writer_module, "wait_for", lambda _: called("waited"))
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
-    weights = state_dict(1)
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step in (1, 2):
-            writer.append(step, weights, wait=False)
-            writer.flush()
-    copied = [("recorded", torch.device("cpu"), True), ("waited", "", False)]
-    assert calls == [("pinned", Trajectory.open(tmp_path / "t").nbytes // 2), *copied, *copied]
-    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(1), state_dict(1))
 
 
 @pytest.mark.gpu

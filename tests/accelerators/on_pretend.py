@@ -1,0 +1,379 @@
+"""What must hold on every accelerator, on the pretend one; ``test_accelerators.py`` runs this."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.catalog import load_file
+from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.evaluation import WorkerPool
+from lcsc_opt.evaluation.processes import environments
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.search.refining import RefineSettings, refine
+from lcsc_opt.training.recipes import RECIPES, Batch
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, placement
+from tests.accelerators import pretend
+from tests.accelerators.pretend import COUNTS, Options, slow
+from tests.objectives import test_edm
+from tests.objectives.image_objectives import PIXELS, build
+from tests.training.toy_network import IMAGES, ToyNetwork
+from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, same_bits, state_dict
+
+ROOT = Path(__file__).parents[2]
+DEVICE = torch.device("pretend", 0)
+K = len(STEPS)
+ROW = np.array([0.5, -0.25, 1.0, 0.0, -0.25])
+
+
+@pytest.fixture(autouse=True)
+def new_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, value in vars(Options).items():
+        if not name.startswith("_"):
+            monkeypatch.setattr(Options, name, value)
+    accelerator.has_float64.cache_clear()
+    torch.accelerator.synchronize()
+    COUNTS.clear()
+    yield
+    torch.accelerator.synchronize()
+    torch.pretend.empty_cache()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Trajectory:
+    return make_trajectory(tmp_path / "run.trajectory")
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trajectory:
+    """Six checkpoints that are streamed in many pieces."""
+    monkeypatch.setattr(placement, "READ_BYTES", 2**16)
+    with TrajectoryWriter(tmp_path / "large.trajectory") as writer:
+        for step in range(6):
+            generator = torch.Generator().manual_seed(step)
+            writer.append(step, {name: torch.randn(150, 200, generator=generator) for name in "ab"})
+    return Trajectory.open(tmp_path / "large.trajectory")
+
+
+def close(found: Any, expected: Any) -> None:
+    for name, tensor in expected.items():
+        assert found[name].device == DEVICE
+        torch.testing.assert_close(found[name].cpu(), tensor, rtol=1e-5, atol=1e-5)
+
+
+# devices
+
+
+def test_every_device_that_torch_sees_can_be_named() -> None:
+    assert accelerator.find("auto") == torch.device("pretend")
+    assert accelerator.find("pretend:1") == torch.device("pretend:1")
+    with pytest.raises(ObjectiveError, match="expected auto or one of cpu, pretend:0, pretend:1"):
+        accelerator.find("pretend:2")
+    assert accelerator.model_name(torch.device("pretend:1")) == "pretend 1"
+    assert accelerator.only(torch.device("pretend:1")) == {"PRETEND_VISIBLE_DEVICES": "1"}
+
+
+def test_devices_are_not_mixed() -> None:
+    here, there = torch.ones(2), torch.ones(2, device=DEVICE)
+    for other in (here, torch.ones(2, device="pretend:1")):
+        with pytest.raises(RuntimeError, match="to be on the same device"):
+            there + other
+    assert (there * torch.tensor(3.0)).tolist() == [3.0, 3.0]  # a number may come from anywhere
+
+
+# trajectories
+
+
+@pytest.mark.parametrize("how", ["resident", "streamed"])
+def test_merges_are_those_of_the_cpu(trajectory: Trajectory, how: Any) -> None:
+    placed = trajectory.on(DEVICE, how=how)
+    close(placed.merge(ROW), trajectory.merge(ROW))
+    one = placed.merge(np.eye(K)[2])
+    assert same_bits({name: tensor.cpu() for name, tensor in one.items()}, trajectory.checkpoint(2))
+    gradients = {name: torch.ones(state_dict(1)[name].shape) for name in COMBINED}
+    there = {name: tensor.to(DEVICE) for name, tensor in gradients.items()}
+    np.testing.assert_allclose(placed.project(there), trajectory.project(gradients), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(placed.gram(), trajectory.gram(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["resident", "streamed"])
+def test_a_merge_is_finished_when_it_returns_and_its_memory_is_the_callers(large: Trajectory, how: Any) -> None:
+    """The caller reads on a stream of its own, frees, and merges the next one at once."""
+    rows = np.random.default_rng(0).dirichlet(np.ones(6), size=6)
+    expected = [large.merge(row) for row in rows]
+    network = {name: torch.empty_like(tensor, device=DEVICE) for name, tensor in expected[0].items()}
+    with slow(0.01):
+        placed = large.on(DEVICE, how=how)
+    kept = []
+    for row in rows:
+        weights = placed.merge(row)
+        with slow(0.02):
+            for name in network:
+                network[name].copy_(weights.pop(name))  # queued: the device has not begun
+        kept.append({name: tensor.clone() for name, tensor in network.items()})
+    for found, wanted in zip(kept, expected, strict=True):
+        close(found, wanted)
+
+
+def test_several_threads_merge_at_once_and_are_back_on_their_own_streams(large: Trajectory) -> None:
+    placed, rows = large.on(DEVICE), np.random.default_rng(0).dirichlet(np.ones(6), size=12)
+
+    def merged(row: Any) -> bool:
+        own = torch.Stream(DEVICE)
+        torch.accelerator.set_stream(own)
+        close(placed.merge(row), large.merge(row))
+        return bool(torch.accelerator.current_stream(DEVICE) == own)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(merged, rows))
+
+
+def test_what_does_not_fit_is_streamed_through_little_memory(
+    large: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Options, "memory", large.nbytes)
+    placed = large.on(DEVICE)
+    assert "are streamed for each merge" in capsys.readouterr().err
+    assert COUNTS["out_of_memory"] == 0, "it was tried"
+    close(placed.merge(np.full(6, 1 / 6)), large.merge(np.full(6, 1 / 6)))
+    assert COUNTS["to_device"] - COUNTS["meanwhile"] == 1  # the coefficients
+    monkeypatch.setattr(placement, "_SHARE_OF_DEVICE", 1.0)  # others take it meanwhile
+    monkeypatch.setattr(accelerator, "free_bytes", lambda device: 10 * large.nbytes)
+    monkeypatch.setattr(Options, "memory", large.nbytes // 2)
+    close(large.on(DEVICE).merge(np.full(6, 1 / 6)), large.merge(np.full(6, 1 / 6)))
+    assert "are streamed for each merge" in capsys.readouterr().err
+
+
+def test_a_device_without_float64_is_served_by_the_cpu(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Options, "float64", False)
+    assert all(tensor.device.type == "cpu" for tensor in trajectory.on(DEVICE).merge(ROW).values())
+    with TrajectoryWriter(trajectory.path) as writer:
+        writer.append(
+            600,
+            {n: t.to(DEVICE) for n, t in state_dict(600).items() if n != "double"}
+            | {"double": state_dict(600)["double"]},
+            wait=False,
+        )
+    assert same_bits(Trajectory.open(trajectory.path).checkpoint(5), state_dict(600))
+
+
+def test_the_map_is_not_for_a_device(trajectory: Trajectory) -> None:
+    with pytest.raises(TrajectoryError, match="cannot be mapped into pretend:0: choose 'resident' or 'streamed'"):
+        trajectory.on(DEVICE, how="mapped")
+
+
+# saving while training
+
+
+def test_weights_may_change_right_after_append(tmp_path: Path) -> None:
+    weight, count = torch.zeros(500, 300, device=DEVICE), torch.tensor(0, device=DEVICE)
+    wanted = []
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in range(1, 6):
+            weight.copy_(torch.randn(500, 300))
+            count.fill_(step)
+            wanted.append({"w": weight.cpu().t(), "n": count.cpu()})
+            COUNTS.clear()
+            writer.append(step, {"w": weight.t(), "n": count}, wait=False)
+            assert COUNTS["waits"] <= 1, "the loop waited"  # at most for the previous one
+            weight.fill_(99)
+    found = Trajectory.open(tmp_path / "t")
+    assert all(same_bits(found.checkpoint(index), tensors) for index, tensors in enumerate(wanted))
+
+
+# objectives
+
+
+def small(device: str, folder: Path, **changes: Any) -> MergeSampleScore:
+    """A network with a convolution and batch normalization, on 8×8 images; KID keeps all features, FID moments."""
+    shared = {"image_shape": [1, 8, 8], "sampler": "tests.accelerators.on_pretend:sample", "checkpoints": "model*.pt"}
+    own = {"model": "tests.accelerators.on_pretend:Network", "device": device}
+    return build("torch_module.py", folder, **{**shared, **own, **changes})
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def sample(model: nn.Module, noise: Tensor) -> Tensor:
+    return torch.tanh(model(noise))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        torch.save({"model": Network().state_dict()}, tmp_path / f"model{step:06d}.pt")
+    return tmp_path
+
+
+def edm(device: str, folder: Path) -> MergeSampleScore:
+    test_edm.train(folder, width=3)
+    return test_edm.edm(folder, sampler={"steps": 2}, device=device)
+
+
+@pytest.mark.parametrize("made", [small, edm])
+def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(
+    folder: Path, made: Any, networks_train_briefly: None
+) -> None:
+    here, there = made("cpu", folder), made("pretend", folder)
+    for trial in range(2):
+        candidate = Candidate(ema_coefficients(here.steps, 0.9 - 0.4 * trial))
+        expected, found = (one.evaluate(candidate, gradient=True) for one in (here, there))
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert there.evaluate(candidate).loss == pytest.approx(expected.loss, rel=1e-4)
+        np.testing.assert_allclose(found.gradient, expected.gradient, rtol=2e-3, atol=1e-5)
+
+
+def test_an_objective_that_trains_its_model_searches_on_the_device(folder: Path, networks_train_briefly: None) -> None:
+    settings = {"images": 70, "batch_size": 32, "training_steps": 3, "checkpoint_every": 1}
+    objective = load_file(ROOT / "objectives" / "digits.py").build(settings)
+    rates = [Candidate(ema_coefficients(objective.steps, rate)) for rate in (0.5, 0.7)]
+    objective.evaluate(rates[0])
+    COUNTS.clear()
+    evaluation = objective.evaluate(rates[1], gradient=True)
+    assert np.isfinite([evaluation.loss, *evaluation.gradient]).all()
+    assert COUNTS["to_host_bytes"] < 70 * 8 * 8 * 4 + 70 * 64 * 8, "images were taken to the host"
+
+
+def test_what_is_kept_and_every_metric_agree_with_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 40)
+    images = np.random.default_rng(0).integers(90, 170, (30, 8, 8, 1), dtype=np.uint8)
+    np.savez(folder / "images.npz", images)
+    pixels = PIXELS.partition("@")[2]
+    metrics = [f"{name}@{pixels}" for name in ("kid", "precision", "recall", "near", "sliced", "cmmd")]
+    how = {"reference": "images.npz", "metrics": metrics, "keep": "precision"}
+    candidate = Candidate(ema_coefficients((10, 20, 30), 0.8))
+    found, expected = (small(device, folder, **how).evaluate(candidate) for device in ("pretend", "cpu"))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-6)
+
+
+def test_the_measured_batch_size_follows_the_memory_also_in_the_middle_of_a_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate, sizes = Candidate(ema_coefficients((10, 20, 30), 0.8)), []
+    expected = small("cpu", folder).evaluate(candidate).loss
+    for memory in (10_000, 40_000, 2**20):
+        monkeypatch.setattr(Options, "memory", memory)
+        monkeypatch.setenv("LCSC_CACHE", str(folder / f"cache{memory}"))
+        objective = small("pretend", folder, batch_size="auto")
+        assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
+        assert COUNTS["out_of_memory"] > 0 or memory == 2**20
+        sizes.append(objective._batch_size)
+        COUNTS.clear()
+    assert sizes[0] < sizes[1] <= sizes[2] == 24
+    torch.pretend.empty_cache()  # type: ignore[attr-defined]
+    monkeypatch.setattr(Options, "memory", pretend.used(0) + 8_000)  # others take the rest
+    assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
+    assert objective._batch_size < sizes[2]
+    assert COUNTS["out_of_memory"] > 0
+
+
+class WithDevice(Objective):
+    """The loss of a small objective, and the number of the device that it was computed on."""
+
+    steps, images_per_evaluation = (10, 20, 30), 24
+
+    def __init__(self, folder: Path) -> None:
+        self.inner = small("auto", folder)
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        found = self.inner.evaluate(candidate)
+        name = accelerator.model_name(self.inner.device)
+        return dataclasses.replace(found, metrics={**found.metrics, "device": float(name.split()[-1])})
+
+    def describe(self) -> dict[str, Any]:
+        return self.inner.describe()
+
+
+def test_two_workers_compute_on_two_devices(folder: Path) -> None:
+    candidate = Candidate(ema_coefficients((10, 20, 30), 0.8))
+    expected = small("cpu", folder).evaluate(candidate).loss
+    load = functools.partial(WithDevice, folder)
+    with contextlib.closing(WorkerPool(load, 2, environments=environments(2))) as pool:
+        futures = [pool.submit("submit", candidate, worker=worker) for worker in (0, 1)]
+        found = [future.result(timeout=120) for future in futures]
+    assert [one.loss for one in found] == pytest.approx([expected] * 2, rel=1e-4)
+    assert [one.metrics["device"] for one in found] == [0.0, 1.0]
+
+
+def test_all_weights_are_refined_as_on_the_cpu(folder: Path) -> None:
+    settings = RefineSettings(images=72, images_per_step=24, rate=1e-2, checkpoint_every=1)
+    answers = []
+    for device in ("cpu", "pretend"):
+        how: dict[str, Any] = {"start": lambda: ema_coefficients((10, 20, 30), 0.8), "held_out_images": 24}
+        answers.append(refine(small(device, folder), settings, folder / f"{device}.trajectory", **how)[1:])
+    for expected, found in zip(*answers, strict=True):
+        assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+    here, there = (Trajectory.open(folder / f"{device}.trajectory") for device in ("cpu", "pretend"))
+    for index in range(len(here)):
+        torch.testing.assert_close(there.checkpoint(index), here.checkpoint(index), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_of_a_recipe_is_that_of_the_cpu(name: str) -> None:
+    gradients = []
+    for device in (torch.device("cpu"), DEVICE):
+        torch.manual_seed(0)
+        network, recipe = ToyNetwork().to(device), RECIPES[name]()
+        generator = torch.Generator(device)
+        generator.manual_seed(7)
+        parts: dict[str, Any] = {
+            "network": network,
+            "target": network,
+            "generator": generator,
+            "noise_scale": recipe.noise_scale,
+        }
+        teacher = (lambda x, _sigma: x) if name == "cd" else None
+        recipe.loss(Batch(images=IMAGES[:8].to(device), step=0, steps=10, **parts, teacher=teacher)).backward()
+        torch.optim.Adam(network.parameters()).step()
+        gradients.append([weight.grad.cpu() for weight in network.parameters()])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# budgets: figures of docs/performance.md
+
+
+def test_a_merge_launches_once_a_tile_not_once_a_tensor(tmp_path: Path) -> None:
+    counted = []
+    for tensors in (1, 50):
+        with TrajectoryWriter(tmp_path / f"{tensors}") as writer:
+            for step in range(4):
+                whole = torch.randn(5000, generator=torch.Generator().manual_seed(step))
+                writer.append(step, {str(n): part for n, part in enumerate(whole.chunk(tensors))})
+        placed = Trajectory.open(tmp_path / f"{tensors}").on(DEVICE)
+        COUNTS.clear()
+        placed.merge(np.array([0.5, 0.25, 0.5, -0.25]))
+        counted.append({name: COUNTS[name] for name in ("launches", "to_device", "to_host", "waits")})
+    assert counted[0] == counted[1] == {"launches": 2, "to_device": 1, "to_host": 0, "waits": 1}
+
+
+def test_a_trial_takes_moments_to_the_host_and_no_images(folder: Path) -> None:
+    objective, rates = small("pretend", folder, batch_size=8), (0.5, 0.6)
+    objective.evaluate(Candidate(ema_coefficients((10, 20, 30), rates[0])))
+    COUNTS.clear()
+    objective.evaluate(Candidate(ema_coefficients((10, 20, 30), rates[1])))
+    most = {"to_host_bytes": 8 * (4 + 4 * 4) + 10, "to_host": 9, "to_device": 9, "waits": 18, "launches": 84}
+    assert {name: COUNTS[name] for name in most if COUNTS[name] > most[name]} == {}
