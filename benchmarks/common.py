@@ -103,7 +103,7 @@ def measure_missing(
         baseline: name → metrics, for rows at the head of the table.
     """
     print(machine())
-    known = {tuple(row[: len(named)]): [float(value) for value in row[len(named) :]] for row in read_csv(name)}
+    known = {tuple(row[: len(named)]): [float(value or "nan") for value in row[len(named) :]] for row in read_csv(name)}
     for key in keys:
         texts = tuple(map(str, key))
         if texts not in known:
@@ -121,11 +121,12 @@ def measure_missing(
     for group, several in groups.items():
         of = dict(zip(metrics, zip(*several, strict=True), strict=True))
         named_so = [f"{int(text):,}" if text.isdecimal() else text for text in group]
-        table.append([*named_so, str(len(several)), *(_cell(of[metric]) for metric in shown)])
+        table.append([*named_so, str(len(several)), *(cell(of[metric]) for metric in shown)])
     print(*markdown(table), sep="\n")
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3g}{spread}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from common import RESULTS, machine, parse, write_csv
+from common import RESULTS, cell, machine, parse, write_csv
 
 from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.connection import open_storage
@@ -36,14 +36,15 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     print(machine())
     print(f"{arguments.evaluations} evaluations of 1,000 images, held out on 10,000, {arguments.seeds} seeds")
-    print("max_parents  mutation  crossover  generation_size        searched         held-out")
+    print(*START, "searched", "held-out", sep="  ")
     best, rows = dict(START), []
     for name, values in VARIATIONS.items():
         found = {value: run({**best, name: value}, arguments.seeds, arguments.evaluations) for value in values}
         for value, studies in found.items():
-            print_line({**best, name: value}, studies)
+            losses = ([getattr(study, loss) for study in studies] for loss in ("searched", "held_out_loss"))
+            print(*({**best, name: value}.values()), *map(cell, losses), sep="  ", flush=True)
             rows += [(*{**best, name: value}.values(), s.seed, s.searched, s.held_out_loss) for s in studies]
-        best[name] = min(values, key=lambda value: mean_held_out(found[value]))
+        best[name] = min(values, key=lambda value: statistics.fmean(s.held_out_loss or 0 for s in found[value]))
         print(f"best {name}: {best[name]}", flush=True)
     print(write_csv("evolution_settings", (*START, "seed", "searched_fid", "held_out_fid"), rows))
 
@@ -69,25 +70,6 @@ def study(options: dict[str, Any], evaluations: int) -> StudySpec:
         "held_out": {"images": 10000, "top": 5},
     }
     return parse_studies(content, source="benchmark")[0]
-
-
-def mean_held_out(studies: list[StudyHistory]) -> float:
-    """The mean held-out loss, by which settings are judged."""
-    return statistics.fmean(study.held_out_loss for study in studies if study.held_out_loss is not None)
-
-
-def print_line(options: dict[str, Any], studies: list[StudyHistory]) -> None:
-    """Print the settings, and mean and spread over seeds."""
-    searched, held_out = (spread([getattr(study, name) for study in studies]) for name in ("searched", "held_out_loss"))
-    line = "{max_parents:11d}  {mutation:8g}  {crossover:9g}  {generation_size:15d}".format(**options)
-    print(f"{line}  {searched}  {held_out}", flush=True)
-
-
-def spread(values: list[float | None]) -> str:
-    """Mean and sample standard deviation."""
-    known = [value for value in values if value is not None]
-    deviation = statistics.stdev(known) if len(known) > 1 else float("nan")
-    return f"{statistics.fmean(known):6.3f} ± {deviation:.3f}"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
 
 def compare(dimension: int, images: int, rounds: int) -> dict[str, Any]:
     """One case: seconds of each way, how many times faster ours is, and how far the values are apart."""
-    basis = random_basis(dimension)
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((dimension, dimension)))
     real, samples = features(REAL, basis, seed=1), features(images, basis, seed=2, spread=WIDER, shift=SHIFT)
     seconds, values = measure(tasks(real, samples), rounds)
     exact = with_singular_values(real, samples)
@@ -74,12 +74,6 @@ def compare(dimension: int, images: int, rounds: int) -> dict[str, Any]:
             line += f"  {median / ours:6.1f} times ours"
         print(line, flush=True)
     return case
-
-
-def random_basis(dimension: int) -> np.ndarray:
-    """``[D, D]`` orthonormal."""
-    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((dimension, dimension)))
-    return np.asarray(basis)
 
 
 def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, shift: float = 0.0) -> np.ndarray:

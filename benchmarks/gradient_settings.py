@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common import machine, parse, read_csv, write_csv
+from common import measure_missing, parse
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
@@ -34,7 +32,6 @@ FIRST_SEED = 10  # settings were chosen with smaller seeds
 HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # settings were chosen on group 0
 LIMITS = (2_000, 6_000, 20_000, 60_000)
 PER_CHECK = 1_000
-HEADER = ("row", "seed", *(f"fid_{limit}" for limit in LIMITS), "cross_check_fid", "seconds")
 Result = tuple[float, ...]
 """Held-out FID at each limit, that of the cross-check at the end, seconds; NaN where there is none."""
 
@@ -72,33 +69,15 @@ ROWS = (
 def main() -> None:
     """Run what is missing, print every search, then the table."""
     arguments = parse(__doc__, seeds=3, row={"action": "append", "help": "only rows whose names begin so"})
-    chosen = [row for row in ROWS if row.name.startswith(tuple(arguments.row or [""]))]
+    chosen = {row.name: row for row in ROWS if row.name.startswith(tuple(arguments.row or [""]))}
     objective = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK}))
-    known = read()
-    print(machine())
     print(f"start: {measure(objective, default_origin(objective.steps))}")
-    for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
-        for row in chosen:
-            if (row.name, seed) not in known and seed < FIRST_SEED + row.seeds:
-                known[row.name, seed] = run(objective, row, seed)
-                write(known)
-                print(f"seed {seed}  {row.name:28s}", *(f"{value:8.3f}" for value in known[row.name, seed]), flush=True)
-    print_table(known)
-    print(write(known))
-
-
-def read() -> dict[tuple[str, int], Result]:
-    """The results that exist already."""
-    return {
-        (name, int(seed)): tuple(float(value or "nan") for value in values)
-        for name, seed, *values in read_csv("gradient_settings")
-    }
-
-
-def write(known: Mapping[tuple[str, int], Result]) -> Path:
-    """Write all results."""
-    rows = [(*key, *("" if math.isnan(value) else value for value in found)) for key, found in known.items()]
-    return write_csv("gradient_settings", HEADER, rows)
+    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+    keys = [(row.name, seed) for seed in seeds for row in chosen.values() if seed < FIRST_SEED + row.seeds]
+    named: dict[str, Any] = {
+        "named": ("row", "seed"), "metrics": (*(f"fid_{limit}" for limit in LIMITS), "cross_check_fid", "seconds")
+    }  # fmt: skip
+    measure_missing("gradient_settings", keys, lambda name, seed: run(objective, chosen[name], seed), **named)
 
 
 def run(objective: Objective, row: Row, seed: int) -> Result:
@@ -136,19 +115,6 @@ def measure(objective: Objective, coefficients: Coefficients) -> tuple[float, fl
     """Held-out FID, and that of the cross-check, which is NaN if the objective has none."""
     evaluation = objective.evaluate(Candidate(coefficients, images=HELD_OUT_IMAGES, noise=HELD_OUT))
     return evaluation.metrics["fid"], evaluation.metrics.get("fid@cross_check", math.nan)
-
-
-def print_table(known: Mapping[tuple[str, int], Result]) -> None:
-    """Print the means over seeds, and the sample standard deviation of the last FID."""
-    print("\n| | seeds |", " | ".join(f"{limit:,} images" for limit in LIMITS), "| cross-check |")
-    print("|---|---|" + "---|" * (len(LIMITS) + 1))
-    for name in dict.fromkeys(name for name, _ in known):
-        found = [result[:-1] for key, result in known.items() if key[0] == name]
-        cells = [f"{statistics.fmean(values):.2f}" for values in zip(*found, strict=True)]
-        if len(found) > 1:
-            last = max(place for place in range(len(LIMITS)) if not math.isnan(found[0][place]))
-            cells[last] += f" ± {statistics.stdev(result[last] for result in found):.2f}"
-        print(f"| {name} | {len(found)} |", " | ".join(cells).replace("nan", ""), "|")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ import numpy as np
 from common import measure_missing, parse
 from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from refine import TRAINING
-from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.search.self_training import append_self_trained, with_weight
 from lcsc_opt.training.recipes.consistency import Ict
 from lcsc_opt.trajectory import Trajectory
@@ -55,18 +53,12 @@ class Ways:
         coefficients = self._line() if way == "EMA*" and row else self._ema
         if way != "EMA*":
             coefficients = answer_of(objective, way, self._seed, images, selected_on=self._selected)
-        return self._weight(coefficients, row), *evaluator.of_images(_sampled(objective, coefficients))
+        sampled = objective.images(np.asarray(coefficients), HELD_OUT, REPORTED)
+        return -float(coefficients[self._place]) if row else 0.0, *evaluator.of_images(sampled)
 
     def _line(self) -> Coefficients:
         candidates = [with_weight(self._ema, self._place, weight) for weight in LINE]
         return min(candidates, key=lambda asked: self._extended.evaluate(Candidate(asked)).loss)
-
-    def _weight(self, coefficients: Coefficients, row: str) -> float:
-        return -float(coefficients[self._place]) if row else 0.0
-
-
-def _sampled(objective: MergeSampleScore, coefficients: Coefficients) -> Tensor:
-    return objective.images(np.asarray(coefficients), HELD_OUT, REPORTED)
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
     """
     wanted = {table.study: seeds or table.seeds for table in TABLES}
     borrowed = {table.study for table in TABLES if table.beside in chosen}
-    overrides = {study: _overrides(study, quick=quick) for study in chosen}
+    overrides = {study: (*QUICK, *QUICK_VARIED.get(study, (QUICK_BUDGET,))) if quick else () for study in chosen}
     searches = [
         Job(study, seed, overrides[study])
         for seed in range(max(wanted[study] for study in chosen))
@@ -122,10 +122,6 @@ def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
         if seed < wanted[study] and study not in borrowed
     ]
     return [*(Job(study, 0, overrides[study], grids=True) for study in chosen), *searches]
-
-
-def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
-    return (*QUICK, *QUICK_VARIED.get(study, (QUICK_BUDGET,))) if quick else ()
 
 
 def main() -> None:

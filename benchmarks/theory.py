@@ -163,16 +163,6 @@ def emas(steps: Sequence[int]) -> list[Floats]:
     return [ema_coefficients(steps, float(math.exp(-1 / length))) for length in lengths]
 
 
-def power_emas(steps: Sequence[int]) -> list[Floats]:
-    """Power-function profiles (Karras et al. 2024, Eq. 3) of 400 widths."""
-    return [power_ema_coefficients(steps, float(width)) for width in np.geomspace(1e-3, LARGEST_SIGMA_REL, 400)]
-
-
-def suffixes(count: int) -> list[Floats]:
-    """Plain averages of the last 1, 2, … K checkpoints (Rakhlin et al. 2012); the last of them is Polyak's."""
-    return [np.repeat([0.0, 1.0 / k], [count - k, k]) for k in range(1, count + 1)]
-
-
 def polynomial_decay(count: int, eta: float) -> Floats:
     """``[K]``: the weights of K iterates in the running average of Shamir & Zhang (2013, Sec. 4).
 
@@ -220,11 +210,13 @@ def steps_of(length: int) -> list[int]:
 @functools.cache
 def profiles(length: int) -> dict[str, list[Floats]]:
     """Family → the coefficients for each value of its parameter, for families with a parameter."""
-    steps = steps_of(length)
+    steps, count = steps_of(length), CHECKPOINTS
+    widths = np.geomspace(1e-3, LARGEST_SIGMA_REL, 400)  # Karras et al. 2024, Eq. 3
     return {
         "best EMA": emas(steps),
-        "best power EMA": power_emas(steps),
-        "best suffix average": suffixes(CHECKPOINTS),
+        "best power EMA": [power_ema_coefficients(steps, float(width)) for width in widths],
+        # Rakhlin et al. 2012; the last of them is Polyak's
+        "best suffix average": [np.repeat([0.0, 1.0 / k], [count - k, k]) for k in range(1, count + 1)],
         "best polynomial decay": [polynomial_decay(CHECKPOINTS, float(eta)) for eta in np.geomspace(0.01, 1000, 200)],
     }
 

@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -127,8 +127,9 @@ def search(
     """Seconds of a search with CMA-ES in a fresh database, and the total cost of its evaluations."""
     space = AffineSpace(objective.steps, default_origin(objective.steps))
     optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=evaluations, workers=workers, seed=0)
-    with _database() as url, contextlib.closing(evaluator):
-        study = StoredStudy.open_or_create(open_storage(url, write=True), "workers/CMA/0", {})
+    with tempfile.TemporaryDirectory(dir=Path()) as folder, contextlib.closing(evaluator):
+        storage = open_storage(f"sqlite:///{Path(folder) / 'workers.db'}", write=True)
+        study = StoredStudy.open_or_create(storage, "workers/CMA/0", {})
         budget, width = BudgetSpec(evaluations=evaluations), most_in_flight(workers)
         with study.hold():
             running = Search(study, optimizer, evaluator, budget=budget, in_flight=width, tells=tells)
@@ -137,12 +138,6 @@ def search(
             seconds = time.perf_counter() - start
         costs = [Cost(**trial.user_attrs["cost"]) for trial in study.trials()]
     return seconds, functools.reduce(operator.add, costs)
-
-
-@contextlib.contextmanager
-def _database() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(dir=Path()) as folder:
-        yield f"sqlite:///{Path(folder) / 'workers.db'}"
 
 
 def sleeping() -> Objective:

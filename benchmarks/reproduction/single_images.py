@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
-from common import markdown
+from common import cell, markdown
 
 from lcsc_opt.database.history import StudyHistory
 from reproduction.claims import OPTIMIZERS, Points
@@ -68,11 +67,5 @@ def _judges(study: StudyHistory, *, baseline: bool = False) -> dict[str, float |
 
 def _cells(known: Sequence[tuple[float | None, Mapping[str, float | None]]]) -> list[str]:
     columns = [[loss for loss, _ in known], *([judges.get(name) for _, judges in known] for name in JUDGES)]
-    return [_mean([value for value in column if value is not None]) for column in columns]
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3g}{spread}"
+    known_values = ([value for value in column if value is not None] for column in columns)
+    return [cell(values) if values else "–" for values in known_values]

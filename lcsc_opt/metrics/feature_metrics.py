@@ -109,6 +109,11 @@ class FeatureMetrics:
                 if self._moments.count:
                     return known.distance_from_moments(self._moments)
                 return known.distance_from_features(self._kept())
+            case "reward" | "held_out_reward" | "spread":
+                moments = self._moments if self._moments.count else Moments.of(self._kept())
+                if formula == "spread":  # from the mean image, root mean square over pixels
+                    return math.sqrt(float(np.trace(moments.scatter)) / moments.count / len(moments.mean))
+                return float(moments.mean[0])
             case "kid":
                 return self._kernel_distance()[0]
             case "is":  # mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)
@@ -133,6 +138,9 @@ class FeatureMetrics:
         match formula:
             case "fid":
                 value, gradient = self.reference.frechet.distance_and_gradient(self._kept())
+            case "reward":
+                rewards = self._kept()
+                value, gradient = float(rewards.mean(dtype=np.float64)), np.full(rewards.shape, 1 / len(rewards))
             case "kid":
                 value, tensor = self._kernel_distance(gradient=True)
                 gradient = tensor.cpu().numpy()

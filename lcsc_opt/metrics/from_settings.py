@@ -11,7 +11,15 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
-from lcsc_opt.metrics.names import DISTANCES, EXTRACTORS, OF_HELD_OUT, OF_REFERENCE_FEATURES, MetricName
+from lcsc_opt.metrics.extractors.rewards import PUBLISHED, build_reward, check_reward
+from lcsc_opt.metrics.names import (
+    DISTANCES,
+    EXTRACTORS,
+    OF_HELD_OUT,
+    OF_REFERENCE_FEATURES,
+    REWARD,
+    MetricName,
+)
 from lcsc_opt.metrics.reference.building import ReferenceSetting, ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import REPORTED, LossScale, Scores
@@ -32,10 +40,14 @@ class ScoresBuilder:
         held_out_metrics: computed only in held-out reports; ``None`` takes the default ones.
         keep: a metric that may not get worse than at EMA*.
         reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
-        weights: extractor → file; without one, published weights are downloaded if they are not there yet.
+        weights: extractor → file; without one, published weights are downloaded if they are not there yet. Published
+            rewards need their folder.
+        rewards: ``reward`` and ``held_out_reward`` → their function; both are reported. With a reward in the loss, the
+            default metrics are reported whatever ``held_out_metrics`` names.
+        unguarded: allows a reward without a distance between distributions.
 
     Raises:
-        MetricError: for an unknown metric or extractor, or a missing reference.
+        MetricError: for an unknown metric or extractor, a missing reference, or a reward without a guard.
     """
 
     def __init__(
@@ -47,19 +59,24 @@ class ScoresBuilder:
         keep: str | None = None,
         reference: ReferenceSetting | None = None,
         weights: Mapping[str, str] | None = None,
+        rewards: Mapping[str, str] | None = None,
+        unguarded: bool = True,
     ) -> None:
         self._named: dict[str, Any] = {
             "loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics or (), "keep": keep
         }  # fmt: skip
-        parsed = self._loss = MetricName.parse_loss(loss)
+        parsed = self._loss = MetricName.parse_loss(loss, unguarded=unguarded)
+        self._rewards = dict(rewards or {})
         kept = () if keep is None else (MetricName.parse_kept(keep, parsed),)
         self._names = (*parsed, *MetricName.parse_all([*metrics, *(held_out_metrics or ())]), *kept)
-        self._extractors = [*dict.fromkeys(name.extractor for name in self._names)]
+        self._extractors = [*dict.fromkeys([name.extractor for name in self._names] + [*self._rewards])]
         searched = {name.extractor for name in parsed}
-        # Inception, CLIP and DINOv2 suit the images if the loss uses one of them
-        others = [name for name in EXTRACTORS if name not in searched] if searched & {*EXTRACTORS} else []
+        self._only_reward = searched == {REWARD} and reference is not None
+        # Inception, CLIP and DINOv2 suit the images if the loss uses one of them, or nothing but a reward
+        suited = self._only_reward or bool(searched & {*EXTRACTORS})
+        others = [name for name in EXTRACTORS if name not in searched] if suited else []
         named = any(name.extractor not in searched and name.formula in DISTANCES for name in self._names)
-        self._default = held_out_metrics is None
+        self._default = held_out_metrics is None or REWARD in searched
         self._cross_check = others[0] if others and self._default and not named else None
         known = [*dict.fromkeys([*self._extractors, *others[: self._cross_check is not None]])]
         self._given, self._references = reference, ReferenceSettings.by_extractor(reference, known)
@@ -69,8 +86,9 @@ class ScoresBuilder:
                     f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
                 )
         for extractor in weights or ():
-            MetricName.parse(f"fid@{extractor}")
-            if extractor not in known:
+            if extractor not in PUBLISHED:
+                MetricName.parse(f"fid@{extractor}")
+            if extractor not in (*known, *self._rewards.values()):
                 notice(f"weights: no metric uses {extractor}; its file is not read")
         self._weights = {extractor: Path(path).expanduser() for extractor, path in (weights or {}).items()}
 
@@ -78,8 +96,11 @@ class ScoresBuilder:
         """Raise MetricError if a reference, a file of weights or a factory is not there; nothing is read."""
         for settings in self._references.values():
             settings.check()
+        for reward in self._rewards.values():
+            check_reward(reward, weights=self._weights.get(reward))
         for extractor in dict.fromkeys([*self._extractors, *self._weights]):
-            check_extractor(extractor, weights=self._weights.get(extractor))
+            if extractor not in (*self._rewards, *PUBLISHED):
+                check_extractor(extractor, weights=self._weights.get(extractor))
 
     def build(
         self,
@@ -103,9 +124,13 @@ class ScoresBuilder:
         place: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
         references: dict[str, Reference] = {}
         for alias in self._extractors:
+            if (reward := self._rewards.get(alias)) is not None:
+                references[alias] = Reference(build_reward(reward, weights=self._weights.get(reward), device=device))
+                continue
             extractor = build_extractor(alias, weights=self._weights.get(alias), device=device)
-            formulas = {name.formula for name in self._names if name.extractor == alias}
-            if formulas == {"is"}:
+            named = [name for name in self._names if name.extractor == alias]
+            formulas = {name.formula for name in named}
+            if not any(name.needs_reference for name in named):
                 references[alias] = Reference(extractor)
                 continue
             held_out = bool(formulas & OF_HELD_OUT) or MetricName("fid", alias) in self._loss
@@ -150,7 +175,7 @@ class ScoresBuilder:
                     f"it needs reference images; give them under reference: {{{other}: a folder, a .zip, ...}}"
                 )
             extractor = build_extractor(other, weights=self._weights.get(other), device=device)
-            return {other: settings.build(other, extractor, features=False, held_out=True, **place)}
+            return {other: settings.build(other, extractor, features=self._only_reward, held_out=True, **place)}
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             reason = str(error).partition("\n")[0]
             notice(

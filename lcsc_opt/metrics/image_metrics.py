@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,8 +95,10 @@ class ImageMetrics:
             options: Any = {"total": total, "gradient": gradient and name in scores.extractors, "device": scores.device}
             self._features[name] = FeatureMetrics(scores.references[name], wanted, **options)
 
-    def update(self, images: Tensor, known: dict[str, Tensor] | None = None) -> None:
-        """Take the features of ``[B, C, H, W]`` in [−1, 1].
+    def update(
+        self, images: Tensor, known: dict[str, Tensor] | None = None, *, prompts: Sequence[str] | None = None
+    ) -> None:
+        """Take the features of ``[B, C, H, W]`` in [−1, 1], and of their ``prompts`` if they have some.
 
         ``known`` are features ``[B, D]`` by their extractor's name, if some are computed already. Raises MetricError if
         features are not finite.
@@ -103,7 +106,7 @@ class ImageMetrics:
         self._scores.notice_size(images)
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, metrics in self._features.items():
-                extractor = metrics.reference.extractor
+                extractor = self._scores.extractor_of(name, prompts)
                 features, logits = (known or {}).get(name), None
                 if "is" in self._formulas[name] and isinstance(extractor, ClassifyingExtractor):
                     answered, logits = extractor.features_and_logits(images)
@@ -116,15 +119,16 @@ class ImageMetrics:
                 wanted = self._formulas[name] != {"is"}
                 metrics.update(checked_features(extractor, features, len(images)) if wanted else None, logits)
 
-    def update_with_graph(self, images: Tensor) -> dict[str, Tensor]:
+    def update_with_graph(self, images: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
         """As :meth:`update`; returns those that the loss uses, with a graph: extractor's name → ``[B, D]``.
 
         Raises:
             MetricError: as :meth:`update`, and when the images have no graph or an extractor cuts it.
         """
         scores = self._scores
-        features = {name: features_with_graph(scores.references[name].extractor, images) for name in scores.extractors}
-        self.update(images, features)
+        searched = {name: scores.extractor_of(name, prompts) for name in scores.extractors}
+        features = {name: features_with_graph(extractor, images) for name, extractor in searched.items()}
+        self.update(images, features, prompts=prompts)
         return features
 
     @property

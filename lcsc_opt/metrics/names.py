@@ -9,20 +9,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import near_miss
 
 Formula = Literal[
     "fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd",
-    "authenticity", "fid_held_out", "nearer_train",
+    "authenticity", "fid_held_out", "nearer_train", "reward", "held_out_reward", "spread",
 ]  # fmt: skip
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
-HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "authenticity"})
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance are not enough
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
+    {"is", "precision", "recall", "authenticity", "reward", "held_out_reward", "spread"}
+)
+OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "held_out_reward", "spread": "pixels"}
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {
+    "fid",
+    "is",
+    *OWN_FEATURES,
+}  # mean and covariance are not enough
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
-DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd")
+DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd", "reward")
 
 KEPT = ("precision", "near", "hinge")  # of single images
 
@@ -34,10 +41,13 @@ MADE = {
     "digits2": "lcsc_opt.training.images:second_digits_extractor",
     "photographs": "lcsc_opt.training.images:photographs_extractor",
     "photographs2": "lcsc_opt.training.images:second_photographs_extractor",
+    "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
 }  # short names of factories, for study files and tables: networks that nobody published, made without a download
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # of all feature spaces together, so it has no extractor
 DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
+REWARD: Final = "reward"
+HELD_OUT_REWARD: Final = "held_out_reward"  # in place of an extractor: a function that scores single images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +68,8 @@ class MetricName:
         if formula not in FORMULAS:
             hint = near_miss(formula, FORMULAS)
             raise MetricError(f"{text!r} is no metric{hint}; known: {', '.join(FORMULAS)}, each with @extractor or not")
+        if at and formula in (REWARD, HELD_OUT_REWARD):
+            raise MetricError(f"{text!r}: the setting {formula} names the function, as module:function")
         module, colon, factory = extractor.partition(":")
         known = (*EXTRACTORS, *MADE)
         if at and extractor not in known and not (colon and module and factory):
@@ -65,35 +77,43 @@ class MetricName:
             raise MetricError(
                 f"{extractor!r} is no extractor{hint}; known: {', '.join(known)}, or your own as module:factory"
             )
-        return cls(formula, extractor if at else INCEPTION)
+        return cls(formula, extractor if at else OWN_FEATURES.get(formula, INCEPTION))
 
     @classmethod
-    def parse_loss(cls, loss: str | Mapping[str, float]) -> dict[MetricName, float]:
+    def parse_loss(cls, loss: str | Mapping[str, float], *, unguarded: bool = True) -> dict[MetricName, float]:
         """One metric with the weight 1, or the metrics of a weighted sum.
 
+        Metrics where higher is better are subtracted, whether their weight is written with its minus or without. A
+        reward alone makes all images one; ``unguarded`` says that one wants a reward without a distance.
+
         Raises:
-            MetricError: for an unknown or repeated metric, one of held-out images, a weight below zero, or none above
-                it.
+            MetricError: for an unknown or repeated metric, one of held-out images, a weight that is none, or a reward
+                without a guard.
         """
         parsed: dict[MetricName, float] = {}
         for text, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
             name = cls.parse(text)
-            if name.formula in OF_HELD_OUT:
-                raise MetricError(
-                    f"loss: {name} is of held-out images, which decide nothing; move it to held_out_metrics"
-                )
+            if name.formula in (*OF_HELD_OUT, HELD_OUT_REWARD):
+                raise MetricError(f"loss: {name} is held out, and decides nothing; move it to held_out_metrics")
             if name in parsed:
                 raise MetricError(f"loss: {name} is there twice")
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
+                raise MetricError(f"loss: the weight of {name} is {weight!r}, expected a number")
+            if weight < 0 < name.sign:
                 raise MetricError(
-                    f"loss: the weight of {name} is {weight!r}, expected a positive number; "
-                    f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"
+                    f"loss: the weight of {name} is {weight!r}; lower is better, so expected a positive one"
                 )
-            parsed[name] = float(weight)
+            parsed[name] = abs(float(weight))
         parsed = {name: weight for name, weight in parsed.items() if weight}  # a sweep may begin at zero
         if not parsed:
             raise MetricError("loss: names no metric; the usual one is fid")
-        return parsed
+        formulas = {name.formula for name in parsed}
+        if REWARD in formulas and not unguarded and formulas.isdisjoint((*DISTANCES, "clusters")):
+            raise MetricError(
+                "loss: a reward alone makes all images one; add a distance between distributions, as loss: "
+                "{reward: -1, fid: 1}, or write unguarded: true"
+            )
+        return dict(sorted(parsed.items(), key=lambda pair: pair[0].formula == REWARD))  # its features are no images'
 
     @classmethod
     def parse_all(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
@@ -114,7 +134,8 @@ class MetricName:
         formula, at, extractor = text.partition("@")
         if formula not in KEPT:
             raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")
-        return cls.parse(f"{formula}@{extractor if at else next(iter(loss)).extractor}")
+        first = next(iter(loss)).extractor
+        return cls.parse(f"{formula}@{extractor if at else INCEPTION if first == REWARD else first}")
 
     @property
     def guide(self) -> MetricName:
@@ -122,7 +143,11 @@ class MetricName:
         return dataclasses.replace(self, formula="hinge") if self.formula == "precision" else self
 
     def __str__(self) -> str:
-        return self.formula if self.extractor == INCEPTION else f"{self.formula}@{self.extractor}"
+        return (
+            self.formula
+            if self.extractor == OWN_FEATURES.get(self.formula, INCEPTION)
+            else f"{self.formula}@{self.extractor}"
+        )
 
     @property
     def sign(self) -> int:
@@ -131,5 +156,5 @@ class MetricName:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it compares with real images; only the Inception Score does not."""
-        return self.formula != "is"
+        """Whether it compares with real images; the Inception Score, rewards and the spread do not."""
+        return self.formula not in ("is", *OWN_FEATURES)

@@ -9,6 +9,7 @@ held-out one, and authenticity. Most need the features of the real images, which
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, image_gradient
+from lcsc_opt.metrics.extractors.rewards import Reward, Thumbnails
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics
@@ -28,8 +30,10 @@ from lcsc_opt.metrics.names import (
     DIFFERENTIABLE,
     DISTANCES,
     FDR,
+    HELD_OUT_REWARD,
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
+    REWARD,
     Formula,
     MetricName,
 )
@@ -60,7 +64,8 @@ class Scores:
     are.
 
     Args:
-        references: extractor's name in the metrics → its reference.
+        references: extractor's name in the metrics → its reference. ``reward`` and ``held_out_reward`` are reported if
+            they are among them; with a reward in the loss, ``spread`` is, too.
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed with the loss in every evaluation.
         held_out_metrics: computed only in held-out reports.
@@ -96,6 +101,11 @@ class Scores:
         report_references: Callable[[], Mapping[str, Reference]] | None = None,
     ) -> None:
         self._named_loss, self._loss_scale = MetricName.parse_loss(loss), loss_scale
+        if MetricName(REWARD, REWARD) in self._named_loss:
+            held_out_metrics = [*held_out_metrics, "spread"]
+            references = {"pixels": Reference(Thumbnails()), **references}
+        metrics = [*metrics, *{REWARD}.intersection(references)]
+        held_out_metrics = [*held_out_metrics, *{HELD_OUT_REWARD}.intersection(references)]
         self.keep = None if keep is None else MetricName.parse_kept(keep, self._named_loss)
         self.constraint: Constraint | None = None
         searched = [*self._named_loss, *([] if self.keep is None else [self.keep, self.keep.guide])]
@@ -130,8 +140,38 @@ class Scores:
 
     @property
     def extractor(self) -> FeatureExtractor:
-        """The extractor of the loss's first metric; it orders image pairs."""
-        return self.references[self.extractors[0]].extractor
+        """The extractor of the loss's first metric; it orders image pairs. A reward alone leaves that to pixels."""
+        first = self.extractors[0]
+        return self.references["pixels" if first == REWARD else first].extractor
+
+    def extractor_of(self, name: str, prompts: Sequence[str] | None) -> FeatureExtractor:
+        """The extractor of this name; a reward for images of these prompts."""
+        extractor = self.references[name].extractor
+        return extractor.about(prompts) if isinstance(extractor, Reward) else extractor
+
+    @property
+    def rewards(self) -> list[str]:
+        """``reward`` and ``held_out_reward``, if there are such."""
+        return [name for name in (REWARD, HELD_OUT_REWARD) if name in self.references]
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def try_rewards(self, images: Tensor, prompts: Sequence[str] | None) -> str | None:
+        """Call every reward once. Returns why that of the loss has no gradient, as one clause.
+
+        Raises:
+            MetricError: it returns no finite scores.
+        """
+        for name in self.rewards:
+            with torch.no_grad():
+                self.extractor_of(name, prompts)(images.clone())
+        if REWARD in self.extractors:
+            reward = self.extractor_of(REWARD, prompts)
+            with contextlib.suppress(RuntimeError, TypeError):  # as of numpy, which takes no tensor with a graph
+                if reward(images.clone().requires_grad_()).requires_grad:
+                    return None
+            return f"the reward {reward.name} returns scores without a graph"
+        return None
 
     @property
     def dimension(self) -> int:
@@ -150,17 +190,20 @@ class Scores:
         """The metrics of an evaluation of a search, or of a held-out report."""
         return tuple(dict.fromkeys((*self._held_out_metrics, *self.evaluation_metrics))) if held_out else self._metrics
 
-    def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
+    def image_gradient(
+        self, images: Tensor, gradients: Mapping[str, Tensor], prompts: Sequence[str] | None = None
+    ) -> Tensor:
         """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
 
         Args:
             images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
             gradients: the rows ``[B, D]`` of these images out of :meth:`ImageMetrics.gradients`.
+            prompts: of the images, if they have some.
 
         Raises:
             MetricError: an extractor cuts the graph.
         """
-        parts = [image_gradient(self.references[name].extractor, images, rows) for name, rows in gradients.items()]
+        parts = [image_gradient(self.extractor_of(name, prompts), images, rows) for name, rows in gradients.items()]
         return torch.stack(parts).sum(dim=0)
 
     @functools.cached_property
@@ -185,7 +228,7 @@ class Scores:
         If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them.
         """
         found = [*self._held_out_metrics, *([] if self.cross_check_metric is None else [self.cross_check_metric])]
-        for name in self.extractors:
+        for name in [*self._report][:1] if self.extractors == (REWARD,) else self.extractors:
             reference = self._report.get(name)
             if reference is not None and reference.features is not None and len(reference.features) > NEIGHBOURHOOD:
                 formulas = REPORTED if reference.held_out is None else (*REPORTED, *REPORTED_WITH_HELD_OUT)

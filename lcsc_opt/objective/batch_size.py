@@ -19,6 +19,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.metrics import Scores
 from lcsc_opt.sampling import Sampler
+from lcsc_opt.sampling.base import prompts_of
 
 AUTO: Literal["auto"] = "auto"
 _FIRST, _MOST = 4, 16_384  # sizes that the search begins and ends with
@@ -103,7 +104,8 @@ class MeasuredBatchSize:
 
         def once() -> float:
             start = time.perf_counter()
-            self._scores.image_metrics(count).update(self._sampler.sample(SEARCH, 0, count))
+            images, prompts = self._sampler.sample(SEARCH, 0, count), prompts_of(self._sampler, SEARCH, 0, count)
+            self._scores.image_metrics(count).update(images, prompts=prompts)
             accelerator.synchronize(self._device)
             return time.perf_counter() - start
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from lcsc_opt.objective.batch_size import AUTO
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
+from lcsc_opt.sampling.base import prompts_of
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
@@ -103,8 +105,7 @@ class MergeSampleScore(StagedObjective):
     @property
     def cross_check_metric(self) -> str | None:
         """The held-out metric in features that the loss does not see."""
-        metric = self.scores.cross_check_metric
-        return None if metric is None else str(metric)
+        return None if (metric := self.scores.cross_check_metric) is None else str(metric)
 
     @property
     def evaluation_metrics(self) -> Mapping[str, int]:
@@ -126,11 +127,19 @@ class MergeSampleScore(StagedObjective):
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        if reason := self.scores.why_no_gradient():
+        if reason := self._why_rewards_have_none or self.scores.why_no_gradient():
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
         return self.sampler.weights.why_no_gradient(self.trajectory.varying)
+
+    @functools.cached_property
+    def _why_rewards_have_none(self) -> str | None:
+        """Why the reward has no gradient, by two images of the last checkpoint; a reward that is none is refused."""
+        if not self.scores.rewards:
+            return None
+        self._load(self._source.merge(np.eye(len(self.steps))[-1]))
+        return self.scores.try_rewards(self._sample(SEARCH, 0, 2), prompts_of(self.sampler, SEARCH, 0, 2))
 
     def on_weights(self, weights: Mergeable) -> MergeSampleScore:
         """The same objective for weights on the device of the sampler's model. Never use both at the same time."""
@@ -174,8 +183,7 @@ class MergeSampleScore(StagedObjective):
             pass
         with watch.timing("features"):
             state = metrics.state
-        cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
-        return state, merging + cost
+        return state, merging + watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
 
     def know_constraint(self) -> None:
         """Evaluate EMA*, the best of the window's EMA rates, once, if a setting keeps a metric at EMA*'s value.
@@ -283,7 +291,8 @@ class MergeSampleScore(StagedObjective):
                 with watch.timing("sample"):
                     images = self._sample_finite(candidate.noise, start, stop)
                 with watch.timing("features"):
-                    gradient = self.scores.image_gradient(images, rows(start, stop))
+                    prompts = prompts_of(sampler, candidate.noise, start, stop)
+                    gradient = self.scores.image_gradient(images, rows(start, stop), prompts)
                 with watch.timing("sample"):
                     total.add(images, gradient)
             with watch.timing("merge"):
@@ -298,8 +307,7 @@ class MergeSampleScore(StagedObjective):
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
         self._load(self._source.merge(coefficients))
-        batches = _ranges(0, count, self._batch_size)
-        return torch.cat([self._sample(noise, first, last).cpu() for first, last in batches])
+        return torch.cat([self._sample(noise, *batch).cpu() for batch in _ranges(0, count, self._batch_size)])
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""
@@ -347,7 +355,7 @@ class MergeSampleScore(StagedObjective):
             with watch.timing("sample"):
                 images = self._sample(noise, start, stop)
             with watch.timing("features"):
-                metrics.update(images)
+                metrics.update(images, prompts=prompts_of(self.sampler, noise, start, stop))
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -362,7 +370,7 @@ class MergeSampleScore(StagedObjective):
                 images = self._sample_finite(candidate.noise, first, part[1])
             leaf = images.detach().requires_grad_()
             with watch.timing("features"):
-                features = metrics.update_with_graph(leaf)
+                features = metrics.update_with_graph(leaf, prompts_of(self.sampler, candidate.noise, first, part[1]))
             total.keep(candidate, part, images, leaf, features)
         self._kept = total
 

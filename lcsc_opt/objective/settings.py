@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.metrics.extractors.rewards import PUBLISHED
 from lcsc_opt.metrics.from_settings import ScoresBuilder
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.names import HELD_OUT_REWARD, REWARD, MetricName
 from lcsc_opt.metrics.scores import LossScale, Scores, why_no_gradient
 from lcsc_opt.objective.batch_size import AUTO, MeasuredBatchSize
 from lcsc_opt.objective.contract import Mergeable
@@ -41,6 +42,10 @@ class ScoreSettings(FrozenModel):
             ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
             features of the loss where it names no others.
+        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
+            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``.
+        held_out_reward: another one, which only held-out reports see.
+        unguarded: allows a loss of a reward without a distance between distributions.
         noise_seed: of all sampling noise.
     """
 
@@ -49,7 +54,23 @@ class ScoreSettings(FrozenModel):
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
     keep: str | None = None
+    reward: str | None = None
+    held_out_reward: str | None = None
+    unguarded: bool = False
     noise_seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _rewards_are_given(self) -> ScoreSettings:
+        named = {*([self.loss] if isinstance(self.loss, str) else self.loss), *self.metrics}
+        for name in {*named, *(self.held_out_metrics or ())} & {REWARD, HELD_OUT_REWARD} - {*self.rewards}:
+            raise ValueError(f"{name} is a metric here, so give {name}: module:function, or {', '.join(PUBLISHED)}")
+        return self
+
+    @property
+    def rewards(self) -> dict[str, str]:
+        """``reward`` and ``held_out_reward`` → the function, of those that are given."""
+        given = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
+        return {name: function for name, function in given.items() if function is not None}
 
     def why_no_gradient(self) -> str | None:
         """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
@@ -158,7 +179,8 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
     @property
     def _scores_builder(self) -> ScoresBuilder:
         return ScoresBuilder(
-            **self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep"}),
+            **self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep", "unguarded"}),
+            rewards=self.rewards,
             reference=None if self.reference is None else _located(self.reference),
             weights={extractor: str(given_path(path)) for extractor, path in self.weights.items()},
         )

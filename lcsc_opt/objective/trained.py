@@ -23,6 +23,7 @@ from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
+from lcsc_opt.metrics.extractors.rewards import build_reward, check_reward
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive, ScoreSettings
@@ -68,11 +69,13 @@ class TrainedSettings(ScoreSettings):
             MetricError: a metric is not known, needs another network, or cannot be kept.
             TrajectoryError: fewer than two checkpoints are left.
         """
-        loss = MetricName.parse_loss(self.loss)
+        loss = MetricName.parse_loss(self.loss, unguarded=self.unguarded)
         metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
         for metric in [*metrics, *([] if self.keep is None else [MetricName.parse_kept(self.keep, loss)])]:
-            if metric.extractor != INCEPTION:
+            if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
+        for reward in self.rewards.values():
+            check_reward(reward, weights=None)
         self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
     def trained_on(self, dataset: Bundled) -> Tensor:
@@ -91,12 +94,13 @@ class TrainedSettings(ScoreSettings):
             return dataclasses.replace(seen, held_out=Reference.of_images(extractor, bundled_images(dataset)[0][1::2]))
 
         def for_reports() -> dict[str, Reference]:
-            own = {INCEPTION: known} if self.held_out_metrics is None else {}
+            own = {INCEPTION: known} if self.held_out_metrics is None or self.reward else {}
             return {**own, CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}
 
         known = reference(feature_network(dataset).to(device))
+        rewards = {name: build_reward(one, weights=None, device=device) for name, one in self.rewards.items()}
         scores = Scores(
-            {INCEPTION: known},
+            {INCEPTION: known, **{name: Reference(reward) for name, reward in rewards.items()}},
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),

@@ -42,6 +42,19 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class PromptedSampler(Sampler, Protocol):
+    """A sampler of images from prompts."""
+
+    def prompts_of(self, noise: Noise, start: int, stop: int) -> list[str]:
+        """The prompts of the images that :meth:`sample` gives for the same arguments."""
+
+
+def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[str] | None:
+    """The prompts of these images; ``None`` if the sampler has none."""
+    return sampler.prompts_of(noise, start, stop) if isinstance(sampler, PromptedSampler) else None
+
+
+@runtime_checkable
 class DifferentiableSampler(Sampler, Protocol):
     """A sampler whose images have a graph while grad mode is on."""
 

@@ -263,10 +263,14 @@ class LatentDiffusionSampler:
         parts = (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
         return ModuleWeights(self.denoiser, *parts, lora=None if self._lora is None else self._lora.factors)
 
+    def prompts_of(self, noise: Noise, start: int, stop: int) -> list[str]:
+        """Image i is of prompt i mod n."""
+        prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
+        return [prompts[image % len(prompts)] for image in range(start, stop)]
+
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
-        prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
-        embedded = self._embeddings.of([prompts[image % len(prompts)] for image in range(start, stop)])
+        embedded = self._embeddings.of(self.prompts_of(noise, start, stop))
         factor = self.pipeline.vae_scale_factor
         shape = (self.denoiser.config.in_channels, *(length // factor for length in self.image_size))
         latents = self.noise.batch(noise, start, stop, shape)

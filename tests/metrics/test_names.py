@@ -3,18 +3,18 @@
 import pytest
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.names import FORMULAS, MetricName
+from lcsc_opt.metrics.names import FORMULAS, OWN_FEATURES, MetricName
 
 
 @pytest.mark.parametrize("name", [*FORMULAS, "precision@dinov2", "is@digits", "kid@my_module:make.extractor"])
 def test_names_come_back_as_they_were_and_without_extractor_are_inceptions(name):
     assert str(MetricName.parse(name)) == name
-    assert "@" in name or MetricName.parse(f"{name}@inception") == MetricName.parse(name)
+    assert "@" in name or name in OWN_FEATURES or MetricName.parse(f"{name}@inception") == MetricName.parse(name)
 
 
 def test_only_where_higher_is_better_the_sign_is_negative():
     negative = {formula for formula in FORMULAS if MetricName(formula).sign == -1}
-    assert negative == {"is", "precision", "recall", "authenticity"}
+    assert negative == {"is", "precision", "recall", "authenticity", *OWN_FEATURES}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ def test_only_where_higher_is_better_the_sign_is_negative():
         ("fid@dinov3", "did you mean 'dinov2'"),
         ("fid@digit", "did you mean 'digits'"),
         ("fid@:factory", "is no extractor"),
+        ("reward@my:f", "the setting reward names the function"),
         ("fid@module:", "is no extractor"),
     ],
 )
@@ -46,12 +47,12 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
     [
         ({}, "names no metric"),
         ({"fid": 1, "fid@inception": 1}, "there twice"),
-        ({"is": -1}, "positive number; authenticity, is, precision, recall are subtracted"),
-        ({"fid": float("inf")}, "positive"),
-        ({"fid": "1"}, "positive"),
-        ({"fid": True}, "positive"),
-        ({"fid": 1, "nearer_train@clip": 1}, "which decide nothing; move it to held_out_metrics"),
-        ("fid_held_out", "which decide nothing"),
+        ({"fid": -1}, "lower is better"),
+        ({"fid": float("inf")}, "expected a number"),
+        ({"fid": "1"}, "expected a number"),
+        ({"fid": True}, "expected a number"),
+        ({"fid": 1, "nearer_train@clip": 1}, "decides nothing; move it to held_out_metrics"),
+        ("fid_held_out", "decides nothing"),
     ],
 )
 def test_losses_that_make_no_sense_are_refused(loss, message):

@@ -64,7 +64,7 @@ class Sampler:
 def measured(sampler: Sampler, cache: Path, extractor: str = "net-1") -> MeasuredBatchSize:
     """With scores that take images as ImageMetrics does, and look at none."""
     scores: Any = SimpleNamespace(
-        image_metrics=lambda _: SimpleNamespace(update=lambda images: None),
+        image_metrics=lambda _: SimpleNamespace(update=lambda images, prompts: None),
         describe=lambda: {"extractors": {"inception": {"name": extractor, "reference": None}}},
     )
     return MeasuredBatchSize(sampler, scores, device=torch.device("cpu"), cache=cache)  # type: ignore[arg-type]

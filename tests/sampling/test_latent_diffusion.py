@@ -16,6 +16,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
+from lcsc_opt.sampling.base import prompts_of
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
@@ -106,6 +107,8 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(pipeline: Any) -> N
 
 def test_groups_of_noise_differ_and_the_held_out_one_may_have_its_own_prompts(pipeline: Any) -> None:
     each = sampler(pipeline, held_out_prompts=["a boat"])
+    assert prompts_of(each, HELD_OUT, 3, 5) == ["a boat", "a boat"]
+    assert prompts_of(each, SEARCH, 1, 3) == [each.prompts[1 % len(each.prompts)], each.prompts[2 % len(each.prompts)]]
     assert (each.sample(SEARCH, 0, 2) - each.sample(SELECTION, 0, 2)).abs().max() > 0.01
     of_boats = sampler(pipeline, prompts=["a boat"])
     torch.testing.assert_close(each.sample(HELD_OUT, 0, 2), of_boats.sample(HELD_OUT, 0, 2), rtol=0, atol=1e-5)

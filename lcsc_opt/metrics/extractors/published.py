@@ -60,7 +60,7 @@ class _PublishedNetwork(ABC):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
-        return self._features(_rgb_levels(images, self._device))
+        return self._features(rgb_levels(images, self._device))
 
     @classmethod
     @abstractmethod
@@ -188,7 +188,7 @@ class ClipExtractor(_PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         pixels = _resized(levels, self._network.input_resolution)
-        features: Tensor = self._network(_normalized(pixels, self.mean, self.std))
+        features: Tensor = self._network(normalized(pixels, self.mean, self.std))
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -231,31 +231,42 @@ class DinoV2Extractor(_PublishedNetwork):
             ) from error
 
     def _features(self, levels: Tensor) -> Tensor:
-        pixels = _normalized(_resized(levels, self.size), self.mean, self.std)
+        pixels = normalized(_resized(levels, self.size), self.mean, self.std)
         features: Tensor = self._network(pixel_values=pixels).pooler_output
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        transformers = import_extra("transformers")
-        source = str(weights or self.fetch())
-        try:
-            with quiet_libraries():
-                options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-                loaded: Any = transformers.Dinov2Model.from_pretrained(source, dtype=torch.float32, **options)
-        except OSError as error:
-            reason = str(error).partition("\n")[0]
-            raise MetricError(
-                f"{source}: cannot be read ({reason}); give the folder in weights: {{dinov2: PATH}}, {self.published}"
-            ) from error
-        network, found = loaded
-        if any(found[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-            raise ValueError("transformers would draw the rest at random")
+        kind = import_extra("transformers").Dinov2Model
+        network = pretrained(kind, weights or self.fetch(), "dinov2", self.published)
         used = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         embeddings = network.embeddings
         patches = self.size // int(embeddings.patch_embeddings.patch_size[0])
         scaled = _scaled_positions(embeddings.position_embeddings.data, patches)
         embeddings.position_embeddings = nn.Parameter(scaled)
         return network, int(network.config.hidden_size), used
+
+
+def pretrained(kind: Any, folder: Path, setting: str, published: str) -> Any:
+    """A network of transformers of the class ``kind`` in float32, with all weights from a folder of safetensors.
+
+    ``setting`` is its name in the setting ``weights``, and ``published`` says what belongs there.
+
+    Raises:
+        MetricError: it cannot be read.
+        ValueError: transformers would draw some of its weights at random.
+    """
+    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    try:
+        with quiet_libraries():
+            network, found = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise MetricError(
+            f"{folder}: cannot be read ({reason}); give the folder in weights: {{{setting}: PATH}}, {published}"
+        ) from error
+    if any(found[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        raise ValueError("transformers would draw the rest at random")
+    return network
 
 
 def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
@@ -291,7 +302,7 @@ def _scaled_positions(positions: Tensor, patches: int) -> Tensor:
     return torch.cat([of_class, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _rgb_levels(images: Tensor, device: torch.device) -> Tensor:
+def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
     """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 3, H, W]`` float32 levels 0 to 255 on ``device``; grey becomes RGB.
 
     Levels are the nearest, clipped (as EDM does, Karras et al. 2022). The gradient goes straight through the rounding:
@@ -317,7 +328,7 @@ def _resized(levels: Tensor, size: int) -> Tensor:
     return scaled
 
 
-def _normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Levels → what a network was trained on: the mean and standard deviation ``[3]`` are those of pixels in [0, 1]."""
     shift, scale = (levels.new_tensor([255 * value for value in values])[:, None, None] for values in (mean, std))
     return (levels - shift) / scale

@@ -1,0 +1,146 @@
+"""A reward in the loss: its sign and gradient, its guard, and what reports have then."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.extractors.by_name import PUBLISHED
+from lcsc_opt.metrics.extractors.rewards import Reward
+from lcsc_opt.metrics.names import MetricName
+from tests.metrics.examples import (
+    Classifier,
+    build_scores,
+    differences,
+    fill,
+    images,
+    pixels,
+    reference,
+    score,
+    write_folder,
+)
+
+
+def bright(images: Tensor) -> Tensor:
+    return images.square().mean(dim=(1, 2, 3))
+
+
+def rewards(**functions: Any) -> dict[str, Reference]:
+    return {name: Reference(Reward(name, function)) for name, function in functions.items()}
+
+
+def made(**settings: Any) -> Scores:
+    return Scores(
+        {"inception": reference(), **rewards(reward=bright, held_out_reward=lambda x: x[:, 0, 0, 0])}, **settings
+    )
+
+
+@pytest.mark.parametrize("weight", [-2, 2])
+def test_a_reward_is_raised_whether_its_weight_has_a_minus_or_not(weight: float) -> None:
+    loss, metrics = score(made(loss={"reward": weight, "fid": 1}))
+    assert list(metrics) == ["fid", "reward"]
+    assert metrics["reward"] == pytest.approx(float(bright(images()).mean()), rel=1e-6)
+    assert loss == pytest.approx(metrics["fid"] - 2 * metrics["reward"])
+    assert list(score(made())[1]) == ["fid", "reward"], "it is reported where the loss has none"
+
+
+def test_gradient_in_the_images_is_that_of_central_differences() -> None:
+    scores, batch = made(loss={"reward": -3, "fid": 1}), images(8).double()
+    metrics = fill(scores.image_metrics(len(batch), gradient=True), batch, 3)
+    gradient = scores.image_gradient(batch, {n: torch.from_numpy(g) for n, g in metrics.gradients().items()})
+
+    def loss(at: np.ndarray) -> float:
+        return fill(scores.image_metrics(len(at), gradient=True), torch.from_numpy(at)).compute()[0]
+
+    np.testing.assert_allclose(gradient.numpy(), differences(loss, batch.numpy()), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "guarded"),
+    [
+        ({"reward": -1, "fid": 1}, True),
+        ({"reward": -1, "clusters": 0.1}, True),
+        ({"reward": -1, "near": 1}, False),
+        ({"reward": -1, "fid": 0}, False),
+        ("reward", False),
+    ],
+)
+def test_a_reward_needs_a_distance_between_distributions_or_the_word_of_the_user(loss: Any, guarded: bool) -> None:
+    if guarded:
+        MetricName.parse_loss(loss, unguarded=False)
+    else:
+        with pytest.raises(MetricError, match=r"add a distance .* or write unguarded: true"):
+            MetricName.parse_loss(loss, unguarded=False)
+    assert MetricName("reward", "reward") in MetricName.parse_loss(loss, unguarded=True)
+
+
+def test_features_of_the_loss_are_never_the_scores() -> None:
+    loss = MetricName.parse_loss({"reward": -1, "fid@clip": 1})
+    assert str(MetricName.parse_kept("precision", loss)) == "precision@clip"
+    assert str(MetricName.parse_kept("near", MetricName.parse_loss("reward"))) == "near"
+    assert made(loss="reward").extractor.name == "pixels-8", "it orders pairs"
+
+
+def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one() -> None:
+    scores = made(loss={"reward": -1, "fid": 1})
+    upscaled = images(300).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = float(upscaled.double().var(dim=0, correction=0).mean().sqrt())
+    for count in (300, 10):  # as moments, and as rows
+        metrics = scores.image_metrics(count, held_out=True)._features["pixels"]
+        metrics.update(scores.references["pixels"].extractor(upscaled))
+        assert metrics.compute("spread") == pytest.approx(expected, rel=1e-5)
+    assert score(scores, images(1).repeat(50, 1, 1, 1), held_out=True)[1]["spread"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Functions of a user, and pixels in place of Inception."""
+    module: Any = types.ModuleType("own_rewards")
+    module.bright, module.other = bright, lambda images: -bright(images)
+    monkeypatch.setitem(sys.modules, "own_rewards", module)
+    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Classifier())
+    write_folder(tmp_path / "real", pixels(30, 4, 4)[..., :1].repeat(3, -1))
+    names = {"reward": "own_rewards:bright", "held_out_reward": "own_rewards:other"}
+    return {"rewards": names, "cache": tmp_path / "cache", "unguarded": False}
+
+
+class Grey(Classifier):
+    def __call__(self, batch: Tensor) -> Tensor:
+        return super().__call__(batch[:, :1])
+
+
+@pytest.mark.parametrize("held_out_metrics", [None, [], ["near"]])
+def test_reports_have_recall_spread_and_the_unsearched_reward_whatever_else_is_named(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out_metrics: Any
+) -> None:
+    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Grey())
+    loss = {"reward": -1, "fid": 1}
+    scores = build_scores(loss=loss, reference=str(tmp_path / "real"), held_out_metrics=held_out_metrics, **own)
+    assert scores.rewards == ["reward", "held_out_reward"]
+    assert list(score(scores)[1]) == ["fid", "reward"]
+    found = score(scores, held_out=True)[1]
+    assert {"recall", "precision", "spread", "held_out_reward", "reward", "fid"} <= found.keys()
+    assert found["held_out_reward"] == -found["reward"]
+
+
+def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are_given(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own["unguarded"], alone = True, {"loss": "reward", "held_out_metrics": None}
+    loss, metrics = score(build_scores(**alone, **own), held_out=True)
+    assert list(metrics) == ["reward", "spread", "held_out_reward"]
+    assert loss == -metrics["reward"]
+    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Grey())
+    compared = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
+    assert {"fid", "precision", "recall", "spread", "held_out_reward"} <= compared.keys()
+    with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
+        MetricName.parse_loss("held_out_reward")

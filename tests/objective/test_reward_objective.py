@@ -1,0 +1,95 @@
+"""An objective with a reward: tried when it is opened, told the prompts of each image, followed by its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import LcscError, MetricError
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.extractors.rewards import Reward
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.trained import TrainedSettings
+from tests.objective.test_merge_sample_score import EMA, build, real
+
+
+def objective(folder: Path, function: Callable[..., Any], **changes: Any) -> MergeSampleScore:
+    scores = Scores({"inception": real(), "reward": Reference(Reward("my:f", function))}, loss={"reward": -5, "fid": 1})
+    return build(folder, scores, **changes)
+
+
+def corner(images: Tensor) -> Tensor:
+    return images[:, 0, 0, 0].tanh()
+
+
+@pytest.mark.parametrize("returned", ["a string", torch.nan, torch.zeros(2, 1)])
+def test_a_reward_that_is_none_is_refused_when_the_objective_is_opened(tmp_path: Path, returned: Any) -> None:
+    with pytest.raises(MetricError, match="reward my:f: returned"):
+        objective(tmp_path, lambda _: returned).why_no_gradient()
+
+
+def test_a_reward_without_a_graph_is_searched_without_a_gradient(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def without(images: Tensor) -> np.ndarray:
+        calls.append(len(images))
+        return corner(images).numpy()
+
+    made = objective(tmp_path, without)
+    for _ in range(2):
+        assert made.why_no_gradient() == "the reward my:f returns scores without a graph"
+    assert calls == [2, 2], "it is tried once, without a graph and with one"
+    expected = objective(tmp_path, corner)
+    assert expected.why_no_gradient() is None
+    assert made(EMA) == pytest.approx(expected(EMA), rel=1e-6)
+
+
+def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def prompted(images: Tensor, prompts: list[str]) -> Tensor:
+        seen.extend(prompts)
+        return corner(images) * torch.tensor([float(one) for one in prompts])
+
+    def prompts_of(noise: Noise, start: int, stop: int) -> list[str]:
+        return [str(index if noise.group == SEARCH.group else -1) for index in range(start, stop)]
+
+    made = objective(tmp_path, prompted, images=20)
+    monkeypatch.setattr(made.sampler, "prompts_of", prompts_of, raising=False)
+    evaluation = made.evaluate(Candidate(EMA), gradient=True)
+    assert seen[:4] == ["0", "1", "0", "1"], "two are tried first"
+    assert sorted(map(int, set(seen))) == list(range(20))
+    move = np.random.default_rng(0).standard_normal(len(EMA))
+    move = 1e-3 * (move - move.mean())
+    ahead, behind = (made(EMA + sign * move) for sign in (1, -1))
+    assert evaluation.gradient is not None
+    assert (ahead - behind) / 2 == pytest.approx(float(evaluation.gradient @ move), rel=1e-2)
+    seen.clear()
+    made.evaluate(Candidate(EMA, noise=HELD_OUT))
+    assert set(seen) == {"-1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": {"reward": -1, "fid": 1}}, "reward is a metric here, so give reward: module:function"),
+        ({"held_out_metrics": ["held_out_reward"]}, "held_out_reward is a metric here"),
+        ({"reward": "no_such_module:f"}, "cannot be imported"),
+        ({"reward": "math:sqrt", "loss": "reward"}, "unguarded: true"),
+    ],
+)
+def test_settings_of_a_reward_that_make_no_sense_are_refused_before_anything_is_trained(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LcscError, match=message):
+        parse_settings(TrainedSettings, settings, source="objective.settings").check()
