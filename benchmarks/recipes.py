@@ -151,7 +151,7 @@ def picture(images: torch.Tensor, path: Path) -> None:
 
 def costs(make: Callable[..., trainer.Trainer], rounds: int) -> dict[str, Any]:
     """Milliseconds per step of both loops (medians of their turns), and the median of the rounds' ratios."""
-    turns: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
+    turns: dict[str, list[tuple[float, ...]]] = {"ours": [], "plain": []}
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         out, steps = Path(folder) / "turn.trajectory", TURN * (rounds + 1)
         ours, other = (make(out=out, steps=steps, checkpoint_every=TURN, samples_every=None) for _ in range(2))
@@ -160,7 +160,8 @@ def costs(make: Callable[..., trainer.Trainer], rounds: int) -> dict[str, Any]:
             for way in sorted(loops, reverse=turn % 2 == 0):
                 start = _clocks()
                 next(loops[way])
-                turns[way] += [_each(start, _clocks())] * (turn > 0)
+                each = tuple((after - before) / TURN for before, after in zip(start, _clocks(), strict=True))
+                turns[way] += [each] * (turn > 0)
         loops["ours"].close()
     row: dict[str, Any] = {}
     for i, clock in enumerate(("wall", "cpu")):
@@ -218,10 +219,6 @@ def _plain(made: trainer.Trainer) -> Generator[None]:
 
 def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
-
-
-def _each(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
-    return (end[0] - start[0]) / TURN, (end[1] - start[1]) / TURN
 
 
 if __name__ == "__main__":

@@ -221,18 +221,13 @@ def profiles(length: int) -> dict[str, list[Floats]]:
     }
 
 
-def solutions(matrix: Floats, length: int) -> dict[str, Floats]:
-    """Family → its best coefficients."""
-    best = {name: best_of(matrix, candidates) for name, candidates in profiles(length).items()}
-    last = np.eye(CHECKPOINTS)[-1]
-    return {"last checkpoint": last, **best, "best convex": best_convex(matrix), "best signed": best_signed(matrix)}
-
-
 @functools.cache
 def expected(problem: Quadratic, length: int) -> tuple[dict[str, Floats], dict[str, float]]:
     """The best coefficients chosen before the run, and their expected losses."""
     matrix = gram(problem, steps_of(length))
-    found = solutions(matrix, length)
+    best = {name: best_of(matrix, candidates) for name, candidates in profiles(length).items()}
+    best |= {"best convex": best_convex(matrix), "best signed": best_signed(matrix)}
+    found = {"last checkpoint": np.eye(CHECKPOINTS)[-1], **best}
     return found, {name: excess_loss(matrix, coefficients) for name, coefficients in found.items()}
 
 

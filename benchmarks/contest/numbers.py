@@ -215,17 +215,13 @@ def _resampled(values: Floats, rng: np.random.Generator) -> Floats:
     if len(values) < 2:
         return np.broadcast_to(mean, (RESAMPLES, len(mean)))
     drawn = values[_draws(len(values), rng)].mean(axis=1)
-    return np.asarray(mean + _stretch(len(values)) * (drawn - mean))
+    stretch = widening([np.arange(len(values), dtype=np.float64)])  # of so many seeds, whatever their values
+    return np.asarray(mean + stretch * (drawn - mean))
 
 
 def _draws(seeds: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """``[R, S]``, which seeds each resampling takes."""
     return rng.integers(seeds, size=(RESAMPLES, seeds))
-
-
-def _stretch(seeds: int) -> float:
-    """The factor by which a bootstrap interval over so many seeds is widened, whatever their values."""
-    return widening([np.arange(seeds, dtype=np.float64)])
 
 
 def ratio(values: Floats, reference: Floats) -> Interval:

@@ -153,17 +153,13 @@ def figures_table(cell: Cell, results: Sequence[Result]) -> list[str]:
         found["transfer"] = shown(result.transfer)
         rows += [(f"{result.label}: {text}", asked, hoped, found[name]) for name, text, asked, hoped in ASKED]
     free = [result for result in results if result.label != PAPER and not result.label.startswith(GRADIENT)]
-    fastest = min(free, key=_images_to_paper, default=None)
+    fastest = min(free, key=lambda one: math.inf if one.to_paper is None else one.to_paper.mean.value, default=None)
     if fastest is not None:
         text, asked, hoped = ASKED_FREE
         name = f"{label(fastest.label)}, the fastest without a gradient"
         rows.append((f"{name}: {text}", asked, hoped, _share(cell, fastest)))
     lines = [f"| {cell.title} | asked | hoped for | measured |", "|---|---|---|---|"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def _images_to_paper(result: Result) -> float:
-    return math.inf if result.to_paper is None else result.to_paper.mean.value
 
 
 def _share(cell: Cell, result: Result) -> str:
