@@ -102,7 +102,7 @@ def classifier(number: int) -> nn.Module:
 
 def log_probability(images: Tensor) -> Tensor:
     """``[N]``: the reward that is searched."""
-    scores: Tensor = classifier(0)(images).log_softmax(dim=1)[:, WANTED]
+    scores: Tensor = classifier(0)(images.cpu()).log_softmax(dim=1)[:, WANTED]
     return scores
 
 
