@@ -15,7 +15,9 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 nb_execution_mode = "force"
-nb_execution_timeout = 240
+nb_execution_in_temp = True
+nb_execution_timeout = 900  # a cell; machines of CI are busy
+nb_output_stderr = "remove"  # the searches' progress
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
