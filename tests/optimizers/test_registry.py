@@ -35,8 +35,7 @@ from tests.optimizers import asking
 from tests.optimizers.asking import AFFINE, STEPS
 
 ORIGIN = AFFINE.origin
-SPACES: dict[str, CoefficientSpace] = {
-    "affine": AFFINE,
+SPACES: dict[str, CoefficientSpace] = {  # in the affine one it is a part of the contract of optimizers
     "convex": ConvexSpace(STEPS, ORIGIN),
     "principal": PrincipalSpace.of(STEPS, ORIGIN, np.eye(20) - 1 / 20 + np.diag(np.arange(20)), 6),
 }
@@ -78,12 +77,11 @@ def test_every_optimizer_asks_coefficients_that_sum_to_one(name: str, space: str
 
 
 @pytest.mark.parametrize("name", [*OURS, *NEVERGRAD])
-def test_the_same_seed_asks_the_same_and_another_seed_does_not(name: str) -> None:
-    first = np.array(run(build(name, seed=1), 40))
-    assert np.array(run(build(name, seed=1), 40)).tobytes() == first.tobytes()
+def test_another_seed_asks_others_where_an_optimizer_is_random(name: str) -> None:
+    first, second = (np.array(run(build(name, seed=seed), 20)).tobytes() for seed in (1, 2))
     noise_only = ("LCSCGradient", "LCSCQuadratic")  # their noise is all that is random
     is_random = name not in (*BASELINES, "Landscape", *noise_only)
-    assert (np.array(run(build(name, seed=2), 40)).tobytes() != first.tobytes()) == is_random
+    assert (first != second) == is_random
 
 
 ASK_IN_A_FRESH_PROCESS = """
@@ -91,13 +89,13 @@ import hashlib, json, sys
 sys.path.insert(0, sys.argv[1])
 from tests.optimizers.test_registry import build, run
 import numpy as np
-print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in sys.argv[2:]}))
+print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 40)).tobytes()).hexdigest() for name in sys.argv[2:]}))
 """
 
 
 def test_a_fresh_process_with_other_hashes_asks_the_same_bits() -> None:
     names = ["LCSC", "LCSCGradient", "LCSCQuadratic", *NEVERGRAD]
-    here = {name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in names}
+    here = {name: hashlib.sha256(np.array(run(build(name), 40)).tobytes()).hexdigest() for name in names}
     command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, str(Path(__file__).parents[2]), *names]
     environment = {**os.environ, "PYTHONHASHSEED": "4242" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

@@ -281,9 +281,9 @@ def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys:
 
 @pytest.mark.parametrize("rises", [True, False])
 def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(study: StoredStudy, rises: bool) -> None:
-    for number in range(5, 45):
-        key = study.add_candidate(Candidate(coefficients(1 if number == 44 else number)))  # 1 is the best
-        unseen = 3 + (number - 20) ** 2 / 100 if rises else 2.0
+    for number in range(5, 25):
+        key = study.add_candidate(Candidate(coefficients(1 if number == 24 else number)))  # 1 is the best
+        unseen = 3 + (number - 10) ** 2 / 100 if rises else 2.0
         study.finish(key, Evaluation(1 / number, unseen=unseen), tell_index=number)
     for metrics in (follows, trades):  # of which the second has a warning of its own
         warning = score_held_out(study, Measured(metrics), PLAN).get("warning", "")

@@ -101,9 +101,10 @@ def test_markup_in_names_is_inert(storage: RDBStorage, tmp_path: Path) -> None:
     assert scripts == [{}, {}], "plotly.js and ours"
 
 
-def test_a_report_of_nothing_says_what_there_is(experiment: RDBStorage, tmp_path: Path) -> None:
+def test_a_report_of_nothing_says_what_there_is(storage: RDBStorage, tmp_path: Path) -> None:
+    write_study(storage, "digits/LCSC/0", [3.0])
     with pytest.raises(StudyStoreError, match="faces: no such experiment; the database holds: digits"):
-        write_report(experiment, "faces", tmp_path / "report.html")
+        write_report(storage, "faces", tmp_path / "report.html")
     with pytest.raises(LcscError, match=r"report\.pdf: expected a file that ends in \.html"):
-        write_report(experiment, "digits", tmp_path / "report.pdf")
+        write_report(storage, "digits", tmp_path / "report.pdf")
     assert not list(tmp_path.glob("report*"))

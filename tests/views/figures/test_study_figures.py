@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import pytest
 import scipy.spatial
 from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
@@ -20,7 +21,6 @@ from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, inert
 from lcsc_opt.views.figures.study import (
     MOST_COLUMNS,
-    MOST_IMPROVEMENTS,
     coefficients_figure,
     distances_figure,
     own_figures,
@@ -85,9 +85,12 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
 
 
-def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage) -> None:
+def test_the_movement_shows_the_improvements_in_their_order(
+    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcsc_opt.views.figures.study.MOST_IMPROVEMENTS", 4)
     write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0, None, 2.0, 2.0])
-    write_study(storage, "digits/LCSC/1", [float(-number) for number in range(MOST_IMPROVEMENTS + 1)])
+    write_study(storage, "digits/LCSC/1", [float(-number) for number in range(5)])
     reader, (study, many) = read(storage)
     made = drawn(reader, "movement", study)
     (heat,) = made.data
@@ -95,8 +98,8 @@ def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage)
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
     made = drawn(reader, "movement", many)
-    assert made.layout.title.text == f"{MOST_IMPROVEMENTS} of {MOST_IMPROVEMENTS + 1} improvements"
-    assert (made.data[0].y[0], made.data[0].y[-1]) == ("0", str(MOST_IMPROVEMENTS))
+    assert made.layout.title.text == "4 of 5 improvements"
+    assert (made.data[0].y[0], made.data[0].y[-1]) == ("0", "4")
 
 
 def test_many_checkpoints_are_grouped_and_the_largest_stays_visible(storage: RDBStorage) -> None:
