@@ -8,12 +8,15 @@ import json
 import os
 import platform
 import statistics
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.reproducibility import environment
 
+SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -53,6 +56,30 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def memory() -> dict[str, float]:
+    """The memory that this process holds now, in megabytes: what it asked for, pages of files, and both."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = {"anonymous": "RssAnon", "mapped": "RssFile", "total": "VmRSS"}
+    return {name: int(lines[field].split()[0]) * 1024 / 1e6 for name, field in fields.items()}
+
+
+def watched(run: Callable[[], object]) -> dict[str, float]:
+    """The ``seconds`` that a call takes, and the peaks of :func:`memory`, which a thread samples meanwhile."""
+    peak, done, start = memory(), threading.Event(), time.perf_counter()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            peak.update({name: max(peak[name], value) for name, value in memory().items()})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return {"seconds": seconds, **peak}
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,19 +19,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, parse, write_csv
+from common import machine, memory, parse, watched, write_csv
 from safetensors.torch import save_file
 
 FORMATS = ("safetensors", "pt")
 LEAST_RATIO, MOST_MEMORY = 0.7, 2.0  # our own targets
 WIDTHS = (64, 128, 256, 512)
-SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 
 
 def main() -> None:
@@ -151,28 +149,8 @@ def pack_watched(source: Path, out: Path) -> dict[str, float]:
     from lcsc_opt.trajectory import pack
 
     torch.aminmax(torch.zeros(1))  # the memory that torch takes at its first call does not count
-    before, peak, done = memory(), memory(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            for name, value in memory().items():
-                peak[name] = max(peak[name], value)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    pack(sorted(source.iterdir()), out)
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return {"seconds": seconds, **{name: peak[name] - before[name] for name in peak}}
-
-
-def memory() -> dict[str, float]:
-    """The memory that this process holds now, in megabytes."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    fields = {"anonymous": "RssAnon", "mapped": "RssFile"}
-    return {name: int(lines[field].split()[0]) * 1024 / 1e6 for name, field in fields.items()}
+    before, found = memory(), watched(lambda: pack(sorted(source.iterdir()), out))
+    return {"seconds": found["seconds"], **{name: found[name] - before[name] for name in before}}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content, kind, shown
+from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
@@ -46,7 +47,8 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 
     Args:
         path: ``.safetensors``, an index of several, ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` or ``.pkl`` of torch,
-            Lightning or NVlabs; or a folder of diffusers, PEFT or Accelerate such as ``checkpoint-500``.
+            Lightning or NVlabs; or a folder of diffusers, PEFT, Accelerate or ``torch.distributed.checkpoint`` such as
+            ``checkpoint-500``.
         key: which state dict of the file, as in :class:`Checkpoint`; the start of the tensors' names may follow it
             (``state_dict.model``). ``None`` looks in the usual places, for running averages (``ema`` …) before raw
             weights; where there was a choice, a notice says what was taken.
@@ -61,7 +63,8 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
         found = find_weights(path, key)
     if found.others:
         notice(f"{path.name}: taking {found.key!r}; there is also {', '.join(found.others)} (choose with --key).")
-    checkpoint = read_checkpoint(found.file, key=found.rest)
+    rest = (found.rest or None) if found.file.name == METADATA else found.rest
+    checkpoint = read_checkpoint(found.file, key=rest)
     return dataclasses.replace(checkpoint, key=".".join(filter(None, (found.key, checkpoint.key))))
 
 
@@ -132,6 +135,8 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
         with safe_open(path, framework="pt", device="cpu") as file:
             _check_count(names := file.keys())
             content, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    elif path.name == METADATA:
+        content = read_distributed(path)
     elif path.suffix in TORCH_SUFFIXES:
         content = read_content(path)
     else:
@@ -153,9 +158,11 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
             raise TrajectoryError(
                 f"has {kind(value)} at {where!r}, not a tensor: pass --key, or save the weights alone."
             )
+    state = {name: value.read() if isinstance(value, ShardedRef) else value for name, value in state.items()}
     tensors = map_tensors(path, state)
     claimed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    size = sum(file.stat().st_size for file in (path.parent.glob("*") if _is_index(path) else [path]) if file.is_file())
+    files = path.parent.glob("*") if _is_index(path) or path.name == METADATA else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     if claimed > _REPEATED * size + 2**24:
         message = f"has tensors of {claimed / 2**30:,.1f} GiB in a file of {size / 2**30:,.1f} GiB: leave it out."
         raise TrajectoryError(message)
@@ -192,6 +199,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         files.setdefault(file, []).append(name)
     tensors: dict[str, Tensor] = {}
     for file, wanted in files.items():
+        if not (index.parent / file).is_file():
+            raise TrajectoryError(f"lists {shown(file)}, which is not there: save or copy the model again.")
         shard = _read_file(index.parent / file, "").tensors
         if missing := [name for name in wanted if name not in shard]:
             raise TrajectoryError(f"lists {shown(missing[0])!r}, which is not in {shown(file)}: save the model again.")
@@ -199,10 +208,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-# folders that are one checkpoint, of diffusers, Accelerate, PEFT, and whole pipelines
+# folders that are one checkpoint, of diffusers, Accelerate, PEFT, torch.distributed.checkpoint, and whole pipelines
 
 _AVERAGED = ("unet_ema", "transformer_ema", "prior_ema")
-_COMPONENTS = (*_AVERAGED, "unet", "transformer", "prior", "unet_lora", "transformer_lora")
+_COMPONENTS = (*_AVERAGED, "unet", "transformer", "prior", "unet_lora", "transformer_lora", "pytorch_model_fsdp_0")
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
 _WEIGHTS_FILES = [*_SAFETENSORS, *(f"{stem}.bin" for stem in (*_STEMS, "pytorch_model"))]
@@ -240,6 +249,8 @@ def find_weights(folder: Path, key: str | None) -> _Found:
         for suffix in _NAMED_FILES:
             if (file := folder / f"{name}{suffix}").is_file():
                 return _Found(file, name, rest=left or None)
+    if (file := _weights_file(folder)) and file.name == METADATA:
+        return _Found(file, "", rest=key)
     raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
 
 
@@ -252,6 +263,8 @@ def _weights_file(folder: Path) -> Path | None:
         for candidate in (folder / name, folder / f"{name}.index.json"):
             if candidate.is_file():
                 return candidate
+    if any(folder.glob("*.distcp")):
+        return folder / METADATA
     for name in _WEIGHTS_FILES:
         stem, _, suffix = name.rpartition(".")
         variants = [*folder.glob(f"{stem}.*.{suffix}"), *folder.glob(f"{stem}.{suffix}.index.*.json")]

@@ -16,7 +16,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,8 +94,8 @@ class _Stream:
         TrajectoryError: in reading, beyond the end or more than any checkpoint needs.
     """
 
-    def __init__(self, data: memoryview, position: int = 0) -> None:
-        self.data, self.position = data, position
+    def __init__(self, data: memoryview, position: int = 0, most_opcodes: int = _MOST_OPCODES) -> None:
+        self.data, self.position, self._most_opcodes = data, position, most_opcodes
         self._opcodes, self._bytes = 0, 0
 
     def opcode(self) -> int:
@@ -133,7 +133,7 @@ class _Stream:
     def spend(self, opcodes: int) -> None:
         """Count work that is as much as this many opcodes."""
         self._opcodes += opcodes
-        if self._opcodes > _MOST_OPCODES:
+        if self._opcodes > self._most_opcodes:
             raise TrajectoryError(_TOO_LARGE)
 
 
@@ -301,21 +301,25 @@ def _tensor(call: Record) -> TensorRef | Record:
 
 def _key(key: Any) -> Any:
     """``key``, or a stand-in where hashing it could take for ever; whole numbers up to 2^60 cannot collide."""
-    return key if type(key) is str or (type(key) is int and abs(key) < 2**60) else Record("key")
+    return key if type(key) in (str, Record) or (type(key) is int and abs(key) < 2**60) else Record("key")
 
 
-def read_content(path: Path) -> Any:
+def read_content(path: Path, *, start: int = 0, stop: int = 0, most_opcodes: int = _MOST_OPCODES) -> Any:
     """Everything in a file except the bytes of its tensors: plain data, :class:`TensorRef` and :class:`Record`.
+
+    A file of ``torch.save`` may be inside of another one, in its bytes from ``start`` to ``stop``. A bare pickle may
+    have more opcodes than others.
 
     Raises:
         TrajectoryError: truncated, not weights, or made to harm.
-        OSError: it cannot be opened.
+        OSError, ValueError: it cannot be opened, or is shorter.
     """
     with path.open("rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        if data[:4] == _ZIP_SIGNATURE:
-            return _read_zip(data, file)
-    stream, nested = _Stream(data), {}
+        mapped = mmap.mmap(file.fileno(), stop, access=mmap.ACCESS_READ)
+    data = memoryview(mapped)
+    if data[start : start + 4] == _ZIP_SIGNATURE:
+        return _read_zip(data, mapped)
+    stream, nested = _Stream(data, start, most_opcodes), {}
 
     def read_nested(span: _Span) -> Any:
         if span.start not in nested:
@@ -327,7 +331,7 @@ def read_content(path: Path) -> Any:
     return _read_legacy(stream) if type(content) is int and content == _LEGACY_MAGIC else content
 
 
-def _read_zip(data: memoryview, file: BinaryIO) -> Any:
+def _read_zip(data: memoryview, file: Any) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}

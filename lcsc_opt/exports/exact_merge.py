@@ -1,17 +1,19 @@
 """Merging with the same result, bit for bit, on every machine.
 
 A search uses :meth:`Trajectory.merge`, which is fast, but its sums depend on the BLAS, its threads and its vector
-width. Exported models are merged here instead, one checkpoint after the other in the order of the steps: each element
+width. Exported models are merged here instead, one tensor after the other, each in the order of the steps: each element
 is multiplied in float64, rounded, added in float64, rounded. Both are single IEEE operations on one element, so neither
 threads nor the kind of machine can change a bit. At the end the sum is rounded once to the wanted dtype, to nearest,
 ties to even.
 
-Memory: one checkpoint, and a float64 sum of each of its elements.
+Memory: the merged model, a float64 sum of one tensor, and that tensor of one checkpoint. The checkpoints are mapped
+from their files, whose pages the system can free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,10 @@ from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout
+from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout, RowPart, TensorSpec
 from lcsc_opt.trajectory.merge import StateDict
 
-ELEMENTS = 2**18  # processed at once; few enough to stay in a cache
+ELEMENTS = 2**16  # processed at once; few enough to stay in a cache
 
 
 class CheckpointFiles:
@@ -38,14 +40,46 @@ class CheckpointFiles:
 
     def __init__(self, paths: Mapping[int, Path], *, key: str | None = None) -> None:
         self.steps, self.sources, self._key = tuple(paths), tuple(map(str, paths.values())), key
+        self._layout: Layout | None = None
 
-    def checkpoint(self, index: int) -> Mapping[str, Tensor]:
-        """The file's tensors, mapped from the file if the format allows it; never write to them."""
-        return read_checkpoint(self.sources[index], key=self._key).tensors
+    @property
+    def layout(self) -> Layout:
+        """The layout of all checkpoints, that of the first one that is read."""
+        if self._layout is None:
+            self.row_parts(0)
+        assert self._layout is not None
+        return self._layout
+
+    def row_parts(self, index: int) -> Iterator[RowPart]:
+        """As :meth:`Trajectory.row_parts`; tensors are mapped from the file if the format allows it.
+
+        Raises:
+            TrajectoryError: it cannot be read, or is of another model than the first one.
+        """
+        tensors = read_checkpoint(self.sources[index], key=self._key).tensors
+        self._layout = self._layout or Layout.of(tensors)
+        self._layout.check(tensors)
+        return self._layout.row_parts(tensors)
 
     def lora_alphas(self) -> LoraAlphas:
         """The alphas of a LoRA whose tensors do not hold them, from the configuration next to the last file."""
         return LoraAlphas.read(self.sources[self.steps.index(max(self.steps))], key=self._key) or LoraAlphas()
+
+
+def needed_checkpoints(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> dict[int, int]:
+    """The checkpoints that a recipe combines: their indices in the recipe → their indices in ``checkpoints``.
+
+    Raises:
+        StudySpecError: the recipe's coefficients do not sum to one.
+        TrajectoryError: one is missing.
+    """
+    needed = np.flatnonzero(recipe.in_rows()[1].any(axis=0)).tolist()
+    if missing := sorted({recipe.steps[index] for index in needed} - set(checkpoints.steps)):
+        raise TrajectoryError(
+            f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
+            f"{_some(missing)}. Name them, too; the steps that are there: {_some(sorted(checkpoints.steps))}."
+        )
+    return {index: checkpoints.steps.index(recipe.steps[index]) for index in needed}
 
 
 def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> StateDict:
@@ -62,51 +96,59 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
             its dtype.
     """
     row_of, coefficients = recipe.in_rows()
-    largest = coefficients.argmax(axis=1)
-    needed = {recipe.steps[index]: int(index) for index in np.flatnonzero(coefficients.any(axis=0))}
-    if missing := sorted(needed.keys() - set(checkpoints.steps)):
-        raise TrajectoryError(
-            f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
-            f"{_some(missing)}. Name them, too; the steps that are there: {_some(sorted(checkpoints.steps))}."
-        )
+    needed = needed_checkpoints(checkpoints, recipe)
     torch.set_flush_denormal(False)  # a library built with -ffast-math sets it for its thread
-    layout, sums, copies = None, dict[str, npt.NDArray[np.float64]](), StateDict()
-    with progress("merge", len(needed)) as advance:
-        for step, index in needed.items():
-            place = checkpoints.steps.index(step)
-            tensors, name = checkpoints.checkpoint(place), f"Step {step} {checkpoints.sources[place]}".rstrip()
-            layout = layout or Layout.of(tensors, checkpoints.stored)
-            try:
-                layout.check(tensors, checkpoints.stored)
-            except TrajectoryError as error:
-                raise TrajectoryError(f"{name}: {error}") from error
-            sha256, expected = layout.row_sha256(tensors), recipe.checkpoint_sha256[index]
-            if sha256 != expected:
-                raise TrajectoryError(
-                    f"{name}: not the checkpoint that was combined: its weights have the SHA-256 "
-                    f"{sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the right --key."
-                )
-            for spec in layout.tensors:
-                row = row_of.get(spec.name, 0)
-                if spec.merged and spec.name not in recipe.constant:
-                    if coefficients[row, index] != 0:
-                        _add(sums, spec.name, float(coefficients[row, index]), tensors[spec.name])
-                elif index == largest[row]:
-                    copies[spec.name] = tensors[spec.name].detach().clone()
-            advance(note=f"step {step}")
-            del tensors  # free the memory before the next one is read
-    assert layout is not None  # coefficients sum to one, so at least one is not zero
+    names = {i: f"Step {recipe.steps[i]} {checkpoints.sources[place]}".rstrip() for i, place in needed.items()}
+    parts, digests = dict[int, Iterator[RowPart]](), {index: hashlib.sha256() for index in needed}
+    for index, place in needed.items():
+        try:
+            parts[index] = checkpoints.row_parts(place)
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{names[index]}: {error}") from error
+    layout, result, last, begun = checkpoints.layout, StateDict(), max(needed), False
+    sums = np.empty(max((spec.numel for spec in layout.tensors if spec.merged), default=0))  # of one tensor at a time
+    with progress("merge", len(layout.tensors)) as advance:
+        for index, spec, content in _in_turn(parts):
+            digests[index].update(content.numpy().data)
+            if spec is None:
+                continue
+            row = coefficients[row_of.get(spec.name, 0)]
+            widened = spec.merged and checkpoints.stored is not None
+            if spec.merged and spec.name not in recipe.constant:
+                if row[index] != 0:
+                    _add(sums, float(row[index]), content.view(spec.torch_dtype), begun=begun)
+                    begun = True
+                if index == last:
+                    dtype, begun = recipe.dtype or ("float32" if widened else spec.dtype), False
+                    result[spec.name] = _rounded(spec.name, sums[: spec.numel], dtype).view(spec.shape)
+            elif index == row.argmax():
+                copied = torch.empty(spec.shape, dtype=spec.torch_dtype, device="cpu")
+                copied.reshape(-1).view(torch.uint8).copy_(content)
+                result |= cast({spec.name: copied.float() if widened else copied}, recipe.dtype)
+            if index == last:
+                advance(note=spec.name)
+    for index, digest in digests.items():
+        sha256, expected = digest.hexdigest(), recipe.checkpoint_sha256[index]
+        if sha256 != expected:
+            raise TrajectoryError(
+                f"{names[index]}: not the checkpoint that was combined: its weights have the SHA-256 "
+                f"{sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the right --key."
+            )
     if layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True)) != recipe.trajectory_sha256:
         raise TrajectoryError(
             "The checkpoints hold the bytes that the recipe names, under other tensor names, shapes or dtypes: "
             "use the files as they were saved."
         )
-    result = cast(copies, recipe.dtype)
-    for spec in layout.tensors:
-        if spec.name in sums:  # each is freed as soon as it is rounded
-            own = spec.dtype if checkpoints.stored is None else "float32"
-            result[spec.name] = _rounded(spec.name, sums.pop(spec.name), recipe.dtype or own).view(spec.shape)
-    return {spec.name: result[spec.name] for spec in layout.tensors}
+    return result
+
+
+def _in_turn(rows: Mapping[int, Iterator[RowPart]]) -> Iterator[tuple[int, TensorSpec | None, Tensor]]:
+    """The first part of each row, then the second part of each, …"""
+    while True:
+        for index, parts in rows.items():
+            if (part := next(parts, None)) is None:  # all rows have one layout
+                return
+            yield index, *part
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
@@ -123,16 +165,13 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
     }
 
 
-def _add(sums: dict[str, npt.NDArray[np.float64]], name: str, coefficient: float, tensor: Tensor) -> None:
-    """Add ``coefficient * tensor`` in place. The first product is not added to zero, so −0 stays −0."""
-    flat = tensor.detach().reshape(-1)
-    total = sums.get(name)
-    into = np.empty(flat.numel()) if total is None else total
-    for start in range(0, len(into), ELEMENTS):
+def _add(sums: npt.NDArray[np.float64], coefficient: float, flat: Tensor, *, begun: bool) -> None:
+    """Add ``coefficient * flat``, ``[n]``, to the first n sums. The first product is not added to zero: −0 stays −0."""
+    for start in range(0, flat.numel(), ELEMENTS):
         # rounded once here and once in the addition: two operations, never one fused
         product = _widened(flat[start : start + ELEMENTS]) * coefficient
-        into[start : start + ELEMENTS] = product if total is None else into[start : start + ELEMENTS] + product
-    sums[name] = into
+        into = sums[start : start + len(product)]
+        into[:] = into + product if begun else product
 
 
 def _widened(flat: Tensor) -> npt.NDArray[np.float64]:

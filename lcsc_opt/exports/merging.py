@@ -22,6 +22,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
+from lcsc_opt.exports.lists import LISTS, write_list
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
@@ -47,10 +48,11 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     trajectory = packed_trajectory(objective)
     if to.form == "lora":
         recipe = recipe.model_copy(update={"lora": _lora_of(study, objective, trajectory)})
-    weights = merge_exactly(trajectory, recipe)
-    if statistics := objective.statistics(np.array(recipe.coefficients, dtype=np.float64)):
-        weights |= (kept := cast(dict(statistics), to.dtype))
-        recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
+    if statistics := cast(dict(objective.statistics(np.array(recipe.coefficients, dtype=np.float64))), to.dtype):
+        recipe = recipe.model_copy(update={"statistics": save(statistics).hex()})
+    if to.form in LISTS:
+        return write_list(trajectory, recipe, to)
+    weights = merge_exactly(trajectory, recipe) | statistics
     to.write(weights, recipe, config)
     if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
@@ -92,6 +94,8 @@ def rebuild(
     if naming is None and to.form == "lora":  # the checkpoints' own names were kept
         naming = LoraNaming(alphas=checkpoints.lora_alphas())
     recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
+    if to.form in LISTS:
+        return write_list(checkpoints, recipe, to)
     weights = merge_exactly(checkpoints, recipe)
     if recipe.statistics is not None:
         try:
@@ -126,6 +130,8 @@ def average(
     config = to.config_text()
     trajectory, coefficients = named(open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
+    if to.form in LISTS:
+        return write_list(trajectory, recipe, to)
     to.write(merge_exactly(trajectory, recipe), recipe, config)
     return recipe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -24,10 +25,10 @@ from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensor
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.sampling.lora import to_diffusers
 
-Form = Literal["safetensors", "pt", "diffusers", "lora"]
+Form = Literal["safetensors", "pt", "diffusers", "lora", "megatron", "mergekit"]
 CONFIG = "config.json"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-_CLASS = "_class_name"
+SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
+_CLASS, _MODEL_TYPE = "_class_name", "model_type"  # in a configuration of diffusers, of transformers
 _FORMS: dict[str, Form] = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), "pt")}
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files say it
 
@@ -37,11 +38,11 @@ class Destination:
     """Where a model is written, in which form, and in which dtype.
 
     Attributes:
-        path: a file, or the folder that diffusers loads.
+        path: a file, or the folder that diffusers or transformers loads.
         form: what is written there.
         dtype: of floating-point tensors; ``None`` leaves each in its own.
-        config: a folder of diffusers, or its ``config.json``, that the written folder takes its configuration from;
-            ``None`` takes it from the objective's network.
+        config: a folder of diffusers or transformers, or its ``config.json``, that the written folder takes its
+            configuration from; ``None`` takes it from the objective's network.
     """
 
     path: Path
@@ -96,8 +97,11 @@ class Destination:
             content = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise ObjectiveError(f"--config: {file} is no configuration that can be read: {error}") from error
-        if not isinstance(content, dict) or not isinstance(content.get(_CLASS), str):
-            raise ObjectiveError(f"--config: {file} names no class of diffusers as {_CLASS}; name a model's folder")
+        if not isinstance(content, dict) or not any(isinstance(content.get(k), str) for k in (_CLASS, _MODEL_TYPE)):
+            raise ObjectiveError(
+                f"--config: {file} is of no model of diffusers or transformers ({_CLASS}, {_MODEL_TYPE}); name a "
+                "model's folder"
+            )
         return text
 
     def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None) -> None:
@@ -125,9 +129,10 @@ class Destination:
                 if self.form == "pt":
                     with path.open("wb") as file:  # of a path, torch would write the name into the file
                         torch.save({"state_dict": weights, ENTRY: text}, file)
+                elif self.form == "diffusers":
+                    _write_shards(weights, path, str(config), {"format": "pt", ENTRY: text})
                 else:
-                    file_in = path / _WEIGHTS if self.form == "diffusers" else path
-                    write_safetensors(weights, file_in, {"format": "pt", ENTRY: text})
+                    write_safetensors(weights, path, {"format": "pt", ENTRY: text})
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             needed = sum(tensor.nbytes for tensor in weights.values())
             free, reason = shutil.disk_usage(self.path.absolute().parent).free, " ".join(str(error).split())
@@ -136,20 +141,42 @@ class Destination:
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 
 
+def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: Mapping[str, str]) -> None:
+    """Write one file, or where it were larger than :data:`SHARD_BYTES` several and an index, as ``save_pretrained``."""
+    stem = "diffusion_pytorch_model" if _CLASS in json.loads(config) else "model"
+    hub = import_extra("huggingface_hub")
+    split = hub.split_torch_state_dict_into_shards(
+        weights, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_safetensors({name: weights[name] for name in names}, folder / file, texts)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
 def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that do not fit the model of a configuration: diffusers would fill gaps with random numbers."""
-    diffusers = import_extra("diffusers")
+    """Refuse weights that do not fit the model of a configuration: a library would fill gaps with random numbers."""
     settings = json.loads(config)
-    name = str(settings[_CLASS])
-    model = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not isinstance(model, type) or not issubclass(model, diffusers.ModelMixin):
-        raise ObjectiveError(f"the configuration names {name!r}, which is no model of this version of diffusers")
+    is_diffusers = _CLASS in settings
+    name = str(settings[_CLASS] if is_diffusers else next(iter(settings.get("architectures") or ()), None))
+    library = import_extra("diffusers" if is_diffusers else "transformers")
+    model: Any = getattr(library, name, None) if name.isidentifier() else None
+    base = library.ModelMixin if is_diffusers else library.PreTrainedModel
+    is_model: bool = inspect.isclass(model) and issubclass(model, base)
+    if not is_model:
+        raise ObjectiveError(
+            f"the configuration names {name!r}, which is no model of this version of {library.__name__}"
+        )
     with torch.device("meta"):
         try:
-            made = typing.cast("Any", model).from_config(settings)
+            made: Any = model.from_config(settings) if is_diffusers else model(model.config_class.from_dict(settings))
         except Exception as error:  # whatever a model raises of wrong settings
             raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
-    if (differs := difference(shapes_of(weights), shapes_of(made.state_dict()))) is not None:
+    tied = getattr(made, "all_tied_weights_keys", ())  # save_pretrained leaves them out
+    shapes = shapes_of(made.state_dict())
+    expected = {name: shape for name, shape in shapes.items() if name in weights or name not in tied}
+    if (differs := difference(shapes_of(weights), expected)) is not None:
         raise ObjectiveError(
             f"the merged model does not fit the configuration's: it {differs}; pass --config FOLDER of the right one, "
             "or --as safetensors"

@@ -81,6 +81,10 @@ class TensorSpec:
         return tensor.float() if widened and self.merged else tensor
 
 
+RowPart = tuple[TensorSpec | None, Tensor]
+"""A tensor in a row, or padding, and its bytes, ``[n]`` uint8."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Neighbouring tensors of one dtype, without a gap between them: bytes ``[start, stop)`` of all rows."""
@@ -178,7 +182,7 @@ class Layout:
                     f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
                 )
 
-    def row_parts(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, Tensor]]:
+    def row_parts(self, tensors: Mapping[str, Tensor]) -> Iterator[RowPart]:
         """The bytes of a row in order, ``[n]`` uint8 on the CPU: each tensor with its spec, padding with ``None``.
 
         One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that

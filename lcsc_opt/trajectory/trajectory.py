@@ -31,6 +31,7 @@ from lcsc_opt.checkpoints.lora import (
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import Mapped, Placement, place
@@ -179,6 +180,27 @@ class Trajectory:
         row, widened = self._rows[self._merger.slots[index]], self.stored is not None
         with self._unchanged():
             return {spec.name: spec.copy_from(row, widened=widened) for spec in self.tensors}
+
+    @property
+    def layout(self) -> Layout:
+        """Where the tensors lie in each row."""
+        return self._manifest.layout
+
+    def row_parts(self, index: int) -> Iterator[RowPart]:
+        """The bytes of a row in order: each tensor with its spec, padding with ``None``. They are not copied.
+
+        Raises:
+            TrajectoryError: the row has been overwritten since opening.
+        """
+        self._check()
+        row, end = self._rows[self._merger.slots[index]], 0
+        for spec in self.tensors:
+            if spec.offset > end:
+                yield None, row[end : spec.offset]
+            yield spec, row[spec.offset : spec.end]
+            end = spec.end
+        if len(row) > end:
+            yield None, row[end:]
 
     @property
     def _row_count(self) -> int | None:

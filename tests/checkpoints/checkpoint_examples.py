@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from tests.checkpoints import nvlabs_examples
 from tests.unet_examples import unet
@@ -172,6 +176,46 @@ def accelerate(folder: Path, step: int) -> Weights:
     return weights(step)
 
 
+class _Halves(DefaultSavePlanner):  # type: ignore[misc]
+    """Cuts each tensor in two along its first axis, as two processes of FSDP would."""
+
+    def create_local_plan(self) -> SavePlan:
+        whole, items = super().create_local_plan(), []
+        for item in whole.items:
+            tensor = self.state_dict[item.index.fqn]
+            if item.tensor_data is None or not tensor.ndim:
+                items.append(item)
+                continue
+            for first, last in ((0, len(tensor) // 2), (len(tensor) // 2, len(tensor))):
+                offsets = torch.Size([first, *[0] * (tensor.ndim - 1)])
+                chunk = ChunkStorageMetadata(offsets, torch.Size([last - first, *tensor.shape[1:]]))
+                data = dataclasses.replace(item.tensor_data, chunk=chunk)
+                items.append(WriteItem(MetadataIndex(item.index.fqn, offsets), WriteItemType.SHARD, tensor_data=data))
+        self.plan = dataclasses.replace(whole, items=items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        if write_item.type != WriteItemType.SHARD or write_item.tensor_data is None:
+            return super().resolve_data(write_item)
+        chunk, whole = write_item.tensor_data.chunk, self.state_dict[write_item.index.fqn]
+        return whole[chunk.offsets[0] : chunk.offsets[0] + chunk.sizes[0]].detach() if whole.ndim else whole.detach()
+
+
+def write_distributed(folder: Path, content: Any, **options: Any) -> None:
+    """Written by torch itself, in two files with half of each tensor."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process only
+        writer = FileSystemWriter(folder, thread_count=2, **options)
+        torch.distributed.checkpoint.save(content, storage_writer=writer, planner=_Halves(), no_dist=True)
+
+
+def distributed(folder: Path, step: int) -> Weights:
+    """What a training with FSDP leaves: the model, its optimizer's states, and numbers."""
+    content = {"model": weights(step), "optimizer": optimizer_state(), "step": step}
+    write_distributed(folder / f"checkpoint-{step}", content)
+    return weights(step)
+
+
 def diffusers_training(folder: Path, step: int) -> Weights:
     """What diffusers' training scripts leave: the model, and its ``EMAModel``, both by their ``save_pretrained``."""
     from diffusers.training_utils import EMAModel
@@ -237,6 +281,7 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "diffusers training": diffusers_training,
     "diffusers pipelines": diffusers_pipelines,
     "Weights in several files": sharded,
+    "torch.distributed.checkpoint (FSDP, Accelerate, torchtitan, Megatron-LM)": distributed,
     "LoRA (diffusers, PEFT, kohya)": lora,
     "safetensors": safetensors,
 }

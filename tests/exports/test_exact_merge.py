@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fractions
 import hashlib
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,6 +114,16 @@ def test_golden_bits(dtype: str | None, sha256: str, tmp_path: Path) -> None:
     trajectory = written(tmp_path / "golden.trajectory", *states)
     merged = packed(trajectory, np.array([0.1, -0.2, 0.3, -0.7, 0.9, -0.3, 0.9]), dtype=dtype)
     assert hashlib.sha256(bits(merged["w"])).hexdigest() == sha256
+
+
+def test_a_merge_holds_float64_of_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_merge, "ELEMENTS", 2**14)
+    tensors = {f"w{i}": torch.ones(200_000, dtype=torch.bfloat16) for i in range(12)}
+    trajectory = written(tmp_path / "a.trajectory", *({n: t * step for n, t in tensors.items()} for step in (1, 2)))
+    tracemalloc.start()  # sees what numpy allocates, which is all float64
+    merge_exactly(trajectory, recipe(trajectory, np.array([-0.5, 1.5])))
+    assert tracemalloc.get_traced_memory()[1] < 3 * 8 * 200_000
+    tracemalloc.stop()
 
 
 def test_checkpoints_with_coefficient_zero_are_not_needed(trajectory: Trajectory, files: dict[int, Path]) -> None:

@@ -15,14 +15,17 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.exports import Recipe
+from lcsc_opt.exports import Recipe, writing
+from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.exports.merging import export, rebuild
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.trajectory.trajectory_examples import same_bits
 
 STEPS = (1, 2, 3)
 COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
@@ -109,6 +112,41 @@ def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
     assert {path.name for path in (tmp_path / "best").iterdir()} == {"config.json", weights, "lcsc_recipe.json"}
     assert_same_weights(tmp_path / "best" / weights, first)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_large_model_is_written_in_shards_that_from_pretrained_loads(
+    study: StoredStudy, objective: Objective, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SHARD_BYTES", 5_000)
+    recipe = export(study, objective, Destination.of(tmp_path / "best"))
+    assert len(list((tmp_path / "best").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 2
+    loaded = type(network).from_pretrained(tmp_path / "best")
+    expected = merge_exactly(objective.trajectory, recipe)  # type: ignore[arg-type]
+    assert same_bits(dict(loaded.state_dict()), expected)
+    assert same_bits(read_checkpoint(tmp_path / "best").tensors, expected)
+    next((tmp_path / "best").glob("*-00002-of-*")).unlink()
+    with pytest.raises(TrajectoryError, match=r"best/.*index.json lists .*-00002-of-.*, which is not there"):
+        read_checkpoint(tmp_path / "best")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_of_transformers_is_written_as_its_folder(study: StoredStudy, tmp_path: Path, tied: bool) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=4, tie_word_embeddings=tied)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "original")
+    weights = read_checkpoint(tmp_path / "original").tensors
+    objective = objective_over(pack_random(tmp_path / "run.trajectory", weights))
+    to = Destination.of(tmp_path / "best", config=tmp_path / "original")
+    expected = merge_exactly(objective.trajectory, export(study, objective, to))  # type: ignore[arg-type]
+    loader: Any = GPT2LMHeadModel
+    loaded, info = loader.from_pretrained(tmp_path / "best", output_loading_info=True)
+    assert not any(info.values()), info
+    assert same_bits({name: loaded.state_dict()[name] for name in expected}, expected)
+    rest = {name: tensor for name, tensor in weights.items() if name != "transformer.wte.weight"}
+    other = objective_over(pack_random(tmp_path / "other.trajectory", rest))
+    with pytest.raises(ObjectiveError, match=r"lacks 'transformer\.wte\.weight'"):
+        export(study, other, to)
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(

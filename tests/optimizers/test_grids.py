@@ -119,6 +119,7 @@ def test_a_greedy_soup_adds_checkpoints_from_the_best_to_the_worst_where_the_sou
     asked, best = soup({**SINGLE, (1, 3): 0.8, (1, 2, 3): 0.9, (0, 1, 3): 0.8})
     assert asked == [(0,), (1,), (2,), (3,), (1, 3), (1, 2, 3), (0, 1, 3)]  # Wortsman et al. 2022, Recipe 1
     np.testing.assert_allclose(best, [1 / 3, 1 / 3, 0, 1 / 3])
+    assert soup({**SINGLE, (1, 3): 1.0, (1, 2, 3): 1.0, (0, 1, 2, 3): 1.0})[0][4:] == [(1, 3), (1, 2, 3), (0, 1, 2, 3)]
     assert soup({**SINGLE, (1, 3): 1.1, (2, 3): 1.1, (0, 3): 1.1})[0][4:] == [(1, 3), (2, 3), (0, 3)]
 
 
