@@ -86,6 +86,8 @@ def open_clip(vocabulary: int) -> tuple[Any, dict[str, Tensor]]:
         mask = torch.full((LONGEST, LONGEST), -torch.inf).triu_(1)
         text = nn.ModuleDict({"transformer": Transformer(WIDTH, LAYERS, 1, mask), "ln_final": LayerNorm(WIDTH)})
         text["token_embedding"] = nn.Embedding(vocabulary, WIDTH)
+        for parameter in (*visual.parameters(), *text.parameters()):  # norms and biases, too, begin alike
+            nn.init.normal_(parameter, std=0.2)
         more = {"positional_embedding": torch.randn(LONGEST, WIDTH), "text_projection": torch.randn(WIDTH, EMBEDDED)}
     state = {**{f"visual.{name}": value for name, value in visual.state_dict().items()}, **text.state_dict(), **more}
 
