@@ -104,8 +104,8 @@ def test_the_command_asks_and_says_what_it_frees(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed
 ) -> None:
     storage = open_storage(URL, write=True)
-    for name in (NAME, OTHER):
-        write_study(storage, name, [float(loss) for loss in range(25)])
+    write_study(storage, NAME, [float(loss) for loss in range(25)])
+    write_study(storage, OTHER, [1.0])
     size = Path("studies.db").stat().st_size
     assert "give --yes" in typed.refused("delete", NAME)
     answer("n", monkeypatch)

@@ -89,13 +89,13 @@ import hashlib, json, sys
 sys.path.insert(0, sys.argv[1])
 from tests.optimizers.test_registry import build, run
 import numpy as np
-print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 40)).tobytes()).hexdigest() for name in sys.argv[2:]}))
+print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in sys.argv[2:]}))
 """
 
 
 def test_a_fresh_process_with_other_hashes_asks_the_same_bits() -> None:
     names = ["LCSC", "LCSCGradient", "LCSCQuadratic", *NEVERGRAD]
-    here = {name: hashlib.sha256(np.array(run(build(name), 40)).tobytes()).hexdigest() for name in names}
+    here = {name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in names}
     command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, str(Path(__file__).parents[2]), *names]
     environment = {**os.environ, "PYTHONHASHSEED": "4242" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

@@ -143,10 +143,10 @@ class TestNothingCanSucceed:
             search(study, bowl, evaluations=4)
         broken, said = (moved, "TrajectoryError: runs") if begun else (Breaking(*range(7, 99), reason="b"), "KeyError")
         with pytest.raises(SearchFailedError, match=rf"at each attempt, {lost} in a row: {said}"):
-            search(study, broken, 40, failures=TWICE)
+            search(study, broken, 16, failures=TWICE)
         assert study.retry_failed() == (0, lost)
-        search(study, bowl, 40)
-        assert rows(study) == undisturbed(study, 40)
+        search(study, bowl, 16)
+        assert rows(study) == undisturbed(study, 16)
 
     @pytest.mark.parametrize(("begun", "reason", "failed"), [(0, "{call}", 1), (4, "b", 1), (0, "nan", 3)])
     def test_other_errors_one_candidate_and_what_is_not_finite_do_not(

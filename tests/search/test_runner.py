@@ -29,7 +29,7 @@ from lcsc_opt.search.plan import most_in_flight
 from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search
 
 STEPS = tuple(range(100, 2100, 100))
-EVALUATIONS = 20
+EVALUATIONS = 16
 
 
 class Interrupted(BaseException):
@@ -113,7 +113,7 @@ def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tu
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_that_pycma_mirrors_are_told_without_a_warning(seed: int, url: str, objective: Objective) -> None:
     few = optimizer("CMA", seed=seed, popsize=4)  # mirrors; every warning is an error here
-    assert run(open_study(url), objective, asked=few).told == EVALUATIONS
+    assert run(open_study(url), objective, asked=few, evaluations=20).told == 20
 
 
 @pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "EMAGrid"])
@@ -196,10 +196,6 @@ def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, object
     run(study, objective, evaluations=14)
     assert len(study.trials()) == 14
     assert trials_of(study)[:10] == first
-
-
-def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
-    assert run(open_study(url), objective, "EMAGrid").told == 11
 
 
 @pytest.mark.parametrize(
@@ -320,7 +316,7 @@ def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, obje
             run(study, objective, asked=asked, shuffled=stop_after, stop_after=stop_after, tells="as-completed")
         return told
 
-    first, before = search(13), trials_of(study)
+    first, before = search(9), trials_of(study)
     assert len(before) < EVALUATIONS
     assert search(-1)[: len(first)] == first
     assert [row[:2] for row in trials_of(study)[: len(before)]] == [row[:2] for row in before]

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape
+from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
 from tests.study_examples import STEPS, add_result, coefficients, write_study
@@ -34,7 +34,7 @@ def write_landscape(
     name: str = NAME,
     *,
     loss: Callable[[float, float], float | None] = bowl,
-    size: int = 5,
+    size: int = 3,
     points: int | None = None,
     products: Any = None,
     images: int = 10,
@@ -71,9 +71,9 @@ def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> No
 def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
     write_landscape(storage, points=7, loss=lambda x, y: None if x < 0 else bowl(x, y))
     row = json.loads(json.dumps(read(storage).as_row(), allow_nan=False))
-    assert (row["evaluated"], row["total"]) == (7, 25)
+    assert (row["evaluated"], row["total"]) == (7, 12)
     assert row["values"][0][0] is None
-    assert "7 of 25 points" in read(storage).figure().layout.title.text
+    assert "7 of 12 points" in read(storage).figure().layout.title.text
     write_landscape(storage, "digits/Landscape/1", points=0)
     empty = read(storage, "digits/Landscape/1").figure(theme="dark")
     assert "Continue: lcsc resume" in empty.layout.annotations[0].text
@@ -102,15 +102,18 @@ def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBSto
     np.testing.assert_allclose(found.searches[0][2], expected, atol=1e-9)
 
 
-def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(storage: RDBStorage) -> None:
+def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
+    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcsc_opt.views.landscape.MOST_CANDIDATES", 5)
     write_landscape(storage)
-    searches: Any = {"digits/EMAGrid/0": [1.0], "digits/CMA/0": [3.0] + [4.0] * 200, "digits/LCSC/0": [None]}
+    searches: Any = {"digits/EMAGrid/0": [1.0], "digits/CMA/0": [3.0] + [4.0] * 7, "digits/LCSC/0": [None]}
     for name, losses in {**searches, "faces/LCSC/0": [2.0]}.items():
         write_study(storage, name, losses)
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
     found = read(storage)
     assert [study.study for study, *_ in found.searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
-    assert len(found.searches[1][1]) == MOST_CANDIDATES
+    assert len(found.searches[1][1]) == 5
     assert Landscape.names(HistoryReader(storage), "faces") == []
 
 
@@ -160,7 +163,7 @@ def draw(site: Site, name: str | None = NAME, **values: Any) -> dict[str, Any]:
 
 
 def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: RDBStorage, url: str) -> None:
-    write_landscape(storage)
+    write_landscape(storage, size=5)
     write_study(storage, "digits/LCSC/0", [2.0])
     site = Site(url)
     for query, chosen in (("", NAME), ("?landscape=digits%2FLandscape%2F7", "digits/Landscape/7")):
