@@ -18,7 +18,7 @@ from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LANDSCAPE, PLANE_ATTRIBUTE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, our_study
 from lcsc_opt.optimizers import configure
 from lcsc_opt.search.compatibility import accepted_changes
 from lcsc_opt.search.plan import StudyPlan
@@ -53,7 +53,7 @@ def run_landscape(
     name, fewer = f"{experiment}/{LANDSCAPE}/{seed}", {} if images is None else {"images": images}
     if optimizer == LANDSCAPE:
         raise StudyStoreError(f"{source.name}: is a landscape; name a search of {experiment}, or lcsc resume it")
-    if name in our_studies(storage):
+    if our_study(storage, name) is not None:
         plan = StudyPlan.of(StoredStudy.open(storage, name))
         known = {**plan.optimizer.options, "images": plan.spec.objective.settings.get("images")}
         asked = {**options, **fewer}
