@@ -117,7 +117,9 @@ class NetworkScore:
         network = self._network
         if varying is not None and (reason := network.weights.why_no_gradient(varying)):
             return reason
-        names = network.module.state_dict() if varying is None else varying
+        names = varying
+        if names is None:  # running statistics may be the same in all checkpoints
+            names = {name for name in network.module.state_dict() if not name.endswith(("running_mean", "running_var"))}
         draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
         try:
             with network.weights.differentiable(names), network.arithmetic():

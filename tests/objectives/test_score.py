@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySp
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.objective.loading import check_objective as check_objective_settings
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.score import Draw, WeightScore
 from lcsc_opt.testing import check_objective
 from tests.objectives.image_objectives import one_line
 
 OWN = "tests.objectives.test_score"
+ROOT = Path(__file__).parents[2]
 MIX = np.array([0.5, -0.3, 0.8])
 
 
@@ -231,6 +234,26 @@ def test_statistics_of_batch_normalization_come_from_the_users_passes(
     hidden = F.linear(items(3, 64)[0], weights["0.weight"], weights["0.bias"])
     assert torch.allclose(again.statistics(MIX)["1.running_mean"], hidden.mean(0), atol=1e-12)
     assert again.evaluate(Candidate(MIX, noise=HELD_OUT)).loss != again(MIX)
+    assert "no gradient in a batch normalization's" in (again.why_no_gradient() or "")
+    settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:normalized", "score": f"{OWN}:loss"}
+    _, why_none = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    assert why_none() is None, "they may be the same in all checkpoints"
+
+
+@pytest.mark.parametrize("example", ["characters", "text"])
+def test_the_worked_examples_train_and_are_searched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    pytest.importorskip("transformers")
+    for kind in ("py", "yaml"):
+        text = (ROOT / f"studies/any_weights/{example}.{kind}").read_text()
+        (folder / f"{example}.{kind}").write_text(text.replace("POOL = 30_000", "POOL = 100"))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    importlib.import_module(example).train(folder / "runs" / example, steps=8, every=2)
+    small = ["budget.evaluations=2", "objective.settings.size=8", "held_out.images=20"]
+    small += ["objective.settings.model=runs/text/checkpoint-8"] if example == "text" else []
+    assert lcsc(["run", f"{example}.yaml", *small, "--optimizer", "UniformGrid", "--optimizer", "LCSCGradient"]) == 0
 
 
 def language_model(folder: Path) -> list[nn.Module]:
