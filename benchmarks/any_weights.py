@@ -11,13 +11,14 @@ again; trainings and studies are kept in ``results/any_weights/``.
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, measure_missing, parse
+from common import RESULTS, markdown, measure_missing, parse, read_csv
 
 import lcsc_opt
 from lcsc_opt.base.records import HELD_OUT, Candidate
@@ -42,6 +43,18 @@ def main() -> None:
     ]
     named = ("example", "way", "seed", "budget")
     measure_missing("any_weights", keys, measured, named=named, metrics=("cross-entropy", "second", "evaluations"))
+    against_ema()
+
+
+def against_ema() -> None:
+    """Print how much lower the cross-entropy is than EMA*'s of the same training."""
+    found = {(example, way, seed): float(value) for example, way, seed, _, value, *_ in read_csv("any_weights")}
+    table = [["example", "way", "EMA*'s cross-entropy minus its own: mean over trainings, range"]]
+    for example, way in dict.fromkeys(key[:2] for key in found):
+        of = [(known, found[example, "EMAGrid", key[2]]) for key, known in found.items() if key[:2] == (example, way)]
+        gains = [ema - own for own, ema in of]
+        table.append([example, way, f"{statistics.fmean(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})"])
+    print(*markdown(table), sep="\n")
 
 
 def measured(example: str, way: str, seed: int, budget: int) -> tuple[float, float, float]:

@@ -10,13 +10,13 @@ import typer
 from lcsc_opt.cli.options import Steps, Storage, Study, find_study, parse_steps
 from lcsc_opt.cli.output import number, say
 
-_Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a folder for diffusers.")]
+_Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
 _Form = Annotated[
     str | None,
     typer.Option("--as", help="safetensors, pt, diffusers, lora; a list: megatron, mergekit; else as PATH ends."),
 ]
 _Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it as the checkpoints.")]
-_Config = Annotated[Path | None, typer.Option(help="The folder of another network's config.json, for --as diffusers.")]
+_Config = Annotated[Path | None, typer.Option(help="The folder of another config.json, for a folder.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 
 
