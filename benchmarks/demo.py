@@ -1,4 +1,4 @@
-"""The demo's study over three seeds: the table and the pictures that the README shows.
+"""The demo's study over three seeds: the table and the pictures that docs/start.md shows.
 
     python benchmarks/demo.py
 
@@ -60,7 +60,7 @@ def line(summary: Ranked) -> str:
 
 
 def draw(storage: RDBStorage) -> None:
-    """Draw the README's pictures, which needs Chrome or Chromium, and write a page with everything."""
+    """Draw the page's pictures, which needs Chrome or Chromium, and write a page with everything."""
     reader = HistoryReader(storage)
     studies = reader.read("digits")
     ema = best_ema(studies)
