@@ -37,11 +37,14 @@ class FailurePolicy:
         self.count = 0
 
     def say_why(self, number: int, failure: Failure) -> None:
-        """Print where a failure happened, once for each reason. ``lcsc show`` prints the whole traceback."""
+        """Print why a trial failed, and where unless the error is ours, once for each reason.
+
+        ``lcsc show`` prints the whole traceback.
+        """
         if failure.reason in self._said or len(self._said) == _MOST_REASONS:
             return
         self._said.add(failure.reason)
-        lines = failure.traceback.rstrip().splitlines()
+        lines = failure.traceback.rstrip().splitlines() if failure.retry else []
         frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]
         shown = lines if not frames else lines[frames[-1] : -1]  # the last line is the reason
         notice("\n".join([f"{self._name}: trial {number}: {failure.reason}", *shown]))
