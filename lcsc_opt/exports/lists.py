@@ -45,9 +45,8 @@ def write_list(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: De
     if to.form == "megatron":
         text = "".join(f"{Path(path).absolute()}:{float(coefficients[0, i])!r}\n" for i, path in paths.items())
     else:
-        by_length = sorted(
-            row_of, key=lambda name: (-len(name), name)
-        )  # a filter matches parts of names; the first counts
+        # a filter matches parts of names, and the first one that does counts
+        by_length = sorted(row_of, key=lambda name: (-len(name), name))
 
         def weight(index: int) -> Any:
             column = coefficients[:, index].tolist()

@@ -23,11 +23,8 @@ HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
     {"is", "precision", "recall", "authenticity", "reward", "held_out_reward", "spread"}
 )
 OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "held_out_reward", "spread": "pixels"}
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {
-    "fid",
-    "is",
-    *OWN_FEATURES,
-}  # mean and covariance are not enough
+# for which mean and covariance of the reference are not enough
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd", "reward")
 
@@ -143,11 +140,8 @@ class MetricName:
         return dataclasses.replace(self, formula="hinge") if self.formula == "precision" else self
 
     def __str__(self) -> str:
-        return (
-            self.formula
-            if self.extractor == OWN_FEATURES.get(self.formula, INCEPTION)
-            else f"{self.formula}@{self.extractor}"
-        )
+        usual = OWN_FEATURES.get(self.formula, INCEPTION)
+        return self.formula if self.extractor == usual else f"{self.formula}@{self.extractor}"
 
     @property
     def sign(self) -> int:

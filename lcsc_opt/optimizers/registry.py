@@ -17,17 +17,9 @@ from lcsc_opt.base.settings import near_miss
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
+from lcsc_opt.optimizers import grids
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.grids import (
-    DecayGrid,
-    EachCheckpoint,
-    EMAGrid,
-    GreedySoup,
-    PlaneGrid,
-    PowerEMAGrid,
-    UniformGrid,
-)
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, check_number, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
@@ -35,13 +27,13 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSC": LCSC,
     "LCSCGradient": LCSCGradient,
     "LCSCQuadratic": LCSCQuadratic,
-    "EMAGrid": EMAGrid,
-    "PowerEMAGrid": PowerEMAGrid,
-    "UniformGrid": UniformGrid,
-    "DecayGrid": DecayGrid,
-    "EachCheckpoint": EachCheckpoint,
-    "GreedySoup": GreedySoup,
-    LANDSCAPE: PlaneGrid,
+    "EMAGrid": grids.EMAGrid,
+    "PowerEMAGrid": grids.PowerEMAGrid,
+    "UniformGrid": grids.UniformGrid,
+    "DecayGrid": grids.DecayGrid,
+    "EachCheckpoint": grids.EachCheckpoint,
+    "GreedySoup": grids.GreedySoup,
+    LANDSCAPE: grids.PlaneGrid,
 }
 
 _STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here

@@ -211,9 +211,8 @@ class StudyRunner:
     def __init__(self, storage: RDBStorage, *, accept_changes: bool = False) -> None:
         self.storage, self._accept = storage, accept_changes
         self._loaded: tuple[str, Objective] | None = None
-        self._settings: dict[
-            str, tuple[dict[str, str], Callable[[], str | None]]
-        ] = {}  # of objectives that were checked
+        # of objectives that were checked: their code, and what says why there is no gradient
+        self._settings: dict[str, tuple[dict[str, str], Callable[[], str | None]]] = {}
 
     def objective(self, plan: StudyPlan) -> Objective:
         """The plan's objective; loading it may train or read a model."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import MetricError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -245,3 +245,16 @@ class TestRetryFailed:
         with pytest.raises(Killed):
             study.retry_failed()
         assert study.attributes["search_ended"] is None
+
+
+def test_an_error_of_ours_prints_one_line_without_the_code_that_raised_it(
+    study: StoredStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(coefficients: np.ndarray) -> float:
+        raise ObjectiveError("no model")
+
+    with pytest.raises(SearchFailedError):
+        search(study, refuse)
+    printed = capsys.readouterr().err
+    assert "ObjectiveError: no model" in printed
+    assert "  File" not in printed
