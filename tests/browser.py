@@ -15,8 +15,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from optuna.storages import RDBStorage
 
-from lcsc_opt.database.connection import open_even_empty
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.views.dashboard import server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -49,11 +50,17 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def served(url: str, **options: Any) -> str:
+def opened(url: str) -> RDBStorage:
+    """A database to read, which may be empty."""
+    open_storage(url, write=True).engine.dispose()
+    return open_storage(url, write=False)
+
+
+def served(url: str) -> str:
     """The address of a dashboard over a database, with its path; it ends with the tests."""
     addresses: queue.Queue[str] = queue.Queue()
-    options = {"port": 0, "ready": addresses.put, **options}
-    threading.Thread(target=server.serve, args=(open_even_empty(url),), kwargs=options, daemon=True).start()
+    options: dict[str, Any] = {"port": 0, "ready": addresses.put}
+    threading.Thread(target=server.serve, args=(opened(url),), kwargs=options, daemon=True).start()
     return addresses.get(timeout=60)
 
 
@@ -71,7 +78,7 @@ class Switched:
 
     def show(self, url: str) -> str:
         """From now on this database, which may be empty; gives the address."""
-        self._shown = server.application(open_even_empty(url))
+        self._shown = server.application(opened(url))
         return self.home
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -38,8 +38,8 @@ def write_study(
 class Site:
     """The whole site over one database."""
 
-    def __init__(self, url: str, **options: Any) -> None:
-        self.application = application(open_storage(url, write=False), **options)
+    def __init__(self, url: str) -> None:
+        self.application = application(open_storage(url, write=False))
         self._client = Client(self.application)
 
     def request(self, path: str, method: str = "GET", *, host: str = HOST, **options: Any) -> TestResponse:

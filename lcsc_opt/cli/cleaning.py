@@ -29,7 +29,6 @@ def delete(
     storage: Storage = None,
 ) -> None:
     """Delete studies from the database, but none that is being run. Their trials, figures and images go, too."""
-    from lcsc_opt.database.connection import shrink
     from lcsc_opt.database.urls import masked
     from lcsc_opt.diagnostics.cleaning import deletable, delete_study
 
@@ -41,8 +40,7 @@ def delete(
         return
     for study, files in chosen:
         delete_study(study, files)
-    kept = "" if shrink(opened.url) else "; somebody is using the database, whose file keeps that room for later"
-    say(f"deleted: {', '.join(study.name for study, _ in chosen)}{kept}")
+    say(f"deleted: {', '.join(study.name for study, _ in chosen)}")
 
 
 def cache(

@@ -12,7 +12,7 @@ from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
 from lcsc_opt.cli.output import number, print_json, print_report, print_table, say
-from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, check_corners
+from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory
@@ -197,7 +197,7 @@ def landscape(
 
     stored = find_study(study, storage, write=True)
     named = [int(one) if one.strip().isdecimal() else one.strip() for one in (corners or "").split(",")]
-    given = {"corners": list(check_corners(named)) if corners else None, "size": grid}
+    given = {"corners": named if corners else None, "size": grid}
     options = {key: value for key, value in given.items() if value is not None}
     name, outcome = run_landscape(stored.storage, stored, options, images=images, seed=seed)
     say(f"{name}: {outcome}")
@@ -214,19 +214,18 @@ def landscape(
 
 def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. Others can reach all but loopback: they need a token then.")
-    ] = "127.0.0.1",
     storage: Storage = None,
 ) -> None:
     """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is served as well."""
-    from lcsc_opt.database.connection import open_even_empty
-    from lcsc_opt.database.urls import masked, storage_url
+    from lcsc_opt.database.connection import open_storage
+    from lcsc_opt.database.urls import is_there, masked, storage_url
 
     for package in ("dash", "dash_ag_grid", "optuna_dashboard"):
         import_extra(package)
     from lcsc_opt.views.dashboard.server import serve
 
     url = storage_url(storage)
-    opened = open_even_empty(url)
-    serve(opened, port=port, host=host, ready=lambda address: say(f"{address} shows {masked(url)}; Ctrl-C ends it"))
+    if not is_there(url):  # a missing file is created, without studies
+        open_storage(url, write=True).engine.dispose()
+    opened = open_storage(url, write=False)
+    serve(opened, port=port, ready=lambda address: say(f"{address} shows {masked(url)}; Ctrl-C ends it"))

@@ -105,7 +105,9 @@ def _print_estimates(estimates: Any, url: str) -> None:
 def resume(
     study: Study,
     budget: Annotated[int | None, typer.Option(min=1, help="A higher total, in the unit of its budget.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Evaluate failed trials again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask anew what failed after the last success.")
+    ] = False,
     storage: Storage = None,
     ray: _Ray = None,
     accept_changes: AcceptChanges = False,

@@ -35,7 +35,7 @@ Corner = int | str
 Floats = npt.NDArray[np.float64]
 
 
-def check_corners(corners: Any) -> tuple[Corner, ...]:
+def _check_corners(corners: Any) -> tuple[Corner, ...]:
     """Three corners; a :class:`StudySpecError` unless they are training steps or EMA rates from zero and below one."""
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
     if not listed or len(corners) != 3 or not all(type(one) is int or _rate(one) is not None for one in corners):
@@ -80,7 +80,7 @@ class Plane:
         Raises:
             StudySpecError: a corner is not there, or the three lie on one line.
         """
-        checked, steps = check_corners(cls.default_corners(steps) if corners is None else corners), check_steps(steps)
+        checked, steps = _check_corners(cls.default_corners(steps) if corners is None else corners), check_steps(steps)
         rows = []
         for corner in checked:
             rate = _rate(corner)

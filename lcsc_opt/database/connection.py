@@ -23,7 +23,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, without_secrets
+from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a line says so
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -107,30 +107,6 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
             open_storage(url, write=True).engine.dispose()
         with reading(url) as storage:
             yield storage
-
-
-def open_even_empty(url: str) -> RDBStorage:
-    """Open a study database to read it; a missing SQLite file is created, without studies.
-
-    Raises:
-        StudyStoreError: one line that says why it cannot be opened.
-    """
-    if not is_there(url):
-        open_storage(url, write=True).engine.dispose()
-    return open_storage(url, write=False)
-
-
-def shrink(url: str) -> bool:
-    """Give the space of deleted rows in an SQLite file back to the disk. Returns whether that was possible now."""
-    file = sqlite_file(parse_url(url))
-    if file is None:
-        return True
-    try:
-        with contextlib.closing(sqlite3.connect(file)) as connection:
-            connection.execute("VACUUM")
-    except sqlite3.Error:
-        return False
-    return True
 
 
 def _connect_args(url: sa.URL) -> dict[str, Any]:

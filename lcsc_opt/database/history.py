@@ -25,7 +25,6 @@ COSTS = ("images", "model_calls", "seconds", *PARTS)
 TRIAL = np.dtype(
     [
         ("number", np.int64),
-        ("retry_of", np.int64),
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
@@ -38,9 +37,8 @@ TRIAL = np.dtype(
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
 where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
-zero where no number was named; costs are zero where they are not known. ``retry_of`` is the number of the failed trial
-that this one evaluates again, else -1. ``tell_index`` is the trial's place among the
-results that the optimizer was told; where none is stored, it is the trial's number."""
+zero where no number was named; costs are zero where they are not known. ``tell_index`` is the
+trial's place among the results that the optimizer was told; where none is stored, it is the trial's number."""
 
 
 @dataclasses.dataclass(frozen=True)

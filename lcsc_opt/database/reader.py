@@ -162,8 +162,7 @@ class HistoryReader:
         is_new = trials.tobytes() != known.trials.tobytes()
         known.trials = trials
         forgotten = (attributes.get("retry") or {}).get("forgotten", ())
-        mended = trials["retry_of"][np.isin(trials["state"], [state.value for state in SUCCEEDED])]
-        shown = trials[~np.isin(trials["number"], [*forgotten, *mended[mended >= 0].tolist()])]
+        shown = trials[~np.isin(trials["number"], forgotten)]
         shown.setflags(write=False)
         attempts = {trial.number: made for trial in fresh if (made := _attempts_of(trial))}
         reasons = {n: tuple(str(one.get("reason", "unknown")) for one in made) for n, made in attempts.items()}
@@ -219,7 +218,7 @@ def _trials_as_array(trials: Sequence[FrozenTrial]) -> Trials:
     for row, trial in zip(found, trials, strict=True):
         known = trial.user_attrs
         row["number"], row["state"], row["inherited"] = trial.number, trial.state.value, "inherited" in known
-        row["tell_index"], row["retry_of"] = known.get("tell_index", trial.number), known.get("retry_of", -1)
+        row["tell_index"] = known.get("tell_index", trial.number)
         row["started"], row["ended"] = _seconds(trial.datetime_start), _seconds(trial.datetime_complete)
         row["loss"] = trial.value if trial.state in SUCCEEDED and trial.value is not None else np.nan
         row["asked"] = (known.get("images") or 0) if trial.state == TrialState.FAIL else 0

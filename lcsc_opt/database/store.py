@@ -1,7 +1,7 @@
 """The Optuna study database: written by the process that runs a study, read by anybody.
 
 One Optuna study stands for one (study file, optimizer, seed) and is called ``digits/LCSC/0``. The number of a trial
-is the index of its ask, unless failed trials were evaluated again. Everything is reachable with plain Optuna:
+is the index of its ask, until failed trials are forgotten. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
@@ -10,8 +10,8 @@ trial                  value (the loss), state (``PRUNED`` where the loss does n
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``,
                        ``tell_index``; ``images`` and ``noise`` where other than the objective's were asked for,
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
-                       ``traceback``, and the ``reason`` of a failed trial; ``retry_of`` where a failed trial was
-                       evaluated again; ``inherited`` of trials that were taken over from another study;
+                       ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
+                       over from another study;
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
@@ -61,7 +61,7 @@ from lcsc_opt.database.urls import masked
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS = {"sum_abs": FloatDistribution(1.0, 1e6, log=True)}  # for Optuna's plots; the coefficients have no bound
-_OF_ITS_STUDY = ("tell_index", "tells_before", "retry_of", "inherited")  # attributes that a copy of a trial lacks
+_OF_ITS_STUDY = ("tell_index", "tells_before", "inherited")  # attributes that a copy of a trial lacks
 _MAKING_SECONDS = 30.0  # how long another process may take to make a study
 T = TypeVar("T")
 
@@ -166,22 +166,19 @@ class StoredStudy:
             self._coordinator.end()
             self._coordinator = self._known = None
 
-    def add_candidate(
-        self, candidate: Candidate, *, tells_before: int | None = None, retry_of: int | None = None
-    ) -> int:
+    def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> int:
         """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
 
         Args:
             candidate: what is evaluated.
             tells_before: how many results were told before this ask, where tells do not follow the order of asks.
-            retry_of: the number of the failed trial that is evaluated again.
 
         Returns:
             The trial's number.
         """
         attributes = {**candidate_attributes(candidate), "tell_index": self._next}
-        optional = {"tells_before": tells_before, "retry_of": retry_of}
-        attributes |= {name: value for name, value in optional.items() if value is not None}
+        if tells_before is not None:
+            attributes["tells_before"] = tells_before
         ranges = {**_SUM_ABS, "effective": FloatDistribution(1.0, float(candidate.coefficients.shape[-1]))}
         found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
         params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
@@ -265,31 +262,24 @@ class StoredStudy:
             self._ids[number] = in_database(self.storage, lambda: found(self.key, number))
         return self._ids[number]
 
-    def retry_failed(self) -> tuple[int, int]:
-        """Have failed trials evaluated again when the study continues. The caller holds the study.
+    def retry_failed(self) -> int:
+        """Forget the failures after the last success: their candidates are asked anew. The caller holds the study.
 
-        Failures after the last success are forgotten; their candidates are asked anew. A trial that failed before the
-        last success stays failed for its optimizer, since all later candidates depend on that; another trial,
-        ``retry_of`` it, gets the result.
+        A trial that failed before the last success stays failed, since all later candidates depend on that.
 
         Returns:
-            How many trials are evaluated again, and how many were forgotten.
+            How many trials were forgotten.
         """
         trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
-        mended = {trial.user_attrs.get("retry_of") for trial in trials if trial.state in SUCCEEDED}
-        asked = [trial for trial in trials if "retry_of" not in trial.user_attrs]
-        last = max((trial.number for trial in asked if trial.state in SUCCEEDED), default=-1)
-        failed = [trial.number for trial in asked if trial.state == TrialState.FAIL and trial.number not in mended]
-        again = [number for number in failed if number < last]
-        tail = [trial.number for trial in asked if trial.number > last] if failed[-1:] > [last] else []
-        if again or tail:
+        last = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
+        after = [trial for trial in trials if trial.number > last]
+        tail = [trial.number for trial in after] if any(one.state == TrialState.FAIL for one in after) else []
+        if tail:
             before = self.attributes.get("retry") or {}
             self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             self.set_attribute("held_out", None)
-            count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
-            forgotten = [*before.get("forgotten", ()), *tail]
-            self.set_attribute("retry", {"forgotten": forgotten, "again": again, "from": count})
-        return len(again), len(tail)
+            self.set_attribute("retry", {"forgotten": [*before.get("forgotten", ()), *tail]})
+        return len(tail)
 
     def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
         """The trial to export: the given one, else the one chosen on other noise, else the best of the search.

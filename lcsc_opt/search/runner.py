@@ -36,7 +36,6 @@ from lcsc_opt.search.failure_policy import FailurePolicy
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
-RETRY_OF = "retry_of"  # attribute of a trial: the failed one that it evaluates again
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
 
@@ -51,7 +50,7 @@ class _Trial:
     number: int
     candidate: Candidate
     request: Request
-    parameter: Any = None  # Nevergrad's candidate; none for a failed trial that is evaluated again
+    parameter: Any  # Nevergrad's candidate
     attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     future: concurrent.futures.Future[Outcome] | None = None
     outcome: Outcome | None = None
@@ -96,9 +95,7 @@ class Search:
         self._environment_change = environment_change
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
-        own = trials[len(self._inherited) :]
-        self._stored = [trial for trial in own if RETRY_OF not in trial.user_attrs]
-        self._retries = {trial.user_attrs[RETRY_OF]: trial for trial in own if RETRY_OF in trial.user_attrs}
+        self._stored = trials[len(self._inherited) :]
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
         self._most_in_flight = in_flight
@@ -138,7 +135,6 @@ class Search:
             SearchFailedError: every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
-        self._evaluate_again()
         number = asked = 0
         while asked < self.budget.total:
             while self._must_tell_before(number):
@@ -182,36 +178,6 @@ class Search:
                 raise StudySpecError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
         self._failing.count = 0  # failures of the other study do not count
 
-    def _evaluate_again(self) -> None:
-        """Evaluate failed trials again where that was asked for, each as another trial; the optimizer is not told."""
-        retry = self._study.attributes.get("retry") or {}
-        for trial in (trial for trial in self._stored if trial.number in retry.get("again", ())):
-            while len(self._in_flight) >= self._most_in_flight:
-                self._collect()
-            request, known = _request(trial), self._retries.get(trial.number)
-            begun = known is not None and known.number >= retry["from"]
-            candidate = Candidate(coefficients_of(trial), request.images, request.noise)
-            if known is None or not begun:
-                number = self._study.add_candidate(candidate, retry_of=trial.number)
-                self._in_flight.append(self._submit(_Trial(number, candidate, request)))
-            elif not known.state.is_finished():
-                self._in_flight.append(self._continue(_Trial(known.number, candidate, request), known))
-        while self._in_flight:
-            self._collect()
-        if retry.get("again"):
-            found = (trial for trial in self._study.trials() if RETRY_OF in trial.user_attrs)
-            self._retries = {trial.user_attrs[RETRY_OF]: trial for trial in found}
-        for trial in self._retries.values():
-            if isinstance(outcome := _stored_outcome(trial), Evaluation):
-                self._remember_best(outcome.loss, trial.number, _request(trial))
-
-    def _collect(self) -> None:
-        self._commit_finished()
-        ended = [trial for trial in self._in_flight if trial.outcome is not None]
-        self._in_flight = [trial for trial in self._in_flight if trial.outcome is None]
-        for trial in ended:
-            self._heed(trial)
-
     def _must_tell_before(self, number: int) -> bool:
         """Whether a result must be told before the ask of this number."""
         if self._tells == "as-completed" and number < len(self._stored):
@@ -229,12 +195,7 @@ class Search:
         stored = self._stored[number]
         self._verify(stored, candidate)
         asked = _Trial(stored.number, candidate, request_of(parameter), parameter)
-        asked.tell_index = _tell_index(stored)
-        return self._continue(asked, stored)
-
-    def _continue(self, asked: _Trial, stored: FrozenTrial) -> _Trial:
-        """Take a trial from where the database has it: finished, failed but for its state, or to be evaluated."""
-        asked.attempts = list(stored.user_attrs.get("attempts", ()))
+        asked.tell_index, asked.attempts = _tell_index(stored), list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
             asked.outcome = _stored_outcome(stored)
         elif asked.attempts and asked.attempts[-1].get("last"):
@@ -273,16 +234,12 @@ class Search:
         self.told += 1
         self.spent += self._price(asked.request)
         on_tell(self)
-        self._heed(asked)
+        if not isinstance(asked.outcome, Failure):
+            self._failing.told_success(now=asked.ended_now)
+        elif asked.ended_now:
+            older_run = any(other.number < asked.number and other.outcome is None for other in self._in_flight)
+            self._failing.told_failure(asked.attempts, asked.outcome, older_run=older_run)
         self._failing.judge(self.told)
-
-    def _heed(self, trial: _Trial) -> None:
-        """End the run if this result, after those before it, shows that nothing can succeed."""
-        if not isinstance(trial.outcome, Failure):
-            self._failing.told_success(now=trial.ended_now)
-        elif trial.ended_now:
-            older_run = any(other.number < trial.number and other.outcome is None for other in self._in_flight)
-            self._failing.told_failure(trial.attempts, trial.outcome, older_run=older_run)
 
     def _tell(self, parameter: Any, loss: float) -> None:
         """Tell the optimizer a loss.
@@ -331,19 +288,15 @@ class Search:
         asked.outcome, asked.tell_index, asked.ended_now = outcome, tell_index, True
         self._committed = max(self._committed, tell_index + 1)
 
-    def _remember_best(self, loss: float, number: int, request: Request) -> None:
-        if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
-            self.best = (loss, number)
-
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss. For a failed trial the worst loss told so far, so that the optimizer avoids its surroundings."""
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
-            self._remember_best(loss, number, request)
+            if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
+                self.best = (loss, number)
             return loss
-        if number not in self._retries or self._retries[number].state not in SUCCEEDED:
-            self._failing.add(outcome)
+        self._failing.add(outcome)
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
 
 

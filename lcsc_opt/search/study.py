@@ -269,7 +269,7 @@ class StudyRunner:
 
         Args:
             plan: of the study.
-            retry_failed: failed trials are to be evaluated again.
+            retry_failed: trials that failed after the last success are asked anew.
 
         Raises:
             StudyStoreError: another process runs the study, it was made with something else than there is now, or its
@@ -285,9 +285,7 @@ class StudyRunner:
                     if value != stored.get(name):
                         study.set_attribute(name, value)
                 if retry_failed:
-                    again, forgotten = study.retry_failed()
-                    later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
-                    notice(f"{study.name}: {again} failed trials are evaluated again{later}")
+                    notice(f"{study.name}: {study.retry_failed()} trials after the last success are asked anew")
                 yield _OpenStudy(plan, study, objective, pool)
 
     def run(self, plan: StudyPlan, *, retry_failed: bool = False) -> str:

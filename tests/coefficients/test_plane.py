@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, Plane, check_corners, plane_grid
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 
 STEPS = tuple(range(100, 2100, 100))
@@ -23,11 +23,11 @@ def weights(seed: int, parameters: int = 50) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "corners", [None, "abc", [1, 2], [1, 2, True], [1, 2, 3.5], [1, 2, "last"], ["ema:1", 1, 2], ["ema:x", 1, 2]]
+    "corners", ["abc", [1, 2], [1, 2, True], [1, 2, 3.5], [1, 2, "last"], ["ema:1", 1, 2], ["ema:x", 1, 2]]
 )
 def test_other_values_are_refused(corners: Any) -> None:
     with pytest.raises(StudySpecError, match="corners: expected three"):
-        check_corners(corners)
+        Plane.through(corners, STEPS)
 
 
 def test_a_step_that_was_not_saved_is_refused_with_the_nearest_one() -> None:

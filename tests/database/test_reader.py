@@ -150,20 +150,14 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     assert found.reasons == {0: ("out of memory",), 1: ("unknown",)}
 
 
-def test_a_failed_trial_is_gone_when_its_second_try_succeeds_and_forgotten_ones_at_once(
-    any_storage: RDBStorage,
-) -> None:
+def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage) -> None:
     study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
     reader = HistoryReader(any_storage)
     reader.read("digits")
-    assert study.retry_failed() == (1, 2)
-    again = study.add_candidate(Candidate(coefficients(1)), retry_of=1)
+    assert study.retry_failed() == 2
+    study.add_candidate(Candidate(coefficients(1)))
     (running,) = reader.read("digits")
     assert (running.trials["number"].tolist(), running.reasons) == ([0, 1, 2, 5], {1: ("broken",)})
-    study.finish(again, Evaluation(1.0, {"fid": 1.0}, COST), tell_index=again)
-    (found,) = reader.read("digits")
-    assert (found.trials["number"].tolist(), found.reasons) == ([0, 2, 5], {})
-    assert (found.best, found.searched) == (5, 1.0)
 
 
 def test_who_runs_a_study_is_told(storage: RDBStorage) -> None:
