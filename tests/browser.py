@@ -107,7 +107,7 @@ class Watched:
         """What plotly shows there now."""
         script = (
             "name => { const f = document.querySelector(`#${name} .js-plotly-plot`), x = f.layout.xaxis;"
-            "return {range: x.range, axis: x.title.text, type: x.type, paper: f._fullLayout.paper_bgcolor}; }"
+            "return {range: x.range, type: x.type, paper: f._fullLayout.paper_bgcolor}; }"
         )
         found: dict[str, Any] = self.page.evaluate(script, name)
         return found

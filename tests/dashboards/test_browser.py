@@ -21,7 +21,6 @@ from tests.study_examples import add_result, attach
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 MARKUP = "<img src=x onerror=alert(1)>"
 DARK, LIGHT = "#14171A", "#FFFFFF"
-PAGES = {"compare": "curves", "study": "coefficients", "landscape": "plane"}
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +100,19 @@ def zoom_in(view: Watched, figure: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_page_opens_without_a_complaint(view: Watched, home: str) -> None:
-    for (page, figure), scheme in zip(PAGES.items(), ("light", "dark", "light"), strict=True):
+def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: Watched, home: str) -> None:
+    view.page.goto(f"{home}/lcsc/compare")
+    view.drawn("curves")
+    for scheme, paper in (("dark", DARK), ("light", LIGHT)):
         view.page.emulate_media(color_scheme=scheme)
+        view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{paper}'")
+    view.page.click("#theme-switch")
+    for page, figure in (("study", "coefficients"), ("landscape", "plane")):
         view.page.goto(f"{home}/lcsc/{page}")
         view.drawn(figure)
         assert view.page.inner_text("nav [aria-current]") == page.capitalize()
+        assert view.figure(figure)["paper"] == DARK
+    assert view.page.get_attribute("#theme-switch", "aria-pressed") == "true"
     view.page.click("nav >> text=Images")
     view.until("document.querySelector('.pane img')?.naturalWidth === 80")
     view.page.click("nav >> text=optuna-dashboard")
@@ -135,14 +141,14 @@ def test_before_the_first_run_pages_are_empty_and_then_fill(
     second.close()
 
 
-def test_the_curve_grows_while_a_study_runs(
+def test_the_curve_grows_while_a_study_runs_and_markup_in_its_name_runs_nothing(
     page: Any, dashboard: Switched, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refresh_each(20, monkeypatch)  # less than an answer takes, as on a slow machine
-    study = write_study(url, "slow/CMA/0", [9.0, 8.0, 7.0], ended=False)
+    study = write_study(url, f"{MARKUP}/{MARKUP}/0", [9.0, 8.0, 7.0], ended=False)
     home = dashboard.show(url)
     with study.hold(), watched(page, home) as view:
-        view.page.goto(f"{home}/lcsc/compare?experiment=slow")
+        view.page.goto(f"{home}/lcsc/compare?experiment={MARKUP}&axis={MARKUP}")
         view.drawn("curves")
         last = "Math.max(...document.querySelector('#curves .js-plotly-plot')._fullData[0].x)"
         first = view.page.evaluate(last)
@@ -153,9 +159,12 @@ def test_the_curve_grows_while_a_study_runs(
         view.until(f"{last} > {first}")
         assert view.figure("curves")["range"] == zoomed  # what a reader zoomed into stays
         assert view.page.evaluate("window.notReloaded")
-        view.page.click("text=slow/CMA/0")
+        add_result(study, 4, None, reason=MARKUP)
+        view.page.get_by_text(study.name).first.click()
         view.page.wait_for_selector("text=an hour")
-        assert "is running" in headline(view)
+        view.drawn("coefficients")
+        assert headline(view).startswith(f"{study.name} is running")
+        assert page.query_selector("img[src=x]") is None
         assert view.problems == []
 
 
@@ -209,39 +218,6 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
 
 
-def test_light_and_dark_follow_the_system_until_the_switch_is_used(view: Watched, home: str) -> None:
-    view.page.emulate_media(color_scheme="dark")
-    view.page.goto(f"{home}/lcsc/compare")
-    view.drawn("curves")
-    assert view.figure("curves")["paper"] == DARK
-    view.page.emulate_media(color_scheme="light")
-    view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{LIGHT}'")
-    view.page.click("#theme-switch")
-    view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{DARK}'")
-    view.page.goto(f"{home}/lcsc/study")
-    view.drawn("coefficients")
-    assert view.figure("coefficients")["paper"] == DARK
-    assert view.page.get_attribute("#theme-switch", "aria-pressed") == "true"
-
-
-def test_names_and_reasons_with_markup_run_nothing(page: Any, dashboard: Switched, url: str) -> None:
-    name = MARKUP.replace("/", "")
-    study = write_study(url, f"{name}/{name}/0", [3.0, 2.0], held_out=1.0, ended=False)
-    add_result(study, 2, None, reason=MARKUP)
-    study.set_attribute("search_ended", {"evaluations": 3, "exhausted": False})
-    home = dashboard.show(url)
-    with watched(page, home) as view:
-        asked = f"compare?experiment={MARKUP}&axis={MARKUP}"
-        for address, figure in ((asked, "curves"), ("study", "coefficients")):
-            page.goto(f"{home}/lcsc/{address}")
-            view.drawn(figure)
-            assert name in headline(view)
-            assert page.query_selector("img[src=x]") is None
-        page.goto(f"{home}/lcsc/images")
-        page.wait_for_selector("text=No images are stored")
-        assert view.problems == []
-
-
 def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page = view.page
     page.goto(f"{home}/lcsc/images?study=digits/LCSC/1&zoom=200")
@@ -256,7 +232,7 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
 
 
 def test_a_report_draws_every_visible_figure(page: Any, url: str, tmp_path: Path) -> None:
-    write_study(url, f"report/{MARKUP.replace('/', '')}/0", [4.0, 2.0])
+    write_study(url, f"report/{MARKUP}/0", [4.0, 2.0])
     write_study(url, "report/CMA/0", [7.0, 3.0], held_out=2.9)
     path = write_report(open_storage(url, write=False), "report", tmp_path / "report.html")
     with watched(page, path.as_uri()) as view:

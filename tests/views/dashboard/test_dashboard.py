@@ -4,8 +4,6 @@ import contextlib
 import json
 import socket
 import sqlite3
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -215,19 +213,3 @@ def test_the_command_prints_the_address_and_refuses_a_database_without_studies(
     with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         connection.executescript("CREATE TABLE notes (text)")
     assert "holds no studies" in typed.refused("dashboard")
-
-
-def test_dashboard_report_and_results_need_no_torch(url: str) -> None:
-    write_study(url, "digits/LCSC/0", held_out=1.0)
-    code = (
-        "import sys, lcsc_opt.views.report, lcsc_opt.cli.results\n"
-        "from werkzeug.test import Client\n"
-        "from lcsc_opt.views.dashboard.server import application\n"
-        "from lcsc_opt.database.connection import open_storage\n"
-        f"client = Client(application(open_storage({url!r}, write=False)))\n"
-        "for page in ('compare', 'study', 'images', 'landscape'):\n"
-        "    assert client.get(f'/lcsc/{page}', headers={'Host': 'localhost'}).status_code == 200, page\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
