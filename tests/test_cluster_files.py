@@ -125,10 +125,3 @@ def test_the_job_ends_with_the_status_of_the_search(jobs: Any, tmp_path: Path) -
         *("start", "--num-cpus=2", "--num-gpus=4", "--block"),
         *("--head", f"--port={port}", "--include-dashboard=false"),
     ]
-
-
-def test_a_head_that_does_not_start_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "RAY", "exit 1")
-    job = Job(tmp_path, told=0)
-    assert job.process.wait(300) == 1
-    assert not job.text("lcsc.txt")

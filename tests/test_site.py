@@ -42,15 +42,6 @@ def test_a_search_finds_a_page(view, home):
     view.until("document.querySelectorAll('#search-results li a').length > 0")
 
 
-def test_it_is_light_or_dark_as_the_system_is(view, home):
-    view.page.goto(f"{home}/index.html")
-    colours = []
-    for scheme in ("light", "dark"):
-        view.page.emulate_media(color_scheme=scheme)
-        colours.append(view.page.evaluate("getComputedStyle(document.body).backgroundColor"))
-    assert colours == ["rgb(255, 255, 255)", "rgb(19, 20, 22)"]
-
-
 def test_every_page_fits_a_phone(view, home):
     view.page.set_viewport_size(PHONE)
     wide = {}

@@ -175,6 +175,28 @@ def randomize(module: nn.Module, seed: int, *, only: str = "") -> None:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
+def adapted_unet(seed: int, targets: Sequence[str], **changes: Any) -> Any:
+    """A U-Net with a LoRA of PEFT, of rank 2 and alpha 6, whose factors are not zero."""
+    from peft import LoraConfig
+
+    network = unet()
+    network.add_adapter(LoraConfig(**{"r": 2, "lora_alpha": 6.0, "target_modules": list(targets), **changes}))
+    randomize(network, seed, only="lora_")
+    return network
+
+
+def save_lora(network: Any, folder: Path) -> Path:
+    """As the trainers of diffusers do."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    config = network.peft_config["default"].to_dict()
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
 class Colours:
     """Features that are the mean colours of the image's quarters."""
 

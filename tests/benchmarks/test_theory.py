@@ -46,10 +46,3 @@ def test_the_best_coefficients_are_those_of_a_general_optimizer(problem: theory.
     assert theory.excess_loss(matrix, theory.best_signed(matrix)) == pytest.approx(
         0.5 / np.linalg.solve(matrix, np.ones(len(STEPS))).sum(), rel=1e-9
     )
-
-
-@pytest.mark.parametrize("length", [1, 2, 32, 256])
-def test_the_bound_of_theorem_31_holds(length: int) -> None:
-    problem = theory.strongly_convex()
-    last = theory.excess_loss(theory.gram(problem, [length]), np.ones(1))
-    assert last < theory.shamir_zhang_bound(problem, length)

@@ -300,12 +300,6 @@ def test_hostile_file_is_answered_soon_and_nothing_runs(answers, name):
         assert len(answer["message"]) < 600
 
 
-def test_source_in_a_snapshot_is_a_real_attack(tmp_path):
-    source_that_runs(tmp_path / "network-snapshot-000001.pkl")
-    nvlabs_examples.unpickled_the_usual_way(tmp_path / "network-snapshot-000001.pkl")
-    assert (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "..", "", "sub/secret.safetensors"])
 def test_index_does_not_leave_its_folder(tmp_path, name):
     save_file({"w": torch.ones(3)}, tmp_path / "secret.safetensors")

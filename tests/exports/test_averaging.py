@@ -20,9 +20,7 @@ OWN = [0.5, -0.5, 0.25, 0.5, 0.25]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+def place(workplace: Path) -> None:
     write_checkpoints(Path("runs"))
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.exports import Recipe, exact_merge
 from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory import Trajectory
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 COEFFICIENTS = np.array([-0.7, 0.3, 1.9, -0.9, 0.4])
@@ -30,10 +30,7 @@ def trajectory(tmp_path: Path) -> Trajectory:
 
 
 def written(path: Path, *states: dict[str, torch.Tensor]) -> Trajectory:
-    with TrajectoryWriter(path) as writer:
-        for step, tensors in enumerate(states, 1):
-            writer.append(step, tensors)
-    return Trajectory.open(path)
+    return make_trajectory(path, range(1, len(states) + 1), weights=lambda step: states[step - 1])
 
 
 @pytest.fixture
@@ -73,19 +70,6 @@ def test_neither_blocks_nor_threads_change_a_bit(trajectory: Trajectory, monkeyp
         assert same_bits(merged, packed(trajectory))
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("index", [0, 3])
-def test_one_hot_is_the_checkpoint(trajectory: Trajectory, index: int) -> None:
-    assert same_bits(packed(trajectory, np.eye(len(STEPS))[index]), state_dict(STEPS[index]))
-
-
-def test_it_agrees_with_the_merge_of_the_search(trajectory: Trajectory) -> None:
-    exact, quick = packed(trajectory), trajectory.merge(COEFFICIENTS)
-    torch.testing.assert_close(exact, quick)  # keys and dtypes, too
-    assert bits(exact["constant"]) == bits(state_dict(100)["constant"])  # with its -0 and its tiny number
-    assert int(exact["batches"]) == 300  # of the largest coefficient
-    assert torch.equal(exact["index"], state_dict(300)["index"])
 
 
 def test_every_element_is_the_exact_sum_rounded_step_by_step(trajectory: Trajectory) -> None:

@@ -17,9 +17,10 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory
-from tests.exports.test_model_folder import unet
+from tests import tiny_pipelines
 from tests.model_studies import like, state_dict, write_model_study
 from tests.trajectory.trajectory_examples import same_bits
+from tests.unet_examples import unet
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
@@ -29,15 +30,6 @@ def rows() -> dict[str, str]:
     section = PAGE.read_text().split("\n## Exports\n")[1].split("\n## ")[0]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
     return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:]}
-
-
-def conditional_unet() -> Any:
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
-    return UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, **blocks, **sizes)
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -56,7 +48,7 @@ def load_lora(path: Path) -> dict[str, Tensor]:
     """Through diffusers, into a U-Net's adapter, and out of its layer again."""
     from diffusers import StableDiffusionPipeline
 
-    network = conditional_unet()
+    network = tiny_pipelines.unet()
     tensors, alphas = StableDiffusionPipeline.lora_state_dict(path)
     StableDiffusionPipeline.load_lora_into_unet(tensors, network_alphas=alphas, unet=network, adapter_name="best")
     layer = network.get_submodule(ATTENTION)

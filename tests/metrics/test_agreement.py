@@ -13,7 +13,6 @@ from tests.metrics.test_fidelity import metrics_of, reference_of
 THEIR_NAMES = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
-    "is": "inception_score_mean",
     "precision": "precision",
     "recall": "recall",
 }
@@ -53,48 +52,30 @@ def theirs(folder, samples, real, extractor, weights, **metrics):
     )
 
 
-def tolerance(formula):
-    """KID's subsets are the same ones; what is left is that torch-fidelity sums its kernels in float32."""
-    return 1e-4 if formula == "kid" else 1e-6
-
-
-def compared(place, count, real, extractor, alias, weights, left_out, **asked):
-    """Our metrics of so many samples and real images, each of which is torch-fidelity's."""
-    folder, samples = write_folder(place / "real", real), smooth_images(count, seed=1)
-    expected = theirs(folder, samples, real, extractor, weights, **asked)
-    formulas = [formula for formula in THEIR_NAMES if formula != left_out]
-    loss, *metrics = names = [formula if alias == "inception" else f"{formula}@{alias}" for formula in formulas]
-    known = {"reference": str(folder), "weights": {alias: str(weights)}}
-    scores = examples.build_scores(loss=loss, metrics=metrics, **known, batch_size=16, cache=place)
+def test_clip_metrics_are_torch_fidelitys(tmp_path):
+    weights, folder, samples = tmp_path / "clip.pt", write_folder(tmp_path / "real", 40), smooth_images(48, seed=1)
+    network_files.write_clip(weights)
+    expected = theirs(folder, samples, 40, "clip-vit-b-32", weights, fid=True)
+    loss, *metrics = (f"{formula}@clip" for formula in THEIR_NAMES)
+    known = {"reference": str(folder), "weights": {"clip": str(weights)}}
+    scores = examples.build_scores(loss=loss, metrics=metrics, **known, batch_size=16, cache=tmp_path)
     found_loss, found = examples.score(scores, samples / 127.5 - 1, size=20)
     assert found_loss == found[loss]
-    for name, formula in zip(names, formulas, strict=True):
-        assert found[name] == pytest.approx(expected[THEIR_NAMES[formula]], rel=tolerance(formula)), name
-    return found
-
-
-def test_clip_metrics_are_torch_fidelitys(tmp_path):
-    network_files.write_clip(tmp_path / "clip.pt")
-    found = compared(tmp_path, 48, 40, "clip-vit-b-32", "clip", tmp_path / "clip.pt", "is", fid=True)
+    for formula, name in THEIR_NAMES.items():  # KID's subsets are the same, but torch-fidelity sums in float32
+        rel = 1e-4 if formula == "kid" else 1e-6
+        assert found[f"{formula}@clip"] == pytest.approx(expected[name], rel=rel), name
     assert 0 < found["precision@clip"] < 1
     assert 0 < found["recall@clip"] < 1
     assert found["kid@clip"] > 0.01
 
 
-@pytest.mark.slow
-def test_inception_metrics_are_torch_fidelitys(tmp_path, monkeypatch):
-    """A dozen images, and not FID: torch-fidelity's takes half a minute for 2,048 features on one core.
+def test_the_inception_score_of_logits_is_torch_fidelitys():
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    Both networks see them smaller than they do; in their own size, features are compared in ``test_published.py``.
-    """
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 107)
-    weights = tmp_path / "inception.pth"
-    torch.save(network_files.random_inception().state_dict(), weights)
-    found = compared(tmp_path, 12, 6, "inception-v3-compat", "inception", weights, "fid", isc=True)
-    assert found["is"] > 1.001
-    assert found["kid"] > 0.001
+    batch = examples.images(60)
+    expected = isc_features_to_metric(examples.Classifier().features_and_logits(batch)[1], splits=10)
+    found = examples.score(examples.both(loss="is"), batch)[1]["is"]
+    assert found == pytest.approx(expected[KEY_METRIC_ISC_MEAN], rel=1e-6)
 
 
 def test_constants_are_torch_fidelitys_defaults():

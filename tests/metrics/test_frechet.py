@@ -130,9 +130,6 @@ def test_features_without_a_distance_have_no_gradient_either(features, message):
 @pytest.mark.parametrize(
     ("mean", "cov", "message"),
     [
-        (np.zeros((3, 1)), GOOD_COV, r"expected the shape \[any\]|expected the shape \[3\]"),
-        (np.array([0, np.nan, 0]), GOOD_COV, "NaN or infinity"),
-        (GOOD_MEAN, np.full((3, 3), np.inf), "NaN or infinity"),
         (GOOD_MEAN, np.eye(2), r"expected the shape \[3, 3\]"),
         (GOOD_MEAN, ASYMMETRIC, "not symmetric"),
         (GOOD_MEAN, np.ones((3, 3)) - np.eye(3), "not positive definite"),

@@ -57,11 +57,6 @@ def test_parts_merge_into_the_whole_in_any_order(counts, seed):
     assert_same(pickle.loads(pickle.dumps(updated(features, 7))).merge(Moments()), whole)
 
 
-def test_moments_of_other_dimensions_do_not_merge():
-    with pytest.raises(MetricError, match="5 and of 4 features"):
-        Moments.of(features_of(5)).merge(Moments.of(features_of(5, 4)))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
 def test_features_far_from_the_origin_lose_no_digits(mean, dtype):

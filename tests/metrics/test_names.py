@@ -21,12 +21,8 @@ def test_only_where_higher_is_better_the_sign_is_negative():
     ("name", "message"),
     [
         ("fidd", "did you mean 'fid'"),
-        ("presicion@clip", "did you mean 'precision'"),
         ("", "is no metric"),
-        ("fid@", "is no extractor"),
         ("fid@dinov3", "did you mean 'dinov2'"),
-        ("fid@digit", "did you mean 'digits'"),
-        ("fid@:factory", "is no extractor"),
         ("reward@my:f", "the setting reward names the function"),
         ("fid@module:", "is no extractor"),
     ],
@@ -48,11 +44,8 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
         ({}, "names no metric"),
         ({"fid": 1, "fid@inception": 1}, "there twice"),
         ({"fid": -1}, "lower is better"),
-        ({"fid": float("inf")}, "expected a number"),
-        ({"fid": "1"}, "expected a number"),
         ({"fid": True}, "expected a number"),
         ({"fid": 1, "nearer_train@clip": 1}, "decides nothing; move it to held_out_metrics"),
-        ("fid_held_out", "decides nothing"),
     ],
 )
 def test_losses_that_make_no_sense_are_refused(loss, message):

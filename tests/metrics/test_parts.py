@@ -69,23 +69,3 @@ def test_gradients_of_the_loss_in_the_features_of_all_parts(workers, loss):
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-9, atol=1e-12)
     assert whole.compute()[0] == pytest.approx(score(scores, images(COUNT))[0], rel=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("loss", "total", "gradient", "kept"),
-    [
-        ("fid", 16, False, False),
-        ("fid", 15, False, True),  # fewer than features: smaller than a scatter
-        ("fid", 16, True, True),
-        ({"fid": 1, "recall": 1}, 40, False, True),
-        ({"fid": 1, "is": 1}, 40, False, False),
-    ],
-)
-def test_features_are_kept_only_if_something_needs_them(loss, total, gradient, kept):
-    scores = both(loss=loss, metrics=["fid@m:f"])
-    state = states_of(scores, [10, total - 10], gradient=gradient)[0]
-    moments, features, _ = state["inception"]
-    assert (features is not None) == kept == (moments.count == 0)
-    assert state["m:f"][0].count == (10 if total >= 16 else 0), "only those of the loss are kept for its gradient"
-    if not kept:
-        assert len(pickle.dumps(state["inception"][0])) < (16 * 16 + 16) * 8 + 500

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import Reference, Scores, frechet_distance, from_settings
+from lcsc_opt.metrics import Reference, Scores, frechet_distance
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.published import ClipExtractor
 from tests.metrics import network_files
@@ -92,16 +91,6 @@ def test_a_distance_that_was_asked_for_comes_first(settings: dict[str, Any], exp
     assert str(scores.cross_check_metric) == expected
     assert build.built == (expected == "fid@cross_check")
     assert expected in score(scores, held_out=True)[1]
-
-
-def test_reports_have_them_and_searches_do_not() -> None:
-    found = reported(reference())
-    assert names(found) == DEFAULT
-    assert list(score(found, held_out=True)[1]) == ["fid", *DEFAULT, "fdr"]
-    assert list(score(found)[1]) == ["fid"]
-    assert found.real_halves() == {}
-    plain = Scores({"inception": reference()})
-    assert (plain.evaluation_metrics, plain.describe()) == ((), found.describe())
 
 
 def test_metrics_of_the_loss_are_none_but_with_a_penalty() -> None:
@@ -214,24 +203,10 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
     np.testing.assert_allclose(scores.references["clip"].frechet.cov, np.cov(features.T), atol=1e-5)
 
 
-def test_each_extractor_may_have_a_reference_of_its_own(
-    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings["reference"] = {"inception": "features.safetensors", "clip": "real"}
-    scores = build_scores(**settings)
-    assert list(score(scores, held_out=True)[1]) == ["fid", "fid@clip", *DEFAULT, "fdr"]
-    assert "not read" not in capsys.readouterr().err
-    with pytest.raises(MetricError, match="no metric uses an extractor 'clip'"):
-        build_scores(**{**settings, "held_out_metrics": []})
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"reference": "fid.npz"}, "it needs reference images"),
         ({"reference": {"inception": "fid.npz"}}, "reference images; give them under reference: {clip: a folder"),
-        ({"reference": {"inception": "real", "clip": "fid.npz"}}, "the reference has 16 features"),
-        ({"weights": {"clip": "missing.pt"}}, "missing.pt does not exist"),
         ({"weights": {}}, "cannot be downloaded (Network is unreachable)"),
     ],
 )
@@ -245,12 +220,3 @@ def test_what_is_missing_for_other_features_is_one_line(
     assert "no cross-check: fid" in line
     assert reason in line
     assert "held_out_metrics" in line
-
-
-def test_very_many_real_images_are_said_to_be_too_many(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(from_settings, "MOST_IMAGES", 29)
-    scores = build_scores(**settings)
-    assert names(scores) == ["fid@clip"]
-    assert "have no precision, recall, sliced, near, since the reference has 30 images" in capsys.readouterr().err

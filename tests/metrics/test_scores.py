@@ -40,14 +40,6 @@ def test_a_loss_is_the_weighted_sum_and_metrics_are_reported_as_they_are():
     assert metrics["precision"] > 0
 
 
-def test_held_out_metrics_are_computed_only_when_asked_for():
-    scores = both(loss="fid", metrics=["is"], held_out_metrics=["kid@m:f", "fid"])
-    searched, reported = score(scores), score(scores, held_out=True)
-    assert list(searched[1]) == ["fid", "is"]
-    assert list(reported[1]) == ["fid", "is", "kid@m:f"]
-    assert searched[0] == reported[0]
-
-
 @pytest.mark.parametrize(("loss", "value", "message"), [("fid", np.nan, "features"), ("is", np.inf, "logits")])
 def test_features_and_logits_that_are_not_finite_are_refused(loss, value, message):
     with pytest.raises(MetricError, match=f"{message} .*not finite"):
@@ -76,13 +68,6 @@ STATISTICS = Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(16), np.e
 def test_metrics_and_references_that_do_not_belong_together_are_refused(known, settings, message):
     with pytest.raises(MetricError, match=message):
         Scores({"inception": known}, **settings)
-
-
-def test_a_reference_has_as_many_features_as_its_extractor_and_the_inception_score_needs_none():
-    with pytest.raises(MetricError, match="has 8 features and the extractor pixels 16"):
-        Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(8), np.eye(8)))
-    loss, metrics = score(Scores({"inception": Reference(Classifier())}, loss="is"))
-    assert loss == -metrics["is"]
 
 
 def test_warnings_say_what_few_images_mean():
@@ -146,10 +131,8 @@ def test_own_extractors_are_made_by_their_dotted_name(own, tmp_path, real_featur
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_extractors:missing", "cannot be imported"),
         ("no_such_module_at_all:f", "cannot be imported: No module named"),
         ("own_extractors:nothing", "made object, which lacks name"),
-        ("own_extractors:number", "is a int; expected a function"),
     ],
 )
 def test_own_extractors_that_are_none_are_refused(own, tmp_path, name, message):
@@ -162,9 +145,7 @@ def test_own_extractors_that_are_none_are_refused(own, tmp_path, name, message):
     [
         ({}, "reference: is missing for own_extractors:plain"),
         ({"reference": {"own_extractors:plane": "x.npy"}}, "did you mean 'own_extractors:plain'"),
-        ({"reference": "REAL", "weights": {"inceptoin": "x"}}, "did you mean 'inception'"),
         ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}}, "takes no file: it is made by a factory"),
-        ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}, "metrics": ["fud"]}, "did you mean 'fid'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(own, tmp_path, real_features, settings, message):

@@ -37,11 +37,9 @@ def sample(model: nn.Module, noise: Tensor) -> Tensor:
     return torch.tanh(model(noise))
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture
+def folder(workplace: Path) -> Path:
+    return workplace
 
 
 def objective(folder: Path, model: str = "network", **changes: object) -> MergeSampleScore:

@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH, Noise
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective import batch_size
 from lcsc_opt.objective.batch_size import MeasuredBatchSize
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -82,24 +81,6 @@ def test_what_fits_is_found(tmp_path: Path, clock: Clock, error: type[Exception]
     assert measured(Sampler(clock, most=most, error=error), tmp_path).largest() == found
 
 
-def test_it_is_measured_without_the_compiler(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[Any] = []
-
-    def backend(graph: Any, _inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    network = torch.compile(torch.nn.Tanh(), backend=backend)
-
-    def sample(self: Sampler, noise: Noise, start: int, stop: int) -> Tensor:
-        self.clock.now += 1
-        return network(torch.zeros(stop, 1, 2, 2))  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(Sampler, "sample", sample)
-    assert measured(Sampler(clock), tmp_path).largest() >= 4
-    assert graphs == []
-
-
 def test_it_is_measured_once_and_said_in_one_line(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,9 +124,3 @@ def test_where_memory_runs_out_half_is_remembered_and_what_never_fits_refused(tm
 @pytest.mark.parametrize("value", ["auto", 1])
 def test_batch_size_is_a_number_or_auto(value: Any) -> None:
     assert ImageObjectiveSettings(checkpoints="x", batch_size=value).batch_size == value
-
-
-@pytest.mark.parametrize("value", [0, True, 2.5, "many", None])
-def test_batch_size_is_nothing_else(value: Any) -> None:
-    with pytest.raises(StudySpecError, match="batch_size"):
-        parse_settings(ImageObjectiveSettings, {"checkpoints": "x", "batch_size": value}, source="objective.settings")

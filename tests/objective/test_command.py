@@ -34,8 +34,6 @@ def measured(command: str, read: str | None = None, folder: Path | None = None) 
     [
         ("step 3: loss 0.5", 0.5),
         ("accuracy=-1.5e-3.", -0.0015),
-        ("(.25) of /tmp/run-7/2", 0.25),
-        ("100%", 100.0),
         ("1.5\nsaved model7 as v2.x", 1.5),
     ],
 )
@@ -105,19 +103,13 @@ def test_a_folder_has_the_models_own_files_and_the_merged_weights(
 @pytest.mark.parametrize(
     ("command", "read", "message"),
     [
-        ("no_such_command {model}", None, "no_such_command is not there"),
         ("sh -c 'true {model}", None, "cannot be split"),
-        ("true", None, "put {model} there"),
         ("true {model} {modle}", None, "{modle} is unknown"),
         (sh("echo out; echo no tokens >&2; echo >&2; exit 3"), None, "ended with 3: no tokens"),
-        (sh("kill -9 $$"), None, "ended with -9"),
-        (sh("echo no number"), None, "printed no number: no number"),
         (sh("echo loss nan"), None, "not finite: score is nan"),
         (sh('echo \'{"a": {"b": 1}}\''), "a.c", "a.c: its JSON has no 'c' in b"),
         (sh('echo \'{"a,x": 1, "a,y": 1}\''), "a", "2 'a' in a,x, a,y"),
-        (sh('echo \'{"a": "1"}\''), "a", "a is '1'; expected a number"),
         (sh("echo half > $1"), "a", "no JSON in out that it wrote: half"),
-        (sh("echo half"), "a", "no JSON in its standard output"),
     ],
 )
 def test_what_fails_is_told_in_one_line(command: str, read: str | None, message: str) -> None:

@@ -75,19 +75,6 @@ def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) ->
     assert np.sum(products, axis=0) == pytest.approx(expected.gradient, rel=1e-4)
 
 
-def test_a_gradient_with_a_weight_is_that_of_the_loss_and_so_much_of_the_kept_metric(tmp_path: Path) -> None:
-    def gradient(keep: str | None, weight: float | None = None) -> np.ndarray:
-        candidate = Candidate(far(2).coefficients, keep_weight=weight)
-        found = objective(tmp_path, keep).evaluate(candidate, gradient=True).gradient
-        assert found is not None
-        return found
-
-    free, weighed, more = (gradient("precision", weight) for weight in (0.0, 0.5, 1.0))
-    assert free == pytest.approx(gradient(None), rel=1e-5)
-    assert more - free == pytest.approx(2 * (weighed - free), rel=1e-3)
-    assert np.abs(more - free).max() > 0
-
-
 def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(tmp_path: Path) -> None:
     kept = objective(tmp_path, "precision")
     origin = ema_coefficients(STEPS, 0.9)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
@@ -18,6 +17,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.metrics.examples import Pixels
 
 STEPS = (10, 20, 30, 40)
 EMA = ema_coefficients(STEPS, 0.95)
@@ -30,15 +30,6 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return torch.tanh(self.layer(x))
-
-
-class Pixels:
-    """Features that are the pixels."""
-
-    name, dimension = "pixels", 16
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
 
 
 def trajectory(folder: Path) -> Trajectory:
@@ -76,20 +67,6 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> Non
     assert evaluation.loss == pytest.approx(expected, rel=1e-6)
     assert evaluation.metrics == {"fid": evaluation.loss}
     assert objective(EMA) == evaluation.loss
-
-
-def test_samples_that_are_not_finite_fail_the_evaluation(tmp_path: Path) -> None:
-    objective = build(tmp_path)
-    objective.sampler.sample = lambda noise, start, stop: torch.full((stop - start, 1, 4, 4), torch.nan)  # type: ignore[method-assign]
-    with pytest.raises(MetricError, match="not finite"):
-        objective.evaluate(Candidate(EMA))
-
-
-def test_what_decides_results_is_described(tmp_path: Path) -> None:
-    described = build(tmp_path).describe()
-    assert described["trajectory"] == trajectory(tmp_path).sha256
-    assert described["scores"]["extractors"]["inception"]["name"] == "pixels"
-    assert described != build(tmp_path, images=41).describe()
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path) -> None:

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import LcscError, MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.trained import TrainedSettings
 from tests.objective.test_merge_sample_score import EMA, build, real
 
 
@@ -77,19 +75,3 @@ def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(
     seen.clear()
     made.evaluate(Candidate(EMA, noise=HELD_OUT))
     assert set(seen) == {"-1"}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"loss": {"reward": -1, "fid": 1}}, "reward is a metric here, so give reward: module:function"),
-        ({"held_out_metrics": ["held_out_reward"]}, "held_out_reward is a metric here"),
-        ({"reward": "no_such_module:f"}, "cannot be imported"),
-        ({"reward": "math:sqrt", "loss": "reward"}, "unguarded: true"),
-    ],
-)
-def test_settings_of_a_reward_that_make_no_sense_are_refused_before_anything_is_trained(
-    settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(LcscError, match=message):
-        parse_settings(TrainedSettings, settings, source="objective.settings").check()

@@ -98,15 +98,6 @@ def test_a_vector_jacobian_product_is_the_same_whatever_was_sampled_meanwhile(tm
     assert again.tobytes() == expected.gradient.tobytes()
 
 
-def test_a_vector_jacobian_product_is_the_same_where_one_worker_samples_several_parts(tmp_path: Path) -> None:
-    one = build(tmp_path)
-    in_two, in_one = (
-        products(workers, Candidate(OTHER), [(0, 20), (20, 40)])
-        for workers in ([build(tmp_path), build(tmp_path)], [one, one])
-    )
-    assert [part.tobytes() for part in in_two] == [part.tobytes() for part in in_one]
-
-
 def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSampleScore) -> None:
     candidate, alive = Candidate(EMA), []
     prepare, sample = objective.prepare, objective.sampler.sample
@@ -168,11 +159,3 @@ def test_closing_a_pipeline_stops_between_two_batches(
     sampled.clear()
     objective.evaluate(Candidate(EMA), gradient=gradient)  # it was that pipeline's evaluation, not the objective
     assert len(sampled) == batches
-
-
-def test_weights_need_no_gradient_once_a_kept_graph_is_dropped(objective: MergeSampleScore) -> None:
-    candidate, network = Candidate(EMA), objective.sampler.network.requires_grad_(False)  # type: ignore[attr-defined]
-    objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    objective.evaluate(Candidate(OTHER))
-    assert not any(parameter.requires_grad for parameter in network.parameters())

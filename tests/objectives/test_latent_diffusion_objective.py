@@ -21,7 +21,6 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.testing.contracts import check_objective
-from lcsc_opt.trajectory import read_checkpoint
 from tests import tiny_pipelines
 from tests.objectives.image_objectives import one_line
 
@@ -36,23 +35,12 @@ COEFFICIENTS = np.array([1.6, -0.9, 0.3])
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study's folder: a pipeline, checkpoints as the trainers of diffusers leave them, prompts and photographs."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
     place = tmp_path_factory.mktemp("study")
     pipeline = tiny_pipelines.stable_diffusion(place)
     pipeline.save_pretrained(place / "pipeline")
     for step in STEPS:
-        network = tiny_pipelines.unet()
-        network.add_adapter(LoraConfig(r=2, lora_alpha=6.0, target_modules=["to_q", "to_v", "to_out.0", "conv1"]))  # type: ignore[arg-type]
-        tiny_pipelines.randomize(network, step, only="lora_")
-        StableDiffusionPipeline.save_lora_weights(
-            place / "lora" / f"checkpoint-{step}",
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(network)),
-            unet_lora_adapter_metadata=network.peft_config["default"].to_dict(),
-        )
+        network = tiny_pipelines.adapted_unet(step, ["to_q", "to_v", "to_out.0", "conv1"])
+        tiny_pipelines.save_lora(network, place / "lora" / f"checkpoint-{step}")
         tiny_pipelines.randomize(pipeline.unet, step, only="attn")
         pipeline.unet.save_pretrained(place / "whole" / f"checkpoint-{step}" / "unet")
     (place / "prompts.txt").write_text("a cat\na dog\na red house\n")
@@ -131,23 +119,12 @@ def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path)
     assert (expected - own_images(place, built)).abs().max() > 0.01
 
 
-def test_the_checkpoints_of_a_unet_are_searched(place: Path) -> None:
-    built = objective(place, component=None, checkpoints="whole", sampler={"steps": 2}, guidance_scale=3.0)
-    assert built.sampler.nfe == 4
-    first, second = built(COEFFICIENTS), built(np.array([0.0, 0.0, 1.0]))
-    assert first != second
-    weights = read_checkpoint(place / "whole" / "checkpoint-300" / "unet").tensors
-    assert all(torch.equal(value, weights[name]) for name, value in built.sampler.denoiser.state_dict().items())  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"component": None, "lora_alpha": 4.0}, StudySpecError, "for component: lora"),
         ({"height": 20}, StudySpecError, "height"),
         ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
         ({"checkpoints": "whole"}, TrajectoryError, "no LoRA"),
-        ({"component": "transformer", "checkpoints": "whole"}, LcscError, "has no transformer"),
         ({"component": "unet"}, LcscError, "do not fit the network"),
     ],
 )

@@ -166,12 +166,8 @@ def test_draws_of_optimizers_are_of_the_search_and_all_have_seeds_of_their_own()
     ("value", "kind", "message"),
     [
         ("good", ObjectiveError, "returned is 'good'; expected a number"),
-        (None, ObjectiveError, "returned is None"),
         (torch.zeros(2, 3), ObjectiveError, r"of the shape \[2, 3\]"),
-        ({}, ObjectiveError, "returned is {}"),
-        ([[1], [1, 2]], ObjectiveError, "expected a number"),
         (float("nan"), MetricError, "not finite: returned is nan"),
-        ({"a": 1.0, "b": torch.inf}, MetricError, "not finite: b is inf"),
         (iter([]), ObjectiveError, "yielded nothing"),
     ],
 )
@@ -203,10 +199,7 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
     ("changes", "kind", "message"),
     [
         ({"score": "two"}, ObjectiveError, r"two\(model\) or two\(model, draw\)"),
-        ({"model": f"{OWN}:no_model"}, ObjectiveError, "returned a int; expected a torch.nn.Module"),
-        ({"model": "no/such/folder"}, ObjectiveError, "is no folder, and cannot be fetched"),
         ({"model": f"{OWN}:normalized"}, ObjectiveError, "do not fit the network"),
-        ({"score": None}, StudySpecError, "either score or command"),
         ({"command": "true {model}"}, StudySpecError, "either score or command"),
         ({"model": None}, StudySpecError, "score needs a model"),
         ({"read": "a"}, StudySpecError, "read belongs to a command"),

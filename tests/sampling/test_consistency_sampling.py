@@ -59,13 +59,6 @@ def diffusers_scheduler(**config: Any) -> Any:
     return scheduling_consistency_models.CMStochasticIterativeScheduler(**config)
 
 
-def test_it_is_the_identity_at_sigma_min() -> None:
-    x = images(5)
-    for sigma_min in (0.002, 0.01):
-        function = ConsistencyFunction(ToyNetwork(), sigma_min=sigma_min)
-        assert torch.equal(function(x, torch.full((5,), sigma_min)), x)
-
-
 @given(levels)
 def test_scalings_agree_with_diffusers(sigma: float) -> None:
     scheduler = diffusers_scheduler()

@@ -60,8 +60,8 @@ DDIM: list[dict[str, Any]] = [{}, {"eta": 0.7}, {"eta": 1.0, "use_clipped_model_
     ("name", "kind", "config", "steps", "options"),
     [
         *(("ddpm", "DDPM", {"prediction_type": name}, 12, {}) for name in ("epsilon", "v_prediction", "sample")),
-        *(("dpm-solver++", "DPMSolverMultistep", DPM, steps, {}) for steps in (7, 10, 15)),
-        *(("sde-dpm-solver++", "DPMSolverMultistep", DPM, steps, {}) for steps in (7, 10, 15)),
+        *(("dpm-solver++", "DPMSolverMultistep", DPM, steps, {}) for steps in (7, 15)),
+        ("sde-dpm-solver++", "DPMSolverMultistep", DPM, 10, {}),
         *(("ddim", "DDIM", {"prediction_type": "v_prediction"}, 10, options) for options in DDIM),
     ],
 )
@@ -168,7 +168,6 @@ def test_an_image_depends_on_its_index_alone(name: Any) -> None:
     [
         ("ddim", {}, {"steps": 5000}, "refuses"),
         ("ddim", {}, {"step_options": {"etta": 1}}, "cannot step: .*'etta'"),
-        ("ddim", {}, {"timesteps": [22, 0]}, "DDIMScheduler refuses"),
         ("euler-ancestral", {"prediction_type": "sample"}, {}, "DiscreteScheduler cannot step: prediction_type"),
     ],
 )
@@ -215,9 +214,7 @@ def test_what_the_model_was_trained_with_is_kept() -> None:
     [
         ("ddim", None, {"solver_ordr": 3}, r"DDIMScheduler has no option 'solver_ordr'.*it has num_train_timesteps"),
         ("dpm-solver++", None, {"solver_ordr": 3}, "did you mean 'solver_order'"),
-        ("ddim", None, {"beta_schedule": "wrong"}, "DDIMScheduler: wrong is not implemented"),
         (None, None, {}, "there is no pipeline's to take; name one of ddpm, "),
-        (None, {"_class_name": "UNet2DModel"}, {}, "the pipeline's 'UNet2DModel' is none of diffusers'"),
         (None, {"_class_name": "os.system"}, {}, "the pipeline's 'os.system' is none"),
     ],
 )
@@ -231,9 +228,7 @@ def test_what_makes_no_scheduler_is_refused(name: Any, config: Any, options: Any
     [
         ({"name": "dpm-solver"}, r"name: .*did you mean 'dpm-solver\+\+'"),
         ({"name": "ddim"}, "either steps or timesteps"),
-        ({"steps": 3, "timesteps": [1]}, "either steps or timesteps"),
         ({"steps": 0}, "steps: "),
-        ({"timesteps": []}, "timesteps: "),
     ],
 )
 def test_settings_are_checked(settings: Any, message: str) -> None:

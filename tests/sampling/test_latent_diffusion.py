@@ -66,12 +66,9 @@ def own_images(pipeline: Any, start: int, stop: int, **changes: Any) -> Tensor:
 
 def lora(seed: int, rank: int = 2, *, text: bool = False) -> dict[str, Tensor]:
     """A LoRA with the names that diffusers writes."""
-    from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    network = tiny_pipelines.unet()
-    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_out.0", "conv1"]))
-    tiny_pipelines.randomize(network, seed, only="lora_")
+    network = tiny_pipelines.adapted_unet(seed, ["to_q", "to_out.0", "conv1"], r=rank, lora_alpha=rank)
     factors = {f"unet.{name}": value for name, value in get_peft_model_state_dict(network).items()}
     if text:
         generator = torch.Generator().manual_seed(seed)
@@ -192,11 +189,9 @@ PIXART = {"use_resolution_binning": False, "clean_caption": False}
         # no negative prompt is another thing than an empty one
         (tiny_pipelines.stable_diffusion_xl, {"guidance_scale": 4.0}, {}, 6),
         (tiny_pipelines.stable_diffusion_xl, {"guidance_scale": 4.0, "negative_prompt": ""}, {}, 6),
-        *(
-            (build, {"guidance_scale": guidance, "negative_prompt": "blurry"}, options, 3 if guidance == 1 else 6)
-            for build, options in ((tiny_pipelines.stable_diffusion_3, {}), (tiny_pipelines.pixart, PIXART))
-            for guidance in (1.0, 4.0)
-        ),
+        (tiny_pipelines.stable_diffusion_3, {"guidance_scale": 4.0, "negative_prompt": "blurry"}, {}, 6),
+        (tiny_pipelines.pixart, {"guidance_scale": 4.0, "negative_prompt": "blurry"}, PIXART, 6),
+        (tiny_pipelines.pixart, {"guidance_scale": 1.0}, PIXART, 3),
     ],
 )
 def test_images_of_other_pipelines_are_their_own(
@@ -260,20 +255,6 @@ def test_the_weights_that_are_merged_are_no_part_of_the_description(folder: Path
     before = sampler(pipeline, component="lora").describe()
     adapted.load(lora(1))
     assert adapted.describe() == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"height": 20}, "height: expected a multiple of 8, got 20"),
-        ({"component": "transformer"}, "has no transformer"),
-        ({"options": {"eta2": 1}}, "does not take 'eta2'"),
-        ({"steps": 2000}, "refuses"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(pipeline: Any, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ObjectiveError, match=said):
-        sampler(pipeline, **changes)
 
 
 def test_a_pipeline_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:

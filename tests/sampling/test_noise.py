@@ -120,10 +120,8 @@ def test_the_null_class_at_the_end_is_not_sampled() -> None:
     ("labels", "guidance", "classes", "message"),
     [
         ("balanced", None, None, "labels: the model has no classes"),
-        (None, (2.0, 0), None, "guidance: the model has no classes"),
         (None, None, 10, "labels: the model has 10 classes; give balanced, random, or one of them"),
         (10, (2.0, 10), 11, "classes 0 to 9, got 10"),
-        (-1, None, 10, "classes 0 to 9, got -1"),
     ],
 )
 def test_labels_that_do_not_suit_the_model_are_refused(labels: Any, guidance: Any, classes: Any, message: str) -> None:

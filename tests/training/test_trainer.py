@@ -100,7 +100,7 @@ def test_a_training_leaves_checkpoints_and_a_curve_of_mean_losses(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", [Edm, Ct])  # Ct has a target that follows
-@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (14, 1e9), (2, 0.0), (16, 0.0)])
+@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (14, 1e9), (2, 0.0)])
 def test_an_interrupted_training_continues_to_the_same_bits(
     tmp_path: Path, kind: Any, at: int, state_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +135,7 @@ def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
         assert first.tobytes() != second.tobytes()
 
 
-@pytest.mark.parametrize("at", [0, 10, 11, STEPS - 1])
+@pytest.mark.parametrize("at", [0, 11, STEPS - 1])
 def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "ended", ending(Edm, at, signals=1))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
-import socket
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lcsc_opt.base.errors import LcscError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
-from tests.processes import CONTEXT, SECONDS, forked
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEPS, SAVED_AT, DIES_AT = 10, 4, 7
-KEPT: list[object] = []  # until the process ends: gloo's destructors may wait for ever for a process that has ended
 
 
 class DiedError(RuntimeError):
@@ -78,7 +72,6 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
     accelerator = Accelerator(cpu=True)
     model = network()
     model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-2))
-    KEPT.extend([accelerator, model, optimizer])
     saver = TrajectorySaver(folder / "run.trajectory", every=2, accelerator=accelerator, **options)
     if goes_on:
         accelerator.load_state(str(folder / "kept"))
@@ -86,8 +79,7 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
         if step - 1 == dies_at:
             saver.close()
             raise DiedError
-        inputs = torch.full((4, 3), 1.0 + accelerator.process_index)
-        accelerator.backward(model(inputs).square().mean())
+        accelerator.backward(model(torch.ones(4, 3)).square().mean())
         optimizer.step()
         optimizer.zero_grad()
         saver.step(step, model)
@@ -154,60 +146,6 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     assert Trajectory.open(died / "run.trajectory").steps == (2,)
     train(died, None, False, resume="restart")
     assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
-
-
-def rank(folder: Path, environment: dict[str, str], *, resume: bool) -> None:
-    """One of several processes of a training, as ``torchrun`` starts it; what it says goes to a file of its own."""
-    warnings.simplefilter("ignore")
-    os.environ.update(environment)
-    said = folder.parent / f"said{environment['RANK']}"
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    accelerate(folder, None if resume else DIES_AT, resume)
-
-
-def train_on_two_processes(folder: Path, found: Any) -> None:
-    """Twice; tells how each ended, nothing where it hung, and the rows with their digests."""
-    import torch._dynamo  # which accelerate imports in each process, for a second  # noqa: F401
-
-    for resume in (False, True):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "ranks", "ACCELERATE_USE_CPU": "true"}
-        processes = [
-            multiprocessing.get_context("fork").Process(
-                target=rank, args=(folder, shared | {"RANK": r, "LOCAL_RANK": r}), kwargs={"resume": resume}
-            )
-            for r in "01"
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(SECONDS)
-        ended = [process.exitcode for process in processes]
-        for process in processes:
-            process.kill()
-        left = Trajectory.open(folder / "run.trajectory")
-        found.put((ended, left.steps, left.checkpoint_sha256))
-
-
-@pytest.mark.slow
-def test_two_processes_that_die_go_on_and_only_one_of_them_writes(tmp_path: Path) -> None:
-    found = CONTEXT.Queue()
-    process = forked(train_on_two_processes, tmp_path / "run", found, environment={"OMP_NUM_THREADS": "1"})
-    process.start()
-    ended, steps, before = found.get(timeout=2 * SECONDS)
-    assert ended == [1, 1]
-    assert steps == (2, 4, 6), "row 6 is later than the checkpoint of step 4"
-    ended, steps, after = found.get(timeout=2 * SECONDS)
-    assert ended == [0, 0], (tmp_path / "said0").read_text()
-    assert steps == (2, 4, 6, 8, 10)
-    assert after[:3] == before, "what was dropped came again, bit for bit"
-    process.join()
-    rewound = f"goes back to step {SAVED_AT}, 1 later checkpoints are dropped"
-    assert (tmp_path / "said0").read_text().count(rewound) == 1
-    assert rewound not in (tmp_path / "said1").read_text()
 
 
 @pytest.mark.parametrize("main", [True, False])

@@ -94,14 +94,6 @@ def test_damaged_files_do_not_hide_the_rest(folder):
     assert seen["difference_norms"][0] is not None
 
 
-def test_unknown_steps_are_said(tmp_path):
-    for name in ("a", "b"):
-        write(tmp_path, 0, state_dict(ord(name)), f"{name}.safetensors")
-    seen = inspect([tmp_path / "b.safetensors", tmp_path / "a.safetensors"])
-    assert (seen["steps"], seen["first_step"], seen["checkpoints"]) == ([], None, 2)
-    assert any("the steps are not known" in warning for warning in seen["warnings"])
-
-
 def test_verify_is_for_packed_trajectories(folder, tmp_path):
     make_trajectory(tmp_path / "t")
     assert inspect(tmp_path / "t", verify=True)["verified"]

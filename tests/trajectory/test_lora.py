@@ -24,21 +24,11 @@ if find_spec("peft") is None:
 
 # attention, convolutions of 3×3 and 1×1, and a linear layer outside of attention
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut", "proj_in", "time_emb_proj"]
-RANK, ALPHA = 2, 6.0
-
-
-def lora_config(**changes: Any) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(**{"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, **changes})
+ALPHA = 6.0
 
 
 def adapted_unet(seed: int, **changes: Any) -> Any:
-    """A U-Net with a LoRA of PEFT whose factors are not zero."""
-    network = tiny_pipelines.unet()
-    network.add_adapter(lora_config(**changes))
-    tiny_pipelines.randomize(network, seed, only="lora_")
-    return network
+    return tiny_pipelines.adapted_unet(seed, TARGETS, **changes)
 
 
 def deltas(network: Any) -> dict[str, Tensor]:
@@ -47,17 +37,6 @@ def deltas(network: Any) -> dict[str, Tensor]:
 
     layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
     return {name: layer.get_delta_weight(layer.active_adapters[0]).detach() for name, layer in layers.items()}
-
-
-def save_diffusers(network: Any, folder: Path) -> Path:
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft.utils import get_peft_model_state_dict
-
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
-    config = network.peft_config["default"].to_dict()
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
-    return folder / "pytorch_lora_weights.safetensors"
 
 
 def save_peft(network: Any, folder: Path) -> Path:
@@ -85,7 +64,11 @@ def save_kohya(network: Any, folder: Path) -> Path:
     return folder / "lora.safetensors"
 
 
-SAVERS: dict[str, Callable[[Any, Path], Path]] = {"diffusers": save_diffusers, "peft": save_peft, "kohya": save_kohya}
+SAVERS: dict[str, Callable[[Any, Path], Path]] = {
+    "diffusers": tiny_pipelines.save_lora,
+    "peft": save_peft,
+    "kohya": save_kohya,
+}
 Saved = Callable[[str, int, Path], tuple[Path, Any]]
 by_flavour = pytest.mark.parametrize("flavour", list(SAVERS))
 
@@ -139,22 +122,6 @@ def test_products_are_those_that_peft_computes_and_a_pipeline_loads(saved: Saved
     torch.testing.assert_close(deltas(loaded), deltas(network), rtol=1e-5, atol=1e-7)
 
 
-def test_text_encoders_are_converted_too(tmp_path: Path) -> None:
-    from peft.utils import get_peft_model_state_dict
-
-    pipeline = tiny_pipelines.stable_diffusion(tmp_path)
-    encoder = pipeline.text_encoder
-    encoder.add_adapter(lora_config(target_modules=["q_proj", "out_proj", "fc1"]))
-    tiny_pipelines.randomize(encoder, 1, only="lora_")
-    factors = {
-        f"text_encoder.{name}": value
-        for name, value in get_peft_model_state_dict(encoder, save_embedding_layers=False).items()
-    }
-    expected = deltas(encoder)
-    loaded = load_into_pipeline(to_diffusers(factors, LoraAlphas.constant(ALPHA)), tmp_path / "other")
-    torch.testing.assert_close(deltas(loaded.text_encoder), expected, rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize("ends", [*LORA_FACTORS, (".lora_A.default.weight", ".lora_B.default.weight")])
 @pytest.mark.parametrize("stem", ["unet.down.0.processor.to", "base_model.model.mid.to", "lora_unet_mid_to"])
 def test_rows_by_layer_hold_whole_modules(stem: str, ends: tuple[str, str]) -> None:
@@ -195,23 +162,13 @@ def test_names_of_trainers_and_of_kohyas_text_encoders_are_known(factors: str, e
     assert list(to_diffusers(weights)) == both(expected)
 
 
-def test_kohyas_names_for_sdxl_need_the_unets_configuration() -> None:
-    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
-    weights = {f"{stem}.lora_down.weight": torch.ones(1, 3), f"{stem}.lora_up.weight": torch.ones(2, 1)}
-    config = tiny_pipelines.unet(layers_per_block=2).config
-    expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
-    assert expected in to_diffusers(weights, unet_config=config)
-    with pytest.raises(TrajectoryError, match="--as lora, or give unet_config"):
-        to_diffusers(weights)  # diffusers would take it for one of down_blocks.4.1
-
-
 PATTERNS = {"alpha_pattern": {"to_q": 1.0, "mid_block.*.to_k": 5.0, "conv1": 3.0}, "rank_pattern": {"to_q": 4}}
 
 
 @pytest.mark.parametrize("changes", [PATTERNS, {"use_rslora": True}])
 def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, Any]) -> None:
     network = adapted_unet(1, **changes)
-    for save in (save_diffusers, save_peft):
+    for save in (tiny_pipelines.save_lora, save_peft):
         path = save(network, tmp_path / save.__name__)
         assert_products(read_checkpoint(path).tensors, LoraAlphas.read(path), network)
 
@@ -223,7 +180,6 @@ def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, 
         (["unet.x.lora_A.weight"], "no partner"),
         (["unet.x.lora_A.weight", "unet.x.lora_B.weight", "unet.x.lora_magnitude_vector"], "lora_magnitude_vector"),
         (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "lora_unet_x.lora_mid.weight"], "lora_mid"),
-        (["lora_unet_x.hada_w1_a"], "no LoRA"),
     ],
 )
 def test_what_is_no_lora_of_two_factors_is_refused(names: list[str], said: str) -> None:
@@ -244,7 +200,6 @@ def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[in
     "text",
     [
         "{",
-        '{"r": 3}',
         '{"lora_alpha": 1' + "0" * 400 + "}",
         '{"lora_alpha": 1, "alpha_pattern": {"(": 3}}',
     ],

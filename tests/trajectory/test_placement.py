@@ -85,16 +85,6 @@ def test_results_belong_to_the_caller(trajectory: Trajectory, how: Placement) ->
     assert same_bits(placed.merge(COMBINATIONS[0]), kept)
 
 
-def test_memory_of_a_merge_is_used_again_when_nobody_holds_it(trajectory: Trajectory) -> None:
-    first = trajectory.merge(COMBINATIONS[0])
-    place, scale = first["weight"].data_ptr(), first["scale"]
-    del first
-    second = trajectory.merge(COMBINATIONS[1])
-    assert second["weight"].data_ptr() != place  # its neighbour is still held
-    del scale
-    assert trajectory.merge(COMBINATIONS[1])["weight"].data_ptr() == place
-
-
 @pytest.mark.parametrize("how", ["mapped", "resident", "streamed"])
 def test_several_threads_may_merge_at_once(trajectory: Trajectory, how: Placement) -> None:
     placed, threads = trajectory.on("cpu", how=how), torch.get_num_threads()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, merge
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, state_dict
 
@@ -89,8 +88,3 @@ def test_it_works_where_callers_disable_gradients_or_asked_for_inference(traject
     with torch.inference_mode():
         assert np.array_equal(trajectory.project(gradients), expected)
     assert np.array_equal(trajectory.project({n: g.requires_grad_() for n, g in gradients.items()}), expected)
-
-
-def test_shapes_that_do_not_fit_are_said(trajectory: Trajectory) -> None:
-    with pytest.raises(TrajectoryError, match=r"has 'bias' as \[4\] and not \[3\]"):
-        trajectory.project({"bias": torch.ones(4)})

@@ -11,7 +11,7 @@ import torch
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.trajectory import Trajectory, merge
 from tests.trajectory.test_project import dense, gradients_like
-from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, state_dict
+from tests.trajectory.trajectory_examples import COMBINED, STEPS, state_dict
 
 GROUPS = {"first": ["weight", "double", "batches"], "second": "b*", "third": ["scale", "half", "index"]}
 ROWS = np.array([[0.9, -0.4, 0.2, 0.1, 0.2], [0.0, 1.5, 0.0, -0.5, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
@@ -59,9 +59,3 @@ def test_rows_for_other_groups_are_refused(grouped: Trajectory, tmp_path: object
         grouped.merge(ROWS[:2])
     with pytest.raises(StudySpecError, match=r"expected \[5\]"):
         grouped.in_rows(None).merge(ROWS)
-
-
-def test_layers_of_another_trajectory_keep_their_rows(tmp_path: object) -> None:
-    made = make_trajectory(tmp_path / "other.trajectory").in_rows("layers")  # type: ignore[operator]
-    assert made.layer_groups is not None
-    assert "constant" not in made.layer_groups.row_of

@@ -55,12 +55,6 @@ def test_merge_is_the_linear_combination(trajectory, values):
         torch.testing.assert_close(merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale)
 
 
-def test_half_precision_is_rounded_once(trajectory):
-    coefficients = summing_to_one(np.array([1.7, -0.9, 0.3, 2.1]))
-    for name, dtype in (("bfloat", torch.bfloat16), ("half", torch.float16)):
-        assert torch.equal(trajectory.merge(coefficients)[name], exact(coefficients, name).to(dtype))
-
-
 @shared_fixture
 @given(free, free, st.floats(-2, 2, width=32))
 def test_merging_is_linear(trajectory, left, right, share):

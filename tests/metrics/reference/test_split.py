@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import MetricError, StudySpecError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import ReferenceSettings
@@ -72,18 +72,6 @@ def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
     assert (rows(found), rows(found.held_out)) == (rows(asked), rows(asked.held_out))
     whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
     assert (len(whole.known_features), whole.held_out) == (60, None)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"held_out": "a", "held_out_fraction": 0.2}, "exclude each other"),
-        ({"train": "a", "held_out": "a"}, "held_out is train"),
-    ],
-)
-def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(StudySpecError, match=message):
-        ReferenceSettings.parse({"train": str(write(tmp_path / "a", 4)), **changes})
 
 
 def test_what_cannot_be_held_out(tmp_path: Path) -> None:
