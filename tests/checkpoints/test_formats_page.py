@@ -17,11 +17,11 @@ from tests.trajectory.trajectory_examples import same_bits
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
-def rows() -> dict[str, str]:
-    """First cell → command in the last cell, of the table under "Checkpoints"."""
-    section = PAGE.read_text().split("\n## Checkpoints\n")[1].split("\n## ")[0]
+def rows(table: str = "Checkpoints", command: str = "lcsc trajectory pack") -> dict[str, str]:
+    """First cell → such a command in the last cell, of the table under a heading."""
+    section = PAGE.read_text().split(f"\n## {table}\n")[1].split("\n## ")[0]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
-    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:] if "lcsc trajectory pack" in row[-1]}
+    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:] if command in row[-1]}
 
 
 def as_a_shell_would(command: str) -> list[str]:

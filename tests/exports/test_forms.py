@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,10 @@ from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory
 from tests import tiny_pipelines
+from tests.checkpoints.test_formats_page import rows
 from tests.model_studies import like, state_dict, write_model_study
 from tests.trajectory.trajectory_examples import same_bits
 from tests.unet_examples import unet
-
-PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
-
-
-def rows() -> dict[str, str]:
-    """First cell → command in the last cell, of the table under "Exports"."""
-    section = PAGE.read_text().split("\n## Exports\n")[1].split("\n## ")[0]
-    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
-    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:]}
-
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 LORA = {f"unet.{ATTENTION}.lora_A.weight": torch.zeros(2, 8), f"unet.{ATTENTION}.lora_B.weight": torch.zeros(8, 2)}
@@ -75,7 +65,7 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     assert lcsc(["run", str(file)]) == 0
     if form == "diffusers":
         unet().save_pretrained("model")
-    _, *arguments = shlex.split(rows()[form])
+    _, *arguments = shlex.split(rows("Exports", "lcsc export")[form])
     assert lcsc(arguments) == 0
     path = Path(arguments[arguments.index("-o") + 1])
     assert same_bits(load(path), merge_exactly(Trajectory.open("run.trajectory"), Recipe.read(path)))

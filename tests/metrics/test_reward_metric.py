@@ -83,13 +83,6 @@ def test_a_reward_needs_a_distance_between_distributions_or_the_word_of_the_user
     assert MetricName("reward", "reward") in MetricName.parse_loss(loss, unguarded=True)
 
 
-def test_features_of_the_loss_are_never_the_scores() -> None:
-    loss = MetricName.parse_loss({"reward": -1, "fid@clip": 1})
-    assert str(MetricName.parse_kept("precision", loss)) == "precision@clip"
-    assert str(MetricName.parse_kept("near", MetricName.parse_loss("reward"))) == "near"
-    assert made(loss="reward").extractor.name == "pixels-8", "it orders pairs"
-
-
 def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one() -> None:
     scores = made(loss={"reward": -1, "fid": 1})
     upscaled = images(300).repeat_interleave(2, 2).repeat_interleave(2, 3)

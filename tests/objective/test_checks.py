@@ -7,40 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.study_file import ObjectiveSpec, parse_studies
+from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.search.plan import plans
 from lcsc_opt.search.studies import dry_run as estimated
-
-CHECKED = """
-from pathlib import Path
-from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.settings import FrozenModel
-
-
-class Settings(FrozenModel):
-    checkpoints: str
-
-    def check(self):
-        if not Path(self.checkpoints).exists():
-            raise ObjectiveError(f"{self.checkpoints}: no such folder")
-
-
-def build(settings):
-    raise AssertionError("nothing is built")
-"""
-
-
-def test_an_objective_checks_its_settings(workplace: Path) -> None:
-    Path("checked_settings.py").write_text(CHECKED)
-    spec = ObjectiveSpec(file="checked_settings.py", settings={"checkpoints": "runs"})
-    with pytest.raises(ObjectiveError, match="runs: no such folder"):
-        check_objective(spec)
-    Path("runs").mkdir()
-    check_objective(spec)
-
 
 TIMED = """
 from lcsc_opt.base.records import Cost, Evaluation

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import pickle
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.evaluation import Pipeline
 from lcsc_opt.objective.contract import stop_if_told
-from lcsc_opt.objective.merge_sample_score import Merged, MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from tests.objective.test_merge_sample_score import EMA, build
 from tests.processes import wait_until
 
@@ -96,25 +95,6 @@ def test_a_vector_jacobian_product_is_the_same_whatever_was_sampled_meanwhile(tm
     assert cost.model_calls == (35 if meanwhile == "nothing" else 40) + 2 * 40
     again, _ = objective.vjp(candidate, 0, 40, back)
     assert again.tobytes() == expected.gradient.tobytes()
-
-
-def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSampleScore) -> None:
-    candidate, alive = Candidate(EMA), []
-    prepare, sample = objective.prepare, objective.sampler.sample
-
-    def remembered(candidate: Candidate) -> Merged:
-        merged = prepare(candidate)
-        alive.extend(weakref.ref(tensor) for tensor in merged[0].values())
-        return merged
-
-    def sampled(noise: Noise, start: int, stop: int) -> Tensor:
-        assert alive
-        assert all(tensor() is None for tensor in alive)
-        return sample(noise, start, stop)
-
-    objective.prepare = remembered  # type: ignore[method-assign]
-    objective.sampler.sample = sampled  # type: ignore[method-assign]
-    objective.evaluate(candidate)
 
 
 def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_changes(tmp_path: Path) -> None:

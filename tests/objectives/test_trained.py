@@ -20,7 +20,8 @@ from lcsc_opt.metrics import Reference, extract, frechet_distance
 from lcsc_opt.objective import trained
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling import DiffusersFolder
+from lcsc_opt.sampling import DiffusersFolder, ImageNoise
+from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.training import images, preparing
 from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 from lcsc_opt.training.models import Model
@@ -119,6 +120,17 @@ def test_half_of_the_images_is_kept_for_reports() -> None:
     assert "fid_held_out" in half.evaluate(Candidate(LAST, noise=HELD_OUT)).metrics
 
 
+@pytest.mark.parametrize(("name", "sigma"), [("digits", 20.0), ("photographs", 80.0), ("ct", 20.0)])
+def test_one_step_of_a_consistency_model_is_its_function_of_noise(name: str, sigma: float) -> None:
+    objective = build(name, nfe=1)
+    found = objective.images(FIRST, HELD_OUT, 5)  # which loads the weights
+    network = objective.sampler.weights.trained  # type: ignore[attr-defined]
+    noise = ImageNoise(0).batch(HELD_OUT, 0, 5, CROPS.shape[1:] if name == "photographs" else (1, 8, 8))
+    with torch.no_grad():
+        expected = ConsistencyFunction(network)(sigma * noise, torch.full((5,), sigma)).clamp(-1, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 # which model is trained
 
 
@@ -186,6 +198,7 @@ def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_chec
 OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
     ({"images": 64}, StudySpecError, "objective.settings: images"),
+    ({"loss": {"reward": -1, "fid": 1}}, MetricError, "reward is a metric here, so give reward: module:function"),
     ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
     ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: digits and crops are seen by one network here"),
 ]

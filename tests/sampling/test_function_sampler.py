@@ -81,19 +81,6 @@ def test_a_function_whose_images_depend_on_more_than_the_noise_is_told_once(
     assert capsys.readouterr().err.count("makes other images of the same noise when it is called again") == 1
 
 
-def test_a_function_may_write_to_all_that_it_gets() -> None:
-    def sample(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor], labels: Tensor) -> Tensor:
-        assert torch.equal(draw(0), noise)
-        further = draw(1)
-        images = 0.1 * (noise + further + labels[:, None, None, None])
-        for given in (noise, further, labels):
-            given.zero_()
-        return images
-
-    sampler = make(sample, labels=ClassLabels(9, "random", noise=NOISE))
-    assert torch.equal(sampler.sample(SEARCH, 20, 25), sampler.sample(SEARCH, 20, 25))
-
-
 def test_half_precision_reaches_the_network_inside_the_function() -> None:
     seen = []
 
@@ -104,6 +91,18 @@ def test_half_precision_reaches_the_network_inside_the_function() -> None:
 
     assert make(sample, settings=NetworkSettings("cpu", dtype="bf16")).sample(SEARCH, 0, 2).dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda model, noise: noise[:2], r"returned torch.float32 \[2, 1, 4, 4\]; expected .* \[5, C, H, W\]"),
+        (lambda model, noise: [noise], "returned a list; expected a tensor"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(function: Any, message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message):
+        make(function).sample(SEARCH, 0, 5)
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,6 @@ def test_merge_is_the_linear_combination(trajectory, values):
 
 
 @shared_fixture
-@given(free, free, st.floats(-2, 2, width=32))
-def test_merging_is_linear(trajectory, left, right, share):
-    a, b = summing_to_one(left), summing_to_one(right)
-    merged_a, merged_b, both = (trajectory.merge(c)["double"] for c in (a, b, share * a + (1 - share) * b))
-    torch.testing.assert_close(both, share * merged_a + (1 - share) * merged_b, rtol=1e-11, atol=1e-11)
-
-
-@shared_fixture
 @given(hnp.arrays(np.float64, st.tuples(st.integers(0, 11), st.just(K - 1)), elements=st.floats(-2, 2, width=32)))
 def test_merge_many_equals_merge(trajectory, values):
     rows = np.concatenate([values, 1.0 - values.sum(axis=1, keepdims=True)], axis=1)

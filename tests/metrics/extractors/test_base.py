@@ -90,3 +90,10 @@ def test_features_depend_neither_on_the_batch_size_nor_on_parts(batch_size):
 def test_what_gives_no_features_is_refused(given, message):
     with pytest.raises(MetricError, match=message):
         extract(Network(), given)
+
+
+def test_features_of_another_shape_than_promised_are_refused():
+    extractor = Network()
+    extractor.dimension = 2
+    with pytest.raises(MetricError, match=r"shape \[10, 3\], expected \[10, 2\]"):
+        extract(extractor, images())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import ReferenceSettings
@@ -75,6 +75,8 @@ def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
 
 
 def test_what_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(StudySpecError, match="exclude each other"):
+        ReferenceSettings.parse({"train": str(tmp_path), "held_out": "a", "held_out_fraction": 0.2})
     with pytest.raises(MetricError, match="missing"):
         ReferenceSettings.parse({"train": str(tmp_path), "held_out": str(tmp_path / "missing")}).check()
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
