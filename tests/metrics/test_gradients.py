@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, Scores, distances
+from lcsc_opt.metrics import FrechetReference, Reference, Scores, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance
 from tests.metrics.examples import differences, features_of, fill
 from tests.metrics.examples import mean_and_covariance as moments
@@ -161,3 +161,20 @@ def test_a_loss_without_a_gradient_names_its_metric():
     made = scores({"fid": 1, "recall@clip": 1})
     with pytest.raises(MetricError, match=r"recall@clip in the loss has no gradient, only fid, kid, .* have one"):
         filled(made, images(20)).gradients()
+
+
+def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs():
+    class Keeps(Smooth):
+        kept = None
+
+        def __call__(self, images):
+            if self.kept is None:
+                self.kept = torch.ones(9, dtype=torch.float64) / 2
+            return super().__call__(images * self.kept.reshape(3, 3))
+
+    extractor = Keeps(5, 0)
+    extract(extractor, images(3))
+    for first in (extractor, Keeps(5, 0)):
+        made = Scores({"inception": Reference.of_images(first, images(60, seed=9))})
+        gradients = filled(made, images(20), gradient=True).gradients()
+        assert image_gradient(made, images(20), gradients).abs().sum() > 0

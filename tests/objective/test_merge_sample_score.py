@@ -67,6 +67,8 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> Non
     assert evaluation.loss == pytest.approx(expected, rel=1e-6)
     assert evaluation.metrics == {"fid": evaluation.loss}
     assert objective(EMA) == evaluation.loss
+    assert objective.describe()["trajectory"] == trajectory(tmp_path).sha256
+    assert objective.describe() != build(tmp_path, images=41).describe()
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ def train(folder: Path, scheduler: Any = None, **options: Any) -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        {"name": "dpm-solver++", "steps": 7},
         {"name": "ddim", "steps": 5, "step": {"eta": 1.0}, "scheduler": {"clip_sample": False}},
         {"steps": 6},
     ],
