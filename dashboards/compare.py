@@ -19,9 +19,9 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number, style
-from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
+from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
 from lcsc_opt.views.progress import Progress, duration
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking, sweep_points, varied_keys
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, points_of, ranking, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")
@@ -69,8 +69,8 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
             return "", NOTHING, blank, [], [], "", blank, [], [], "", "", parts.RUNNING_MS, ""
-        studies, traded = reader.read(experiment), siblings(reader, experiment)
-        sweep = _sweep(sweep_points(reader, experiment), experiment)
+        studies, points = reader.read(experiment), points_of(reader, experiment, siblings=True)
+        sweep, traded = _sweep(points, experiment), [study for point in points.values() for study in point]
         now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up)
         if now == seen:
             return *[no_update] * 11, parts.refresh_interval(studies), no_update
@@ -222,9 +222,8 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
 
 def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
-    if not points:
+    if not (keys := varied_keys(points)):
         return ""
-    keys = varied_keys(points)
     rows = []
     for point, studies in points.items():
         here = "shown" if point == experiment else html.A("show", href=f"?experiment={quote(point)}")

@@ -153,8 +153,8 @@ def _nodes(study: StudyHistory) -> Any:
     if study.holder is None:
         return ""
     old = ""
-    if study.nodes is not None and study.nodes.kept_at >= study.holder.since:  # not from an earlier run
-        nodes, seconds = study.nodes.nodes, time.time() - study.nodes.kept_at
+    if study.nodes_seen_at >= study.holder.since:  # not from an earlier run
+        nodes, seconds = study.nodes, time.time() - study.nodes_seen_at
         old = f", {duration(seconds)} ago" if seconds > OLD_SECONDS else ""
     else:
         nodes = (NodeWork(study.holder.host, 1, _share_busy(study), 0),) if study.workers == 1 else ()

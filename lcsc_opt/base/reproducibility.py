@@ -41,13 +41,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """``torch 2.13.0 → 2.14.0, cores 2 → 8``, or nothing where they are the same."""
-    flat_before, flat_now = ({**values, **values.get("packages", {})} for values in (before, now))
-    changed = [
-        key for key in sorted({*flat_before, *flat_now} - {"packages"}) if flat_before.get(key) != flat_now.get(key)
-    ]
-    return ", ".join(f"{key} {flat_before.get(key)} → {flat_now.get(key)}" for key in changed)
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Every place where two JSON values differ, with its path."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        was, here = (text if len(text) <= 60 else f"{text[:57]}..." for text in map(json.dumps, (before, now)))
+        yield f"{path} was {was}, is now {here}"
 
 
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:

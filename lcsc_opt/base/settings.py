@@ -41,6 +41,7 @@ _EXPECTED = {
     "dict_type": "a mapping of keys to values",
     "tuple_type": "a list",
     "list_type": "a list",
+    "sequence_str": "a list",
     "invalid_key": "a key that is text",
     "invalid-json-value": "a text, a number, true, false, a list or a mapping",
     "recursion_loop": "no alias that contains itself",

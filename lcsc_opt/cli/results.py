@@ -33,40 +33,26 @@ def compare(
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.ranking import (
-        comparison_rows,
-        comparison_table,
-        different_samples,
-        sweep_points,
-        sweep_rows,
-        varied_keys,
-    )
+    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, points_of, varied_keys
 
-    reader = HistoryReader(open_database(storage))
-    if experiment not in reader.experiments() and (points := sweep_points(reader, experiment)):
-        studies = [study for point in points.values() for study in point]
-        axis = axis or ":"
-        if output == "json":
-            print_json(sweep_rows(points))
-        else:
-            _print_ranking(experiment, points, varied_keys(points))
+    points = points_of(HistoryReader(open_database(storage)), experiment)
+    studies = [study for point in points.values() for study in point]
+    alone = experiment in points  # else all points of a sweep
+    if output == "json":
+        print_json(comparison_rows(points))
     else:
-        studies = list(reader.read(experiment))
-        if output == "json":
-            print_json(comparison_rows(studies))
-        else:
-            _print_ranking(experiment, {experiment: studies})
-            if (measured := comparison_table(studies)) is not None:
-                print_table(*measured, title="\nevaluation metrics, held out")
-        if (warning := different_samples(studies)) is not None:
-            say(warning)
+        _print_ranking(experiment, points, () if alone else varied_keys(points))
+        if alone and (measured := comparison_table(studies)) is not None:
+            print_table(*measured, title="\nevaluation metrics, held out")
+    if alone and (warning := different_samples(studies)) is not None:
+        say(warning)
     if unfinished := [study.study for study in studies if not study.ended]:
         say(f"unfinished: {', '.join(unfinished)}")
     for study in studies:
         if study.warning is not None:
             say(f"{study.study}: {study.warning}")
     if plot is not None:
-        _draw(studies, axis, plot)
+        _draw(studies, axis if alone else axis or ":", plot)
 
 
 def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], keys: Sequence[str] = ()) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,9 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
-LINEAR, SQUARE_ROOT = "linear", "1-sqrt"
-DECAYS = (LINEAR, SQUARE_ROOT)
+LINEAR: Final = "linear"
+SQUARE_ROOT: Final = "1-sqrt"
+DECAYS: Final = (LINEAR, SQUARE_ROOT)
 """Shapes of a decay of the learning rate, from 1 to 0."""
 
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero

@@ -15,7 +15,7 @@ from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.names import EMA_GRID, label
 from lcsc_opt.database.report import HeldOut
 
-NODES = "nodes"  # the attribute of a study with what its workers were last seen doing
+NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -50,30 +50,6 @@ class Holder:
     since: float
 
 
-@dataclasses.dataclass(frozen=True)
-class KeptNodes:
-    """One look at the workers.
-
-    Attributes:
-        kept_at: seconds since 1970.
-        nodes: of each machine.
-    """
-
-    kept_at: float
-    nodes: tuple[NodeWork, ...]
-
-    def as_stored(self) -> dict[str, Any]:
-        """JSON-able."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def parse(cls, stored: Any) -> KeptNodes | None:
-        """The inverse of :meth:`as_stored`, or ``None`` if nothing is kept."""
-        if not isinstance(stored, Mapping):
-            return None
-        return cls(float(stored["kept_at"]), tuple(NodeWork(**row) for row in stored["nodes"]))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class StudyHistory:
     """One study at one moment.
@@ -99,8 +75,9 @@ class StudyHistory:
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
         holder: the process that runs it now.
-        nodes: what its workers were last seen doing; ``None`` without workers.
-        revision: new with every change of anything above but ``holder`` and ``nodes``, and where a study is made anew.
+        nodes: what its workers were last seen doing, for each machine; empty without workers.
+        nodes_seen_at: when that was, in seconds since 1970.
+        revision: new with every change of anything above but ``holder`` and the nodes, and where a study is made anew.
     """
 
     study_id: int
@@ -123,7 +100,8 @@ class StudyHistory:
     metric: str = "loss"
     keeps: bool = False
     holder: Holder | None = None
-    nodes: KeptNodes | None = None
+    nodes: tuple[NodeWork, ...] = ()
+    nodes_seen_at: float = 0.0
     revision: int = 0
 
     @property
@@ -238,19 +216,6 @@ def _compared_only(trials: Trials) -> Trials:
     kept = trials.copy()
     kept["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
     return kept
-
-
-def images_taken(trials: Trials) -> Floats:
-    """``[n]`` images that each trial took of a budget: those it sampled; for a failed trial, those it was asked for.
-
-    A failed trial that names no number took as many as a complete trial.
-
-    Args:
-        trials: at least all finished ones of a study.
-    """
-    plain = trials["images"][~np.isnan(_compared_only(trials)["loss"])].max(initial=0.0)
-    asked = np.where(trials["asked"] > 0, trials["asked"], plain)
-    return np.where(trials["state"] == TrialState.FAIL.value, asked, trials["images"])
 
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:

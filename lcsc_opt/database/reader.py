@@ -17,11 +17,12 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, KeptNodes, StudyHistory, Trials, kept_metric
+from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, StudyHistory, Trials, kept_metric
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, SUCCEEDED, is_search, split_name
 from lcsc_opt.database.report import HeldOut
@@ -196,7 +197,7 @@ class HistoryReader:
 
 def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
     """The study updated with its user attributes."""
-    specification = attributes.get("specification") or {}
+    specification, seen = attributes.get("specification") or {}, attributes.get(NODES) or {}
     return dataclasses.replace(
         study,
         steps=tuple(attributes.get("steps") or ()),
@@ -208,7 +209,8 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),
-        nodes=KeptNodes.parse(attributes.get(NODES)),
+        nodes=tuple(NodeWork(**row) for row in seen.get("nodes", ())),
+        nodes_seen_at=float(seen.get("seen_at", 0.0)),
     )
 
 

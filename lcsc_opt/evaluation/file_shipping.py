@@ -24,7 +24,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory, given_path, study_directory
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.reproducibility import describe_difference, environment
+from lcsc_opt.base.reproducibility import differences, environment
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
@@ -210,7 +210,8 @@ class NodeObjective:
         machine = _software()
         other_blas = set(machine["blas"]) - set(self.software["blas"])  # the coordinator may have loaded more of them
         keys = ("packages", "machine", "lcsc_opt's code", *(["blas"] if other_blas else []))
-        if found := describe_difference(*({key: known[key] for key in keys} for known in (self.software, machine))):
+        before, now = ({key: known[key] for key in keys} for known in (self.software, machine))
+        if found := "; ".join(differences(before, now)):
             raise StudySpecError(f"has other software than the coordinator: {found}; install the same there")
         return None if self.packed is None else dataclasses.replace(self.packed.known, packed=self.packed.found())
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import nevergrad as ng
 import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
-from lcsc_opt.optimizers.parametrization import check_number, check_numbers, steps_of
+from lcsc_opt.optimizers.parametrization import Count, Numbers, Positive, steps_of
 
 _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
 
@@ -29,7 +29,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, config: LCSC | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._options = (LCSC() if config is None else config).config()
-        steps = steps_of(self.parametrization, self._options["steps"])
+        steps = steps_of(self.parametrization)
         rates = self._options["rates"] or window_ema_rates(steps)
         self._initial = [ema_coefficients(steps, rate) for rate in rates]  # line 2
         self._shape = self.parametrization.value.shape  # [K] or [S, K]
@@ -79,22 +79,15 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         generation_size: children that share one set of parents; with 1, each child joins the population at once.
         rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or seven
             others that the window of checkpoints can tell apart.
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
     def __init__(
         self,
         *,
-        max_parents: int = 3,
-        mutation: float = 0.007,
-        crossover: float = 0.5,
-        generation_size: int = 1,
-        rates: Sequence[float] | None = None,
-        steps: Sequence[int] | None = None,
+        max_parents: Count = 3,
+        mutation: Positive = 0.007,
+        crossover: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        generation_size: Count = 1,
+        rates: Numbers | None = None,
     ) -> None:
-        check_number("max_parents", max_parents, least=1, whole=True)
-        check_number("mutation", mutation, above=0)
-        check_number("crossover", crossover, least=0, most=1)
-        check_number("generation_size", generation_size, least=1, whole=True)
-        check_numbers("rates", rates)
         super().__init__(_LCSC, locals(), as_config=True)

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import nevergrad as ng
 import numpy as np
 import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+from pydantic import Field
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
 from lcsc_opt.optimizers.parametrization import (
+    Positive,
     Request,
     attach_request,
-    check_number,
     evaluation_of,
     failed,
     request_of,
@@ -83,7 +84,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         self._options = (LCSCGradient() if config is None else config).config()
         start = np.asarray(self.parametrization.value, dtype=np.float64)
-        space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization, None), start)
+        space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
         self._space: CoefficientSpace = space
         self._path = _Path(space, start, self._options["step_size"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
@@ -224,11 +225,14 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         checks: share of all images that is spent on checks of the average.
     """
 
-    def __init__(self, *, images: int = 100, growth: float = 0.02, step_size: float = 0.1, checks: float = 0.2) -> None:
-        check_number("images", images, least=2, whole=True)
-        check_number("growth", growth, least=0, below=1)
-        check_number("step_size", step_size, above=0)
-        check_number("checks", checks, above=0, below=1)
+    def __init__(
+        self,
+        *,
+        images: Annotated[int, Field(ge=2)] = 100,
+        growth: Annotated[float, Field(ge=0, lt=1)] = 0.02,
+        step_size: Positive = 0.1,
+        checks: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+    ) -> None:
         super().__init__(_LCSCGradient, locals(), as_config=True)
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import nevergrad as ng
 import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+from pydantic import Field
 
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
     LARGEST_SIZE,
     SMALLEST_SIZE,
-    Corner,
     Plane,
     plane_grid,
 )
@@ -29,7 +28,9 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
     uniform_coefficients,
 )
-from lcsc_opt.optimizers.parametrization import check_number, check_numbers, failed, steps_of
+from lcsc_opt.optimizers.parametrization import Count, Numbers, failed, steps_of
+
+_Windows = Annotated[Sequence[Count], Field(min_length=1)]
 
 
 class _ProfileGrid(Optimizer):  # type: ignore[misc]
@@ -38,7 +39,7 @@ class _ProfileGrid(Optimizer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         config = EMAGrid() if config is None else config
-        self._to_ask = deque(config.profiles(steps_of(self.parametrization, config.config()["steps"])))
+        self._to_ask = deque(config.profiles(steps_of(self.parametrization)))
 
     @property
     def finished(self) -> bool:
@@ -58,11 +59,9 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     Args:
         rates: per training step; by default the paper's seven, or seven others that the window can tell apart.
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
-    def __init__(self, *, rates: Sequence[float] | None = None, steps: Sequence[int] | None = None) -> None:
-        check_numbers("rates", rates)
+    def __init__(self, *, rates: Numbers | None = None) -> None:
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
@@ -75,22 +74,14 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     Args:
         sigma_rels: relative standard deviations of the profile.
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
-    def __init__(self, *, sigma_rels: Sequence[float] = POWER_EMA_SIGMAS, steps: Sequence[int] | None = None) -> None:
-        check_numbers("sigma_rels", sigma_rels)
+    def __init__(self, *, sigma_rels: Numbers = POWER_EMA_SIGMAS) -> None:
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each width."""
         return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.config()["sigma_rels"]]
-
-
-def _check_windows(windows: Any) -> None:
-    check_numbers("windows", windows)
-    for window in windows or ():
-        check_number("windows", window, least=1, whole=True)
 
 
 def _windows(asked: Sequence[int] | None, count: int) -> list[int]:
@@ -103,11 +94,9 @@ class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     Args:
         windows: of how many; more than there are is all of them. By default 2, 4, 8 … and all.
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
-    def __init__(self, *, windows: Sequence[int] | None = None, steps: Sequence[int] | None = None) -> None:
-        _check_windows(windows)
+    def __init__(self, *, windows: _Windows | None = None) -> None:
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
@@ -121,19 +110,14 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
     Args:
         decays: ``linear``, which is the uniform average, and ``1-sqrt``.
         windows: over how many of the last checkpoints, as for :class:`UniformGrid`.
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
     def __init__(
         self,
         *,
-        decays: Sequence[str] = DECAYS,
-        windows: Sequence[int] | None = None,
-        steps: Sequence[int] | None = None,
+        decays: Annotated[Sequence[Literal["linear", "1-sqrt"]], Field(min_length=1)] = DECAYS,
+        windows: _Windows | None = None,
     ) -> None:
-        if not isinstance(decays, Sequence) or isinstance(decays, str) or not decays or set(decays) - set(DECAYS):
-            raise StudySpecError(f"decays: expected a list of {', '.join(DECAYS)}, got {decays!r}")
-        _check_windows(windows)
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
@@ -144,13 +128,9 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
 
 class EachCheckpoint(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over the checkpoints themselves.
+    """A grid over the checkpoints themselves."""
 
-    Args:
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
-    """
-
-    def __init__(self, *, steps: Sequence[int] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
@@ -163,10 +143,9 @@ class _GreedySoup(Optimizer):  # type: ignore[misc]
 
     no_parallelization = True
 
-    def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:  # noqa: ARG002 - it has no options
         super().__init__(*arguments, **options)
-        steps = None if config is None else config.config()["steps"]
-        self._count = len(steps_of(self.parametrization, steps))
+        self._count = len(steps_of(self.parametrization))
         self._to_ask: deque[tuple[int, ...]] = deque((index,) for index in range(self._count))  # whose averages
         self._single: list[tuple[float, int]] = []  # loss and index of each checkpoint that has not joined yet
         self._soup: tuple[int, ...] = ()
@@ -209,12 +188,9 @@ class GreedySoup(ConfiguredOptimizer):  # type: ignore[misc]
 
     The best checkpoint begins the soup. The others, sorted by their own loss, join it one after the other, each if the
     average of the soup does not get worse with it.
-
-    Args:
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
-    def __init__(self, *, steps: Sequence[int] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__(_GreedySoup, locals(), as_config=True)
 
 
@@ -226,19 +202,15 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
             window's EMA rates.
         size: points on each side.
         margin: how far the grid reaches beyond the corners, in units of their distance.
-        steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 
     def __init__(
         self,
         *,
-        corners: Sequence[Corner] | None = None,
-        size: int = DEFAULT_SIZE,
-        margin: float = DEFAULT_MARGIN,
-        steps: Sequence[int] | None = None,
+        corners: Any = None,  # Plane.through checks them
+        size: Annotated[int, Field(ge=SMALLEST_SIZE, le=LARGEST_SIZE)] = DEFAULT_SIZE,
+        margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = DEFAULT_MARGIN,
     ) -> None:
-        check_number("size", size, least=SMALLEST_SIZE, most=LARGEST_SIZE, whole=True)
-        check_number("margin", margin, least=0)
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:

@@ -1,4 +1,4 @@
-"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; requests; and checks of options.
+"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; and requests.
 
 Nevergrad's ask and tell carry a candidate and a number. An optimizer that wants other noise, fewer images or a gradient
 attaches a :class:`Request` to the candidate that it asks, and finds the whole evaluation there when it is told.
@@ -7,13 +7,13 @@ attaches a :class:`Request` to the candidate that it asks, and finds the whole e
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import nevergrad as ng
 import numpy as np
 import numpy.typing as npt
+import pydantic
 from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
@@ -22,6 +22,12 @@ from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, pydantic.Field(gt=0)]
+Numbers = Annotated[Sequence[Finite], pydantic.Field(min_length=1)]
+"""Types of options. :func:`lcsc_opt.optimizers.registry.configure` checks the options of study files against them."""
 
 _REQUEST, _EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's metadata, where optimizers keep theirs
 
@@ -59,11 +65,7 @@ def coefficient_array(
         space: which coefficients it reaches; the array starts at the space's origin.
         step_size: what every optimizer takes for one standard deviation of a coefficient.
         seed: of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
-
-    Raises:
-        StudySpecError: ``step_size`` is not a finite number above 0.
     """
-    check_number("step_size", step_size, above=0)
     array = ng.p.Array(shape=space.shape)
     array.set_mutation(sigma=float(step_size))
     array.add_layer(_CoefficientLayer(space))
@@ -78,62 +80,17 @@ def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     return layers[0].space if layers else None
 
 
-def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tuple[int, ...]:
-    """The checkpoints' training steps: as given, else of the space, else 1 to K for a plain array ``[K]``.
+def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:
+    """The checkpoints' training steps: of the space, else 1 to K for a plain array ``[K]``.
 
     Raises:
-        StudySpecError: the parameter is not a vector, or does not have as many coefficients as steps.
+        StudySpecError: the parameter is not a vector.
     """
     value = parametrization.value
     space = space_of(parametrization)
     if not isinstance(value, np.ndarray) or (space is None and value.ndim != 1):
         raise StudySpecError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
-    count = value.shape[-1]
-    if steps is None:
-        steps = tuple(range(1, count + 1)) if space is None else space.steps
-    if len(steps) != count:
-        raise StudySpecError(f"steps: expected {count}, one per coefficient, got {len(steps)}")
-    return tuple(steps)
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    whole: bool = False,
-) -> None:
-    """Check that an option is a finite number, or a whole one, between limits of which some may be ``None``.
-
-    Raises:
-        StudySpecError: it is none; ``True`` is no number.
-    """
-    valid = _is_number(value) and (not whole or isinstance(value, int))
-    valid = valid and (least is None or value >= least) and (above is None or value > above)
-    valid = valid and (most is None or value <= most) and (below is None or value < below)
-    if not valid:
-        low = f" from {least}" if above is None else f" above {above}"
-        joint = " and at most" if least is None else " to"
-        high = f"{joint} {most}" if most is not None else "" if below is None else f" and below {below}"
-        raise StudySpecError(f"{name}: expected a {'whole ' * whole}number{low}{high}, got {value!r}")
-
-
-def check_numbers(name: str, values: Any) -> None:
-    """Check that an option is a list of finite numbers, or ``None`` for the default.
-
-    Raises:
-        StudySpecError: it is neither.
-    """
-    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
-    if values is not None and not (listed and all(map(_is_number, values))):
-        raise StudySpecError(f"{name}: expected a list of numbers, got {values!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return tuple(range(1, value.shape[-1] + 1)) if space is None else space.steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,16 +12,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from typing import Any
+from typing import Annotated, Any
 
 import nevergrad as ng
 import numpy as np
 import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.optimizers.gradient import cosine_directions
-from lcsc_opt.optimizers.parametrization import Request, attach_request, check_number, failed, request_of, steps_of
+from lcsc_opt.optimizers.parametrization import Count, Positive, Request, attach_request, failed, request_of, steps_of
 
 _Vector = npt.NDArray[np.float64]
 
@@ -141,7 +142,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, config: LCSCQuadratic | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._options = (LCSCQuadratic() if config is None else config).config()
-        self._count = len(steps_of(self.parametrization, None))
+        self._count = len(steps_of(self.parametrization))
         self._origin = np.asarray(self.parametrization.value, dtype=np.float64)  # [K] or [S, K]
         self._best_inherited = math.inf
         self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))
@@ -322,13 +323,9 @@ class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        directions: int = _DEFAULT_DIRECTIONS,
-        share: float = 0.2,
-        step_size: float = 0.07,
-        damping: float = 0.5,
+        directions: Count = _DEFAULT_DIRECTIONS,
+        share: Annotated[float, Field(gt=0, le=1)] = 0.2,
+        step_size: Positive = 0.07,
+        damping: Positive = 0.5,
     ) -> None:
-        check_number("directions", directions, least=1, whole=True)
-        check_number("share", share, above=0, most=1)
-        check_number("step_size", step_size, above=0)
-        check_number("damping", damping, above=0)
         super().__init__(_LCSCQuadratic, locals(), as_config=True)

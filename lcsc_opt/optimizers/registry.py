@@ -9,18 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nevergrad as ng
+import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import near_miss
+from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers import grids
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, check_number, coefficient_array
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, Positive, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
@@ -37,6 +38,7 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
 }
 
 _STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
+_StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
 
 
 with warnings.catch_warnings():  # pycma's, without matplotlib; Nevergrad imports it later
@@ -79,9 +81,13 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """
     options = dict(spec.options)
     if spec.name in OURS:
-        return _configure(spec.name, OURS[spec.name], options), DEFAULT_STEP_SIZE
-    step_size: Any = options.pop(_STEP_SIZE, DEFAULT_STEP_SIZE)
-    check_number(f"optimizers.{spec.name}.{_STEP_SIZE}", step_size, above=0)
+        signature = inspect.signature(OURS[spec.name], eval_str=True).parameters.values()
+        allowed: dict[str, Any] = {one.name: (one.annotation, one.default) for one in signature}
+        model = pydantic.create_model(spec.name, __base__=FrozenModel, **allowed)
+        parse_settings(model, options, source=f"optimizers.{spec.name}")
+        return OURS[spec.name](**options), DEFAULT_STEP_SIZE
+    given = {_STEP_SIZE: options.pop(_STEP_SIZE)} if _STEP_SIZE in options else {}
+    step_size: Any = dict(parse_settings(_StepSize, given, source=f"optimizers.{spec.name}"))[_STEP_SIZE]
     known = ng.optimizers.registry
     if spec.name not in known:
         raise StudySpecError(
@@ -135,15 +141,13 @@ def _says(spec: OptimizerSpec, attribute: str) -> bool:
 def _configure(
     name: str, factory: Callable[..., ConfiguredOptimizer], options: Mapping[str, Any]
 ) -> ConfiguredOptimizer:
-    allowed = [parameter for parameter in inspect.signature(factory).parameters if parameter != "steps"]
-    listed = allowed if name in OURS else [*allowed, _STEP_SIZE]
+    """One of Nevergrad's optimizers with these options."""
+    allowed = list(inspect.signature(factory).parameters)
     for option in options:
         if option not in allowed:
-            raise _no_such_option(name, option, listed)
+            raise _no_such_option(name, option, [*allowed, _STEP_SIZE])
     try:
         return factory(**options)
-    except StudySpecError as error:
-        raise StudySpecError(f"optimizers.{name}.{error}") from error
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         reason = str(error) or "it does not take these options"
         raise StudySpecError(f"optimizers.{name}: {reason}") from error

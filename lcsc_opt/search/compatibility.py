@@ -7,13 +7,13 @@ losses are compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.reproducibility import differences, environment
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import SUCCEEDED, is_search, split_name
 from lcsc_opt.database.store import StoredStudy
@@ -150,20 +150,6 @@ def _check_siblings(plan: StudyPlan, studies: Mapping[str, Any], now: Mapping[st
                 f"{plan.name}: its losses would not compare with those of {name}: {found}. Give the "
                 f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
-
-
-def differences(stored: Any, expected: Any, path: str) -> Iterator[str]:
-    """Every place where two JSON values differ, with its path."""
-    if isinstance(stored, Mapping) and isinstance(expected, Mapping):
-        for key in sorted({*stored, *expected}):
-            yield from differences(stored.get(key), expected.get(key), f"{path}.{key}")
-    elif stored != expected:
-        yield f"{path} was {_short(stored)}, is now {_short(expected)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _decisive(value: Any) -> Any:

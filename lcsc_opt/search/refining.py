@@ -27,6 +27,7 @@ from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, Tr
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.reproducibility import differences
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.metrics.image_metrics import Constraint
@@ -34,7 +35,6 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import NOISE_STRIDE, DualAscent, averaging_share
-from lcsc_opt.search.compatibility import differences
 from lcsc_opt.training.trainer import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
 
@@ -186,8 +186,8 @@ class _Refinement:
             stored = json.loads(state["identity"])
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{file}: is damaged; begin anew under another name") from error
-        if difference := next(differences(stored, json.loads(_identity(objective, settings)), ""), None):
-            raise StudySpecError(f"{out}: was begun otherwise: {difference.lstrip('.')}; give what was given then")
+        if difference := next(differences(stored, json.loads(_identity(objective, settings))), None):
+            raise StudySpecError(f"{out}: was begun otherwise: {difference}; give what was given then")
         run = cls(objective, settings, state["coefficients"].numpy(), out)
         run.done, run.seconds = int(state["done"]), float(state["seconds"])
         for name, part in run._iterate.items():

@@ -33,7 +33,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.study import StudyRunner, objective_of
-from lcsc_opt.views.ranking import comparison_rows, sweep_points, sweep_rows
+from lcsc_opt.views.ranking import comparison_rows, points_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,10 +317,7 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
         StudyStoreError: there is no such experiment.
     """
     with reading(storage_url(storage)) as opened:
-        reader = HistoryReader(opened)
-        if experiment not in reader.experiments() and (points := sweep_points(reader, experiment)):
-            return sweep_rows(points)
-        return comparison_rows(reader.read(experiment))
+        return comparison_rows(points_of(HistoryReader(opened), experiment))
 
 
 def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudySpec, ...], Path]:

@@ -23,9 +23,9 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.reproducibility import describe_difference, environment
+from lcsc_opt.base.reproducibility import differences, environment
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.database.history import NODES, KeptNodes
+from lcsc_opt.database.history import NODES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies, our_study
 from lcsc_opt.evaluation import (
@@ -89,7 +89,7 @@ class _OpenStudy:
                 in_flight=before["parallelism"]["in_flight"],
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
-                environment_change=describe_difference(before["fingerprint"]["environment"], environment()),
+                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment())),
             )
             with self._reporting(search) as on_tell:
                 search.run(on_tell)
@@ -178,7 +178,8 @@ class _OpenStudy:
 
         def keep() -> None:
             if pool is not None:
-                self.stored.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+                nodes = [dataclasses.asdict(node) for node in pool.nodes()]
+                self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
 
         with progress(search.name, search.budget.total, done=shown) as advance:
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, images_taken
+from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
@@ -55,7 +55,7 @@ class Progress:
         finished = study.finished
         is_own = ~finished["inherited"]
         own = finished[is_own]
-        done = len(own) if unit == "evaluations" else int(images_taken(finished)[is_own].sum())
+        done = len(own) if unit == "evaluations" else int(_images_taken(study)[is_own].sum())
         unfinished = "running" if study.running else "interrupted" if len(study.trials) else "empty"
         state = "finished" if study.ended else unfinished
         clock = np.sort(wall_clock(own))[-RECENT:]
@@ -71,6 +71,17 @@ class Progress:
             failed=len(study.failed),
             retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
         )
+
+
+def _images_taken(study: StudyHistory) -> Floats:
+    """``[n]`` images that each finished trial took of the budget: those it sampled, or if it failed, was asked for.
+
+    A failed trial that names no number took as many as a complete trial.
+    """
+    trials = study.finished
+    plain = trials["images"][~np.isnan(study.compared["loss"])].max(initial=0.0)
+    asked = np.where(trials["asked"] > 0, trials["asked"], plain)
+    return np.where(np.isin(trials["number"], study.failed["number"]), asked, trials["images"])
 
 
 def duration(seconds: float) -> str:

@@ -240,37 +240,39 @@ def different_samples(studies: Sequence[StudyHistory]) -> str | None:
     return f"{why}: lcsc evaluate each STUDY with the same --images and --groups, and --keep"
 
 
-def comparison_rows(studies: Sequence[StudyHistory]) -> list[dict[str, Any]]:
-    """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it."""
-    differ = different_samples(studies)
+def comparison_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, Any]]:
+    """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it.
+
+    Rows of a sweep's points have their values in ``varied``.
+    """
     rows = []
-    for study in studies:
-        warnings = (None if study.held_out_loss is None else differ, study.warning)
-        rows.append({**study.as_row(), "warnings": [warning for warning in warnings if warning is not None]})
+    for experiment, studies in points.items():
+        differ, varied = different_samples(studies), split_point(experiment)[1]
+        for study in studies:
+            warnings = (None if study.held_out_loss is None else differ, study.warning)
+            row = {**study.as_row(), "warnings": [warning for warning in warnings if warning is not None]}
+            rows.append({**row, "varied": varied} if varied else row)
     return rows
 
 
-def sweep_points(reader: HistoryReader, name: str) -> dict[str, tuple[StudyHistory, ...]]:
-    """Experiment → its studies, for the points of a sweep in the order in which they were begun.
+def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[StudyHistory, ...]]:
+    """Experiment → its studies: of one experiment, or of all points of a sweep, in the order in which they were begun.
 
-    ``name`` is that of the sweep, or of one of its points. Empty if no experiment of this name varies anything.
+    Args:
+        reader: of the studies.
+        name: of an experiment, or of a sweep.
+        siblings: also the other points of the sweep that the experiment belongs to.
+
+    Raises:
+        StudyStoreError: there is neither.
     """
-    sweep, known = split_point(name)[0], [(other, *split_point(other)) for other in reader.experiments()]
-    return {experiment: reader.read(experiment) for experiment, of, varied in known if of == sweep and varied}
+    known = [other for other in reader.experiments() if split_point(other)[0] == split_point(name)[0]]
+    return {point: reader.read(point) for point in (known if known and (siblings or name not in known) else [name])}
 
 
 def varied_keys(points: Mapping[str, Sequence[StudyHistory]]) -> list[str]:
     """The short names of all keys that the points vary, in the order in which they first appear."""
     return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
-
-
-def sweep_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, Any]]:
-    """The rows of ``lcsc compare --format json`` for a sweep: one for each study, with the values in ``varied``."""
-    return [
-        {**row, "varied": split_point(experiment)[1]}
-        for experiment, studies in points.items()
-        for row in comparison_rows(studies)
-    ]
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:

@@ -25,10 +25,10 @@ from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.look import CONFIG, number, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
+from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.progress import FailureReason, Progress, studies_table
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking, report_table
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, points_of, ranking, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
@@ -58,7 +58,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     ]
     first = default_axis(studies)
     answered = sum(study.chosen is not None for study in studies) > 1
-    traded = trade_off_figure(siblings(reader, experiment))
+    traded = trade_off_figure(sum(points_of(reader, experiment, siblings=True).values(), ()))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(

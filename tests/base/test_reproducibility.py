@@ -8,7 +8,7 @@ import platform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.base.reproducibility import derive_seed, describe_difference, environment
+from lcsc_opt.base.reproducibility import derive_seed, differences, environment
 
 
 def test_the_environment_can_be_stored_as_json() -> None:
@@ -24,7 +24,11 @@ def test_the_environment_can_be_stored_as_json() -> None:
 def test_every_difference_is_named() -> None:
     before = {"cores": 2, "python": "3.11", "packages": {"torch": "2.13.0", "numpy": "2.4"}, "blas": ["openblas"]}
     now = {"cores": 8, "python": "3.11", "packages": {"torch": "2.14.0", "numpy": "2.4"}, "blas": ["mkl"]}
-    assert describe_difference(before, now) == "blas ['openblas'] → ['mkl'], cores 2 → 8, torch 2.13.0 → 2.14.0"
+    assert list(differences(before, now)) == [
+        'blas was ["openblas"], is now ["mkl"]',
+        "cores was 2, is now 8",
+        'packages.torch was "2.13.0", is now "2.14.0"',
+    ]
 
 
 parts = st.one_of(st.text(max_size=8), st.integers(-5, 5))

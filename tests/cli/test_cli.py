@@ -240,7 +240,7 @@ def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed
     ("command", "message"),
     [
         ("optimisers=[LCSC]", "optimisers: unknown key (did you mean 'optimizers'?)"),
-        ("optimizers.LCSC.mutaton=1", "mutaton: no such option (did you mean 'mutation'?)"),
+        ("optimizers.LCSC.mutaton=1", "mutaton: unknown key (did you mean 'mutation'?)"),
         ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
         ("--sed 1", "No such option: --sed"),
         ("space.rows=layers", "space.rows: this objective merges no weights; leave the key out"),

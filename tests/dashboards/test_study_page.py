@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise
-from lcsc_opt.database.history import NODES, KeptNodes
+from lcsc_opt.database.history import NODES
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, write_study, written
 from tests.study_examples import add_result
@@ -89,10 +90,10 @@ def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -
         assert "1 of 1 workers answer." in alone
         assert json.dumps(platform.node()) in alone
         study.set_attribute("specification", {"workers": 4})
-        nodes = (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, 0.5, 3))
-        study.set_attribute(NODES, KeptNodes(time.time() - 90, nodes).as_stored())
+        nodes = [dataclasses.asdict(node) for node in (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, 0.5, 3))]
+        study.set_attribute(NODES, {"seen_at": time.time() - 90, "nodes": nodes})
         before = draw(Site(url))
-        study.set_attribute(NODES, KeptNodes(time.time() + 1, nodes).as_stored())
+        study.set_attribute(NODES, {"seen_at": time.time() + 1, "nodes": nodes})
         shown = json.dumps(draw(Site(url))["nodes"]["children"])
     assert "0 of 4 workers answer." in json.dumps(before["nodes"]), "what was kept is of an earlier run"
     assert "2 of 4 workers answer." in shown

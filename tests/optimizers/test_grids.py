@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import nevergrad as ng
 import numpy as np
 import pytest
 
@@ -130,18 +129,13 @@ def test_failed_checkpoints_and_soups_are_left_out_of_a_greedy_soup() -> None:
     assert len(soup(dict.fromkeys(SINGLE))[0]) == 4
 
 
-def test_steps_can_be_given_for_a_plain_array() -> None:
-    optimizer = EMAGrid(steps=[10, 20, 60], rates=[0.9])(ng.p.Array(shape=(3,)), budget=5)
-    np.testing.assert_allclose(optimizer.ask().value, ema_coefficients([10, 20, 60], 0.9))
-
-
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"corners": [1, 2]}, "corners: expected three"),
         ({"corners": [100, 200, 250]}, "corners: no checkpoint was saved at step 250"),
-        ({"size": 1}, r"optimizers.Landscape.size: expected a whole number from 2 to 501, got 1"),
-        ({"margin": -0.1}, r"optimizers.Landscape.margin: expected a number from 0, got -0.1"),
+        ({"size": 1}, "optimizers.Landscape: size: expected greater than or equal to 2, got 1"),
+        ({"margin": -0.1}, "optimizers.Landscape: margin: expected greater than or equal to 0, got -0.1"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], complaint: str) -> None:

@@ -60,12 +60,10 @@ def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) 
     np.testing.assert_allclose(moved.std(axis=0), step_size * math.sqrt(19 / 20), rtol=0.2)
 
 
-def test_steps_are_given_or_those_of_the_space_or_counted() -> None:
-    assert steps_of(coefficient_array(AFFINE), None) == STEPS
-    assert steps_of(coefficient_array(PRINCIPAL), tuple(range(20))) == tuple(range(20))
+def test_steps_are_those_of_the_space_or_counted() -> None:
+    assert steps_of(coefficient_array(AFFINE)) == STEPS
     assert space_of(ng.p.Array(shape=(4,))) is None
-    assert steps_of(ng.p.Array(shape=(4,)), None) == (1, 2, 3, 4)
-    assert steps_of(ng.p.Array(shape=(4,)), [5, 6, 7, 8]) == (5, 6, 7, 8)
+    assert steps_of(ng.p.Array(shape=(4,))) == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +71,7 @@ def test_steps_are_given_or_those_of_the_space_or_counted() -> None:
 )
 def test_only_a_vector_can_be_coefficients(parametrization: ng.p.Parameter) -> None:
     with pytest.raises(StudySpecError, match="one vector of coefficients"):
-        steps_of(parametrization, None)
+        steps_of(parametrization)
 
 
 @pytest.mark.parametrize(

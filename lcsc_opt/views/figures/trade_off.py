@@ -9,18 +9,10 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.look import Theme, figure, inert, style
 
 _FIRST = ("precision", "recall")  # what a lower FID may cost
 _LOSSES = ("fid", "loss")
-
-
-def siblings(reader: HistoryReader, name: str) -> tuple[StudyHistory, ...]:
-    """The studies of an experiment; for a sweep or one of its points, those of all points."""
-    sweep = split_point(name)[0]
-    points = [other for other in reader.experiments() if split_point(other)[0] == sweep]
-    return tuple(study for point in (points if len(points) > 1 else [name]) for study in reader.read(point))
 
 
 def metrics_of(studies: Iterable[StudyHistory]) -> list[str]:
