@@ -92,6 +92,17 @@ class OptimizerSpec(FrozenModel):
     name: Name
     options: Settings = pydantic.Field(default_factory=dict)
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read(cls, entry: Any) -> Any:
+        """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
+        if isinstance(entry, str):
+            return {"name": entry}
+        if isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
+            ((name, options),) = entry.items()
+            return {"name": name, "options": {} if options is None else options}
+        return entry
+
 
 class BudgetSpec(FrozenModel):
     """A total over the study's whole life: a number of evaluations, or of images."""
@@ -178,8 +189,8 @@ class StudySpec(FrozenModel):
     name: Experiment
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec()
-    optimizers: tuple[OptimizerSpec, ...]
-    seeds: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (0,)
+    optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)]
+    seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False)] = (0,)
     budget: BudgetSpec
     workers: Workers = 1
     spread: Spread = "auto"
@@ -224,11 +235,6 @@ class StudySpec(FrozenModel):
                 return {"kind": kind, **rows, **plain, **(rest if isinstance(rest, Mapping) else {"directions": rest})}
         return value
 
-    @pydantic.field_validator("optimizers", mode="before")
-    @classmethod
-    def _read_optimizers(cls, value: Any) -> Any:
-        return tuple(map(_optimizer, value)) if isinstance(value, (list, tuple)) else value
-
     @pydantic.field_validator("workers", mode="plain")
     @classmethod
     def _read_workers(cls, value: Any) -> Workers:
@@ -246,11 +252,6 @@ class StudySpec(FrozenModel):
             f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
         )
 
-    @pydantic.field_validator("seeds", mode="before")
-    @classmethod
-    def _read_seeds(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
     @pydantic.model_validator(mode="after")
     def _no_study_twice(self) -> StudySpec:
         names = [optimizer.name for optimizer in self.optimizers]
@@ -261,16 +262,6 @@ class StudySpec(FrozenModel):
             if twice:
                 raise ValueError(f"{what}: {', '.join(twice)} is given twice; each study needs a name of its own")
         return self
-
-
-def _optimizer(entry: Any) -> Any:
-    """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
-    if isinstance(entry, str):
-        return {"name": entry}
-    if isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
-        ((name, options),) = entry.items()
-        return {"name": name, "options": {} if options is None else options}
-    return entry
 
 
 def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:

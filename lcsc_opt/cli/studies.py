@@ -14,13 +14,12 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, find_study, open_database
-from lcsc_opt.cli.output import number, print_json, print_report, print_table, say, sparkline
+from lcsc_opt.cli.output import print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
 
-_LARGEST, _LARGEST_OF_ROW = 10, 3  # coefficients that are shown of a recipe, and of each layer group
-_HASH_DIGITS = 12
+_LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
@@ -220,41 +219,21 @@ def _readable(value: Any) -> str:
 
 
 def _print_recipe(shown: Recipe) -> None:
-    """Print how a model was merged."""
+    """Print how a model was merged: the coefficients by their measures, and the largest of each layer group."""
     import numpy as np
 
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
-    found = np.array(shown.coefficients)
-    described = describe_coefficients(found, shown.steps)
-    coefficients = found.reshape(-1, len(shown.steps)).mean(axis=0)
-    scores = {"searched": _scores({"loss": shown.loss, **shown.metrics})}
-    held_out: dict[str, Any] | None = shown.held_out
-    if held_out is None:
-        scores["held out"] = "not measured; `lcsc evaluate` does"
-    else:
-        images = f", on {held_out['images']:,} images" if held_out["images"] else ""
-        scores["held out"] = _scores({"loss": held_out["loss"], **held_out.get("metrics", {})}) + images
-    rows = {
-        **(scores if shown.trial is not None else {}),  # a merge without a study has no scores
+    left_out = ("format", "coefficients", "rows", "steps", "checkpoint_sha256", "constant")
+    found = {
+        **shown.model_dump(exclude={*left_out}, exclude_none=True),
         "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
-        "key": "-" if shown.key is None else shown.key or "the bare state dict",
-        "trajectory": shown.trajectory_sha256,
-        "method": shown.method,
-        "dtype": shown.dtype or "as the checkpoints",
-        "coefficients": ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in described.items()),
-        "layer groups": "none" if shown.rows is None else f"{len(shown.rows)}; below are the means over them",
-        "positive": sparkline(np.maximum(coefficients, 0).tolist()),
-        "negative": sparkline(np.maximum(-coefficients, 0).tolist()),
-        "made with": f"lcsc_opt {shown.lcsc_opt}, " + ", ".join(f"{k} {v}" for k, v in shown.versions.items()),
+        **describe_coefficients(np.array(shown.coefficients), shown.steps),
     }
-    print_table((shown.title, ""), rows.items(), left=2)
-    hashes = shown.checkpoint_sha256 or ("",) * len(coefficients)
-    largest = sorted(np.argsort(-np.abs(coefficients), kind="stable")[:_LARGEST])
-    cells = [(shown.steps[i], f"{coefficients[i]:+.4f}", hashes[i][:_HASH_DIGITS]) for i in largest]
-    print_table(("step", "coefficient", "SHA-256"), cells, title=f"\nthe {len(largest)} largest")
-    if shown.rows is not None:
-        _print_groups(list(shown.rows), shown.coefficients, shown.steps)
+    print_table(
+        (shown.title, ""), [(name.replace("_", " "), _readable(value)) for name, value in found.items()], left=2
+    )
+    _print_groups(list(shown.rows or ["all"]), np.atleast_2d(shown.coefficients), shown.steps)
 
 
 def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequence[int]) -> None:
@@ -266,12 +245,8 @@ def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequ
     cells = []
     for name, row in zip(names, map(np.array, coefficients), strict=True):
         described = describe_coefficients(row, steps)
-        largest = np.argsort(-np.abs(row), kind="stable")[:_LARGEST_OF_ROW]
+        largest = np.argsort(-np.abs(row), kind="stable")[:_LARGEST]
         shape = (f"{described['sum_abs']:.2f}", f"{described['effective']:.1f}", f"{described['negative']:.0%}")
         cells.append((name, *shape, ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest)))
     header = ("layer group", "Σ|a|", "checkpoints that matter", "negative", "largest, by step")
     print_table(header, cells, title="\ncoefficients")
-
-
-def _scores(numbers: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {number(value)}" for name, value in numbers.items())

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 
@@ -145,15 +144,10 @@ class PrincipalSpace:
         """The space of the leading eigenvectors of ``gram``, ``[K, K]``, of the checkpoints less their mean.
 
         With ``[S, K, K]``, the inner products of each group, a row of coefficients has the directions of its group.
-
-        Raises:
-            StudySpecError: ``directions``, r, is not from 1 to K - 1.
+        There are K - 1 ``directions``, r, at most.
         """
-        count = gram.shape[-1]
-        if not 1 <= directions <= count - 1:
-            raise StudySpecError(f"space.principal: expected 1 to {count - 1} directions, got {directions}")
         # the shift lowers the eigenvalue of the diagonal (1, …, 1) from zero to below all others: it is never chosen
-        shift = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / count
+        shift = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / gram.shape[-1]
         _, vectors = np.linalg.eigh(gram - shift)
         leading = vectors[..., ::-1][..., :directions]
         leading = leading - leading.mean(axis=-2, keepdims=True)

@@ -8,7 +8,7 @@ from typing import Any
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import FailureSpec
-from lcsc_opt.evaluation import Failure
+from lcsc_opt.evaluation import Failure, Outcome
 
 _MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 _MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success
@@ -54,39 +54,31 @@ class FailurePolicy:
         self.count += 1
         self._last_reason = failure.reason.rstrip(".")
 
-    def told_success(self, *, now: bool) -> None:
-        """The optimizer was told a result, which this run got if ``now`` is true."""
-        self._raised.clear()
-        if now:
-            self._most = _MOST_IN_A_ROW
-
-    def told_failure(self, attempts: Sequence[Mapping[str, Any]], last: Failure, *, older_run: bool) -> None:
+    def heed(self, outcome: Outcome, attempts: Sequence[Mapping[str, Any]], *, older_run: bool) -> None:
         """End the run when trials in a row raised one error at each attempt: code or a file is broken.
 
         Before the first success one trial is enough; in a study that has succeeded before, its candidate may itself be
         the cause, so there it takes a second one; after a success of this run, it takes five.
 
         Args:
-            attempts: of a trial that failed in this run, as the database stores them.
-            last: the last one.
+            outcome: that this run got, and the optimizer was told.
+            attempts: that failed, as the database stores them.
             older_run: whether a candidate that was asked before this one may still succeed.
 
         Raises:
             SearchFailedError: the run ends.
         """
-        reasons = {attempt["reason"] for attempt in attempts}
-        if len(reasons) > 1 or not all("traceback" in attempt for attempt in attempts):
-            self._raised.clear()
+        if not isinstance(outcome, Failure):
+            self._raised, self._most = [], _MOST_IN_A_ROW
             return
-        if self._raised and self._raised[-1] != last.reason:
-            self._raised.clear()
-        self._raised.append(last.reason)
-        once = last.retry and len(attempts) == 1  # it might have succeeded at another attempt
+        same = len({attempt["reason"] for attempt in attempts}) == 1 and all("traceback" in one for one in attempts)
+        self._raised = [*(one for one in self._raised if one == outcome.reason), outcome.reason] if same else []
+        once = outcome.retry and len(attempts) == 1  # it might have succeeded at another attempt
         if len(self._raised) >= (_MOST_IN_A_ROW if once else self._most) and not self._expected and not older_run:
             raise SearchFailedError(
                 f"{self._name}: trials raised the same error at each attempt, {len(self._raised)} in a row: "
-                f"{last.reason.rstrip('.')}. Mend it, then: lcsc resume {self._name} --retry-failed; lcsc show prints "
-                "the whole traceback"
+                f"{outcome.reason.rstrip('.')}. Mend it, then: lcsc resume {self._name} --retry-failed; lcsc show "
+                "prints the whole traceback"
             )
 
     def judge(self, told: int, *, ended: bool = False) -> None:

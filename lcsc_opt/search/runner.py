@@ -234,11 +234,9 @@ class Search:
         self.told += 1
         self.spent += self._price(asked.request)
         on_tell(self)
-        if not isinstance(asked.outcome, Failure):
-            self._failing.told_success(now=asked.ended_now)
-        elif asked.ended_now:
+        if asked.ended_now:
             older_run = any(other.number < asked.number and other.outcome is None for other in self._in_flight)
-            self._failing.told_failure(asked.attempts, asked.outcome, older_run=older_run)
+            self._failing.heed(asked.outcome, asked.attempts, older_run=older_run)
         self._failing.judge(self.told)
 
     def _tell(self, parameter: Any, loss: float) -> None:

@@ -294,12 +294,6 @@ def test_principal_directions_are_the_leading_singular_vectors_of_the_checkpoint
     assert (basis[np.abs(basis).argmax(axis=0), np.arange(dimension)] > 0).all()
 
 
-@pytest.mark.parametrize("dimension", [0, 4])
-def test_more_principal_directions_than_there_are_is_an_error(dimension: int) -> None:
-    with pytest.raises(StudySpecError, match=f"^space.principal: expected 1 to 3 directions, got {dimension}"):
-        basis_of(random_gram(4, 0), dimension)
-
-
 @pytest.mark.parametrize("space_of", SPACES)
 @given(st.integers(2, 25), seeds)
 def test_gradients_go_to_the_free_vector_by_the_chain_rule(

@@ -91,8 +91,7 @@ def test_a_recipe_is_printed(finished: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(Path("recipe.json").read_text()) == of_file
     assert lcsc(["show", "best.pt"]) == 0
     printed = capsys.readouterr().out
-    hashes = of_file["trajectory_sha256"], of_file["checkpoint_sha256"][4][:12]
-    assert all(part in printed for part in (STUDY, "fid", "kid", "on 20 images", "█", "sum abs", *hashes))
+    assert all(part in printed for part in (STUDY, "fid", "kid", "images: 20", "sum abs", of_file["trajectory_sha256"]))
 
 
 def test_apply_makes_the_same_bits_from_the_files_elsewhere(finished: Path) -> None:

@@ -53,6 +53,13 @@ def test_an_objective_without_images_or_weights_says_so() -> None:
         StudyPlan(parse_studies(STUDY, source="study")[0]).check(Recorder())
 
 
+def test_more_principal_directions_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "gram", lambda _: np.eye(3))
+    [asked] = parse_studies({**STUDY, "space": {"principal": 3}}, source="study")
+    with pytest.raises(StudySpecError, match=r"^space\.principal: expected 1 to 2 directions, got 3"):
+        StudyPlan(asked).check(Recorder())
+
+
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])
 def test_wrong_coefficients_never_reach_the_objective(wrong: list[float]) -> None:
     with pytest.raises(StudySpecError):
