@@ -125,7 +125,7 @@ def _progress(study: StudyHistory, state: Progress) -> list[Any]:
         state.unit.capitalize(): f"{state.done:,}{total}",
         "Rate": rate,
         "Time left": "–" if state.seconds_left is None else duration(state.seconds_left),
-        "Workers": f"{study.workers}, " + (f"run from {study.holder.host}" if study.holder else "not running"),
+        "Workers": f"{study.workers}, " + (f"run from {study.holder}" if study.holder else "not running"),
         "Failed trials": f"{state.failed:,}" + (f", {state.retried} tried again" if state.retried else ""),
     }
     shown = [html.Div([html.Dt(name), html.Dd(value)], className="tile") for name, value in tiles.items()]
@@ -153,11 +153,11 @@ def _nodes(study: StudyHistory) -> Any:
     if study.holder is None:
         return ""
     old = ""
-    if study.nodes_seen_at >= study.holder.since:  # not from an earlier run
+    if study.nodes_seen_at >= study.held_since:  # not from an earlier run
         nodes, seconds = study.nodes, time.time() - study.nodes_seen_at
         old = f", {duration(seconds)} ago" if seconds > OLD_SECONDS else ""
     else:
-        nodes = (NodeWork(study.holder.host, 1, _share_busy(study), 0),) if study.workers == 1 else ()
+        nodes = (NodeWork(study.holder, 1, _share_busy(study), 0),) if study.workers == 1 else ()
     busy = ("–" if node.busy is None or not node.alive else f"{node.busy:.0%}" for node in nodes)
     rows = [
         [node.name or "before they began", node.alive, share, node.deaths]
@@ -171,7 +171,7 @@ def _nodes(study: StudyHistory) -> Any:
 def _share_busy(study: StudyHistory) -> float | None:
     """The share of the last trials' time in this run that was spent on evaluation, for one worker."""
     trials = study.finished
-    trials = trials[trials["started"] >= study.holder.since][-RECENT:] if study.holder else trials[:0]
+    trials = trials[trials["started"] >= study.held_since][-RECENT:]
     elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
     return min(float(trials["seconds"].sum()) / elapsed, 1.0) if elapsed > 0 else None
 

@@ -41,6 +41,22 @@ def print_table(
     Console(width=width, highlight=False, emoji=False, markup=False).print(shown, crop=False)
 
 
+def print_described(title: str, described: Mapping[str, Any]) -> None:
+    """Print names and values of any kind as a table of two columns."""
+    rows = [(name.replace("_", " "), _readable(value)) for name, value in described.items()]
+    print_table((title, ""), rows, left=2)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_readable(part)}" for key, part in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(_readable(part) for part in value) or "none"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value in (None, "") else str(value)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, find_study, open_database
-from lcsc_opt.cli.output import print_json, print_report, print_table, say
+from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
@@ -201,21 +201,12 @@ def show(
         print_json(described)
         return
     left_out = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
-    rows = [(name.replace("_", " "), _readable(value)) for name, value in described.items() if name not in left_out]
-    print_table((study, ""), rows, left=2)
+    print_described(study, {name: value for name, value in described.items() if name not in left_out})
     print_report(described["held_out_report"])
     if described["layer_groups"] is not None:
         _print_groups(described["layer_groups"]["names"], described["coefficients"], stored.attributes["steps"])
     for text in described["tracebacks"].values():
         typer.echo(f"\n{text.rstrip()}")
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_readable(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return "; ".join(_readable(part) for part in value) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _print_recipe(shown: Recipe) -> None:
@@ -230,10 +221,8 @@ def _print_recipe(shown: Recipe) -> None:
         "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
         **describe_coefficients(np.array(shown.coefficients), shown.steps),
     }
-    print_table(
-        (shown.title, ""), [(name.replace("_", " "), _readable(value)) for name, value in found.items()], left=2
-    )
-    _print_groups(list(shown.rows or ["all"]), np.atleast_2d(shown.coefficients), shown.steps)
+    print_described(shown.title, found)
+    _print_groups(list(shown.rows or ["all"]), np.atleast_2d(shown.coefficients).tolist(), shown.steps)
 
 
 def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequence[int]) -> None:

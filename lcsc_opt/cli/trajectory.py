@@ -9,7 +9,7 @@ import typer
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Steps, assignments, parse_steps
-from lcsc_opt.cli.output import print_json, print_table, say, sparkline
+from lcsc_opt.cli.output import print_described, print_json, say, sparkline
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
 
@@ -56,17 +56,8 @@ def show(
         print_json(described)
         return
     norms, warnings, _steps = (described.pop(name) for name in ("difference_norms", "warnings", "steps"))
-    rows = [(name.replace("_", " "), _text(value)) for name, value in described.items()]
     if moved := [norm for norm in norms if norm is not None]:
-        rows.append(("moved", f"{sparkline(norms)}  {min(moved):.3g} to {max(moved):.3g} between checkpoints"))
-    print_table(("trajectory", ""), rows, left=2)
+        described["moved"] = f"{sparkline(norms)}  {min(moved):.3g} to {max(moved):.3g} between checkpoints"
+    print_described("trajectory", described)
     for warning in warnings:
         typer.echo(f"warning: {warning}")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    if value is None or value == "":
-        return "-"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -41,15 +41,6 @@ zero where no number was named; costs are zero where they are not known. ``tell_
 trial's place among the results that the optimizer was told; where none is stored, it is the trial's number."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """The process that runs a study; ``since`` is in seconds since 1970."""
-
-    host: str
-    process: int
-    since: float
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class StudyHistory:
     """One study at one moment.
@@ -74,7 +65,8 @@ class StudyHistory:
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
-        holder: the process that runs it now.
+        holder: the machine whose process runs it now.
+        held_since: when that began, in seconds since 1970.
         nodes: what its workers were last seen doing, for each machine; empty without workers.
         nodes_seen_at: when that was, in seconds since 1970.
         revision: new with every change of anything above but ``holder`` and the nodes, and where a study is made anew.
@@ -99,7 +91,8 @@ class StudyHistory:
     average: str | None = None
     metric: str = "loss"
     keeps: bool = False
-    holder: Holder | None = None
+    holder: str | None = None
+    held_since: float = 0.0
     nodes: tuple[NodeWork, ...] = ()
     nodes_seen_at: float = 0.0
     revision: int = 0

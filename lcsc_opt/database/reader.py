@@ -22,7 +22,7 @@ from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, Holder, StudyHistory, Trials, kept_metric
+from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, StudyHistory, Trials, kept_metric
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, SUCCEEDED, is_search, split_name
 from lcsc_opt.database.report import HeldOut
@@ -144,9 +144,9 @@ class HistoryReader:
             study, is_new = self._with_trials(known, study, attributes)
             changed = changed or is_new
         known.attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
-        holder = Holder(**attributes[HOLDER]) if running and attributes.get(HOLDER) else None
+        held = (running and attributes.get(HOLDER)) or {"host": None, "since": 0.0}
         revision = next(self._revisions) if changed else before.revision
-        known.history = dataclasses.replace(study, holder=holder, revision=revision)
+        known.history = dataclasses.replace(study, holder=held["host"], held_since=held["since"], revision=revision)
         return known.history
 
     def _with_trials(
