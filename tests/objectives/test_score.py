@@ -211,6 +211,12 @@ def test_settings_that_do_not_fit_are_one_line(
     one_line(kind, message, lambda: build(place, **changes))
 
 
+def test_checkpoints_that_are_not_there_are_known_before_anything_runs(folder: Path) -> None:
+    settings: Any = {"checkpoints": "nowhere*.pt", "model": f"{OWN}:network", "score": f"{OWN}:loss"}
+    with pytest.raises(LcscError, match="No checkpoint"):
+        check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+
+
 def test_statistics_of_batch_normalization_come_from_the_users_passes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

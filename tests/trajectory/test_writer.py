@@ -154,7 +154,7 @@ def survivors(path):
     return ()
 
 
-@pytest.mark.parametrize(("kept", "wait"), [(None, True), (1, True), (2, False)])
+@pytest.mark.parametrize(("kept", "wait"), [(1, True), (2, False)])
 @pytest.mark.parametrize("name", CALLS)
 def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, kept, wait):
     steps, count, failed = range(1, 4), 0, True
