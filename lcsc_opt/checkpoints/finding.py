@@ -68,8 +68,8 @@ def is_packed(path: Path) -> bool:
 
 
 def _expand(pattern: Path, key: str | None) -> list[Path]:
-    if hub.is_at_hub(pattern):
-        return _of_one_series(str(pattern), hub.revisions(pattern))
+    if (revisions := hub.revisions(pattern)) is not None:
+        return _of_one_series(str(pattern), revisions)
     if pattern.is_dir():
         return _in_folder(pattern, key)
     if pattern.exists():

@@ -24,17 +24,17 @@ _PICKLED = ["*.bin", "*.bin.index.json"]
 _SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def is_at_hub(pattern: Path) -> bool:
-    """Whether this names revisions at the hub, also where a path has made one slash of two."""
-    return str(pattern).startswith("hf:/")
-
-
-def revisions(pattern: Path) -> list[Path]:
+def revisions(pattern: Path) -> list[Path] | None:
     """Where the branches and tags that match ``hf://owner/name@GLOB`` are, or will be; nothing is fetched.
+
+    Returns:
+        ``None`` if the pattern is of this machine.
 
     Raises:
         TrajectoryError: another form, no such repository or revision, or no network.
     """
+    if not str(pattern).startswith("hf:/"):  # a path makes one slash of two
+        return None
     if (found := _PATTERN.fullmatch(str(pattern))) is None:
         raise TrajectoryError(f"{pattern}: expected hf://owner/name@REVISIONS, where REVISIONS may be a glob.")
     name, wanted = found.groups()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -50,27 +51,25 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name → shape."""
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-
-def difference(given: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> str | None:
+def difference(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
     """How names and shapes differ from those that are expected, in words, or ``None`` if they are the same.
 
     Args:
-        given: name → shape.
-        expected: name → shape.
+        given: name → tensor or shape.
+        expected: name → tensor or shape.
 
     Returns:
         The rest of a sentence after "it": ``lacks 'a' and 3 more, has also 'b', has 'c' as [2] and not [3]``.
     """
     lacks, adds = sorted(expected.keys() - given), sorted(given.keys() - expected)
-    reshaped = [name for name in sorted(expected.keys() & given) if tuple(given[name]) != tuple(expected[name])]
+    both = [
+        (name, *(list(getattr(one[name], "shape", one[name])) for one in (given, expected)))
+        for name in given.keys() & expected
+    ]
     kinds = (
         [f"lacks {name!r}" for name in lacks],
         [f"has also {name!r}" for name in adds],
-        [f"has {name!r} as {list(given[name])} and not {list(expected[name])}" for name in reshaped],
+        [f"has {name!r} as {own} and not {wanted}" for name, own, wanted in sorted(both) if own != wanted],
     )
     parts = [found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "") for found in kinds if found]
     return ", ".join(parts) or None

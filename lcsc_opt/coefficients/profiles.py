@@ -223,9 +223,7 @@ def effective_count(coefficients: Coefficients) -> float:
     return float((relative.sum(axis=-1) ** 2 / np.maximum(squares, 1e-300)).mean())
 
 
-def check_coefficients(
-    coefficients: npt.ArrayLike, count: int, *, rows: int | None = None, batched: bool = False
-) -> Coefficients:
+def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | None = None) -> Coefficients:
     """Finite float64 coefficients that sum to one: ``[K]``; where there are S ``rows``, also ``[S, K]``.
 
     Coefficients of a search sum to one within 1e-12 (:func:`close_sum`). The sum of those that a user gives, perhaps
@@ -235,7 +233,6 @@ def check_coefficients(
         coefficients: numbers, an array, or a tensor on any device.
         count: K.
         rows: S, the number of layer groups; ``None`` without such.
-        batched: ``[B, K]`` or ``[B, S, K]``.
 
     Raises:
         StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
@@ -246,15 +243,15 @@ def check_coefficients(
     except (TypeError, ValueError) as error:
         raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
     shapes = [(count,), *([] if rows is None else [(rows, count)])]
-    if values.shape[1 if batched else 0 :] not in shapes:
-        expected = " or ".join(f"[{'B, ' * batched}{', '.join(map(str, shape))}]" for shape in shapes)
+    if values.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
         grouped = "" if rows is None else ", in one row or one for each layer group"
         raise StudySpecError(
             f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint{grouped}."
         )
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
-    off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count).tolist()), default=0.0)
+    off = max(abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count).tolist())
     if off > _SUM_TOLERANCE:
         raise StudySpecError(
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."

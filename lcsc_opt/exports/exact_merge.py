@@ -13,7 +13,7 @@ from their files, whose pages the system can free.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,22 +66,6 @@ class CheckpointFiles:
         return LoraAlphas.read(self.sources[self.steps.index(max(self.steps))], key=self._key) or LoraAlphas()
 
 
-def needed_checkpoints(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> dict[int, int]:
-    """The checkpoints that a recipe combines: their indices in the recipe → their indices in ``checkpoints``.
-
-    Raises:
-        StudySpecError: the recipe's coefficients do not sum to one.
-        TrajectoryError: one is missing.
-    """
-    needed = np.flatnonzero(recipe.in_rows()[1].any(axis=0)).tolist()
-    if missing := sorted({recipe.steps[index] for index in needed} - set(checkpoints.steps)):
-        raise TrajectoryError(
-            f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
-            f"{_some(missing)}. Name them, too; the steps that are there: {_some(sorted(checkpoints.steps))}."
-        )
-    return {index: checkpoints.steps.index(recipe.steps[index]) for index in needed}
-
-
 def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> StateDict:
     """Merge checkpoints with the same bits as on every other machine; each checkpoint is verified.
 
@@ -96,7 +80,7 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
             its dtype.
     """
     row_of, coefficients = recipe.in_rows()
-    needed = needed_checkpoints(checkpoints, recipe)
+    needed = recipe.needed_of(checkpoints.steps)
     torch.set_flush_denormal(False)  # a library built with -ffast-math sets it for its thread
     names = {i: f"Step {recipe.steps[i]} {checkpoints.sources[place]}".rstrip() for i, place in needed.items()}
     parts, digests = dict[int, Iterator[RowPart]](), {index: hashlib.sha256() for index in needed}
@@ -205,8 +189,3 @@ def _rounded(name: str, values: npt.NDArray[np.float64], dtype: str) -> Tensor:
     if not bool(torch.isfinite(result).all()):
         raise TrajectoryError(f"Tensor {name!r} has values too large for {dtype}: pass --dtype float32, or bfloat16.")
     return result
-
-
-def _some(steps: Collection[int], most: int = 8) -> str:
-    shown = ", ".join(str(step) for step in list(steps)[:most])
-    return f"{shown or 'none'}, … {max(steps)}" if len(steps) > most else shown or "none"

@@ -9,7 +9,7 @@ import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.exports.exact_merge import CheckpointFiles, needed_checkpoints
+from lcsc_opt.exports.exact_merge import CheckpointFiles
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.trajectory import Trajectory
@@ -38,7 +38,7 @@ def write_list(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: De
         raise ObjectiveError(
             f"{to.form} only merges, and this model has statistics of its own: export the model itself"
         )
-    places = needed_checkpoints(checkpoints, recipe)
+    places = recipe.needed_of(checkpoints.steps)
     paths = {index: checkpoints.sources[place] for index, place in places.items()}
     if unnamed := [recipe.steps[index] for index, path in paths.items() if not path]:
         raise ObjectiveError(f"step {unnamed[0]} was written by a training loop into the trajectory: there is no file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -208,6 +209,21 @@ class Recipe(pydantic.BaseModel):
         checked = check_coefficients(self.coefficients, len(self.steps), rows=len(rows) or None)
         return row_of, checked.reshape(-1, len(self.steps))
 
+    def needed_of(self, steps: Sequence[int]) -> dict[int, int]:
+        """The checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
+
+        Raises:
+            StudySpecError: the coefficients do not sum to one.
+            TrajectoryError: one is missing.
+        """
+        needed = np.flatnonzero(self.in_rows()[1].any(axis=0)).tolist()
+        if missing := sorted({self.steps[index] for index in needed} - set(steps)):
+            raise TrajectoryError(
+                f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: {_some(missing)}. "
+                f"Name them, too; the steps that are there: {_some(sorted(steps))}."
+            )
+        return {index: steps.index(self.steps[index]) for index in needed}
+
     @property
     def title(self) -> str:
         """The name of the model, for people."""
@@ -216,6 +232,11 @@ class Recipe(pydantic.BaseModel):
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""
         return json.dumps(self.model_dump())
+
+
+def _some(steps: Sequence[int], most: int = 8) -> str:
+    shown = ", ".join(map(str, steps[:most]))
+    return f"{shown}, … {steps[-1]}" if len(steps) > most else shown or "none"
 
 
 def packed_trajectory(objective: Objective) -> Trajectory:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
+from lcsc_opt.checkpoints.weights import difference, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.sampling.lora import to_diffusers
 
@@ -174,9 +174,8 @@ def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
         except Exception as error:  # whatever a model raises of wrong settings
             raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
     tied = getattr(made, "all_tied_weights_keys", ())  # save_pretrained leaves them out
-    shapes = shapes_of(made.state_dict())
-    expected = {name: shape for name, shape in shapes.items() if name in weights or name not in tied}
-    if (differs := difference(shapes_of(weights), expected)) is not None:
+    expected = {name: one for name, one in made.state_dict().items() if name in weights or name not in tied}
+    if (differs := difference(weights, expected)) is not None:
         raise ObjectiveError(
             f"the merged model does not fit the configuration's: it {differs}; pass --config FOLDER of the right one, "
             "or --as safetensors"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, lora_flavour, lora_modules
-from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
 
 ADAPTER = "merged"
@@ -61,7 +61,7 @@ class LoraAdapter:
             self._places = self._create(factors)
             self.factors = {own: self._places[name][1] for name, (_, own) in named.items()}
         there = {name: parameter for name, (_, parameter) in self._places.items()}
-        if (differs := difference(shapes_of(factors), shapes_of(there))) is not None:
+        if (differs := difference(factors, there)) is not None:
             raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {differs}")
         with torch.no_grad():
             for name, (layer, parameter) in self._places.items():

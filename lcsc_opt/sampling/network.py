@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.sampling.base import ModuleWeights, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
@@ -215,7 +215,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     kept = {name: one for name, one in weights.items() if name in own or not any(re.search(p, name) for p in unused)}
     given = {id(tensor) for name, tensor in own.items() if name in kept}
     needed = {name: tensor for name, tensor in own.items() if name in kept or id(tensor) not in given}
-    differs = difference(shapes_of(kept), shapes_of(needed))
+    differs = difference(kept, needed)
     if differs is not None:
         raise ObjectiveError(
             f"the trajectory's weights do not fit the network: a checkpoint {differs}; "

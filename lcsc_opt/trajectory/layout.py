@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.checkpoints.weights import difference
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
 EXACT = "exact"
@@ -173,7 +173,7 @@ class Layout:
         Raises:
             TrajectoryError: naming the first tensors that are missing, unexpected, or of another shape or dtype.
         """
-        if (differs := difference(shapes_of(tensors), self.shapes)) is not None:
+        if (differs := difference(tensors, self.shapes)) is not None:
             raise TrajectoryError(f"The checkpoint does not fit the first one: it {differs}. {_SAME_MODEL}")
         for spec in self.tensors:
             dtype = _dtype_name(spec.name, tensors[spec.name], stored)

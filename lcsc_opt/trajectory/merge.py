@@ -54,22 +54,17 @@ class Merger:
         self.segments = manifest.layout.segments(self._varying)  # what is combined
         self._memory = _ReusedMemory()
 
-    def merge(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
-        """The combinations for ``[B, K]`` or ``[B, S, K]``; see :meth:`Trajectory.merge`."""
-        if coefficients.ndim == 3 and (coefficients == coefficients[:, :1]).all():
-            coefficients = coefficients[:, 0]
-        merged: list[StateDict] = [{} for _ in coefficients]
-        combined: list[int] = []
+    def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
+        """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
+        if coefficients.ndim == 2 and (coefficients == coefficients[:1]).all():
+            coefficients = coefficients[0]
+        merged: StateDict = {}
         with self._own_stream(merged):
-            for candidate, row in enumerate(coefficients):
-                nonzero = np.flatnonzero(row)
-                if row.ndim == 1 and len(nonzero) == 1 and row[nonzero[0]] == 1.0:
-                    merged[candidate] |= self._copy(int(nonzero[0]), self._tensors)
-                else:
-                    combined.append(candidate)
-            if combined:
-                for candidate, result in zip(combined, self._combine(coefficients[combined]), strict=True):
-                    merged[candidate] |= result
+            nonzero = np.flatnonzero(coefficients)
+            if coefficients.ndim == 1 and len(nonzero) == 1 and coefficients[nonzero[0]] == 1.0:
+                merged |= self._copy(int(nonzero[0]), self._tensors)
+            else:
+                merged |= self._combine(coefficients)
         return merged
 
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
@@ -122,21 +117,21 @@ class Merger:
             for start, stop, row in self._tiles(runs, 2 * len(self.slots), dtype):  # of float64
                 yield row, columns[:, start:stop].index_select(0, order).double()
 
-    def _combine(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
+    def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         together = {spec.name for segment in self.segments for spec in segment.tensors}
         others = tuple(spec for spec in self._tensors if spec.name not in together)
-        groups = None if coefficients.ndim == 2 else self._groups
-        coefficients = coefficients.reshape(len(coefficients), -1, len(self.slots))  # [B, S, K], S = 1 without groups
-        merged = [self._largest(rows.argmax(axis=1), others, groups) for rows in coefficients]
+        groups = None if coefficients.ndim == 1 else self._groups
+        coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
+        merged = self._largest(coefficients.argmax(axis=1), others, groups)
         device, slots = self.source.device, self.slots
-        used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=(0, 1)), strict=True) if some]
+        used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=0), strict=True) if some]
         slots = used if 2 * len(used) <= len(slots) else slots  # one block of rows is read faster than many
         ranges = _ranges_of(slots)
-        by_slot = torch.zeros(*coefficients.shape[:2], max(self.slots) + 1, dtype=torch.float64, device="cpu")
-        by_slot[:, :, list(self.slots)] = torch.from_numpy(coefficients)
+        by_slot = torch.zeros(len(coefficients), max(self.slots) + 1, dtype=torch.float64, device="cpu")
+        by_slot[:, list(self.slots)] = torch.from_numpy(np.ascontiguousarray(coefficients))
         by_slot = by_slot.to(device, non_blocking=True)
-        held = sum(last - first for first, last in ranges) + len(coefficients)
-        flat = {segment: [self._room(segment, result) for result in merged] for segment in self.segments}
+        held = sum(last - first for first, last in ranges) + 1
+        flat = {segment: self._room(segment, merged) for segment in self.segments}
         threads = _threads() if device == CPU else 1
         pool = ThreadPoolExecutor(threads, "lcsc-merge", initializer=_without_further_threads)
         with (
@@ -148,14 +143,14 @@ class Merger:
                 dtype, width = _accumulator(segment.dtype, device), columns.shape[1]
                 runs = self._runs(segment, first, width, groups)
                 tiles = iter(list(self._tiles(runs, held, dtype)))  # threads share a list's iterator safely
-                parts = [whole[first : first + width] for whole in flat[segment]]
-                product = functools.partial(_multiply, by_slot.to(dtype), columns, ranges, tiles, parts)
+                part = flat[segment][first : first + width]
+                product = functools.partial(_multiply, by_slot.to(dtype), columns, ranges, tiles, part)
                 if threads == 1:  # on a GPU this thread's stream is the one
                     product()
                 else:
                     for future in [pool.submit(product) for _ in range(threads)]:
                         future.result()
-        return [{spec.name: result[spec.name] for spec in self._tensors} for result in merged]
+        return {spec.name: merged[spec.name] for spec in self._tensors}
 
     @staticmethod
     def _runs(segment: Segment, first: int, columns: int, groups: LayerGroups | None) -> list[_Tile]:
@@ -228,8 +223,8 @@ class Merger:
         return torch.Stream(self.source.device)
 
     @contextlib.contextmanager
-    def _own_stream(self, results: list[StateDict]) -> Iterator[None]:
-        """On a GPU, a stream of its own; ``results`` are finished then, and freed when the caller's stream is."""
+    def _own_stream(self, result: StateDict) -> Iterator[None]:
+        """On a GPU, a stream of its own; the ``result`` is finished then, and freed when the caller's stream is."""
         if self.source.device == CPU:
             yield
             return
@@ -237,26 +232,20 @@ class Merger:
         with accelerator.on(self._stream):
             yield
             finished = accelerator.recorded(self.source.device)
-        for tensor in (tensor for result in results for tensor in result.values()):
+        for tensor in result.values():
             tensor.record_stream(caller)
         accelerator.wait_for(finished)
 
 
-def _multiply(
-    coefficients: Tensor,
-    columns: Tensor,
-    ranges: _Ranges,
-    tiles: Iterator[_Tile],
-    merged: list[Tensor],
-) -> None:
-    """Write the product of ``[B, S, slots]`` and ``[slots, n]``, in the dtype of the first, into B ``merged`` ``[n]``.
+def _multiply(coefficients: Tensor, columns: Tensor, ranges: _Ranges, tiles: Iterator[_Tile], merged: Tensor) -> None:
+    """Write the product of ``[S, slots]`` and ``[slots, n]``, in the dtype of the first, into ``merged`` ``[n]``.
 
     Only the slots in ``ranges`` are read.
     """
     dtype = coefficients.dtype
-    alone = len(merged) == 1 and merged[0].dtype == dtype
     scratch = torch.empty(0, dtype=dtype, device=columns.device)  # new memory for each tile would be slow, page by page
     for start, stop, row in tiles:
+        out = merged[None, start:stop]
         total = None
         for first, last in ranges:
             rows = columns[first:last, start:stop]
@@ -264,14 +253,13 @@ def _multiply(
                 if scratch.numel() < rows.numel():  # to widen rows
                     scratch = torch.empty(rows.numel(), dtype=dtype, device=columns.device)
                 rows = scratch[: rows.numel()].view(rows.shape).copy_(rows)
-            own = coefficients[:, row, first:last]
+            own = coefficients[row, None, first:last]
             if total is None:
-                total = torch.mm(own, rows, out=merged[0][None, start:stop] if alone else None)
+                total = torch.mm(own, rows, out=out if out.dtype == dtype else None)
             else:
                 total.addmm_(own, rows)
-        if total is not None and not alone:
-            for flat, part in zip(merged, total, strict=True):
-                flat[start:stop].copy_(part)
+        if total is not None and out.dtype != dtype:
+            out.copy_(total)
 
 
 def _accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:

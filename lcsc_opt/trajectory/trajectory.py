@@ -28,7 +28,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_flavour,
     lora_modules,
 )
-from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.layout import Layout, RowPart
@@ -228,12 +228,7 @@ class Trajectory:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        [merged] = self.merge_many(check_coefficients(coefficients, len(self), rows=self._row_count)[None])
-        return merged
-
-    def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
-        """The combinations for ``[B, K]`` or ``[B, S, K]`` in one read: those of :meth:`merge` up to rounding."""
-        checked = check_coefficients(coefficients, len(self), rows=self._row_count, batched=True)
+        checked = check_coefficients(coefficients, len(self), rows=self._row_count)
         with self._unchanged():
             return self._merger.merge(checked)
 
@@ -252,7 +247,7 @@ class Trajectory:
             TrajectoryError: another name or shape, or a checkpoint was overwritten since opening.
         """
         expected = self._manifest.layout.shapes
-        if (differs := difference(expected | shapes_of(gradients), expected)) is not None:  # not all need have one
+        if (differs := difference({**expected, **gradients}, expected)) is not None:  # not all need have one
             raise TrajectoryError(f"The gradients do not fit the trajectory: their model {differs}. Use its own names.")
         with self._unchanged():
             return self._merger.project(gradients)

@@ -55,25 +55,12 @@ def test_merge_is_the_linear_combination(trajectory, values):
         torch.testing.assert_close(merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale)
 
 
-@shared_fixture
-@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 11), st.just(K - 1)), elements=st.floats(-2, 2, width=32)))
-def test_merge_many_equals_merge(trajectory, values):
-    rows = np.concatenate([values, 1.0 - values.sum(axis=1, keepdims=True)], axis=1)
-    merged = trajectory.merge_many(rows)
-    assert len(merged) == len(rows)
-    for many, row in zip(merged, rows, strict=True):
-        assert_near(many, trajectory.merge(row))
-
-
-@pytest.mark.parametrize("candidates", [1, 17])
-def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch, candidates):
-    rows = np.random.default_rng(0).normal(size=(candidates, K))
-    rows /= rows.sum(axis=1, keepdims=True)
-    whole = trajectory.merge_many(rows)
+def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch):
+    row = np.random.default_rng(0).dirichlet(np.ones(K))
+    whole = trajectory.merge(row)
     monkeypatch.setattr(merging, "TILE_BYTES", 1)
     monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
-    for left, right in zip(whole, trajectory.merge_many(rows), strict=True):
-        assert_near(left, right)
+    assert_near(whole, trajectory.merge(row))
 
 
 def test_constant_tensors_are_copied_exactly(trajectory):
@@ -154,8 +141,8 @@ def test_slots_are_not_the_order_of_steps(tmp_path):
     trajectory = make_trajectory(tmp_path / "ring", range(1, 10), keep_last=3)
     assert trajectory.steps == (7, 8, 9)
     doubles = torch.stack([state_dict(step)["double"] for step in (7, 8, 9)])
-    for merged in (trajectory.merge([2.0, -0.5, -0.5]), *trajectory.merge_many([[2.0, -0.5, -0.5]] * 9)):
-        torch.testing.assert_close(merged["double"], torch.tensor([2.0, -0.5, -0.5]).double() @ doubles)
+    merged = trajectory.merge([2.0, -0.5, -0.5])
+    torch.testing.assert_close(merged["double"], torch.tensor([2.0, -0.5, -0.5]).double() @ doubles)
     assert (trajectory.difference_norms() >= doubles.diff(dim=0).norm(dim=1).numpy()).all()
 
 
