@@ -41,17 +41,10 @@ class Sampler(Protocol):
         """Every setting that changes the images, for the study's fingerprint."""
 
 
-@runtime_checkable
-class PromptedSampler(Sampler, Protocol):
-    """A sampler of images from prompts."""
-
-    def prompts_of(self, noise: Noise, start: int, stop: int) -> list[str]:
-        """The prompts of the images that :meth:`sample` gives for the same arguments."""
-
-
 def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[str] | None:
-    """The prompts of these images; ``None`` if the sampler has none."""
-    return sampler.prompts_of(noise, start, stop) if isinstance(sampler, PromptedSampler) else None
+    """The prompts of the images that ``sampler.sample`` gives for these arguments; ``None`` if it has none."""
+    own: Callable[[Noise, int, int], list[str]] | None = getattr(sampler, "prompts_of", None)
+    return None if own is None else own(noise, start, stop)
 
 
 @runtime_checkable

@@ -29,8 +29,8 @@ class FunctionSampler(NetworkSampler):
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
     noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
-    and remember nothing: images would no longer depend only on their index. The first two images are sampled again
-    before the 1st, 2nd, 4th, 8th, … further candidate, with the weights that made them; a notice says if they differ.
+    and remember nothing: images would no longer depend only on their index. The first two images are sampled twice; a
+    notice says if they differ.
 
     Args:
         model: gets the merged weights.
@@ -64,23 +64,13 @@ class FunctionSampler(NetworkSampler):
         parameters = inspect.signature(function).parameters
         any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._draws = "draw" in parameters
-        self._first: tuple[dict[str, Tensor], Tensor, Noise, int] | None = None  # weights, and two images of them
-        # since then; None if these are compared no more, or another size would be compiled for this alone
-        self._loads: int | None = None if self._network.settings.compile else 0
+        self._looked = False  # at the first images
         if "nfe" in parameters:
             self.options = {"nfe": nfe, **self.options}
         if labels is not None and not (any_keyword or "labels" in parameters):
             raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
         if unknown := [option for option in self.options if not (any_keyword or option in parameters)]:
             raise ObjectiveError(f"sampler_settings: the sampler {self.name} has no parameter {unknown[0]!r}")
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network."""
-        if self._first is not None and self._loads is not None:
-            self._loads += 1
-            if self._loads & (self._loads - 1) == 0:  # a power of two
-                self._compare(*self._first)
-        super().load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].
@@ -91,16 +81,9 @@ class FunctionSampler(NetworkSampler):
         images = self._images(noise, start, stop)
         modules = self._network.module.modules()
         estimating = any(isinstance(module, _BatchNorm) and module.training for module in modules)  # from these batches
-        if self._first is None and not estimating:
-            low, high = (float(value) for value in images.detach().aminmax())
-            if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
-                most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
-                notice(
-                    f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
-                    f"images in [-1, 1]: let it return {instead}"
-                )
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-            self._first = weights, images[:2].detach().clone(), noise, start
+        if not self._looked and not estimating:
+            self._looked = True
+            self._look_at(images.detach(), noise, start)
         images = images if torch.is_grad_enabled() else images.detach()
         return images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)
 
@@ -133,13 +116,20 @@ class FunctionSampler(NetworkSampler):
         return {**super().describe(), "sampler": self.name, "options": self.options}
 
     @torch.no_grad()
-    def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:
-        """Warn, once, if these weights give other images than before: they depend on more than weights and noise."""
-        super().load(weights)
-        again = self._images(noise, start, start + len(images))
-        difference = float((again - images).clamp(-2, 2).abs().mean())
+    def _look_at(self, images: Tensor, noise: Noise, start: int) -> None:
+        """Warn if the first images are not in [-1, 1], or depend on more than weights and noise."""
+        low, high = (float(value) for value in images.aminmax())
+        if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
+            most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
+            notice(
+                f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
+                f"images in [-1, 1]: let it return {instead}"
+            )
+        if self._network.settings.compile:  # another size would be compiled for this alone
+            return
+        first = images[:2].clone()
+        difference = float((self._images(noise, start, start + len(first)) - first).clamp(-2, 2).abs().mean())
         if difference > (SAME if self._network.settings.dtype == "fp32" else SAME_IN_HALF):
-            self._loads = None
             notice(
                 f"the sampler {self.name} makes other images of the same noise when it is called again for two of them "
                 f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, "
