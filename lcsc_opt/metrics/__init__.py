@@ -18,7 +18,7 @@ package stays cheap.
 """
 
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
-from lcsc_opt.metrics.frechet import FrechetReference, Moments, frechet_distance
+from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import Scores
 
@@ -29,5 +29,4 @@ __all__ = [
     "Reference",
     "Scores",
     "extract",
-    "frechet_distance",
 ]

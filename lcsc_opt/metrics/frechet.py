@@ -31,14 +31,6 @@ BLOCK = 256  # rows or columns of a symmetric or triangular matrix at once; the 
 TOLERANCE = 1e-5  # covariances are accepted with the rounding of float32; what is further off is a mistake
 
 
-def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.ArrayLike, cov_2: npt.ArrayLike) -> float:
-    """Squared Fréchet distance between N(mean_1, cov_1) and N(mean_2, cov_2), as :meth:`FrechetReference.distance`.
-
-    Distances of many means and covariances to one are faster with :class:`FrechetReference`.
-    """
-    return FrechetReference(mean_1, cov_1).distance(mean_2, cov_2)
-
-
 class Moments:
     """Count, mean and scatter of features: the sum of the outer products of the deviations from the mean.
 

@@ -10,8 +10,8 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
-from lcsc_opt.metrics.extractors.rewards import PUBLISHED, build_reward, check_reward
+from lcsc_opt.metrics.extractors.by_name import find_extractor
+from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
 from lcsc_opt.metrics.names import (
     DISTANCES,
     EXTRACTORS,
@@ -22,7 +22,7 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.building import ReferenceSetting, ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import REPORTED, LossScale, Scores
+from lcsc_opt.metrics.scores import REPORTED, Scores
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
@@ -97,15 +97,14 @@ class ScoresBuilder:
         for settings in self._references.values():
             settings.check()
         for reward in self._rewards.values():
-            check_reward(reward, weights=self._weights.get(reward))
+            find_reward(reward, weights=self._weights.get(reward))
         for extractor in dict.fromkeys([*self._extractors, *self._weights]):
             if extractor not in (*self._rewards, *PUBLISHED):
-                check_extractor(extractor, weights=self._weights.get(extractor))
+                find_extractor(extractor, weights=self._weights.get(extractor))
 
     def build(
         self,
         *,
-        loss_scale: LossScale | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = 250,
         cache: Path,
@@ -113,7 +112,6 @@ class ScoresBuilder:
         """Load the networks, and look at the reference images.
 
         Args:
-            loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
             device: where networks run and distances are computed.
             batch_size: reference images through a network at once.
             cache: a folder for what is computed from the reference.
@@ -125,9 +123,9 @@ class ScoresBuilder:
         references: dict[str, Reference] = {}
         for alias in self._extractors:
             if (reward := self._rewards.get(alias)) is not None:
-                references[alias] = Reference(build_reward(reward, weights=self._weights.get(reward), device=device))
+                references[alias] = Reference(find_reward(reward, weights=self._weights.get(reward))(device))
                 continue
-            extractor = build_extractor(alias, weights=self._weights.get(alias), device=device)
+            extractor = find_extractor(alias, weights=self._weights.get(alias))(device)
             named = [name for name in self._names if name.extractor == alias]
             formulas = {name.formula for name in named}
             if not any(name.needs_reference for name in named):
@@ -143,7 +141,7 @@ class ScoresBuilder:
             return {**found, **self._of_other_features(device, place)}
 
         reports = for_reports if self._default else None
-        scores = Scores(references, **self._named, loss_scale=loss_scale, device=device, report_references=reports)
+        scores = Scores(references, **self._named, device=device, report_references=reports)
         return scores
 
     def _of_the_loss(self, references: Mapping[str, Reference], place: Mapping[str, Any]) -> dict[str, Reference]:
@@ -174,7 +172,7 @@ class ScoresBuilder:
                 raise MetricError(
                     f"it needs reference images; give them under reference: {{{other}: a folder, a .zip, ...}}"
                 )
-            extractor = build_extractor(other, weights=self._weights.get(other), device=device)
+            extractor = find_extractor(other, weights=self._weights.get(other))(device)
             return {other: settings.build(other, extractor, features=self._only_reward, held_out=True, **place)}
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             reason = str(error).partition("\n")[0]

@@ -103,7 +103,6 @@ class ImageMetrics:
         ``known`` are features ``[B, D]`` by their extractor's name, if some are computed already. Raises MetricError if
         features are not finite.
         """
-        self._scores.notice_size(images)
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, metrics in self._features.items():
                 extractor = self._scores.extractor_of(name, prompts)

@@ -12,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.rewards import Reward, Thumbnails
@@ -43,11 +41,6 @@ REPORTED: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
 REPORTED_WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
 FEWEST_SPLIT = 4  # images: a covariance of each half
 
-LossScale = Literal["trace"]
-TRACE_POWERS: Mapping[Formula, float] = {"fid": 1.0, "clusters": 1.0, "sliced": 1.0, "near": 0.5}
-"""Formula → the power of the trace of the features' covariance with which it grows. Other formulas do not have the
-unit of features."""
-
 
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
     """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
@@ -70,7 +63,6 @@ class Scores:
         metrics: computed with the loss in every evaluation.
         held_out_metrics: computed only in held-out reports.
         keep: a metric that may not get worse than at EMA*: ``precision``, ``near``, ``hinge``.
-        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         device: where distances between features are computed.
         report_references: builds references that only held-out reports need, when they are first needed. For an
             extractor of the loss it takes the place of the one in ``references``, and the metrics of :data:`REPORTED`
@@ -96,21 +88,20 @@ class Scores:
         metrics: Sequence[str] = (),
         held_out_metrics: Sequence[str] = (),
         keep: str | None = None,
-        loss_scale: LossScale | None = None,
         device: torch.device | str = "cpu",
         report_references: Callable[[], Mapping[str, Reference]] | None = None,
     ) -> None:
-        self._named_loss, self._loss_scale = MetricName.parse_loss(loss), loss_scale
-        if MetricName(REWARD, REWARD) in self._named_loss:
+        self.weights = MetricName.parse_loss(loss)
+        if MetricName(REWARD, REWARD) in self.weights:
             held_out_metrics = [*held_out_metrics, "spread"]
             references = {"pixels": Reference(Thumbnails()), **references}
         metrics = [*metrics, *{REWARD}.intersection(references)]
         held_out_metrics = [*held_out_metrics, *{HELD_OUT_REWARD}.intersection(references)]
-        self.keep = None if keep is None else MetricName.parse_kept(keep, self._named_loss)
+        self.keep = None if keep is None else MetricName.parse_kept(keep, self.weights)
         self.constraint: Constraint | None = None
-        searched = [*self._named_loss, *([] if self.keep is None else [self.keep, self.keep.guide])]
+        searched = [*self.weights, *([] if self.keep is None else [self.keep, self.keep.guide])]
         self.extractors = tuple(dict.fromkeys(metric.extractor for metric in searched))
-        self._metrics = tuple(dict.fromkeys((*self._named_loss, *MetricName.parse_all(metrics), *searched)))
+        self._metrics = tuple(dict.fromkeys((*self.weights, *MetricName.parse_all(metrics), *searched)))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_metrics))))
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         if missing := [name for name in names if name not in references]:
@@ -118,25 +109,7 @@ class Scores:
         self.references = {name: references[name] for name in names}
         for metric in self._held_out_metrics:
             _check(metric, self.references[metric.extractor])
-        self.device, self._report_references, self._size_checked = device, report_references, False
-        self.weights = self._named_loss if loss_scale is None else self._scaled_by_trace()
-
-    def _scaled_by_trace(self) -> dict[MetricName, float]:
-        """The weights of distances over the trace of the real images' covariance, in the unit of each distance.
-
-        A feature space then counts the same whatever the unit of its features.
-        """
-        scaled = dict(self._named_loss)
-        for metric, weight in scaled.items():
-            power, reference = TRACE_POWERS.get(metric.formula), self.references[metric.extractor]
-            if power is not None:
-                trace = float(np.trace(reference.frechet.cov))
-                if trace <= 0:
-                    raise MetricError(
-                        f"loss_scale: trace: {metric} sees no difference between real images; leave it out"
-                    )
-                scaled[metric] = weight / trace**power
-        return scaled
+        self.device, self._report_references = device, report_references
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -233,7 +206,7 @@ class Scores:
             if reference is not None and reference.features is not None and len(reference.features) > NEIGHBOURHOOD:
                 formulas = REPORTED if reference.held_out is None else (*REPORTED, *REPORTED_WITH_HELD_OUT)
                 found += [MetricName(formula, name) for formula in formulas]
-        return tuple(metric for metric in dict.fromkeys(found) if self.keep or metric not in self._named_loss)
+        return tuple(metric for metric in dict.fromkeys(found) if self.keep or metric not in self.weights)
 
     @functools.cached_property
     def splits(self) -> dict[str, float]:
@@ -243,7 +216,7 @@ class Scores:
         """
         if not any(name in self.extractors for name in self._report):
             return {}
-        metrics = [metric for metric in (*self._named_loss, *self.evaluation_metrics) if metric.needs_reference]
+        metrics = [metric for metric in (*self.weights, *self.evaluation_metrics) if metric.needs_reference]
         names = dict.fromkeys(metric.extractor for metric in metrics)
         found = {name: _split_distance(self.references[name]) for name in names}
         return {name: distance for name, distance in found.items() if distance}
@@ -280,18 +253,6 @@ class Scores:
             found[FDR] = 1.0  # by its definition
         return found
 
-    def notice_size(self, images: Tensor) -> None:
-        """Say once when samples ``[B, C, H, W]`` have another size than the reference images."""
-        size = (images.shape[-2], images.shape[-1])
-        for name, reference in () if self._size_checked else self.references.items():
-            if reference.size not in (None, size):
-                real = "{}x{}".format(*reference.size)
-                notice(
-                    f"{name}: samples are {size[0]}x{size[1]} and reference images {real}; the extractor scales both "
-                    "to its own size, and nothing else is done about it"
-                )
-        self._size_checked = True
-
     def warnings(self, images: int) -> list[str]:
         """Warnings about FID of ``images`` samples against these references, a line each."""
         lines: list[str] = []
@@ -310,8 +271,7 @@ class Scores:
         extractors = sorted({metric.extractor for metric in self._held_out_metrics})
         described = [(name, self.references[name]) for name in extractors]
         return {
-            "loss": {str(metric): weight for metric, weight in self._named_loss.items()},
-            **({} if self._loss_scale is None else {"loss_scale": self._loss_scale}),
+            "loss": {str(metric): weight for metric, weight in self.weights.items()},
             **({} if self.keep is None else {"keep": str(self.keep)}),
             "metrics": sorted(str(metric) for metric in self._metrics),
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),

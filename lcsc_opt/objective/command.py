@@ -98,7 +98,7 @@ class CommandScore:
             return _at(_json(out, output), self._read), {}
 
     def why_no_gradient(self, varying: Collection[str] | None, size: int | None) -> str | None:  # noqa: ARG002 - of others
-        """Why there is no gradient."""
+        """Why there is no gradient, as the end of a sentence."""
         return "a command gives a number without a gradient"
 
     def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:  # noqa: ARG002 - of others

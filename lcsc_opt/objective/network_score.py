@@ -52,7 +52,7 @@ class NetworkScore:
     ) -> None:
         self._network = PreparedNetwork(network, settings)
         self.device, self._function, self._name = self._network.device, function, name
-        self.takes_draw = takes_draw(function, "score")
+        self.takes_draw = _takes_draw(function, "score")
         self._metric = getattr(function, "__name__", "score")
         self.batch_norm = None if batch_norm is None else BatchNormStatistics(network, self._passes(batch_norm))
 
@@ -74,7 +74,15 @@ class NetworkScore:
     def measure(
         self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
     ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
-        """Load the weights and call the function; for a gradient go back through its graph, or that of each batch."""
+        """The metrics, of which the first one is the score, and its gradient: name → tensor.
+
+        For a gradient it goes back through the function's graph, or that of each batch.
+
+        Args:
+            weights: name → tensor; they are used once.
+            draw: on which data.
+            varying: the names of the weights to take the gradient in; ``None`` takes none.
+        """
         self.load(weights)
         weights.clear()  # frees their memory
         with torch.inference_mode(mode=False), torch.set_grad_enabled(varying is not None):
@@ -148,7 +156,7 @@ class NetworkScore:
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], Any]:
         draw = Draw.of(Noise("batch-norm"), None)  # fixed: the same candidate has the same statistics
-        arguments = {"draw": draw} if takes_draw(function, "batch_norm") else {}
+        arguments = {"draw": draw} if _takes_draw(function, "batch_norm") else {}
 
         def passes() -> None:
             with self._network.arithmetic():
@@ -157,7 +165,7 @@ class NetworkScore:
         return passes
 
 
-def takes_draw(function: Callable[..., Any], setting: str) -> bool:
+def _takes_draw(function: Callable[..., Any], setting: str) -> bool:
     """Whether a function is called as ``(model, draw=draw)``, and not as ``(model)``.
 
     Raises:

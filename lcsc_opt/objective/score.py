@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
@@ -27,6 +26,10 @@ from lcsc_opt.base.records import (
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.objective.contract import Mergeable, Objective, stop_if_told
 from lcsc_opt.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from lcsc_opt.objective.command import CommandScore
+    from lcsc_opt.objective.network_score import NetworkScore
 
 _SEED_BITS = 31  # what every generator takes
 
@@ -54,38 +57,6 @@ class Draw:
         return cls(group, derive_seed(noise.seed, noise.group, bits=_SEED_BITS), size)
 
 
-class Scorer(Protocol):
-    """What gives merged weights their score.
-
-    Attributes:
-        device: where it wants them.
-        takes_draw: whether the score depends on a draw.
-    """
-
-    device: torch.device
-    takes_draw: bool
-
-    def measure(
-        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
-    ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
-        """The metrics, of which the first one is the score, and its gradient: name → tensor.
-
-        Args:
-            weights: name → tensor; they are used once.
-            draw: on which data.
-            varying: the names of the weights to take the gradient in; ``None`` takes none.
-        """
-
-    def why_no_gradient(self, varying: Collection[str] | None, size: int | None) -> str | None:
-        """Why there is no gradient in the weights ``varying``, or in any for ``None``, as the end of a sentence."""
-
-    def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the model has in place of some merged weights."""
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able: everything that changes the score."""
-
-
 class WeightScore(Objective):
     """The score of the merged weights, and its gradient in the coefficients if it has a graph.
 
@@ -99,7 +70,12 @@ class WeightScore(Objective):
     trajectory: Mergeable
 
     def __init__(
-        self, trajectory: Mergeable, scorer: Scorer, *, maximize: bool = False, size: int | None = None
+        self,
+        trajectory: Mergeable,
+        scorer: NetworkScore | CommandScore,
+        *,
+        maximize: bool = False,
+        size: int | None = None,
     ) -> None:
         self.trajectory, self.scorer = trajectory, scorer
         self._sign, self._size, self._placed = -1.0 if maximize else 1.0, size, False

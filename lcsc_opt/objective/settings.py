@@ -15,7 +15,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED
 from lcsc_opt.metrics.from_settings import ScoresBuilder
 from lcsc_opt.metrics.names import HELD_OUT_REWARD, REWARD, MetricName
-from lcsc_opt.metrics.scores import LossScale, Scores, why_no_gradient
+from lcsc_opt.metrics.scores import Scores, why_no_gradient
 from lcsc_opt.objective.batch_size import AUTO, MeasuredBatchSize
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
@@ -140,8 +140,6 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
     """What a study file may say under ``objective.settings``, without the settings of the model.
 
     Attributes:
-        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then
-            feature spaces of different units count the same.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
             ``held_out``, or ``held_out_fraction``, keep some of them for reports.
         weights: extractor → file of its weights; missing ones are downloaded.
@@ -157,7 +155,6 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
         channels_last: memory format of images and convolutions.
     """
 
-    loss_scale: LossScale | None = None
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
@@ -200,7 +197,6 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
         return self._scores_builder.build(
-            loss_scale=self.loss_scale,
             device=self.network_settings().torch_device(),
             batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
             cache=cache_directory(),

@@ -23,7 +23,7 @@ from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
-from lcsc_opt.metrics.extractors.rewards import build_reward, check_reward
+from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive, ScoreSettings
@@ -75,7 +75,7 @@ class TrainedSettings(ScoreSettings):
             if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
         for reward in self.rewards.values():
-            check_reward(reward, weights=None)
+            find_reward(reward, weights=None)
         self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
     def trained_on(self, dataset: Bundled) -> Tensor:
@@ -98,7 +98,7 @@ class TrainedSettings(ScoreSettings):
             return {**own, CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}
 
         known = reference(feature_network(dataset).to(device))
-        rewards = {name: build_reward(one, weights=None, device=device) for name, one in self.rewards.items()}
+        rewards = {name: find_reward(one, weights=None)(device) for name, one in self.rewards.items()}
         scores = Scores(
             {INCEPTION: known, **{name: Reference(reward) for name, reward in rewards.items()}},
             loss=self.loss,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Moments, frechet_distance
+from lcsc_opt.metrics import FrechetReference, Moments
 from tests.metrics.examples import features_of
 from tests.metrics.examples import mean_and_covariance as moments
 
@@ -56,10 +56,10 @@ def nuclear_norm_distance(features_1, features_2):
 @given(dimensions, seeds, seeds)
 def test_distance_is_symmetric_not_negative_and_zero_to_itself(dimension, seed_1, seed_2):
     first, second = random_moments(dimension, seed_1), random_moments(dimension, seed_2)
-    there, back = frechet_distance(*first, *second), frechet_distance(*second, *first)
+    there, back = FrechetReference(*first).distance(*second), FrechetReference(*second).distance(*first)
     assert there >= 0
     assert there == pytest.approx(back, rel=1e-8, abs=1e-8)
-    assert frechet_distance(*first, *first) <= 1e-10 * np.trace(first[1])
+    assert FrechetReference(*first).distance(*first) <= 1e-10 * np.trace(first[1])
 
 
 @settings(deadline=None)
@@ -67,8 +67,8 @@ def test_distance_is_symmetric_not_negative_and_zero_to_itself(dimension, seed_1
 def test_distance_does_not_change_when_both_sets_are_rotated(dimension, seed):
     (mean_1, cov_1), (mean_2, cov_2) = random_moments(dimension, seed), random_moments(dimension, seed + 1)
     turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0]
-    before = frechet_distance(mean_1, cov_1, mean_2, cov_2)
-    after = frechet_distance(turn @ mean_1, turn @ cov_1 @ turn.T, turn @ mean_2, turn @ cov_2 @ turn.T)
+    before = FrechetReference(mean_1, cov_1).distance(mean_2, cov_2)
+    after = FrechetReference(turn @ mean_1, turn @ cov_1 @ turn.T).distance(turn @ mean_2, turn @ cov_2 @ turn.T)
     assert after == pytest.approx(before, rel=1e-8, abs=1e-8)
 
 
@@ -139,4 +139,4 @@ def test_features_without_a_distance_have_no_gradient_either(features, message):
 def test_what_is_no_mean_or_covariance_is_refused(mean, cov, message):
     for arguments in ((mean, cov, GOOD_MEAN, GOOD_COV), (GOOD_MEAN, GOOD_COV, mean, cov)):
         with pytest.raises(MetricError, match=message):
-            frechet_distance(*arguments)
+            FrechetReference(*arguments[:2]).distance(*arguments[2:])

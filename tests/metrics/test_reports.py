@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcsc_opt.metrics import Reference, Scores, frechet_distance
+from lcsc_opt.metrics import FrechetReference, Reference, Scores
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.published import ClipExtractor
 from tests.metrics import network_files
@@ -34,7 +34,7 @@ DEFAULT = ["precision", "recall", "sliced", "near"]
 
 
 def direct_fid(x: Any, y: Any) -> float:
-    return frechet_distance(*mean_and_covariance(x), *mean_and_covariance(y))
+    return FrechetReference(*mean_and_covariance(x)).distance(*mean_and_covariance(y))
 
 
 def flat(count: int, seed: int) -> Any:
@@ -181,7 +181,7 @@ def settings(tmp_path: Any, archive: str, monkeypatch: pytest.MonkeyPatch) -> di
         def __call__(self, batch: Tensor) -> Tensor:
             return batch.flatten(1)[:, :16]
 
-    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Bare())
+    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Bare()))
     write_folder(tmp_path / "real", REAL)
     save_file({"features": images(60).flatten(1)}, tmp_path / "features.safetensors")
     np.savez(tmp_path / "fid.npz", mu=np.zeros(16), sigma=np.eye(16))

@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     module: Any = types.ModuleType("own_rewards")
     module.bright, module.other = bright, lambda images: -bright(images)
     monkeypatch.setitem(sys.modules, "own_rewards", module)
-    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Classifier())
+    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Classifier()))
     write_folder(tmp_path / "real", pixels(30, 4, 4)[..., :1].repeat(3, -1))
     names = {"reward": "own_rewards:bright", "held_out_reward": "own_rewards:other"}
     return {"rewards": names, "cache": tmp_path / "cache", "unguarded": False}
@@ -115,7 +116,7 @@ class Grey(Classifier):
 def test_reports_have_recall_spread_and_the_unsearched_reward_whatever_else_is_named(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out_metrics: Any
 ) -> None:
-    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Grey())
+    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Grey()))
     loss = {"reward": -1, "fid": 1}
     scores = build_scores(loss=loss, reference=str(tmp_path / "real"), held_out_metrics=held_out_metrics, **own)
     assert scores.rewards == ["reward", "held_out_reward"]
@@ -132,7 +133,7 @@ def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are
     loss, metrics = score(build_scores(**alone, **own), held_out=True)
     assert list(metrics) == ["reward", "spread", "held_out_reward"]
     assert loss == -metrics["reward"]
-    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Grey())
+    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Grey()))
     compared = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
     assert {"fid", "precision", "recall", "spread", "held_out_reward"} <= compared.keys()
     with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):

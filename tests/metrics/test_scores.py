@@ -1,6 +1,5 @@
 """Images → loss and metrics, with an extractor whose features are pixels."""
 
-import dataclasses
 import sys
 import types
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, Scores, frechet_distance
+from lcsc_opt.metrics import FrechetReference, Reference, Scores
 from tests.metrics.examples import (
     IMAGES,
     Classifier,
@@ -27,7 +26,7 @@ from tests.metrics.examples import (
 def test_the_simple_case_is_fid():
     loss, metrics = score(Scores({"inception": reference()}))
     own, real = (images(count, seed).flatten(1).double().numpy() for count, seed in ((IMAGES, 0), (60, 9)))
-    expected = frechet_distance(*mean_and_covariance(own), *mean_and_covariance(real))
+    expected = FrechetReference(*mean_and_covariance(own)).distance(*mean_and_covariance(real))
     assert loss == pytest.approx(expected, rel=1e-6)
     assert metrics == {"fid": loss}
 
@@ -74,13 +73,6 @@ def test_warnings_say_what_few_images_mean():
     [line] = both(loss="fid", metrics=["kid"]).warnings(10)
     assert "10 images for 16 features" in line
     assert "the reference set has 12 images" in Scores({"inception": reference(count=12)}).warnings(100)[0]
-
-
-def test_samples_of_another_size_than_the_reference_are_said_once(capsys):
-    scores = Scores({"inception": dataclasses.replace(reference(), size=(32, 8))})
-    score(scores), score(scores)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "samples are 4x4 and reference images 32x8" in line
 
 
 def test_description_names_what_decides_results():
@@ -153,33 +145,3 @@ def test_settings_that_make_no_sense_are_refused(own, tmp_path, real_features, s
         settings = {**settings, "reference": real_features}
     with pytest.raises(MetricError, match=message):
         build_scores(loss="fid@own_extractors:plain", cache=tmp_path, **settings)
-
-
-class LargePixels(Pixels):
-    def __call__(self, images):
-        return 7 * super().__call__(images)
-
-
-def in_two_spaces(**settings):
-    return Scores({"inception": reference(), "clip": reference(LargePixels())}, **settings)
-
-
-@pytest.mark.parametrize(("formula", "power"), [("fid", 1), ("near", 0.5), ("sliced", 1), ("clusters", 1)])
-def test_scaled_by_the_trace_spaces_of_other_units_count_the_same(formula, power):
-    alone = score(in_two_spaces(loss=formula, loss_scale="trace"))[0]
-    trace = np.trace(reference().frechet.cov)
-    assert alone == pytest.approx(score(in_two_spaces(loss=formula))[0] / trace**power, rel=1e-6)
-    other = score(in_two_spaces(loss=f"{formula}@clip", loss_scale="trace"))[0]
-    assert other == pytest.approx(alone, rel=1e-4)
-    both_spaces = in_two_spaces(loss={formula: 1, f"{formula}@clip": 2}, loss_scale="trace")
-    loss, metrics = score(both_spaces)
-    assert loss == pytest.approx(3 * alone, rel=1e-4)
-    assert metrics[f"{formula}@clip"] == pytest.approx(metrics[formula] * 7 ** (2 * power), rel=1e-4), "as they are"
-    assert both_spaces.describe()["loss"] == {formula: 1, f"{formula}@clip": 2}
-    assert both_spaces.describe()["loss_scale"] == "trace"
-
-
-def test_real_images_that_look_alike_have_no_scale():
-    flat = Reference.of_features(Pixels(), np.zeros((60, 16)))
-    with pytest.raises(MetricError, match="loss_scale: trace: fid sees no difference"):
-        Scores({"inception": flat}, loss_scale="trace")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import Reference, Scores, frechet_distance
+from lcsc_opt.metrics import FrechetReference, Reference, Scores
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
@@ -62,7 +62,7 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> Non
     with torch.inference_mode():
         features = alone.sample(SEARCH, 0, 40).flatten(1).double().numpy()
     reference = real().frechet
-    expected = frechet_distance(features.mean(0), np.cov(features.T), reference.mean, reference.cov)
+    expected = FrechetReference(features.mean(0), np.cov(features.T)).distance(reference.mean, reference.cov)
     evaluation = objective.evaluate(Candidate(EMA))
     assert evaluation.loss == pytest.approx(expected, rel=1e-6)
     assert evaluation.metrics == {"fid": evaluation.loss}

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import LcscError, MetricError, StudySpecError, Trainin
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import Reference, extract, frechet_distance
+from lcsc_opt.metrics import FrechetReference, Reference, extract
 from lcsc_opt.objective import trained
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -68,7 +68,7 @@ def dataset(name: str) -> Bundled:
 
 
 def fid(features: Any, mean: Any, cov: Any) -> float:
-    return frechet_distance(features.mean(0), np.cov(features, rowvar=False), mean, cov)
+    return FrechetReference(features.mean(0), np.cov(features, rowvar=False)).distance(mean, cov)
 
 
 # what all of them do

@@ -12,7 +12,7 @@ from lcsc_opt import load_study
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.extractors.by_name import find_extractor
 from tests.commands import Typed
 
 LOSS = """
@@ -110,7 +110,7 @@ def make():
 
 def extractor(text: str) -> str:
     write("edited_extractor", text)
-    return build_extractor("edited_extractor:make", weights=None, device="cpu").name
+    return find_extractor("edited_extractor:make", weights=None)("cpu").name
 
 
 def test_an_extractor_has_another_name_when_its_weights_or_its_code_change(

@@ -24,55 +24,46 @@ _PLAIN = (type, types.ModuleType, types.FunctionType, types.MethodType, str, byt
 PUBLISHED = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": DinoV2Extractor}
 
 
-def build_extractor(name: str, *, weights: Path | None, device: torch.device | str) -> FeatureExtractor:
-    """The extractor ``inception``, ``clip``, ``dinov2``, one of :data:`MADE`, or a user's own as ``module:factory``.
+def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device | str], FeatureExtractor]:
+    """What makes the extractor ``inception``, ``clip``, ``dinov2``, one of :data:`MADE`, or a user's own, on a device.
+
+    Published weights that are missing are downloaded, so that this fails before checkpoints are packed. A user's
+    factory gets the device if it has an argument ``device``.
 
     Args:
-        name: as it stands behind the ``@`` of a metric.
-        weights: a file; ``None`` downloads the published weights if they are missing.
-        device: where the network runs; a user's factory gets it if it has an argument ``device``.
+        name: as it stands behind the ``@`` of a metric; a user's own is ``module:factory``.
+        weights: a file; ``None`` takes the published weights.
 
     Raises:
-        MetricError: the weights cannot be used, or a factory cannot be imported or makes no extractor.
+        MetricError: the file does not exist, weights cannot be downloaded, or a factory cannot be imported; and later,
+            when it is made: the weights cannot be used, or it is no extractor.
     """
     if name in PUBLISHED:
+        if weights is None:
+            PUBLISHED[name].fetch()
+        elif not weights.exists():
+            raise MetricError(f"weights: {weights} of {name} does not exist")
         published: Callable[..., FeatureExtractor] = PUBLISHED[name]
-        return published(weights, device=device)
-    factory = _own_factory(name, weights)
-    made = factory(device=device) if "device" in inspect.signature(factory).parameters else factory()
-    if not isinstance(made, FeatureExtractor):
-        raise MetricError(
-            f"extractor {name}: made {type(made).__name__}, which lacks name, dimension or the call images → features"
-        )
-    module = MADE.get(name, name).partition(":")[0]
-    file = module_file(module)
-    return OwnExtractor(made, {} if file is None else {module: file})
-
-
-def check_extractor(name: str, *, weights: Path | None) -> None:
-    """Refuse an extractor that :func:`build_extractor` would refuse, without reading weights.
-
-    Published weights that are missing are downloaded, so that this fails before checkpoints are packed.
-
-    Raises:
-        MetricError: a file of weights does not exist, published ones cannot be downloaded, or a factory cannot be
-            imported.
-    """
-    if name not in PUBLISHED:
-        _own_factory(name, weights)
-    elif weights is None:
-        PUBLISHED[name].fetch()
-    elif not weights.exists():
-        raise MetricError(f"weights: {weights} of {name} does not exist")
-
-
-def _own_factory(name: str, weights: Path | None) -> Callable[..., Any]:
+        return lambda device: published(weights, device=device)
     if weights is not None:
         raise MetricError(f"weights: {name} takes no file: it is made by a factory, with its weights")
-    return import_dotted(MADE.get(name, name), setting="extractor", error=MetricError)
+    factory = import_dotted(MADE.get(name, name), setting="extractor", error=MetricError)
+
+    def make(device: torch.device | str) -> FeatureExtractor:
+        made = factory(device=device) if "device" in inspect.signature(factory).parameters else factory()
+        if not isinstance(made, FeatureExtractor):
+            kind = type(made).__name__
+            raise MetricError(
+                f"extractor {name}: made {kind}, which lacks name, dimension or the call images → features"
+            )
+        module = MADE.get(name, name).partition(":")[0]
+        file = module_file(module)
+        return _OwnExtractor(made, {} if file is None else {module: file})
+
+    return make
 
 
-class OwnExtractor:
+class _OwnExtractor:
     """A user's extractor under a name of its own: references from other weights or code do not fit it.
 
     Weights are the tensors, arrays and modules in its attributes, also in lists, dicts and other objects. What only a

@@ -67,7 +67,7 @@ class Reward:
         return scores[:, None].to(torch.promote_types(scores.dtype, torch.float32))
 
 
-class ClipReward:
+class _ClipReward:
     """The similarity of images to their prompts, by a CLIP: the CLIP score, PickScore or HPSv2.
 
     Args:
@@ -126,35 +126,30 @@ class Thumbnails:
         return F.adaptive_avg_pool2d(images.float(), THUMBNAIL).expand(-1, 3, -1, -1).flatten(1)
 
 
-def build_reward(name: str, *, weights: Path | None, device: torch.device | str) -> Reward:
-    """A name of :data:`PUBLISHED`, or the user's own function as ``module:function``.
+def find_reward(name: str, *, weights: Path | None) -> Callable[[torch.device | str], Reward]:
+    """What makes the reward on a device: one of :data:`PUBLISHED`, or the user's own function as ``module:function``.
 
     Args:
         name: as in the settings ``reward`` and ``held_out_reward``.
         weights: the folder of a published one.
-        device: where its network runs.
 
     Raises:
-        MetricError: the weights cannot be used, or the function cannot be imported.
-    """
-    own = check_reward(name, weights=weights)
-    if own is not None or weights is None:
-        return Reward(name, own or import_dotted(name, setting="reward", error=MetricError))
-    published = ClipReward(name, weights, device=device)
-    return Reward(published.name, published)
-
-
-def check_reward(name: str, *, weights: Path | None) -> Callable[..., Any] | None:
-    """The user's function, or ``None`` for a published reward. Raises MetricError as :func:`build_reward`, as far as
-    that is known without reading weights.
+        MetricError: the folder does not exist, or the function cannot be imported; and later, when it is made: the
+            weights cannot be used.
     """
     if name not in PUBLISHED:
         known = ", ".join(PUBLISHED)
-        return import_dotted(name, setting=f"reward (one of one's own, or {known})", error=MetricError)
+        own = import_dotted(name, setting=f"reward (one of one's own, or {known})", error=MetricError)
+        return lambda _: Reward(name, own)
     if weights is None or not weights.exists():
         what = "is missing" if weights is None else f"{weights} does not exist"
         raise MetricError(f"weights: {{{name}: FOLDER}} {what}; give the folder of {PUBLISHED[name]}")
-    return None
+
+    def make(device: torch.device | str) -> Reward:
+        published = _ClipReward(name, weights, device=device)
+        return Reward(published.name, published)
+
+    return make
 
 
 _NAMES = (

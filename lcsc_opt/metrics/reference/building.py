@@ -249,7 +249,7 @@ class _Builder:
         if seen is None:
             return found
         identity = _digest(str(found.identity), str(seen.identity))
-        return dataclasses.replace(found, identity=identity, features=seen.features, size=seen.size)
+        return dataclasses.replace(found, identity=identity, features=seen.features)
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept in the cache."""
@@ -272,7 +272,7 @@ class _Builder:
         # mapped: the workers of one machine share the memory
         rows = np.load(features_file, mmap_mode="c", allow_pickle=False) if features else None
         gaussian, count, _ = load_statistics(statistics_file)
-        return Reference(self._extractor, gaussian, count, identity, rows, images.size)
+        return Reference(self._extractor, gaussian, count, identity, rows)
 
     def _extracted(self, images: ImageSet, kept: Rows) -> Iterable[Rows]:
         """Features of all images, batch by batch; also written into ``kept``, unless that is empty."""

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
-from lcsc_opt.metrics.reference.files import load_statistics
 
 T = TypeVar("T")
 
@@ -35,7 +33,6 @@ class Reference:
         count: how many real images; ``None`` if a file of statistics does not say.
         identity: names the images and the extractor by their content, for the fingerprint of a study.
         features: ``[M, D]`` float32; ``None`` if nothing but mean and covariance is known or needed.
-        size: height and width of the images, if they are known and alike.
         held_out: other real images, which no loss sees, with their features.
 
     Raises:
@@ -47,7 +44,6 @@ class Reference:
     count: int | None = None
     identity: str | None = None
     features: npt.NDArray[np.float32] | None = None
-    size: tuple[int, int] | None = None
     held_out: Reference | None = None
     _computed: dict[tuple[str, str], object] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -79,16 +75,6 @@ class Reference:
         moments = Moments.of(features)
         found = cls.of_gaussian(extractor, FrechetReference(moments.mean, moments.covariance), moments.count)
         return dataclasses.replace(found, features=np.asarray(features, dtype=np.float32))
-
-    @classmethod
-    def load(cls, extractor: FeatureExtractor, path: Path) -> Reference:
-        """A reference of the ``mu`` and ``sigma`` in an ``.npz`` of pytorch-fid, clean-fid, EDM or this library.
-
-        Raises:
-            MetricError: the file cannot be used; the message names it.
-        """
-        gaussian, count, _ = load_statistics(path)
-        return cls.of_gaussian(extractor, gaussian, count)
 
     @property
     def frechet(self) -> FrechetReference:

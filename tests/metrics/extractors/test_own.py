@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor
-from lcsc_opt.metrics.extractors.by_name import OwnExtractor
+from lcsc_opt.metrics.extractors.by_name import find_extractor
 
 
 class Holder:
@@ -43,8 +43,21 @@ def linear(value: float) -> nn.Linear:
     return network
 
 
+made_last: Any = None
+
+
+def made_here() -> Any:
+    return made_last
+
+
+def built(made: Any) -> Any:
+    global made_last
+    made_last = made
+    return find_extractor(f"{__name__}:made_here", weights=None)("cpu")
+
+
 def name_of(made: Any) -> str:
-    return OwnExtractor(made, {}).name
+    return str(built(made).name)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +86,8 @@ def test_what_the_extractor_offers_is_offered() -> None:
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1)[:, :4], images.flatten(1)[:, :2]
 
-    wrapped = OwnExtractor(Holder(features_and_logits=both, images_with_graph=3), {})
+    wrapped = built(Holder(features_and_logits=both, images_with_graph=3))
     assert isinstance(wrapped, ClassifyingExtractor)
     assert wrapped.features_and_logits(torch.ones(1, 1, 2, 2))[1].shape == (1, 2)
     assert vars(wrapped)["images_with_graph"] == 3
-    assert not isinstance(OwnExtractor(Holder(), {}), ClassifyingExtractor)
+    assert not isinstance(built(Holder()), ClassifyingExtractor)

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph, image_gradient
-from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
+from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from tests.metrics import network_files
 from tests.metrics.examples import Explosive
@@ -128,7 +128,7 @@ def test_features_with_a_graph_are_the_same_and_its_gradient_leads(name, extract
 def test_random_weights_need_no_file_are_the_same_each_time_and_let_images_through(monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
     state = torch.random.get_rng_state()
-    one, other = (build_extractor("random", weights=None, device="cpu") for _ in range(2))
+    one, other = (find_extractor("random", weights=None)("cpu") for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert one.name == other.name
     assert one.name.startswith("inception-random-2048-")
@@ -136,7 +136,7 @@ def test_random_weights_need_no_file_are_the_same_each_time_and_let_images_throu
     assert float((features[0] - features[1]).abs().mean()) > 0.01 * float(features.mean()) > 1e-4
     assert torch.isfinite(logits).all()
     with pytest.raises(MetricError, match="random takes no file"):
-        build_extractor("random", weights=Path("file"), device="cpu")
+        find_extractor("random", weights=Path("file"))("cpu")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -250,7 +250,7 @@ def test_weights_are_looked_for_where_torch_fidelity_puts_them(tmp_path, monkeyp
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(MetricError, match=r"no route to host.* or give its path in the setting weights") as caught:
-        check_extractor("clip", weights=None)  # before anything is packed
+        find_extractor("clip", weights=None)  # before anything is packed
     assert asked[1:] == [str(tmp_path / "checkpoints" / name), "40d36571"]
     assert asked[0] in str(caught.value)
     (tmp_path / "checkpoints" / name).symlink_to(files["clip"])

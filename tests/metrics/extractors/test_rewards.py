@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.rewards import Reward, build_reward, check_reward, of_open_clip
+from lcsc_opt.metrics.extractors.rewards import Reward, find_reward, of_open_clip
 from tests.metrics.network_files import seeded
 from tests.tiny_pipelines import tokenizer
 
@@ -65,7 +65,7 @@ def test_scores_are_those_of_transformers_own_processor(
     with torch.no_grad():
         found = CLIPModel.from_pretrained(clip)(**pixels, **texts)
     expected = scale * (found.image_embeds * found.text_embeds).sum(1)
-    reward = build_reward(name, weights=clip, device="cpu").about(PROMPTS)
+    reward = find_reward(name, weights=clip)("cpu").about(PROMPTS)
     assert reward.name.startswith(f"{name}-")
     leaf = batch.clone().requires_grad_()
     scores = reward(leaf)
@@ -99,7 +99,7 @@ def open_clip(vocabulary: int) -> tuple[Any, dict[str, Tensor]]:
     return embedded, {**state, "logit_scale": torch.tensor(2.0)}
 
 
-def test_hpsv2_is_read_from_its_own_file_of_open_clip(clip: Path, tmp_path: Path) -> None:
+def test_hpsv2_is_read_from_its_own_fileof_open_clip(clip: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
     settings = CLIPConfig.from_pretrained(clip)
@@ -117,11 +117,11 @@ def test_hpsv2_is_read_from_its_own_file_of_open_clip(clip: Path, tmp_path: Path
             (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "HPS_v2.1_compressed.pt"
     torch.save({"epoch": 1, "state_dict": {name: value.half() for name, value in weights.items()}}, path)
-    scores = build_reward("hpsv2", weights=tmp_path, device="cpu").about(PROMPTS)(images())
+    scores = find_reward("hpsv2", weights=tmp_path)("cpu").about(PROMPTS)(images())
     assert scores.abs().max() <= 1
     torch.save({"state_dict": dict(list(weights.items())[5:])}, path)
     with pytest.raises(MetricError, match="holds no hpsv2"):
-        build_reward("hpsv2", weights=tmp_path, device="cpu")
+        find_reward("hpsv2", weights=tmp_path)("cpu")
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_lists_are_scores_without_a_graph() -> None:
 )
 def test_a_reward_that_is_not_there_is_refused(name: str, weights: str | None, message: str) -> None:
     with pytest.raises(MetricError, match=message):
-        check_reward(name, weights=None if weights is None else Path(weights))
+        find_reward(name, weights=None if weights is None else Path(weights))
