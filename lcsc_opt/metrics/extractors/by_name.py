@@ -42,7 +42,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
         if weights is None:
             PUBLISHED[name].fetch()
         elif not weights.exists():
-            raise MetricError(f"weights: {weights} of {name} does not exist")
+            raise MetricError(f"weights: {name}: {weights} does not exist")
         published: Callable[..., FeatureExtractor] = PUBLISHED[name]
         return lambda device: published(weights, device=device)
     if weights is not None:
