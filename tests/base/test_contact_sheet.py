@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from lcsc_opt.base.contact_sheet import GAP, contact_sheet
@@ -24,14 +23,3 @@ def test_each_image_has_its_place_and_its_levels() -> None:
         assert (place == level).all()
     assert (sheet[64 : 64 + GAP] == 255).all()
     assert (sheet[64 + GAP :, 2 * (50 + GAP) :] == 255).all()  # no sixth image
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_small_images_are_enlarged_pixel_by_pixel(channels: int) -> None:
-    image = np.random.default_rng(0).uniform(-1, 1, (1, channels, 8, 8))
-    sheet = opened(contact_sheet(image))
-    assert sheet.shape == (48, 48, 3)
-    squares = sheet.reshape(8, 6, 8, 6, 3)
-    assert (squares == squares[:, :1, :, :1]).all()
-    expected = np.rint((image[0].transpose(1, 2, 0) + 1) * 127.5)
-    assert (squares[:, 0, :, 0] == expected).all()

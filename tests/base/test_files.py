@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,17 +64,6 @@ def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_pat
         assert try_lock(tmp_path / "lock") is None
         unlock()
         assert names(tmp_path) == []
-
-
-def test_a_killed_process_keeps_no_lock(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from lcsc_opt.base.files import try_lock\n"
-        "lock = try_lock(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False)
-    unlock = try_lock(tmp_path / "lock")
-    assert unlock is not None
-    unlock()
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,6 @@ def test_a_package_that_is_not_installed_is_one_line_with_the_extra_that_brings_
     assert f'"{OTHER_NAMES.get(package, package.replace("_", "-"))}' in brought[1]
 
 
-def test_only_the_dashboard_imports_plainly_what_an_extra_brings():
-    plain = re.compile(rf"^\s*(?:import|from) (?:{'|'.join(EXTRAS)})\b", re.M)
-    files = {file.relative_to(ROOT) for file in (ROOT / "lcsc_opt").rglob("*.py") if plain.search(file.read_text())}
-    assert {file.parent for file in files} == {Path("lcsc_opt/views/dashboard")}
-
-
 @pytest.fixture
 def torchvision_registering(tmp_path, monkeypatch):
     """A torchvision whose registration of operators runs the given code; what is imported now comes back afterwards."""

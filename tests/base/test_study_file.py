@@ -146,9 +146,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         # missing keys
         ({"objective": {"settings": {}}}, "objective.file: missing"),
         # wrong types
-        ({"budget": 300}, "budget: expected a mapping of keys to values, got 300"),
         ({"optimizers": "LCSC"}, "optimizers: expected a list, got 'LCSC'"),
-        ({"optimizers": [{"LCSC": [1]}]}, "optimizers[0].options: expected a mapping of keys to values, got [1]"),
         ({"name": 3}, "name: expected a valid string, got 3 (it is text in quotes, in a shell '\"3\"')"),
         (
             {"objective": {"file": "x.py", "settings": {"day": datetime.date(2024, 1, 2)}}},
@@ -156,15 +154,12 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ),
         # wrong values
         ({"budget": {"evaluations": 3, "images": 3}}, "budget: expected either evaluations or images"),
-        ({"seeds": [0, -1]}, "seeds[1]: expected greater than or equal to 0, got -1"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs a name of its own"),
         (
             {"space": "afine"},
             "space.kind: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
         ),
         ({"space": "principal"}, "space: principal: expected the number of directions, as in {principal: 40}"),
-        ({"space": {"affine": 3}}, "space: affine: expected no directions"),
-        ({"space": {"affine": {"origin": 1.0}}}, "space.origin: expected less than 1, got 1.0"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
             {"objective": {"file": []}, "workers": 0},
@@ -172,7 +167,6 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         ),
         ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a part of one, or a whole number, got 1.5"),
-        ({"pipeline": 2}, "pipeline: expected 'auto', True or False, got 2"),
     ],
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
 )

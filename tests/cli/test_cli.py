@@ -13,14 +13,11 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import lcsc_opt
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.search.studies import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.processes import lcsc_process
-from tests.study_examples import write_study as write_finished
 
 MODULE = """
 import numpy as np
@@ -112,30 +109,6 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     assert "tiny/LCSC/1" in Path("tiny.html").read_text()
 
 
-def test_the_budget_of_a_grid_is_its_candidates(tiny: Path, typed: Typed) -> None:
-    assert "tiny/EMAGrid/0: 11/11" in typed("run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0").err
-    assert "11/11" in typed("list").out
-    for command in (["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"], ["resume", "tiny/EMAGrid/0"]):
-        assert "finished already" in typed(*command, "--budget", "300").err
-
-
-def test_compare_says_of_how_many_images_held_out_losses_are(workplace: Path, typed: Typed) -> None:
-    storage = open_storage("sqlite:///studies.db", write=True)
-    for name, images in (("e/EMAGrid/0", 10_000), ("e/LCSC/0", 10_000), ("e/LCSC/1", 2_000)):
-        write_finished(storage, name, [3.0, 2.0], held_out={"trial": 1, "loss": 2.5, "images": images})
-    write_finished(storage, "e/CMA/0", [3.0])
-    printed = typed("compare", "e")
-    shown = {line.split()[0]: line for line in printed.out.splitlines()[1:]}
-    assert "on images" in shown["optimizer"]
-    assert "2,000, 10,000" in shown["LCSC"]
-    assert "do not compare" in printed.err
-    rows = {row["study"]: row for row in typed.json("compare", "e")}
-    assert [row["held_out_images"] for row in rows.values()] == [10_000, 10_000, 2_000, None]
-    assert "do not compare" in rows["e/EMAGrid/0"]["warnings"][0]
-    assert rows["e/CMA/0"]["warnings"] == []
-    assert lcsc_opt.compare("e") == list(rows.values())
-
-
 def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -> None:
     before = Path("studies.db").read_bytes()
     Path("my_losses.py").unlink()  # it is not even loaded
@@ -162,12 +135,6 @@ def test_a_command_about_a_study_makes_no_database(workplace: Path, typed: Typed
     names = ["a/LCSC/0", *["b"] * (command == "fork")]
     assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(command, *names)
     assert not list(workplace.iterdir())
-
-
-def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, typed: Typed) -> None:
-    printed = typed("run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "3", "--budget", "500", "--dry-run").out
-    assert all(text in printed for text in ("tiny/LCSC/3", "500 evaluations", "mutation=0.02"))
-    assert not Path("studies.db").exists()
 
 
 def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:

@@ -51,11 +51,10 @@ def folder(workplace: Path, networks_train_briefly: None) -> Path:
     return workplace
 
 
-def save_model(folder: str, scheduler: dict[str, Any] | None) -> None:
+def save_model(folder: str, scheduler: dict[str, Any]) -> None:
     unet(1).save_pretrained(Path(folder) / "unet")
-    if scheduler is not None:
-        (Path(folder) / "scheduler").mkdir()
-        (Path(folder) / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (Path(folder) / "scheduler").mkdir()
+    (Path(folder) / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
 
 
 def options(recipe: str) -> list[str]:
@@ -129,24 +128,6 @@ def test_a_trajectory_stands_for_the_model_beside_it(folder: Path) -> None:
         given = ["--teacher", name, "--network", "network", "-o", f"of-{name}.trajectory"]
         assert lcsc(["train", "cd", *QUICK, *given]) == 0
     assert len({Trajectory.open(path).sha256 for path in folder.glob("of-*.trajectory")}) == 1
-
-
-def test_a_tuning_of_the_same_kind_keeps_the_model_that_it_begins_with(folder: Path) -> None:
-    """What a distillation or ``ect`` begins with is another kind of model, and none to be combined."""
-    assert lcsc(["train", "edm", *QUICK, "--from", "edm.model", "-o", "tuning.trajectory"]) == 0
-    tuning = Trajectory.open("tuning.trajectory")
-    assert tuning.steps == (0, 2, 4)
-    before = unet(1).state_dict()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tuning.checkpoint(0).items())
-    assert lcsc(["train", "ict", *QUICK, "--from", "edm.model", "-o", "other.trajectory"]) == 0
-    assert Trajectory.open("other.trajectory").steps == (2, 4)
-
-
-def test_latents_are_decoded_by_the_studys_objective(folder: Path) -> None:
-    assert lcsc(["train", "ict", *QUICK, "--autoencoder", "autoencoder", "-o", "run.trajectory"]) == 0
-    settings = study_settings()
-    assert settings["decoder"]["autoencoder"] == str((folder / "autoencoder").absolute())
-    assert Model.read(Path("run.model"), "-").folder.image_shape() == (2, 4, 4)
 
 
 def test_the_small_autoencoder_brings_images_back(
@@ -229,15 +210,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
     assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
 
 
-def test_a_training_that_another_process_begins_is_left_alone(folder: Path, typed: Typed) -> None:
-    command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
-    with only_process(folder / "run.model"):
-        before = written(folder)
-        assert "run.trajectory: another process trains it; wait until" in typed.refused(*command)
-        assert written(folder) == before
-
-
-@pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("…", "training"), ("08", "08")])
+@pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("08", "08")])
 def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, typed: Typed) -> None:
     said = typed("train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory").err
     assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in said
@@ -256,13 +229,10 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("odd").mkdir()
         for i in range(3):
             Image.fromarray(np.full((9, 9), i * 50, dtype=np.uint8)).save(f"odd/{i}.png")
-        unet(0, channels=3).save_config("colour")
         save_model("cm.model", {"_class_name": "CMStochasticIterativeScheduler"})
         save_model("ddpm.model", {"_class_name": "DDPMScheduler"})
         unet(1, channels=3).save_pretrained("ddpm.model/unet")
         save_model("flow.model", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
-        save_model("other.model", {"_class_name": "Something"})
-        save_model("untold.model", None)
         save_model("begun.model", {"_class_name": "EDMEulerScheduler"})
         Path("begun.model/unet/diffusion_pytorch_model.safetensors").unlink()
     return made
@@ -273,18 +243,13 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["flow", "--data", "nowhere"], "--data: nowhere does not exist; expected digits, photographs, cifar10"),
         (["flow", "--data", "images"], "--data: images: images differ in size: 0.png is 8x8 and 1.png 8x10"),
-        (["flow", "--network", "colour"], "--network: colour is for [3, 8, 8], and what is trained on is [1, 8, 8]"),
         (["flow", "--from", "edm.model"], "--from: edm.model is a edm model, and flow begins from flow"),
         (["flow", "--resume"], "run.trajectory: there is nothing to go on with"),
-        (["flow", "coupling=best"], "coupling: expected 'optimal-transport' or 'independent'"),
         (["cd"], "cd needs a diffusion model: name its folder with --teacher"),
-        (["cd", "--teacher", "other.model"], "other.model does not say how its network was trained: Something"),
         (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and what is trained on is [1, 8, 8]"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
         (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect begins from edm"),
         (["slct", "--autoencoder", "network"], "--autoencoder: network is of a UNet2DModel; expected the folder of"),
-        (["slct", "--network", "network"], "--network: network is for [1, 8, 8], and what is trained on is [2, 4, 4]"),
-        (["flow", "--data", "odd"], "the small U-Net takes square images of an even side, got 9x9"),
         (["slct", "--data", "odd", "--autoencoder", "autoencoder"], "[1, 9, 9] come back as [1, 8, 8]"),
     ],
 )

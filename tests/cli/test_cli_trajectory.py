@@ -67,16 +67,6 @@ def test_show_of_packed_and_unpacked_has_the_same_json(runs, typed):
     assert (packed["steps"], packed["parameters"], packed["warnings"]) == (list(STEPS), 12, [])
 
 
-def test_show_warns_below_the_table(runs, typed):
-    save_file({"w": torch.full((4, 3), float("nan"))}, runs / "model000300.safetensors")
-    (runs / "model000500.safetensors").unlink()
-    lines = typed("trajectory", "show", "runs/*.safetensors").out.splitlines()
-    assert [line.split(":")[1] for line in lines if line.startswith("warning: ")] == [" gap", " NaN or infinity"]
-    (moved,) = [line for line in lines if "between checkpoints" in line]
-    assert moved.count("·") == 2
-    assert "█" in moved
-
-
 def interrupt_the_fourth_row():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
     plain, calls = os.write, itertools.count(1)

@@ -153,15 +153,6 @@ def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
         assert np.abs(slower - faster).sum() > 1e-3
 
 
-def test_adapted_rates_span_one_interval_to_half_of_the_window() -> None:
-    lengths = 1 / (1 - np.array(window_ema_rates(range(0, 4020, 20))))
-    assert lengths[0] == pytest.approx(20)
-    assert lengths[-1] == pytest.approx(2000)
-    paper = 1 / (1 - np.sort(PAPER_EMA_RATES))
-    stretched = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])
-    np.testing.assert_allclose(stretched, np.log(paper / paper[0]) / np.log(paper[-1] / paper[0]))
-
-
 def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() -> None:
     steps = tuple(range(100, 2100, 100))
     found = plain_averages(steps, [0.9, 0.9995])
@@ -193,14 +184,6 @@ def test_closing_a_sum_moves_it_by_its_error_only(count: int, magnitude: float, 
     assert off_one(closed) <= 1e-12
     assert np.abs(closed - coefficients).max() <= abs(error) * (1 + 1e-15) + 1e-15 * np.abs(coefficients).max()
     assert (closed != coefficients).sum() <= 2
-
-
-@given(st.integers(1, 40), st.sampled_from([1e-2, 1.0, 1e5]), seeds)
-def test_normalizing_divides_by_the_sum(count: int, magnitude: float, seed: int) -> None:
-    values = np.abs(free_vector(count, magnitude, seed)) + magnitude
-    np.testing.assert_allclose(normalize(values), values / values.sum(), rtol=1e-12)
-    np.testing.assert_allclose(normalize(-values), values / values.sum(), rtol=1e-12)
-    assert off_one(normalize(values)) <= 1e-12
 
 
 @pytest.mark.parametrize("values", [[1.0, -0.9995], [math.inf, -math.inf], []])

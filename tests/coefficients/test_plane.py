@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, Plane, plane_grid
-from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.profiles import ema_coefficients
 
 STEPS = tuple(range(100, 2100, 100))
 PLANE = Plane.through((100, "ema:0.99", 2000), STEPS)
@@ -49,32 +49,12 @@ def test_corners_on_one_line_are_refused(corners: tuple[Any, ...], count: int) -
         Plane.through(corners, STEPS[:count])
 
 
-def test_default_corners_are_three_rates_of_the_window() -> None:
-    rates = window_ema_rates(STEPS)
-    assert Plane.default_corners(STEPS) == tuple(f"ema:{rate!r}" for rate in (rates[0], rates[3], rates[6]))
-
-
-@pytest.mark.parametrize(
-    ("corner", "label"), [(2000, "step 2,000"), ("ema:0.0", "EMA 0"), ("ema:0.9970930232558139", "EMA 0.997093")]
-)
-def test_labels_tell_rates_apart(corner: Any, label: str) -> None:
-    assert Plane.label(corner) == label
-
-
 @given(x=st.floats(-5, 5), y=st.floats(-5, 5))
 def test_a_point_is_the_linear_combination_of_the_paper(x: float, y: float) -> None:
     first, second, third = np.eye(20)[0], ema_coefficients(STEPS, 0.99), np.eye(20)[19]
     point = PLANE.at(x, y)
     np.testing.assert_allclose(point, first + x * (second - first) + y * (third - first), rtol=0, atol=1e-14)
     assert abs(math.fsum(point) - 1) <= 1e-12
-
-
-@given(x=st.floats(-5, 5), y=st.floats(-5, 5), seed=st.integers(0, 5))
-def test_a_point_of_the_plane_projects_to_itself_in_both_spaces(x: float, y: float, seed: int) -> None:
-    centered = weights(seed) - weights(seed).mean(axis=0)
-    products = PLANE.products(centered @ centered.T)
-    for known in (None, products):
-        np.testing.assert_allclose(PLANE.project(PLANE.at(x, y)[None], known), [[x, y]], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -122,25 +122,6 @@ def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: 
     assert view.page.url.startswith(f"{home}/lcsc/compare")
 
 
-def test_before_the_first_run_pages_are_empty_and_then_fill(
-    page: Any, dashboard: Switched, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refresh_each(300, monkeypatch)
-    second = page.context.new_page()
-    with watched(page, home := dashboard.show(url)) as compare, watched(second, home) as study:
-        compare.page.goto(f"{home}/lcsc/compare")
-        study.page.goto(f"{home}/lcsc/study")
-        assert all(headline(view).endswith("Start one: lcsc run STUDY_FILE") for view in (compare, study))
-        write_study(url, "digits/LCSC/0", [9.0, 4.0], held_out=3.0)
-        compare.page.wait_for_selector("#headline:has-text('LCSC is ahead: held-out FID 3')")
-        compare.page.wait_for_selector("#ranking .ag-row")
-        assert column(compare.page, "optimizer") == ["LCSC"]
-        study.page.wait_for_selector("#headline:has-text('digits/LCSC/0 is finished')")
-        study.drawn("coefficients")
-        assert compare.problems + study.problems == []
-    second.close()
-
-
 def test_the_curve_grows_while_a_study_runs_and_markup_in_its_name_runs_nothing(
     page: Any, dashboard: Switched, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +213,8 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
 
 
 def test_a_report_draws_every_visible_figure(page: Any, url: str, tmp_path: Path) -> None:
-    write_study(url, f"report/{MARKUP}/0", [4.0, 2.0])
+    study = write_study(url, f"report/{MARKUP}/0", [4.0, 2.0])
+    add_result(study, 2, None, reason=MARKUP)
     write_study(url, "report/CMA/0", [7.0, 3.0], held_out=2.9)
     path = write_report(open_storage(url, write=False), "report", tmp_path / "report.html")
     with watched(page, path.as_uri()) as view:

@@ -111,15 +111,6 @@ def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
     assert "to_value" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
 
 
-def test_a_figure_follows_axis_scale_and_theme(site: Site) -> None:
-    light = draw(site)["curves-new"]["data"]["layout"]
-    dark = draw(site, theme="dark", axis="images", scale=["x"])["curves-new"]["data"]["layout"]
-    assert light["yaxis"]["type"] == "log"
-    assert (dark["xaxis"]["type"], dark["yaxis"]["type"]) == ("log", "linear")
-    assert dark["xaxis"]["title"]["text"] == "images sampled"
-    assert light["template"]["layout"]["paper_bgcolor"] != dark["template"]["layout"]["paper_bgcolor"]
-
-
 def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: str) -> None:
     study = write_study(url, "digits/CMA/0", [3.0], ended=False)
     with study.hold():
@@ -166,17 +157,6 @@ def test_a_clock_offers_new_experiments_and_leaves_a_choice_alone(site: Site, ur
         "experiment": {"options": ["digits", "new"]}
     }
     assert site.call("compare", "experiment.options", **refresh)["experiment"]["value"] == "new"  # type: ignore[arg-type]
-
-
-def test_csv_has_the_rows_as_they_are_shown_now_with_full_numbers(site: Site) -> None:
-    rows = draw(site)["ranking"]["rowData"][::-1]
-    answer = site.call("compare", "download.data", triggered="csv", csv=1, ranking=rows, experiment="digits")
-    data = answer["download"]["data"]
-    assert data["filename"] == "digits.csv"
-    found = list(csv.DictReader(io.StringIO(data["content"])))
-    assert [row["optimizer"] for row in found] == ["EMA*", "LCSC"]
-    assert float(found[1]["held_out"]) == rows[1]["held_out"]
-    assert not any(name.endswith("_text") or name == "colour" for name in found[0])
 
 
 def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:

@@ -64,9 +64,14 @@ def test_the_newest_is_chosen_unless_the_address_asks(database: str, tmp_path: P
     assert draw(site, "three")["problem"]["children"] == "three: no such training; choose another one"
 
 
-@pytest.mark.parametrize(
-    "asked", ["training=run&step=30", "training=../run&step=10", "training=run&step=-10", "step=10", "training=run"]
-)
-def test_nothing_but_samples_is_served(database: str, tmp_path: Path, asked: str) -> None:
+def test_nothing_but_samples_is_served(database: str, tmp_path: Path) -> None:
     write_training(tmp_path)
-    assert Site(database).request(f"/lcsc/training/sheet?{asked}").status_code == 404
+    site = Site(database)
+    for asked in (
+        "training=run&step=30",
+        "training=../run&step=10",
+        "training=run&step=-10",
+        "step=10",
+        "training=run",
+    ):
+        assert site.request(f"/lcsc/training/sheet?{asked}").status_code == 404

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import optuna
@@ -15,8 +14,8 @@ from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import compared_trials, is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.curves import best_so_far, curves
-from lcsc_opt.views.ranking import headline, ranking
+from lcsc_opt.views.curves import best_so_far
+from lcsc_opt.views.ranking import ranking
 from tests.history_examples import history
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
@@ -40,27 +39,6 @@ def test_a_finished_study(storage: RDBStorage) -> None:
     assert answer.tobytes() == coefficients(4).tobytes()
     curve = best_so_far(found, "evaluations")
     assert (curve.positions.tolist(), curve.values.tolist(), curve.end) == ([1, 2, 5], [4, 2, 1], 6)
-
-
-def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
-    row = read(write_study(storage, "digits/LCSC/3", [4.0, 2.0])).as_row()
-    named = {"study": "digits/LCSC/3", "optimizer": "LCSC", "seed": 3, "state": "finished"}
-    counted = {"evaluations": 2, "images": 20, "seconds": 1.0}
-    held_out = {"held_out": None, "held_out_images": None, "held_out_rows": []}
-    assert json.loads(json.dumps(row)) == {**named, "searched": 2.0, **held_out, **counted}
-
-
-def test_the_trial_chosen_on_held_out_noise_is_the_answer(storage: RDBStorage) -> None:
-    study = write_study(storage, "digits/LCSC/0", [4.0, 2.0, 1.0, 3.0], held_out={"trial": 1, "loss": 2.75})
-    found = read(study)
-    assert (found.searched, found.held_out_loss, found.chosen) == (1.0, 2.75, 1)
-    assert (answer := HistoryReader(storage).answer(found)) is not None
-    assert answer.tolist() == coefficients(1).tolist()
-
-
-def test_a_study_that_was_interrupted(storage: RDBStorage) -> None:
-    found = read(write_study(storage, "digits/LCSC/0", [4.0, 2.0], ended=False, running=3))
-    assert (found.state, found.evaluations, found.images, found.searched) == ("unfinished", 2, 20, 2.0)
 
 
 @pytest.mark.parametrize(("running", "state"), [(0, "empty"), (2, "unfinished")])
@@ -143,19 +121,6 @@ def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:
 def test_trials_of_a_fork_keep_their_noise(asked: StoredStudy) -> None:
     asked.copy("more/LCSC/0", {"steps": STEPS, "forked_from": asked.name})
     assert read(StoredStudy.open(asked.storage, "more/LCSC/0")).best == 4
-
-
-def test_before_the_first_check_there_is_no_number(storage: RDBStorage) -> None:
-    study = write_study(storage, "digits/LCSC/0", [], ended=False)
-    for number, loss in enumerate((3.0, 2.0)):
-        add_result(study, number, loss, asked=2, noise=FRESH)
-    found = read(study)
-    assert (found.searched, found.chosen, found.metric) == (None, None, "loss")
-    assert HistoryReader(storage).answer(found) is None
-    assert (found.evaluations, found.images, found.state) == (2, 4, "unfinished")
-    assert curves([found], "images") == []
-    ranked = ranking([found])
-    assert (headline(ranked), ranked[0].searched) == ("No result yet.", None)
 
 
 # an experiment

@@ -14,14 +14,12 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
-from tests.processes import Lcsc, lcsc_process, wait_until
 from tests.search.test_runner import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
@@ -172,57 +170,3 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
 
 
 # several people run studies into one database, each with a coordinator of their own
-
-OPTIMIZERS = ("LCSC", "OnePlusOne")
-LOSS = """
-import pathlib, time, uuid
-calls = 0
-
-def loss(coefficients):
-    global calls
-    calls += 1
-    if calls == 3:
-        pathlib.Path(f"waiting-{uuid.uuid4()}").touch()
-        while not pathlib.Path("go").exists():
-            time.sleep(0.01)
-    return float(((coefficients - 0.4) ** 2).sum())
-"""
-STUDY = f"""
-name: shared
-objective: {{file: function.py, settings: {{callable: "losses_of_coordinators:loss", steps: [100, 200, 300]}}}}
-optimizers: [{", ".join(OPTIMIZERS)}]
-budget: {{evaluations: 12}}
-"""
-
-
-def contents(url: str) -> dict[str, list[Any]]:
-    storage = open_storage(url, write=False)
-    return {name: trials_of(StoredStudy.open(storage, name)) for name in our_studies(storage)}
-
-
-def test_coordinators_share_a_database_and_one_study_has_one(
-    postgresql_url: str, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("losses_of_coordinators.py").write_text(LOSS)
-    Path("shared.yaml").write_text(STUDY)
-    server = {"LCSC_STORAGE": postgresql_url}
-    commands = [("run", "shared.yaml", "--optimizer", name) for name in OPTIMIZERS]
-    coordinators = [Lcsc(*command, environment=server) for command in commands]
-
-    def all_wait() -> bool:
-        return len(list(tmp_path.glob("waiting-*"))) == len(OPTIMIZERS)
-
-    wait_until(lambda: all_wait() or not all(one.process.is_alive() for one in coordinators))
-    assert all_wait(), [one.wait() for one in coordinators if not one.process.is_alive()]
-    second = lcsc_process(*commands[0], environment=server)
-    Path("go").touch()
-    assert [coordinator.wait().status for coordinator in coordinators] == [0] * len(OPTIMIZERS)
-    assert lcsc(["run", "shared.yaml", "--storage", url]) == 0
-
-    assert second.status == 2
-    (line,) = [line for line in second.err.splitlines() if line.startswith("lcsc: ")]
-    assert line.startswith("lcsc: shared/LCSC/0: is being run on ")
-    assert "Traceback" not in second.err
-    assert contents(postgresql_url) == contents(url)
-    assert sorted(contents(url)) == sorted(f"shared/{name}/0" for name in OPTIMIZERS)

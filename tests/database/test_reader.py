@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-from typing import Any
 
 import numpy as np
 import optuna
@@ -163,18 +161,6 @@ def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage) -> None:
     assert (running.trials["number"].tolist(), running.reasons) == ([0, 1, 2, 5], {1: ("broken",)})
 
 
-def test_who_runs_a_study_is_told(storage: RDBStorage) -> None:
-    study = write_study(storage, "digits/LCSC/0", [4.0], ended=False)
-    reader = HistoryReader(storage)
-    assert reader.read("digits")[0].holder is None
-    with study.hold():
-        reading = HistoryReader(storage)
-        (held,) = reading.read("digits")
-        assert held.running
-        assert held.holder == platform.node()
-    assert not reading.read("digits")[0].running
-
-
 def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RDBStorage) -> None:
     write_study(storage, "faces/LCSC/0", [1.0])
     reader = HistoryReader(storage)
@@ -183,14 +169,3 @@ def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RD
         reader.read("face")
     with pytest.raises(StudyStoreError, match="their names are experiment/optimizer/seed"):
         reader.read_studies(["somebody's own"])
-
-
-def test_artifacts_of_a_trial_are_listed(storage: RDBStorage, tmp_path: Any) -> None:
-    study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    (tmp_path / "images.png").write_bytes(b"content")
-    study.attach(1, tmp_path, tmp_path / "images.png")
-    reader = HistoryReader(storage)
-    (found,) = reader.read("digits")
-    (meta,) = reader.artifacts(found, 1)
-    assert meta["filename"] == "images.png"
-    assert reader.artifacts(found, 0) == []

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.report import HeldOut, MetricRow, report_rows, warning_of
-from lcsc_opt.views.ranking import comparison_table, report_table
-from tests.history_examples import history
+from lcsc_opt.views.ranking import report_table
 
 SIGNS = {"precision": -1, "near": 1}
 CLIP = "fid@clip"
@@ -130,11 +128,6 @@ def test_a_cross_check_must_gain_for_certain(losses: list[float], others: list[f
     assert found is None if phrase is None else phrase in (found or "")
 
 
-def test_gains_of_losses_below_zero_have_no_share_and_warn_all_the_same() -> None:
-    found = rows(part([-2.0], **{CLIP: [4.5]}), part([-1.0], **{CLIP: [4.0]}))
-    assert "the loss is below EMA*'s, but fid@clip 12.5 % above" in (warning_of(found) or "")
-
-
 def test_what_is_stored_is_read_again_and_shown() -> None:
     found = rows(part([2.5], precision=[0.557], near=[3.05]), real={"near": 2.2})
     stored = {"trial": 1, "loss": 2.5, "rows": [dataclasses.asdict(row) for row in found], "warning": "it lost"}
@@ -150,30 +143,6 @@ def test_what_is_stored_is_read_again_and_shown() -> None:
     ]
     alone = report_table([MetricRow("near", None, 3.0, 0.1)])
     assert alone == (("metric", "better", "answer"), [["near", "–", "3 ± 0.1"]])
-
-
-def reported(optimizer: str, seed: int, **values: float) -> StudyHistory:
-    real = {"precision": 0.9}
-    found = [MetricRow(name, 1, value, real_halves=real.get(name)) for name, value in values.items()]
-    report = HeldOut(1, 2.0 + seed, rows=(MetricRow("loss", 1, 2.0 + seed), *found))
-    return dataclasses.replace(history([3.0], optimizer=optimizer, seed=seed), held_out=report)
-
-
-def test_all_optimizers_stand_in_one_table_precision_and_recall_first() -> None:
-    studies = [
-        reported("LCSC", 0, near=3.0, recall=0.8, precision=0.6),
-        reported("LCSC", 1, near=3.2, recall=0.9, precision=0.5),
-        history([9.0], optimizer="EMAGrid", held_out=8.0),
-    ]
-    assert comparison_table(studies) == (
-        ("optimizer", "held-out FID", "precision", "recall", "near"),
-        [
-            ["LCSC", "2.5 ± 0.71", "0.55 ± 0.071", "0.85 ± 0.071", "3.1 ± 0.14"],
-            ["EMA*", "8", "–", "–", "–"],
-            ["real images", "–", "0.9", "–", "–"],
-        ],
-    )
-    assert comparison_table(studies[2:]) is None
 
 
 def test_standard_errors_are_the_spread_of_one_group_and_have_no_rows() -> None:

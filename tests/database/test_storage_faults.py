@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import sqlite3
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -82,39 +80,6 @@ def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
         finally:
             other.kill()
     assert "is locked by another process; waiting" in said[0]
-    assert trials_of(study) == clean
-
-
-def test_a_dashboard_that_polls_during_a_run_disturbs_nothing(url: str, objective: Objective, clean: list[Any]) -> None:
-    study = open_study(url)
-    ended, polled = threading.Event(), threading.Semaphore(0)
-    seen: list[int] = []
-
-    def followed(coefficients: np.ndarray) -> float:
-        if len(seen) < 20:  # an evaluation does not end before somebody has looked
-            polled.acquire(timeout=120)
-        return objective(coefficients)
-
-    def poll() -> None:
-        try:
-            while not ended.is_set():
-                trials = optuna.load_study(study_name=study.name, storage=url).trials
-                assert [trial.number for trial in trials] == list(range(len(trials)))
-                seen.append(len(trials))
-                polled.release()
-        finally:
-            polled.release(100)
-
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        polls = [threads.submit(poll) for _ in range(2)]
-        try:
-            with study.hold():
-                run(study, CoefficientFunction(followed, STEPS, name="followed"))
-        finally:
-            ended.set()
-        for one in polls:
-            one.result()
-    assert len(seen) >= 20
     assert trials_of(study) == clean
 
 

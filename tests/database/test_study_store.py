@@ -168,12 +168,6 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     assert file.read_text() == "these are my notes, not a database"
 
 
-def test_reading_does_not_create_a_database(tmp_path: Path) -> None:
-    with pytest.raises(StudyStoreError, match="no such database"):
-        open_storage(f"sqlite:///{tmp_path / 'new.db'}", write=False)
-    assert not (tmp_path / "new.db").exists()
-
-
 def test_a_database_that_is_looked_into_is_not_made(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'new.db'}"
     with looked_into(url) as empty:

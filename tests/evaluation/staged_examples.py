@@ -18,7 +18,7 @@ import yaml
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation import Failure, Outcome
-from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import StagedObjective, stop_if_told
 
 STEPS = (1, 2, 3)
 IMAGES = 12
@@ -90,22 +90,6 @@ class Stages(StagedObjective):
         self.log.append((name, threading.current_thread().name, start, time.perf_counter()))
         if candidate.coefficients[0] == fails:
             raise RuntimeError(f"cannot {name}")
-
-
-class Whole(Objective):
-    """Without stages: the loss is half the square of the coefficients' norm."""
-
-    steps = STEPS
-
-    def why_no_gradient(self) -> str | None:
-        return None
-
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        a = candidate.coefficients
-        return Evaluation(float(a @ a) / 2, gradient=a.copy() if gradient else None)
-
-    def describe(self) -> dict[str, Any]:
-        return {"whole": True}
 
 
 class Overlapping(Stages):

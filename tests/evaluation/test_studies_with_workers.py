@@ -131,14 +131,6 @@ def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
     assert len(asked()) == 8
 
 
-def test_a_fork_goes_on_in_the_same_way(folder: Path, typed: Typed) -> None:
-    how = {"workers": 2, "spread": "images", "pipeline": False, "budget": {"evaluations": 2}}
-    assert lcsc(["run", study_file(folder, **how)]) == 0
-    assert lcsc(["fork", "e/CMA/0", "forked", "--budget", "1", "--storage", "sqlite:///e.db"]) == 0
-    assert begun_with("forked/CMA/0") == (1, True)
-    assert "1/1" in typed("list", "--storage", "sqlite:///e.db").out  # what it took over is not of its budget
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

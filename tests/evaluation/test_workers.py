@@ -9,7 +9,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lcsc_opt.base import accelerator
@@ -24,7 +23,6 @@ from tests.evaluation.staged_examples import (
     HeldScore,
     Slow,
     Stages,
-    Whole,
     assert_gradient,
     candidate,
     evaluated,
@@ -73,21 +71,14 @@ def test_a_part_that_fails_fails_the_candidate_with_its_reason(
     evaluated(spread.submit(candidate(1.0, 0.0, 0.0)))
 
 
-def test_an_objective_without_stages_gives_its_loss_and_its_gradient() -> None:
-    asked = candidate(0.5, 0.75, -0.25)
-    with contextlib.closing(WorkerPool(Whole, 1)) as pool:
-        plain, other = (evaluated(ProcessEvaluator(pool).submit(asked, gradient=wanted)) for wanted in (False, True))
-    assert plain.loss == other.loss == 0.4375
-    assert plain.gradient is None
-    np.testing.assert_array_equal(other.gradient, [0.5, 0.75, -0.25])  # type: ignore[arg-type]
-
-
 def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     dies = candidate(5.0, -4.0, 0.0)
     with contextlib.closing(WorkerPool(Stages, 2)) as pool:
         spread = SpreadEvaluator(Stages(), pool)
         died = [failed(evaluator.submit(dies)) for evaluator in (ProcessEvaluator(pool), spread)]
         evaluated(spread.submit(candidate(1.0, 0.0, 0.0)))
+        asked = candidate(0.5, 0.75, -0.25)
+        assert_gradient(evaluated(ProcessEvaluator(pool).submit(asked, gradient=True)), asked)
         [here] = pool.nodes()
     assert (here.name, here.deaths) == (platform.node(), 3), "one evaluated alone, two shared a candidate"
     assert 1 <= here.alive <= 2

@@ -67,15 +67,6 @@ def test_it_finds_the_minimum_of_a_quadratic(in_flight: int, left: float) -> Non
     np.testing.assert_allclose(optimizer.recommend().value, MINIMUM, atol=0.02)
 
 
-@pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_the_average_filters_the_noise_of_the_gradients(noise: float) -> None:
-    optimizer = gradient_search()
-    asked = run(optimizer, Quadratic(noise=noise), 400)
-    iterates = [Quadratic()(candidate.value).loss for candidate in asked[-50:] if request_of(candidate).gradient]
-    assert loss_of(optimizer) < 0.05 * START
-    assert loss_of(optimizer) < 0.4 * float(np.mean(iterates))
-
-
 def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -> None:
     asked = [request_of(candidate) for candidate in run(gradient_search(), Quadratic(), 100)]
     gradients = [request for request in asked if request.gradient]
@@ -154,15 +145,6 @@ def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
     run(plain, Quadratic(), 60)
     run(scaled, Quadratic(scale=scale), 60)
     np.testing.assert_allclose(scaled.recommend().value, plain.recommend().value, rtol=1e-7, atol=1e-9)
-
-
-def test_a_principal_space_is_searched_to_its_own_minimum() -> None:
-    centered = WALK - WALK.mean(axis=0)
-    space = PrincipalSpace.of(STEPS, default_origin(STEPS), centered @ centered.T, 5)
-    optimizer = gradient_search(space)
-    run(optimizer, Quadratic(), 300)
-    best, *_ = np.linalg.lstsq((space.basis.T @ WALK).T, TARGET - space.origin @ WALK, rcond=None)
-    assert loss_of(optimizer) == pytest.approx(Quadratic()(space.to_coefficients(best)).loss, rel=1e-3)
 
 
 def test_a_convex_space_is_searched_to_its_own_minimum() -> None:

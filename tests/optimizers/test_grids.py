@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, plane_grid
@@ -127,17 +126,3 @@ def test_failed_checkpoints_and_soups_are_left_out_of_a_greedy_soup() -> None:
     assert asked[4:] == [(1, 2)]
     np.testing.assert_allclose(best, [0, 1, 0, 0], atol=1e-12)
     assert len(soup(dict.fromkeys(SINGLE))[0]) == 4
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"corners": [1, 2]}, "corners: expected three"),
-        ({"corners": [100, 200, 250]}, "corners: no checkpoint was saved at step 250"),
-        ({"size": 1}, "optimizers.Landscape: size: expected greater than or equal to 2, got 1"),
-        ({"margin": -0.1}, "optimizers.Landscape: margin: expected greater than or equal to 0, got -0.1"),
-    ],
-)
-def test_wrong_options_are_refused(options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(StudySpecError, match=complaint):
-        build_optimizer(OptimizerSpec(name="Landscape", options=options), AFFINE, budget=9, workers=1, seed=0)

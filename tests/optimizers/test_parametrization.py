@@ -31,16 +31,6 @@ def test_the_array_starts_at_the_origin_of_its_space(space: CoefficientSpace) ->
     assert space_of(array.spawn_child()) is space
 
 
-@SPACES
-@given(st.integers(0, 2**32 - 1))
-def test_whatever_is_sampled_sums_to_one(space: CoefficientSpace, seed: int) -> None:
-    array = coefficient_array(space, step_size=0.5, seed=seed)
-    for candidate in (array.sample(), array.spawn_child(), array):
-        candidate.mutate()
-        assert candidate.value.shape == (20,)
-        assert abs(math.fsum(candidate.value) - 1) <= 1e-12
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_a_child_of_given_coefficients_has_them(seed: int) -> None:
     wanted = ORIGIN + np.random.default_rng(seed).standard_normal(20)

@@ -103,27 +103,6 @@ def test_a_fresh_process_with_other_hashes_asks_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("LCSC", {}), ("LCSCGradient", {}), ("LCSCQuadratic", {}), ("CMA", {"step_size": 0.05})]
-)
-def test_a_search_finds_better_coefficients_than_the_best_ema(name: str, options: dict[str, Any]) -> None:
-    best_ema = min(distance(ema_coefficients(STEPS, rate)) for rate in window_ema_rates(STEPS))
-    found = min(map(distance, run(build(name, budget=300, **options), 300)))
-    assert found < 0.7 * best_ema
-
-
-def test_step_size_is_the_spread_of_what_is_asked_first() -> None:
-    small, large = (np.array(run(build("CMA", step_size=step_size), 8)) - ORIGIN for step_size in (0.01, 0.1))
-    np.testing.assert_allclose(large[:8] / 10, small[:8], atol=2e-3)
-    assert large.std() / small.std() == pytest.approx(10, rel=0.2)
-
-
-def test_options_reach_the_optimizer() -> None:
-    asked = run(build("LCSC", max_parents=1, mutation=1e-11, crossover=0.0, generation_size=3), 10)
-    best = min(asked[:7], key=distance)
-    assert max(np.abs(child - best).max() for child in asked[7:]) < 1e-8
-
-
-@pytest.mark.parametrize(
     ("name", "options", "plain"),
     [
         ("OnePlusOne", {"mutation": "cauchy"}, ng.families.ParametrizedOnePlusOne(mutation="cauchy")),

@@ -118,14 +118,6 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
 
 
-def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -> None:
-    grow()
-    assert lcsc(["run", "grown.yaml", "--dry-run", "--budget", "6"]) == 0
-    assert len(load_study(NAME).trials) == 3
-    assert lcsc(["run", "grown.yaml"]) == 0
-    assert load_study("grown/CMA/0").steps == STEPS
-
-
 def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
     save(*STEPS)
     sweep = [*RUN, "vary.space=[affine,convex]", "held_out=null"]
@@ -145,16 +137,6 @@ def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typ
     assert "does not hold the 3 checkpoints that the study was begun with (steps 10 to 30)" in said
 
 
-def test_a_folder_with_another_name_is_the_same_where_its_checkpoints_are(begun: None) -> None:
-    Path("runs").rename("elsewhere")
-    Path("grown.yaml").write_text(STUDY.replace("checkpoints: runs", "checkpoints: elsewhere"))
-    assert lcsc([*RUN, "--budget", "6"]) == 0
-    assert stored().attributes["specification"]["objective"]["settings"]["checkpoints"] == "elsewhere"
-    save(*STEPS, folder="others", shift=1)
-    assert lcsc([*RUN, "--budget", "8", "objective.settings.checkpoints=others"]) == 2
-    assert lcsc([*RUN, "--budget", "8"]) == 0
-
-
 def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typed: Typed) -> None:
     save(*STEPS, folder="others", shift=1)
     Path("runs").rename("elsewhere")
@@ -166,6 +148,7 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typ
     assert "others: does not hold the 3" in typed(*RUN, "objective.settings.checkpoints=others", status=2).err
     assert lcsc(export) == 2
     assert lcsc([*RUN, "objective.settings.checkpoints=elsewhere"]) == 0
+    assert stored().attributes["specification"]["objective"]["settings"]["checkpoints"] == "elsewhere"
     assert lcsc(export) == 0
     assert len(load_study(NAME).trials) == 3
 

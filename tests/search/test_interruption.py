@@ -47,13 +47,13 @@ STUDY = {
     "optimizers": ["LCSC", "CMA"],
     "budget": {"evaluations": EVALUATIONS},
 }
-KILLS = (
-    "evaluation 1",
-    "before_cursor_execute 60",
-    "after_cursor_execute 61",
-    "commit 30",
-    "commit 31",
-    "evaluation 12",
+SIGNALS = (
+    "SIGKILL evaluation 1",
+    "SIGINT before_cursor_execute 60",
+    "SIGKILL after_cursor_execute 61",
+    "SIGINT commit 25",
+    "SIGKILL commit 31",
+    "SIGINT evaluation 12",
 )
 Trials = dict[str, list[tuple[int, list[float], float | None, TrialState]]]
 
@@ -78,36 +78,20 @@ def trials() -> Trials:
     }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trials:
-    with pytest.MonkeyPatch.context() as patch:
-        place(tmp_path_factory.mktemp("undisturbed"), patch)
-        assert lcsc(["run", "long.yaml"]) == 0
-        found = trials()
-    assert {len(study) for study in found.values()} == {EVALUATIONS}
-    return found
-
-
-def test_a_search_killed_again_and_again_ends_as_the_undisturbed_one(
-    undisturbed: Trials, workplace: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_interrupted_again_and_again_ends_as_the_undisturbed_one(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(workplace, monkeypatch)
-    for at in KILLS:
-        assert run(f"SIGKILL {at}").status == -signal.SIGKILL, at
+    assert lcsc(["run", "long.yaml"]) == 0
+    undisturbed = trials()
+    Path("studies.db").unlink()
+    for at in SIGNALS:
+        ended, killed = run(at), at.startswith("SIGKILL")
+        assert ended.status == (-signal.SIGKILL if killed else 130), at
+        assert ("run the same command to continue" in ended.err) is not killed
+        assert "Traceback" not in ended.err
     assert run("SIGKILL evaluation 0").status == 0
     assert trials() == undisturbed
+    assert {len(study) for study in undisturbed.values()} == {EVALUATIONS}
     with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-def test_ctrl_c_says_how_to_continue_and_loses_nothing(
-    undisturbed: Trials, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place(workplace, monkeypatch)
-    for at in ("before_cursor_execute 50", "commit 25", "evaluation 15"):
-        ended = run(f"SIGINT {at}")
-        assert ended.status == 130, at
-        assert "run the same command to continue" in ended.err
-        assert "Traceback" not in ended.err
-    assert run("SIGINT evaluation 0").status == 0
-    assert trials() == undisturbed

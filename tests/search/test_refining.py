@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.names import MetricName
@@ -241,26 +239,6 @@ def test_what_is_not_finite_ends_it_and_names_the_step(
     with pytest.raises(TrainingError, match=r"step 5: .*not finite; the checkpoints before it are whole in .*r\.traj"):
         run(objective, out)
     assert Trajectory.open(out).steps == (0, 1, 2, 3, 4)
-
-
-def test_defaults_are_a_rate_that_grows_with_the_root_of_the_images_and_fifty_checkpoints() -> None:
-    usual, larger = RefineSettings(), RefineSettings(images_per_step=800)
-    assert (usual.adam_rate, usual.steps, usual.every) == (1e-4, 300, 6)
-    assert (larger.adam_rate, larger.steps, larger.every) == (pytest.approx(2e-4), 75, 1)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"images_per_step": 1}, "images_per_step: expected greater than or equal to 2, got 1"),
-        ({"rate": math.nan}, "rate: expected .*got nan"),
-        ({"images": 199}, "199 images are 0 steps of 200"),
-        ({"images": 400, "checkpoint_every": 3}, "400 images are 2 steps of 200"),
-    ],
-)
-def test_settings_without_a_meaning_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(StudySpecError, match=message):
-        parse_settings(RefineSettings, given, source="refine")
 
 
 def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

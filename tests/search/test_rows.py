@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 import lcsc_opt
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.database.arrays import coefficients_of
 from tests.commands import Typed
 from tests.model_studies import write_model_study
@@ -61,17 +60,3 @@ def test_it_is_forked_from_one_row_and_exported_as_one_model(study_file: Path, t
     for name, tensor in load_file("merged.safetensors").items():
         torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-6)
     assert "leave --rows out" in typed.refused("fork", study.name, "fewer", "--rows", "kinds")
-
-
-def test_rows_for_what_merges_no_weights_are_refused() -> None:
-    spec = {"file": "function.py", "settings": {"callable": "math:fsum", "steps": [1, 2, 3]}}
-    with pytest.raises(StudySpecError, match=r"space\.rows: this objective merges no weights"):
-        lcsc_opt.run(
-            {
-                "name": "f",
-                "objective": spec,
-                "space": {"rows": "layers"},
-                "optimizers": ["LCSC"],
-                "budget": {"evaluations": 3},
-            }
-        )

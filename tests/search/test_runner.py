@@ -110,13 +110,12 @@ def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tu
     return result
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_samples_that_pycma_mirrors_are_told_without_a_warning(seed: int, url: str, objective: Objective) -> None:
-    few = optimizer("CMA", seed=seed, popsize=4)  # mirrors; every warning is an error here
+def test_samples_that_pycma_mirrors_are_told_without_a_warning(url: str, objective: Objective) -> None:
+    few = optimizer("CMA", popsize=4)  # mirrors; every warning is an error here
     assert run(open_study(url), objective, asked=few, evaluations=20).told == 20
 
 
-@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "EMAGrid"])
+@pytest.mark.parametrize("name", ["LCSC", "CMA", "EMAGrid"])
 def test_a_search_interrupted_anywhere_asks_the_same_candidates(
     name: str, url: str, objective: Objective, undisturbed: Any
 ) -> None:
@@ -182,22 +181,6 @@ def test_neither_the_order_in_which_workers_finish_nor_interruptions_change_anyt
     assert [trials == trials_of(study) for trials in found] == 2 * [True]
 
 
-def test_how_many_trials_are_in_flight() -> None:
-    assert [most_in_flight(workers) for workers in (1, 2, 4, 8)] == [1, 3, 6, 12]
-    assert [most_in_flight(workers, pipelined=True) for workers in (1, 2, 8)] == [2, 4, 16]
-
-
-def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, objective: Objective) -> None:
-    study = open_study(url)
-    run(study, objective, evaluations=10)
-    first = trials_of(study)
-    run(study, objective, evaluations=10)
-    assert trials_of(study) == first
-    run(study, objective, evaluations=14)
-    assert len(study.trials()) == 14
-    assert trials_of(study)[:10] == first
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -219,13 +202,13 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, rea
 
     study = open_study(url)
     objective = CoefficientFunction(sometimes, STEPS, name="sometimes")
-    search = run(study, objective, evaluations=9, failures=FailureSpec(retries=0))
+    search = run(study, objective, evaluations=6, failures=FailureSpec(retries=0))
     failed = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
-    assert [trial.number for trial in failed] == [2, 5, 8]
+    assert [trial.number for trial in failed] == [2, 5]
     assert {trial.user_attrs["reason"] for trial in failed} == {reason}
-    assert search.failures == 3
+    assert search.failures == 2
     assert search.best is not None
-    assert search.best[1] not in {2, 5, 8}
+    assert search.best[1] not in {2, 5}
 
 
 def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
@@ -246,22 +229,6 @@ def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objecti
     with pytest.raises(StudyStoreError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
         run(study, objective, evaluations=12, asked=optimizer(seed=1), environment_change="torch 1 → 2")
     assert len(study.trials()) == 10
-
-
-def test_a_failed_attempt_is_recorded_and_the_same_candidate_is_tried_again(url: str) -> None:
-    asked: list[bytes] = []
-
-    def flaky(coefficients: np.ndarray) -> float:
-        asked.append(coefficients.tobytes())
-        if asked.count(coefficients.tobytes()) <= 2 and len(set(asked)) == 3:
-            raise RuntimeError(f"attempt {asked.count(coefficients.tobytes())}")
-        return float(np.square(coefficients).sum())
-
-    study = open_study(url)
-    assert run(study, CoefficientFunction(flaky, STEPS, name="flaky"), evaluations=5).failures == 0
-    attempts = study.trials()[2].user_attrs["attempts"]
-    assert [attempt["reason"] for attempt in attempts] == ["RuntimeError: attempt 1", "RuntimeError: attempt 2"]
-    assert len(asked) == 7
 
 
 def test_attempts_are_counted_across_an_interruption(url: str) -> None:

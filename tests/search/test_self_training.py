@@ -145,22 +145,12 @@ class Diverges(Narrow):
         return super().loss(batch) * float("nan")
 
 
-class Asks(Narrow):
-    name: ClassVar[str] = "asks"
-
-    def loss(self, batch: Batch) -> Tensor:
-        answer: Tensor = batch.network(batch.images, 1.0)
-        return answer.sum()
-
-
 @pytest.mark.parametrize(
     ("changes", "name", "message"),
     [
         ({"recipe": Diverges()}, "n.trajectory", "training on its own samples: the loss of step 1 is nan"),
-        ({"recipe": Asks()}, "n.trajectory", "--recipe asks: it cannot train this model"),
         ({"recipe": Cd()}, "n.trajectory", "cd needs a teacher; give ct or ict"),
         ({}, "neon", "end the name in .trajectory"),
-        ({}, "scales.trajectory", "exists already"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_nothing(

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import lcsc_opt
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import our_studies
@@ -138,7 +137,5 @@ def test_another_budget_holds_at_every_point_unless_it_is_varied(typed: Typed) -
     assert "--budget: the study file varies budget.evaluations" in said
 
 
-def test_from_python_a_sweep_is_run_and_one_objective_is_asked_for() -> None:
+def test_from_python_a_sweep_is_run() -> None:
     assert [study.name for study in lcsc_opt.run("sweep.yaml", budget=3)] == EVERY
-    with pytest.raises(StudySpecError, match=r"varies objective\.settings\.images and stands for 2 experiments"):
-        lcsc_opt.load_objective("sweep.yaml")

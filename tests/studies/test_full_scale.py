@@ -19,8 +19,7 @@ from lcsc_opt.base.catalog import SHIPPED
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, build_scheduler
-from lcsc_opt.sampling.diffusers_sampler import without_deprecations
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.trajectory import Trajectory
 from tests.objectives.image_objectives import PIXELS, settings
@@ -195,24 +194,6 @@ def test_the_solver_solves_a_normal_distribution_in_as_many_calls(timesteps: int
     assert errors[2] < 0.03
     assert errors == sorted(errors, reverse=True)
     assert errors[3] / errors[4] > 4  # what the first two steps, of lower order, leave
-
-
-def test_the_steps_of_the_solver_are_those_of_diffusers_at_the_same_noise_levels() -> None:
-    model, noise = Exact(schedule("linear", 1000)), torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    trained = {"num_train_timesteps": 1000, "beta_schedule": "linear"}
-    options = {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"}
-    scheduler = build_scheduler("dpm-solver++", trained, options)
-    with without_deprecations():
-        scheduler.set_timesteps(9)
-    grid = np.linspace(model.levels[-1], model.levels[0], 10)
-    scheduler.sigmas = torch.from_numpy(np.exp(-grid))
-    scheduler.set_begin_index(0)
-    images = noise
-    for timestep, level in zip(scheduler.timesteps, grid, strict=False):
-        told = np.interp(-level, -model.levels, np.arange(1000))
-        images = scheduler.step(model(images, torch.full((4,), told)), timestep, images).prev_sample
-    ours = networks().dpm_solver(model, noise, 9)
-    torch.testing.assert_close(ours.float(), images.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_torchs_attention_is_what_flash_attention_computes() -> None:

@@ -59,12 +59,6 @@ def test_wall_clock_of_several_workers_is_not_their_sum() -> None:
     assert best_so_far(study, "evaluation_seconds").positions.tolist() == [10, 20, 30]
 
 
-@given(losses)
-def test_wall_clock_without_interruptions_is_the_time_since_the_start(values: list[float | None]) -> None:
-    trials = history(values).finished
-    np.testing.assert_allclose(wall_clock(trials), trials["ended"] - trials["started"][0])
-
-
 # over seeds
 
 

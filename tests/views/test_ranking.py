@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.report import HeldOut, MetricRow
@@ -97,15 +95,6 @@ def test_seeds_that_did_not_reach_it_are_counted(value: float, reach: Reach, tex
     found = ranking(studies, value=value)[0].to_value["evaluations"]
     assert (found, found.text) == (reach, text)
     assert ranking([history([])], value=value)[0].to_value["images"] == Reach(None, 0, 1)
-
-
-@given(st.permutations(range(4)))
-def test_the_order_of_studies_does_not_change_the_ranking(order: list[int]) -> None:
-    studies = [
-        history([3.0 - i, 2.0 - i / 7], optimizer="LCSC" if i % 2 else "CMA", seed=i // 2, held_out=2 + i / 3)
-        for i in range(4)
-    ]
-    assert ranking([studies[i] for i in order]) == ranking(studies)
 
 
 def measured(

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import numpy as np
-
 from lcsc_opt.views.curves import AXES, comparison_figure
-from lcsc_opt.views.figures.look import DARK, LIGHT, STYLES, style
+from lcsc_opt.views.figures.look import STYLES, style
 from tests.history_examples import history
 
 # colours
@@ -16,24 +14,6 @@ def test_an_optimizer_looks_the_same_in_every_process_and_unlike_others() -> Non
     others = {style(f"other {number}") for number in range(300)}
     assert "solid" not in {drawn.dash for drawn in others}
     assert len(others) > 100
-
-
-def test_colours_are_seen_and_texts_are_read_on_both_pages() -> None:
-    for colours in (LIGHT, DARK):
-        assert all(contrast(known.colour, colours["paper"]) > 2.0 for known in STYLES.values())
-        assert contrast(colours["text"], colours["paper"]) > 7
-
-
-def contrast(one: str, other: str) -> float:
-    """Of WCAG 2.2."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
 
 
 # comparison
@@ -70,9 +50,3 @@ def test_logarithmic_axes_are_kept_for_positive_losses() -> None:
     other = comparison_figure(positive, log_y=False, log_x=True)
     assert (other.layout.xaxis.type, other.layout.yaxis.type) == ("log", "linear")
     assert comparison_figure(negative).layout.yaxis.type == "linear"
-
-
-def test_a_refresh_keeps_what_a_reader_zoomed_and_another_axis_does_not() -> None:
-    drawn = [([3.0], "images"), ([3.0, 2.0, 1.0], "images"), ([3.0], "evaluations")]
-    first, refreshed, other = (comparison_figure([history(x)], axis).layout.uirevision for x, axis in drawn)
-    assert first == refreshed != other
