@@ -28,22 +28,6 @@ objective: {file: digits.py}
 optimizers: [LCSC]
 budget: {evaluations: 300}
 """
-DESIGN = """
-name: digits                        # studies are called digits/<optimizer>/<seed>
-objective:
-  file: digits.py                   # a name in objectives/, or a path
-  settings: {images: 1000}
-space: affine                       # affine | convex | {principal: 40}
-optimizers:
-  - EMAGrid: {}                     # rates default to the paper's
-  - LCSC: {max_parents: 10, mutation: 0.005}
-  - CMA: {step_size: 0.02}
-seeds: [0]
-budget: {evaluations: 300}          # or {images: 300000}
-workers: 1
-storage: sqlite:///studies.db
-held_out: {images: 10000, top: 5}
-"""
 TOP = f"expected one of {', '.join(StudySpec.model_fields)}"
 
 
@@ -68,28 +52,6 @@ def complaint(changes: Mapping[Any, Any]) -> str:
 
 
 # what is right
-
-
-def test_the_study_file_of_the_design_document(tmp_path: Path) -> None:
-    path = tmp_path / "digits.yaml"
-    path.write_text(DESIGN)
-    spec = read_study_file(path)
-    dumped = spec.model_dump()
-    assert {key: dumped[key] for key in yaml.safe_load(DESIGN)} == {
-        "name": "digits",
-        "objective": {"file": "digits.py", "settings": {"images": 1000}},
-        "space": {"kind": "affine", "directions": None, "origin": None, "rows": None},
-        "optimizers": (
-            {"name": "EMAGrid", "options": {}},
-            {"name": "LCSC", "options": {"max_parents": 10, "mutation": 0.005}},
-            {"name": "CMA", "options": {"step_size": 0.02}},
-        ),
-        "seeds": (0,),
-        "budget": {"evaluations": 300, "images": None},
-        "workers": 1,
-        "storage": "sqlite:///studies.db",
-        "held_out": {"images": 10_000, "top": 5},
-    }
 
 
 @pytest.mark.parametrize(

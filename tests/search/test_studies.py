@@ -109,3 +109,28 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
     assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
     assert lcsc([*other, "budget.evaluations=3", "tells=as-completed"]) == 0
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
+
+
+def test_another_seed_with_other_data_is_refused(workplace: Path, typed: Typed) -> None:
+    own = """
+from pathlib import Path
+from lcsc_opt.objective.contract import CoefficientFunction
+
+
+class Own(CoefficientFunction):
+    def fingerprint(self):
+        known = super().fingerprint()
+        known["objective"] |= {"reference": Path("reference").read_text(), "metrics": ["fid"]}
+        return known
+
+
+def build(settings):
+    return Own(lambda c: float((c**2).sum()), (1, 2, 3), name="own")
+"""
+    (workplace / "own_siblings.py").write_text(own)
+    (workplace / "reference").write_text("first")
+    study = {**STUDY, "objective": {"file": "own_siblings.py"}, "optimizers": ["LCSC"], "held_out": None}
+    (workplace / "a.yaml").write_text(yaml.safe_dump(study))
+    assert lcsc(["run", "a.yaml"]) == 0
+    (workplace / "reference").write_text("second")
+    assert 'objective.reference was "first", is now "second"' in typed.refused("run", "a.yaml", "seeds=[1]")
