@@ -13,8 +13,10 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,18 +202,18 @@ class Trainer:
         """
         try:
             self.begin(resume=resume)
-            shown = progress(f"training {self.training.recipe.name}", self.training.steps, done=self.step)
-            with shown if self.accelerator.is_main_process else contextlib.nullcontext() as advance:
-                for loss in self.run():
-                    if advance is not None:
-                        advance(note="" if loss is None else f"loss {loss:.4g}")
-            self._save_state()
+            if self.accelerator.num_processes == 1:
+                with _interrupt_held() as stop:
+                    self._run_to_the_end(stop)
+            else:  # an interrupt reaches them in different steps, and a state is saved by all in the same one
+                self._run_to_the_end(lambda: False)
         except KeyboardInterrupt:
             if self.accelerator.is_main_process:
                 saved = (self._latest or "step0").removeprefix("step")
+                where = "there" if saved == str(self.step) else f"step {saved}"
                 notice(
                     f"{self.training.out}: stopped after step {self.step}; "
-                    f"with --resume the same command goes on from step {saved}"
+                    f"with --resume the same command goes on from {where}"
                 )
             raise
         finally:
@@ -260,6 +262,18 @@ class Trainer:
             self._save_state()
         else:
             self.curve.rewind(self.step)
+
+    def _run_to_the_end(self, stop: Callable[[], bool]) -> None:
+        """Train up to the last step, or to the one after which ``stop`` says so, and save the state."""
+        main = self.accelerator.is_main_process
+        shown = progress(f"training {self.training.recipe.name}", self.training.steps, done=self.step)
+        with shown if main else contextlib.nullcontext() as advance:
+            for loss in self.run():
+                if advance is not None:
+                    advance(note="" if loss is None else f"loss {loss:.4g}")
+                if stop():
+                    break
+        self._save_state()
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
@@ -346,3 +360,39 @@ class Trainer:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
+
+
+_HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def _interrupt_held() -> Iterator[Callable[[], bool]]:
+    """Hold back SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
+
+    Signals that are ignored, or that end the process without a handler, stay as they are. Only the main thread gets
+    signals; in others nothing is held.
+
+    Yields:
+        Whether a signal waits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    handlers: dict[int, Any] = {number: one for number in _HELD if callable(one := signal.getsignal(number))}
+    waiting: list[tuple[int, Any]] = []
+
+    def come(number: int, frame: Any) -> None:
+        waiting.append((number, frame))
+        if len(waiting) > 1:
+            handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, come)
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if waiting:
+        number, frame = waiting[0]
+        handlers[number](number, frame)
