@@ -1,0 +1,217 @@
+"""LCSC as Optuna samplers: K coefficients that sum to one, searched by lcsc_opt's own optimizers.
+
+Nothing but Optuna's trials is stored. What an optimizer knows follows from them: it asks for the trials of a study
+again in their order, and is told what had ended when each of them began.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar
+
+import nevergrad as ng
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lcsc_opt.base.records import Evaluation
+from lcsc_opt.base.reproducibility import blas_threads, derive_seed
+from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.optimizers import Request, attach_evaluation, build_optimizer, request_of
+
+__all__ = ["LCSCGradientSampler", "LCSCQuadraticSampler", "LCSCSampler"]
+
+_BOUND = 1e6  # of a coefficient; Optuna's parameters need one
+_LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
+_FIRST_FAILURE_LOSS = 1e6  # told for a failed trial before anything has succeeded
+_ENDLESS = 10**9  # trials, where none are planned
+_LOCK = threading.Lock()  # of all samplers, since one with a lock of its own could not be pickled
+
+
+class LCSCSampler(optuna.samplers.BaseSampler):
+    """Algorithm 1 of Liu et al. 2024 over K coefficients, the parameters ``c0`` to ``c{K-1}`` of a trial.
+
+    Args:
+        steps: ``[K]`` training steps of the checkpoints, or K for steps from 1 to K.
+        seed: of all random numbers; ``None`` derives it from the study's name.
+        budget: how many trials are planned; :class:`LCSCQuadraticSampler` and :class:`LCSCGradientSampler` plan by it.
+        num_workers: how many trials run at once, in all processes. More of them that did not end count as failed.
+        images: of a plain evaluation; 0 where the objective samples none. With it, the quadratic and the gradient
+            sampler ask for evaluations of fewer images, too: see :meth:`request`.
+        options: settings of the optimizer, such as ``mutation``.
+
+    Raises:
+        lcsc_opt.base.errors.StudySpecError: an option that the optimizer does not have.
+    """
+
+    optimizer: ClassVar[str] = "LCSC"
+    """Its name in lcsc_opt; a subclass may name any of Nevergrad's registry."""
+
+    def __init__(
+        self,
+        steps: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        budget: int | None = None,
+        num_workers: int = 1,
+        images: int = 0,
+        **options: Any,
+    ) -> None:
+        self._steps = tuple(range(1, steps + 1)) if isinstance(steps, int) else tuple(steps)
+        self._spec = OptimizerSpec(name=self.optimizer, options=options)
+        self._seed, self._budget, self._num_workers, self._images = seed, budget, num_workers, images
+        self._names = [f"c{i}" for i in range(len(self._steps))]
+        self._begin("")
+
+    def suggest(self, trial: optuna.Trial) -> npt.NDArray[np.float64]:
+        """``[K]`` coefficients that sum to one, as ``trial.suggest_float`` gives them one by one."""
+        return np.array([trial.suggest_float(name, -_BOUND, _BOUND) for name in self._names])
+
+    def request(self, trial: optuna.Trial | FrozenTrial) -> Request:
+        """How a trial whose coefficients were suggested is to be evaluated.
+
+        Returns:
+            ``gradient`` (whether the trial's attribute ``gradient`` is wanted), ``images`` (``None``: of a plain
+            evaluation) and ``noise``. Losses of those for which ``compares()`` is false do not compare with others:
+            report the loss to the trial, and prune it.
+        """
+        candidate = self._asked.get(trial.number)
+        return Request() if candidate is None else request_of(candidate)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The K coefficients."""
+        return {name: FloatDistribution(-_BOUND, _BOUND) for name in self._names}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The coefficients of a trial, but of none that was enqueued.
+
+        Raises:
+            ValueError: the study has several objectives, or a trial lacks the gradient that was asked for.
+        """
+        self._raise_error_if_multi_objective(study)
+        if "fixed_params" in trial.system_attrs:
+            return {}
+        with _LOCK, blas_threads(1):
+            return dict(zip(self._names, self._ask(study, trial).value.tolist(), strict=True))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Nothing is sampled alone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{param_name}: {type(self).__name__} searches {self._names[0]} to {self._names[-1]}, all at once and "
+            f"without bounds: take them from sampler.suggest(trial), or suggest them from {-_BOUND:g} to {_BOUND:g}"
+        )
+
+    def _begin(self, study_name: str) -> None:
+        seed = derive_seed(0, study_name) if self._seed is None else self._seed
+        space = AffineSpace(self._steps, default_origin(self._steps))
+        self._optimizer = build_optimizer(self._spec, space, budget=self._budget, workers=self._num_workers, seed=seed)
+        if (plan := getattr(self._optimizer, "plan_budget", None)) is not None:
+            plan(evaluations=self._budget or _ENDLESS, images=None, images_per_evaluation=self._images)
+        self._study_name, self._next = study_name, 0
+        self._asked: dict[int, ng.p.Parameter] = {}  # by the trial's number
+        self._told: set[int] = set()
+        self._lost: set[int] = set()  # told as failed; their results may still come
+        self._worst: float | None = None
+
+    def _ask(self, study: optuna.Study, trial: FrozenTrial) -> ng.p.Parameter:
+        """Ask for every trial up to this one that was not asked for yet, in the order of their numbers.
+
+        Where the trials of a study are not what this optimizer asks for, it begins with them as another search's.
+        """
+        if study.study_name != self._study_name:
+            self._begin(study.study_name)
+        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+        older = [known for known in study.get_trials(deepcopy=False) if known.number < trial.number]
+        for known in (*older, trial):
+            if trial.number in self._asked:  # another trial that began later has asked for it
+                break
+            if known is not trial and (known.number < self._next or not self._is_asked(known)):
+                continue
+            self._tell_ended(older, known, sign)
+            candidate = self._optimizer.ask()
+            values = dict(zip(self._names, candidate.value.tolist(), strict=True))
+            if known is not trial and any(known.params.get(name, values[name]) != values[name] for name in values):
+                self._begin(study.study_name)
+                self._next = trial.number
+                self._tell_ended(older, trial, sign)
+                candidate, known = self._optimizer.ask(), trial
+            self._asked[known.number], self._next = candidate, max(known.number + 1, self._next)
+        return self._asked[trial.number]
+
+    def _is_asked(self, trial: FrozenTrial) -> bool:
+        """Whether the coefficients of a trial came from a sampler; a running one may not have them yet."""
+        suggested = self._names[0] in trial.params or trial.state == TrialState.RUNNING
+        return suggested and trial.datetime_start is not None and "fixed_params" not in trial.system_attrs
+
+    def _tell_ended(self, trials: Sequence[FrozenTrial], before: FrozenTrial, sign: int) -> None:
+        """Tell what had ended when a trial began: a function of the stored trials, so that it can be repeated."""
+        older = [trial for trial in trials if trial.number < before.number and trial.number not in self._told]
+        began = before.datetime_start or datetime.min
+        ended = {trial.number for trial in older if (trial.datetime_complete or datetime.max) <= began}
+        running = [trial.number for trial in older if trial.number not in ended]
+        killed = running[: max(len(running) - self._num_workers + 1, 0)]
+        for trial in older:
+            candidate = None if trial.number in self._lost else self._asked.get(trial.number)
+            if trial.number in ended:
+                self._told.add(trial.number)
+                self._tell(candidate, trial, sign)
+            elif trial.number in killed and candidate is not None:
+                self._lost.add(trial.number)
+                self._tell(candidate, None, sign)
+
+    def _tell(self, candidate: ng.p.Parameter | None, trial: FrozenTrial | None, sign: int) -> None:
+        """Tell a trial's result, or that there is none; without a candidate, as one of another search."""
+        evaluation = None
+        if trial is not None and trial.value is not None:
+            request = Request() if candidate is None else request_of(candidate)
+            is_step = trial.state == TrialState.PRUNED and not request.compares(self._images)
+            if trial.state == TrialState.COMPLETE or is_step:
+                evaluation = self._evaluation(trial, request, sign)
+                self._worst = max(evaluation.loss, evaluation.loss if self._worst is None else self._worst)
+        if candidate is None:
+            if trial is None or evaluation is None or not set(self._names) <= set(trial.params):
+                return
+            value = np.array([trial.params[name] for name in self._names])
+            candidate = self._optimizer.parametrization.spawn_child(new_value=value)
+        attach_evaluation(candidate, evaluation)
+        failure_loss = _FIRST_FAILURE_LOSS if self._worst is None else self._worst
+        self._optimizer.tell(candidate, failure_loss if evaluation is None else evaluation.loss)
+
+    def _evaluation(self, trial: FrozenTrial, request: Request, sign: int) -> Evaluation:
+        assert trial.value is not None
+        loss = min(max(sign * trial.value, -_LARGEST_LOSS), _LARGEST_LOSS)
+        gradient = trial.user_attrs.get("gradient")
+        if np.shape(() if gradient is None else gradient) == (len(self._names),):
+            return Evaluation(loss, gradient=sign * np.array(gradient, dtype=np.float64))
+        if request.gradient:
+            raise ValueError(
+                f"trial {trial.number} has no gradient: trial.set_user_attr('gradient', [...]) with the "
+                f"{len(self._names)} derivatives of its value wherever sampler.request(trial).gradient is true"
+            )
+        return Evaluation(loss)
+
+
+class LCSCQuadraticSampler(LCSCSampler):
+    """``LCSCQuadratic``: a quadratic model of the loss along slow waves over the checkpoints."""
+
+    optimizer = "LCSCQuadratic"
+
+
+class LCSCGradientSampler(LCSCSampler):
+    """``LCSCGradient``: Adam on the gradient, which an objective sets as the trial's attribute ``gradient``."""
+
+    optimizer = "LCSCGradient"
