@@ -59,11 +59,12 @@ def test_wrong_input_is_one_line(runs, typed, arguments, message):
     assert not Path("t").exists()
 
 
-def test_show_of_packed_and_unpacked_has_the_same_json(runs, typed):
+def test_show_of_packed_and_unpacked_has_the_same_keys(runs, typed):
     assert lcsc(["trajectory", "pack", "runs", "-o", "t.trajectory"]) == 0
     unpacked, packed = (typed.json("trajectory", "show", *given) for given in (["runs"], ["t.trajectory", "--verify"]))
     assert list(unpacked) == list(packed)
-    assert {name for name in packed if packed[name] != unpacked[name]} == {"path", "packed", "verified"}
+    of_packed = {"path", "packed", "verified", "sha256", "difference_norms"}
+    assert {name for name in packed if packed[name] != unpacked[name]} == of_packed
     assert (packed["steps"], packed["parameters"], packed["warnings"]) == (list(STEPS), 12, [])
 
 

@@ -221,7 +221,10 @@ class TestDryRun:
         [
             ({"checkpoints": "nowhere"}, "nowhere"),
             ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
-            ({"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}, "w.pt of inception does"),
+            (
+                {"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}},
+                "inception: w.pt does not exist",
+            ),
             ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
             ({"loss": "precision@tests.unet_examples:unet"}, "LCSCGradient: follows the gradient of the loss"),
             ({"device": "cuda:9"}, "device: cuda:9 is not there"),
