@@ -43,6 +43,7 @@ EXTRAS = {
     **dict.fromkeys(("transformers", "peft"), "text-to-image"),
     **dict.fromkeys(("accelerate", "ot"), "train"),
     "ray": "ray",
+    **{name: name for name in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 """Package → the extra of lcsc_opt that brings it."""
 

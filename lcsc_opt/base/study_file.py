@@ -183,7 +183,8 @@ class StudySpec(FrozenModel):
     workers of a Ray cluster. ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one
     candidate; ``auto`` spreads images where the optimizer waits for each result. ``pipeline`` overlaps sampling with
     the merging of the next candidate and the metric of the last one; ``auto`` does so where these use different parts
-    of the machine. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
+    of the machine. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`). ``log`` and
+    ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.exports.trackers`).
     """
 
     name: Experiment
@@ -199,6 +200,8 @@ class StudySpec(FrozenModel):
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
+    log: Annotated[tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], pydantic.Field(strict=False)] = ()
+    notify: str | None = None
     vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
 
     @property

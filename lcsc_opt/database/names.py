@@ -10,6 +10,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
 
 HOLDER = "holder"  # the attribute of a study that names its last coordinator
+LOGGED = "logged"  # the one that says which run of each tracker is the study's, and its last step there
 
 EMA_GRID, EMA = "EMAGrid", "EMA*"
 BASELINES = {

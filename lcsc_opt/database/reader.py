@@ -24,11 +24,11 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, StudyHistory, Trials, kept_metric
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import BASELINES, HOLDER, SUCCEEDED, is_search, split_name
+from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, SUCCEEDED, is_search, split_name
 from lcsc_opt.database.report import HeldOut
 from lcsc_opt.database.store import StoredStudy, our_studies
 
-UNSEEN = (HOLDER, "nodes")  # attributes whose changes make no new revision
+UNSEEN = (HOLDER, NODES, LOGGED)  # attributes whose changes make no new revision
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        ``created``, ``created_by``, ``forked_from``, ``parallelism``, ``layer_groups`` [S] by name,
                        ``plane`` of landscapes; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
-                       ``retry``, ``changes``, ``ray``, ``nodes``
+                       ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first

@@ -18,7 +18,7 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import NODES
-from lcsc_opt.database.names import HOLDER, is_ours
+from lcsc_opt.database.names import HOLDER, LOGGED, is_ours
 from lcsc_opt.database.store import StoredStudy, our_study
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
@@ -86,7 +86,7 @@ def fork(
         plan = dataclasses.replace(plan, origin=origin.tolist())
         runner.check(plan)
         begun = {**plan.following(), **plan.beginning(runner.objective(plan)), "forked_from": source.name}
-        not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, "measured", "retry"))
+        not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, LOGGED, "measured", "retry"))
         source.copy(plan.name, {**source.attributes, **changes, **begun, **not_taken})
         return plan
     was = packed_trajectory(before)

@@ -75,6 +75,8 @@ def run_landscape(
         failures=searched.spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
         budget=BudgetSpec(evaluations=len(plane_grid(chosen["size"], chosen["margin"])[1])),
         held_out=None,
+        log=(),
+        notify=None,
     )
     plan = dataclasses.replace(plan, origin=None)
     runner = StudyRunner(storage)

@@ -56,6 +56,7 @@ class StudyPlan:
             kept["workers"] = stored.get("ray") or kept["workers"]
             listed = {"optimizers": [kept.pop("optimizer")], "seeds": [kept.pop("seed")]}
             later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
+            later |= {"log": stored.get("log", []), "notify": stored.get("notify")}
             [spec] = parse_studies({"name": experiment, **kept, **listed, **later}, source="its specification")
             directory, origin = stored["directory"], stored["origin"]
             return cls(spec, directory and Path(directory), origin)
@@ -147,6 +148,8 @@ class StudyPlan:
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": held_out and held_out.model_dump(),
             "ray": self.ray and self.ray.model_dump(),
+            "log": list(self.spec.log),
+            "notify": self.spec.notify,
         }
 
     def beginning(self, objective: Objective) -> dict[str, Any]:

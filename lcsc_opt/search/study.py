@@ -39,6 +39,7 @@ from lcsc_opt.evaluation import (
     WorkerPool,
 )
 from lcsc_opt.exports import attach_figures
+from lcsc_opt.exports.trackers import Reporting, check_reporting
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import OURS, build_optimizer
@@ -243,6 +244,7 @@ class StudyRunner:
         code, why_no_gradient = self._checked(plan, studies)
         plan.check_gradient(why_no_gradient)
         plan.environments()
+        check_reporting(plan.spec.log, plan.spec.notify)
         before = {} if stored is None else stored["fingerprint"]["code"]
         compared(plan, self.storage, studies, {"code": {**before, **code}, "environment": here}, accept=self._accept)
         return True
@@ -303,8 +305,11 @@ class StudyRunner:
             plan = continued(plan, stored)
             moved = stored["specification"] != plan.specification()  # the checkpoints, which exports look for
             if plan.is_finished(stored) and not moved:
+                with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):  # what it lacks
+                    pass
                 return f"finished already; {self._outcome(plan)}"
-        with self.open(plan, retry_failed=retry_failed) as opened:
+        log, notify = plan.spec.log, plan.spec.notify
+        with self.open(plan, retry_failed=retry_failed) as opened, Reporting(opened.stored, log, notify):
             opened.search()
             opened.report()
             return self._outcome(plan)
