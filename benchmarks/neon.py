@@ -24,6 +24,7 @@ from lcsc_opt.training.recipes.consistency import Ict
 from lcsc_opt.trajectory import Trajectory
 
 OPTIMIZERS = ("LCSC", "LCSCGradient")
+LAYERS = "LCSCGradient, layers"
 LINE = tuple(round(-1 + 0.25 * index, 2) for index in range(21))  # w from -1 to 4
 SHOWN = ("w", "fid A", "fid B", "fid B2", "precision A", "recall A", "precision A2", "near A")
 
@@ -44,17 +45,23 @@ class Ways:
         recipe = Ict(first_discretization=160, learning_rate=1e-4)  # the curriculum's end; a tenth of the rate
         out = folder / f"neon{seed}.trajectory"
         step, _ = append_self_trained(self._plain, recipe, out, start=lambda: self._ema, seed=seed)
-        self._extended = self._plain.on_weights(Trajectory.open(out))
+        extended = Trajectory.open(out)
+        self._extended = self._plain.on_weights(extended)
         self._place = self._extended.steps.index(step)
+        layers = objective_of(rows="layers", **TRAINING)
+        self._layers = layers, layers.on_weights(extended.in_rows("layers"))
 
     def measure(self, way: str, row: str, images: int, evaluator: MetricsOfHalves) -> tuple[float, ...]:
         """w, and all metrics of the images of one way, on held-out noise."""
-        objective = self._extended if row else self._plain
+        without, extended = self._layers if way == LAYERS else (self._plain, self._extended)
+        objective = extended if row else without
         coefficients = self._line() if way == "EMA*" and row else self._ema
         if way != "EMA*":
-            coefficients = answer_of(objective, way, self._seed, images, selected_on=self._selected)
+            optimizer = way.partition(",")[0]
+            coefficients = answer_of(objective, optimizer, self._seed, images, selected_on=self._selected)
         sampled = objective.images(np.asarray(coefficients), HELD_OUT, REPORTED)
-        return -float(coefficients[self._place]) if row else 0.0, *evaluator.of_images(sampled)
+        weight = -float(np.mean(coefficients[..., self._place])) if row else 0.0  # of layers, the mean
+        return weight, *evaluator.of_images(sampled)
 
     def _line(self) -> Coefficients:
         candidates = [with_weight(self._ema, self._place, weight) for weight in LINE]
@@ -66,9 +73,9 @@ def main() -> None:
     arguments = parse(__doc__, seeds=2, images=10_000, selected=2_000)
     evaluator = MetricsOfHalves()
     keys = [
-        (way, row, seed, arguments.images if way in OPTIMIZERS else 0)
+        (way, row, seed, 0 if way == "EMA*" else arguments.images)
         for seed in range(arguments.seeds)
-        for way in ("EMA*", *OPTIMIZERS)
+        for way in ("EMA*", *OPTIMIZERS, LAYERS)
         for row in ("", "neon")
     ]
     with tempfile.TemporaryDirectory() as folder:
