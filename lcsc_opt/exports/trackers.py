@@ -38,9 +38,8 @@ _STALL_SECONDS, _STALL_TIMES = 1800.0, 10  # nothing new for this long, and for 
 _WIDTH, _HEIGHT, _MARGIN = 900, 360, 60  # pixels
 
 _Notify = Callable[[str, str, float | None, str], object]
-_Known = Mapping[
-    str, Any
-]  # what is stored of a tracker: its ``run``, the last ``step``, trial and loss of the ``answer``
+# what is stored of a tracker: its ``run``, the last ``step``, trial and loss of the ``answer``
+_Known = Mapping[str, Any]
 _Values = Mapping[str, float | Image.Image]
 _Part = Callable[[StudyHistory, bool], None]  # with the study as it is now, and whether it is the last time
 
