@@ -8,10 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/large.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/gpu.py benchmarks/large.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check docs links bench optimizers paper stress clean
+.PHONY: help setup demo test matrix check docs links bench gpu optimizers paper stress clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,9 @@ stress: setup ## inject every fault of docs/reliability.md, write benchmarks/res
 bench: setup ## run every script in benchmarks/, one after the other (long)
 	@for script in $(BENCHMARKS); do echo "== python $$script"; $(BIN)/python $$script || exit 1; done
 	@echo "ran $(words $(BENCHMARKS)) benchmarks: $(BENCHMARKS)"
+
+gpu: setup ## on a machine with an accelerator: its tests, what a trial takes, benchmarks/results/gpu.md (8 minutes)
+	$(BIN)/python benchmarks/gpu.py $(OPTIONS)
 
 optimizers: setup ## which optimizer to pick: docs/benchmarks.md measured again (hours; OPTIONS=--quick: minutes)
 	$(BIN)/python benchmarks/optimizers.py $(OPTIONS)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from common import machine, parse, write_json
 
+from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.metrics import FrechetReference, Moments
 
 CASES = ((2048, 10_000), (2048, 1_000), (64, 10_000), (64, 1_000))  # features, images
@@ -83,8 +84,8 @@ def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, 
     return np.asarray((drawn * deviations) @ basis + MEAN + shift, dtype=np.float32)
 
 
-def tasks(real: np.ndarray, samples: np.ndarray) -> dict[Way, Callable[[], float]]:
-    """(who computes, from what) → the computation. The part of the real images is done already."""
+def tasks(real: np.ndarray, samples: np.ndarray, device: torch.device = CPU) -> dict[Way, Callable[[], float]]:
+    """(who computes, from what) → the computation; ours on the device. The part of the real images is done already."""
     from torch_fidelity import metric_fid
 
     of_real, of_samples = moments(real), moments(samples)
@@ -106,10 +107,11 @@ def tasks(real: np.ndarray, samples: np.ndarray) -> dict[Way, Callable[[], float
     }
     if images < dimension:
         return {("ours", "features"): lambda: reference.distance_from_features(samples), **made}
-    reduced = reduce(tensor, BATCHES[dimension])
+    there = tensor.to(device)
+    reduced = reduce(there, BATCHES[dimension])
     return {
         ("ours", "statistics"): lambda: reference.distance_from_moments(reduced),
-        ("ours", "features"): lambda: reference.distance_from_moments(reduce(tensor, BATCHES[dimension])),
+        ("ours", "features"): lambda: reference.distance_from_moments(reduce(there, BATCHES[dimension])),
         **made,
     }
 

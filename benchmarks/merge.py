@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import machine, parse, write_json
-from pack import state_dict
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -43,6 +42,7 @@ DTYPES = ("exact", "float16", "bfloat16")
 SPREAD = 0.01  # standard deviation of a weight between checkpoints
 STEPS, STEP_SIZE, STEP_IMAGES = 60, 0.01, 200
 LEAST_SHARE, LEAST_LOOP = 0.75, 3.0  # our own targets
+WIDTHS = (64, 128, 256, 512)
 
 
 def main() -> None:
@@ -77,6 +77,22 @@ def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory
                     tensor += SPREAD / checkpoints**0.5 * torch.randn(tensor.shape, generator=generator)
                 writer.append(step, weights, wait=False)
     return {dtype: Trajectory.open(folder / f"{dtype}.trajectory") for dtype in DTYPES}
+
+
+def state_dict(step: int, megabytes: int) -> dict[str, torch.Tensor]:
+    """Blocks of a convolution, its bias and two norms, as in a U-Net, until the size is reached."""
+    generator = torch.Generator().manual_seed(step)
+    tensors: dict[str, torch.Tensor] = {}
+    left = megabytes * 10**6 // 4
+    while left > 0:
+        block = len(tensors) // 4
+        width = WIDTHS[block % len(WIDTHS)]
+        weight = torch.randn(width, min(width, -(-left // (9 * width))), 3, 3, generator=generator)
+        tensors[f"blocks.{block}.conv.weight"] = weight
+        for name in ("conv.bias", "norm.weight", "norm.bias"):
+            tensors[f"blocks.{block}.{name}"] = torch.randn(width, generator=generator)
+        left -= weight.numel() + 3 * width
+    return tensors
 
 
 def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The cost of a trial in the database, against simpler ways with Optuna and a file of JSON lines.
+"""The cost of a trial in the database, against simpler ways with Optuna.
 
     python benchmarks/store.py [--checkpoints 50 200 500] [--rounds 40] [--postgresql URL] [--quick]
 
@@ -6,10 +6,8 @@ A trial is a candidate of K coefficients that is safe before it is evaluated, an
 safe before the optimizer is told. In each round every way stores one trial, in turns, each in a database of its own:
 
 * ``ours``: as ``lcsc run`` does, under the study's lock;
-* ``gradient``, ``rows``: the same with a gradient; with a row of coefficients for each of 52 layers, and a gradient;
 * ``attributes``: Optuna's ask, ``set_user_attr`` for the coefficients and for each part of the result, and tell;
-* ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost;
-* ``lines``: two lines of JSON, each synced to the disk: no way that keeps the promise can be much faster.
+* ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost.
 
 The SQLite file is in the current folder. ``--postgresql postgresql://user@host/postgres`` also measures a server, on
 which it makes databases.
@@ -20,8 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -37,8 +33,7 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 
-WAYS = ("ours", "gradient", "rows", "attributes", "parameters", "lines")
-LAYERS = 52  # of the small network of benchmarks/rows.py
+WAYS = ("ours", "attributes", "parameters")
 FEW = 3  # rounds of the slowest way
 RESULT = Evaluation(
     12.345678901234567,
@@ -63,7 +58,7 @@ def main() -> None:
         if arguments.postgresql:
             kinds["postgresql"] = functools.partial(new_database, arguments.postgresql)
         rows = [
-            measure(kind, count, url, Path(folder), arguments.rounds)
+            measure(kind, count, url, arguments.rounds)
             for kind, url in kinds.items()
             for count in arguments.checkpoints
         ]
@@ -80,17 +75,14 @@ def new_database(server: str, name: str) -> str:
     return f"{server.rpartition('/')[0]}/{name}"
 
 
-def measure(kind: str, count: int, url: Callable[[str], str], folder: Path, rounds: int) -> dict[str, Any]:
+def measure(kind: str, count: int, url: Callable[[str], str], rounds: int) -> dict[str, Any]:
     """One row of the results."""
     generator = np.random.default_rng(count)
     with contextlib.ExitStack() as opened:
         ways: dict[str, Store] = {
             "ours": opened.enter_context(ours(url(f"ours-{count}"))),
-            "gradient": opened.enter_context(ours(url(f"gradient-{count}"), rows=())),
-            "rows": opened.enter_context(ours(url(f"rows-{count}"), rows=(LAYERS,))),
             "attributes": attributes(url(f"attributes-{count}")),
             "parameters": parameters(url(f"parameters-{count}")),
-            "lines": opened.enter_context(lines(folder / f"{kind}-{count}.jsonl")),
         }
         milliseconds: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(rounds + 1):  # the first turn of each does not count
@@ -119,15 +111,12 @@ def _row(kind: str, count: int, milliseconds: Mapping[str, list[float]]) -> dict
 
 
 @contextlib.contextmanager
-def ours(url: str, rows: tuple[int, ...] | None = None) -> Iterator[Store]:
-    """Our way: a candidate in one transaction, its result in others; with ``rows`` also a gradient of that shape."""
+def ours(url: str) -> Iterator[Store]:
+    """Our way: a candidate in one transaction, its result in others."""
     study = StoredStudy.open_or_create(open_storage(url, write=True), "store/LCSC/0", {"budget": {"evaluations": 1000}})
 
     def store(coefficients: np.ndarray, number: int) -> None:
-        whole = np.broadcast_to(coefficients, (*(rows or ()), len(coefficients)))
-        gradient = None if rows is None else whole.copy()
-        known = study.add_candidate(Candidate(whole.copy()))
-        study.finish(known, dataclasses.replace(RESULT, gradient=gradient), tell_index=number)
+        study.finish(study.add_candidate(Candidate(coefficients)), RESULT, tell_index=number)
 
     with study.hold():
         yield store
@@ -159,24 +148,6 @@ def parameters(url: str) -> Store:
         study.tell(trial, RESULT.loss)
 
     return store
-
-
-@contextlib.contextmanager
-def lines(path: Path) -> Iterator[Store]:
-    """Two lines of a file, each synced."""
-    with path.open("a") as file:
-
-        def write(content: Mapping[str, Any]) -> None:
-            file.write(json.dumps(content) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-        def store(coefficients: np.ndarray, number: int) -> None:
-            write({"number": number, "coefficients": coefficients.tolist()})
-            result = {"metrics": dict(RESULT.metrics), "cost": dataclasses.asdict(RESULT.cost), "tell_index": number}
-            write({"number": number, "value": RESULT.loss, **result})
-
-        yield store
 
 
 if __name__ == "__main__":

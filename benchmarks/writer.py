@@ -28,6 +28,8 @@ import torch
 from common import machine, parse, write_json
 from torch import nn
 
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.trajectory import TrajectoryWriter
 
 WIDTH, LAYERS, BATCH = 1600, 4, 64
@@ -63,10 +65,10 @@ def network() -> nn.Module:
     return nn.Sequential(*(layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH), nn.SiLU())))
 
 
-def training(model: nn.Module) -> Iterator[None]:
+def training(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Train one step for each ``next``."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    batch = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
+    batch = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0)).to(device)
     while True:
         optimizer.zero_grad()
         (model(batch) - batch).square().mean().backward()
@@ -107,19 +109,19 @@ class Ways:
                 os.fsync(file.fileno())
 
 
-def measure(threads: int, rounds: int) -> list[dict[str, Any]]:
+def measure(threads: int, rounds: int, device: torch.device = CPU) -> list[dict[str, Any]]:
     """One row for each way to save."""
     torch.set_num_threads(threads)
-    model = network()
+    model = network().to(device)
     cycles: dict[str, list[float]] = {}
     calls: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=Path()) as folder, ExitStack() as stack:
-        ways, steps, step = Ways(model, Path(folder), stack), training(model), 0
+        ways, steps, step = Ways(model, Path(folder), stack), training(model, device), 0
         names = list(ways.save)
         for turn in range(rounds + 1):  # the first one warms up
             for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
                 step += SAVES
-                took, stood = _turn(ways, name, steps, step)
+                took, stood = _turn(ways, name, steps, step, device)
                 if turn:
                     cycles.setdefault(name, []).append(took)
                     calls.setdefault(name, []).extend(stood)
@@ -128,7 +130,7 @@ def measure(threads: int, rounds: int) -> list[dict[str, Any]]:
     return [_row(name, threads, cycles, calls, step_ms) for name in names if name != NOTHING]
 
 
-def _turn(ways: Ways, name: str, steps: Iterator[None], first: int) -> tuple[float, list[float]]:
+def _turn(ways: Ways, name: str, steps: Iterator[None], first: int, device: torch.device) -> tuple[float, list[float]]:
     """The median seconds of a save and its steps, and the seconds of each call."""
     cycles, calls = [], []
     for save in range(SAVES):
@@ -139,6 +141,7 @@ def _turn(ways: Ways, name: str, steps: Iterator[None], first: int) -> tuple[flo
             next(steps)
         if save == SAVES - 1:
             ways.finish()
+        accelerator.synchronize(device)
         cycles.append(time.perf_counter() - start)
     return statistics.median(cycles), calls
 

@@ -1,6 +1,7 @@
 """A pretend accelerator of two devices: torch's backend for other makers, on which the CPU does the work, but late.
 
-Importing this registers it in this process, for good. What a real one does and a CPU does not is done here, too:
+Where the folder ``autoload`` is on its path, torch registers it at the end of its import, as it does other makers'
+backends. What a real one does and a CPU does not is done here, too:
 
 * Each stream is a queue with a thread of its own and random delays. Only ``item``, ``cpu`` and their like wait.
 * Memory that is freed goes back to the stream that took it, and is taken again at once, while work that is queued on
@@ -304,7 +305,7 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     def run() -> None:
         found = [value for value in pytree.tree_leaves(call()) if isinstance(value, torch.Tensor)]
         for room, value in zip(rooms, found, strict=True):
-            room.copy_(value)
+            room.copy_(value) if value.numel() else None
 
     mine.put(run)
     if seeded:
@@ -452,11 +453,14 @@ class _Backend(ModuleType):
     empty_cache = staticmethod(lambda: [memory.free.clear() for memory in _memories.values()])
 
 
-def _register() -> None:
+def register() -> None:
+    """Called by torch at the end of its import."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend(NAME))
     _queues.extend(_Queue(index, seed=index) for index in range(2))
     library = torch.library.Library("aten", "IMPL")
-    _thread.library = library  # which ends with it
+    anything = torch.library.Library("_", "IMPL")
+    anything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # it has no fewer bits to offer
+    _thread.libraries = library, anything  # which end with it
     made = "empty.memory_format empty_strided arange arange.start arange.start_step linspace eye eye.m randperm"
     library.impl("_copy_from", lambda source, to, non_blocking=False: _copy(to, source, non_blocking), "PrivateUse1")
     for name in [*made.split(), "randperm.generator"]:
@@ -473,8 +477,6 @@ def _register() -> None:
         Options.memory - _memories[_number(device)].used - _memories[_number(device)].unused(),
         Options.memory,
     )
+    chosen.empty_cache = _Backend.empty_cache
     chosen.memory_allocated = lambda device: _memories[_number(device)].used
     chosen.memory_reserved = lambda device: _memories[_number(device)].used + _memories[_number(device)].unused()
-
-
-_register()

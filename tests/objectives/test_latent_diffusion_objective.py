@@ -34,8 +34,11 @@ COEFFICIENTS = np.array([1.6, -0.9, 0.3])
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("study"))
+
+
+def train(place: Path) -> Path:
     """A study's folder: a pipeline, checkpoints as the trainers of diffusers leave them, prompts and photographs."""
-    place = tmp_path_factory.mktemp("study")
     pipeline = tiny_pipelines.stable_diffusion(place)
     pipeline.save_pretrained(place / "pipeline")
     for step in STEPS:
