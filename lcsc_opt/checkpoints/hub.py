@@ -60,8 +60,8 @@ def fetched(path: Path) -> Path:
     """
     if not is_of_hub(path) or path.exists():
         return path
-    name, commit, revision = path.relative_to(_place()).parts
-    name = name.replace("--", "/")
+    _, commit, revision = path.relative_to(_place()).parts
+    name = repository_of(path)
     where = f"hf://{name}@{urllib.parse.unquote(revision)}"
     notice(f"{where}: its weights are fetched to {path}")
     client = import_extra("huggingface_hub")
@@ -86,6 +86,11 @@ def fetched(path: Path) -> Path:
 def is_of_hub(path: Path) -> bool:
     """Whether a path is one of :func:`revisions`."""
     return _place() in path.parents
+
+
+def repository_of(path: Path) -> str | None:
+    """``owner/name`` of one of :func:`revisions`; ``None`` for other paths."""
+    return path.relative_to(_place()).parts[0].replace("--", "/") if is_of_hub(path) else None
 
 
 def model_folder(name: str) -> Path:

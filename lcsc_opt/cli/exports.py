@@ -28,17 +28,20 @@ def export(
     trial: Annotated[int | None, typer.Option(min=0, help="Its number; else the one chosen on held-out noise.")] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, with a model card.")] = None,
     storage: Storage = None,
 ) -> None:
     """Write the merged model, with its recipe inside. To a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
-    from lcsc_opt.exports import merging, writing
+    from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.study import objective_of
 
     alone = out.suffix == ".json"
     to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    if push_to_hub is not None:
+        publishing.check_repository(push_to_hub, to)
     stored = find_study(study, storage)
     objective = objective_of(stored)
     if to is None:
@@ -48,6 +51,8 @@ def export(
         made = merging.export(stored, objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
+    if to is not None and push_to_hub is not None:
+        say(publishing.push_to_hub(push_to_hub, to, stored, objective, made))
 
 
 def apply(

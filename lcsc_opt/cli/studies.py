@@ -27,14 +27,13 @@ def init(
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Look at checkpoints and write a study file for them. What cannot be found out is asked, or marked in it."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    if out.exists() and not overwrite:
-        raise StudySpecError(f"{out}: exists already; give another name with -o, or --overwrite")
+    if out.exists():
+        raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
     text, found, missing = draft(checkpoints, reference=reference, ask=_ask)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {found}")
