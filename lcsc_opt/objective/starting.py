@@ -112,7 +112,7 @@ def _objective(
     """The objective that fits, and its settings: name → (value, comment); ``None`` if only the user knows the value."""
     base = folder if folder.is_dir() else folder.parent
     around = (first, first.parent, base, base.parent)
-    adapter = next((place for place in around if _known(place, "adapter_config.json", "task_type")), None)
+    adapter = next((place for place in around if _adapts_transformers(place)), None)
     language = next((place for place in around if _known(place, "config.json", "model_type")), None)
     if adapter is not None or language is not None:
         return _SCORE, _of_adapter(adapter) if adapter is not None else _of_score(language)
@@ -177,11 +177,19 @@ def _makes_images(tensors: Mapping[str, Tensor]) -> bool:
     return few or not matrices or any(_NOISE_LEVEL.search(name) for name in tensors)
 
 
-def _known(folder: Path, file: str, key: str) -> str | None:
+def _adapts_transformers(folder: Path) -> bool:
+    """Whether an adapter is of a model of transformers; peft names its task, or its library where no task was given."""
+    library = _known(folder, "adapter_config.json", "auto_mapping", "parent_library") or ""
+    return library.startswith("transformers.") or bool(_known(folder, "adapter_config.json", "task_type"))
+
+
+def _known(folder: Path, file: str, *keys: str) -> str | None:
     """A text in a JSON file of a folder; ``None`` where it is not."""
     try:
-        found = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
-    except (OSError, ValueError, AttributeError):
+        found = json.loads((folder / file).read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return found if isinstance(found, str) and found else None
 

@@ -79,8 +79,13 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
             ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
             ['command: "FILL IN: ', "pretrained=me/base,peft={model}", "- LCSCQuadratic"],
         ),
+        (  # what peft writes where no task was named
+            {"adapter_config.json": {"auto_mapping": {"parent_library": "transformers.models.gpt2.modeling_gpt2"}}},
+            ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
+            ['command: "FILL IN: ', "- LCSCQuadratic"],
+        ),
     ],
-    ids=["transformers", "classifier", "adapter"],
+    ids=["transformers", "classifier", "adapter", "adapter without a task"],
 )
 def test_what_makes_no_images_gets_a_score(config: dict[str, object], tensors: list[str], lines: list[str]) -> None:
     for step in (100, 200):
