@@ -31,10 +31,15 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc mends that by itself, scripts of your own by README's one line"
 	@touch $@
 
-demo: setup ## train a small model of digits, search with five optimizers, compare them in digits.html (minutes)
-	$(BIN)/lcsc run studies/digits.yaml
-	$(BIN)/lcsc compare digits
-	$(BIN)/lcsc report digits
+demo: setup ## train a small model of letters, search with four optimizers, compare them in demo.html (minutes)
+	$(BIN)/lcsc run studies/demo.yaml
+	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC,CMA]' space=affine
+	$(BIN)/lcsc compare demo
+	@$(BIN)/lcsc report demo
+	@echo
+	@echo "Open in a browser: file://$(CURDIR)/demo.html, images before and after, curves, coefficients of each layer"
+	@echo "The same, live:    $(BIN)/lcsc dashboard, then http://127.0.0.1:8080"
+	@echo "The found model:   $(BIN)/lcsc export demo/LCSCGradient/0 -o best.safetensors"
 
 # Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
 test: export PYTHONDONTWRITEBYTECODE :=

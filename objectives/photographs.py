@@ -8,40 +8,15 @@ trains both networks, in a few minutes on two cores; afterwards they come from t
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.trained import SmallModel, TrainedSettings
-from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.networks import PatchedUNet
 from lcsc_opt.training.recipes.consistency import Ict
-
-
-class PatchedUNet(nn.Module):
-    """A :func:`small_unet` whose pixels are patches of the image, which saves most of its work at full resolution.
-
-    Args:
-        image_shape: ``[C, H, W]``.
-        widths: of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
-        patch: side of a patch in pixels.
-    """
-
-    def __init__(self, image_shape: Sequence[int], widths: Sequence[int], *, patch: int) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        self.patch = patch
-        self.unet = small_unet((channels * patch**2, height // patch, width // patch), widths)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
-        patches = self.unet(F.pixel_unshuffle(x, self.patch), t).sample
-        return F.pixel_shuffle(patches, self.patch)
-
 
 MODEL = SmallModel(
     name="photographs",

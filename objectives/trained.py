@@ -33,7 +33,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.trained import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
-from lcsc_opt.training.images import FORMATS
+from lcsc_opt.training.images import FORMATS, Bundled
 from lcsc_opt.training.networks import torch_threads
 from lcsc_opt.training.recipes import TrainingRecipe
 from lcsc_opt.training.trainer import Training, beside
@@ -72,7 +72,7 @@ class Settings(TrainedSettings, TrainedModel):
     """Those of all models that are trained here, and the recipe with its teacher."""
 
     data: Literal["all"] = "all"
-    dataset: Literal["digits", "photographs"] = "digits"
+    dataset: Bundled = "digits"
     teacher: TrainedModel | None = None
 
     def check(self) -> None:

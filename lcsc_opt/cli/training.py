@@ -26,7 +26,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help=_RECIPE_HELP)],
     settings: _RecipeSettings = None,
     *,
-    data: Annotated[str, typer.Option(help="digits, photographs, cifar10, or a folder of images of one size.")],
+    data: Annotated[str, typer.Option(help="digits, photographs, characters, cifar10, or a folder of images.")],
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")],
     out: _Out,

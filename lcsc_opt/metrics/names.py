@@ -38,6 +38,8 @@ MADE = {
     "digits2": "lcsc_opt.training.images:second_digits_extractor",
     "photographs": "lcsc_opt.training.images:photographs_extractor",
     "photographs2": "lcsc_opt.training.images:second_photographs_extractor",
+    "characters": "lcsc_opt.training.images:characters_extractor",
+    "characters2": "lcsc_opt.training.images:second_characters_extractor",
     "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
 }  # short names of factories, for study files and tables: networks that nobody published, made without a download
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it

@@ -48,13 +48,14 @@ class TrainedSettings(ScoreSettings):
     """Settings of an objective whose model is trained here.
 
     Attributes:
-        data: ``half`` trains on half of the images, and keeps the other half for held-out reports.
+        data: ``half`` trains on half of the images, and keeps the other half for held-out reports; ``thirds`` trains on
+            a third, searches with another, and keeps the last.
         images: in an evaluation; with 64 or fewer, the covariance of 64 features has no full rank.
         nfe: model calls an image.
         training_steps: length of the training.
     """
 
-    data: Literal["all", "half"] = "all"
+    data: Literal["all", "half", "thirds"] = "all"
     images: Annotated[int, Field(ge=65)] = 1000
     batch_size: Positive = 500
     nfe: Annotated[int, Field(ge=1, le=100)] = 1
@@ -78,20 +79,23 @@ class TrainedSettings(ScoreSettings):
             find_reward(reward, weights=None)
         self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
-    def trained_on(self, dataset: Bundled) -> Tensor:
-        """``[n, C, H, W]``: the images that training and loss may look at."""
+    def parts(self, dataset: Bundled) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images ``[n, C, H, W]`` to train on, for the loss, and those that only held-out reports look at."""
         images, _ = bundled_images(dataset)
-        return images if self.data == "all" else images[::2]
+        if self.data == "all":
+            return images, images, None
+        if self.data == "half":
+            return images[::2], images[::2], images[1::2]
+        return images[::3], images[1::3], images[2::3]
 
     def objective(self, dataset: Bundled, trajectory: Trajectory, sampler: Sampler) -> MergeSampleScore:
         """Merge the selected checkpoints, sample, and score by the networks of ``dataset``."""
         device = accelerator.find("auto")  # where the sampler is, too
+        _, searched, unseen = self.parts(dataset)
 
         def reference(extractor: FeatureExtractor) -> Reference:
-            seen = Reference.of_images(extractor, self.trained_on(dataset))
-            if self.data == "all":
-                return seen
-            return dataclasses.replace(seen, held_out=Reference.of_images(extractor, bundled_images(dataset)[0][1::2]))
+            held_out = None if unseen is None else Reference.of_images(extractor, unseen)
+            return dataclasses.replace(Reference.of_images(extractor, searched), held_out=held_out)
 
         def for_reports() -> dict[str, Reference]:
             own = {INCEPTION: known} if self.held_out_metrics is None or self.reward else {}
@@ -128,6 +132,7 @@ class SmallModel:
         architecture: names the network in the cache; change it with the network.
         network: makes the network.
         spacing: ratio of the noise levels of a consistency model that is sampled in several steps.
+        threads: of the training; ``None`` for :data:`THREADS`. One hardly waits on a busy machine.
     """
 
     name: str
@@ -137,6 +142,7 @@ class SmallModel:
     architecture: str
     network: Callable[[], nn.Module]
     spacing: float = 0.2
+    threads: int | None = None
 
     def build(self, settings: TrainedSettings) -> MergeSampleScore:
         """The objective; the trajectory and the feature network come from the cache, or are trained first."""
@@ -178,7 +184,7 @@ class SmallModel:
 
     def _train(self, settings: TrainedSettings, path: Path) -> None:
         """Train, and leave the trajectory; a training that was interrupted begins again."""
-        images, network = settings.trained_on(self.dataset), self.network()
+        (images, _, _), network = settings.parts(self.dataset), self.network()
         generator = torch.Generator().manual_seed(derive_seed(settings.training_seed, "training"))
         initialize(network, generator)
         optimizer = torch.optim.RAdam(network.train().parameters(), lr=self.recipe.learning_rate)
@@ -190,7 +196,7 @@ class SmallModel:
 
         partial = path.with_name(f"{path.name}.partial")
         remove(partial)
-        with torch_threads(THREADS), TrajectoryWriter(partial) as writer:
+        with torch_threads(self.threads or THREADS), TrajectoryWriter(partial) as writer:
 
             def save(step: int) -> None:
                 if step % every == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from lcsc_opt.training.images import Bundled, bundled_images
 from lcsc_opt.training.networks import descend, initialize
 
 AT_ONCE = 500  # images that are decoded at once
-BUNDLED: tuple[Bundled, ...] = ("digits", "photographs")
+BUNDLED: tuple[Bundled, ...] = get_args(Bundled)
 FINAL_STD = 0.5  # of latents: sigma_data of the recipes
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly changes the images
 BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000  # of the small autoencoder; at most so many steps
@@ -65,7 +65,7 @@ class TrainingData:
 
 
 def load_images(name: str, *, cache: Path) -> TrainingData:
-    """``digits``, ``photographs``, ``cifar10``, or all images of a folder or a zip file.
+    """``digits``, ``photographs``, ``characters``, ``cifar10``, or all images of a folder or a zip file.
 
     Args:
         name: one of these.

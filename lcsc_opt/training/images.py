@@ -1,4 +1,4 @@
-"""The images that scikit-learn bundles (8×8 digits, crops of two photographs), and feature networks for each.
+"""Images without a download (scikit-learn's 8×8 digits and photographs, drawn letters), and feature networks for each.
 
 Inception's features say little about 8×8 images, and Inception must be downloaded. So the penultimate layer of a small
 classifier of such images takes its place: FID in its features falls when samples look more like the images. The
@@ -13,13 +13,16 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -33,13 +36,15 @@ from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.training.networks import descend, torch_threads
 
-Bundled = Literal["digits", "photographs"]
+Bundled = Literal["digits", "photographs", "characters"]
 
-FORMATS: dict[Bundled, int] = {"digits": 3, "photographs": 4}  # of images, training and cached file; raise on a change
+# of images, training and cached file; raise on a change
+FORMATS: dict[Bundled, int] = {"digits": 3, "photographs": 4, "characters": 1}
 BATCH, LEARNING_RATE, HELD_OUT_FRACTION = 128, 1e-3, 0.2
 SECOND_SEED, SECOND_DIMENSION = 1, 48  # of the second network, which only held-out reports use
 SIZE, STRIDE = 32, 8  # of a photograph's crops, and the pixels between neighbouring ones
 ROWS, COLUMNS = 4, 5  # parts of a photograph, of two regions each
+SIDE, DRAWN, CHARACTERS = 16, 12_000, string.ascii_uppercase[:10]  # pixels, how many, and of what
 
 
 @functools.cache
@@ -50,7 +55,13 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
     photograph has 4×5 parts, and each part a left and a right region of 106 by 64 pixels; a crop lies in one region,
     and its class is the photograph and the part. Even crops are of the regions of one colour of a chequerboard, odd
     ones of the other, so the halves ``[::2]`` and ``[1::2]`` have crops of every part, and no pixel in common.
+    ``characters`` are 12,000 letters from A to J of 16×16 pixels, each drawn for itself.
     """
+    if name == "characters":
+        random = np.random.default_rng(0)
+        letters = random.integers(len(CHARACTERS), size=DRAWN)
+        drawn = drawn_characters([CHARACTERS[letter] for letter in letters], random, variety=0.5)
+        return torch.from_numpy(drawn.astype(np.float32))[:, None], torch.from_numpy(letters)
     if name == "digits":
         pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
         images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
@@ -67,6 +78,26 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
                 parts[(row + column) % 2].append(torch.full((len(crops[(row + column) % 2][-1]),), part))
     both = [torch.stack([torch.cat(half) for half in halves], dim=1).flatten(0, 1) for halves in (crops, parts)]
     return both[0], both[1]
+
+
+def drawn_characters(
+    texts: Sequence[str], random: np.random.Generator, *, variety: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """Characters ``[n, 16, 16]`` in [−1, 1] in the font that Pillow carries: shifted, turned, between two shades.
+
+    ``variety``, in (0, 1], is how far they may be shifted, turned and shaded, and how much they differ in size.
+    """
+    fonts = [ImageFont.load_default(size) for size in range(round(32 - 10 * variety), 33, 2)]
+    images = np.empty((len(texts), SIDE, SIDE))
+    for image, text in zip(images, texts, strict=True):
+        canvas = Image.new("L", (2 * SIDE, 2 * SIDE))  # scaled down after it was turned, which smooths edges
+        middle = SIDE + random.uniform(-3 * variety, 3 * variety, size=2)
+        ImageDraw.Draw(canvas).text(tuple(middle), text, fill=255, font=fonts[random.integers(len(fonts))], anchor="mm")
+        turned = canvas.rotate(random.uniform(-25 * variety, 25 * variety), Image.Resampling.BILINEAR)
+        dark = random.uniform(-1, -0.2 - 0.8 * (1 - variety))
+        light = random.uniform(0.2 + 0.8 * (1 - variety), 1)
+        image[:] = np.asarray(turned.resize((SIDE, SIDE), Image.Resampling.BOX)) / 255 * (light - dark) + dark
+    return images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +128,8 @@ class _Settings:
 
 _DIGITS = _Settings("digits", (1, 8, 8), (1, 2, 2), 10, dimension=64, epochs=40, seed=0)
 _PHOTOGRAPHS = _Settings("photographs", (3, SIZE, SIZE), (2, 2, 2), 2 * ROWS * COLUMNS, dimension=64, epochs=40, seed=0)
-SETTINGS: dict[Bundled, _Settings] = {"digits": _DIGITS, "photographs": _PHOTOGRAPHS}
+_CHARACTERS = _Settings("characters", (1, SIDE, SIDE), (2, 1, 2), len(CHARACTERS), dimension=64, epochs=12, seed=0)
+SETTINGS: dict[Bundled, _Settings] = {"digits": _DIGITS, "photographs": _PHOTOGRAPHS, "characters": _CHARACTERS}
 
 
 class _Classifier(nn.Module):
@@ -182,6 +214,8 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
 
 def _train(network: _Classifier, settings: _Settings) -> None:
     images, classes = bundled_images(settings.name)
+    if settings.name == "characters":  # those that models train on, so that no network has seen the other two thirds
+        images, classes = images[::3], classes[::3]
     order = torch.randperm(len(images), generator=settings.generator("split"))
     trained = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
     images, classes = images[trained], classes[trained]
@@ -208,4 +242,8 @@ photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(featur
 second_photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(
     feature_network, "photographs", second=True
 )
-"""``fid@digits``, ``fid@digits2``, ``fid@photographs`` and ``fid@photographs2``, named in ``metrics/names.py``."""
+characters_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "characters")
+second_characters_extractor: Callable[[], FeatureExtractor] = functools.partial(
+    feature_network, "characters", second=True
+)
+"""``fid@digits``, ``fid@digits2`` and so on, named in ``metrics/names.py``."""

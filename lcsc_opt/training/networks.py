@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
@@ -48,6 +49,27 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, 
     }
     model: nn.Module = import_extra("diffusers").UNet2DModel(**{**usual, **options})
     return model
+
+
+class PatchedUNet(nn.Module):
+    """A :func:`small_unet` whose pixels are patches of the image, which saves most of its work at full resolution.
+
+    Args:
+        image_shape: ``[C, H, W]``.
+        widths: of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
+        patch: side of a patch in pixels.
+    """
+
+    def __init__(self, image_shape: Sequence[int], widths: Sequence[int], *, patch: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.patch = patch
+        self.unet = small_unet((channels * patch**2, height // patch, width // patch), widths)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
+        patches = self.unet(F.pixel_unshuffle(x, self.patch), t).sample
+        return F.pixel_shuffle(patches, self.patch)
 
 
 @torch.no_grad()

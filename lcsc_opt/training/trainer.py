@@ -49,7 +49,7 @@ class Training:
 
     Attributes:
         recipe: the loss, and its settings.
-        data: ``digits``, ``photographs``, ``cifar10``, a folder or a zip file.
+        data: ``digits``, ``photographs``, ``characters``, ``cifar10``, a folder or a zip file.
         out: the trajectory.
         steps: of training.
         checkpoint_every: steps between two checkpoints.

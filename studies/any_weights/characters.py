@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lcsc_opt.training.images import drawn_characters
+
 CLASSES = string.digits + string.ascii_uppercase
-SIZE = 16  # pixels on a side
 POOL = 30_000  # characters that a group of draws chooses from
 NOISE = 0.3
 GROUPS = ("train", "search", "selection", "held-out")
@@ -65,22 +65,9 @@ def pool(group: str) -> tuple[Tensor, Tensor]:
     """All characters of a group: images ``[30000, 1, 16, 16]`` and labels."""
     random = np.random.default_rng([1, GROUPS.index(group)])
     labels = random.integers(len(CLASSES), size=POOL)
-    fonts = [ImageFont.load_default(size) for size in range(22, 33, 2)]
-    images = np.stack([_character(CLASSES[label], fonts, random) for label in labels])
+    images = drawn_characters([CLASSES[label] for label in labels], random)
     images += random.normal(0, NOISE, images.shape)
     return torch.from_numpy(images.astype(np.float32))[:, None], torch.from_numpy(labels)
-
-
-def _character(text: str, fonts: list[Any], random: np.random.Generator) -> np.ndarray[Any, Any]:
-    """One character at twice the size, turned, scaled down, between two shades."""
-    canvas = Image.new("L", (2 * SIZE, 2 * SIZE))
-    middle = SIZE + random.uniform(-3, 3, size=2)
-    ImageDraw.Draw(canvas).text(tuple(middle), text, fill=255, font=fonts[random.integers(len(fonts))], anchor="mm")
-    turned = canvas.rotate(random.uniform(-25, 25), Image.Resampling.BILINEAR).resize(
-        (SIZE, SIZE), Image.Resampling.BOX
-    )
-    dark, light = random.uniform(-1, -0.2), random.uniform(0.2, 1)
-    return np.asarray(turned.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64) / 255 * (light - dark) + dark
 
 
 def train(folder: Path, *, steps: int = 4000, every: int = 50, seed: int = 0) -> None:

@@ -241,7 +241,10 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["flow", "--data", "nowhere"], "--data: nowhere does not exist; expected digits, photographs, cifar10"),
+        (
+            ["flow", "--data", "nowhere"],
+            "--data: nowhere does not exist; expected digits, photographs, characters, cifar10",
+        ),
         (["flow", "--data", "images"], "--data: images: images differ in size: 0.png is 8x8 and 1.png 8x10"),
         (["flow", "--from", "edm.model"], "--from: edm.model is a edm model, and flow begins from flow"),
         (["flow", "--resume"], "run.trajectory: there is nothing to go on with"),

@@ -38,6 +38,16 @@ def test_images_span_minus_one_to_one(name: Bundled, shape: tuple[int, ...], cla
     assert labels.unique().tolist() == list(range(classes))
 
 
+def test_characters_are_as_many_as_asked_for_and_no_two_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "DRAWN", 200)
+    pixels, letters = bundled_images.__wrapped__("characters")
+    assert (pixels.shape, pixels.dtype) == ((200, 1, 16, 16), torch.float32)
+    assert len(pixels.flatten(1).unique(dim=0)) == 200
+    assert -1 <= pixels.min() < -0.9 < 0.9 < pixels.max() <= 1
+    assert letters.unique().tolist() == list(range(10))
+    assert torch.equal(bundled_images.__wrapped__("characters")[0], pixels)
+
+
 @pytest.mark.parametrize("half", [0, 1])
 def test_crops_are_of_regions_of_their_half_which_has_no_pixel_of_the_other(half: int) -> None:
     crops, parts = (found[half::2] for found in bundled_images("photographs"))

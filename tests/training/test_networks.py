@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.catalog import SHIPPED, load_file
 from lcsc_opt.base.errors import TrainingError
-from lcsc_opt.training.networks import descend, initialize
+from lcsc_opt.training.networks import PatchedUNet, descend, initialize
 from tests.training.toy_network import ToyNetwork
 
 
@@ -27,8 +26,7 @@ class Unchanged(nn.Module):
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_what_becomes_patches_becomes_the_same_image_again(patch: int) -> None:
-    patched = load_file((SHIPPED / "objectives") / "photographs.py").PatchedUNet
-    network = patched((3, 8, 8), (4,), patch=patch)
+    network = PatchedUNet((3, 8, 8), (4,), patch=patch)
     network.unet = Unchanged()
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(network(images, torch.zeros(2)), images)
