@@ -31,9 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc mends that by itself, scripts of your own by README's one line"
 	@touch $@
 
-demo: setup ## train a small model of letters, search with four optimizers, compare them in demo.html (minutes)
+demo: setup ## train a small model of letters, search with three optimizers, compare them in demo.html (minutes)
 	$(BIN)/lcsc run studies/demo.yaml
-	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC,CMA]' space=affine
+	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC]' space=affine
 	$(BIN)/lcsc compare demo
 	@$(BIN)/lcsc report demo
 	@echo

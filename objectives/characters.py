@@ -2,8 +2,8 @@
 
 Nothing is downloaded: Pillow draws the letters with its own font, shifted, turned and shaded, and the U-Net is
 diffusers'. A third of the letters trains the model and the network whose features judge it, another third is what
-searches compare with, and the last is for reports. The first use trains both, in about a minute on two cores;
-afterwards they come from the cache.
+searches compare with, and the last is for reports, and says when a gradient's search ends. The first use trains both
+networks; afterwards they come from the cache.
 """
 
 from __future__ import annotations
