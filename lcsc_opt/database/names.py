@@ -52,6 +52,12 @@ def label(optimizer: str) -> str:
     return BASELINES.get(optimizer, optimizer)
 
 
+def short_metric(name: str) -> str:
+    """A metric's name for axes and headers: ``fid@module:wide_extractor`` → ``fid@wide``; other texts as they are."""
+    metric, at, extractor = name.partition("@")
+    return f"{metric}{at}{extractor.rpartition(':')[2].removesuffix('_extractor')}"
+
+
 SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
 does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables takes it for

@@ -24,7 +24,7 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, StudyHistory, Trials, kept_metric
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, SUCCEEDED, is_search, split_name
+from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, SUCCEEDED, is_search, short_metric, split_name
 from lcsc_opt.database.report import HeldOut
 from lcsc_opt.database.store import StoredStudy, our_studies
 
@@ -187,8 +187,8 @@ class HistoryReader:
         if study.metric == "loss" and not study.keeps and study.best is not None:
             metrics = trials[study.best].user_attrs.get("metrics") or {}
             name = next((name for name, value in metrics.items() if value == study.searched), "loss")
-            formula, at, extractor = name.partition("@")  # one of one's own is called module:factory, too long to show
-            shown = name if name == "loss" else f"{formula.upper()}{at}{extractor.rpartition(':')[2]}"
+            formula, at, extractor = short_metric(name).partition("@")
+            shown = name if name == "loss" else f"{formula.upper()}{at}{extractor}"
             study = dataclasses.replace(study, metric=shown)
         if study.optimizer in BASELINES and study.chosen is not None:
             study = dataclasses.replace(study, average=average_name(coefficients_of(trials[study.chosen]), study.steps))

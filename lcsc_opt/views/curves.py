@@ -137,7 +137,7 @@ def comparison_figure(
     if axis == "evaluations" and not log_x and max(one.positions[-1] for one in drawn) < _FEW:
         made.update_xaxes(dtick=1)  # no ticks between whole numbers
     metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
-    made.update_yaxes(title_text=f"best {inert(metric)} so far (marks: held out)")
+    made.update_yaxes(title_text=f"best {inert(metric)} so far<br>(marks: held out)")
     return made.update_yaxes(type="log" if log_y else "linear", tickformat="~g")
 
 

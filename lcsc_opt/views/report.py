@@ -20,6 +20,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
@@ -60,6 +61,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     answered = sum(study.chosen is not None for study in studies) > 1
     traded = trade_off_figure(sum(points_of(reader, experiment, siblings=True).values(), ()))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
+    environment.filters["short_metric"] = short_metric
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,

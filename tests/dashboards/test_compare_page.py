@@ -76,16 +76,20 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
 def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Site, url: str) -> None:
     assert draw(site)["metrics"]["children"] == ""
     loss = {"metric": "loss", "sign": 1, "value": 1.0, "against": "EMA*", "baseline": 2.0, "gain": 1.0}
-    others = [{"metric": "recall", "sign": -1, "value": 0.9}, {"metric": "precision", "sign": -1, "value": 0.615}]
+    others = [
+        {"metric": "kid@my.features:wide_extractor", "sign": 1, "value": 0.9},
+        {"metric": "precision", "sign": -1, "value": 0.615},
+    ]
     for seed in range(3):
         lost = {"baseline": 0.7, "against": "EMA*", "gain": -0.1, "lost": seed > 0}
         report = {"loss": 1.0, "rows": [loss, others[0], {**others[1], **lost}], "warning": "it fell" if seed else None}
         write_study(url, f"digits/LCSC/{seed}", []).set_attribute("held_out", report)
     drawn = draw(site)
     shown = json.dumps(drawn["metrics"]["children"])
-    texts = ("held-out FID", "precision", "recall", "LCSC", "0.615 ± 0", "0.9 ± 0")
+    texts = ("held-out FID", "precision", "kid\u200b@wide", "LCSC", "0.615 ± 0", "0.9 ± 0")
     places = [shown.index(json.dumps(text)) for text in texts]
     assert places == sorted(places)
+    assert '"title": "kid@my.features:wide_extractor"' in shown
     assert "(but precision gained nothing in 2 of 3 seeds: compare the images)" in drawn["headline"]["children"]
 
 
@@ -144,6 +148,7 @@ def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
     site = Site(url)
     chosen = site.call("compare", "experiment.value", url="")
     assert chosen["experiment"] == {"value": None, "options": []}
+    assert chosen["page"]["className"] == "nothing", "what there is to draw is hidden"
     shown = draw(site, experiment=None)
     assert shown["headline"]["children"] == "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
     assert shown["curves-new"]["data"]["layout"]["annotations"][0]["text"] == shown["headline"]["children"]
@@ -154,7 +159,8 @@ def test_a_clock_offers_new_experiments_and_leaves_a_choice_alone(site: Site, ur
     assert site.call("compare", "experiment.options", **refresh, experiment=["digits"]) == {}  # type: ignore[arg-type]
     write_study(url, "new/CMA/0", [1.0])
     assert site.call("compare", "experiment.options", **refresh, experiment="digits") == {  # type: ignore[arg-type]
-        "experiment": {"options": ["digits", "new"]}
+        "experiment": {"options": ["digits", "new"]},
+        "page": {"className": ""},
     }
     assert site.call("compare", "experiment.options", **refresh)["experiment"]["value"] == "new"  # type: ignore[arg-type]
 

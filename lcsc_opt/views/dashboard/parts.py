@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import BASELINES
+from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.dashboard.pages import HOME, ROOT_PATH
 from lcsc_opt.views.figures.look import CONFIG
@@ -65,7 +65,8 @@ class Page:
                 dcc.Interval(id="tick", interval=IDLE_MS),
                 html.P(id="problem", className="problem", role="alert"),
                 *content,
-            ]
+            ],
+            id="page",
         )
         self.in_browser("theme", Output("theme", "data"), Input("url", "pathname"))
         self.in_browser("refresh", Output("refresh", "data"), Input("tick", "n_intervals"))
@@ -83,7 +84,8 @@ class Page:
     ) -> None:
         """Keep the values of the controls in the address, and fill them from it when the page opens.
 
-        Where there was nothing to choose then, they are filled later, as soon as there is.
+        Where there was nothing to choose then, they are filled later, as soon as there is. Until then, the page is
+        its headline, which says what to run.
 
         Args:
             controls: the first one is a dropdown of ``known``.
@@ -96,6 +98,7 @@ class Page:
         @self.app.callback(
             *(Output(control, "value") for control in controls),
             Output(first, "options"),
+            Output("page", "className"),
             Input("url", "search"),
             Input("refresh", "data"),
             State(first, "value"),
@@ -103,10 +106,11 @@ class Page:
         )
         def fill(search: str | None, _: int, chosen: str | None, offered: list[str] | None) -> tuple[Any, ...]:
             now = known()
+            shown = "" if now else "nothing"
             if ctx.triggered_id != "refresh" or (now and not chosen):
                 query = parse_qs((search or "").lstrip("?"), keep_blank_values=True)
-                return *asked({name: values[0] for name, values in query.items()}), now
-            return *[no_update] * len(controls), no_update if now == offered else now
+                return *asked({name: values[0] for name, values in query.items()}), now, shown
+            return *[no_update] * len(controls), *([no_update] * 2 if now == offered else (now, shown))
 
     def chosen_study(self, asked: Mapping[str, str]) -> str | None:
         """The study that an address asks for; else, of its experiment or of the newest one, the best search.
@@ -182,7 +186,10 @@ def section(title: str, *content: Content) -> html.Section:
 def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int = 1) -> html.Div:
     """A plain table; the first ``text`` columns are text, the others numbers."""
     kinds = ["text" if i < text else "" for i in range(len(header))]
-    head = [html.Th(name, scope="col", className=kind) for name, kind in zip(header, kinds, strict=True)]
+    head = [
+        html.Th(short_metric(name).replace("@", "\u200b@"), title=name, scope="col", className=kind)
+        for name, kind in zip(header, kinds, strict=True)
+    ]
     body = [html.Tr([html.Td(cell, className=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in rows]
     return html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]), className="wide")
 

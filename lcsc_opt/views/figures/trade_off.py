@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import short_metric
 from lcsc_opt.views.figures.look import Theme, figure, inert, style
 
 _FIRST = ("precision", "recall")  # what a lower FID may cost
@@ -66,8 +67,8 @@ def trade_off_figure(
             customdata=[inert(f"{study.study}, trial {study.chosen}") for study in group],
             hovertemplate="%{customdata}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
         )
-    made.update_xaxes(title_text=f"held-out {inert(x)}", tickformat="~g")
-    return made.update_yaxes(title_text=f"held-out {inert(y)}", tickformat="~g")
+    made.update_xaxes(title_text=f"held-out {inert(short_metric(x))}", tickformat="~g")
+    return made.update_yaxes(title_text=f"held-out {inert(short_metric(y))}", tickformat="~g")
 
 
 def _values(study: StudyHistory) -> dict[str, float]:

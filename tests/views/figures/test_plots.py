@@ -39,7 +39,7 @@ def test_a_comparison_draws_mean_band_and_held_out_marks() -> None:
     (marks,) = (trace for trace in made.data if trace.mode == "markers")
     assert (list(marks.x), list(marks.y)) == ([30, 30], [3.5, 1.5])
     assert made.layout.xaxis.title.text == AXES["images"] == "images sampled"
-    assert made.layout.yaxis.title.text == "best FID so far (marks: held out)"
+    assert made.layout.yaxis.title.text == "best FID so far<br>(marks: held out)"
     (ema,) = made.layout.shapes
     assert (ema.y0, ema.y1) == (8.0, 8.0)
 
