@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import dash
@@ -18,10 +18,19 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import empty_figure, number, style
-from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
+from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, number, style
+from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.progress import Progress, duration
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, points_of, ranking, varied_keys
+from lcsc_opt.views.ranking import (
+    CONFIDENCE,
+    Ranked,
+    comparison_table,
+    headline,
+    points_of,
+    ranking,
+    settings_table,
+    varied_keys,
+)
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")
@@ -50,6 +59,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         Output("across", "options"),
         Output("up", "options"),
         Output("sweep", "children"),
+        Output("settings", "children"),
         Output("studies", "children"),
         controls=CONTROLS,
         states=[State("ranking", "columnDefs")],
@@ -68,12 +78,12 @@ def build(storage: RDBStorage) -> dash.Dash:
     ) -> tuple[Any, ...]:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
-            return "", NOTHING, blank, [], [], "", blank, [], [], "", "", parts.RUNNING_MS, ""
+            return "", NOTHING, blank, [], [], "", blank, [], [], "", "", "", parts.RUNNING_MS, ""
         studies, points = reader.read(experiment), points_of(reader, experiment, siblings=True)
-        sweep, traded = _sweep(points, experiment), [study for point in points.values() for study in point]
+        sweep, traded = _sweep(points, experiment, theme), [study for point in points.values() for study in point]
         now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up)
         if now == seen:
-            return *[no_update] * 11, parts.refresh_interval(studies), no_update
+            return *[no_update] * 12, parts.refresh_interval(studies), no_update
         ranked = ranking(studies, value=target)
         figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
         metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
@@ -85,7 +95,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         measured = comparison_table(studies)
         table = "" if measured is None else parts.section("Evaluation metrics, held out", parts.table(*measured))
         above = ("", headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked])
-        below = (table, drawn, metrics, metrics, sweep, _studies(studies))
+        below = (table, drawn, metrics, metrics, sweep, _settings(studies), _studies(studies))
         return *above, *below, parts.refresh_interval(studies), now
 
     @page.app.callback(
@@ -165,6 +175,7 @@ def _content() -> list[Any]:
         ),
         parts.graph("trade-off", label="One held-out metric of the answers against another"),
         html.Div(id="sweep"),
+        html.Div(id="settings"),
         parts.section("Studies", html.Div(id="studies")),
     ]
 
@@ -220,7 +231,7 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
     }
 
 
-def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any:
+def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str, theme: Theme) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
     if not (keys := varied_keys(points)):
         return ""
@@ -234,7 +245,14 @@ def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any
             values = [varied.get(key, "–") for key in keys]
             rows.append([*values, row.label, row.seeds, held_out, below, searched, here])
     header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
-    return parts.section("Sweep", parts.table(header, rows, text=len(keys) + 1))
+    drawn: Any = dcc.Graph(figure=parallel_figure(points, theme), config=cast("Any", CONFIG))
+    return parts.section("Sweep", drawn, parts.table(header, rows, text=len(keys) + 1))
+
+
+def _settings(studies: Sequence[StudyHistory]) -> Any:
+    """The settings in which these studies differ; those that a sweep varies are in its own table."""
+    differ = settings_table(studies)
+    return "" if differ is None else parts.section("Settings that differ", parts.table(*differ, text=len(differ[0])))
 
 
 def _studies(studies: Sequence[StudyHistory]) -> Any:

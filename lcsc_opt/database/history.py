@@ -56,6 +56,7 @@ class StudyHistory:
         tracebacks: reason → the traceback of the last exception with that reason.
         steps: ``[K]`` training steps of the checkpoints.
         layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
+        settings: its specification, as nested mappings.
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
         ordered: whether results are told in the order of the asks.
@@ -82,6 +83,7 @@ class StudyHistory:
     tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps: tuple[int, ...] = ()
     layer_groups: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
     ordered: bool = True

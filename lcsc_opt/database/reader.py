@@ -203,6 +203,7 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
         steps=tuple(attributes.get("steps") or ()),
         layer_groups=tuple(attributes.get("layer_groups") or ()),
         forked_from=attributes.get("forked_from"),
+        settings=specification,
         workers=int(specification.get("workers", 1)),
         ordered=specification.get("tells", "ordered") == "ordered",
         keeps=kept_metric(specification) is not None,

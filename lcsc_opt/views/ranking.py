@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -337,6 +338,34 @@ def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], 
     if real := {row.metric: row.real_halves for row in known if row.real_halves is not None}:
         rows.append(["real images", number(None), *(number(real.get(name)) for name in names)])
     return ("optimizer", f"held-out {studies[0].metric}", *names), rows
+
+
+def settings_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[str]]] | None:
+    """Header and rows, as text: only the settings in which studies differ; ``None`` if in none but optimizer and seed.
+
+    A row is of all seeds with the same settings.
+    """
+    found = [(study, _by_path(study.settings)) for study in studies]
+    values: dict[str, set[str | None]] = {key: set() for _, settings in found for key in settings}
+    for key, known in values.items():
+        known.update(settings.get(key) for _, settings in found)
+    keys = [key for key, known in values.items() if len(known) > 1 and key not in {"seed", "optimizer.name"}]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for study, settings in found:
+        row = (label(study.optimizer), *(settings.get(key, "–") for key in keys))
+        rows.setdefault(row, []).append(str(study.seed))
+    listed = [[name, *there, ", ".join(seeds)] for (name, *there), seeds in rows.items()]
+    return (("optimizer", *keys, "seeds"), listed) if keys else None
+
+
+def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Path with dots, as in ``vary``, → value as text."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping)
+        text = value if isinstance(value, str) else json.dumps(value)
+        found |= _by_path(value, f"{path}{key}.") if nested else {f"{path}{key}": text}
+    return found
 
 
 def metric_names(ranked: Sequence[Ranked]) -> list[str]:

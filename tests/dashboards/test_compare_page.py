@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,27 @@ def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> 
     assert all(json.dumps(text) in shown for text in ("images", "200", "1000", "LCSC", "-10.0 %", "-60.0 %"))
     assert shown.count('"?experiment=sweep%2Cimages%3D1000"') == 2
     assert shown.count('"shown"') == 2
+    lines = drawn["sweep"]["children"]["props"]["children"][1]["props"]["figure"]["data"]
+    assert [(line["name"], line["x"][-2:]) for line in lines[:2]] == [
+        ("EMA*", ["images", "held-out loss"]),
+        ("LCSC", ["images", "held-out loss"]),
+    ]
+    assert [line["y"] for line in lines] == [[0, 1.0], [0, 5 / 6], [1.0, 1.0], [1.0, 0.0]]
     write_study(url, "sweep,images=300/LCSC/0", [3.0])
     news = draw(site, experiment="sweep,images=200", triggered="refresh", seen=drawn["seen"]["data"])
     assert "300" in json.dumps(news["sweep"])
+
+
+def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
+    assert draw(site)["settings"]["children"] == ""
+    for seed in (0, 1):
+        for optimizer, options in (("LCSC", {"population": 20}), ("CMA", {})):
+            told = {"objective": {"file": "one.py"}, "optimizer": {"name": optimizer, "options": options}, "seed": seed}
+            write_study(url, f"two/{optimizer}/{seed}", [3.0]).set_attribute("specification", told)
+    shown = json.dumps(draw(site, experiment="two")["settings"]["children"])
+    cells = re.findall(r'"children": "([^"]*)"', shown)
+    header = ["optimizer", "optimizer.\\u200boptions.\\u200bpopulation", "seeds"]
+    assert cells == ["Settings that differ", *header, "LCSC", "20", "0, 1", "CMA", "\\u2013", "0, 1"]
 
 
 def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:

@@ -187,7 +187,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
     """A plain table; the first ``text`` columns are text, the others numbers."""
     kinds = ["text" if i < text else "" for i in range(len(header))]
     head = [
-        html.Th(short_metric(name).replace("@", "\u200b@"), title=name, scope="col", className=kind)
+        html.Th(
+            short_metric(name).replace("@", "\u200b@").replace(".", ".\u200b"), title=name, scope="col", className=kind
+        )
         for name, kind in zip(header, kinds, strict=True)
     ]
     body = [html.Tr([html.Td(cell, className=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in rows]
