@@ -19,6 +19,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.objective.contract import stop_if_told
@@ -124,12 +125,14 @@ def _located(word: str) -> str:
 
 def _model_files(folder: Path) -> tuple[str, list[Path]]:
     """The name of a folder's weights; and its configuration, tokenizer and the like, which are no weights."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    small = [path for path in files if path.suffix not in _WEIGHTS and ".index." not in path.name]
+    if folder / ADAPTER_CONFIG in files:
+        return "adapter_model.safetensors", small
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ObjectiveError(f"model: {folder} holds no config.json that can be read; name a model's folder") from error
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    small = [path for path in files if path.suffix not in _WEIGHTS and ".index." not in path.name]
     return ("diffusion_pytorch_model" if "_class_name" in config else "model") + ".safetensors", small
 
 

@@ -81,23 +81,27 @@ def test_it_gets_the_weights_and_the_draw_and_leaves_nothing(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("config", "weights"),
+    ("config", "content", "weights"),
     [
-        ({"model_type": "gpt2"}, "model.safetensors"),
-        ({"_class_name": "UNet2DModel"}, "diffusion_pytorch_model.safetensors"),
+        ("config.json", {"model_type": "gpt2"}, "model.safetensors"),
+        ("config.json", {"_class_name": "UNet2DModel"}, "diffusion_pytorch_model.safetensors"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "adapter_model.safetensors"),
     ],
 )
 def test_a_folder_has_the_models_own_files_and_the_merged_weights(
-    tmp_path: Path, config: dict[str, str], weights: str
+    tmp_path: Path, config: str, content: dict[str, str], weights: str
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / config).write_text(json.dumps(content))
     (tmp_path / "tokenizer.json").write_text("{}")
     for left_out in ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "optimizer.pt"):
         (tmp_path / left_out).write_text("old")
     command = sh(f"cd $0; test -s {weights} && ls | wc -l")
     assert measured(command, folder=tmp_path) == {"score": 3}
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("half")
-    one_line(ObjectiveError, "no config.json that can be read", lambda: measured(command, folder=tmp_path))
+    one_line(ObjectiveError, "no config.json that can be read", lambda: measured(sh("echo 1"), folder=tmp_path))
 
 
 @pytest.mark.parametrize(
