@@ -89,12 +89,13 @@ def _headline(study: StudyHistory) -> str:
 def _panes(study: StudyHistory, shown: Sequence[StoredImage]) -> Any:
     """The images; if there are none, why, and which command makes them."""
     if shown:
-        address = {"study": study.study}
-        return parts.panes(
-            [("images/file", {**address, "artifact": one.artifact_id}, one.caption) for one in shown],
+        listed = [("images/file", {"study": study.study, "artifact": one.artifact_id}, one.caption) for one in shown]
+        panes = parts.panes(
+            listed,
             "Images at the same place come from the same noise; those whose features differ most come first. "
             "Open one to see it in full.",
         )
+        return [*panes, *parts.before_and_after(*listed)] if len(listed) == 2 else panes
     if study.chosen is None:
         return html.P("No complete trial yet. Images are stored when the search ends.")
     if study.label != study.optimizer:

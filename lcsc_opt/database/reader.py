@@ -5,6 +5,7 @@ Trials come through Optuna's cache, which never reads a trial again that has end
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -27,6 +28,7 @@ from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, SUCCEEDED, is_search, short_metric, split_name
 from lcsc_opt.database.report import HeldOut
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.urls import parse_url, sqlite_file
 
 UNSEEN = (HOLDER, NODES, LOGGED)  # attributes whose changes make no new revision
 
@@ -48,6 +50,7 @@ class HistoryReader:
     def __init__(self, storage: RDBStorage) -> None:
         self.storage, self._lock = storage, threading.Lock()
         self._cached = get_storage(storage)
+        self._file = _file_of(storage)
         self._known: dict[str, _Known] = {}
         self._revisions = itertools.count(1)
 
@@ -86,6 +89,8 @@ class HistoryReader:
         for name in wanted:
             split_name(name)
         with self._lock:
+            if (file := _file_of(self.storage)) != self._file:  # another database, as a copy from before
+                self._cached, self._file, self._known = get_storage(self.storage), file, {}
             studies = our_studies(self.storage)
             running = in_database(self.storage, lambda: locked(self.storage, wanted))
             there = [name for name in wanted if name in studies]
@@ -193,6 +198,14 @@ class HistoryReader:
         if study.optimizer in BASELINES and study.chosen is not None:
             study = dataclasses.replace(study, average=average_name(coefficients_of(trials[study.chosen]), study.steps))
         return study
+
+
+def _file_of(storage: RDBStorage) -> tuple[int, int] | None:
+    """Which file an SQLite database is in now: its device and inode; ``None`` for a server, and while there is none."""
+    file = sqlite_file(parse_url(storage.url))
+    with contextlib.suppress(OSError):
+        return None if file is None else (file.stat().st_dev, file.stat().st_ino)
+    return None
 
 
 def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:

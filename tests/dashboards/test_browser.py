@@ -38,7 +38,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
     for seed in range(3):
         write_study(url, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=8.0 + seed / 10)
         study = write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
-        attach(study, 3, "images.png", image.getvalue())
+        for name in ("images_1_EMA.png", "images_2_LCSC.png"):
+            attach(study, 3, name, image.getvalue())
         write_study(url, f"digits/CMA/{seed}", [7.0, 3.0 + seed / 10], held_out=2.9 + seed / 5)
     return url
 
@@ -210,6 +211,9 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page.keyboard.press("Home")
     view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
     page.wait_for_url("**zoom=100**")
+    page.focus("#edge")
+    page.keyboard.press("Home")
+    view.until("getComputedStyle(document.querySelector('.over img + img')).clipPath === 'inset(0px 0px 0px 0%)'")
 
 
 def test_a_report_draws_every_visible_figure(page: Any, url: str, tmp_path: Path) -> None:

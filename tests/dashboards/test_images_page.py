@@ -41,6 +41,19 @@ def test_the_images_of_the_answer_are_shown_and_served(site: Site) -> None:
     assert "sandbox" in answer.headers["Content-Security-Policy"]
 
 
+def test_two_images_are_also_shown_one_over_the_other(site: Site, url: str) -> None:
+    assert "edge" not in json.dumps(draw(site)["images"])
+    study = write_study(url, STUDY, [])
+    attach(study, 1, "images_1_EMA.png", PNG)
+    shown = draw(site)
+    assert len(addresses(shown)) == 2
+    over = shown["images"]["children"][-1]["props"]
+    assert over["className"] == "over"
+    assert [image["props"]["src"] for image in over["children"]] == re.findall(r'"src": "([^"]+)"', json.dumps(shown))[
+        :2
+    ]
+
+
 def test_only_artifacts_that_the_database_names_for_the_study_are_served(site: Site, url: str) -> None:
     (artifact_directory(url) / ("0" * 36)).write_bytes(PNG)
     for artifact in ("../studies.db", "..%2fstudies.db", "/etc/passwd", "", "0" * 36):

@@ -210,11 +210,25 @@ def panes(images: Iterable[tuple[str, Mapping[str, object], str]], note: str) ->
     """Images that scroll, each with a link to it in full: (path below the pages, query, caption); and a note."""
     found = []
     for path, query, described in images:
-        address = f"{HOME}{path}?{urlencode(query)}"
+        address = _address(path, query)
         label: Any = {"aria-label": f"{described}; scrolls"}
         picture = html.Div(html.Img(src=address, alt=described), className="pane", tabIndex=0, role="group", **label)
         found.append(html.Figure([picture, html.Figcaption(html.A(described, href=address, target="_blank"))]))
     return [html.Div(found, className="panes"), html.P(note, className="note")]
+
+
+def before_and_after(*two: tuple[str, Mapping[str, object], str]) -> Content:
+    """Two images of one size, as those of :func:`panes`, at the same place: a slider moves the edge between them."""
+    images = [html.Img(src=_address(path, query), alt=described) for path, query, described in two]
+    slider = dcc.Input(id="edge", type="range", min=0, max=100, value=50)
+    said = "; ".join(
+        f"{side} of the edge: {described}" for side, (*_, described) in zip(("left", "right"), two, strict=True)
+    )
+    return [html.H2("One over the other"), field(said, slider), html.Div(images, className="over")]
+
+
+def _address(path: str, query: Mapping[str, object]) -> str:
+    return f"{HOME}{path}?{urlencode(query)}"
 
 
 def image_response(content: bytes | None) -> Response:

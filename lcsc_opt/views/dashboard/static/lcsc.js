@@ -107,6 +107,9 @@
     const pane = event.target instanceof Element && event.target.closest(".pane");
     if (pane) resize(pane);
   }, true);
+  document.addEventListener("input", ({target}) => {
+    if (target.id === "edge") document.documentElement.style.setProperty("--edge", `${target.value}%`);
+  });
   addEventListener("resize", () => document.querySelectorAll(".pane").forEach(resize));
   document.addEventListener("scroll", event => {
     const moved = event.target;
