@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
@@ -33,7 +34,7 @@ from lcsc_opt.views.ranking import (
 )
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
-CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")
+CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
 ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/studies.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
@@ -58,6 +59,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         page.drawn("trade-off"),
         Output("across", "options"),
         Output("up", "options"),
+        Output("only", "options"),
         Output("sweep", "children"),
         Output("settings", "children"),
         Output("studies", "children"),
@@ -69,6 +71,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         theme: Any,
         experiment: str | None,
         axis: str,
+        only: Sequence[str] | None,
         scale: Sequence[str],
         target: float | None,
         across: str | None,
@@ -78,12 +81,17 @@ def build(storage: RDBStorage) -> dash.Dash:
     ) -> tuple[Any, ...]:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
-            return "", NOTHING, blank, [], [], "", blank, [], [], "", "", "", parts.RUNNING_MS, ""
-        studies, points = reader.read(experiment), points_of(reader, experiment, siblings=True)
+            return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
+        everyone = reader.read(experiment)
+        offered = list(dict.fromkeys(study.optimizer for study in everyone if study.optimizer != EMA_GRID))
+        only = [name for name in only or () if name in offered]  # another experiment may not have them
+        studies = _pinned(everyone, only)
+        points = points_of(reader, experiment, siblings=True)
+        points = {point: _pinned(group, only) for point, group in points.items()}
         sweep, traded = _sweep(points, experiment, theme), [study for point in points.values() for study in point]
-        now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up)
+        now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up, offered)
         if now == seen:
-            return *[no_update] * 12, parts.refresh_interval(studies), no_update
+            return *[no_update] * 13, parts.refresh_interval(studies), no_update
         ranked = ranking(studies, value=target)
         figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
         metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
@@ -95,7 +103,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         measured = comparison_table(studies)
         table = "" if measured is None else parts.section("Evaluation metrics, held out", parts.table(*measured))
         above = ("", headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked])
-        below = (table, drawn, metrics, metrics, sweep, _settings(studies), _studies(studies))
+        below = (table, drawn, metrics, metrics, offered, sweep, _settings(studies), _studies(studies))
         return *above, *below, parts.refresh_interval(studies), now
 
     @page.app.callback(
@@ -120,7 +128,14 @@ def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
     studies = reader.read(experiment) if experiment in known else ()
     axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
     scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
-    return experiment, axis, scale, _number(asked.get("target")), asked.get("across") or None, asked.get("up") or None
+    traded = asked.get("across") or None, asked.get("up") or None
+    only = [name for name in asked.get("only", "").split(",") if name]
+    return experiment, axis, only, scale, _number(asked.get("target")), *traded
+
+
+def _pinned(studies: Sequence[StudyHistory], only: Sequence[str]) -> tuple[StudyHistory, ...]:
+    """Those of these optimizers, if any are named, and EMA*, with which everything is compared."""
+    return tuple(study for study in studies if not only or study.optimizer in {*only, EMA_GRID})
 
 
 def _content() -> list[Any]:
@@ -132,6 +147,9 @@ def _content() -> list[Any]:
         html.Div(
             [
                 parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
+                parts.field(
+                    "Only these and EMA*", dcc.Checklist(id="only", className="choices", inline=True), group=True
+                ),
                 parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
                 parts.field("Scale", dcc.Checklist(scales, id="scale", className="choices", inline=True), group=True),
                 parts.field(

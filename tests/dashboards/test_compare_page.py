@@ -49,15 +49,15 @@ def draw(site: Site, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("address", "values"),
     [
-        ("?experiment=digits&axis=images&scale=x&target=2.5", ["digits", "images", ["x"], 2.5]),
-        ("", ["digits", "images", ["y"], None]),
-        ("?experiment=digits&scale=", ["digits", "images", [], None]),
-        ("?axis=__proto__&scale=z&target=cheap&experiment=", ["digits", "images", [], None]),
+        ("?experiment=digits&axis=images&scale=x&target=2.5", ["digits", "images", ["x"], 2.5, []]),
+        ("?only=LCSC,CMA", ["digits", "images", ["y"], None, ["LCSC", "CMA"]]),
+        ("?experiment=digits&scale=", ["digits", "images", [], None, []]),
+        ("?axis=__proto__&scale=z&target=cheap&experiment=", ["digits", "images", [], None, []]),
     ],
 )
 def test_the_address_says_what_is_shown(site: Site, address: str, values: list[Any]) -> None:
     chosen = site.call("compare", "experiment.value", url=address)
-    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target")] == values
+    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target", "only")] == values
     assert chosen["experiment"]["options"] == ["digits"]
     said = draw(site, experiment="digit<b>s")["problem"]["children"]
     assert said.startswith("digit<b>s: no such experiment (did you mean 'digits'?)")
@@ -113,6 +113,15 @@ def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> 
     write_study(url, "sweep,images=300/LCSC/0", [3.0])
     news = draw(site, experiment="sweep,images=200", triggered="refresh", seen=drawn["seen"]["data"])
     assert "300" in json.dumps(news["sweep"])
+
+
+def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site: Site, url: str) -> None:
+    write_study(url, "digits/CMA/0", [4.0], held_out=4.0)
+    shown = draw(site, only=["CMA"])
+    assert [row["optimizer"] for row in shown["ranking"]["rowData"]] == ["CMA", "EMA*"]
+    assert shown["only"]["options"] == ["LCSC", "CMA"]
+    for nobody in (None, [], ["DE"]):
+        assert len(draw(site, only=nobody)["ranking"]["rowData"]) == 3
 
 
 def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
