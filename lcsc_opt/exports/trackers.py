@@ -44,7 +44,7 @@ _Values = Mapping[str, float | Image.Image]
 _Part = Callable[[StudyHistory, bool], None]  # with the study as it is now, and whether it is the last time
 
 
-class _Run(NamedTuple):
+class _TrackerRun(NamedTuple):
     """One study's run in a tracker: what a later process finds it by, and what it does; was the search ended?"""
 
     key: str
@@ -52,7 +52,7 @@ class _Run(NamedTuple):
     close: Callable[[bool], object]
 
 
-def _tensorboard(study: StudyHistory, _: Mapping[str, Any], known: _Known) -> _Run:
+def _tensorboard(study: StudyHistory, _: Mapping[str, Any], known: _Known) -> _TrackerRun:
     """Event files; what an earlier process wrote after the known step, or an earlier study of this name, is hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -67,27 +67,27 @@ def _tensorboard(study: StudyHistory, _: Mapping[str, Any], known: _Known) -> _R
                 writer.add_scalar(name, value, step)
         writer.flush()
 
-    return _Run(key, log, lambda _: writer.close())
+    return _TrackerRun(key, log, lambda _: writer.close())
 
 
-def _wandb(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _Run:
+def _wandb(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _TrackerRun:
     """Weights & Biases. The step is a metric: those of its own only grow, and a crash may repeat some of ours."""
     wandb, key = import_extra("wandb"), known["run"] or uuid.uuid4().hex
     how: Any = {"id": key, "resume": "allow", "reinit": "create_new", "settings": wandb.Settings(console="off")}
     run = wandb.init(**_named(study, "WANDB_PROJECT"), config=dict(settings), **how)
     run.define_metric("*", step_metric="trial")
-    return _Run(
+    return _TrackerRun(
         key,
         lambda step, values: run.log({"trial": step, **_with_pictures(wandb.Image, values)}),
         lambda ended: run.finish(exit_code=0 if ended else 1),
     )
 
 
-def _trackio(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _Run:
+def _trackio(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _TrackerRun:
     """Trackio, which finds a run by its name."""
     trackio, resume = import_extra("trackio"), "never" if known["run"] is None else "allow"
     run = trackio.init(**_named(study, "TRACKIO_PROJECT"), config=dict(settings), resume=resume, embed=False)
-    return _Run(
+    return _TrackerRun(
         study.study,
         lambda step, values: run.log(_with_pictures(trackio.Image, values), step=step),
         lambda _: run.finish(),
@@ -102,7 +102,7 @@ def _with_pictures(kind: Callable[[Image.Image], Any], values: _Values) -> dict[
     return {name: kind(value) if isinstance(value, Image.Image) else value for name, value in values.items()}
 
 
-def _mlflow(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _Run:
+def _mlflow(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _TrackerRun:
     """MLflow's client, since its functions have one run at a time, which may be the objective's."""
     client, key = import_extra("mlflow").MlflowClient(), known["run"]
     if key is None:
@@ -119,7 +119,7 @@ def _mlflow(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> 
             else:
                 client.log_metric(key, name, value, step=step)
 
-    return _Run(key, log, lambda ended: client.set_terminated(key, "FINISHED" if ended else "KILLED"))
+    return _TrackerRun(key, log, lambda ended: client.set_terminated(key, "FINISHED" if ended else "KILLED"))
 
 
 _TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
@@ -156,7 +156,7 @@ class Reporting:
         self._study = StoredStudy(study.storage, study.name, study.key)  # the caller's remembers what it has read
         self._reader, self._writing, self._stop = HistoryReader(study.storage), threading.Lock(), threading.Event()
         self._seen, self._since, self._outcome = -1, 0.0, ("", "")
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _TrackerRun] = {}
         parts: dict[str, _Part] = {name: functools.partial(self._log, name) for name in log}
         if (function := check_reporting(log, notify)) is not None:
             parts["notify"] = functools.partial(self._tell, function)
