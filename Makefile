@@ -33,6 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## train a small model of letters, search with three optimizers, compare them in demo.html (minutes)
 	$(BIN)/lcsc run studies/demo.yaml
+	@$(BIN)/lcsc report demo
+	@echo "First curves and images: file://$(CURDIR)/demo.html; one more search follows"
 	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC]' space=affine
 	$(BIN)/lcsc compare demo
 	@$(BIN)/lcsc report demo
