@@ -132,9 +132,10 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
             in_flight=most_in_flight(1, pipelined=objective.overlaps),
         )
 
-        def on_tell(_: Search) -> None:
-            told.append(time.perf_counter())
-            advance()
+        def on_tell(search: Search) -> None:
+            if search.told > len(told):  # it is also called while there is nothing to tell
+                told.append(time.perf_counter())
+                advance()
 
         running.run(on_tell)
     costs = [trial.user_attrs["cost"] for trial in study.trials()[WARM_UP:]]

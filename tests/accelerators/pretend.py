@@ -269,9 +269,10 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     flat = pytree.tree_leaves((args, kwargs))
     ours = [value for value in flat if isinstance(value, Pretend)]
     device = kwargs.get("device") or ours[0].device
-    indexing = func in (ATEN.index.Tensor, ATEN.index_put_.default)  # as on real devices, indices may be on the host
-    for value in flat:
-        if isinstance(value, torch.Tensor) and value.device != device and value.dim() and not indexing:
+    # as on real devices, indices may be on the host, but not what they index
+    checked = args[:1] if func in (ATEN.index.Tensor, ATEN.index_put_.default) else flat
+    for value in checked:
+        if isinstance(value, torch.Tensor) and value.device != device and value.dim():
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {value.device} and {device}!")
     view, places, named = _nature(func)
     if "device" in kwargs:
