@@ -30,7 +30,6 @@ from lcsc_opt.database.names import LOGGED
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
-from lcsc_opt.views.figures.look import BLUE, VERMILLION
 
 _LOOK_SECONDS = 10.0  # between two looks at the database
 _PATIENCE_SECONDS = 60.0  # at the end of a run, for trackers that send over a network
@@ -260,6 +259,8 @@ def _bars(steps: Sequence[int], coefficients: Floats) -> Image.Image:
         steps: ``[K]``.
         coefficients: ``[K]`` or ``[S, K]``.
     """
+    from lcsc_opt.views.figures.look import BLUE, VERMILLION  # and with it plotly
+
     values = coefficients.reshape(-1, len(steps)).mean(axis=0)
     low, high = min(values.min(), 0.0), max(values.max(), 0.0)
     heights = 20 + (high - np.array([low, high, 0.0, *values])) * (_HEIGHT - _MARGIN) / (high - low)

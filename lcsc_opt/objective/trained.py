@@ -74,7 +74,7 @@ class TrainedSettings(ScoreSettings):
         metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
         for metric in [*metrics, *([] if self.keep is None else [MetricName.parse_kept(self.keep, loss)])]:
             if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
-                raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
+                raise MetricError(f"{metric}: these images are seen by one network only; leave out what follows @")
         for reward in self.rewards.values():
             find_reward(reward, weights=None)
         self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))

@@ -225,7 +225,7 @@ OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"images": 64}, StudySpecError, "objective.settings: images"),
     ({"loss": {"reward": -1, "fid": 1}}, StudySpecError, "reward is a metric here, so give reward: module:function"),
     ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
-    ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: digits and crops are seen by one network here"),
+    ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images are seen by one network only"),
 ]
 OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
