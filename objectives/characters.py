@@ -22,7 +22,7 @@ from lcsc_opt.training.recipes.diffusion import Flow
 MODEL = SmallModel(
     name="characters",
     dataset="characters",
-    recipe=Flow(batch_size=64, learning_rate=2e-3, coupling="independent"),
+    recipe=Flow(batch_size=32, learning_rate=2e-3, coupling="independent"),
     image_shape=(1, 16, 16),
     architecture="PatchedUNet 2, 16-32",
     network=functools.partial(PatchedUNet, (1, 16, 16), (16, 32), patch=2),
