@@ -49,8 +49,8 @@ def _options(
 
 
 for _command in (
-    *(training.train, training.refine, training.neon),
-    *(studies.init, studies.run, studies.resume, studies.fork, studies.list_, studies.show),
+    *(training.train, training.refine, studies.init),
+    *(studies.run, studies.resume, studies.fork, studies.list_, studies.show),
     *(results.compare, results.report, results.evaluate, exports.export, exports.apply),
     *(results.landscape, results.dashboard, cleaning.delete, cleaning.cache),
 ):

@@ -1,4 +1,4 @@
-"""``lcsc train``, ``refine`` and ``neon``: commands that train, and leave a trajectory."""
+"""``lcsc train`` and ``refine``: commands that train, and leave a trajectory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
-_From = Annotated[Literal["ema", "best"], typer.Option("--from", help="The best EMA, or the best that STUDY found.")]
-_RecipeSettings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe, as in learning_rate=0.0003.")
-]
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help=_RECIPE_HELP)],
-    settings: _RecipeSettings = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe, as in learning_rate=0.0003.")
+    ] = None,
     *,
     data: Annotated[str, typer.Option(help="digits, photographs, characters, cifar10, or a folder of images.")],
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
@@ -80,7 +78,9 @@ def refine(
     ] = None,
     *,
     out: _Out,
-    begin: _From = "ema",
+    begin: Annotated[
+        Literal["ema", "best"], typer.Option("--from", help="The best EMA, or the best that STUDY found.")
+    ] = "ema",
     images: Annotated[int, typer.Option(min=2, help="Sampled by all steps together.")] = 60_000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a refinement that was interrupted.")] = False,
     storage: Storage = None,
@@ -116,36 +116,3 @@ def _row(evaluation: Any) -> dict[str, Any]:
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
         "images": evaluation.cost.images,
     }
-
-
-def neon(
-    source: Annotated[str, typer.Argument(metavar="STUDY", help="experiment/optimizer/seed, or a study file.")],
-    settings: _RecipeSettings = None,
-    *,
-    recipe: Annotated[str, typer.Option(help="What the checkpoints were trained with: ict, ddpm, edm …")],
-    out: _Out,
-    begin: _From = "ema",
-    samples: Annotated[int, typer.Option(min=2, help="Images that are sampled once, and trained on.")] = 10_000,
-    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples, the batches and the noise.")] = 0,
-    storage: Storage = None,
-    output: Output = "table",
-) -> None:
-    """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
-    from lcsc_opt.search.forking import StartingPoint
-    from lcsc_opt.search.self_training import append_self_trained
-    from lcsc_opt.training.preparing import parse_recipe
-
-    parsed = parse_recipe(recipe, settings or ())
-    begun = StartingPoint.of(source, storage)
-    start = begun.best if begin == "best" else begun.ema
-    step, found = append_self_trained(
-        begun.objective, parsed, out, start=start, samples=samples, steps=steps, seed=seed
-    )
-    if output == "json":
-        losses = [{"w": weight, "loss": loss} for weight, loss in found.items()]
-        print_json({"step": step, "losses": losses})
-    else:
-        rows = [(f"{weight:g}", number(loss)) for weight, loss in found.items()]
-        print_table(("w", "loss"), rows, title="(1 + w) start − w self-trained, on the search's noise")
-    say(f"{out}: the checkpoints and, as step {step}, the self-trained one; for checkpoints of a study file")
