@@ -35,7 +35,7 @@ demo: setup ## train a small model of letters, search with three optimizers, com
 	$(BIN)/lcsc run studies/demo.yaml
 	@$(BIN)/lcsc report demo
 	@echo "First curves and images: file://$(CURDIR)/demo.html; one more search follows"
-	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC]' space=affine
+	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC]' space=affine budget.evaluations=120
 	$(BIN)/lcsc compare demo
 	@$(BIN)/lcsc report demo
 	@echo
