@@ -26,13 +26,12 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.trajectory.manifest import LOCK, Manifest
 from lcsc_opt.views.artifacts import artifact_directory, artifact_path
 
-_FOLDERS = ("", "trajectories", "references", "datasets", "batch-sizes")
+_FOLDERS = ("", "trajectories", "references", "datasets")
 _KINDS = {
     "trajectory": r"(trajectories/[0-9a-f]{24}|[\w-]+-[0-9a-f]{16})\.trajectory",
     "feature network": r"[\w-]+-network-[0-9a-f]{16}\.safetensors",
     "reference": r"references/([0-9a-f]{32}\.np[yz]|images-[0-9a-f]{32}\.json)",
     "dataset": r"datasets/(cifar-100?-(batches-py|python(\.tar\.gz)?)|(Fashion|K)?MNIST)",
-    "batch size": r"batch-sizes/[0-9a-f]{16}\.json",
 }
 UNFINISHED = "unfinished"
 _PENDING_NAME = r"((?:.*/)?)\.(.*)\.[0-9a-f]{32}(?:\.old)?\.partial"  # of lcsc_opt.base.files.replacing

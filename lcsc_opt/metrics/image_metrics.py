@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, checked_features, features_with_graph
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, checked_features
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.names import FDR, Formula
@@ -73,8 +73,7 @@ class ImageMetrics:
         loss, metrics = whole.compute()
 
     The gradient of the loss needs two passes. The features of all images give :meth:`gradients`, d loss / d features.
-    Then images are sampled again with a graph, and :meth:`Scores.image_gradient` leads the gradient back to them. The
-    last batch keeps its graph between the passes (:meth:`update_with_graph`).
+    Then images are sampled again with a graph, and :meth:`Scores.image_gradient` leads the gradient back to them.
 
     Args:
         scores: the loss, the metrics, and the references.
@@ -95,40 +94,24 @@ class ImageMetrics:
             options: Any = {"total": total, "gradient": gradient and name in scores.extractors, "device": scores.device}
             self._features[name] = FeatureMetrics(scores.references[name], wanted, **options)
 
-    def update(
-        self, images: Tensor, known: dict[str, Tensor] | None = None, *, prompts: Sequence[str] | None = None
-    ) -> None:
+    def update(self, images: Tensor, *, prompts: Sequence[str] | None = None) -> None:
         """Take the features of ``[B, C, H, W]`` in [−1, 1], and of their ``prompts`` if they have some.
 
-        ``known`` are features ``[B, D]`` by their extractor's name, if some are computed already. Raises MetricError if
-        features are not finite.
+        Raises MetricError if features are not finite.
         """
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, metrics in self._features.items():
                 extractor = self._scores.extractor_of(name, prompts)
-                features, logits = (known or {}).get(name), None
+                logits = None
                 if "is" in self._formulas[name] and isinstance(extractor, ClassifyingExtractor):
-                    answered, logits = extractor.features_and_logits(images)
-                    features = answered if features is None else features
+                    features, logits = extractor.features_and_logits(images)
                     if not bool(torch.isfinite(logits).all()):
                         raise MetricError(f"extractor {extractor.name}: logits are not finite")
                     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                elif features is None:
+                else:
                     features = extractor(images)
                 wanted = self._formulas[name] != {"is"}
                 metrics.update(checked_features(extractor, features, len(images)) if wanted else None, logits)
-
-    def update_with_graph(self, images: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """As :meth:`update`; returns those that the loss uses, with a graph: extractor's name → ``[B, D]``.
-
-        Raises:
-            MetricError: as :meth:`update`, and when the images have no graph or an extractor cuts it.
-        """
-        scores = self._scores
-        searched = {name: scores.extractor_of(name, prompts) for name in scores.extractors}
-        features = {name: features_with_graph(extractor, images) for name, extractor in searched.items()}
-        self.update(images, features, prompts=prompts)
-        return features
 
     @property
     def state(self) -> ImageState:

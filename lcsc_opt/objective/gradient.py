@@ -133,31 +133,13 @@ class WeightGradient:
                 wide = torch.promote_types(part.dtype, torch.float32)
                 self.sums[name] = part.to(wide) * 2.0**exponent
 
-    def keep(
-        self, candidate: Candidate, part: tuple[int, int], images: Tensor, leaf: Tensor, features: Mapping[str, Tensor]
-    ) -> None:
-        """Keep the last batch of the images ``part`` of a candidate.
-
-        Args:
-            candidate: whose images they are.
-            part: ``(first, last)``.
-            images: ``[n, C, H, W]``, with the graph back to the weights.
-            leaf: the same images as a leaf, where the features' graph begins.
-            features: extractor's name → features ``[n, D]`` with that graph.
-        """
+    def keep(self, candidate: Candidate, part: tuple[int, int], images: Tensor) -> None:
+        """Keep the last ``images`` ``[n, C, H, W]`` of the part ``[first, last)`` of a candidate, with their graph."""
         self.first, self.images = part[1] - len(images), images
-        self._kept = candidate, part, leaf, features
+        self._kept = candidate, part
 
     def keeps(self, candidate: Candidate, first: int, last: int) -> bool:
         """Whether it kept the last batch of that part of that candidate, maybe a copy from another process."""
-        own, part, *_ = self._kept
+        own, part = self._kept
         same_way = (own.images, own.noise, part) == (candidate.images, candidate.noise, (first, last))
         return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()
-
-    def image_gradient(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """The gradient in the kept images ``[n, C, H, W]`` from the gradients in the features, ``[n, D]`` each."""
-        *_, leaf, kept = self._kept
-        features = [kept[name] for name in rows]
-        wanted = [part.to(known) for part, known in zip(rows.values(), features, strict=True)]
-        [gradient] = torch.autograd.grad(features, leaf, wanted)
-        return gradient

@@ -7,8 +7,8 @@ import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics, ImageState
-from lcsc_opt.objective.batch_size import AUTO
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
@@ -32,6 +32,9 @@ from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+DEFAULT_BATCH = 500
+AUTO: Literal["auto"] = "auto"
+GRAPH_MEMORY = 4  # with batch_size: auto; a graph multiplies the memory of a batch by about this
 FEWEST_KEPT = 5_000  # images of EMA*, whose precision is kept: a standard error of at most 0.007
 
 FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
@@ -56,13 +59,11 @@ class MergeSampleScore(StagedObjective):
         sampler: puts merged weights into the model and samples.
         scores: images → loss and metrics.
         images: the number of images in an evaluation of a search.
-        batch_size: images that are sampled at once.
+        batch_size: images that are sampled at once; ``auto`` is the default, and half of it whenever memory runs out.
         gradient_batch_size: images with a graph at once, which take as much memory as training does. The default is the
-            batch size. It does not change the loss.
+            batch size, or a quarter of an automatic one. It does not change the loss.
         device: of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
-        smaller_batch: only for a batch size that was measured, not chosen. It is called with a size that does not fit
-            into the device's memory, and gives a smaller one. A measured size is no part of the description.
     """
 
     trajectory: Mergeable
@@ -75,18 +76,18 @@ class MergeSampleScore(StagedObjective):
         scores: Scores,
         *,
         images: int = DEFAULT_IMAGES,
-        batch_size: int = 500,
+        batch_size: int | Literal["auto"] = DEFAULT_BATCH,
         gradient_batch_size: int | None = None,
         device: torch.device | str = "cpu",
         batch_norm: BatchNormStatistics | None = None,
-        smaller_batch: Callable[[int], int] | None = None,
     ) -> None:
         for warning in scores.warnings(images):
             notice(warning)
         self.trajectory, self.sampler, self.scores = trajectory, sampler, scores
-        self._images, self._batch_size = images, batch_size
-        self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
-        self.device, self._smaller_batch = torch.device(device), smaller_batch
+        self._images, self._halves, self.device = images, batch_size == AUTO, torch.device(device)
+        self._batch_size = min(DEFAULT_BATCH, images) if batch_size == AUTO else batch_size
+        usual = max(self._batch_size // GRAPH_MEMORY, 1) if self._halves else self._batch_size
+        self._gradient_batch_size = min(gradient_batch_size or usual, self._batch_size)
         self.overlaps = self.device.type != "cpu"  # on a CPU, merging and metrics take the same cores as sampling
         self._batch_norm = batch_norm
         self._moved: tuple[Mergeable, Mergeable] | None = None
@@ -221,11 +222,12 @@ class MergeSampleScore(StagedObjective):
                 self._keep_graph(metrics, candidate, (first, last), kept, watch)
             return metrics
         except torch.OutOfMemoryError:
-            if self._smaller_batch is None:
+            if not self._halves or self._batch_size == 1:
                 raise
-        # out here the exception is gone, and with it the memory that it held
-        self._batch_size = self._smaller_batch(self._batch_size)
+        free_memory()  # out here the exception is gone, and with it the memory that it held
+        self._batch_size //= 2
         self._gradient_batch_size = min(self._gradient_batch_size, self._batch_size)
+        notice(f"batch_size: auto: out of memory; going on with {self._batch_size} images at once")
         return None
 
     def score(
@@ -277,19 +279,14 @@ class MergeSampleScore(StagedObjective):
             self._kept = WeightGradient(sampler.weights.differentiable(self._source.varying))
         total = self._kept
         end = total.first if kept else self._last_batch(first, last)
-        batches = [*([] if kept else [(end, last)]), *_ranges(first, end, self._gradient_batch_size)]
         with contextlib.ExitStack() as stack:
             stack.callback(self._forget_graph)
             stack.enter_context(total.working())
-            if kept:
-                with watch.timing("features"):
-                    gradient = total.image_gradient(rows(end, last))
-                with watch.timing("sample"):
-                    total.add(total.images, gradient)
-            for start, stop in batches:
+            for start, stop in [(end, last), *_ranges(first, end, self._gradient_batch_size)]:
                 stop_if_told()
                 with watch.timing("sample"):
-                    images = self._sample_finite(candidate.noise, start, stop)
+                    again = not kept or start != end
+                    images = self._sample_finite(candidate.noise, start, stop) if again else total.images
                 with watch.timing("features"):
                     prompts = prompts_of(sampler, candidate.noise, start, stop)
                     gradient = self.scores.image_gradient(images, rows(start, stop), prompts)
@@ -301,8 +298,8 @@ class MergeSampleScore(StagedObjective):
                     product = product.sum(axis=0)
         if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")
-        again = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed
-        return product, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
+        calls = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed
+        return product, watch.cost(model_calls=calls + 2 * (last - first) * sampler.nfe)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
@@ -327,7 +324,7 @@ class MergeSampleScore(StagedObjective):
             "sampler": self.sampler.describe(),
             "scores": self.scores.describe(),
             "images": self._images,
-            "batch_size": self._batch_size if self._smaller_batch is None else AUTO,
+            "batch_size": AUTO if self._halves else self._batch_size,
             "batch_norm": None if self._batch_norm is None else {"images": IMAGES, "batch": BATCH},
         }
 
@@ -368,10 +365,10 @@ class MergeSampleScore(StagedObjective):
         with total.working():
             with watch.timing("sample"):
                 images = self._sample_finite(candidate.noise, first, part[1])
-            leaf = images.detach().requires_grad_()
             with watch.timing("features"):
-                features = metrics.update_with_graph(leaf, prompts_of(self.sampler, candidate.noise, first, part[1]))
-            total.keep(candidate, part, images, leaf, features)
+                prompts = prompts_of(self.sampler, candidate.noise, first, part[1])
+                metrics.update(images.detach(), prompts=prompts)
+            total.keep(candidate, part, images)
         self._kept = total
 
     def _last_batch(self, first: int, last: int) -> int:

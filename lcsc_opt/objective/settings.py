@@ -16,9 +16,8 @@ from lcsc_opt.metrics.extractors.rewards import PUBLISHED
 from lcsc_opt.metrics.from_settings import ScoresBuilder
 from lcsc_opt.metrics.names import HELD_OUT_REWARD, REWARD, MetricName
 from lcsc_opt.metrics.scores import Scores, why_no_gradient
-from lcsc_opt.objective.batch_size import AUTO, MeasuredBatchSize
 from lcsc_opt.objective.contract import Mergeable
-from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
@@ -28,7 +27,6 @@ from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
 REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
-GRAPH_MEMORY = 4  # with batch_size: auto; a graph multiplies the memory of a batch by about this
 
 
 class ScoreSettings(FrozenModel):
@@ -144,9 +142,9 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
             ``held_out``, or ``held_out_fraction``, keep some of them for reports.
         weights: extractor → file of its weights; missing ones are downloaded.
         images: the number of images in an evaluation of a search.
-        batch_size: images at once; ``auto`` measures once on each device how many are best.
+        batch_size: images at once; ``auto`` halves 500 whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
-            is ``batch_size``, or a quarter of what ``auto`` found.
+            is ``batch_size``, or a quarter of ``auto``.
         batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
             samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
             they are estimated again if they differ between checkpoints.
@@ -211,24 +209,15 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
         last = np.zeros(len(trajectory.steps))
         last[-1] = 1.0
         sampler.load(trajectory.merge(last))
-        scores, device = self.scores(), self.network_settings().torch_device()
-        gradient_batch_size, measured = self.gradient_batch_size, None
-        if self.batch_size == AUTO:
-            measured = MeasuredBatchSize(sampler, scores, device=device, cache=cache_directory())
-            batch_size = min(measured.largest(), self.images)
-            gradient_batch_size = gradient_batch_size or max(batch_size // GRAPH_MEMORY, 1)
-        else:
-            batch_size = self.batch_size
         return MergeSampleScore(
             trajectory,
             sampler,
-            scores,
+            self.scores(),
             images=self.images,
-            batch_size=batch_size,
-            gradient_batch_size=gradient_batch_size,
-            device=device,
+            batch_size=self.batch_size,
+            gradient_batch_size=self.gradient_batch_size,
+            device=self.network_settings().torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),
-            smaller_batch=None if measured is None else measured.smaller,
         )
 
     def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:

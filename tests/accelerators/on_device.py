@@ -310,7 +310,7 @@ def test_what_is_kept_and_every_metric_agree_with_the_cpu(folder: Path, monkeypa
 
 
 @pretended
-def test_the_measured_batch_size_follows_the_memory_also_in_the_middle_of_a_search(
+def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidate, sizes = Candidate(ema_coefficients((10, 20, 30), 0.8)), []

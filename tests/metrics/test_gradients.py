@@ -74,11 +74,10 @@ class Smooth:
 
     def __init__(self, dimension, seed, dtype=torch.float64):
         generator = torch.Generator().manual_seed(seed)
-        self.name, self.dimension, self.seen = f"smooth-{dimension}", dimension, 0
+        self.name, self.dimension = f"smooth-{dimension}", dimension
         self.weights = torch.randn(9, dimension, generator=generator, dtype=torch.float64).to(dtype)
 
     def __call__(self, images):
-        self.seen += len(images)
         return torch.tanh(images.flatten(1).to(self.weights) @ self.weights)
 
     def features_and_logits(self, images):
@@ -118,41 +117,29 @@ def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_one_pass_with_a_graph_and_two_passes_in_batches_give_one_gradient(loss):
-    made, batch = scores(loss), images(20).requires_grad_()
-    whole, parts = (made.image_metrics(20, gradient=True) for _ in range(2))
-    kept = whole.update_with_graph(batch)
-    gradients = whole.gradients()
-    torch.autograd.backward([kept[name] for name in gradients], [torch.from_numpy(g) for g in gradients.values()])
+def test_batches_give_the_gradient_of_the_whole(loss):
+    made, batch = scores(loss), images(20)
+    whole, parts = filled(made, batch, gradient=True), made.image_metrics(20, gradient=True)
     for part in batch.split(6):
         parts.update(part)
     gradients = parts.gradients()
-    again = [image_gradient(made, batch.detach(), gradients, slice(first, first + 6)) for first in range(0, 20, 6)]
-    torch.testing.assert_close(torch.cat(again), batch.grad, rtol=1e-9, atol=1e-12)
+    again = [image_gradient(made, batch, gradients, slice(first, first + 6)) for first in range(0, 20, 6)]
+    expected = image_gradient(made, batch, whole.gradients())
+    torch.testing.assert_close(torch.cat(again), expected, rtol=1e-9, atol=1e-12)
     assert whole.compute()[1] == pytest.approx(parts.compute()[1], rel=1e-10)
-    assert whole.compute()[0] == pytest.approx(filled(made, batch.detach()).compute()[0], rel=1e-10)
 
 
-def test_other_metrics_need_no_gradient_and_an_image_is_seen_once_in_one_pass():
-    made, alone = scores("fid", metrics=["precision", "is", "fid@clip"]), scores("fid")
-    metrics = made.image_metrics(20, gradient=True)
-    kept = metrics.update_with_graph(images(20).requires_grad_())
-    assert list(kept) == list(metrics.gradients()) == ["inception"]
+def test_other_metrics_need_no_gradient():
+    made = scores("fid", metrics=["precision", "is", "fid@clip"])
+    metrics = filled(made, images(20), gradient=True)
+    assert list(metrics.gradients()) == ["inception"]
     assert metrics.compute()[1] == pytest.approx(filled(made, images(20)).compute()[1], rel=1e-10)
-    before = alone.extractor.seen
-    alone.image_metrics(20, gradient=True).update_with_graph(images(20).requires_grad_())
-    assert alone.extractor.seen - before == 20
 
 
-@pytest.mark.parametrize(
-    ("dtype", "full"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
-)
-def test_features_have_full_precision_and_gradients_the_type_of_the_images(dtype, full):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gradients_have_the_type_of_the_images(dtype):
     made = scores("fid@clip", dtype)
-    metrics = made.image_metrics(20, gradient=True)
-    assert metrics.update_with_graph(images(20).float().requires_grad_())["clip"].dtype == full
-    gradient = image_gradient(made, images(20).float(), metrics.gradients())
+    gradient = image_gradient(made, images(20).float(), filled(made, images(20).float(), gradient=True).gradients())
     assert gradient.dtype == torch.float32
     assert not gradient.requires_grad
 

@@ -97,9 +97,10 @@ def test_a_vector_jacobian_product_is_the_same_whatever_was_sampled_meanwhile(tm
     assert again.tobytes() == expected.gradient.tobytes()
 
 
-def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_changes(tmp_path: Path) -> None:
-    asked: list[int] = []
-    objective = build(tmp_path, batch_size=32, smaller_batch=lambda size: (asked.append(size), size // 2)[1])
+def test_an_automatic_batch_that_is_too_large_is_halved_and_nothing_else_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective = build(tmp_path, batch_size="auto")
     expected, sample = build(tmp_path, batch_size=8)(EMA), objective.sampler.sample
 
     def scarce(noise: Noise, start: int, stop: int) -> Tensor:
@@ -111,7 +112,11 @@ def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_change
     assert objective(EMA) == pytest.approx(expected, rel=1e-9)
     assert objective.describe()["batch_size"] == "auto"
     objective(OTHER)
-    assert asked == [32, 16]
+    assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]
+    never = build(tmp_path, batch_size="auto")
+    never.sampler.sample = lambda *_: scarce(Noise(), 0, 9)  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        never(EMA)
 
 
 @pytest.mark.parametrize(("gradient", "closed_at", "batches"), [(False, 3, 40), (True, 3, 79), (True, 43, 79)])

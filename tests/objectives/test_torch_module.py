@@ -95,11 +95,10 @@ def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], mes
     one_line(ObjectiveError, message, lambda: build("torch_module.py", study, **{**COMMON, **changes}))
 
 
-def test_a_batch_size_that_is_found_changes_rounding_only(study: Path) -> None:
+def test_an_automatic_batch_size_changes_rounding_only(study: Path) -> None:
     number, found = (build("torch_module.py", study, **COMMON, **how) for how in ({}, {"batch_size": "auto"}))
     assert found(MIX) == pytest.approx(number(MIX), rel=1e-6)
     assert found.describe() == {**number.describe(), "batch_size": "auto"}
-    assert len(list((study.parent / "cache").glob("batch-sizes/*.json"))) == 1
 
 
 def test_a_copy_of_the_template_searches_its_model(folder: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.frechet import Array
@@ -94,41 +93,10 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
-def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """Features of ``images`` with the graph that leads back to them.
-
-    More images than the extractor's ``images_with_graph`` are divided into parts. The graph of a part is made only when
-    the gradient goes back through it: that takes one more pass, and the memory of one part.
-
-    Args:
-        extractor: the network.
-        images: ``[B, C, H, W]`` in [−1, 1], with a graph or as a leaf that requires a gradient.
-
-    Returns:
-        ``[B, D]`` float32, or float64 if the extractor gives that.
-
-    Raises:
-        MetricError: the extractor cuts the graph, and as ``extract``.
-    """
-    size = int(getattr(extractor, "images_with_graph", len(images)))
-    with torch.enable_grad():
-        if len(images) <= size:
-            features = extractor(images)
-        else:
-            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-            features = torch.cat([checkpoint(extractor, part, **options) for part in torch.split(images, size)])
-    if not features.requires_grad:
-        raise MetricError(
-            f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; let "
-            "it compute with torch alone, without no_grad, detach or bytes, or search without gradients"
-        )
-    return checked_features(extractor, features, len(images))
-
-
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of any function in the images, from its gradient in their features.
 
-    At most ``images_with_graph`` images have a graph at a time. Errors are those of :func:`features_with_graph`.
+    At most ``images_with_graph`` images have a graph at a time.
 
     Args:
         extractor: the network.
@@ -137,11 +105,20 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
 
     Returns:
         ``[B, C, H, W]`` in the type and on the device of ``images``, without a graph.
+
+    Raises:
+        MetricError: the extractor cuts the graph, and as :func:`extract`.
     """
     size = int(getattr(extractor, "images_with_graph", len(images)))
     found: list[Tensor] = []
     for part, rows in zip(torch.split(images.detach(), size), torch.split(gradient, size), strict=True):
         leaf = part.clone().requires_grad_()
-        features = features_with_graph(extractor, leaf)
+        with torch.enable_grad():
+            features = checked_features(extractor, extractor(leaf), len(part))
+        if not features.requires_grad:
+            raise MetricError(
+                f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; "
+                "let it compute with torch alone, without no_grad, detach or bytes, or search without gradients"
+            )
         found += torch.autograd.grad(features, leaf, rows.to(features))
     return torch.cat(found)

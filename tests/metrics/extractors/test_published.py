@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.metrics import FeatureExtractor
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph, image_gradient
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, image_gradient
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from tests.metrics import network_files
@@ -116,7 +116,7 @@ def test_features_with_a_graph_are_the_same_and_its_gradient_leads(name, extract
     batch, generator = images(), torch.Generator().manual_seed(3)
     with torch.inference_mode():
         expected = extractor(batch)
-    assert torch.equal(features_with_graph(extractor, batch.clone().requires_grad_()).detach(), expected)
+    assert torch.equal(extractor(batch.clone().requires_grad_()).detach(), expected)
     weights = torch.randn(extractor.dimension, generator=generator)
     gradient = image_gradient(extractor, batch, weights.expand(len(batch), -1))
     step = gradient.sign() * (torch.rand(batch.shape, generator=generator) < 0.1) / 127.5  # a whole level
