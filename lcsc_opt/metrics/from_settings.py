@@ -2,95 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, JsonValue, model_validator
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
 from lcsc_opt.metrics.names import (
     DISTANCES,
     EXTRACTORS,
+    HELD_OUT_REWARD,
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
     REWARD,
     MetricName,
 )
-from lcsc_opt.metrics.reference.building import ReferenceSetting, ReferenceSettings
+from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import REPORTED, Scores
+from lcsc_opt.metrics.scores import REPORTED, Scores, why_no_gradient
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
 
+class ScoreSettings(FrozenModel):
+    """What every objective over images may be told about its loss and its metrics.
+
+    Attributes:
+        loss: a metric, or metrics with their weights in a sum.
+        metrics: reported with the loss in every evaluation.
+        held_out_metrics: reported on noise other than the search's. The default is precision, recall, ``sliced`` and
+            ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
+        keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
+            features of the loss where it names no others.
+        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
+            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. With it in the
+            loss, the default metrics are reported whatever ``held_out_metrics`` names.
+        held_out_reward: another one, which only held-out reports see.
+        unguarded: allows a loss of a reward without a distance between distributions.
+    """
+
+    loss: str | dict[str, float] = "fid"
+    metrics: list[str] = Field(default_factory=list)
+    held_out_metrics: list[str] | None = None
+    keep: str | None = None
+    reward: str | None = None
+    held_out_reward: str | None = None
+    unguarded: bool = False
+
+    @model_validator(mode="after")
+    def _rewards_are_given(self) -> ScoreSettings:
+        named = {*([self.loss] if isinstance(self.loss, str) else self.loss), *self.metrics}
+        for name in {*named, *(self.held_out_metrics or ())} & {REWARD, HELD_OUT_REWARD} - {*self.rewards}:
+            raise ValueError(f"{name} is a metric here, so give {name}: module:function, or {', '.join(PUBLISHED)}")
+        return self
+
+    @property
+    def rewards(self) -> dict[str, str]:
+        """``reward`` and ``held_out_reward`` → the function, of those that are given."""
+        given = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
+        return {name: function for name, function in given.items() if function is not None}
+
+    def why_no_gradient(self) -> str | None:
+        """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
+        return why_no_gradient(MetricName.parse_loss(self.loss))
+
+
+class ReferenceScoreSettings(ScoreSettings):
+    """Also of real images, in the features of published networks or of a user's own.
+
+    Attributes:
+        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
+            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
+        weights: extractor → file of its weights; missing ones are downloaded. Published rewards need their folder.
+    """
+
+    reference: str | dict[str, JsonValue] | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
+
+
+def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
+    """The reference with its paths resolved from the study file's folder. Other texts are names of data sets."""
+    if isinstance(reference, str):
+        path = given_path(reference)
+        return str(path) if path.exists() else reference
+    return {name: _located(value) if isinstance(value, (str, dict)) else value for name, value in reference.items()}
+
+
 class ScoresBuilder:
-    """The metrics, references and weights that a study file names, checked without reading images or networks.
+    """The metrics, references and weights that settings name, checked without reading images or networks.
 
     By default, held-out reports compare with the features of the real images, if the reference has images, and have FID
     in the features of CLIP if the loss uses Inception, else in those of Inception. A search needs neither, and no user
     asked for them, so a notice says what is missing.
 
-    Args:
-        loss: a metric, or the weights of a sum of metrics.
-        metrics: computed with the loss in every evaluation.
-        held_out_metrics: computed only in held-out reports; ``None`` takes the default ones.
-        keep: a metric that may not get worse than at EMA*.
-        reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
-        weights: extractor → file; without one, published weights are downloaded if they are not there yet. Published
-            rewards need their folder.
-        rewards: ``reward`` and ``held_out_reward`` → their function; both are reported. With a reward in the loss, the
-            default metrics are reported whatever ``held_out_metrics`` names.
-        unguarded: allows a reward without a distance between distributions.
-
     Raises:
         MetricError: for an unknown metric or extractor, a missing reference, or a reward without a guard.
     """
 
-    def __init__(
-        self,
-        *,
-        loss: str | Mapping[str, float] = "fid",
-        metrics: Sequence[str] = (),
-        held_out_metrics: Sequence[str] | None = (),
-        keep: str | None = None,
-        reference: ReferenceSetting | None = None,
-        weights: Mapping[str, str] | None = None,
-        rewards: Mapping[str, str] | None = None,
-        unguarded: bool = True,
-    ) -> None:
-        self._named: dict[str, Any] = {
-            "loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics or (), "keep": keep
-        }  # fmt: skip
-        parsed = self._loss = MetricName.parse_loss(loss, unguarded=unguarded)
-        self._rewards = dict(rewards or {})
-        kept = () if keep is None else (MetricName.parse_kept(keep, parsed),)
-        self._names = (*parsed, *MetricName.parse_all([*metrics, *(held_out_metrics or ())]), *kept)
+    def __init__(self, settings: ReferenceScoreSettings) -> None:
+        self._settings, self._rewards = settings, settings.rewards
+        parsed = self._loss = MetricName.parse_loss(settings.loss, unguarded=settings.unguarded)
+        kept = () if settings.keep is None else (MetricName.parse_kept(settings.keep, parsed),)
+        others = [*settings.metrics, *(settings.held_out_metrics or ())]
+        self._names = (*parsed, *MetricName.parse_all(others), *kept)
         self._extractors = [*dict.fromkeys([name.extractor for name in self._names] + [*self._rewards])]
+        self._given = None if settings.reference is None else _located(settings.reference)
         searched = {name.extractor for name in parsed}
-        self._only_reward = searched == {REWARD} and reference is not None
+        self._only_reward = searched == {REWARD} and self._given is not None
         # Inception, CLIP and DINOv2 suit the images if the loss uses one of them, or nothing but a reward
         suited = self._only_reward or bool(searched & {*EXTRACTORS})
         others = [name for name in EXTRACTORS if name not in searched] if suited else []
         named = any(name.extractor not in searched and name.formula in DISTANCES for name in self._names)
-        self._default = held_out_metrics is None or REWARD in searched
+        self._default = settings.held_out_metrics is None or REWARD in searched
         self._cross_check = others[0] if others and self._default and not named else None
         known = [*dict.fromkeys([*self._extractors, *others[: self._cross_check is not None]])]
-        self._given, self._references = reference, ReferenceSettings.by_extractor(reference, known)
+        self._references = ReferenceSettings.by_extractor(self._given, known)
         for name in self._names:
             if name.needs_reference and name.extractor not in self._references:
                 raise MetricError(
-                    f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
+                    f"reference: is missing for {name.extractor}; give a folder of images, a file or a data set"
                 )
-        for extractor in weights or ():
+        for extractor in settings.weights:
             if extractor not in PUBLISHED:
                 MetricName.parse(f"fid@{extractor}")
             if extractor not in (*known, *self._rewards.values()):
                 notice(f"weights: no metric uses {extractor}; its file is not read")
-        self._weights = {extractor: Path(path).expanduser() for extractor, path in (weights or {}).items()}
+        self._weights = {extractor: given_path(path) for extractor, path in settings.weights.items()}
 
     def check(self) -> None:
         """Raise MetricError if a reference, a file of weights or a factory is not there; nothing is read."""
@@ -102,13 +146,7 @@ class ScoresBuilder:
             if extractor not in (*self._rewards, *PUBLISHED):
                 find_extractor(extractor, weights=self._weights.get(extractor))
 
-    def build(
-        self,
-        *,
-        device: torch.device | str = "cpu",
-        batch_size: int = 250,
-        cache: Path,
-    ) -> Scores:
+    def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, cache: Path) -> Scores:
         """Load the networks, and look at the reference images.
 
         Args:
@@ -140,8 +178,15 @@ class ScoresBuilder:
             found = self._of_the_loss({alias: references[alias] for alias in scores.extractors}, place)
             return {**found, **self._of_other_features(device, place)}
 
-        reports = for_reports if self._default else None
-        scores = Scores(references, **self._named, device=device, report_references=reports)
+        scores = Scores(
+            references,
+            loss=self._settings.loss,
+            metrics=self._settings.metrics,
+            held_out_metrics=self._settings.held_out_metrics or (),
+            keep=self._settings.keep,
+            device=device,
+            report_references=for_reports if self._default else None,
+        )
         return scores
 
     def _of_the_loss(self, references: Mapping[str, Reference], place: Mapping[str, Any]) -> dict[str, Reference]:

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics.extractors.rewards import PUBLISHED
-from lcsc_opt.metrics.from_settings import ScoresBuilder
-from lcsc_opt.metrics.names import HELD_OUT_REWARD, REWARD, MetricName
-from lcsc_opt.metrics.scores import Scores, why_no_gradient
+from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
@@ -27,52 +25,6 @@ from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
 REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
-
-
-class ScoreSettings(FrozenModel):
-    """What every objective over images may be told about its loss, its metrics and its checkpoints.
-
-    Attributes:
-        select: which of the checkpoints are combined.
-        loss: a metric, or metrics with their weights in a sum.
-        metrics: reported with the loss in every evaluation.
-        held_out_metrics: reported on noise other than the search's. The default is precision, recall, ``sliced`` and
-            ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
-        keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
-            features of the loss where it names no others.
-        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
-            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``.
-        held_out_reward: another one, which only held-out reports see.
-        unguarded: allows a loss of a reward without a distance between distributions.
-        noise_seed: of all sampling noise.
-    """
-
-    select: Selection = Selection()
-    loss: str | dict[str, float] = "fid"
-    metrics: list[str] = Field(default_factory=list)
-    held_out_metrics: list[str] | None = None
-    keep: str | None = None
-    reward: str | None = None
-    held_out_reward: str | None = None
-    unguarded: bool = False
-    noise_seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _rewards_are_given(self) -> ScoreSettings:
-        named = {*([self.loss] if isinstance(self.loss, str) else self.loss), *self.metrics}
-        for name in {*named, *(self.held_out_metrics or ())} & {REWARD, HELD_OUT_REWARD} - {*self.rewards}:
-            raise ValueError(f"{name} is a metric here, so give {name}: module:function, or {', '.join(PUBLISHED)}")
-        return self
-
-    @property
-    def rewards(self) -> dict[str, str]:
-        """``reward`` and ``held_out_reward`` → the function, of those that are given."""
-        given = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
-        return {name: function for name, function in given.items() if function is not None}
-
-    def why_no_gradient(self) -> str | None:
-        """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
-        return why_no_gradient(MetricName.parse_loss(self.loss))
 
 
 class CheckpointSettings(FrozenModel):
@@ -134,14 +86,12 @@ class CheckpointSettings(FrozenModel):
         return NetworkSettings(self.device, self.dtype)
 
 
-class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
+class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     """What a study file may say under ``objective.settings``, without the settings of the model.
 
     Attributes:
-        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
-            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
-        weights: extractor → file of its weights; missing ones are downloaded.
         images: the number of images in an evaluation of a search.
+        noise_seed: of all sampling noise.
         batch_size: images at once; ``auto`` halves 500 whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
             is ``batch_size``, or a quarter of ``auto``.
@@ -153,9 +103,8 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
         channels_last: memory format of images and convolutions.
     """
 
-    reference: str | dict[str, JsonValue] | None = None
-    weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
+    noise_seed: Annotated[int, Field(ge=0)] = 0
     batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
     batch_norm: Literal["reestimate", "merge"] | None = None
@@ -169,16 +118,7 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
             TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
         """
         super().check()
-        self._scores_builder.check()
-
-    @property
-    def _scores_builder(self) -> ScoresBuilder:
-        return ScoresBuilder(
-            **self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep", "unguarded"}),
-            rewards=self.rewards,
-            reference=None if self.reference is None else _located(self.reference),
-            weights={extractor: str(given_path(path)) for extractor, path in self.weights.items()},
-        )
+        ScoresBuilder(self).check()
 
     def network_settings(self) -> NetworkSettings:
         """How the network is run."""
@@ -194,7 +134,7 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        return self._scores_builder.build(
+        return ScoresBuilder(self).build(
             device=self.network_settings().torch_device(),
             batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
             cache=cache_directory(),
@@ -233,14 +173,3 @@ class ImageObjectiveSettings(CheckpointSettings, ScoreSettings):
                 "variances may be negative; batch_norm: merge in the objective's settings combines them instead"
             )
         return statistics
-
-
-def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
-    """The reference with its paths resolved from the study file's folder. Other texts are names of data sets."""
-    if isinstance(reference, str):
-        path = given_path(reference)
-        return str(path) if path.exists() else reference
-    if "torchvision" in reference:  # of its texts, only the root is a path
-        root = reference.get("root")
-        return {**reference, "root": str(given_path(root))} if isinstance(root, str) else reference
-    return {name: _located(value) if isinstance(value, (str, dict)) else value for name, value in reference.items()}

@@ -22,11 +22,13 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
 from lcsc_opt.metrics.extractors.rewards import find_reward
+from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import Positive, ScoreSettings
+from lcsc_opt.objective.settings import Positive
 from lcsc_opt.sampling import (
     ConsistencyFunction,
     ConsistencySampler,
@@ -48,6 +50,8 @@ class TrainedSettings(ScoreSettings):
     """Settings of an objective whose model is trained here.
 
     Attributes:
+        select: which of the checkpoints are combined.
+        noise_seed: of all sampling noise.
         data: ``half`` trains on half of the images, and keeps the other half for held-out reports; ``thirds`` trains on
             a third, searches with another, and keeps the last.
         images: in an evaluation; with 64 or fewer, the covariance of 64 features has no full rank.
@@ -55,6 +59,8 @@ class TrainedSettings(ScoreSettings):
         training_steps: length of the training.
     """
 
+    select: Selection = Selection()
+    noise_seed: Annotated[int, Field(ge=0)] = 0
     data: Literal["all", "half", "thirds"] = "all"
     images: Annotated[int, Field(ge=65)] = 1000
     batch_size: Positive = 500

@@ -171,7 +171,10 @@ class DiffusersSampler(NetworkSampler):
         calls_of_a_step = calls * (1 if self._guidance is None else 2)
         self.nfe = len(self._timesteps()) * calls_of_a_step
         self.recomputed = self.nfe - calls_of_a_step  # all but those of the last step
-        self._draws = self._try_schedule()
+        known = inspect.signature(scheduler.step).parameters
+        if unknown := [option for option in self._step_options if option not in known]:
+            raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {unknown[0]!r}")
+        self._takes_generator = "generator" in known
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -179,7 +182,7 @@ class DiffusersSampler(NetworkSampler):
         images: Tensor = z * self.scheduler.init_noise_sigma
         labels = self._labels(noise, start, stop)
         options = dict(self._step_options)
-        if self._draws:
+        if self._takes_generator:
             options["generator"] = self.noise.generators(noise, start, stop)
         timesteps = self._timesteps()
         for step, timestep in enumerate(timesteps):
@@ -205,24 +208,6 @@ class DiffusersSampler(NetworkSampler):
     def _timesteps(self) -> Tensor:
         """``[T]`` timesteps; also resets the scheduler to its first step."""
         return set_timesteps(self.scheduler, self._schedule)
-
-    def _try_schedule(self) -> bool:
-        """Whether the steps draw noise. Steps that the scheduler refuses fail here, before a search."""
-        channels = self.image_shape[0]
-        images = torch.zeros(1, channels, 1, 1)
-        output = torch.zeros(1, channels * (2 if self._uses_variance else 1), 1, 1)
-        generator = torch.Generator()
-        untouched, options = generator.get_state(), dict(self._step_options)
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            options["generator"] = generator
-        try:
-            for timestep in self._timesteps():
-                self.scheduler.scale_model_input(images, timestep)
-                self.scheduler.step(output, timestep, images, **options)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())
-            raise ObjectiveError(f"sampler: {type(self.scheduler).__name__} cannot step: {reason}") from error
-        return not torch.equal(generator.get_state(), untouched)
 
     def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
         times = timestep.to(self._network.dtype if timestep.is_floating_point() else timestep.dtype)

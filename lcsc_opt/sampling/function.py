@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
@@ -18,7 +17,6 @@ from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
-SAME, SAME_IN_HALF = 1 / 255, 0.05  # mean differences that rounding may make: half a level of 8 bits; in half types
 HIGHEST = 2.0  # images without a negative value are taken for bytes if they reach this
 
 
@@ -29,8 +27,7 @@ class FunctionSampler(NetworkSampler):
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
     noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
-    and remember nothing: images would no longer depend only on their index. The first two images are sampled twice; a
-    notice says if they differ.
+    and remember nothing: images would no longer depend only on their index.
 
     Args:
         model: gets the merged weights.
@@ -64,7 +61,7 @@ class FunctionSampler(NetworkSampler):
         parameters = inspect.signature(function).parameters
         any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._draws = "draw" in parameters
-        self._looked = False  # at the first images
+        self._looked = False  # at the range of the first images
         if "nfe" in parameters:
             self.options = {"nfe": nfe, **self.options}
         if labels is not None and not (any_keyword or "labels" in parameters):
@@ -78,17 +75,6 @@ class FunctionSampler(NetworkSampler):
         Raises:
             ObjectiveError: the function returned something else.
         """
-        images = self._images(noise, start, stop)
-        modules = self._network.module.modules()
-        estimating = any(isinstance(module, _BatchNorm) and module.training for module in modules)  # from these batches
-        if not self._looked and not estimating:
-            self._looked = True
-            self._look_at(images.detach(), noise, start)
-        images = images if torch.is_grad_enabled() else images.detach()
-        return images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)
-
-    def _images(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """What the function returns, checked."""
         device, dtype = self._network.device, self._network.dtype
 
         def draw(index: int) -> Tensor:  # a copy: the function may write to it, and other candidates need the original
@@ -109,30 +95,22 @@ class FunctionSampler(NetworkSampler):
                 f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
                 f"expected floating point images [{stop - start}, C, H, W] in [-1, 1]"
             )
-        return images
+        if not self._looked:
+            self._looked = True
+            self._look_at(images.detach())
+        kept: Tensor = images if torch.is_grad_enabled() else images.detach()
+        return kept.to(torch.promote_types(kept.dtype, torch.float32)).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
         return {**super().describe(), "sampler": self.name, "options": self.options}
 
-    @torch.no_grad()
-    def _look_at(self, images: Tensor, noise: Noise, start: int) -> None:
-        """Warn if the first images are not in [-1, 1], or depend on more than weights and noise."""
+    def _look_at(self, images: Tensor) -> None:
+        """Warn if the first images are not in [-1, 1]."""
         low, high = (float(value) for value in images.aminmax())
         if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
             most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
             notice(
                 f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
                 f"images in [-1, 1]: let it return {instead}"
-            )
-        if self._network.settings.compile:  # another size would be compiled for this alone
-            return
-        first = images[:2].clone()
-        difference = float((self._images(noise, start, start + len(first)) - first).clamp(-2, 2).abs().mean())
-        if difference > (SAME if self._network.settings.dtype == "fp32" else SAME_IN_HALF):
-            notice(
-                f"the sampler {self.name} makes other images of the same noise when it is called again for two of them "
-                f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, "
-                "remembers earlier calls, or draws random numbers of its own; so the loss depends on more than the "
-                "coefficients"
             )

@@ -44,11 +44,8 @@ class LoraAdapter:
         self._places: dict[str, tuple[Any, nn.Parameter]] = {}  # a factor's name in diffusers → its layer of PEFT
         self.factors: dict[str, Tensor] = {}
 
-    def load(self, weights: Mapping[str, Tensor]) -> bool:
+    def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy a merged LoRA into the adapter, which the first one makes.
-
-        Returns:
-            Whether it is one of a text encoder, too.
 
         Raises:
             ObjectiveError: it does not fit the pipeline, or has other names or shapes than the first one.
@@ -67,7 +64,6 @@ class LoraAdapter:
             for name, (layer, parameter) in self._places.items():
                 parameter.copy_(factors[name])
                 layer.scaling[ADAPTER] = scales[name]
-        return any(name.startswith("text_encoder") for name in factors)
 
     def _create(self, factors: Mapping[str, Tensor]) -> dict[str, tuple[Any, nn.Parameter]]:
         """Let the pipeline load it as it loads a file, and find the layers and parameters that it went to."""

@@ -32,20 +32,10 @@ from lcsc_opt.sampling.noise import ImageNoise
 
 Component = Literal["unet", "transformer", "lora"]
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
-CACHE_BYTES = 4 * 2**30
-
-_TWO = ("prompt_embeds", "negative_prompt_embeds")
-_POOLED = (*_TWO, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-_MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
-EMBEDDINGS: dict[str, tuple[str, ...]] = {
-    "StableDiffusionPipeline": _TWO,
-    "LatentConsistencyModelPipeline": _TWO,
-    "StableDiffusionXLPipeline": _POOLED,
-    "StableDiffusion3Pipeline": _POOLED,
-    "PixArtAlphaPipeline": _MASKED,
-    "PixArtSigmaPipeline": _MASKED,
-}
-"""Pipeline → what its ``encode_prompt`` returns, by the names under which its ``__call__`` takes it."""
+PIPELINES = (
+    *("StableDiffusionPipeline", "LatentConsistencyModelPipeline", "StableDiffusionXLPipeline"),
+    *("StableDiffusion3Pipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+)
 
 
 def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -> Any:
@@ -96,8 +86,8 @@ def _check_index(name: str, index: Mapping[str, Any]) -> None:
         known = library in (None, "diffusers", "transformers")
         if component[0] == "_" or not (known or hasattr(pipelines, str(library))):
             raise ObjectiveError(f"pipeline: {name} needs code of its own for {component}, which is never run")
-    if (kind := index["_class_name"]) not in EMBEDDINGS:
-        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(EMBEDDINGS)}")
+    if (kind := index["_class_name"]) not in PIPELINES:
+        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(PIPELINES)}")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -116,78 +106,6 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not prompts:
         raise ObjectiveError(f"prompts: {path} holds no prompt; expected one a line")
     return prompts
-
-
-class _PromptEmbeddings:
-    """The embeddings of prompts, and of one negative prompt, as a pipeline's own ``encode_prompt`` gives them.
-
-    They are kept on the CPU, up to :data:`CACHE_BYTES`; what does not fit is computed each time.
-
-    Attributes:
-        merged: whether text encoders get merged weights; then embeddings have a graph while grad mode is on.
-    """
-
-    merged = False
-
-    def __init__(self, pipeline: Any, *, negative_prompt: str | None, guided: bool) -> None:
-        self.negative_prompt = negative_prompt
-        self._pipeline, self._guided = pipeline, guided
-        self._names = EMBEDDINGS[type(pipeline).__name__]
-        self._taken = set(inspect.signature(pipeline.__call__).parameters)
-        self.forget()
-
-    def forget(self) -> None:
-        """Text encoders have changed."""
-        self._cached: dict[str, dict[str, Tensor]] = {}
-        self._negative: dict[str, Tensor] = {}
-        self._free_bytes = CACHE_BYTES
-
-    def of(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Arguments of the pipeline's ``__call__`` for ``prompts``, each tensor ``[len(prompts), …]``."""
-        if self.merged and torch.is_grad_enabled():
-            self.forget()  # what is kept has no graph, or one that was used
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cached]
-        fresh = self._encode(new) if new else {}
-        rows = [fresh.get(prompt) or self._cached[prompt] for prompt in prompts]
-        device = self._pipeline.device
-        arguments: dict[str, Any] = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
-        for name, tensor in self._negative.items():
-            arguments[name] = tensor.to(device).expand(len(prompts), *tensor.shape)
-        if "negative_prompt" in self._taken:
-            arguments["negative_prompt"] = None  # of some pipelines the default is a text
-        return arguments
-
-    def _encode(self, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
-        arguments: dict[str, Any] = {
-            "prompt": prompts,
-            "prompt_2": None,
-            "prompt_3": None,
-            "device": self._pipeline.device,
-            "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": self._guided,
-        }
-        if self._guided and self.negative_prompt is not None:
-            arguments["negative_prompt"] = [self.negative_prompt] * len(prompts)
-        encode = self._pipeline.encode_prompt
-        taken = inspect.signature(encode).parameters
-        with torch.set_grad_enabled(self.merged and torch.is_grad_enabled()), quiet_libraries():
-            returned = encode(**{name: value for name, value in arguments.items() if name in taken})
-        named = {
-            name: tensor.cpu()
-            for name, tensor in zip(self._names, returned, strict=True)
-            if tensor is not None and name in self._taken
-        }
-        self._negative = {name: tensor[0] for name, tensor in named.items() if name.startswith("negative_")}
-        fresh = {
-            prompt: {name: tensor[i].clone() for name, tensor in named.items() if name not in self._negative}
-            for i, prompt in enumerate(prompts)
-        }
-        for prompt, row in fresh.items():
-            size = sum(tensor.nbytes for tensor in row.values())
-            if size <= self._free_bytes:
-                self._cached[prompt] = row
-                self._free_bytes -= size
-        return fresh
 
 
 class LatentDiffusionSampler:
@@ -241,8 +159,8 @@ class LatentDiffusionSampler:
         if unknown := [name for name in self._options if not self._takes(name)]:
             raise ObjectiveError(f"sampler: {type(pipeline).__name__} does not take {unknown[0]!r}")
         embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None  # one call is enough for it
-        guided = guidance_scale > 1 and self._takes("negative_prompt_embeds") and not embeds_guidance
-        self._embeddings = _PromptEmbeddings(pipeline, negative_prompt=negative_prompt, guided=guided)
+        guided = guidance_scale > 1 and self._takes("negative_prompt") and not embeds_guidance
+        self._guided, self._negative_prompt = guided, negative_prompt
         self.nfe = len(set_timesteps(pipeline.scheduler, self._schedule)) * (2 if guided else 1)
         compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
         self.recomputed = 0 if self.nfe == 1 or compiled else self.nfe  # not where a compiler would see it
@@ -253,9 +171,8 @@ class LatentDiffusionSampler:
         """Copy merged weights into the U-Net or transformer, or into the adapter that the first LoRA makes."""
         if self._lora is None:
             load_weights(self.denoiser, weights)
-        elif self._lora.load(weights):
-            self._embeddings.merged = True
-            self._embeddings.forget()
+        else:
+            self._lora.load(weights)
 
     @property
     def weights(self) -> ModuleWeights:
@@ -270,7 +187,11 @@ class LatentDiffusionSampler:
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
-        embedded = self._embeddings.of(self.prompts_of(noise, start, stop))
+        prompts = self.prompts_of(noise, start, stop)
+        options: dict[str, Any] = {**self._options, "prompt": prompts}
+        if self._guided and self._negative_prompt is not None:
+            options["negative_prompt"] = [self._negative_prompt] * len(prompts)
+        options |= {name: False for name in ("clean_caption", "use_resolution_binning") if self._takes(name)}
         factor = self.pipeline.vae_scale_factor
         shape = (self.denoiser.config.in_channels, *(length // factor for length in self.image_size))
         latents = self.noise.batch(noise, start, stop, shape)
@@ -278,12 +199,10 @@ class LatentDiffusionSampler:
         call: Any = type(self.pipeline).__call__
         if torch.is_grad_enabled():
             call = inspect.unwrap(call)  # it is wrapped to disable gradients
-        with without_deprecations(), again:
+        with without_deprecations(), quiet_libraries(), again:
             output = call(
                 self.pipeline,
-                **embedded,
-                **self._options,
-                **({"use_resolution_binning": False} if self._takes("use_resolution_binning") else {}),
+                **options,
                 guidance_scale=self._guidance_scale,
                 height=self.image_size[0],
                 width=self.image_size[1],
@@ -309,7 +228,7 @@ class LatentDiffusionSampler:
             "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
             "options": self._options,
             "guidance_scale": self._guidance_scale,
-            "negative_prompt": self._embeddings.negative_prompt,
+            "negative_prompt": self._negative_prompt,
             "prompts": [_sha256(self.prompts), len(self.prompts)],
             "held_out_prompts": [_sha256(self.held_out_prompts), len(self.held_out_prompts)],
             "image_size": list(self.image_size),

@@ -17,7 +17,6 @@ from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.metrics.reference.building import DatasetSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.sampling.latents import load_autoencoder
 from lcsc_opt.training.images import Bundled, bundled_images
@@ -80,8 +79,8 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     path = Path(name).expanduser()
     try:
         if name == "cifar10":
-            images = DatasetSettings(torchvision="CIFAR10").images(root=cache / "datasets")
             reference = "cifar10-train"
+            images = ImageSet.of_dataset(reference, root=cache / "datasets")
         elif path.exists():
             images, reference = ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())
         else:

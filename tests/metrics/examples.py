@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.metrics.from_settings import ScoresBuilder
+from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
 
 IMAGES = 40
 
@@ -105,4 +105,5 @@ class Explosive:
 
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
-    return ScoresBuilder(**settings).build(cache=cache, batch_size=batch_size, device=device)
+    given = ReferenceScoreSettings(**{"held_out_metrics": [], "unguarded": True, **settings})
+    return ScoresBuilder(given).build(cache=cache, batch_size=batch_size, device=device)

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.metrics import FrechetReference, Reference, Scores
@@ -183,7 +182,6 @@ def settings(tmp_path: Any, archive: str, monkeypatch: pytest.MonkeyPatch) -> di
 
     monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Bare()))
     write_folder(tmp_path / "real", REAL)
-    save_file({"features": images(60).flatten(1)}, tmp_path / "features.safetensors")
     np.savez(tmp_path / "fid.npz", mu=np.zeros(16), sigma=np.eye(16))
     np.savez(tmp_path / "adm.npz", arr_0=REAL, mu=np.zeros(16), sigma=np.eye(16))
     monkeypatch.chdir(tmp_path)

@@ -104,7 +104,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Classifier()))
     write_folder(tmp_path / "real", pixels(30, 4, 4)[..., :1].repeat(3, -1))
     names = {"reward": "own_rewards:bright", "held_out_reward": "own_rewards:other"}
-    return {"rewards": names, "cache": tmp_path / "cache", "unguarded": False}
+    return {**names, "cache": tmp_path / "cache", "unguarded": False}
 
 
 class Grey(Classifier):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, Scores
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from tests.metrics.examples import Pixels
@@ -82,22 +79,3 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path
     assert list(objective.evaluate(Candidate(EMA, noise=HELD_OUT)).metrics) == ["kid", "fid", "recall"]
     assert objective.evaluation_metrics == {"fid": 1, "recall": -1}
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
-
-
-def test_names_of_datasets_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if folders of these names lie next to the study file, as torchvision itself makes them."""
-    monkeypatch.setattr(
-        "lcsc_opt.objective.settings.ScoresBuilder",
-        lambda **given: SimpleNamespace(build=lambda **_: given["reference"]),
-    )
-    for name in ("train", "MNIST", "real"):
-        (tmp_path / name).mkdir()
-    dataset, real = {"torchvision": "MNIST", "split": "train"}, str(tmp_path / "real")
-    for given, expected in (
-        ({**dataset, "root": "real"}, {**dataset, "root": real}),
-        ({"inception": "real", "clip": dataset}, {"inception": real, "clip": dataset}),
-        ("cifar10-train", "cifar10-train"),
-    ):
-        with study_directory(tmp_path):
-            found: Any = ImageObjectiveSettings(checkpoints="any", reference=given, device="cpu").scores()  # type: ignore[arg-type]
-        assert found == expected

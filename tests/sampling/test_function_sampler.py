@@ -47,27 +47,6 @@ def test_images_of_another_range_are_said_once(scale: float, instead: str, capsy
     assert instead in said
 
 
-def shrink(model: nn.Module, images: Tensor) -> Tensor:
-    model.weight.data.mul_(0.9)  # type: ignore[union-attr,operator]
-    return images
-
-
-def mix(model: nn.Module, images: Tensor) -> Tensor:
-    return images - images.mean(dim=0)
-
-
-@pytest.mark.parametrize("fault", [shrink, mix])
-def test_a_function_whose_images_depend_on_more_than_the_noise_is_told_once(
-    fault: Callable[[nn.Module, Tensor], Tensor], capsys: pytest.CaptureFixture[str]
-) -> None:
-    sampler = make(lambda model, noise: fault(model, model(noise)))
-    weights = {name: tensor.clone() for name, tensor in sampler.network.state_dict().items()}
-    for _ in range(2):
-        sampler.load(weights)
-        sampler.sample(SEARCH, 0, 20)
-    assert capsys.readouterr().err.count("makes other images of the same noise when it is called again") == 1
-
-
 def test_half_precision_reaches_the_network_inside_the_function() -> None:
     seen = []
 

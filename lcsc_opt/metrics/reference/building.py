@@ -9,7 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,13 +17,12 @@ from pydantic import Field, model_validator
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.files import IMAGES, SUFFIXES, Rows, load_statistics, read_reference_file
-from lcsc_opt.metrics.reference.images import ImageSet
+from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
 ROWS = 4096  # features whose moments are merged at once
@@ -31,63 +30,20 @@ DEFAULT_FRACTION = 0.2
 LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
 
 ReferenceSetting = str | Mapping[str, Any]
-# Of torchvision, with an argument ``train``. All keep their images in one array, and check their files' MD5.
-DATASETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
-
-
-class DatasetSettings(FrozenModel):
-    """``root`` is where torchvision keeps its files; nothing is downloaded unless ``download`` says so."""
-
-    torchvision: str
-    split: Literal["train", "test"] = "train"
-    root: str | None = None
-    download: bool = False
-
-    @classmethod
-    def named(cls, name: str) -> DatasetSettings | None:
-        """The data set called ``<name>-<split>``, such as ``cifar10-train``; ``None`` for another name."""
-        known = [cls(torchvision=known, split=split) for known in DATASETS for split in ("train", "test")]
-        return next((one for one in known if f"{one.torchvision}-{one.split}".lower() == name.lower()), None)
-
-    def images(self, *, root: Path) -> ImageSet:
-        """The images; ``root`` is the folder of the files if the settings name none.
-
-        Raises:
-            MetricError: for a dataset that is not known, or whose files are not there or broken.
-        """
-        name = self.torchvision
-        if name not in DATASETS:
-            raise MetricError(
-                f"reference: there is no dataset {name}{near_miss(name, DATASETS)}; known: {', '.join(DATASETS)}; "
-                "write the images of others into a folder"
-            )
-        folder = Path(self.root) if self.root else root
-        try:
-            datasets = import_extra("torchvision.datasets")
-            dataset = getattr(datasets, name)(str(folder), train=self.split == "train", download=self.download)
-        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
-            raise MetricError(
-                f"reference: {name} cannot be read from {folder} ({error}); give root: where torchvision's files are, "
-                f"or {{torchvision: {name}, split: {self.split}, download: true}} to fetch them"
-            ) from error
-        pixels = np.asarray(dataset.data)
-        if pixels.ndim == 3:  # the MNIST family
-            pixels = pixels[..., None]
-        return ImageSet.of_array(pixels, source=f"{name}-{self.split}")
 
 
 class ReferenceSettings(FrozenModel):
     """Real images that the loss compares with, and others that only reports look at.
 
     Attributes:
-        train: the images that the loss sees: a folder, a file or a dataset.
+        train: the images that the loss sees: a folder, a file or a data set's name.
         held_out: the images for reports, given in the same way; without it, a fraction of ``train``.
         held_out_fraction: the fraction of ``train`` that is held out, chosen by the hash of each image's content. The
             default is 0.2 for a folder or .zip of at least 10,000 images, else 0.
     """
 
-    train: str | DatasetSettings
-    held_out: str | DatasetSettings | None = None
+    train: str
+    held_out: str | None = None
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -100,13 +56,12 @@ class ReferenceSettings(FrozenModel):
 
     @classmethod
     def parse(cls, setting: ReferenceSetting) -> ReferenceSettings:
-        """The settings of a path, a dataset's name, ``{torchvision: …}`` or ``{train: …, held_out: …}``.
+        """The settings of a path, a data set's name, or ``{train: …, held_out: …}``.
 
         Raises:
             StudySpecError: for settings that do not exist.
         """
-        whole = isinstance(setting, Mapping) and "torchvision" not in setting
-        return parse_settings(cls, setting if whole else {"train": setting}, source="reference")
+        return parse_settings(cls, {"train": setting} if isinstance(setting, str) else setting, source="reference")
 
     @classmethod
     def by_extractor(cls, reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSettings]:
@@ -118,7 +73,7 @@ class ReferenceSettings(FrozenModel):
         """
         if reference is None:
             return {}
-        if isinstance(reference, str) or {"torchvision", *cls.model_fields} & set(reference):
+        if isinstance(reference, str) or set(cls.model_fields) & set(reference):
             return dict.fromkeys(extractors, cls.parse(reference))
         for name in reference:
             if name not in extractors:
@@ -191,16 +146,15 @@ class ReferenceSettings(FrozenModel):
         return DEFAULT_FRACTION
 
 
-def _path(source: str | DatasetSettings) -> Path | None:
-    """The folder or file of a source, checked; ``None`` for a dataset."""
-    if not isinstance(source, str):
-        return None
+def _path(source: str) -> Path | None:
+    """The folder or file of a source, checked; ``None`` for a data set."""
     path = Path(source).expanduser()
     if not path.exists():
-        if DatasetSettings.named(source) is not None:
+        if source.lower() in DATASETS:
             return None
-        known = ", ".join(f"{name.lower()}-train" for name in DATASETS)
-        raise MetricError(f"reference: {path} does not exist, and no dataset is called so; known: {known}")
+        raise MetricError(
+            f"reference: {path} does not exist, and no data set is called so; known: {', '.join(DATASETS)}"
+        )
     if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
         raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
     return path
@@ -212,21 +166,19 @@ class _Builder:
     def __init__(self, alias: str, extractor: FeatureExtractor, batch_size: int, cache: Path) -> None:
         self._alias, self._extractor, self._batch_size, self._cache = alias, extractor, batch_size, cache
 
-    def image_set(self, source: str | DatasetSettings) -> ImageSet | None:
-        """The images of a folder, a zip file or a dataset; ``None`` for a file that holds something else."""
+    def image_set(self, source: str) -> ImageSet | None:
+        """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
         path = _path(source)
         if path is None:
-            dataset = DatasetSettings.named(source) if isinstance(source, str) else source
-            assert dataset is not None  # it is no path
-            return dataset.images(root=self._cache.parent / "datasets")
+            return ImageSet.of_dataset(source, root=self._cache.parent / "datasets")
         whole = path.is_dir() or path.suffix.lower() == ".zip"
         return ImageSet.of_files(path, cache=self._cache) if whole else None
 
-    def of(self, source: str | DatasetSettings, images: ImageSet | None, *, features: bool) -> Reference:
+    def of(self, source: str, images: ImageSet | None, *, features: bool) -> Reference:
         """The reference of images, or of the file that ``source`` names."""
         if images is not None:
             return self.of_images(images, features=features)
-        path, extractor = Path(str(source)).expanduser(), self._extractor
+        path, extractor = Path(source).expanduser(), self._extractor
         statistics, rows, pixels = read_reference_file(path, self._alias, images=features)
         gaussian, count, name = statistics or (None, None, None)
         if name not in (None, extractor.name, getattr(extractor, "made_name", None)):

@@ -2,9 +2,8 @@
 
 ::
 
-    .npz           mu, sigma of pytorch-fid, clean-fid and EDM; ADM's, with the images as arr_0; features
-    .npy           features [N, D]
-    .safetensors   features [N, D], or mu and sigma
+    .npz   mu, sigma of pytorch-fid, clean-fid and EDM; ADM's, with the images as arr_0; features
+    .npy   features [N, D]
 
 Pickles are not read, so nothing in a file is executed.
 """
@@ -18,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageSet
 
-SUFFIXES = (".npz", ".npy", ".safetensors")
-KEYS = ("mu", "sigma", "count", "extractor", "features")
+SUFFIXES = (".npz", ".npy")
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
 
 Rows = npt.NDArray[np.float32]
@@ -48,23 +45,16 @@ def read_reference_file(
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
     """
     with _named(path):
-        arrays: Mapping[str, Any]
-        match path.suffix.lower():
-            case ".npz":
-                with _opened(path) as archive:
-                    own = extractor == INCEPTION and "mu" in archive
-                    if IMAGES in archive and (images or not own):
-                        pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
-                        return _statistics(archive) if own else None, None, pixels
-                    arrays = {name: archive[name] for name in archive if name in KEYS}
-            case ".npy":
-                arrays = {"features": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}  # fails if cut off
-            case _:
-                short = safetensors.torch.load_file(path)  # numpy has no bfloat16
-                arrays = {name: (part.float() if part.itemsize < 4 else part).numpy() for name, part in short.items()}
-        return (
-            (None, _features(arrays["features"]), None) if "features" in arrays else (_statistics(arrays), None, None)
-        )
+        if path.suffix.lower() == ".npy":
+            return None, _features(np.array(np.load(path, mmap_mode="r", allow_pickle=False))), None  # fails if cut off
+        with _opened(path) as archive:
+            own = extractor == INCEPTION and "mu" in archive
+            if IMAGES in archive and (images or not own):
+                pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
+                return _statistics(archive) if own else None, None, pixels
+            if "features" in archive:
+                return None, _features(archive["features"]), None
+            return _statistics(archive), None, None
 
 
 def load_statistics(path: Path) -> Statistics:

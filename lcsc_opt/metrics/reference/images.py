@@ -1,4 +1,4 @@
-"""Sets of real images of one size: a folder, a zip file, or an array. The content identifies them."""
+"""Sets of real images of one size: a folder, a zip file, an array or a data set. The content identifies them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -33,6 +34,13 @@ UNREADABLE = (
     OSError, EOFError, SyntaxError, ValueError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile,
     Image.DecompressionBombError,
 )  # fmt: skip
+DATASETS = {
+    f"{kind}-{split}".lower(): (kind, split == "train")
+    for kind in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
+    for split in ("train", "test")
+}
+"""Name → class in torchvision, and whether it is the part for training. All keep their images in one array, and check
+their files' MD5."""
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two steps of the progress bar
 
@@ -103,6 +111,21 @@ class ImageSet:
                 return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
         return cls((height, width), content, _as_marks(bytes.fromhex(marks)), pixels)
+
+    @classmethod
+    def of_dataset(cls, name: str, *, root: Path) -> ImageSet:
+        """The images of one of :data:`DATASETS`, which torchvision keeps in ``root``; it downloads what is not there.
+
+        Raises:
+            MetricError: its files cannot be downloaded, or are broken.
+        """
+        kind, train = DATASETS[name.lower()]
+        try:
+            dataset = getattr(import_extra("torchvision.datasets"), kind)(str(root), train=train, download=True)
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
+            raise MetricError(f"reference: {name} cannot be read from {root} ({error})") from error
+        pixels = np.asarray(dataset.data)
+        return cls.of_array(pixels if pixels.ndim == 4 else pixels[..., None], source=name)  # MNIST's are grey
 
     @staticmethod
     def is_image(name: PurePath | str) -> bool:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.reference.building import DatasetSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from tests.metrics import examples
 
@@ -147,8 +146,7 @@ def test_cifar10_is_read_as_torchvision_does(tmp_path, monkeypatch, datasets):
     images = pixels(12, 32, 32)
     write_cifar10(tmp_path, images)
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: True)  # not the published files
-    train = DatasetSettings.named("cifar10-train").images(root=tmp_path)
-    test = DatasetSettings(torchvision="CIFAR10", split="test", root=str(tmp_path)).images(root=tmp_path)
+    train, test = (ImageSet.of_dataset(f"cifar10-{split}", root=tmp_path) for split in ("train", "test"))
     assert (train.count, test.count, train.size) == (10, 2, (32, 32))
     assert np.array_equal(all_bytes(test), images[5::6])
     assert train.content != test.content
@@ -158,23 +156,14 @@ def test_grey_datasets_have_one_channel(tmp_path, monkeypatch, datasets):
     grey = pixels(3, channels=1)
     stored = SimpleNamespace(data=torch.from_numpy(grey[..., 0]))
     monkeypatch.setattr(datasets, "MNIST", lambda root, *, train, download: stored)
-    assert np.array_equal(all_bytes(DatasetSettings.named("mnist-test").images(root=tmp_path)), grey)
+    assert np.array_equal(all_bytes(ImageSet.of_dataset("mnist-test", root=tmp_path)), grey)
 
 
-def test_nothing_is_downloaded_unless_it_is_asked_for(tmp_path, monkeypatch, datasets):
+def test_a_dataset_that_was_changed_is_downloaded_and_never_unpickled(tmp_path, monkeypatch, datasets):
     asked = []
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", lambda *a, **k: asked.append(a))
-    with pytest.raises(MetricError, match="download: true") as caught:
-        DatasetSettings.named("CIFAR10-train").images(root=tmp_path)
-    assert not asked
-    assert str(tmp_path) in str(caught.value)
-    with pytest.raises(MetricError, match="cannot be read"):
-        DatasetSettings(torchvision="CIFAR10", download=True).images(root=tmp_path)
-    assert len(asked) == 1
-
-
-def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
     write_cifar10(tmp_path, pixels(12, 32, 32))
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(examples.Explosive()))
-    with pytest.raises(MetricError, match="cannot be read"):
-        DatasetSettings.named("cifar10-train").images(root=tmp_path)
+    with pytest.raises(MetricError, match="cifar10-train cannot be read from"):
+        ImageSet.of_dataset("cifar10-train", root=tmp_path)
+    assert len(asked) == 1
