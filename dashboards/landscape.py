@@ -58,7 +58,7 @@ def _content() -> list[Any]:
 
 def _headline(data: Landscape) -> str:
     """The result of the plane, in one line."""
-    name, lowest, finished, total = data.study.study, data.lowest, len(data.study.finished), len(data.planned)
+    name, lowest, finished, total = data.study.study, data.lowest, len(data.study.finished), data.total
     done = "" if finished >= total else f", after {finished:,} of {total:,} points"
     if lowest is None:
         return f"{name} has no value yet{done}. Continue it: lcsc resume {name}"

@@ -182,10 +182,9 @@ def landscape(
     from lcsc_opt.views.landscape import Landscape
 
     stored = find_study(study, storage, write=True)
-    named = [int(one) if one.strip().isdecimal() else one.strip() for one in (corners or "").split(",")]
-    given = {"corners": named if corners else None, "size": grid}
-    options = {key: value for key, value in given.items() if value is not None}
-    name, outcome = run_landscape(stored.storage, stored, options, images=images, seed=seed)
+    given = {"corners": corners and corners.split(","), "size": grid}
+    options = {key: value for key, value in given.items() if value}
+    name, outcome = run_landscape(stored, options, images=images, seed=seed)
     say(f"{name}: {outcome}")
     data = Landscape.read(HistoryReader(stored.storage), name)
     if output == "json":

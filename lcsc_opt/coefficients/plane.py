@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,79 +19,41 @@ from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficie
 LANDSCAPE = "Landscape"
 """The name of the optimizer that visits a plane; it is also a part of the name of every landscape study."""
 
-PLANE_ATTRIBUTE = "plane"
-"""The attribute of a landscape study with ``products``, see :meth:`Plane.products`; ``None`` without weights."""
-
 DEFAULT_SIZE = 21
-DEFAULT_MARGIN = 0.75  # with 21 points on a side, the corners are points of the grid
+MARGIN = 0.75  # beyond the corners, in units of their distance; with 21 points on a side, they are points of the grid
 SMALLEST_SIZE, LARGEST_SIZE = 2, 501
-_EMA = "ema:"
 _FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
-
-Corner = int | str
-"""The training step of a checkpoint, or ``ema:RATE`` for the EMA with that rate per training step."""
 
 Floats = npt.NDArray[np.float64]
 
 
-def _check_corners(corners: Any) -> tuple[Corner, ...]:
-    """Three corners; a :class:`StudySpecError` unless they are training steps or EMA rates from zero and below one."""
-    listed = isinstance(corners, Sequence) and not isinstance(corners, str)
-    if not listed or len(corners) != 3 or not all(type(one) is int or _rate(one) is not None for one in corners):
-        raise StudySpecError(
-            f"corners: expected three training steps or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999, "
-            f"got {corners!r}"
-        )
-    return tuple(corners)
-
-
-def _rate(corner: Any) -> float | None:
-    """The rate of ``ema:RATE``; ``None`` for everything else."""
-    try:
-        rate = float(corner.removeprefix(_EMA)) if isinstance(corner, str) and corner.startswith(_EMA) else -1.0
-    except ValueError:
-        return None
-    return rate if 0 <= rate < 1 else None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plane:
-    """The plane through three models; ``corners`` ``[3, K]``, the first one is the point (0, 0)."""
+    """The plane through three models; ``corners`` ``[3, K]`` with their ``labels``, the first one is (0, 0)."""
 
     corners: Floats
-
-    @staticmethod
-    def default_corners(steps: Sequence[int]) -> tuple[Corner, ...]:
-        """The fastest, the middle and the slowest one of the window's EMA rates."""
-        rates = window_ema_rates(steps)
-        return tuple(f"{_EMA}{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1]))
-
-    @staticmethod
-    def label(corner: Corner) -> str:
-        """A corner's name in figures."""
-        rate = _rate(corner)
-        return f"step {corner:,}" if rate is None else f"EMA {rate:.6g}"
+    labels: tuple[str, ...]
 
     @classmethod
-    def through(cls, corners: Any, steps: Sequence[int]) -> Plane:
-        """The plane through three corners of a trajectory with these steps; ``None`` takes the default ones.
+    def through(cls, corners: Sequence[int | str] | None, steps: Sequence[int]) -> Plane:
+        """The plane through three corners of a trajectory with these steps.
+
+        Args:
+            corners: training steps of checkpoints, or ``ema:RATE`` for EMAs with that rate per training step; by
+                default the fastest, the middle and the slowest one of the window's EMA rates.
+            steps: ``[K]``.
 
         Raises:
             StudySpecError: a corner is not there, or the three lie on one line.
         """
-        checked, steps = _check_corners(cls.default_corners(steps) if corners is None else corners), check_steps(steps)
-        rows = []
-        for corner in checked:
-            rate = _rate(corner)
-            if rate is None and corner not in steps:
-                nearest = min(steps, key=lambda step: abs(step - int(corner)))
-                raise StudySpecError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
-            rows.append(ema_coefficients(steps, rate) if rate is not None else np.equal(steps, corner).astype(float))
-        plane = cls(np.stack(rows))
+        if corners is None:
+            rates = window_ema_rates(steps)
+            corners = [f"ema:{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1])]
+        rows, labels = zip(*(_corner(corner, check_steps(steps)) for corner in corners), strict=True)
+        plane = cls(np.stack(rows), labels)
         long, short = np.linalg.svd(plane.directions, compute_uv=False)
         if len(steps) < 3 or short <= _FLAT * long:
-            names = ", ".join(cls.label(corner) for corner in checked)
-            raise StudySpecError(f"corners: {names} lie on one line; choose three that span a plane")
+            raise StudySpecError(f"corners: {', '.join(labels)} lie on one line; choose three that span a plane")
         return plane
 
     @property
@@ -104,17 +65,15 @@ class Plane:
         """``[K]`` of a point."""
         return close_sum(self.corners[0] + x * self.directions[0] + y * self.directions[1])
 
-    def project(self, coefficients: Floats, products: Floats | None = None) -> Floats:
+    def project(self, coefficients: Floats, products: Floats) -> Floats:
         """``[n, 2]``: for each of n models, the nearest point of the plane.
 
         Args:
             coefficients: ``[n, K]`` or ``[n, S, K]`` of the models; each row sums to one.
-            products: ``[2, K]`` or ``[2, S, K]`` inner products of each direction in weight space with each checkpoint,
-                from :meth:`products`. With them, distances are measured between weights, without them between
-                coefficients.
+            products: ``[2, K]`` or ``[2, S, K]`` of :meth:`products`.
         """
         count = len(self.corners[0])
-        inner = (self.directions if products is None else products).reshape(2, -1, count)
+        inner = products.reshape(2, -1, count)
         moved = (coefficients - self.corners[0]).reshape(len(coefficients), -1, count)
         if moved.shape[1] == 1:  # all layer groups move alike
             inner = inner.sum(axis=1, keepdims=True)
@@ -124,22 +83,35 @@ class Plane:
         found, *_ = np.linalg.lstsq(inner.sum(axis=1) @ self.directions.T, products_of_moved, rcond=None)
         return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 at a corner
 
-    def products(self, gram: Floats) -> Floats:
-        """``[2, K]`` for a projection in weight space, from the ``gram`` ``[K, K]`` of the centered checkpoints.
+    def products(self, gram: Floats | None) -> Floats:
+        """``[2, K]`` inner products of each direction with each checkpoint, by which distances are measured.
 
-        ``[2, S, K]`` from ``[S, K, K]``, with a row for each layer group.
+        ``gram`` ``[K, K]`` of the centered checkpoints measures them between weights; without it, they are between
+        coefficients. ``[2, S, K]`` from ``[S, K, K]``, with a row for each layer group.
         """
-        return np.moveaxis(self.directions @ gram, -2, 0)
+        return self.directions if gram is None else np.moveaxis(self.directions @ gram, -2, 0)
 
 
-def plane_grid(size: int, margin: float) -> tuple[Floats, Floats]:
-    """The grid of a landscape, which reaches ``margin`` beyond the corners.
+def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str]:
+    """``[K]`` of a corner, and its label."""
+    kind, _, rate = str(corner).strip().partition(":")
+    try:
+        if kind == "ema":
+            return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
+        return np.eye(len(steps))[steps.index(int(corner))], f"step {int(corner):,}"
+    except ValueError as error:
+        what = "three steps of checkpoints or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999"
+        raise StudySpecError(f"corners: expected {what}, got {corner}") from error
+
+
+def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:
+    """The grid of a landscape, which reaches :data:`MARGIN` beyond the corners.
 
     Returns:
-        ``[size]`` the values of x, and of y. ``[n, 2]`` the points that a landscape visits, in this order: the corners,
-        then the grid from coarse to fine, so that an interrupted landscape shows the whole plane with less detail.
+        ``[size]`` the values of x, and of y. The points that a landscape visits, in this order: the corners, then the
+        grid from coarse to fine, so that an interrupted landscape shows the whole plane with less detail.
     """
-    axis = np.asarray(np.round(np.linspace(-margin, 1 + margin, size), 12))
+    axis = np.asarray(np.round(np.linspace(-MARGIN, 1 + MARGIN, size), 12))
 
     def coarseness(place: tuple[int, ...]) -> int:  # the largest power of two that divides both indices
         common = math.gcd(*place)
@@ -148,4 +120,4 @@ def plane_grid(size: int, margin: float) -> tuple[Floats, Floats]:
     order = sorted(np.ndindex(size, size), key=lambda place: -coarseness(place))
     corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
     points = [(float(axis[column]), float(axis[row])) for row, column in order]
-    return axis, np.array(corners + [point for point in points if point not in corners])
+    return axis, corners + [point for point in points if point not in corners]

@@ -12,14 +12,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.plane import (
-    DEFAULT_MARGIN,
-    DEFAULT_SIZE,
-    LARGEST_SIZE,
-    SMALLEST_SIZE,
-    Plane,
-    plane_grid,
-)
+from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     DECAYS,
     POWER_EMA_SIGMAS,
@@ -201,15 +194,13 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
         corners: three training steps, or ``ema:RATE``; by default the fastest, the middle and the slowest one of the
             window's EMA rates.
         size: points on each side.
-        margin: how far the grid reaches beyond the corners, in units of their distance.
     """
 
     def __init__(
         self,
         *,
-        corners: Any = None,  # Plane.through checks them
+        corners: Annotated[Sequence[int | str], Field(min_length=3, max_length=3)] | None = None,
         size: Annotated[int, Field(ge=SMALLEST_SIZE, le=LARGEST_SIZE)] = DEFAULT_SIZE,
-        margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = DEFAULT_MARGIN,
     ) -> None:
         super().__init__(_ProfileGrid, locals(), as_config=True)
 
@@ -217,4 +208,4 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
         """``[K]`` coefficients of each point, from coarse to fine."""
         options = self.config()
         plane = Plane.through(options["corners"], steps)
-        return [plane.at(float(x), float(y)) for x, y in plane_grid(options["size"], options["margin"])[1]]
+        return [plane.at(x, y) for x, y in plane_grid(options["size"])[1]]

@@ -7,7 +7,7 @@ import pytest
 
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, plane_grid
+from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     default_origin,
@@ -51,7 +51,7 @@ def build(grid: Any) -> Any:
 
 def plane_points(corners: Any) -> list[np.ndarray]:
     plane = Plane.through(corners, STEPS)
-    return [plane.at(x, y) for x, y in plane_grid(4, DEFAULT_MARGIN)[1]]
+    return [plane.at(x, y) for x, y in plane_grid(4)[1]]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,14 +98,14 @@ def compute(database: str, source: str = "small/LCSC/0", seed: int = 0, **option
     storage = open_storage(database, write=True)
     images = options.pop("images", None)
     chosen = {"corners": list(CORNERS), "size": 3, **options}
-    name, _ = run_landscape(storage, StoredStudy.open(storage, source), chosen, images=images, seed=seed)
+    name, _ = run_landscape(StoredStudy.open(storage, source), chosen, images=images, seed=seed)
     return StoredStudy.open(storage, name)
 
 
 def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(database: str) -> None:
     study = compute(database)
     plane = Plane.through(CORNERS, STEPS)
-    expected = [plane.at(x, y) for x, y in plane_grid(3, 0.75)[1]]
+    expected = [plane.at(x, y) for x, y in plane_grid(3)[1]]
     assert study.name == "small/Landscape/0"
     np.testing.assert_allclose([t.user_attrs["coefficients"] for t in study.trials()], expected, rtol=0, atol=1e-14)
     theta = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)
@@ -130,9 +129,8 @@ def test_it_has_the_objective_of_the_search(database: str) -> None:
 def test_other_options_than_the_stored_ones_are_refused(database: str) -> None:
     compute(database)
     others: dict[str, Any] = {"size": (3, 5), "corners": ([10, 30, 50], [10, 20, 50]), "images": (10, 20)}
-    for name, (stored, other) in others.items():
-        complaint = re.escape(f"small/Landscape/0: exists with other options: {name} is {stored}, not {other}")
-        with pytest.raises(StudyStoreError, match=f"{complaint}. .*--seed"):
+    for name, (_, other) in others.items():
+        with pytest.raises(StudyStoreError, match=rf"small/Landscape/0: the stored study differs: .*{name}"):
             compute(database, **{name: other})
     assert compute(database, seed=1, images=20).name == "small/Landscape/1"
 
@@ -144,14 +142,14 @@ def test_a_changed_objective_is_refused(database: str, monkeypatch: pytest.Monke
 
 
 def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) -> None:
-    limited = {"file": "weights.py", "settings": {"reach": 2.9}}
-    study = compute(write(workplace, objective=limited, failures={"retries": 0}), size=5, margin=1.5)
+    limited = {"file": "weights.py", "settings": {"reach": 1.6}}
+    study = compute(write(workplace, objective=limited, failures={"retries": 0}), size=5)
     states = [trial.state.name for trial in study.trials()]
     assert 3 < states.count("COMPLETE") < len(states) / 2  # more failures than an ordinary search allows
     assert study.attributes["search_ended"]["evaluations"] == len(states)
 
 
-@pytest.mark.parametrize("options", [{"corners": [10, 35, 50]}, {"size": 1}, {"margin": -1.0}])
+@pytest.mark.parametrize("options", [{"corners": [10, 35, 50]}, {"corners": [10, 20]}, {"size": 1}])
 def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> None:
     with pytest.raises(LcscError):
         compute(database, **options)
@@ -160,12 +158,12 @@ def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> Non
 
 def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:
     said = typed.refused("landscape", "small/LCSC/0", "--corners", "10,20,last", "--plot", "plane.json")
-    assert "corners: expected three training steps or EMAs" in said
+    assert "corners: expected three steps of checkpoints or EMAs" in said
     command = ["landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,30,50"]
     made = typed.json(*command, "--plot", "plane.json")
     assert json.loads(Path("plane.json").read_text())["data"]
     assert made["study"] == "small/Landscape/0"
-    assert (made["evaluated"], made["total"], made["space"], made["metric"]) == (19, 19, "weights", "FID")
+    assert (made["evaluated"], made["total"], made["metric"]) == (19, 19, "FID")
     assert made["axis"] == pytest.approx(np.linspace(-0.75, 1.75, 4).tolist())
     by_name = {point["name"]: point for point in made["points"]}
     assert min(point["loss"] for point in made["points"][:3]) >= by_name["lowest on the plane"]["loss"]

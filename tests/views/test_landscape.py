@@ -40,16 +40,15 @@ def write_landscape(
     images: int = 10,
 ) -> None:
     """A landscape as the runner writes it, of which ``points`` are evaluated; where the loss is None it failed."""
-    _, planned = plane_grid(size, 0.5)
+    plane, (_, planned) = Plane.through(STEPS, STEPS), plane_grid(size)
     attributes = {
         "steps": STEPS,
         "budget": {"evaluations": len(planned), "images": None},
-        "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size, "margin": 0.5}}},
-        "plane": {"products": products},
+        "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size}}},
+        "plane": {"products": plane.directions.tolist() if products is None else products},
     }
     study = StoredStudy.open_or_create(storage, name, attributes)
-    plane = Plane.through(STEPS, STEPS)
-    for number, (x, y) in enumerate(planned[:points].tolist()):
+    for number, (x, y) in enumerate(planned[:points]):
         add_result(study, number, loss(x, y), images=images, at=plane.at(x, y))
 
 
@@ -57,7 +56,7 @@ def read(storage: RDBStorage, name: str = NAME) -> Landscape:
     return Landscape.read(HistoryReader(storage), name)
 
 
-@pytest.mark.parametrize("size", [5, 4])  # of 4, the corners lie between the points of the grid
+@pytest.mark.parametrize("size", [11, 4])  # of 4, the corners lie between the points of the grid
 def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> None:
     write_landscape(storage, size=size)
     found = read(storage)
@@ -88,7 +87,7 @@ def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
     np.testing.assert_allclose(positions, [coefficients(n)[1:] for n in (0, 2, 3)], atol=1e-12)
     assert trials["number"].tolist() == [0, 2, 3]
     assert found.points[-1]["name"] == "LCSC/0, trial 0", "the answer was chosen on other noise"
-    assert (found.points[-1]["loss"], found.space) == (4.0, "coefficients")
+    assert found.points[-1]["loss"] == 4.0
 
 
 def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBStorage) -> None:
@@ -97,7 +96,6 @@ def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBSto
     write_landscape(storage, products=(directions @ (theta - theta.mean(axis=0)).T).tolist())
     write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     found = read(storage)
-    assert found.space == "weights"
     expected = [np.linalg.lstsq(directions.T, coefficients(n) @ theta - theta[0], rcond=None)[0] for n in (0, 1)]
     np.testing.assert_allclose(found.searches[0][2], expected, atol=1e-9)
 
@@ -139,12 +137,10 @@ def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStora
     data = read(storage)
     made = data.figure()
     (contour,) = [trace for trace in made.data if trace.type == "contour"]
-    assert contour.z.min() == 0
     assert contour.colorbar.ticktext[-1] == f"{data.values.max():.3g}"
     assert [trace.name for trace in made.data if trace.showlegend is not False] == ["EMA*", "LCSC", "corners"]
     lowest = f"lowest on the plane: {data.values.min():.4g}"
     assert [note.text for note in made.layout.annotations] == [lowest]
-    assert "500 images a point, the searches are not" in made.layout.title.text
 
 
 def test_markup_is_inert(storage: RDBStorage) -> None:
@@ -163,7 +159,7 @@ def draw(site: Site, name: str | None = NAME, **values: Any) -> dict[str, Any]:
 
 
 def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: RDBStorage, url: str) -> None:
-    write_landscape(storage, size=5)
+    write_landscape(storage, size=11)
     write_study(storage, "digits/LCSC/0", [2.0])
     site = Site(url)
     for query, chosen in (("", NAME), ("?landscape=digits%2FLandscape%2F7", "digits/Landscape/7")):
