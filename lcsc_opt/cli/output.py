@@ -11,9 +11,6 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
-_SPARKS = "▁▂▃▄▅▆▇█"
-_NO_SPARK = "·"  # a value that is no number
-
 
 class _Table(Table):
     """On a narrow terminal headings break, but no word of a cell is cut: a number without its end is another one."""
@@ -72,17 +69,6 @@ def number(value: float | None, spread: float | None = None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
-
-
-def sparkline(values: Sequence[float | None], width: int = 60) -> str:
-    """Values as a row of bars. Each bar is the mean of several values; a dot means that there is no number."""
-    shares = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
-    shares = shares if len(values) > width else [[value] for value in values]
-    known = [[value for value in share if value is not None] for share in shares]
-    means = [sum(share) / len(share) if share else None for share in known]
-    top = max((mean for mean in means if mean is not None), default=0.0) or 1.0
-    last = len(_SPARKS) - 1
-    return "".join(_NO_SPARK if mean is None else _SPARKS[min(int(mean / top * (last + 1)), last)] for mean in means)
 
 
 def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> None:

@@ -87,19 +87,12 @@ def refine(
     output: Output = "table",
 ) -> None:
     """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
-    from lcsc_opt.search.forking import StartingPoint
+    from lcsc_opt.search.forking import starting_point
     from lcsc_opt.search.refining import RefineSettings, refine
 
     asked = parse_settings(RefineSettings, {"images": images, **assignments(settings or ())}, source="refine")
-    begun = StartingPoint.of(source, storage)
-    answer, before, after = refine(
-        begun.objective,
-        asked,
-        out,
-        start=begun.best if begin == "best" else begun.ema,
-        held_out_images=begun.held_out_images,
-        resume=resume,
-    )
+    objective, start, held_out = starting_point(source, storage, best=begin == "best")
+    answer, before, after = refine(objective, asked, out, start=start, held_out_images=held_out, resume=resume)
     if output == "json":
         print_json({"answer": str(answer), "start": _row(before), "refined": _row(after)})
     else:

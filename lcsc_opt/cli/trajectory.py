@@ -9,7 +9,7 @@ import typer
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Steps, assignments, parse_steps
-from lcsc_opt.cli.output import print_described, print_json, say, sparkline
+from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
 
@@ -57,7 +57,7 @@ def show(
         return
     norms, warnings, _steps = (described.pop(name) for name in ("difference_norms", "warnings", "steps"))
     if moved := [norm for norm in norms if norm is not None]:
-        described["moved"] = f"{sparkline(norms)}  {min(moved):.3g} to {max(moved):.3g} between checkpoints"
+        described["moved"] = f"{min(moved):.3g} to {max(moved):.3g} between checkpoints"
     print_described("trajectory", described)
     for warning in warnings:
         typer.echo(f"warning: {warning}")

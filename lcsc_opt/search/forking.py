@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,70 +123,55 @@ def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajec
     return listed
 
 
-@dataclasses.dataclass(frozen=True)
-class StartingPoint:
-    """The objective to refine, and where it comes from.
+def starting_point(
+    source: str, storage: str | None, *, best: bool
+) -> tuple[Objective, Callable[[], Coefficients], int]:
+    """The objective to refine, what finds the coefficients ``[K]`` to begin with, and the images of a held-out report.
 
-    Attributes:
-        objective: of the study.
-        held_out_images: how many images the study's answers are reported on.
-        study: the stored study; ``None`` for a study file.
+    Args:
+        source: ``experiment/optimizer/seed``, or a study file.
+        storage: the database's URL, if it is not the usual one.
+        best: begin with the study's answer; else with EMA*, as the experiment's EMAGrid found it, or with the best
+            average on the search's noise.
+
+    Raises:
+        LcscError: the study file is wrong, its objective cannot be built, there is no such study, or its objective has
+            changed.
     """
-
-    objective: Objective
-    held_out_images: int
-    study: StoredStudy | None = None
-
-    @classmethod
-    def of(cls, source: str, storage: str | None) -> StartingPoint:
-        """Load the objective of a study file, or of a stored study, which must not have changed.
-
-        Args:
-            source: ``experiment/optimizer/seed``, or a study file.
-            storage: the database's URL, if it is not the usual one.
-
-        Raises:
-            LcscError: the study file is wrong, its objective cannot be built, there is no such study, or its objective
-                has changed.
-        """
-        if is_ours(source):
-            study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
-            objective = objective_of(study)
-            accepted_changes(study, {"objective": objective.describe()}, accept=False)
-            return cls(objective, HeldOutPlan.of(study).images, study)
+    if not is_ours(source):
+        if best:
+            raise StudySpecError("--from best: a study file has found nothing; give experiment/optimizer/seed")
         path = find("studies", source)
         spec = only_one(read_studies(path), source="a refinement")
-        held_out = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
-        return cls(load_objective(spec.objective, beside=path.parent), held_out)
+        objective = load_objective(spec.objective, beside=path.parent)
+        images = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
+        return objective, lambda: _best_average(objective), images
+    study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
+    objective = objective_of(study)
+    accepted_changes(study, {"objective": objective.describe()}, accept=False)
 
-    def best(self) -> Coefficients:
-        """``[K]`` of the study's answer: the trial chosen on other noise, else the best of the search.
+    def start() -> Coefficients:
+        if best:
+            return study.chosen_trial()[1]
+        return _best_average(objective) if (known := known_ema(study)) is None else known[1]
 
-        Raises:
-            StudySpecError: there is only a study file.
-            StudyStoreError: no trial is complete yet.
-        """
-        if self.study is None:
-            raise StudySpecError("--from best: a study file has found nothing; give experiment/optimizer/seed")
-        return self.study.chosen_trial()[1]
+    return objective, start, HeldOutPlan.of(study).images
 
-    def ema(self) -> Coefficients:
-        """``[K]`` of EMA*, as the experiment's EMAGrid found it, else of the best average on the search's noise.
 
-        Raises:
-            ObjectiveError: none of the averages can be evaluated.
-        """
-        known = None if self.study is None else known_ema(self.study)
-        if known is not None:
-            return known[1]
-        averages = plain_averages(self.objective.steps)
-        losses: dict[int, float] = {}
-        with progress("EMA*", len(averages)) as advance:
-            for i, average in enumerate(averages):
-                outcome = evaluate_safely(self.objective, Candidate(average))
-                if not isinstance(outcome, Failure):
-                    losses[i] = outcome.loss
-                advance(note=f"loss {min(losses.values(), default=float('nan')):.4g}")
-        if not losses:
-            raise ObjectiveError("no average of these checkpoints can be evaluated; `lcsc run` says why")
-        return averages[min(losses, key=losses.__getitem__)]
+def _best_average(objective: Objective) -> Coefficients:
+    """``[K]`` of the best average on the search's noise.
+
+    Raises:
+        ObjectiveError: none of the averages can be evaluated.
+    """
+    averages = plain_averages(objective.steps)
+    losses: dict[int, float] = {}
+    with progress("EMA*", len(averages)) as advance:
+        for i, average in enumerate(averages):
+            outcome = evaluate_safely(objective, Candidate(average))
+            if not isinstance(outcome, Failure):
+                losses[i] = outcome.loss
+            advance(note=f"loss {min(losses.values(), default=float('nan')):.4g}")
+    if not losses:
+        raise ObjectiveError("no average of these checkpoints can be evaluated; `lcsc run` says why")
+    return averages[min(losses, key=losses.__getitem__)]

@@ -6,12 +6,11 @@ may be half-written, since a training may be running.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import math
-import os
 import re
 import time
 from pathlib import Path
@@ -23,7 +22,6 @@ from lcsc_opt.views.figures.look import BLUE, Theme, figure
 
 _SHEET = re.compile(r"step(\d{1,12})\.png")
 _CURVE = ".jsonl"
-_MOST_FILE = 64 * 2**20  # bytes of a curve; a line takes some 60
 ALIVE_SECONDS = 120.0  # after so long without a new line, a training does not count as running
 _ALIVE_GAPS = 3.0  # unless its lines are rare: after so many times the longest time between two of them
 
@@ -61,14 +59,9 @@ class TrainingHistory:
         """Name → training, of those in this folder or one level below, newest last."""
         found: list[tuple[float, TrainingHistory]] = []
         for curve in (*folder.glob(f"*{_CURVE}"), *folder.glob(f"*/*{_CURVE}")):
-            try:
-                status = curve.lstat()
-            except OSError:  # it is gone
-                continue
-            place = curve.with_name(curve.name.removesuffix(_CURVE))
-            training = None if curve.is_symlink() else _read(str(place.relative_to(folder)), place, status)
-            if training is not None:
-                found.append((status.st_mtime, training))
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone, or of something else
+                changed = curve.stat().st_mtime
+                found.append((changed, _read(folder, curve, changed)))
         return {training.name: training for _, training in sorted(found, key=lambda pair: (pair[0], pair[1].name))}
 
     @property
@@ -88,7 +81,7 @@ class TrainingHistory:
     def sheet(self, step: int) -> bytes | None:
         """The samples of a step as a PNG; ``None`` if there are none, or they are none that may be read."""
         path = _sheets(self.place).get(step)
-        return None if path is None or path.parent.is_symlink() else read_png(path)
+        return None if path is None else read_png(path)
 
     def figure(self, theme: Theme) -> go.Figure:
         """The loss against the step; logarithmic if all losses are above zero."""
@@ -107,35 +100,23 @@ class TrainingHistory:
         return drawn
 
 
-def _read(name: str, place: Path, curve: os.stat_result) -> TrainingHistory | None:
-    """A training with a curve of this status; ``None`` if nothing valid describes it."""
-    try:
-        described = json.loads(_text(place.with_name(f"{place.name}.model") / "training.json"))
-        total, recipe, data = int(described["steps"]), str(described["recipe"]), str(described["data"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    lines = _lines(place.with_name(place.name + _CURVE), curve.st_mtime_ns, curve.st_size)
+def _read(folder: Path, curve: Path, changed: float) -> TrainingHistory:
+    """The training of a curve that was last written then; raises where nothing valid describes it."""
+    place = curve.with_name(curve.name.removesuffix(_CURVE))
+    described = json.loads((place.with_name(f"{place.name}.model") / "training.json").read_text(encoding="utf-8"))
+    total, recipe, data = int(described["steps"]), str(described["recipe"]), str(described["data"])
+    lines = []
+    for line in curve.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):  # half a line
+            content = json.loads(line)
+            lines.append((int(content["step"]), float(content["loss"]), float(content["seconds"])))
+    lines = [line for line in lines if math.isfinite(line[1]) and math.isfinite(line[2])]
     steps, losses, seconds = zip(*lines, strict=True) if lines else ((), (), ())
     longest = max((after - before for before, after in itertools.pairwise((0.0, *seconds))), default=0.0)
-    alive = time.time() - curve.st_mtime < max(ALIVE_SECONDS, _ALIVE_GAPS * longest)
+    alive = time.time() - changed < max(ALIVE_SECONDS, _ALIVE_GAPS * longest)
     running = alive and not (steps and steps[-1] >= total)
-    sheets = tuple(sorted(_sheets(place)))
+    name, sheets = str(place.relative_to(folder)), tuple(sorted(_sheets(place)))
     return TrainingHistory(name, place, recipe, data, total, steps, losses, seconds, sheets, running)
-
-
-@functools.lru_cache(maxsize=64)
-def _lines(curve: Path, _changed: int, _size: int) -> list[tuple[int, float, float]]:
-    """Step, loss and seconds of each whole line; read again only after a change."""
-    found = []
-    for line in _text(curve).splitlines():
-        try:
-            content = json.loads(line)
-            step, loss, seconds = int(content["step"]), float(content["loss"]), float(content["seconds"])
-        except (ValueError, KeyError, TypeError, OverflowError):  # half a line
-            continue
-        if math.isfinite(loss) and math.isfinite(seconds):
-            found.append((step, loss, seconds))
-    return found
 
 
 def _sheets(place: Path) -> dict[int, Path]:
@@ -145,10 +126,3 @@ def _sheets(place: Path) -> dict[int, Path]:
         return {}
     named = ((_SHEET.fullmatch(path.name), path) for path in entries)
     return {int(match[1]): path for match, path in named if match is not None}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= _MOST_FILE else ""
-    except OSError:
-        return ""

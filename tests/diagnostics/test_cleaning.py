@@ -13,12 +13,11 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.diagnostics.cleaning import UNFINISHED, Cached, deletable, delete_study
+from lcsc_opt.diagnostics.cleaning import UNFINISHED, Cached, files_of
 from lcsc_opt.training.images import feature_network
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests import model_studies
@@ -46,6 +45,10 @@ def answer(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # studies
 
 
+def deleted(url: str, *names: str) -> int:
+    return lcsc(["delete", *names, "--yes", "--storage", url])
+
+
 def test_a_deleted_study_leaves_no_row_and_no_file_and_others_as_they_were(
     any_url: str, workplace: Path, tmp_path: Path
 ) -> None:
@@ -53,51 +56,28 @@ def test_a_deleted_study_leaves_no_row_and_no_file_and_others_as_they_were(
     kept = attach(write_study(storage, OTHER, [2.0, None]), 0, "images.png", b"x" * 5000)
     before = rows(any_url)
     study = write_study(storage, NAME, [1.0, None, 3.0], running=1, held_out={"loss": 1.5})
-    file = attach(study, 0, "images.png", b"x" * 5000)
-    found = deletable(storage, NAME)
-    assert found[1] == [file]
-    delete_study(*found)
+    file, mine = attach(study, 0, "images.png", b"x" * 5000), tmp_path / "thesis.tex"
+    mine.write_text("mine")
+    storage.set_study_system_attr(study.key, "artifacts:x", json.dumps({"artifact_id": "../thesis.tex"}))
+    assert files_of(study) == [file]
+    assert deleted(any_url, NAME) == 0
     assert rows(any_url) == before
     assert kept.exists()
+    assert mine.exists(), "a database may name anything"
     assert not file.exists()
     write_study(storage, NAME, [1.0])  # the name is free
     with StoredStudy.open(storage, NAME).hold():
         pass
 
 
-def test_a_study_that_is_being_run_is_not_deleted(url: str, workplace: Path) -> None:
+def test_a_study_that_is_being_run_is_not_deleted(url: str, typed: Typed) -> None:
     storage = open_storage(url, write=True)
-    study = write_study(storage, NAME, [1.0])
-    found = deletable(storage, NAME)
+    for name in (OTHER, NAME):
+        write_study(storage, name, [1.0])
     with StoredStudy.open(open_storage(url, write=True), NAME).hold():
-        before = rows(url)
-        with pytest.raises(StudyStoreError, match=r"is being run.* stop it first"):
-            deletable(storage, NAME)
-        with pytest.raises(StudyStoreError, match="is being run"):
-            delete_study(*found)  # begun while somebody was asked
-        assert rows(url) == before
-    delete_study(*deletable(storage, NAME))
-    assert list(our_studies(study.storage)) == []
-
-
-def test_a_file_that_a_database_names_elsewhere_is_not_deleted(url: str, tmp_path: Path) -> None:
-    storage = open_storage(url, write=True)
-    study = write_study(storage, NAME, [1.0])
-    file, mine = attach(study, 0, "images.png", b"x"), tmp_path / "thesis.tex"
-    mine.write_text("mine")
-    storage.set_study_system_attr(study.key, "artifacts:x", json.dumps({"artifact_id": "../thesis.tex"}))
-    delete_study(*deletable(storage, NAME))
-    assert mine.exists()
-    assert not file.exists()
-
-
-def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:
-    storage = open_storage(url, write=True)
-    write_study(storage, NAME, [1.0])
-    optuna.create_study(storage=storage, study_name="digits/TPE/0")
-    for name, message in (("digits/LCSC/1", "no such study"), ("digits/TPE/0", "is a study of another program")):
-        with pytest.raises(StudyStoreError, match=message):
-            deletable(storage, name)
+        assert "is being run" in typed.refused("delete", OTHER, NAME, "--yes", "--storage", url)
+    assert list(our_studies(storage)) == [OTHER, NAME], "all or none"
+    assert deleted(url, OTHER, NAME) == 0
 
 
 def test_the_command_asks_and_says_what_it_deleted(
@@ -106,14 +86,16 @@ def test_the_command_asks_and_says_what_it_deleted(
     storage = open_storage(URL, write=True)
     write_study(storage, NAME, [3.0, 2.0])
     write_study(storage, OTHER, [1.0])
+    optuna.create_study(storage=storage, study_name="digits/TPE/0")
     assert "give --yes" in typed.refused("delete", NAME)
     answer("n", monkeypatch)
-    assert f"{NAME}: 2 trials\n" in typed("delete", NAME).err
+    assert f"{NAME}: 2 trials" in typed("delete", NAME).err
     assert list(our_studies(storage)) == [NAME, OTHER]
     answer("y", monkeypatch)
     assert f"deleted: {NAME}\n" in typed("delete", NAME).err
     assert list(our_studies(storage)) == [OTHER]
-    typed.refused("delete", OTHER, "nothing/LCSC/0", "--yes")
+    for other in ("nothing/LCSC/0", "digits/TPE/0"):
+        typed.refused("delete", OTHER, other, "--yes")
     assert list(our_studies(storage)) == [OTHER], "all or none"
     typed("delete", OTHER, OTHER, "--yes")  # named twice
     assert list(our_studies(storage)) == []
@@ -152,46 +134,18 @@ def listed(typed: Typed, *options: str) -> dict[str, dict[str, Any]]:
 def test_the_cache_is_listed_with_its_users_and_the_unused_is_removed(packed: Path, typed: Typed) -> None:
     [(path, row)] = listed(typed).items()
     size = sum(file.stat().st_size for file in (packed / path).iterdir())
-    assert (row["kind"], row["bytes"], row["in_use"]) == ("trajectory", size, False)
+    assert (row["kind"], row["bytes"]) == ("trajectory", size)
     assert sorted(row["studies"]) == ["small/EMAGrid/0", "small/LCSC/0"]
-    assert listed(typed, "--unused", "--clear", "--yes") == {}
-    assert (packed / path).exists()
-    typed("delete", "small/EMAGrid/0", "small/LCSC/0", "--yes")
-    assert path in typed("cache", "--unused").out
-    assert (packed / path).exists(), "only listed"
-    assert "give --yes" in typed.refused("cache", "--unused", "--clear")
-    assert "removed: 1, " in typed("cache", "--unused", "--clear", "--yes").err
-    assert not (packed / path).exists()
-
-
-def test_networks_and_references_are_known_by_what_studies_are_fingerprinted_with(tmp_path: Path, url: str) -> None:
-    storage = open_storage(url, write=True)
-    views = {"own": {"name": "digits-64-abc", "reference": 64 * "1"}, "clip": {"name": "clip", "reference": None}}
-    fingerprint = {"objective": {"scores": {"extractors": views}}}
-    write_study(storage, NAME, [1.0]).set_attribute("fingerprint", fingerprint)
-    write_study(storage, OTHER, [1.0])
-    (tmp_path / "references").mkdir()
-    names = {
-        **{f"digits-network-{16 * '0'}.safetensors": (NAME,), f"photographs-network-{16 * '0'}.safetensors": ()},
-        **{f"references/{32 * '1'}.npz": (NAME,), f"references/{32 * '2'}.npy": ()},
-        f"references/images-{32 * '1'}.json": None,
-    }
-    for name in names:
-        (tmp_path / name).touch()
-    found = Cached.all_in(tmp_path, storage)
-    assert {entry.path.relative_to(tmp_path).as_posix(): entry.studies for entry in found} == names
-
-
-def test_what_a_running_study_uses_stays_and_without_a_database_nothing_is_called_unused(
-    packed: Path, typed: Typed
-) -> None:
-    assert [row["studies"] for row in listed(typed, "--storage", "sqlite:///other.db").values()] == [None]
-    typed.refused("cache", "--unused", "--storage", "sqlite:///other.db")
-    [path] = listed(typed)
-    with StoredStudy.open(open_storage(URL, write=True), "small/LCSC/0").hold():
-        assert listed(typed, "--clear", "--yes")[path]["in_use"]
-        assert (packed / path).exists()
+    assert listed(typed, "--storage", "sqlite:///other.db")[path]["studies"] == []
+    typed.refused("cache", "--clear", "--yes", "--storage", "sqlite:///other.db")
+    network = packed / f"digits-network-{16 * '0'}.safetensors"
+    network.write_bytes(b"made again")
     typed("cache", "--clear", "--yes")
+    assert ((packed / path).exists(), network.exists()) == (True, False)
+    typed("delete", "small/EMAGrid/0", "small/LCSC/0", "--yes")
+    assert path in typed("cache").out
+    assert "give --yes" in typed.refused("cache", "--clear")
+    assert "removed: 1" in typed("cache", "--clear", "--yes").err
     assert not (packed / path).exists()
 
 
@@ -208,17 +162,13 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_no
     (packed / name).mkdir()
     (packed / name / "weights.bin").write_bytes(b"x" * 100)
     with making(packed / name):
-        (waiting,) = [entry for entry in Cached.all_in(packed, None) if entry.kind == UNFINISHED]
-        assert waiting.in_use
-        assert not waiting.remove()
-        assert listed(typed, "--unused") == {}
-        typed("cache", "--clear", "--yes")  # the studies' own trajectory goes, too
+        assert "not removed: 1" in typed("cache", "--clear", "--yes").err
         assert (packed / name / "weights.bin").exists()
-    row = listed(typed, "--unused")[name]
+    row = listed(typed)[name]
     assert (row["kind"], row["bytes"], row["studies"]) == (UNFINISHED, 100, [])
-    typed("cache", "--unused", "--clear", "--yes")
+    typed("cache", "--clear", "--yes")
     assert not (packed / name).exists()
-    assert [path for path in packed.rglob("*") if path.is_file()] == [], "no locks either"
+    assert not list(packed.rglob("*.lock")), "no locks either"
 
 
 def test_a_file_that_is_being_written_is_none_that_was_left(packed: Path, typed: Typed) -> None:
@@ -227,9 +177,11 @@ def test_a_file_that_is_being_written_is_none_that_was_left(packed: Path, typed:
     with replacing(folder / f"{32 * '0'}.npz") as pending:
         pending.write_bytes(b"half")
         name = pending.relative_to(packed).as_posix()
-        assert listed(typed)[name]["in_use"]
+        assert name in listed(typed)
+        typed("cache", "--clear", "--yes")
+        assert pending.exists()
         os.utime(pending, (1e9, 1e9))  # long ago
-        typed("cache", "--unused", "--clear", "--yes")
+        typed("cache", "--clear", "--yes")
         assert not pending.exists()
         pending.write_bytes(b"for the one who has begun it")
 
@@ -245,10 +197,9 @@ def test_other_files_of_the_folder_are_neither_listed_nor_removed(packed: Path, 
     assert len(listed(typed)) == 1
     typed("cache", "--clear", "--yes")
     assert all((packed / name).read_text() == "mine" for name in others)
-    assert listed(typed) == {}
 
 
 def test_the_names_are_those_that_are_given(tmp_path: Path) -> None:
     feature_network("digits", epochs=1, cache=tmp_path)
-    assert [entry.kind for entry in Cached.all_in(tmp_path, None)] == ["feature network"]
-    assert Cached.all_in(tmp_path / "nothing", None) == []
+    assert [entry.kind for entry in Cached.all_in(tmp_path, {})] == ["feature network"]
+    assert Cached.all_in(tmp_path / "nothing", {}) == []
