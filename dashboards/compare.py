@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import dash
@@ -19,8 +19,8 @@ from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import empty_figure, number, style
-from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
+from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, number, style
+from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.progress import Progress, duration
 from lcsc_opt.views.ranking import (
     CONFIDENCE,
@@ -29,11 +29,12 @@ from lcsc_opt.views.ranking import (
     headline,
     points_of,
     ranking,
+    settings_table,
     varied_keys,
 )
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
-CONTROLS = ("experiment", "axis", "only", "scale", "across", "up")
+CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
 ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/studies.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
@@ -60,6 +61,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         Output("up", "options"),
         Output("only", "options"),
         Output("sweep", "children"),
+        Output("settings", "children"),
         Output("studies", "children"),
         controls=CONTROLS,
         states=[State("ranking", "columnDefs")],
@@ -71,6 +73,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         axis: str,
         only: Sequence[str] | None,
         scale: Sequence[str],
+        target: float | None,
         across: str | None,
         up: str | None,
         seen: str,
@@ -78,21 +81,21 @@ def build(storage: RDBStorage) -> dash.Dash:
     ) -> tuple[Any, ...]:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
-            return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", parts.RUNNING_MS, ""
+            return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
         everyone = reader.read(experiment)
         offered = list(dict.fromkeys(study.optimizer for study in everyone if study.optimizer != EMA_GRID))
         only = [name for name in only or () if name in offered]  # another experiment may not have them
         studies = _pinned(everyone, only)
         points = points_of(reader, experiment, siblings=True)
         points = {point: _pinned(group, only) for point, group in points.items()}
-        sweep, traded = _sweep(points, experiment), [study for point in points.values() for study in point]
-        now = parts.signature([*studies, *traded], theme, axis, scale, across, up, offered)
+        sweep, traded = _sweep(points, experiment, theme), [study for point in points.values() for study in point]
+        now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up, offered)
         if now == seen:
-            return *[no_update] * 12, parts.refresh_interval(studies), no_update
-        ranked = ranking(studies)
+            return *[no_update] * 13, parts.refresh_interval(studies), no_update
+        ranked = ranking(studies, value=target)
         figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
         metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-        listed = _columns(metric, axis)
+        listed = _columns(metric, axis, target)
         sent = no_update if listed == columns else listed  # a reader may have made them wider
         metrics = metrics_of(traded)
         chosen = (name if name in metrics else None for name in (across, up))
@@ -100,7 +103,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         measured = comparison_table(studies)
         table = "" if measured is None else parts.section("Evaluation metrics, held out", parts.table(*measured))
         above = ("", headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked])
-        below = (table, drawn, metrics, metrics, offered, sweep, _studies(studies))
+        below = (table, drawn, metrics, metrics, offered, sweep, _settings(studies), _studies(studies))
         return *above, *below, parts.refresh_interval(studies), now
 
     @page.app.callback(
@@ -127,7 +130,7 @@ def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
     scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
     traded = asked.get("across") or None, asked.get("up") or None
     only = [name for name in asked.get("only", "").split(",") if name]
-    return experiment, axis, only, scale, *traded
+    return experiment, axis, only, scale, _number(asked.get("target")), *traded
 
 
 def _pinned(studies: Sequence[StudyHistory], only: Sequence[str]) -> tuple[StudyHistory, ...]:
@@ -149,6 +152,10 @@ def _content() -> list[Any]:
                 ),
                 parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
                 parts.field("Scale", dcc.Checklist(scales, id="scale", className="choices", inline=True), group=True),
+                parts.field(
+                    "Cost to reach a loss of",
+                    dcc.Input(id="target", type="number", debounce=True, placeholder="none", min=0, step="any"),
+                ),
             ],
             className="controls",
         ),
@@ -186,6 +193,7 @@ def _content() -> list[Any]:
         ),
         parts.graph("trade-off", label="One held-out metric of the answers against another"),
         html.Div(id="sweep"),
+        html.Div(id="settings"),
         parts.section("Studies", html.Div(id="studies")),
     ]
 
@@ -196,8 +204,9 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
     for name in ("held_out", "searched"):
         mean, deviation = getattr(row, name) or (None, None)
         found |= {name: mean, f"{name}_sd": deviation, f"{name}_text": number(mean, deviation)}
-    reach = row.to_ema.get(axis)
-    found |= {"to_ema": None if reach is None else reach.median, "to_ema_text": "" if reach is None else reach.text}
+    for name, costs in (("to_ema", row.to_ema), ("to_value", row.to_value)):
+        reach = costs.get(axis)
+        found |= {name: None if reach is None else reach.median, f"{name}_text": "" if reach is None else reach.text}
     below, apart = row.below_ema, row.difference
     ends = (None, None) if apart is None else (apart.low, apart.high)
     interval = "" if None in ends else f" [{ends[0]:+.3g}, {ends[1]:+.3g}]"
@@ -212,15 +221,18 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
     }
 
 
-def _columns(metric: str, axis: str) -> list[dict[str, Any]]:
+def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any]]:
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
+    costs = [{**_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*"), **LINES}]
+    if target is not None:
+        costs.append({**_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"), **LINES})
     return [
         {"field": "optimizer", "headerName": "Optimizer", **LINES, "minWidth": 150, "cellStyle": swatch},
         {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
         {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 170},
         {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
         {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 185},
-        {**_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*"), **LINES},
+        *costs,
         {**_quantity("searched", f"Searched {metric}"), **LOSS},
         {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70},
     ]
@@ -237,7 +249,7 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
     }
 
 
-def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any:
+def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str, theme: Theme) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
     if not (keys := varied_keys(points)):
         return ""
@@ -251,7 +263,14 @@ def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any
             values = [varied.get(key, "–") for key in keys]
             rows.append([*values, row.label, row.seeds, held_out, below, searched, here])
     header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
-    return parts.section("Sweep", parts.table(header, rows, text=len(keys) + 1))
+    drawn: Any = dcc.Graph(figure=parallel_figure(points, theme), config=cast("Any", CONFIG))
+    return parts.section("Sweep", drawn, parts.table(header, rows, text=len(keys) + 1))
+
+
+def _settings(studies: Sequence[StudyHistory]) -> Any:
+    """The settings in which these studies differ; those that a sweep varies are in its own table."""
+    differ = settings_table(studies)
+    return "" if differ is None else parts.section("Settings that differ", parts.table(*differ, text=len(differ[0])))
 
 
 def _studies(studies: Sequence[StudyHistory]) -> Any:
@@ -288,3 +307,10 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def _harmless(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -16,7 +16,7 @@ from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure, number
-from lcsc_opt.views.figures.study import own_figures
+from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.progress import RECENT, FailureReason, Progress, duration
 from lcsc_opt.views.ranking import report_table
 
@@ -26,6 +26,7 @@ FIGURES = {
     "coefficients": "Coefficients over training steps",
     "movement": "How the best coefficients moved",
     "times": "Time per trial",
+    "distances": "Distance between answers",
 }
 TEXTS = ("metrics", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
@@ -52,6 +53,8 @@ def build(storage: RDBStorage) -> dash.Dash:
         now = _seen(study, studies, theme)
         wanted = {key for key in now if now[key] != (seen or {}).get(key)}
         figures = own_figures(reader, study, studies, wanted, theme=theme)
+        if "distances" in wanted:
+            figures["distances"] = distances_figure(reader, studies, theme=theme)
         links = [
             parts.optuna_link(study, "This study in optuna-dashboard"),
             parts.study_link(study, "images", "Its images"),
@@ -101,6 +104,7 @@ def _metrics(study: StudyHistory) -> Any:
 def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
+    answers = [(other.study, other.chosen) for other in studies]
     found = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
     against = repr((None if ema is None else (ema.study, ema.chosen), found))
     new = parts.signature([study], theme)
@@ -109,6 +113,7 @@ def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) ->
         "coefficients": against,
         "movement": found,
         "times": new,
+        "distances": repr((answers, theme)),
     }
 
 

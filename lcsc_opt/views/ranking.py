@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,6 +103,7 @@ class Ranked:
         metrics: held-out metric → its value, of the seeds that have it; precision and recall first.
         below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
         to_ema: axis → the cost of being as good as EMA* on the search's noise.
+        to_value: axis → the cost of reaching the wanted value.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
         doubtful: how many seeds have a better loss than the baseline, but metrics that did not follow.
@@ -121,14 +123,20 @@ class Ranked:
     metrics: Mapping[str, _Spread]
     below_ema: float | None
     to_ema: Mapping[str, Reach]
+    to_value: Mapping[str, Reach]
     difference: Difference | None
     verdict: str
     doubtful: int
     doubted: tuple[str, ...]
 
 
-def ranking(studies: Sequence[StudyHistory]) -> list[Ranked]:
-    """The optimizers of an experiment, the best held-out loss first, then the best searched one."""
+def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> list[Ranked]:
+    """The optimizers of an experiment, the best held-out loss first, then the best searched one.
+
+    Args:
+        studies: of one experiment.
+        value: a loss on the search's noise; the cost of reaching it is computed, too.
+    """
 
     def rank(group: Sequence[StudyHistory]) -> tuple[float, ...]:
         spreads = _spread(study.held_out_loss for study in group), _spread(study.searched for study in group)
@@ -140,10 +148,12 @@ def ranking(studies: Sequence[StudyHistory]) -> list[Ranked]:
     ordered = sorted(groups.values(), key=rank)
     best = next((group for group in ordered if _held_out_losses(group)), None)
     ema = best_ema(studies)
-    return [_ranked(group, best, ema) for group in ordered]
+    return [_ranked(group, best, ema, value) for group in ordered]
 
 
-def _ranked(group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None) -> Ranked:
+def _ranked(
+    group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
+) -> Ranked:
     losses, reports = _held_out_losses(group), _reports(group)
     labels = {study.label for study in group}
     compared = None
@@ -164,6 +174,7 @@ def _ranked(group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, 
         metrics=_metrics(reports),
         below_ema=_below_ema(reports, None if ema is None else ema.held_out),
         to_ema={} if ema is None or ema.searched is None else _cost_to_reach(group, ema.searched),
+        to_value={} if value is None else _cost_to_reach(group, value),
         difference=compared,
         verdict="best" if group is best else unknown if compared is None else compared.verdict,
         doubtful=sum(report.warning is not None for report in reports),
@@ -327,6 +338,34 @@ def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], 
     if real := {row.metric: row.real_halves for row in known if row.real_halves is not None}:
         rows.append(["real images", number(None), *(number(real.get(name)) for name in names)])
     return ("optimizer", f"held-out {studies[0].metric}", *names), rows
+
+
+def settings_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[str]]] | None:
+    """Header and rows, as text: only the settings in which studies differ; ``None`` if in none but optimizer and seed.
+
+    A row is of all seeds with the same settings.
+    """
+    found = [(study, _by_path(study.settings)) for study in studies]
+    values: dict[str, set[str | None]] = {key: set() for _, settings in found for key in settings}
+    for key, known in values.items():
+        known.update(settings.get(key) for _, settings in found)
+    keys = [key for key, known in values.items() if len(known) > 1 and key not in {"seed", "optimizer.name"}]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for study, settings in found:
+        row = (label(study.optimizer), *(settings.get(key, "–") for key in keys))
+        rows.setdefault(row, []).append(str(study.seed))
+    listed = [[name, *there, ", ".join(seeds)] for (name, *there), seeds in rows.items()]
+    return (("optimizer", *keys, "seeds"), listed) if keys else None
+
+
+def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Path with dots, as in ``vary``, → value as text."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping)
+        text = value if isinstance(value, str) else json.dumps(value)
+        found |= _by_path(value, f"{path}{key}.") if nested else {f"{path}{key}": text}
+    return found
 
 
 def metric_names(ranked: Sequence[Ranked]) -> list[str]:

@@ -25,7 +25,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.look import CONFIG, number, template
-from lcsc_opt.views.figures.study import own_figures
+from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.progress import FailureReason, Progress, studies_table
@@ -58,6 +58,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         for study in sorted(studies, key=lambda study: order.index(study.optimizer))
     ]
     first = default_axis(studies)
+    answered = sum(study.chosen is not None for study in studies) > 1
     traded = trade_off_figure(sum(points_of(reader, experiment, siblings=True).values(), ()))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters["short_metric"] = short_metric
@@ -76,6 +77,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         ],
         summaries=studies_table(studies),
         trade_off=None if traded is None else _figure(traded),
+        distances=_figure(distances_figure(reader, studies)) if answered else None,
         landscapes=[
             (name, _figure(Landscape.read(reader, name).figure())) for name in Landscape.names(reader, experiment)
         ],

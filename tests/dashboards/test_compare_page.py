@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,15 @@ def draw(site: Site, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("address", "values"),
     [
-        ("?experiment=digits&axis=images&scale=x", ["digits", "images", ["x"], []]),
-        ("?only=LCSC,CMA", ["digits", "images", ["y"], ["LCSC", "CMA"]]),
-        ("?experiment=digits&scale=", ["digits", "images", [], []]),
-        ("?axis=__proto__&scale=z&experiment=", ["digits", "images", [], []]),
+        ("?experiment=digits&axis=images&scale=x&target=2.5", ["digits", "images", ["x"], 2.5, []]),
+        ("?only=LCSC,CMA", ["digits", "images", ["y"], None, ["LCSC", "CMA"]]),
+        ("?experiment=digits&scale=", ["digits", "images", [], None, []]),
+        ("?axis=__proto__&scale=z&target=cheap&experiment=", ["digits", "images", [], None, []]),
     ],
 )
 def test_the_address_says_what_is_shown(site: Site, address: str, values: list[Any]) -> None:
     chosen = site.call("compare", "experiment.value", url=address)
-    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "only")] == values
+    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target", "only")] == values
     assert chosen["experiment"]["options"] == ["digits"]
     said = draw(site, experiment="digit<b>s")["problem"]["children"]
     assert said.startswith("digit<b>s: no such experiment (did you mean 'digits'?)")
@@ -103,6 +104,12 @@ def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> 
     assert all(json.dumps(text) in shown for text in ("images", "200", "1000", "LCSC", "-10.0 %", "-60.0 %"))
     assert shown.count('"?experiment=sweep%2Cimages%3D1000"') == 2
     assert shown.count('"shown"') == 2
+    lines = drawn["sweep"]["children"]["props"]["children"][1]["props"]["figure"]["data"]
+    assert [(line["name"], line["x"][-2:]) for line in lines[:2]] == [
+        ("EMA*", ["images", "held-out loss"]),
+        ("LCSC", ["images", "held-out loss"]),
+    ]
+    assert [line["y"] for line in lines] == [[0, 1.0], [0, 5 / 6], [1.0, 1.0], [1.0, 0.0]]
     write_study(url, "sweep,images=300/LCSC/0", [3.0])
     news = draw(site, experiment="sweep,images=200", triggered="refresh", seen=drawn["seen"]["data"])
     assert "300" in json.dumps(news["sweep"])
@@ -115,6 +122,25 @@ def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site:
     assert shown["only"]["options"] == ["LCSC", "CMA"]
     for nobody in (None, [], ["DE"]):
         assert len(draw(site, only=nobody)["ranking"]["rowData"]) == 3
+
+
+def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
+    assert draw(site)["settings"]["children"] == ""
+    for seed in (0, 1):
+        for optimizer, options in (("LCSC", {"population": 20}), ("CMA", {})):
+            told = {"objective": {"file": "one.py"}, "optimizer": {"name": optimizer, "options": options}, "seed": seed}
+            write_study(url, f"two/{optimizer}/{seed}", [3.0]).set_attribute("specification", told)
+    shown = json.dumps(draw(site, experiment="two")["settings"]["children"])
+    cells = re.findall(r'"children": "([^"]*)"', shown)
+    header = ["optimizer", "optimizer.\\u200boptions.\\u200bpopulation", "seeds"]
+    assert cells == ["Settings that differ", *header, "LCSC", "20", "0, 1", "CMA", "\\u2013", "0, 1"]
+
+
+def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
+    shown = draw(site, target=1.1, axis="images")["ranking"]
+    assert [row["to_value_text"] for row in shown["rowData"]] == ["20 (not reached 1 of 3)", "not reached 3 of 3"]
+    assert "Images sampled to 1.1" in [column["headerName"] for column in shown["columnDefs"]]
+    assert "to_value" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
 
 
 def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: str) -> None:

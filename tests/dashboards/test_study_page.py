@@ -17,7 +17,7 @@ from tests.study_examples import add_result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME = "digits/LCSC/0"
-FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "times")}
+FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "times", "distances")}
 
 
 def draw(site: Site, study: str = NAME, **values: Any) -> dict[str, Any]:

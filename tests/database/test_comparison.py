@@ -15,6 +15,7 @@ from lcsc_opt.database.names import compared_trials, is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
+from lcsc_opt.views.ranking import ranking
 from tests.history_examples import history
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
@@ -106,7 +107,9 @@ def test_losses_that_do_not_compare_are_not_chosen_but_paid_for(asked: StoredStu
     assert (found.evaluations, found.images, found.seconds) == (7, 82, 3.5)
     images = best_so_far(found, "images")
     assert (images.positions.tolist(), images.values.tolist(), images.end) == ([10, 32], [9, 4], 82)
-    assert (images.first_below(4.0), images.first_below(0.5)) == (32, None)
+    reach = ranking([found], value=4.0)[0].to_value
+    assert (reach["images"].median, reach["evaluations"].median, reach["evaluation_seconds"].median) == (32, 5, 2.5)
+    assert ranking([found], value=0.5)[0].to_value["images"].reached == 0
 
 
 def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -80,16 +79,11 @@ def test_over_seeds_are_means_and_sample_standard_deviations_of_what_is_known() 
     assert (two.seeds, two.searched, two.held_out) == (2, (2.0, None), (3.0, None))
 
 
-def to_reach(value: float, studies: list[StudyHistory]) -> Mapping[str, Reach]:
-    """The cost of reaching what the grid of EMAs found."""
-    rows = ranking([*studies, history([value], optimizer="EMAGrid")])
-    return next(row.to_ema for row in rows if row.optimizer == "LCSC")
-
-
 def test_the_cost_of_reaching_a_value_is_the_median_over_seeds() -> None:
     studies = [history([9.0, 5.0, 3.0], seed=0), history([4.0, 6.0], seed=1), history([9.0, 9.0, 9.0, 4.5], seed=2)]
+    found = ranking(studies, value=5.0)[0].to_value
     costs = {"evaluations": 2, "images": 20, "model_calls": 40, "seconds": 2.5, "evaluation_seconds": 2}
-    assert to_reach(5.0, studies) == {axis: Reach(cost, 3, 3) for axis, cost in costs.items()}
+    assert found == {axis: Reach(cost, 3, 3) for axis, cost in costs.items()}
 
 
 @pytest.mark.parametrize(
@@ -98,9 +92,9 @@ def test_the_cost_of_reaching_a_value_is_the_median_over_seeds() -> None:
 )
 def test_seeds_that_did_not_reach_it_are_counted(value: float, reach: Reach, text: str) -> None:
     studies = [history([9.0, 5.0], seed=0), history([4.0], seed=1), history([9.0], seed=2)]
-    found = to_reach(value, studies)["evaluations"]
+    found = ranking(studies, value=value)[0].to_value["evaluations"]
     assert (found, found.text) == (reach, text)
-    assert to_reach(value, [history([])])["images"] == Reach(None, 0, 1)
+    assert ranking([history([])], value=value)[0].to_value["images"] == Reach(None, 0, 1)
 
 
 def measured(

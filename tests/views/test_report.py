@@ -66,7 +66,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
         assert shown.count(f"digits/{study}") >= 2
     assert "broken" in shown, "the reason of a failure"
     figures = page.figures()
-    assert len(figures) == 5 + 5 * 3, "comparisons, three for each study"
+    assert len(figures) == 5 + 1 + 5 * 3, "comparisons, distances, three for each study"
     assert not [figure for figure in figures if "template" in figure["layout"]]
     templates = next(json.loads(text) for text in page.scripts if text.startswith('{"light"'))
     assert templates["light"]["layout"]["paper_bgcolor"] != templates["dark"]["layout"]["paper_bgcolor"]

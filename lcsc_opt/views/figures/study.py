@@ -27,6 +27,7 @@ _WAY = re.compile(  # through a network, by the first of these words in the name
 )
 _BARS, _MEANS = 240, 150  # pixels: panels of bars, alone and over a heat map
 _ROW, _LEAST, _MOST = 13, 120, 780  # pixels: a row of a heat map with its label, and all of them
+_MOST_NUMBERS = 12  # studies up to which distances are written into their cells
 MOST_IMPROVEMENTS, MOST_COLUMNS = 60, 250  # rows and columns of the heatmap
 _MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
@@ -232,3 +233,35 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     made.update_layout(hovermode="x unified", showlegend=True)
     made.update_xaxes(title_text="trial" + (f" (mean of {width})" if width > 1 else ""))
     return made.update_yaxes(title_text="time per trial (s)")
+
+
+def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, theme: Theme = "light") -> go.Figure:
+    """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps.
+
+    With a row of coefficients for each layer group, the root mean square over rows.
+    """
+    optimizers = list(dict.fromkeys(study.optimizer for study in studies))
+    ordered = sorted(studies, key=lambda study: optimizers.index(study.optimizer))
+    answers = [(study, answer) for study in ordered if (answer := reader.answer(study)) is not None]
+    answers = [(study, answer) for study, answer in answers if study.steps == answers[0][0].steps]
+    groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
+    answers = [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == groups]
+    if len(answers) < 2:
+        return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
+    shape = (len(groups) or 1, len(answers[0][0].steps))
+    found = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
+    squares = np.square(found[:, None] - found[None]).sum(axis=-1)
+    labels = [inert(f"{study.label}/{study.seed}") for study, _ in answers]
+    made = figure(theme, name="distances", height=200 + min(28 * len(labels), 500))
+    made.add_heatmap(
+        x=list(range(len(labels))),
+        y=list(range(len(labels))),
+        z=np.sqrt(squares.mean(axis=-1)),
+        autocolorscale=True,
+        texttemplate="%{z:.2f}" if len(labels) <= _MOST_NUMBERS else None,
+        customdata=[[f"{one} to {other}" for other in labels] for one in labels],
+        colorbar={"title": {"text": "distance"}, "thickness": 12},
+        hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
+    )
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
+    return made.update_xaxes(**ticks).update_yaxes(autorange="reversed", **ticks)

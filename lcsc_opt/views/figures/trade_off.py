@@ -1,16 +1,17 @@
-"""Two held-out metrics of the answers of an experiment, or of all points of its sweep."""
+"""Two held-out metrics of the answers of an experiment, or of all points of its sweep; all that a sweep varied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import short_metric
-from lcsc_opt.views.figures.look import Theme, figure, inert, style
+from lcsc_opt.database.names import label, short_metric
+from lcsc_opt.views.figures.look import Theme, figure, inert, number, style
 
 _FIRST = ("precision", "recall")  # what a lower FID may cost
 _LOSSES = ("fid", "loss")
@@ -69,6 +70,58 @@ def trade_off_figure(
         )
     made.update_xaxes(title_text=f"held-out {inert(short_metric(x))}", tickformat="~g")
     return made.update_yaxes(title_text=f"held-out {inert(short_metric(y))}", tickformat="~g")
+
+
+def parallel_figure(points: Mapping[str, Sequence[StudyHistory]], theme: Theme = "light") -> go.Figure:
+    """Parallel coordinates of a sweep: a line for each answer, through the values of what was varied to its loss.
+
+    Values of a setting are evenly apart; losses are to scale, the lowest at the bottom. A line of Scatter: plotly's
+    own Parcoords makes functions of texts, which the pages' policy forbids.
+
+    Args:
+        points: experiment → its studies; those without a held-out loss are left out.
+        theme: of the page.
+    """
+    answers = [
+        (study, split_point(point)[1], loss)
+        for point, studies in points.items()
+        for study in studies
+        if (loss := study.held_out_loss) is not None
+    ]
+    made = figure(theme, name=f"parallel/{','.join(points)}", height=360)
+    end, losses = "held-out loss", [loss for *_, loss in answers] or [0.0]
+    lowest, span = min(losses), max(losses) - min(losses) or 1.0
+    ticks = {(end, number(loss)): (loss - lowest) / span for loss in (min(losses), max(losses))}
+    for key in dict.fromkeys(key for _, varied, _ in answers for key in varied):
+        known = sorted({varied[key] for _, varied, _ in answers if key in varied}, key=_in_order)
+        ticks |= {(key, value): i / max(len(known) - 1, 1) for i, value in enumerate(known)}
+    drawn = set[str]()
+    for study, varied, loss in answers:
+        look = style(study.optimizer)
+        made.add_scatter(
+            x=[*varied, end],
+            y=[*(ticks[each] for each in varied.items()), (loss - lowest) / span],
+            name=inert(label(study.optimizer)),
+            legendgroup=inert(study.optimizer),
+            showlegend=study.optimizer not in drawn,
+            mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash, "width": 1.5},
+            marker={"symbol": look.marker, "size": 7},
+            hovertemplate=f"{inert(study.study)}<br>{number(loss)}<extra></extra>",
+        )
+        drawn.add(study.optimizer)
+    for (axis, text), height in ticks.items():
+        made.add_annotation(x=axis, y=height, text=inert(text), showarrow=False, xanchor="right", xshift=-8)
+    made.update_yaxes(visible=False)
+    return made.update_xaxes(type="category", showgrid=True, showline=False)
+
+
+def _in_order(value: str) -> tuple[float, str]:
+    """Sorts numbers by their value, before texts."""
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
 
 
 def _values(study: StudyHistory) -> dict[str, float]:

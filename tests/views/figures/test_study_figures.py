@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import scipy.spatial
 from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
@@ -21,6 +22,7 @@ from lcsc_opt.views.figures.look import empty_figure, inert
 from lcsc_opt.views.figures.study import (
     MOST_COLUMNS,
     coefficients_figure,
+    distances_figure,
     own_figures,
 )
 from tests.history_examples import history
@@ -65,18 +67,22 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     known = {"steps": STEPS, "layer_groups": names}
     for name, answer in (
         ("LCSCGradient/0", found),
+        ("LCSCGradient/1", found[:1].repeat(7, 0)),
         ("EMAGrid/0", found[0]),
     ):
         study = StoredStudy.open_or_create(storage, f"digits/{name}", known)
         study.finish(study.add_candidate(Candidate(answer)), Evaluation(1.0), tell_index=0)
         study.set_attribute("search_ended", {"evaluations": 1, "exhausted": False})
     reader, studies = read(storage)
-    bars, ema, heat = coefficients_figure(reader, studies[:1], studies[1]).data
+    bars, ema, heat = coefficients_figure(reader, studies[:1], studies[2]).data
     assert list(heat.y) == [names[row] for row in (0, 5, 2, 3, 4, 6, 1)]
     np.testing.assert_allclose(heat.z, found[[0, 5, 2, 3, 4, 6, 1]])
     assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
     np.testing.assert_allclose([bars.y, ema.y], [found.mean(axis=0), found[0]])
     np.testing.assert_allclose(drawn(reader, "movement", studies[0]).data[0].z, [found.mean(axis=0)])
+    apart = np.sqrt(np.square(found - found[0]).sum(axis=1).mean())
+    shown = distances_figure(reader, studies).data[0].z
+    np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
 
 
 def test_the_movement_shows_the_improvements_in_their_order(
@@ -110,6 +116,17 @@ def test_many_checkpoints_are_grouped_and_the_largest_stays_visible(storage: RDB
     assert (heat.x[0], heat.x[1], heat.x[-1]) == (0, 3, count)
 
 
+def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
+    for name, losses in (("LCSC/0", [1.0]), ("CMA/0", [2.0, 1.0]), ("LCSC/1", [3.0, 2.0, 1.0])):
+        write_study(storage, f"digits/{name}", losses)
+    other = StoredStudy.open_or_create(storage, "digits/LCSC/2", {"steps": [1, 2]})
+    other.finish(other.add_candidate(Candidate(np.array([0.5, 0.5]))), Evaluation(1.0), tell_index=0)
+    made = distances_figure(*read(storage))
+    assert list(made.layout.xaxis.ticktext) == ["LCSC/0", "LCSC/1", "CMA/0"]
+    rows = np.stack([coefficients(number) for number in (0, 2, 1)])
+    np.testing.assert_allclose(made.data[0].z, scipy.spatial.distance.cdist(rows, rows), atol=1e-12)
+
+
 def test_time_per_trial_is_stacked_by_part() -> None:
     columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
     made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
@@ -130,7 +147,7 @@ def test_figures_without_data_say_what_to_run(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [], ended=False)
     reader, (study,) = read(storage)
     found = own_figures(reader, study, [study], NAMES)
-    for made in (*found.values(), comparison_figure([])):
+    for made in (*found.values(), distances_figure(reader, [study]), comparison_figure([])):
         assert not made.data
         (sentence,) = made.layout.annotations
         assert "lcsc r" in sentence.text
@@ -144,7 +161,7 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
         write_study(storage, f"digits/{name}/{seed}", [2.0, None, 1.0], metric=HOSTILE)
     reader, studies = read(storage)
     found: Any = own_figures(reader, studies[0], studies, NAMES).values()
-    for made in (*found, comparison_figure(studies), empty_figure(HOSTILE)):
+    for made in (*found, comparison_figure(studies), distances_figure(reader, studies), empty_figure(HOSTILE)):
         assert not any(tag in texts(made) for tag in ("<script", "<a"))
 
 
