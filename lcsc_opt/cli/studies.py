@@ -65,7 +65,7 @@ def run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
-    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.search import studies
     from lcsc_opt.search.plan import plans
 
@@ -76,28 +76,13 @@ def run(
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
-        _print_estimates(studies.dry_run(chosen, url, accept_changes=accept_changes), url)
+        rows = []
+        for plan, evaluations in studies.dry_run(chosen, url, accept_changes=accept_changes):
+            options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
+            rows.append((plan.name, options, plan.spec.budget, f"{evaluations} evaluations"))
+        print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
         return
     studies.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
-
-
-def _print_estimates(estimates: Any, url: str) -> None:
-    """Print what would be run, how much of it is done, and about how long the rest takes."""
-    from lcsc_opt.database.urls import masked
-    from lcsc_opt.views.progress import duration
-
-    rows = []
-    for plan, evaluations, seconds in estimates:
-        left = "-" if seconds is None else duration(seconds)
-        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
-        rows.append((plan.name, options, plan.spec.budget, f"{evaluations} evaluations", left))
-    header = ("study", "optimizer options", "budget", "done", "left, about")
-    print_table(header, rows, title=f"would run, in {masked(url)}")
-    known = [seconds for *_, seconds in estimates if seconds is not None]
-    if len(known) < len(estimates):
-        say("how long it takes is known from stored evaluations; lcsc run FILE name=try --budget 3 stores some")
-    if known:
-        say(f"searches and held-out reports together: about {duration(sum(known))} on one worker")
 
 
 def resume(

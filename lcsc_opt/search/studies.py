@@ -24,13 +24,11 @@ from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.study import StudyRunner, objective_of
 from lcsc_opt.views.ranking import comparison_rows, points_of
@@ -172,29 +170,20 @@ def run(
     return [Study(plan.name, url) for plan in chosen]
 
 
-def dry_run(
-    to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False
-) -> list[tuple[StudyPlan, int, float | None]]:
+def dry_run(to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False) -> list[tuple[StudyPlan, int]]:
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
     Returns:
-        Of each plan the evaluations that are stored, and the seconds of what is left, on one worker; ``None`` before
-        the experiment has comparable evaluations.
+        Each plan, and how many evaluations are stored.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
         _rehearse(to_run, StudyRunner(storage, accept_changes=accept_changes))
-        reader = HistoryReader(storage)
-        stored = {study.study: study for study in reader.read_studies(reader.searches())}
-        attributes = our_studies(storage)
-    found = []
-    for plan in to_run:
-        study, ended = stored.get(plan.name), plan.is_searched(attributes.get(plan.name, {}))
-        seconds = _seconds_left(plan, study, [*stored.values()], ended=ended)
-        found.append((plan, 0 if study is None else study.evaluations, seconds))
-    return found
+        stored = HistoryReader(storage).read_studies([plan.name for plan in to_run])
+    done = {study.study: study.evaluations for study in stored}
+    return [(plan, done.get(plan.name, 0)) for plan in to_run]
 
 
 def _rehearse(to_run: Sequence[StudyPlan], runner: StudyRunner) -> None:
@@ -205,26 +194,6 @@ def _rehearse(to_run: Sequence[StudyPlan], runner: StudyRunner) -> None:
             from lcsc_opt.evaluation.ray import check_cluster
 
             check_cluster(ray, spec)
-
-
-def _seconds_left(
-    plan: StudyPlan, study: StudyHistory | None, stored: Sequence[StudyHistory], *, ended: bool
-) -> float | None:
-    """Of the search and the report: the best trials again, and the chosen one.
-
-    An evaluation takes as long as in studies of the same optimizer, else in all that follow no gradient either.
-    """
-    timed = [known for known in stored if split_name(known.study)[0] == plan.spec.name and known.seconds]
-    same = [known for known in timed if known.optimizer == plan.optimizer.name]
-    timed = same if same or needs_gradient(plan.optimizer) else timed
-    if not (count := sum(known.evaluations for known in timed)):
-        return None
-    images, budget, held_out = sum(known.images for known in timed) / count, plan.spec.budget, plan.spec.held_out
-    done = 0 if study is None else getattr(study, budget.unit)
-    left = 0.0 if ended else max(budget.total - done, 0) / (images if budget.unit == "images" and images else 1)
-    if held_out is not None and (study is None or study.held_out is None):
-        left += (held_out.top + 1) * (held_out.images / images if images else 1)
-    return left * sum(known.seconds for known in timed) / count
 
 
 def run_plans(
