@@ -61,23 +61,9 @@ class MetricRow:
         """Whether it gained, and by more than the gain's spread if that is known."""
         return self.gain is not None and self.gain > (self.gain_spread or 0.0)
 
-    @property
-    def change(self) -> str:
-        """``3.1 % below``, and whether that is within the spread; without the share if the numbers are not positive."""
-        assert self.gain is not None
-        assert self.baseline is not None
-        where = "below" if self.gain > 0 else "above" if self.gain < 0 else "the same"
-        share = f"{100 * abs(self.gain) / self.baseline:.1f} % " if self.gain and self.gain < self.baseline > 0 else ""
-        return share + where
-
     def is_of(self, kept: str) -> bool:
         """Whether it is the metric of ``keep: KEPT``, whose features are the loss's if it names none."""
         return self.metric == kept or ("@" not in kept and self.metric.startswith(f"{kept}@"))
-
-    def within(self, groups: int) -> str:
-        """``, within its spread over 3 groups of noise``; empty if the change is larger, or the spread unknown."""
-        inside = self.gain is not None and self.gain_spread is not None and abs(self.gain) <= self.gain_spread
-        return f", within its spread over {groups} groups of noise" if inside else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,28 +217,20 @@ def _doubted(rows: Sequence[MetricRow]) -> list[MetricRow]:
     return [*cheated, *(row for row in rows[1:] if row.lost and not row.cross_check)]
 
 
-def warning_of(rows: Sequence[MetricRow], *, groups: int = 1, kept: str | None = None) -> str | None:
-    """One line if a kept metric is worse; or the loss below the baseline's, but the cross-check not, or another worse.
-
-    Args:
-        rows: of the report.
-        groups: of noise.
-        kept: what the search was to keep.
-    """
+def warning_of(rows: Sequence[MetricRow], *, kept: str | None = None) -> str | None:
+    """One line if the metric that was ``kept`` is worse; or the loss below the baseline's, and other metrics not."""
     for row in rows:
         if kept is not None and row.lost and row.is_of(kept):
             what = f"{row.metric} {row.baseline:.4g} → {row.value:.4g}, beyond its error"
             return f"keep: {kept} did not hold: {what}; search on, or with more images in an evaluation"
     if not (doubts := _doubted(rows)):
         return None
-    loss, first = rows[0], doubts[0]
-    clauses = [f"{row.metric} {row.baseline:.4g} → {row.value:.4g}" for row in doubts if not row.cross_check]
     doubt = "what it gained there it lost here; compare the images of both before you use it"
-    if not kept and any(row.metric.partition("@")[0] in _OF_SINGLE_IMAGES for row in doubts):
-        doubt += ", or search with keep: precision"
-    if first.cross_check:
-        clauses = [f"{first.metric} {first.change}{first.within(groups)}", *clauses]
-        doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
-    if not loss.is_certain:
+    if not rows[0].is_certain:
         doubt = "neither is a certain gain; measure with more --groups, or search on"
-    return f"the loss is {loss.change} {loss.against}'s{loss.within(groups)}, but {' and '.join(clauses)}: {doubt}"
+    elif doubts[0].cross_check:
+        doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
+    elif not kept and any(row.metric.partition("@")[0] in _OF_SINGLE_IMAGES for row in doubts):
+        doubt += ", or search with keep: precision"
+    loss, *others = (f"{row.metric} {row.baseline:.4g} → {row.value:.4g}" for row in (rows[0], *doubts))
+    return f"against {rows[0].against} the {loss}, but {' and '.join(others)}: {doubt}"

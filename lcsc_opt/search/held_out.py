@@ -146,7 +146,7 @@ def score_held_out(
     rows = report_rows(report, signs, against, real, objective.cross_check_metric)
     report["rows"] = [dataclasses.asdict(row) for row in rows]
     kept = kept_metric(study.attributes.get("specification") or {})
-    warnings = (warning_of(rows, groups=plan.groups, kept=kept), _overfits(found))
+    warnings = (warning_of(rows, kept=kept), _overfits(found))
     if warning := "; ".join(filter(None, warnings)):
         report["warning"] = warning
         notice(f"{study.name}: {warning}")

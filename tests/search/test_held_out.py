@@ -300,8 +300,8 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     assert CROSS_CHECK in compared.out
     for text in (ran, compared.err):
         (line,) = [line for line in text.splitlines() if "compare the images" in line]
-        assert f"{STUDY}: the loss is" in line
-        assert "below EMA*'s, but fid@cross_check" in line
+        assert f"{STUDY}: against EMA* the loss" in line
+        assert "but fid@cross_check" in line
     stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), STUDY)
     first = stored.attributes["held_out"]
     assert first["rows"][1]["value"] == pytest.approx(9 - first["rows"][0]["value"])
