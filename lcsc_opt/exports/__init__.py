@@ -1,10 +1,10 @@
-"""The results of a search: figures, the merged model as a file, and the recipe to make it again elsewhere.
+"""The results of a search: images, the merged model as a file, and the recipe to make it again elsewhere.
 
 ``recipe`` says how a model was merged, ``exact_merge`` merges with the same bits everywhere, ``merging`` makes models
-(of a study, of a recipe, without a study) in the forms of ``writing``, and ``figures`` keeps figures with the study.
+(of a study, of a recipe, without a study) in the forms of ``writing``, and ``images`` keeps images with the study.
 """
 
-from lcsc_opt.exports.figures import attach_figures
+from lcsc_opt.exports.images import attach_images
 from lcsc_opt.exports.recipe import Recipe
 
-__all__ = ["Recipe", "attach_figures"]
+__all__ = ["Recipe", "attach_images"]

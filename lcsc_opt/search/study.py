@@ -38,7 +38,7 @@ from lcsc_opt.evaluation import (
     SpreadEvaluator,
     WorkerPool,
 )
-from lcsc_opt.exports import attach_figures
+from lcsc_opt.exports import attach_images
 from lcsc_opt.exports.trackers import Reporting, check_reporting
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
@@ -124,7 +124,7 @@ class _OpenStudy:
         if self.pool is not None:
             self.pool.close()  # which frees the devices
         if plan.keep:
-            attach_figures(self.stored.storage, self.stored, self.objective)
+            attach_images(self.stored, self.objective)
         return report
 
     def _optimizer(self) -> Optimizer:
