@@ -28,7 +28,7 @@ _WAY = re.compile(  # through a network, by the first of these words in the name
 _BARS, _MEANS = 240, 150  # pixels: panels of bars, alone and over a heat map
 _ROW, _LEAST, _MOST = 13, 120, 780  # pixels: a row of a heat map with its label, and all of them
 _MOST_NUMBERS = 12  # studies up to which distances are written into their cells
-MOST_IMPROVEMENTS, MOST_COLUMNS = 60, 250  # rows and columns of the heatmap
+MOST_IMPROVEMENTS = 60  # rows of the heatmap
 _MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 _OTHER = "other"
@@ -128,30 +128,20 @@ def _heat_map(
 ) -> go.Heatmap:
     """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer.
 
-    Of many checkpoints, neighbours share a column, which shows the largest coefficient in magnitude. ``bar`` is of
-    the scale of colours.
+    ``bar`` is of the scale of colours.
     """
-    starts = np.arange(0, len(steps), _columns_of(steps))
-    high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
-    values = np.where(high >= -low, high, low)
-    largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
-    last = [steps[end - 1] for end in (*starts[1:].tolist(), len(steps))]
+    largest = float(np.quantile(np.abs(coefficients), 0.995)) or float(np.abs(coefficients).max()) or 1.0
     return go.Heatmap(
-        x=[2 * steps[0] - steps[1], *last],  # the edges of cells, which are where those of bars are
+        x=[2 * steps[0] - steps[1], *steps],  # the edges of cells, which are where those of bars are
         y=names,
-        z=values.astype(np.float32),
+        z=coefficients.astype(np.float32),
         zmin=-largest,
         zmax=largest,
         autocolorscale=True,
         colorbar={"title": {"text": "coefficient"}, "thickness": 12, **bar},
-        customdata=np.broadcast_to(np.array(last, dtype=np.int32), values.shape),
+        customdata=np.broadcast_to(np.array(steps, dtype=np.int32), coefficients.shape),
         hovertemplate=prefix + "%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
     )
-
-
-def _columns_of(steps: Sequence[int]) -> int:
-    """How many checkpoints share a column of a heat map."""
-    return max(math.ceil(len(steps) / MOST_COLUMNS), 1)
 
 
 def _place(name: str) -> int:
@@ -185,8 +175,7 @@ def _as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
 def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
-    Of many improvements some are chosen evenly; of many checkpoints neighbours share a column, which shows the largest
-    coefficient in magnitude.
+    Of many improvements some are chosen evenly.
     """
     finished = study.compared
     improved = finished["number"][improvements(finished["loss"])]
@@ -199,9 +188,7 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
     made = figure(theme, name=f"movement/{study.study}", title=title)
     made.add_trace(_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial "))
     made.update_yaxes(title_text="trial", type="category", autorange="reversed", nticks=12)
-    shared = _columns_of(study.steps)
-    suffix = f" (the largest of {shared})" if shared > 1 else ""
-    return made.update_xaxes(title_text=_STEP_TITLE + suffix, tickformat="~s")
+    return made.update_xaxes(title_text=_STEP_TITLE, tickformat="~s")
 
 
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:

@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 import pytest
 import scipy.spatial
 from optuna.storages import RDBStorage
-from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
@@ -20,7 +19,6 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, inert
 from lcsc_opt.views.figures.study import (
-    MOST_COLUMNS,
     coefficients_figure,
     distances_figure,
     own_figures,
@@ -102,20 +100,6 @@ def test_the_movement_shows_the_improvements_in_their_order(
     assert (made.data[0].y[0], made.data[0].y[-1]) == ("0", "4")
 
 
-def test_many_checkpoints_are_grouped_and_the_largest_stays_visible(storage: RDBStorage) -> None:
-    count = 2 * MOST_COLUMNS + 1
-    values = np.full(count, 0.001)
-    values[[10, 11, 12, 13]] = [0.2, -0.3, 0.3, -0.2]
-    values[-1] += 1 - values.sum()
-    study = StoredStudy.open_or_create(storage, "digits/LCSC/0", {"steps": list(range(1, count + 1))})
-    study.finish(study.add_candidate(Candidate(values)), Evaluation(1.0), tell_index=0)
-    reader, (own,) = read(storage)
-    (heat,) = drawn(reader, "movement", own).data
-    assert np.shape(heat.z) == (1, 167)
-    np.testing.assert_allclose(heat.z[0][3:5], [-0.3, 0.3], rtol=1e-6, err_msg="checkpoints 9 to 11 and 12 to 14")
-    assert (heat.x[0], heat.x[1], heat.x[-1]) == (0, 3, count)
-
-
 def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
     for name, losses in (("LCSC/0", [1.0]), ("CMA/0", [2.0, 1.0]), ("LCSC/1", [3.0, 2.0, 1.0])):
         write_study(storage, f"digits/{name}", losses)
@@ -165,12 +149,11 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
         assert not any(tag in texts(made) for tag in ("<script", "<a"))
 
 
-def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(storage: RDBStorage) -> None:
+def test_the_figures_of_a_study_are_drawn_with_emas(storage: RDBStorage) -> None:
     write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
     write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out={"trial": 2, "loss": 2.5})
     reader, studies = read(storage)
     found = own_figures(reader, studies[-1], studies, NAMES)
     assert tuple(found) == NAMES
-    assert all(map(is_valid_graph_object_id, found))
     assert {trace.name for trace in found["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
     assert len(found["coefficients"].data) == 2
