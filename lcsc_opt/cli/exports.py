@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, Study, find_study, parse_steps
+from lcsc_opt.cli.options import Steps, Storage, Study, find_study
 from lcsc_opt.cli.output import number, say
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
@@ -73,10 +73,9 @@ def apply(
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
 
-    given = parse_steps(steps)
     if (named := coefficients_named(recipe)) is not None:
         to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        made = average(checkpoints, named, to, name=Path(recipe).name, key=key, steps=given)
+        made = average(checkpoints, named, to, name=Path(recipe).name, key=key, steps=steps)
     else:
         followed = Recipe.read(Path(recipe))
         if form is None and followed.lora is not None and out.suffix == ".safetensors":
@@ -84,5 +83,5 @@ def apply(
         if config is None and (Path(recipe) / "config.json").is_file():  # the recipe was read in a folder of diffusers
             config = Path(recipe)
         to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        made = rebuild(followed, checkpoints, to, key=key, steps=given)
+        made = rebuild(followed, checkpoints, to, key=key, steps=steps)
     say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")

@@ -27,19 +27,20 @@ Output = Annotated[Literal["table", "json"], typer.Option("--format", help="A ta
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Continue though code, versions or reference changed since it began.")
 ]
-Steps = Annotated[str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")]
 
 
-def parse_steps(text: str | None) -> list[int] | None:
-    """The whole numbers of ``--steps``; None if it was not given.
+def _whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
-    Raises:
-        typer.BadParameter: a part is no whole number.
-    """
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error
+
+Steps = Annotated[
+    Any,
+    typer.Option(
+        parser=_whole_numbers,
+        metavar="STEP,STEP...",
+        help="Training steps, as 100,200,300, where the names do not say them.",
+    ),
+]
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.cli.options import Output, Steps, assignments, parse_steps
+from lcsc_opt.cli.options import Output, Steps, assignments
 from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
@@ -36,7 +36,7 @@ def pack(
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
     how: dict[str, Any] = {"key": key, "selection": chosen, "overwrite": overwrite, "dtype": dtype}
-    trajectory = packing.pack(checkpoints, out, steps=parse_steps(steps), **how)
+    trajectory = packing.pack(checkpoints, out, steps=steps, **how)
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
 

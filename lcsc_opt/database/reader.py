@@ -128,10 +128,6 @@ class HistoryReader:
                 place[...] = each
         return whole
 
-    def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
-        """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored with a trial, by filename."""
-        return StoredStudy(self.storage, study.study, study.study_id).artifacts(number)
-
     def _read(self, name: str, attributes: Mapping[str, Any], *, running: bool) -> StudyHistory:
         """Bring one study up to date."""
         known = self._known.get(name)

@@ -154,9 +154,9 @@ def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, 
     """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the checkpoints.
 
     The function gives the coefficients, and the trajectory in layer groups where there is a row for each of them.
-    A file holds ``[K]`` numbers, or a mapping from steps, where steps that it leaves out are zero. They may be
-    under the key ``coefficients``, as in what ``lcsc show STUDY --format json`` prints; there may be ``[S, K]`` of them
-    then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the ``rows`` of a study file's space.
+    A file holds ``[K]`` numbers, or has them under the key ``coefficients``, as what ``lcsc show STUDY --format json``
+    prints; there may be ``[S, K]`` of them then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the
+    ``rows`` of a study file's space.
 
     Returns:
         ``None`` for anything else, such as a recipe.
@@ -198,12 +198,6 @@ def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, 
                 other = f"there is no row for {new[0]}" if new else f"they have {len(names)} of {len(groups['names'])}"
                 raise StudySpecError(f"{path}: the layer groups of these checkpoints are other ones: {other}")
             return trajectory, check_coefficients(content, len(steps), rows=len(names))
-        if not isinstance(content, Mapping):
-            return trajectory, check_coefficients(content, len(steps))
-        given = {str(step): value for step, value in content.items()}
-        if unknown := sorted(set(given) - {str(step) for step in steps}):
-            there = f"there are {steps[0]} to {steps[-1]}"
-            raise StudySpecError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
-        return trajectory, check_coefficients([given.get(str(step), 0.0) for step in steps], len(steps))
+        return trajectory, check_coefficients(content, len(steps))
 
     return listed

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
 
 PREFIX = "images"
 EMA_IMAGES, OWN_IMAGES = f"{PREFIX}_1_EMA.png", f"{PREFIX}_2_{{optimizer}}.png"  # of EMA*, and of a study's answer
@@ -38,8 +39,8 @@ class StoredImage:
             EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
             OWN_IMAGES.format(optimizer=study.optimizer): f"{study.study}, trial {study.chosen}",
         }
-        found = []
-        for meta in [] if study.chosen is None else reader.artifacts(study, study.chosen):
+        stored, found = StoredStudy(reader.storage, study.study, study.study_id), []
+        for meta in [] if study.chosen is None else stored.artifacts(study.chosen):
             name, path = str(meta.get("filename")), artifact_path(folder, meta.get("artifact_id"))
             if path is not None and name.startswith(PREFIX) and (content := read_png(path)) is not None:
                 found.append(cls(path.name, captions.get(name, name), content))

@@ -48,7 +48,7 @@ def test_pack_selects(runs, options, steps):
     ("arguments", "message"),
     [
         (["pack", "runs", "-o", "t", "--select", "first_step=1000"], "first_step 1000 leaves 1 of 10"),
-        (["pack", "runs", "-o", "t", "--steps", "a,b"], "--steps: expected whole numbers"),
+        (["pack", "runs", "-o", "t", "--steps", "a,b"], "Invalid value for '--steps'"),
         (["pack", "nothing/*.pt", "-o", "t"], "No checkpoint in nothing/*.pt"),
         (["show", "nothing"], "nothing does not exist"),
         (["show", "runs", "--verify"], "not a trajectory"),

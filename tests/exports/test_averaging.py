@@ -30,14 +30,12 @@ def place(workplace: Path) -> None:
         ("ema:0.9", ema_coefficients(STEPS, 0.9)),
         ("power:0.1", power_ema_coefficients(STEPS, 0.1)),
         ("list.json", np.array(OWN)),
-        ("steps.json", np.array([0, 1.5, 0, 0, -0.5])),
     ],
 )
 def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     source: str, expected: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("list.json").write_text(json.dumps({"coefficients": OWN}))
-    Path("steps.json").write_text(json.dumps({"20": 1.5, "50": -0.5}))
     assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 0
     torch.testing.assert_close(load_file("average.safetensors"), pack("runs", "all.trajectory").merge(expected))
     assert Recipe.read(Path("average.safetensors")).coefficients == tuple(expected.tolist())
@@ -52,13 +50,11 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     [
         ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
         ("short.json", "expected"),
-        ("strange.json", "no checkpoint has the step 25; there are 10 to 50"),
         ("missing.json", "missing.json: cannot be read as JSON"),
     ],
 )
 def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("short.json").write_text("[0.5, 0.5]")
-    Path("strange.json").write_text('{"25": 1.0}')
     assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("average.safetensors").exists()

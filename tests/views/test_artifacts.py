@@ -50,7 +50,7 @@ def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path,
     storage.set_study_system_attr(study.key, f"artifacts:{ID}", json.dumps(meta))
     reader = HistoryReader(storage)
     (history,) = reader.read("digits")
-    assert reader.artifacts(history, 0)[0]["artifact_id"] == wanted
+    assert study.artifacts(0)[0]["artifact_id"] == wanted
     assert StoredImage.of_answer(reader, history, folder) == []
 
 

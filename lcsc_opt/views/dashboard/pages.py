@@ -33,10 +33,6 @@ _FIRST = ("compare", "study", "images", "landscape")  # in the menu; others foll
 _ROOT = "optuna"  # the one that is not under HOME, since it links to itself from the root
 _ROOT_TITLE, ROOT_PATH = "optuna-dashboard", "/dashboard/"
 _STATIC = f"{HOME}_static"
-_LINK_STYLE = (
-    "position:fixed;right:16px;bottom:12px;z-index:2000;padding:6px 12px;border-radius:6px;"
-    "background:#0072B2;color:#fff;font:14px system-ui,sans-serif;text-decoration:none"
-)
 _POLICY = {
     "default-src": "'self'",
     "img-src": "'self' data: blob:",
@@ -176,25 +172,17 @@ def _redirect(path: str) -> Application:
 
 
 def _root(storage: RDBStorage, file: Path) -> Application:
-    """optuna-dashboard with a link to our pages; files that it shows cannot run scripts."""
+    """optuna-dashboard; files that it shows cannot run scripts."""
     try:
         inner: Application = load_file(file).build(storage)
     except Exception as error:
         notice(f"dashboard: {file}: {type(error).__name__}: {error}")
         return _redirect(HOME)
-    link = f'<a href="{HOME}" style="{_LINK_STYLE}">Read-only here · Compare optimizers (lcsc)</a>'
 
     @Request.application
     def answer(request: Request) -> Response:
-        on_page = request.path.startswith("/dashboard")
-        for name in ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_RANGE") if on_page else ():
-            request.environ.pop(name, None)  # the page is changed below
         found = Response.from_app(inner, request.environ, buffered=True)
-        if on_page and found.mimetype == "text/html":
-            found.set_data(found.get_data().replace(b"</body>", f"{link}</body>".encode(), 1))
-            for name in ("ETag", "Last-Modified"):
-                found.headers.pop(name, None)
-        elif request.path.startswith("/artifacts/"):
+        if request.path.startswith("/artifacts/"):
             found.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
         return found
 

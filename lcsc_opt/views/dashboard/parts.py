@@ -6,8 +6,7 @@ and sends a figure only when what it is drawn from has changed.
 
 from __future__ import annotations
 
-import threading
-import weakref
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qs, urlencode
@@ -249,11 +248,7 @@ def _show_problem(error: Exception) -> None:
     dash.set_props("problem", {"children": shown})
 
 
-_readers: weakref.WeakKeyDictionary[RDBStorage, HistoryReader] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
+@functools.lru_cache(maxsize=4)
 def shared_reader(storage: RDBStorage) -> HistoryReader:
     """The one reader of a storage, so that pages and their refreshes read what is new only once."""
-    with _lock:
-        return _readers.setdefault(storage, HistoryReader(storage))
+    return HistoryReader(storage)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,7 +61,7 @@ def serve(storage: RDBStorage, *, port: int, ready: Callable[[str], None] | None
             server.serve_forever()
 
 
-def application(storage: RDBStorage) -> Guard:
+def application(storage: RDBStorage) -> Application:
     """The whole site as one WSGI application; see :func:`serve`. From here on the storage refuses every write."""
     statement = _READ_ONLY.get(storage.engine.dialect.name)
     if statement is not None:
@@ -74,7 +74,7 @@ def application(storage: RDBStorage) -> Guard:
             connection.commit()
 
         storage.engine.dispose()  # connections made before the listener was there
-    return Guard(site(storage))
+    return guarded(site(storage))
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -88,7 +88,7 @@ class _QuietHandler(WSGIRequestHandler):
         """Say nothing."""
 
 
-class Guard:
+def guarded(inner: Application) -> Application:
     """A WSGI application around the whole site.
 
     Refused with 403: a ``Host`` that is not this machine's (a name that an attacker lets point here), an ``Origin`` or
@@ -96,21 +96,20 @@ class Guard:
     browser is not told what it was.
     """
 
-    def __init__(self, inner: Application) -> None:
-        self._inner = inner
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Refuse, or ask the site."""
-        request = Request(environ)
+    @Request.application
+    def answer(request: Request) -> Response:
         if (refusal := _refusal(request)) is not None:
-            return _headed(refusal)(environ, start_response)
+            return _headed(refusal)
         try:
-            answer = Response.from_app(self._inner, environ, buffered=True)
+            found = Response.from_app(inner, request.environ, buffered=True)
         except Exception as error:
             notice(f"dashboard: {request.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             said = "this failed; the terminal of lcsc dashboard says why\n"
-            answer = Response(said, status=HTTPStatus.INTERNAL_SERVER_ERROR, mimetype="text/plain")
-        return _headed(answer)(environ, start_response)
+            found = Response(said, status=HTTPStatus.INTERNAL_SERVER_ERROR, mimetype="text/plain")
+        return _headed(found)
+
+    application: Application = answer
+    return application
 
 
 def _refusal(request: Request) -> Response | None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from lcsc_opt.views.dashboard.server import Guard
+from lcsc_opt.views.dashboard.server import guarded
 from tests.dashboard_site import HOST
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
@@ -23,9 +23,9 @@ def failing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     raise RuntimeError(message)
 
 
-def ask(path: str = "/", method: str = "GET", *, guard: Guard | None = None, **headers: str) -> Any:
+def ask(path: str = "/", method: str = "GET", *, site: Any = echo, **headers: str) -> Any:
     named = {"Host": HOST, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return Client(guard or Guard(echo), use_cookies=False).open(path, method=method, headers=named)
+    return Client(guarded(site), use_cookies=False).open(path, method=method, headers=named)
 
 
 HERE = ["127.0.0.1:8080", "localhost", "localhost:9999", "[::1]:8080"]
@@ -70,7 +70,7 @@ def test_answers_are_kept_from_other_sites() -> None:
 
 
 def test_an_error_is_one_line_on_the_terminal_and_nothing_in_the_browser(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = ask("/page", guard=Guard(failing))
+    answer = ask("/page", site=failing)
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
