@@ -85,29 +85,27 @@ class NetworkScore:
         """
         self.load(weights)
         weights.clear()  # frees their memory
-        with torch.inference_mode(mode=False), torch.set_grad_enabled(varying is not None):
-            return self._measured(draw) if varying is None else self._measured_with_gradient(draw, varying)
-
-    def _measured(self, draw: Draw) -> tuple[dict[str, float], dict[str, Tensor]]:
-        with self._network.arithmetic():
-            returned = self._called(draw)
-            if isinstance(returned, Iterator):
-                returned = _joined([outcomes(self._metric, batch) for batch in _watched(returned)])
-        return metrics_of(returned, self._metric), {}
-
-    def _measured_with_gradient(
-        self, draw: Draw, varying: Collection[str]
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        total, found = WeightGradient(self._network.weights.differentiable(varying)), []
-        with contextlib.closing(total), self._network.arithmetic():
-            returned = self._called(draw)
-            for batch in _watched(returned) if isinstance(returned, Iterator) else [_first(returned)]:
-                if not _has_graph(batch):
+        found, total = list[Floats](), None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(torch.set_grad_enabled(varying is not None))
+            if varying is not None:
+                total = stack.enter_context(
+                    contextlib.closing(WeightGradient(self._network.weights.differentiable(varying)))
+                )
+            stack.enter_context(self._network.arithmetic())
+            returned = self._function(self._network.module, **self._arguments(draw))
+            for batch in returned if isinstance(returned, Iterator) else [_first(returned)]:
+                stop_if_told()
+                if total is not None and not _has_graph(batch):
                     raise ObjectiveError(f"a gradient was asked for, and {self._metric} returned {_no_graph(batch)}")
                 found.append(outcomes(self._metric, batch))
-                total.add(batch, torch.ones_like(batch))
-        values = _joined(found)
-        sums = {name: part / len(values) for name, part in total.sums.items()}
+                if total is not None:
+                    total.add(batch, torch.ones_like(batch))
+        if not found:
+            raise ObjectiveError("score: the generator yielded nothing; expected outcomes, batch by batch")
+        values = np.concatenate(found)
+        sums = {} if total is None else {name: part / len(values) for name, part in total.sums.items()}
         return metrics_of(values if isinstance(returned, Iterator) else returned, self._metric), sums
 
     @torch.inference_mode(mode=False)
@@ -131,7 +129,7 @@ class NetworkScore:
         draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
         try:
             with network.weights.differentiable(names), network.arithmetic():
-                returned = self._called(draw)
+                returned = self._function(network.module, **self._arguments(draw))
                 found = next(returned, None) if isinstance(returned, Iterator) else _first(returned)
         except LcscError:
             raise
@@ -151,8 +149,8 @@ class NetworkScore:
         """The names of the functions, and the arithmetic; their code is in :attr:`Objective.code`."""
         return {"score": self._name, "dtype": self._network.settings.dtype}
 
-    def _called(self, draw: Draw) -> Any:
-        return self._function(self._network.module, **{"draw": draw} if self.takes_draw else {})
+    def _arguments(self, draw: Draw) -> dict[str, Draw]:
+        return {"draw": draw} if self.takes_draw else {}
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], Any]:
         draw = Draw.of(Noise("batch-norm"), None)  # fixed: the same candidate has the same statistics
@@ -199,15 +197,3 @@ def _no_graph(value: Any) -> str:
     if value.ndim > 1:
         return f"a tensor of the shape {list(value.shape)}; let it return a number, or one dimension"
     return "a tensor without a graph; let it compute without no_grad, inference_mode, detach and item"
-
-
-def _watched(batches: Iterator[Any]) -> Iterator[Any]:
-    for batch in batches:
-        stop_if_told()
-        yield batch
-
-
-def _joined(batches: list[Floats]) -> Floats:
-    if not batches:
-        raise ObjectiveError("score: the generator yielded nothing; expected outcomes, batch by batch")
-    return np.concatenate(batches)

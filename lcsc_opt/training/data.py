@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import MetricError, ObjectiveError, TrainingError
+from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice
@@ -101,22 +101,6 @@ def as_floats(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def read_autoencoder(folder: Path, image_shape: tuple[int, int, int]) -> nn.Module:
-    """An ``AutoencoderKL`` or ``AutoencoderTiny`` that takes such images.
-
-    Raises:
-        TrainingError: there is none, or it takes other images.
-    """
-    try:
-        autoencoder = load_autoencoder(folder)
-    except ObjectiveError as error:
-        raise TrainingError(f"--autoencoder: {str(error).removeprefix('decoder: ')}") from error
-    channels = cast("Any", autoencoder).config["in_channels"]
-    if channels != image_shape[0]:
-        raise TrainingError(f"--autoencoder: {folder} takes {channels} channels, and the images have {image_shape[0]}")
-    return autoencoder
-
-
 @torch.no_grad()
 def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
     """The latents of all images. If the autoencoder gives a distribution, its mode is taken.
@@ -131,16 +115,18 @@ def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> t
         ``decoder`` of a study file that undo it, all but ``autoencoder``.
 
     Raises:
-        TrainingError: the decoded images have another size, or a channel of the latents is constant.
+        TrainingError: it takes other images, or gives images of another size; or a channel of the latents is constant.
     """
-    network = cast("Any", autoencoder.eval().to(device))
+    network, shape = cast("Any", autoencoder.eval().to(device)), pixels.shape[1:]
+    if (channels := network.config["in_channels"]) != shape[0]:
+        raise TrainingError(f"--autoencoder: it takes {channels} channels, and the images have {shape[0]}")
 
     def encoded(part: Tensor) -> Tensor:
         output = network.encode(as_floats(part).to(device))
         latents: Tensor = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
         return latents
 
-    shape, back = pixels.shape[1:], network.decode(encoded(pixels[:1])).sample
+    back = network.decode(encoded(pixels[:1])).sample
     if back.shape[1:] != shape:
         raise TrainingError(
             f"--autoencoder: images {list(shape)} come back as {list(back.shape[1:])}; give images of a size that it "
@@ -155,20 +141,10 @@ def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> t
     return values, {**scaling, "low": -1.0, "batch_size": 256}
 
 
-def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """``[c, h, w]`` of the latents of :func:`train_autoencoder`: half the sides, two channels for grey images.
-
-    Raises:
-        TrainingError: a side is odd.
-    """
-    channels, height, width = image_shape
-    if height % 2 or width % 2:
-        raise TrainingError(f"the small autoencoder halves images of even sides, got {height}x{width}")
-    return 2 if channels == 1 else 4, height // 2, width // 2
-
-
 def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int) -> nn.Module:
     """A small ``AutoencoderKL`` that halves the images' sides, trained and written into ``folder``.
+
+    Its latents have two channels for grey images, else four.
 
     The loss is the squared error plus, with a small weight, the KL divergence of Kingma & Welling 2014, Eq. 10.
 
@@ -180,11 +156,13 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
         steps: of training; more than :data:`STEPS` are not needed, and not made.
 
     Raises:
-        TrainingError: the loss is not finite, or the disk refuses.
+        TrainingError: a side is odd, the loss is not finite, or the disk refuses.
     """
     channels, height, width = pixels.shape[1:]
     if (folder / "config.json").is_file():
-        return read_autoencoder(folder, (channels, height, width))
+        return load_autoencoder(folder)
+    if height % 2 or width % 2:
+        raise TrainingError(f"the small autoencoder halves images of even sides, got {height}x{width}")
     steps = min(steps, STEPS)
     notice(
         f"a small autoencoder of these images is trained first, {steps:,} steps; --autoencoder takes one of your own"
@@ -196,7 +174,7 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
         block_out_channels=[16, 32],
-        latent_channels=small_latent_shape((channels, height, width))[0],
+        latent_channels=2 if channels == 1 else 4,
         norm_num_groups=4,
         sample_size=max(height, width),
         mid_block_add_attention=False,

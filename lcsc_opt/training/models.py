@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError, TrainingError
+from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
@@ -48,13 +48,11 @@ class Model:
             option: the command-line option that named it, for errors.
 
         Raises:
-            TrainingError: it does not exist, is no model, has no weights, or does not say how it was trained.
+            ObjectiveError: it does not exist, or is no model.
+            TrainingError: it has no weights, or does not say how it was trained.
         """
-        try:
-            folder = DiffusersFolder.read(path)
-            network = folder.network()
-        except ObjectiveError as error:
-            raise TrainingError(f"{option}: {str(error).removeprefix('model: ')}") from error
+        folder = DiffusersFolder.read(path)
+        network = folder.network()
         kind, path = _kind(folder.scheduler or {}), folder.path
         if kind is None:
             name = (folder.scheduler or {}).get("_class_name", "no scheduler_config.json")

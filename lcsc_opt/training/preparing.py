@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from lcsc_opt.base.errors import ObjectiveError, TrainingError
+from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
@@ -20,15 +20,8 @@ from lcsc_opt.base.settings import near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.study_file import experiment_name
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.sampling.latents import DecoderSettings
-from lcsc_opt.training.data import (
-    TrainingData,
-    encode,
-    load_images,
-    read_autoencoder,
-    small_latent_shape,
-    train_autoencoder,
-)
+from lcsc_opt.sampling.latents import DecoderSettings, load_autoencoder
+from lcsc_opt.training.data import TrainingData, encode, load_images, train_autoencoder
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
@@ -99,23 +92,20 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     teacher = None if training.teacher is None else Model.read(training.teacher, "--teacher")
     denoiser = None if teacher is None else teacher.denoiser()
     begin = _beginning(training, teacher)
-    shape: Sequence[int] = data.shape
-    images, decoder = data.pixels, None
-    if training.autoencoder is not None:
-        images, scaling = encode(read_autoencoder(training.autoencoder, data.shape), images, device=device)
-        decoder = {"autoencoder": str(training.autoencoder.absolute()), **scaling}
-        shape = images.shape[1:]
-    elif recipe.latent:
-        shape = small_latent_shape(data.shape)
+    images, folder, decoder = data.pixels, training.autoencoder, None
+    if folder is not None or recipe.latent:
+        if folder is not None:
+            autoencoder = load_autoencoder(folder)
+        else:
+            folder = model / "autoencoder"
+            with accelerator.main_process_first():
+                autoencoder = train_autoencoder(images, folder, seed=training.seed, device=device, steps=training.steps)
+        images, scaling = encode(autoencoder, images, device=device)
+        decoder = {"autoencoder": str(folder.absolute()), **scaling}
+    shape = images.shape[1:]
     if teacher is not None:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(training, shape, begin)
-    if recipe.latent and decoder is None:  # trained last, when everything else is known to fit
-        folder = model / "autoencoder"
-        with accelerator.main_process_first():
-            own = train_autoencoder(images, folder, seed=training.seed, device=device, steps=training.steps)
-        images, scaling = encode(own, images, device=device)
-        decoder = {"autoencoder": str(folder), **scaling}
     noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
     if accelerator.is_main_process:
         text = json.dumps(_described(training), indent=2) + "\n"
@@ -218,11 +208,8 @@ def _network(training: Training, shape: Sequence[int], begin: Model | None) -> n
         if training.network is None:
             network = small_unet(shape, **training.recipe.network_options)
         else:
-            try:
-                folder = DiffusersFolder.read(training.network)
-                network = folder.network()
-            except ObjectiveError as error:
-                raise TrainingError(f"--network: {str(error).removeprefix('model: ')}") from error
+            folder = DiffusersFolder.read(training.network)
+            network = folder.network()
             _check_fits(folder, shape, "--network")
         initialize(network, torch.Generator().manual_seed(derive_seed(training.seed, "weights")))
     training.recipe.prepare(network)
@@ -231,11 +218,7 @@ def _network(training: Training, shape: Sequence[int], begin: Model | None) -> n
 
 def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
     """Refuse a network that does not take images, or latents, of this shape."""
-    try:
-        expected = folder.image_shape()
-    except ObjectiveError as error:
-        raise TrainingError(f"{option}: {error}") from error
-    if tuple(expected) != tuple(shape):
+    if (expected := folder.image_shape()) != tuple(shape):
         raise TrainingError(
             f"{option}: {folder.path} is for {list(expected)}, and what is trained on is {list(shape)}; "
             "give images of that size, or another network or autoencoder"
