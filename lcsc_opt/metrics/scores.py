@@ -9,7 +9,6 @@ held-out one, and authenticity. Most need the features of the real images, which
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -121,30 +120,6 @@ class Scores:
         """The extractor of this name; a reward for images of these prompts."""
         extractor = self.references[name].extractor
         return extractor.about(prompts) if isinstance(extractor, Reward) else extractor
-
-    @property
-    def rewards(self) -> list[str]:
-        """``reward`` and ``held_out_reward``, if there are such."""
-        return [name for name in (REWARD, HELD_OUT_REWARD) if name in self.references]
-
-    @torch.inference_mode(mode=False)
-    @torch.enable_grad()
-    def try_rewards(self, images: Tensor, prompts: Sequence[str] | None) -> str | None:
-        """Call every reward once. Returns why that of the loss has no gradient, as one clause.
-
-        Raises:
-            MetricError: it returns no finite scores.
-        """
-        for name in self.rewards:
-            with torch.no_grad():
-                self.extractor_of(name, prompts)(images.clone())
-        if REWARD in self.extractors:
-            reward = self.extractor_of(REWARD, prompts)
-            with contextlib.suppress(RuntimeError, TypeError):  # as of numpy, which takes no tensor with a graph
-                if reward(images.clone().requires_grad_()).requires_grad:
-                    return None
-            return f"the reward {reward.name} returns scores without a graph"
-        return None
 
     @property
     def dimension(self) -> int:

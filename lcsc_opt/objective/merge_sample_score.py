@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -128,19 +127,11 @@ class MergeSampleScore(StagedObjective):
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        if reason := self._why_rewards_have_none or self.scores.why_no_gradient():
+        if reason := self.scores.why_no_gradient():
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
         return self.sampler.weights.why_no_gradient(self.trajectory.varying)
-
-    @functools.cached_property
-    def _why_rewards_have_none(self) -> str | None:
-        """Why the reward has no gradient, by two images of the last checkpoint; a reward that is none is refused."""
-        if not self.scores.rewards:
-            return None
-        self._load(self._source.merge(np.eye(len(self.steps))[-1]))
-        return self.scores.try_rewards(self._sample(SEARCH, 0, 2), prompts_of(self.sampler, SEARCH, 0, 2))
 
     def on_weights(self, weights: Mergeable) -> MergeSampleScore:
         """The same objective for weights on the device of the sampler's model. Never use both at the same time."""

@@ -18,7 +18,7 @@ from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
-from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
+from lcsc_opt.sampling.network import Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 
@@ -95,11 +95,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         batch_size: images at once; ``auto`` halves 500 whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
             is ``batch_size``, or a quarter of ``auto``.
-        batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
-            samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
-            they are estimated again if they differ between checkpoints.
-        compile: whether to use ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA
-            graphs.
+        compile: whether to use ``torch.compile``; the first images then take minutes.
         channels_last: memory format of images and convolutions.
     """
 
@@ -107,8 +103,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     noise_seed: Annotated[int, Field(ge=0)] = 0
     batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
-    batch_norm: Literal["reestimate", "merge"] | None = None
-    compile: Compile = False
+    compile: bool = False
     channels_last: bool = False
 
     def check(self) -> None:
@@ -160,16 +155,13 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             batch_norm=self._batch_norm(sampler, trajectory),
         )
 
-    def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
-        if self.batch_norm == "merge" or not isinstance(sampler, DifferentiableSampler):
+    @staticmethod
+    def _batch_norm(sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
+        """For statistics that differ between checkpoints: merged variances may be negative."""
+        if not isinstance(sampler, DifferentiableSampler):
             return None
         statistics = BatchNormStatistics.of_samples(sampler)
-        merged = statistics.merged(trajectory.varying)
-        if not merged:
+        if not (merged := statistics.merged(trajectory.varying)):
             return None
-        if self.batch_norm is None:
-            notice(
-                f"{merged[0]}: statistics of batch normalization are estimated again for each candidate, since merged "
-                "variances may be negative; batch_norm: merge in the objective's settings combines them instead"
-            )
+        notice(f"{merged[0]}: statistics of batch normalization are estimated again for each candidate")
         return statistics

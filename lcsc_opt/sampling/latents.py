@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -48,13 +47,7 @@ class DecoderSettings(FrozenModel):
         """
         if not len(self.raw_mean) == len(self.raw_std) == channels:
             raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
-        return LatentDecoder(
-            load_autoencoder(given_path(self.autoencoder)),
-            mean=self.raw_mean,
-            scale=[std / self.final_std for std in self.raw_std],
-            low=self.low,
-            batch_size=self.batch_size,
-        )
+        return LatentDecoder(load_autoencoder(given_path(self.autoencoder)), self)
 
 
 class LatentDecoder(nn.Module):
@@ -62,28 +55,19 @@ class LatentDecoder(nn.Module):
 
     Args:
         autoencoder: such as ``AutoencoderKL`` of diffusers; its ``decode(latents).sample`` are images.
-        mean: ``[C]``, mean of the autoencoder's latents; the model's have mean zero.
-        scale: ``[C]``, factors that the model's latents are multiplied with.
-        low, batch_size: as of :class:`DecoderSettings`.
+        settings: how the latents were scaled.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(
-        self,
-        autoencoder: nn.Module,
-        *,
-        mean: Sequence[float],
-        scale: Sequence[float],
-        low: float = -1.0,
-        batch_size: int = 8,
-    ) -> None:
+    def __init__(self, autoencoder: nn.Module, settings: DecoderSettings) -> None:
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(requires_grad=False)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("mean", torch.tensor(settings.raw_mean)[:, None, None])
+        scale = [std / settings.final_std for std in settings.raw_std]
         self.register_buffer("scale", torch.tensor(scale)[:, None, None])
-        self.low, self.batch_size = low, batch_size
+        self.low, self.batch_size = settings.low, settings.batch_size
 
     def forward(self, latents: Tensor) -> Tensor:
         """``[N, C, H, W]`` latents → ``[N, C', H', W']`` images, black at −1 and white at 1."""

@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
@@ -22,7 +21,6 @@ from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-Compile = Literal[False, True, "reduce-overhead", "max-autotune"]
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,15 +32,13 @@ class NetworkSettings:
     Attributes:
         device: ``auto`` (the accelerator, else the CPU), or torch's name of one, such as ``cpu``, ``cuda:1``, ``xpu``.
         dtype: of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
-        compile: use ``torch.compile``; the first images then take minutes. ``True`` fuses kernels. ``reduce-overhead``
-            also replays them as CUDA graphs, which helps small networks. ``max-autotune`` also tries several kernels
-            for each operation. Without a GPU there are no CUDA graphs.
+        compile: use ``torch.compile``; the first images then take minutes.
         channels_last: the memory format of images and of convolutions.
     """
 
     device: str = "auto"
     dtype: Dtype = "fp32"
-    compile: Compile = False
+    compile: bool = False
     channels_last: bool = False
 
     def torch_device(self) -> torch.device:
@@ -85,7 +81,8 @@ class PreparedNetwork:
         self.dtype = torch.float64 if doubles else torch.float32
         if self.settings.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        _compile_in_place(self.module, self.settings.compile)
+        if self.settings.compile:
+            self.module.compile()
 
     def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
@@ -100,24 +97,10 @@ class PreparedNetwork:
             output = recomputed(call, images, *arguments, **keywords) if again else call(images, *arguments, **keywords)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
-    @contextlib.contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """While this is open, the network computes in the dtype of the settings, on tensors of any dtype.
-
-        Raises:
-            ObjectiveError: ``torch.compile`` failed, for want of a compiler perhaps; it does so at the first call.
-        """
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """While this is open, the network computes in the dtype of the settings, on tensors of any dtype."""
         dtype = DTYPES[self.settings.dtype]
-        try:
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                yield
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise ObjectiveError(
-                f"compile: torch.compile failed; set compile: false, or repair this: {reason}"
-            ) from error
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 class NetworkSampler:
@@ -183,24 +166,6 @@ class NetworkSampler:
     def _decoded(self, images: Tensor) -> Tensor:
         """What the network made as images in [-1, 1]."""
         return (images if self.decoder is None else self.decoder(images)).clamp(-1, 1)
-
-
-def _compile_in_place(module: Any, how: Compile) -> None:
-    """Compile ``module`` for all that hold and call it.
-
-    The modes with CUDA graphs overwrite the last output with the next, so callers get a copy. Each batch size gets a
-    graph of its own: there are few (a full batch, and the rest), and one graph for all would be slower.
-    """
-    if how is True:
-        module.compile()
-    elif how:
-        module.compile(mode=how, dynamic=False)
-        call = module._compiled_call_impl
-
-        def copied(*arguments: Any, **keywords: Any) -> Any:
-            return pytree.tree_map_only(Tensor, Tensor.clone, call(*arguments, **keywords))  # gradients flow through
-
-        module._compiled_call_impl = copied
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -58,14 +58,12 @@ def objective(folder: Path, model: str = "network", **changes: object) -> MergeS
 def test_merged_variances_are_no_numbers_and_estimated_ones_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    merging = objective(folder, batch_norm="merge")
-    assert capsys.readouterr().err.count("batch normalization") == 0
-    with pytest.raises(MetricError, match="not finite"):
-        merging.evaluate(Candidate(SIGNED))
     estimating = objective(folder)
     assert "1.running_mean: statistics of batch normalization are estimated again" in capsys.readouterr().err
     assert np.isfinite(estimating.evaluate(Candidate(SIGNED)).loss)
-    assert merging.describe() != estimating.describe()
+    estimating._batch_norm = None
+    with pytest.raises(MetricError, match="not finite"):
+        estimating.evaluate(Candidate(SIGNED))
 
 
 def test_they_are_the_averages_of_what_the_merged_network_sees(folder: Path) -> None:

@@ -18,6 +18,7 @@ from lcsc_opt.sampling import (
     ClassLabels,
     ConsistencyFunction,
     ConsistencySampler,
+    DecoderSettings,
     DifferentiableSampler,
     DiffusersSampler,
     EdmDenoiser,
@@ -213,7 +214,8 @@ class Autoencoder(nn.Module):
 
 def test_the_gradient_goes_through_a_decoder_that_has_none_itself() -> None:
     network = Smooth().double()
-    decoder = LatentDecoder(Autoencoder(), mean=[0.1], scale=[1.5], batch_size=2).double()
+    scaling: Any = {"raw_mean": [0.1], "raw_std": [1.5], "final_std": 1.0, "low": -1.0, "batch_size": 2}
+    decoder = LatentDecoder(Autoencoder(), DecoderSettings(autoencoder="", **scaling)).double()
     sampler = diffusers(network, "ddim", decoder=decoder)
     check_directions(sampler, network, step=1e-6, tolerance=2e-6)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in decoder.parameters())

@@ -12,6 +12,7 @@ import tests.unet_examples  # noqa: F401  # prepares torchvision for diffusers
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
+    DecoderSettings,
     DiffusersSampler,
     EdmDenoiser,
     HeunSampler,
@@ -40,19 +41,24 @@ class Pointed(nn.Module):
         return torch.full_like(x, 0.25)
 
 
+def decoding(autoencoder: nn.Module, mean: list[float], scale: list[float], **changes: Any) -> LatentDecoder:
+    settings = {"autoencoder": "", "raw_mean": mean, "raw_std": scale, "final_std": 1.0, "low": -1.0, **changes}
+    return LatentDecoder(autoencoder, DecoderSettings(**settings))
+
+
 def test_latents_are_scaled_back_by_channel_and_images_to_their_range() -> None:
     latents = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    decoder = LatentDecoder(Doubling(), mean=[0.1, 0.2], scale=[2.0, 3.0], low=0.0, batch_size=2)
+    decoder = decoding(Doubling(), [0.1, 0.2], [2.0, 3.0], low=0.0, batch_size=2)
     raw = torch.stack([latents[:, 0] * 2.0 + 0.1, latents[:, 1] * 3.0 + 0.2], 1)
     expected = 2 * Doubling().decode(raw).sample - 1  # [0, 1] → [-1, 1]
     assert torch.allclose(decoder(latents), expected, atol=1e-5)
-    plain = LatentDecoder(Doubling(), mean=[0.0, 0.0], scale=[1.0, 1.0])
+    plain = decoding(Doubling(), [0.0, 0.0], [1.0, 1.0])
     assert torch.allclose(plain(latents), Doubling().decode(latents).sample, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["heun", "ddim"])
 def test_samplers_decode_before_they_clip(kind: str) -> None:
-    decoder = LatentDecoder(Doubling(), mean=[0.0, 0.0], scale=[8.0, -1.0])
+    decoder = decoding(Doubling(), [0.0, 0.0], [8.0, -1.0])
     settings = NetworkSettings("cpu")
     parts: Any = {"image_shape": SHAPE, "noise": ImageNoise(0), "decoder": decoder, "settings": settings}
     if kind == "heun":
@@ -76,7 +82,7 @@ def test_an_autoencoder_comes_from_a_folder_of_diffusers(tmp_path: Path) -> None
     )  # fmt: skip
     made.save_pretrained(tmp_path / "vae")
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    decoder = LatentDecoder(load_autoencoder(tmp_path / "vae"), mean=[0.0] * 4, scale=[1.0] * 4)
+    decoder = decoding(load_autoencoder(tmp_path / "vae"), [0.0] * 4, [1.0] * 4)
     with torch.inference_mode():
         assert torch.allclose(decoder(latents), made.eval().decode(latents).sample, atol=1e-6)
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")

@@ -59,51 +59,6 @@ def test_a_compiled_network_stays_compiled_for_the_next_candidate(monkeypatch: p
     torch.testing.assert_close(network.module.layer.weight.grad, exact.layer.weight.grad, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 
-class _Replaying(nn.Module):
-    """Writes each output to where the last one is, as a CUDA graph does."""
-
-    def __init__(self, call: Any) -> None:
-        super().__init__()
-        self.call, self.output = call, torch.zeros(())
-
-    def forward(self, *inputs: Any) -> Any:
-        made = self.call(*inputs)
-        if made[0].requires_grad:
-            return made
-        if self.output.shape != made[0].shape:
-            self.output = torch.empty_like(made[0])
-        self.output.copy_(made[0])
-        return self.output, made[1]
-
-
-class _InAndOut(nn.Module):
-    """A network that returns more than a tensor."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, str]:
-        return 2 * x, "label"
-
-
-def test_outputs_of_cuda_graphs_outlive_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def compile_as_graph(call: Any, **options: Any) -> Any:
-        asked.append(options)
-        return _Replaying(call).forward
-
-    monkeypatch.setattr(torch, "compile", compile_as_graph)
-    module = _InAndOut()
-    network = PreparedNetwork(module, NetworkSettings("cpu", compile="reduce-overhead"))
-    first, second = network(IMAGES), network(3 * IMAGES)
-    assert torch.equal(first, 2 * IMAGES)
-    assert torch.equal(second, 6 * IMAGES)
-    assert module(IMAGES)[1] == "label"  # what is no tensor stays what it is
-    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
-    x = IMAGES.clone().requires_grad_()
-    network(x).sum().backward()
-    assert x.grad is not None  # a graph of autograd leads through the copy
-    assert torch.equal(x.grad, torch.full_like(x, 2.0))
-
-
 class _Small(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
