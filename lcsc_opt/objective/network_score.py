@@ -36,9 +36,6 @@ class NetworkScore:
         batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
             called like ``function``. ``None`` merges them.
         name: of network and functions in the study's fingerprint.
-
-    Raises:
-        ObjectiveError: a function takes other arguments.
     """
 
     def __init__(
@@ -52,7 +49,7 @@ class NetworkScore:
     ) -> None:
         self._network = PreparedNetwork(network, settings)
         self.device, self._function, self._name = self._network.device, function, name
-        self.takes_draw = _takes_draw(function, "score")
+        self.takes_draw = "draw" in inspect.signature(function).parameters
         self._metric = getattr(function, "__name__", "score")
         self.batch_norm = None if batch_norm is None else BatchNormStatistics(network, self._passes(batch_norm))
 
@@ -154,32 +151,13 @@ class NetworkScore:
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], Any]:
         draw = Draw.of(Noise("batch-norm"), None)  # fixed: the same candidate has the same statistics
-        arguments = {"draw": draw} if _takes_draw(function, "batch_norm") else {}
+        arguments = {"draw": draw} if "draw" in inspect.signature(function).parameters else {}
 
         def passes() -> None:
             with self._network.arithmetic():
                 function(self._network.module, **arguments)
 
         return passes
-
-
-def _takes_draw(function: Callable[..., Any], setting: str) -> bool:
-    """Whether a function is called as ``(model, draw=draw)``, and not as ``(model)``.
-
-    Raises:
-        ObjectiveError: it cannot be called so.
-    """
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # a function without a signature, as some of C
-        return False
-    takes = "draw" in signature.parameters
-    try:
-        signature.bind(None, **{"draw": None} if takes else {})
-    except TypeError as error:
-        name = getattr(function, "__name__", str(function))
-        raise ObjectiveError(f"{setting}: {name}{signature}: expected {name}(model) or {name}(model, draw)") from error
-    return takes
 
 
 def _has_graph(value: Any) -> bool:

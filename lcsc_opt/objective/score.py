@@ -168,15 +168,11 @@ def outcomes(name: str, value: Any) -> Floats:
     Raises:
         ObjectiveError: it is neither.
     """
-    plain = value.detach().cpu() if isinstance(value, Tensor) else value
-    if isinstance(plain, Tensor):
-        plain = (plain.double() if plain.is_floating_point() else plain).numpy()
+    plain = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
     try:
-        array = np.asarray(plain)
-    except (ValueError, TypeError, RuntimeError):  # of several lengths
-        array = np.asarray(None)
-    if array.dtype.kind not in "fiub" or array.ndim > 1 or not array.size:
-        shown = f"of the shape {list(array.shape)}" if array.dtype.kind in "fiub" else f"{plain!r}"
-        short = shown if len(shown) < 80 else f"a {type(value).__name__}"
-        raise ObjectiveError(f"score: {name} is {short}; expected a number, or single outcomes in one dimension")
-    return np.atleast_1d(array.astype(np.float64))
+        array = np.asarray(plain, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ObjectiveError(f"score: {name} is {str(plain)[:80]!r}; expected a number, or single outcomes") from error
+    if array.ndim > 1 or not array.size:
+        raise ObjectiveError(f"score: {name} has the shape {list(array.shape)}; expected outcomes in one dimension")
+    return np.atleast_1d(array)

@@ -22,7 +22,6 @@ from lcsc_opt.trajectory.packing import find_sources
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
 _SCORE = "score.py"
 _NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
-_FLUX = ("double_blocks", "single_blocks", "single_transformer_blocks")  # in names of its layers, and of none in SD
 Ask = Callable[[str, str], "str | None"]
 """(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
 
@@ -40,7 +39,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> tuple[str, str, l
         names in the file.
 
     Raises:
-        TrajectoryError: there are no checkpoints, those of several models, or LoRAs that no objective samples.
+        TrajectoryError: there are no checkpoints, or those of several models.
     """
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
@@ -117,8 +116,6 @@ def _objective(
     if adapter is not None or language is not None:
         return _SCORE, _of_adapter(adapter) if adapter is not None else _of_score(language)
     of_lora = lora_flavour(tensors) is not None
-    if of_lora and any(part in name for name in tensors for part in _FLUX):
-        raise TrajectoryError(f"{folder}: LoRAs of FLUX, which no objective samples; lcsc apply averages them")
     places = [inside for place in around for inside in (place / "unet", place)]
     model = next((place for place in places if _class_of(place) is not None), None)
     if of_lora or (model is not None and _class_of(model) == "UNet2DConditionModel"):

@@ -107,7 +107,7 @@ class ModuleWeights:
         self._whole, self._lora = (trained, *whole), lora
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
-        """A reason for running statistics, entries made only when the state dict is read, and alphas of a LoRA."""
+        """A reason for running statistics, and alphas of a LoRA."""
         if self._lora is not None:
             alpha = next((name for name in names if name.endswith(".alpha")), None)
             return alpha and f"{alpha}, which scales a LoRA, differs between checkpoints"
@@ -116,10 +116,6 @@ class ModuleWeights:
                 running = [f"{path}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
                 if varying := [name for name in running if name in names]:
                     return f"torch has no gradient in a batch normalization's {varying[0]}, which is merged, too"
-        tensors = {id(tensor) for tensor in (*self.trained.parameters(), *self.trained.buffers())}
-        for name, tensor in self._state().items():
-            if name in names and id(tensor) not in tensors:
-                return f"the network makes {name} only when its state dict is read"
         return None
 
     @contextlib.contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, network_output
 from lcsc_opt.sampling.noise import ImageNoise
@@ -68,7 +66,7 @@ class ConsistencySampler(NetworkSampler):
 
     Args:
         function: the consistency function; its ``network`` gets the merged weights.
-        sigmas: noise levels, decreasing, one for each step; NFE is their number.
+        sigmas: noise levels above ``function.sigma_min``, decreasing, one for each step; NFE is their number.
         image_shape, noise, settings: as of :class:`NetworkSampler`.
     """
 
@@ -81,10 +79,6 @@ class ConsistencySampler(NetworkSampler):
         noise: ImageNoise,
         settings: NetworkSettings | None = None,
     ) -> None:
-        if not sigmas or any(b >= a for a, b in itertools.pairwise(sigmas)):
-            raise ObjectiveError(f"sigmas: expected at least one noise level, decreasing, got {list(sigmas)}")
-        if sigmas[-1] <= function.sigma_min:
-            raise ObjectiveError(f"sigmas: expected levels above {function.sigma_min}, got {sigmas[-1]}")
         super().__init__(function, settings, trained=function.network, image_shape=image_shape, noise=noise)
         self.function, self.sigmas = function, tuple(float(sigma) for sigma in sigmas)
         self.nfe, self.recomputed = len(self.sigmas), len(self.sigmas) - 1  # all but the last

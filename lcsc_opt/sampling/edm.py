@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcsc_opt.base.accelerator import has_float64
-from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.latents import LatentDecoder
@@ -113,13 +112,6 @@ class HeunSchedule:
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
-            raise ObjectiveError(
-                "sampler: expected steps from 1, rho above 0 and 0 < sigma_min < sigma_max, got "
-                f"{self.steps}, {self.rho}, {self.sigma_min} and {self.sigma_max}"
-            )
 
     def levels(self) -> list[float]:
         """``[steps + 1]`` noise levels, decreasing to zero."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -29,53 +28,23 @@ KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and 
 BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000  # of the small autoencoder; at most so many steps
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """Images to train on, and how samples are compared with them.
-
-    Attributes:
-        name: as it was given.
-        pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
-        features: the name of features that suit the images, and with a 2 behind it of others, for held-out reports;
-            ``None`` for Inception's.
-        reference: the name of the real images in a study file; ``None`` if they must be written for it.
-    """
-
-    name: str
-    pixels: Tensor
-    features: str | None = None
-    reference: str | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``[C, H, W]``."""
-        channels, height, width = self.pixels.shape[1:]
-        return channels, height, width
-
-    def write_reference(self, path: Path) -> None:
-        """Write the images as an ``.npz`` that a study file can name.
-
-        Raises:
-            TrainingError: the disk refuses.
-        """
-        content = io.BytesIO()
-        np.savez_compressed(content, arr_0=_as_bytes(self.pixels).permute(0, 2, 3, 1).numpy())
-        write_atomically(path, content.getvalue(), error=TrainingError)
-
-
-def load_images(name: str, *, cache: Path) -> TrainingData:
+def load_images(name: str, *, cache: Path) -> tuple[Tensor, str | None]:
     """``digits``, ``photographs``, ``characters``, ``cifar10``, or all images of a folder or a zip file.
 
     Args:
         name: one of these.
-        cache: a folder that keeps findings about files; torchvision's CIFAR-10 is looked for there.
+        cache: a folder that keeps findings about files, and torchvision's CIFAR-10.
+
+    Returns:
+        ``[n, C, H, W]`` uint8, or float32 in [-1, 1]; and the name of the real images in a study file, ``None`` if they
+        must be written for it.
 
     Raises:
         TrainingError: the folder is not there or holds no images, they differ in size, or one cannot be read.
     """
     for bundled in BUNDLED:
         if name == bundled:
-            return TrainingData(name, bundled_images(bundled)[0], features=name)
+            return bundled_images(bundled)[0], None
     path = Path(name).expanduser()
     try:
         if name == "cifar10":
@@ -88,7 +57,14 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
         pixels = torch.cat([_as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
-    return TrainingData(name, pixels, reference=reference)
+    return pixels, reference
+
+
+def write_images(path: Path, pixels: Tensor) -> None:
+    """Write ``[n, C, H, W]`` as an ``.npz`` that a study file can name. Raises TrainingError if the disk refuses."""
+    content = io.BytesIO()
+    np.savez_compressed(content, arr_0=_as_bytes(pixels).permute(0, 2, 3, 1).numpy())
+    write_atomically(path, content.getvalue(), error=TrainingError)
 
 
 def _as_bytes(images: Tensor) -> Tensor:

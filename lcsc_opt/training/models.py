@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,7 +141,10 @@ class _BetaDenoiser(nn.Module):
     def __init__(self, network: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.network, self.predicts = network, str(config.get("prediction_type", "epsilon"))
-        self.register_buffer("levels", _beta_levels(json.dumps(dict(config), sort_keys=True)))
+        known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        schedule = import_extra("diffusers").DDPMScheduler(**{k: config[k] for k in known if k in config})
+        kept = schedule.alphas_cumprod.double().numpy()
+        self.register_buffer("levels", torch.from_numpy(np.sqrt((1 - kept) / kept)).float())  # [T], increasing
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``[N, C, H, W]`` at noise levels ``[N]`` → ``[N, C, H, W]``."""
@@ -156,12 +158,3 @@ class _BetaDenoiser(nn.Module):
         if self.predicts == "v_prediction":
             return kept * (kept * x) - kept * column(sigma) * output
         return x - column(sigma) * output
-
-
-@functools.lru_cache(maxsize=8)
-def _beta_levels(config: str) -> Tensor:
-    """``[T]`` noise levels sqrt((1 - alpha_bar) / alpha_bar), increasing with the timestep."""
-    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    schedule = import_extra("diffusers").DDPMScheduler(**{k: v for k, v in json.loads(config).items() if k in known})
-    kept = schedule.alphas_cumprod.double().numpy()
-    return torch.from_numpy(np.sqrt((1 - kept) / kept)).float()

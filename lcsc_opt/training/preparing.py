@@ -21,7 +21,7 @@ from lcsc_opt.base.study_file import experiment_name
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.latents import DecoderSettings, load_autoencoder
-from lcsc_opt.training.data import TrainingData, encode, load_images, train_autoencoder
+from lcsc_opt.training.data import BUNDLED, encode, load_images, train_autoencoder, write_images
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
@@ -88,11 +88,11 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
 def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     """Read what the training needs, write what belongs to it, and train. Gives the network."""
     recipe, model, device = training.recipe, beside(training.out, ".model"), accelerator.device
-    data = load_images(training.data, cache=cache_directory())
+    pixels, reference = load_images(training.data, cache=cache_directory())
     teacher = None if training.teacher is None else Model.read(training.teacher, "--teacher")
     denoiser = None if teacher is None else teacher.denoiser()
     begin = _beginning(training, teacher)
-    images, folder, decoder = data.pixels, training.autoencoder, None
+    images, folder, decoder = pixels, training.autoencoder, None
     if folder is not None or recipe.latent:
         if folder is not None:
             autoencoder = load_autoencoder(folder)
@@ -110,12 +110,12 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     if accelerator.is_main_process:
         text = json.dumps(_described(training), indent=2) + "\n"
         write_atomically(_description(training), text.encode(), error=TrainingError)
-        if data.reference is None:
-            data.write_reference(model / "images.npz")
+        if reference is None:
+            write_images(model / "images.npz", pixels)
         Model.write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, noise_scale))
         study = beside(training.out, ".yaml")
         if not (resume and study.exists()):
-            write_atomically(study, _study_text(training, data, decoder).encode(), error=TrainingError)
+            write_atomically(study, _study_text(training, reference, decoder).encode(), error=TrainingError)
     accelerator.wait_for_everyone()
     Trainer(
         training,
@@ -225,16 +225,16 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
         )
 
 
-def _study_text(training: Training, data: TrainingData, decoder: Mapping[str, Any] | None) -> str:
+def _study_text(training: Training, reference: str | None, decoder: Mapping[str, Any] | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
-    model = beside(training.out, ".model").name
+    model, bundled = beside(training.out, ".model").name, training.data in BUNDLED  # which have features of their own
     settings: dict[str, Any] = {
         "checkpoints": training.out.name,
         "model": model,
         "sampler": training.recipe.sampler,
-        "loss": "fid" if data.features is None else f"fid@{data.features}",
-        **({} if data.features is None else {"held_out_metrics": [f"fid@{data.features}2"]}),
-        "reference": data.reference or f"{model}/images.npz",
+        "loss": f"fid@{training.data}" if bundled else "fid",
+        **({"held_out_metrics": [f"fid@{training.data}2"]} if bundled else {}),
+        "reference": reference or f"{model}/images.npz",
         "images": 1000,
     }
     if decoder is not None:
@@ -249,6 +249,6 @@ def _study_text(training: Training, data: TrainingData, decoder: Mapping[str, An
         "held_out": {"images": 10000, "top": 5},
     }
     file, name = beside(training.out, ".yaml").name, experiment_name(beside(training.out, "").name) or "training"
-    head = f"# {training.recipe.name} on {data.name}, {training.steps} steps: lcsc run {shlex.quote(file)}\n"
+    head = f"# {training.recipe.name} on {training.data}, {training.steps} steps: lcsc run {shlex.quote(file)}\n"
     head += f"name: {json.dumps(name)}\n"  # in quotes, since it may look like a number
     return head + yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)

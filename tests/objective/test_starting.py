@@ -108,13 +108,6 @@ def loras(*names: str) -> None:
         save_file({name: torch.ones(2, 2) for name in names}, Path("loras") / f"checkpoint-{step}.safetensors")
 
 
-def test_a_lora_of_flux_gets_no_study_that_could_not_run(capsys: pytest.CaptureFixture[str]) -> None:
-    loras(*(f"transformer.single_transformer_blocks.3.lora_{part}.weight" for part in "AB"))
-    assert lcsc(["init", "loras"]) == 2
-    assert "loras: LoRAs of FLUX" in capsys.readouterr().err
-    assert not Path("study.yaml").exists()
-
-
 def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     loras(*(f"unet.mid.attn.to_q.lora_{part}.weight" for part in ("A", "B")))
     assert lcsc(["init", "loras"]) == 0

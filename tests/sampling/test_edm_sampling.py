@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.sampling import DiffusersSampler, EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.sampling.diffusers_sampler import without_deprecations
@@ -128,9 +127,3 @@ def test_guidance_leads_away_from_the_guide(make: Any) -> None:
     assert float(images(sampler).mean()) == pytest.approx(0.4, abs=0.01)
     sampler.load(Gaussian(0.3, 0.05).state_dict())  # into the network, not into its guide
     assert float(images(sampler).mean()) == pytest.approx(0.7, abs=0.01)
-
-
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"sigma_min": 0.0}, {"sigma_max": 0.001}, {"rho": -1.0}])
-def test_a_schedule_without_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ObjectiveError, match="0 < sigma_min < sigma_max"):
-        HeunSchedule(**wrong)

@@ -247,13 +247,8 @@ def test_leaves_are_the_named_floating_point_entries_each_once() -> None:
         assert not module.weight.requires_grad
 
 
-def test_statistics_of_a_batch_normalization_and_what_only_the_state_dict_has_have_no_gradient() -> None:
+def test_statistics_of_a_batch_normalization_have_no_gradient() -> None:
     weights = ModuleWeights(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
     reason = weights.why_no_gradient({"0.weight", "1.running_var"})
     assert reason == "torch has no gradient in a batch normalization's 1.running_var, which is merged, too"
     assert weights.why_no_gradient({"0.weight", "1.weight", "1.num_batches_tracked"}) is None
-    module = nn.Linear(2, 2)
-    module.register_state_dict_post_hook(lambda own, state, prefix, _: state.update(doubled=2 * own.weight))
-    assert ModuleWeights(module).why_no_gradient({"weight"}) is None
-    reason = ModuleWeights(module).why_no_gradient({"weight", "doubled"})
-    assert reason == "the network makes doubled only when its state dict is read"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +14,11 @@ from torch import Tensor, nn
 from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from lcsc_opt.metrics.names import MADE
 
-_PLAIN = (type, types.ModuleType, types.FunctionType, types.MethodType, str, bytes, int, float, types.NoneType)
 PUBLISHED = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": DinoV2Extractor}
 
 
@@ -66,8 +64,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
 class _OwnExtractor:
     """A user's extractor under a name of its own: references from other weights or code do not fit it.
 
-    Weights are the tensors, arrays and modules in its attributes, also in lists, dicts and other objects. What only a
-    closure or a global variable holds is not seen, and neither is what a module's state dict leaves out.
+    Weights are the tensors, arrays and modules that it is or has as attributes.
 
     Args:
         made: what the factory returned.
@@ -82,10 +79,11 @@ class _OwnExtractor:
     def __init__(self, made: FeatureExtractor, sources: Mapping[str, Path]) -> None:
         self.made, self.made_name, self.dimension = made, made.name, made.dimension
         digest = hashlib.sha256(repr(local_code(sources)).encode())
-        for values in _numbers(made, set()):
-            tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values.detach().cpu()
-            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        held = {"": made, **getattr(made, "__dict__", {})}
+        weights = {name: torch.as_tensor(one) for name, one in held.items() if isinstance(one, (Tensor, np.ndarray))}
+        states = [one.state_dict() for one in held.values() if isinstance(one, nn.Module)]
+        for tensors in (weights, *states):
+            digest.update(weights_sha256(tensors).encode())
         self.name = f"{made.name}-{digest.hexdigest()[:16]}"
         for optional in ("images_with_graph", "features_and_logits"):
             if hasattr(made, optional):
@@ -94,22 +92,3 @@ class _OwnExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` in [-1, 1] → ``[B, D]``."""
         return self.made(images)
-
-
-def _numbers(holder: Any, seen: set[int]) -> Iterator[Any]:
-    """All tensors and arrays in an object."""
-    if isinstance(holder, (Tensor, np.ndarray)):
-        yield holder
-    elif not isinstance(holder, _PLAIN) and id(holder) not in seen:
-        seen.add(id(holder))
-        if isinstance(holder, nn.Module):
-            parts = [*holder.state_dict().values()]
-        elif isinstance(holder, (list, tuple)):
-            parts = [*holder]
-        elif isinstance(holder, dict):
-            parts = [*holder.values()]
-        else:
-            slots = [name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())]
-            parts = [getattr(holder, name, None) for name in slots] + [*getattr(holder, "__dict__", {}).values()]
-        for part in parts:
-            yield from _numbers(part, seen)
