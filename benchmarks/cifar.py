@@ -44,7 +44,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
     """Network, trajectory, extractor and reference, all random."""
     model = network(quick=arguments.quick)
     trajectory = make(model, folder / "random.trajectory", arguments.checkpoints)
-    settings = NetworkSettings(str(device), arguments.dtype, channels_last=True)
+    settings = NetworkSettings(device=str(device), dtype=arguments.dtype, channels_last=True)
     function = ConsistencyFunction(model, sigma_data=0.5, sigma_min=0.002)
     sampler = ConsistencySampler(
         function, image_shape=IMAGE_SHAPE, sigmas=[80.0], noise=ImageNoise(0), settings=settings

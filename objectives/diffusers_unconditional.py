@@ -96,5 +96,5 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
         decoder=None if checked.decoder is None else checked.decoder.build(image_shape[0]),
         timestep_scale=folder.timestep_scale,
         step_options=chosen.step,
-        settings=checked.network_settings(),
+        settings=checked,
     )

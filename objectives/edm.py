@@ -29,7 +29,6 @@ network's own ``use_fp16``, which acts on a GPU.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -133,7 +132,7 @@ def _sampler(checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | Non
         "noise": checked.noise(),
         "labels": labels,
         "decoder": _decoder(checked, network),
-        "settings": dataclasses.replace(checked.network_settings(), dtype="fp32"),  # the networks choose
+        "settings": checked.model_copy(update={"dtype": "fp32"}),  # the networks choose
     }
     levels: dict[str, float] = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "rho": chosen.rho}
     levels["sigma_min"] = max(levels["sigma_min"], float(getattr(network, "sigma_min", 0)))

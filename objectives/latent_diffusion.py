@@ -106,7 +106,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 def _pipeline(settings: Settings) -> Any:
     path = given_path(settings.pipeline)
     name = str(path) if path.exists() else settings.pipeline
-    pipeline = load_pipeline(name, settings.network_settings(), lora=settings.component == "lora")
+    pipeline = load_pipeline(name, settings, lora=settings.component == "lora")
     chosen = settings.sampler
     if chosen.name or chosen.scheduler:
         own = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}

@@ -104,7 +104,7 @@ class Settings(CheckpointSettings):
         return NetworkScore(
             _network(self.model or ""),
             import_dotted(self.score or "", setting="score"),
-            self.network_settings(),
+            self,
             batch_norm=batch_norm,
             name=", ".join(filter(None, (self.model, self.score, self.batch_norm))),
         )

@@ -40,7 +40,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         image_shape=(1, 8, 8),  # of the noise of one image
         nfe=1,  # model calls per image
         noise=checked.noise(),
-        settings=checked.network_settings(),
+        settings=checked,
     )
     return checked.objective(sampler, checked.trajectory())
 

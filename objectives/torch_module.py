@@ -67,7 +67,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         noise=noise,
         labels=ClassLabels.choose(checked.labels, classes=checked.classes, noise=noise),
         options=checked.sampler_settings,
-        settings=checked.network_settings(),
+        settings=checked,
         name=f"{checked.model} {checked.model_settings}, {checked.sampler}",
     )
     return checked.objective(sampler, checked.trajectory())

@@ -26,7 +26,7 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import REPORTED, Scores, why_no_gradient
+from lcsc_opt.metrics.scores import REPORTED, Scores
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
@@ -71,7 +71,7 @@ class ScoreSettings(FrozenModel):
 
     def why_no_gradient(self) -> str | None:
         """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
-        return why_no_gradient(MetricName.parse_loss(self.loss))
+        return MetricName.why_no_gradient(MetricName.parse_loss(self.loss))
 
 
 class ReferenceScoreSettings(ScoreSettings):
@@ -132,8 +132,6 @@ class ScoresBuilder:
         for extractor in settings.weights:
             if extractor not in PUBLISHED:
                 MetricName.parse(f"fid@{extractor}")
-            if extractor not in (*known, *self._rewards.values()):
-                notice(f"weights: no metric uses {extractor}; its file is not read")
         self._weights = {extractor: given_path(path) for extractor, path in settings.weights.items()}
 
     def check(self) -> None:

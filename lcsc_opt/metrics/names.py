@@ -136,6 +136,14 @@ class MetricName:
         first = next(iter(loss)).extractor
         return cls.parse(f"{formula}@{extractor if at else INCEPTION if first == REWARD else first}")
 
+    @staticmethod
+    def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
+        """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
+        for metric in loss:
+            if metric.formula not in DIFFERENTIABLE:
+                return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
+        return None
+
     @property
     def guide(self) -> MetricName:
         """What has a gradient in place of this metric: ``hinge`` is zero exactly for samples that are precise."""

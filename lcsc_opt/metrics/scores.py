@@ -10,7 +10,7 @@ held-out one, and authenticity. Most need the features of the real images, which
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics
 from lcsc_opt.metrics.names import (
-    DIFFERENTIABLE,
     DISTANCES,
     FDR,
     HELD_OUT_REWARD,
@@ -39,14 +38,6 @@ from lcsc_opt.metrics.reference.reference import Reference
 REPORTED: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
 REPORTED_WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
 FEWEST_SPLIT = 4  # images: a covariance of each half
-
-
-def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
-    """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
-    for metric in loss:
-        if metric.formula not in DIFFERENTIABLE:
-            return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
-    return None
 
 
 class Scores:
@@ -128,7 +119,7 @@ class Scores:
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, as one clause; ``None`` if the loss has a gradient in the features."""
-        return why_no_gradient(self.weights)
+        return MetricName.why_no_gradient(self.weights)
 
     def image_metrics(self, total: int, *, held_out: bool = False, gradient: bool = False) -> ImageMetrics:
         """The metrics of one evaluation, or of a part of it, which has no images yet."""

@@ -10,7 +10,6 @@ from pydantic import Field, field_validator
 
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
@@ -18,7 +17,7 @@ from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
-from lcsc_opt.sampling.network import Dtype, NetworkSettings
+from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 
@@ -27,7 +26,7 @@ BatchSize = Positive | Literal["auto"]
 REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
 
 
-class CheckpointSettings(FrozenModel):
+class CheckpointSettings(NetworkSettings):
     """What every objective that merges checkpoints may be told about them, and how its network is run.
 
     Attributes:
@@ -37,16 +36,12 @@ class CheckpointSettings(FrozenModel):
         key: which state dict of each file.
         stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
             to ``float16`` or ``bfloat16``.
-        device: ``auto`` takes the accelerator, else the CPU; or torch's name of one, such as ``cuda:1``.
-        dtype: the network's arithmetic.
     """
 
     checkpoints: str | list[str]
     select: Selection = Selection()
     key: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
-    device: str = "auto"
-    dtype: Dtype = "fp32"
 
     @field_validator("checkpoints")
     @classmethod
@@ -69,7 +64,7 @@ class CheckpointSettings(FrozenModel):
         Raises:
             TrajectoryError, ObjectiveError: checkpoints or a device are missing.
         """
-        self.network_settings().torch_device()
+        self.torch_device()
         check_checkpoints(self._patterns, selection=self.select, **self._packing)
 
     @property
@@ -81,10 +76,6 @@ class CheckpointSettings(FrozenModel):
     def _packing(self) -> dict[str, Any]:
         return {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
 
-    def network_settings(self) -> NetworkSettings:
-        """How the network is run."""
-        return NetworkSettings(self.device, self.dtype)
-
 
 class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     """What a study file may say under ``objective.settings``, without the settings of the model.
@@ -95,16 +86,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         batch_size: images at once; ``auto`` halves 500 whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
             is ``batch_size``, or a quarter of ``auto``.
-        compile: whether to use ``torch.compile``; the first images then take minutes.
-        channels_last: memory format of images and convolutions.
     """
 
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
     noise_seed: Annotated[int, Field(ge=0)] = 0
     batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
-    compile: bool = False
-    channels_last: bool = False
 
     def check(self) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
@@ -114,10 +101,6 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """
         super().check()
         ScoresBuilder(self).check()
-
-    def network_settings(self) -> NetworkSettings:
-        """How the network is run."""
-        return NetworkSettings(self.device, self.dtype, self.compile, self.channels_last)
 
     def noise(self) -> ImageNoise:
         """All sampling noise."""
@@ -130,7 +113,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
         return ScoresBuilder(self).build(
-            device=self.network_settings().torch_device(),
+            device=self.torch_device(),
             batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
             cache=cache_directory(),
         )
@@ -151,7 +134,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             images=self.images,
             batch_size=self.batch_size,
             gradient_batch_size=self.gradient_batch_size,
-            device=self.network_settings().torch_device(),
+            device=self.torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),
         )
 

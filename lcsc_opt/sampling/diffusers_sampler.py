@@ -5,10 +5,8 @@ The loop is that of diffusers' own unconditional pipelines, but noise belongs to
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -96,18 +94,9 @@ def build_scheduler(
             f"it has {', '.join(known)}"
         )
     try:
-        with without_deprecations():
-            return cast("Any", kind).from_config(dict(config or {}), **changes)
+        return cast("Any", kind).from_config(dict(config or {}), **changes)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ObjectiveError(f"sampler.scheduler: {kind.__name__}: {' '.join(str(error).split())}") from error
-
-
-@contextlib.contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Silence a warning of numpy 2 while this is open: diffusers' schedulers turn tensors into arrays in an old way."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
@@ -117,8 +106,7 @@ def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
         ObjectiveError: the scheduler does not take them.
     """
     try:
-        with without_deprecations():
-            scheduler.set_timesteps(**schedule)
+        scheduler.set_timesteps(**schedule)
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise ObjectiveError(f"sampler: {type(scheduler).__name__} refuses {schedule}: {reason}") from error

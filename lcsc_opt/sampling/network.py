@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
+from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.sampling.base import ModuleWeights, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
@@ -25,8 +25,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(FrozenModel):
     """How a network is run. Only ``dtype`` changes its results; the others change at most their rounding.
 
     Attributes:

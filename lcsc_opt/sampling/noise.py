@@ -6,7 +6,6 @@ image's index, so the noise depends neither on the batch size nor on how images 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -27,13 +26,13 @@ Labels = Literal["balanced", "random"] | int
 class ImageNoise:
     """Standard normal noise below one seed.
 
-    A search samples every candidate from the same noise, so the last batches drawn are kept, up to ``cache_bytes``.
+    A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``.
     """
 
     def __init__(self, seed: int, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.seed = seed
-        self._cache: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
-        self._free_bytes = cache_bytes
+        self._cache: dict[tuple[object, ...], Tensor] = {}
+        self._cache_bytes = cache_bytes
 
     def batch(self, noise: Noise, start: int, stop: int, shape: Sequence[int], *, draw: int = 0) -> Tensor:
         """Noise of the images ``start`` to ``stop``: ``[stop - start, *shape]`` float32, not to be written to.
@@ -72,16 +71,13 @@ class ImageNoise:
             yield np.random.Generator(np.random.Philox(key=key, counter=image << 192))
 
     def _kept(self, key: tuple[object, ...], draw: Callable[[], Tensor]) -> Tensor:
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        with torch.inference_mode(mode=False):  # a kept tensor may be used in a graph later
-            drawn = self._cache[key] = draw()
-        self._free_bytes -= drawn.nbytes
-        while self._free_bytes < 0:
-            _, dropped = self._cache.popitem(last=False)
-            self._free_bytes += dropped.nbytes
-        return drawn
+        if key not in self._cache:
+            with torch.inference_mode(mode=False):  # a kept tensor may be used in a graph later
+                drawn = draw()
+            if sum(kept.nbytes for kept in self._cache.values()) + drawn.nbytes > self._cache_bytes:
+                self._cache.clear()
+            self._cache[key] = drawn
+        return self._cache[key]
 
 
 class ClassLabels:

@@ -7,7 +7,6 @@ prompts and generators. Nothing that a pipeline's folder holds is run.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import inspect
@@ -25,7 +24,7 @@ from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
-from lcsc_opt.sampling.diffusers_sampler import set_timesteps, without_deprecations
+from lcsc_opt.sampling.diffusers_sampler import set_timesteps
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
@@ -74,7 +73,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     pipeline.to(device)
     found = (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae"))
     for index, part in enumerate(part for part in found if part is not None):
-        PreparedNetwork(part, settings if index == 0 else dataclasses.replace(settings, compile=False))
+        PreparedNetwork(part, settings if index == 0 else settings.model_copy(update={"compile": False}))
     return pipeline
 
 
@@ -199,7 +198,7 @@ class LatentDiffusionSampler:
         call: Any = type(self.pipeline).__call__
         if torch.is_grad_enabled():
             call = inspect.unwrap(call)  # it is wrapped to disable gradients
-        with without_deprecations(), quiet_libraries(), again:
+        with quiet_libraries(), again:
             output = call(
                 self.pipeline,
                 **options,

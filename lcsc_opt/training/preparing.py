@@ -25,7 +25,6 @@ from lcsc_opt.training.data import BUNDLED, encode, load_images, train_autoencod
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
-from lcsc_opt.training.recipes.base import timestep_scale
 from lcsc_opt.training.trainer import Trainer, Training, beside, new_accelerator
 from lcsc_opt.trajectory import Trajectory
 
@@ -112,7 +111,7 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         write_atomically(_description(training), text.encode(), error=TrainingError)
         if reference is None:
             write_images(model / "images.npz", pixels)
-        Model.write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, noise_scale))
+        Model.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
         study = beside(training.out, ".yaml")
         if not (resume and study.exists()):
             write_atomically(study, _study_text(training, reference, decoder).encode(), error=TrainingError)

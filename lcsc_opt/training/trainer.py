@@ -32,7 +32,7 @@ from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise, LatentDecoder, NetworkSettings, build_scheduler
 from lcsc_opt.training.data import as_floats
-from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe, timestep_scale
+from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
 STATE_SECONDS = 60.0  # between two states; a crash costs about this time
@@ -187,8 +187,8 @@ class Trainer:
                 image_shape=tuple(images.shape[1:]),
                 noise=ImageNoise(0),
                 decoder=decoder,
-                timestep_scale=timestep_scale(recipe.kind, noise_scale),
-                settings=NetworkSettings(str(accelerator.device)),
+                timestep_scale=recipe.timestep_scale(noise_scale),
+                settings=NetworkSettings(device=str(accelerator.device)),
             )
         self.states = beside(training.out, ".state")
         self.saved_at = time.monotonic()

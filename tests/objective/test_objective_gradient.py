@@ -135,7 +135,9 @@ def test_memory_is_that_of_one_batch(name: str, trajectory: Trajectory) -> None:
 def test_small_gradients_survive_half_precision(trajectory: Trajectory) -> None:
     """A weight of the loss far below one must not make numbers of the backward pass zero."""
     dtypes: Any = ("fp32", "fp16")
-    samplers = [consistency(Smooth(), 10.0, 2.0, settings=NetworkSettings("cpu", dtype=dtype)) for dtype in dtypes]
+    samplers = [
+        consistency(Smooth(), 10.0, 2.0, settings=NetworkSettings(device="cpu", dtype=dtype)) for dtype in dtypes
+    ]
     found = [gradient(build(trajectory, sampler, loss={"fid": 1e-6})) for sampler in samplers]
     exact, half = (one - one.mean() for one in found)
     assert np.linalg.norm(half - exact) / np.linalg.norm(exact) < 0.02

@@ -9,7 +9,6 @@ import torch
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from tests.objectives.image_objectives import build, check, combined, one_line
 from tests.unet_examples import unet
 
@@ -54,8 +53,7 @@ def test_images_are_the_pipelines_with_the_merged_weights(folder: Path, monkeypa
     pipeline.set_progress_bar_config(disable=True)
     z = objective.sampler.noise.batch(SEARCH, 0, 12, (1, 8, 8))  # type: ignore[attr-defined]
     monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: z)
-    with without_deprecations():
-        made = pipeline(batch_size=12, num_inference_steps=9, output_type="np").images
+    made = pipeline(batch_size=12, num_inference_steps=9, output_type="np").images
     expected = torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1
     assert (objective.images(coefficients, SEARCH, 12) - expected).abs().max() < 1e-5
 

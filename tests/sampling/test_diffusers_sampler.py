@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.sampling import ClassLabels, DiffusersSampler, ImageNoise, NetworkSettings
-from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, SchedulerSettings, build_scheduler, without_deprecations
+from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, SchedulerSettings, build_scheduler
 from tests.unet_examples import unet
 
 IMAGES = 5
@@ -41,8 +41,7 @@ def from_pipeline(monkeypatch: pytest.MonkeyPatch, pipeline: Any, *, channels: i
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: start.clone())
     pipeline.set_progress_bar_config(disable=True)
     generators = NOISE.generators(SEARCH, 0, IMAGES)
-    with without_deprecations():
-        made = pipeline(batch_size=IMAGES, generator=generators, output_type="np", **options).images
+    made = pipeline(batch_size=IMAGES, generator=generators, output_type="np", **options).images
     return torch.from_numpy(np.asarray(made)).permute(0, 3, 1, 2) * 2 - 1
 
 
@@ -189,7 +188,7 @@ def test_everything_that_changes_images_is_described() -> None:
         described(labels=labels),
         described(labels=ClassLabels(3, 1, noise=NOISE)),
         described(labels=ClassLabels(3, "balanced", noise=NOISE, guidance=(2.0, 0))),
-        described(settings=NetworkSettings("cpu", dtype="bf16")),
+        described(settings=NetworkSettings(device="cpu", dtype="bf16")),
         make(unet(norm_eps=1e-3), build_scheduler("ddim", None)).describe(),
     ]
     texts = [json.dumps(variant, sort_keys=True) for variant in variants]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.sampling import DiffusersSampler, EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
-from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.edm import RawOutput
 
 SHAPE = (1, 4, 4)
@@ -37,7 +36,7 @@ def exact(start: Tensor, sigma_max: float) -> Tensor:
     return MEAN + (start - MEAN) * SPREAD / math.sqrt(SPREAD**2 + sigma_max**2)
 
 
-PARTS: Any = {"image_shape": SHAPE, "noise": NOISE, "settings": NetworkSettings("cpu")}
+PARTS: Any = {"image_shape": SHAPE, "noise": NOISE, "settings": NetworkSettings(device="cpu")}
 
 
 def heun(network: nn.Module | None = None, **schedule: Any) -> HeunSampler:
@@ -74,9 +73,8 @@ def test_heun_is_of_second_order() -> None:
 def test_heun_is_the_one_of_diffusers() -> None:
     from diffusers import HeunDiscreteScheduler
 
-    with without_deprecations():
-        scheduler = HeunDiscreteScheduler(use_karras_sigmas=True, prediction_type="epsilon")
-        scheduler.set_timesteps(9)
+    scheduler = HeunDiscreteScheduler(use_karras_sigmas=True, prediction_type="epsilon")
+    scheduler.set_timesteps(9)
     levels = scheduler.sigmas.unique().flip(0).tolist()
     sampler = heun(steps=9, sigma_max=levels[0], sigma_min=levels[-2])
     assert sampler.schedule.levels() == pytest.approx(levels, rel=1e-5)

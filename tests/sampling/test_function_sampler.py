@@ -19,7 +19,7 @@ def make(function: Callable[..., Any], *, labels: Any = None, **changes: Any) ->
     model = nn.Conv2d(1, 1, 1)
     nn.init.constant_(model.weight, 0.5)
     nn.init.zeros_(model.bias)  # type: ignore[arg-type]
-    settings = {"image_shape": SHAPE, "nfe": 2, "settings": NetworkSettings("cpu"), **changes}
+    settings = {"image_shape": SHAPE, "nfe": 2, "settings": NetworkSettings(device="cpu"), **changes}
     return FunctionSampler(model, function, noise=NOISE, labels=labels, **settings)
 
 
@@ -55,7 +55,9 @@ def test_half_precision_reaches_the_network_inside_the_function() -> None:
         seen.append(images.dtype)
         return images
 
-    assert make(sample, settings=NetworkSettings("cpu", dtype="bf16")).sample(SEARCH, 0, 2).dtype == torch.float32
+    assert (
+        make(sample, settings=NetworkSettings(device="cpu", dtype="bf16")).sample(SEARCH, 0, 2).dtype == torch.float32
+    )
     assert set(seen) == {torch.bfloat16}
 
 

@@ -33,7 +33,7 @@ from lcsc_opt.sampling import (
 from lcsc_opt.sampling.base import ModuleWeights
 
 SHAPE = (1, 4, 4)
-CPU = NetworkSettings("cpu")
+CPU = NetworkSettings(device="cpu")
 IMAGES = 3
 
 

@@ -17,7 +17,6 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.base import prompts_of
-from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 from tests import tiny_pipelines
@@ -53,14 +52,13 @@ def sampler(pipeline: Any, **changes: Any) -> LatentDiffusionSampler:
 def own_images(pipeline: Any, start: int, stop: int, **changes: Any) -> Tensor:
     """The pipeline's own images of the same latents, prompts as texts, and generators."""
     noise = ImageNoise(3)
-    with without_deprecations():
-        called = pipeline(
-            prompt=[PROMPTS[i % 3] for i in range(start, stop)],
-            latents=noise.batch(SEARCH, start, stop, (4, 8, 8)),
-            generator=noise.generators(SEARCH, start, stop),
-            output_type="pt",
-            **{"num_inference_steps": 3, "guidance_scale": 1.0, **changes},
-        )
+    called = pipeline(
+        prompt=[PROMPTS[i % 3] for i in range(start, stop)],
+        latents=noise.batch(SEARCH, start, stop, (4, 8, 8)),
+        generator=noise.generators(SEARCH, start, stop),
+        output_type="pt",
+        **{"num_inference_steps": 3, "guidance_scale": 1.0, **changes},
+    )
     return called.images * 2 - 1
 
 

@@ -59,7 +59,7 @@ def test_latents_are_scaled_back_by_channel_and_images_to_their_range() -> None:
 @pytest.mark.parametrize("kind", ["heun", "ddim"])
 def test_samplers_decode_before_they_clip(kind: str) -> None:
     decoder = decoding(Doubling(), [0.0, 0.0], [8.0, -1.0])
-    settings = NetworkSettings("cpu")
+    settings = NetworkSettings(device="cpu")
     parts: Any = {"image_shape": SHAPE, "noise": ImageNoise(0), "decoder": decoder, "settings": settings}
     if kind == "heun":
         sampler: Any = HeunSampler(EdmDenoiser(Pointed()), schedule=HeunSchedule(steps=4), **parts)

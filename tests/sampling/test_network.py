@@ -19,7 +19,9 @@ TIMES = torch.tensor([1, 50, 999])
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.03), ("fp16", 0.004)])
 def test_half_precision_is_close_and_not_equal(dtype: Any, tolerance: float) -> None:
-    exact, half = (PreparedNetwork(_Small(0), NetworkSettings("cpu", dtype=some))(IMAGES) for some in ("fp32", dtype))
+    exact, half = (
+        PreparedNetwork(_Small(0), NetworkSettings(device="cpu", dtype=some))(IMAGES) for some in ("fp32", dtype)
+    )
     assert half.dtype == torch.float32
     assert 1e-5 < float(((half - exact).norm() / exact.norm()).detach()) < tolerance
 
@@ -92,7 +94,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change: Any, message: str) -> None:
-    network = PreparedNetwork(_Small(0), NetworkSettings("cpu"))
+    network = PreparedNetwork(_Small(0), NetworkSettings(device="cpu"))
     weights = _Small(1).state_dict()
     change(weights)
     with pytest.raises(ObjectiveError, match=f"do not fit the network: .*{message}"):
@@ -104,5 +106,5 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change: Any, me
 def test_outputs_are_unwrapped(wrap: Any) -> None:
     module = _Small(0)
     module.forward = lambda x: wrap(2 * x)  # type: ignore[method-assign]
-    network = PreparedNetwork(module, NetworkSettings("cpu"))
+    network = PreparedNetwork(module, NetworkSettings(device="cpu"))
     assert torch.equal(network(IMAGES), 2 * IMAGES)

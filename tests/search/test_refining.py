@@ -88,7 +88,7 @@ def build(tmp_path: Path) -> Callable[..., MergeSampleScore]:
             image_shape=SHAPE,
             sigmas=[10.0],
             noise=ImageNoise(0),
-            settings=NetworkSettings("cpu"),
+            settings=NetworkSettings(device="cpu"),
         )
         return MergeSampleScore(Trajectory.open(path), sampler, scores, images=120, batch_size=batch_size)
 

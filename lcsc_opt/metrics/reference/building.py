@@ -21,7 +21,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
-from lcsc_opt.metrics.reference.files import IMAGES, SUFFIXES, Rows, load_statistics, read_reference_file
+from lcsc_opt.metrics.reference.files import IMAGES, SUFFIXES, Rows, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
@@ -223,7 +223,8 @@ class _Builder:
                 write_atomically(statistics_file, content.getvalue(), error=MetricError)
         # mapped: the workers of one machine share the memory
         rows = np.load(features_file, mmap_mode="c", allow_pickle=False) if features else None
-        gaussian, count, _ = load_statistics(statistics_file)
+        statistics, _, _ = read_reference_file(statistics_file, self._alias, images=False)
+        gaussian, count, _ = statistics or (None, None, None)
         return Reference(self._extractor, gaussian, count, identity, rows)
 
     def _extracted(self, images: ImageSet, kept: Rows) -> Iterable[Rows]:

@@ -47,7 +47,7 @@ def read_reference_file(
     with _named(path):
         if path.suffix.lower() == ".npy":
             return None, _features(np.array(np.load(path, mmap_mode="r", allow_pickle=False))), None  # fails if cut off
-        with _opened(path) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             own = extractor == INCEPTION and "mu" in archive
             if IMAGES in archive and (images or not own):
                 pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
@@ -55,16 +55,6 @@ def read_reference_file(
             if "features" in archive:
                 return None, _features(archive["features"]), None
             return _statistics(archive), None, None
-
-
-def load_statistics(path: Path) -> Statistics:
-    """The statistics in an ``.npz`` of pytorch-fid, clean-fid, EDM or the cache.
-
-    Raises:
-        MetricError: it holds no ``mu`` and ``sigma``, or cannot be read; the message names the file.
-    """
-    with _named(path), _opened(path) as archive:
-        return _statistics(archive)
 
 
 @contextmanager
@@ -77,12 +67,6 @@ def _named(path: Path) -> Iterator[None]:
         if isinstance(error, MetricError):
             raise MetricError(reason if reason.startswith(str(path)) else f"{path}: {reason}") from error
         raise MetricError(f"{path}: cannot be read ({reason})") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        yield archive
 
 
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:

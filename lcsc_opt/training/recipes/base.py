@@ -114,6 +114,12 @@ class TrainingRecipe(FrozenModel):
         """The scheduler of diffusers that samples the model: its ``scheduler_config.json``."""
         raise NotImplementedError
 
+    @classmethod
+    def timestep_scale(cls, noise_scale: float) -> float:
+        """What the network is told ln(sigma) times, by what diffusers' scheduler of such a model tells."""
+        usual = {"edm": EDM_NOISE, "consistency": SONG_NOISE}.get(cls.kind)
+        return 1.0 if usual is None else noise_scale / usual
+
     def prepare(self, network: nn.Module) -> None:
         """What of the network is fixed, before its first step."""
 
@@ -121,12 +127,6 @@ class TrainingRecipe(FrozenModel):
 def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:
     """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, Table 1), ``[N]``."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-
-
-def timestep_scale(kind: Kind, noise_scale: float) -> float:
-    """What diffusers' scheduler of such a model multiplies ln(sigma) with, and what the network is used to."""
-    usual = {"edm": EDM_NOISE, "consistency": SONG_NOISE}.get(kind)
-    return 1.0 if usual is None else noise_scale / usual
 
 
 def column(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Reference
 from lcsc_opt.metrics.reference.building import ReferenceSettings
-from lcsc_opt.metrics.reference.files import load_statistics
+from lcsc_opt.metrics.reference.files import read_reference_file
 from tests.metrics import examples, network_files
 from tests.metrics.examples import Explosive
 
@@ -166,7 +166,9 @@ def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path)
 def test_statistics_are_loaded_bit_for_bit_and_identified_by_all_that_they_say(tmp_path):
     mean, cov = MEAN, COV
     write_ours(tmp_path / "digits.npz", mean, cov)
-    gaussian, *rest = load_statistics(tmp_path / "digits.npz")
+    found, _, _ = read_reference_file(tmp_path / "digits.npz", "inception", images=False)
+    assert found is not None
+    gaussian, *rest = found
     assert np.array_equal(gaussian.mean, mean)
     assert np.array_equal(gaussian.cov, cov)
     assert rest == [30, "pixels-1"]
@@ -197,4 +199,4 @@ MU, SIGMA = np.zeros(3), np.eye(3)
 def test_arrays_that_are_no_statistics_are_refused(tmp_path, arrays):
     np.savez(tmp_path / "bad.npz", **arrays)
     with network_files.refused(tmp_path / "bad.npz"):
-        load_statistics(tmp_path / "bad.npz")
+        read_reference_file(tmp_path / "bad.npz", "inception", images=False)
