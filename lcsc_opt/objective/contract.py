@@ -295,8 +295,9 @@ class CoefficientFunction(Objective):
         The final loss of the answer is that of ``held_out``; else the function has no noise.
 
         Raises:
-            ObjectiveError: the function does not give a number, the gradient does not give K numbers, or a held-out
-                loss is wanted and there is no held-out function.
+            TypeError, ValueError: the function does not give a number.
+            ObjectiveError: the gradient does not give K numbers, or a held-out loss is wanted and there is no held-out
+                function.
         """
         function, coefficients = self._function, candidate.coefficients
         if candidate.noise.group == HELD_OUT.group:
@@ -306,10 +307,7 @@ class CoefficientFunction(Objective):
                 raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
             function = self._held_out
         value: Any = function(coefficients.copy())
-        try:
-            loss = float(value.detach() if hasattr(value, "detach") else value)
-        except (TypeError, ValueError) as error:
-            raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error
+        loss = float(value.detach() if hasattr(value, "detach") else value)
         if not gradient:
             return Evaluation(loss)
         if self._gradient is None:

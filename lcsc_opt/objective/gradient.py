@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -89,24 +89,6 @@ class WeightGradient:
     def close(self) -> None:
         """Make the weights ordinary tensors again."""
         self._open.close()
-
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """While this is open, any error closes the weights.
-
-        Raises:
-            ObjectiveError: the graph does not fit into the device's memory.
-        """
-        try:
-            yield
-        except BaseException as error:
-            self.close()
-            if isinstance(error, torch.OutOfMemoryError):
-                raise ObjectiveError(
-                    "a gradient takes more memory than the device has: set gradient_batch_size, and lower it until it "
-                    "fits"
-                ) from error
-            raise
 
     def add(self, images: Tensor, gradient: Tensor) -> None:
         """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from ``gradient``, of the same shape.

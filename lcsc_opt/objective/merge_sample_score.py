@@ -272,7 +272,6 @@ class MergeSampleScore(StagedObjective):
         end = total.first if kept else self._last_batch(first, last)
         with contextlib.ExitStack() as stack:
             stack.callback(self._forget_graph)
-            stack.enter_context(total.working())
             for start, stop in [(end, last), *_ranges(first, end, self._gradient_batch_size)]:
                 stop_if_told()
                 with watch.timing("sample"):
@@ -353,13 +352,16 @@ class MergeSampleScore(StagedObjective):
         """Take the features of the last batch, and keep its graph until :meth:`vjp`."""
         assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         total = WeightGradient(self.sampler.weights.differentiable(self._source.varying))
-        with total.working():
+        try:
             with watch.timing("sample"):
                 images = self._sample_finite(candidate.noise, first, part[1])
             with watch.timing("features"):
                 prompts = prompts_of(self.sampler, candidate.noise, first, part[1])
                 metrics.update(images.detach(), prompts=prompts)
-            total.keep(candidate, part, images)
+        except BaseException:
+            total.close()
+            raise
+        total.keep(candidate, part, images)
         self._kept = total
 
     def _last_batch(self, first: int, last: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
@@ -38,17 +38,10 @@ class CheckpointSettings(NetworkSettings):
             to ``float16`` or ``bfloat16``.
     """
 
-    checkpoints: str | list[str]
+    checkpoints: Annotated[str | list[str], Field(min_length=1)]
     select: Selection = Selection()
     key: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _some_checkpoints(cls, value: str | list[str]) -> str | list[str]:
-        if not value:
-            raise ValueError("expected a packed trajectory, or checkpoints")
-        return value
 
     def trajectory(self) -> Trajectory:
         """Open the packed trajectory, or pack the checkpoints into the cache.

@@ -76,6 +76,8 @@ class ImageNoise:
                 drawn = draw()
             if sum(kept.nbytes for kept in self._cache.values()) + drawn.nbytes > self._cache_bytes:
                 self._cache.clear()
+            if drawn.nbytes > self._cache_bytes:
+                return drawn
             self._cache[key] = drawn
         return self._cache[key]
 

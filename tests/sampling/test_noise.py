@@ -74,8 +74,7 @@ def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> N
     noise = ImageNoise(0, cache_bytes=bound * IMAGE_BYTES)
     for start, size in enumerate(sizes):
         assert torch.equal(noise.batch(SEARCH, start, start + size, SHAPE), drawn(start=start, stop=start + size))
-        kept = sum(tensor.nbytes for tensor in noise._cache.values())
-        assert 0 <= noise._free_bytes == bound * IMAGE_BYTES - kept
+        assert sum(tensor.nbytes for tensor in noise._cache.values()) <= bound * IMAGE_BYTES
 
 
 def step_noise(noise: Noise = SEARCH, start: int = 0, stop: int = 20, *, seed: int = 0) -> torch.Tensor:
