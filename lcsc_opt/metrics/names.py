@@ -32,15 +32,11 @@ KEPT = ("precision", "near", "hinge")  # of single images
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
+TRAINED = ("digits", "photographs", "characters")  # classifiers of such images; the second ones have a 2 behind it
 MADE = {
     "random": "lcsc_opt.metrics.extractors.published:RandomInception",
-    "digits": "lcsc_opt.training.images:digits_extractor",
-    "digits2": "lcsc_opt.training.images:second_digits_extractor",
-    "photographs": "lcsc_opt.training.images:photographs_extractor",
-    "photographs2": "lcsc_opt.training.images:second_photographs_extractor",
-    "characters": "lcsc_opt.training.images:characters_extractor",
-    "characters2": "lcsc_opt.training.images:second_characters_extractor",
     "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
+    **{f"{name}{second}": "lcsc_opt.training.images:feature_network" for name in TRAINED for second in ("", "2")},
 }  # short names of factories, for study files and tables: networks that nobody published, made without a download
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # of all feature spaces together, so it has no extractor

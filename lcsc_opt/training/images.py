@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,6 @@ from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.training.networks import descend, torch_threads
 
 Bundled = Literal["digits", "photographs", "characters"]
@@ -234,16 +233,3 @@ def _train(network: _Classifier, settings: _Settings) -> None:
 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     descend(loss, optimizer, steps=steps, schedule=schedule, description=f"training the {settings.name} extractor")
-
-
-digits_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "digits")
-second_digits_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "digits", second=True)
-photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "photographs")
-second_photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(
-    feature_network, "photographs", second=True
-)
-characters_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "characters")
-second_characters_extractor: Callable[[], FeatureExtractor] = functools.partial(
-    feature_network, "characters", second=True
-)
-"""``fid@digits``, ``fid@digits2`` and so on, named in ``metrics/names.py``."""

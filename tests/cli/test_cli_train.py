@@ -16,12 +16,11 @@ from PIL import Image
 
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
-from lcsc_opt.metrics.names import MADE
+from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
@@ -182,7 +181,7 @@ def save_images(sizes: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
     for extractor in (name, f"{name}2"):
-        assert callable(import_dotted(MADE[str(extractor)], setting="loss"))
+        assert callable(find_extractor(extractor, weights=None))
 
 
 def written(folder: Path) -> dict[Path, int]:

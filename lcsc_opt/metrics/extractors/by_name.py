@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
-from lcsc_opt.metrics.names import MADE
+from lcsc_opt.metrics.names import MADE, TRAINED
 
 PUBLISHED = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": DinoV2Extractor}
 
@@ -46,6 +47,8 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
     if weights is not None:
         raise MetricError(f"weights: {name} takes no file: it is made by a factory, with its weights")
     factory = import_dotted(MADE.get(name, name), setting="extractor", error=MetricError)
+    if name.removesuffix("2") in TRAINED:
+        factory = functools.partial(factory, name.removesuffix("2"), second=name.endswith("2"))
 
     def make(device: torch.device | str) -> FeatureExtractor:
         made = factory(device=device) if "device" in inspect.signature(factory).parameters else factory()
