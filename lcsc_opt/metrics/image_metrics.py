@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, checked_features
+from lcsc_opt.metrics.extractors.base import checked_features
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.names import FDR, Formula
@@ -101,9 +101,9 @@ class ImageMetrics:
         """
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, metrics in self._features.items():
-                extractor = self._scores.extractor_of(name, prompts)
+                extractor: Any = self._scores.extractor_of(name, prompts)
                 logits = None
-                if "is" in self._formulas[name] and isinstance(extractor, ClassifyingExtractor):
+                if "is" in self._formulas[name]:
                     features, logits = extractor.features_and_logits(images)
                     if not bool(torch.isfinite(logits).all()):
                         raise MetricError(f"extractor {extractor.name}: logits are not finite")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, image_gradient
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.rewards import Reward, Thumbnails
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
@@ -261,7 +261,7 @@ def _split_distance(reference: Reference) -> float | None:
 
 def _check(metric: MetricName, reference: Reference) -> None:
     """Raise MetricError if the metric cannot be computed with this reference."""
-    if metric.formula == "is" and not isinstance(reference.extractor, ClassifyingExtractor):
+    if metric.formula == "is" and not hasattr(reference.extractor, "features_and_logits"):
         raise MetricError(
             f"{metric}: the extractor {reference.extractor.name} tells no classes apart; use is@inception"
         )

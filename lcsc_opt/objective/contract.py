@@ -295,7 +295,7 @@ class CoefficientFunction(Objective):
         The final loss of the answer is that of ``held_out``; else the function has no noise.
 
         Raises:
-            TypeError, ValueError: the function does not give a number.
+            TypeError, ValueError, RuntimeError: the function does not give a number.
             ObjectiveError: the gradient does not give K numbers, or a held-out loss is wanted and there is no held-out
                 function.
         """

@@ -24,7 +24,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, defa
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, build_optimizer, needs_gradient
@@ -248,9 +248,9 @@ def check_extractor(
         (gradient,) = torch.autograd.grad(linked.sum(), leaf)
         kept = bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
         _require(kept, "features: their gradient in the images is zero or not finite")
-    if isinstance(extractor, ClassifyingExtractor):
+    if (both := getattr(extractor, "features_and_logits", None)) is not None:
         with torch.no_grad():
-            same, logits = extractor.features_and_logits(images)
+            same, logits = both(images)
         _require(torch.equal(same, features), "features_and_logits: other features than a call")
         _require(logits.ndim == 2 and len(logits) == count, f"logits: have the shape {tuple(logits.shape)}")
 

@@ -20,7 +20,8 @@ class FeatureExtractor(Protocol):
     A call moves images to the extractor's device and returns features there. It keeps the graph where the network is
     differentiable; :func:`extract` is the call without gradients. The features of an image do not depend on the other
     images of its batch. Where the graph of an image is large, an optional attribute ``images_with_graph`` says how many
-    images may have one at once.
+    images may have one at once. If the network also tells classes apart, as the Inception Score needs, an optional
+    method ``features_and_logits`` gives features ``[B, D]`` and logits ``[B, classes]`` of one pass.
     """
 
     @property
@@ -33,18 +34,6 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` float32 of images ``[B, C, H, W]`` in [−1, 1].
-
-        Raises:
-            MetricError: the images have a shape that the network does not take.
-        """
-
-
-@runtime_checkable
-class ClassifyingExtractor(FeatureExtractor, Protocol):
-    """An extractor whose network also tells classes apart, as the Inception Score needs."""
-
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, D]`` and logits ``[B, classes]``, from one pass through the network.
 
         Raises:
             MetricError: the images have a shape that the network does not take.
