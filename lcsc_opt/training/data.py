@@ -91,7 +91,7 @@ def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> t
         ``decoder`` of a study file that undo it, all but ``autoencoder``.
 
     Raises:
-        TrainingError: it takes other images, or gives images of another size; or a channel of the latents is constant.
+        TrainingError: it takes other images, or gives images of another size.
     """
     network, shape = cast("Any", autoencoder.eval().to(device)), pixels.shape[1:]
     if (channels := network.config["in_channels"]) != shape[0]:
@@ -110,8 +110,6 @@ def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> t
         )
     raw = torch.cat([encoded(part).cpu() for part in torch.split(pixels, BATCH)])
     mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
-    if not (std > 1e-6).all():
-        raise TrainingError("--autoencoder: a channel of its latents is the same for all images; train it on such ones")
     scaling = {"raw_mean": mean.tolist(), "raw_std": std.tolist(), "final_std": FINAL_STD}
     values = (raw - mean[:, None, None]) / std[:, None, None] * FINAL_STD
     return values, {**scaling, "low": -1.0, "batch_size": 256}

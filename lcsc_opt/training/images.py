@@ -23,7 +23,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -192,7 +191,7 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
         changes: ``seed``, ``dimension`` or ``epochs`` in place of the usual ones.
 
     Raises:
-        MetricError: the cached file is broken or cannot be written.
+        MetricError: the cached file cannot be written.
     """
     other = {"seed": SECOND_SEED, "dimension": SECOND_DIMENSION} if second else {}
     settings = dataclasses.replace(SETTINGS[name], **{**other, **changes})
@@ -200,10 +199,7 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
     path = (cache or cache_directory()) / f"{name}-network-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     network = _Classifier(settings)
     if path.exists():
-        try:
-            network.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise MetricError(f"{path}: is no cached {name} network; delete it, and it is trained again") from error
+        network.load_state_dict(load_file(path))
     else:
         with torch_threads(1):  # small layers gain nothing from more
             _train(network, settings)

@@ -249,13 +249,7 @@ class Trainer:
         if name is None:
             self.saver.begin(0)
         else:
-            try:
-                self.accelerator.load_state(str(self.states / name))
-            except (OSError, RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise TrainingError(
-                    f"{self.states}: cannot be gone on from ({reason}); train anew elsewhere"
-                ) from error
+            self.accelerator.load_state(str(self.states / name))
         if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.raw)
         if name is None:

@@ -97,12 +97,3 @@ def test_the_seed_alone_decides_the_weights(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     assert names[0] == names[2] != names[1]
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_a_broken_cache_is_named(tmp_path: Path) -> None:
-    feature_network("digits", dimension=2, epochs=1, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(b"no tensors")
-    with pytest.raises(MetricError, match="delete it") as caught:
-        feature_network("digits", dimension=2, epochs=1, cache=tmp_path)
-    assert str(path) in str(caught.value)

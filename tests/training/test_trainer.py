@@ -164,13 +164,10 @@ def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path
     assert Trajectory.open(tmp_path / "run.trajectory").sha256 == before
 
 
-def test_a_finished_training_continues_to_more_steps_unless_its_state_is_broken(tmp_path: Path) -> None:
+def test_a_finished_training_continues_to_more_steps(tmp_path: Path) -> None:
     run(tmp_path, EDM, steps=8)
     assert run(tmp_path, EDM, resume=True).steps == (4, 8, 12, 16, 20)
     assert [step for step, _ in curve(tmp_path)] == [4, 8, 12, 16, 20]
-    (tmp_path / "run.state" / "step20" / "optimizer.bin").unlink()
-    with pytest.raises(TrainingError, match=r"run\.state: cannot be gone on from"):
-        run(tmp_path, EDM, steps=24, resume=True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
