@@ -17,9 +17,10 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views import number
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, number, style
+from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.progress import Progress, duration
 from lcsc_opt.views.ranking import (

@@ -13,9 +13,9 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views import number
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import number
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 ZOOM = (100, 600)  # percent of the pane's width

@@ -9,8 +9,9 @@ import dash
 from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.views import number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import empty_figure, number
+from lcsc_opt.views.figures.look import empty_figure
 from lcsc_opt.views.landscape import Landscape
 
 

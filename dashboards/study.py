@@ -14,8 +14,9 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
+from lcsc_opt.views import number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import Theme, empty_figure, number
+from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.progress import RECENT, FailureReason, Progress, duration
 from lcsc_opt.views.ranking import report_table

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from lcsc_opt.cli.options import Steps, Storage, Study, find_study
-from lcsc_opt.cli.output import number, say
+from lcsc_opt.cli.output import say
+from lcsc_opt.views import number
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
 _Form = Annotated[

@@ -64,13 +64,6 @@ def say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-def number(value: float | None, spread: float | None = None) -> str:
-    """A loss to four digits, with its spread over seeds."""
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
-
-
 def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> None:
     """Print the rows of a held-out report as a table; nothing if there is none."""
     from lcsc_opt.database.report import HeldOut

@@ -11,8 +11,9 @@ import typer
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
-from lcsc_opt.cli.output import number, print_json, print_report, print_table, say
+from lcsc_opt.cli.output import print_json, print_report, print_table, say
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
+from lcsc_opt.views import number
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory

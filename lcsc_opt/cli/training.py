@@ -10,7 +10,8 @@ import typer
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Storage, assignments
-from lcsc_opt.cli.output import number, print_json, print_table, say
+from lcsc_opt.cli.output import print_json, print_table, say
+from lcsc_opt.views import number
 
 _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."

@@ -72,16 +72,6 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     return {study.study_name: study.user_attrs for study in studies if _is_made_by_us(study.user_attrs)}
 
 
-def our_study(storage: RDBStorage, name: str) -> dict[str, Any] | None:
-    """The user attributes of one study that lcsc_opt made; ``None`` if there is none of this name."""
-    try:
-        study = StoredStudy(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
-        attributes = study.attributes
-    except KeyError:
-        return None
-    return attributes if _is_made_by_us(attributes) else None
-
-
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
     return str(attributes.get("created_by")).startswith("lcsc_opt")
 
@@ -125,7 +115,7 @@ class StoredStudy:
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
         """Open a study, or create it with ``attributes``; of two processes that race for it, one creates it."""
-        if our_study(storage, name) is None:
+        if name not in our_studies(storage):
             create(storage, name, attributes, exist_ok=True)
         return cls.open(storage, name)
 
@@ -372,7 +362,7 @@ def create(
     lock = lock_of(storage, name)
     deadline = time.monotonic() + _MAKING_SECONDS
     while not in_database(storage, lock.take):
-        if exist_ok and our_study(storage, name) is not None:
+        if exist_ok and name in our_studies(storage):
             return
         if time.monotonic() > deadline:
             raise StudyStoreError(f"{name}: is being made by another process")

@@ -21,19 +21,16 @@ PAIRS = 1000  # images drawn from either model
 SHOWN = 40  # of them, those that differ most
 
 
-def attach_images(study: StoredStudy, objective: Objective) -> list[str]:
+def attach_images(study: StoredStudy, objective: Objective) -> None:
     """Store images of the answer and of EMA*, from the same noise, as artifacts of the chosen trial.
 
     There are none where the objective samples no images, or EMA* is not known, or of a landscape, which is no search.
-
-    Returns:
-        The names of the artifacts.
 
     Raises:
         StudyStoreError: no trial is complete.
     """
     if not is_search(study.name):
-        return []
+        return
     reader, grid = HistoryReader(study.storage), (split_name(study.name)[0], EMA_GRID)
     known = reader.read_studies(
         [name for name in reader.searches() if name == study.name or split_name(name)[:2] == grid]
@@ -44,11 +41,11 @@ def attach_images(study: StoredStudy, objective: Objective) -> list[str]:
     ema = best_ema(known)
     before = None if ema is None or ema.study == own.study else reader.answer(ema)
     if before is None or objective.sampler is None:
-        return []
+        return
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
     if not isinstance(objective, MergeSampleScore):
-        return []
+        return
     # of both models from the same held-out noise, those farthest apart in the features first (App. E)
     first, second = (objective.images(coefficients, HELD_OUT, PAIRS) for coefficients in (before, found))
     distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
@@ -62,4 +59,3 @@ def attach_images(study: StoredStudy, objective: Objective) -> list[str]:
             path = Path(temporary) / name
             path.write_bytes(content)
             study.attach(own.chosen, folder, path)
-    return list(sheets)

@@ -50,13 +50,9 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         recipe = recipe.model_copy(update={"lora": _lora_of(study, objective, trajectory)})
     if statistics := cast(dict(objective.statistics(np.array(recipe.coefficients, dtype=np.float64))), to.dtype):
         recipe = recipe.model_copy(update={"statistics": save(statistics).hex()})
-    if to.form in LISTS:
-        return write_list(trajectory, recipe, to)
-    weights = merge_exactly(trajectory, recipe) | statistics
-    to.write(weights, recipe, config)
-    if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
+    if to.form not in ("lora", *LISTS) and lora_flavour(trajectory.names) not in (None, "kohya"):
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
-    return recipe
+    return _write(trajectory, recipe, to, config)
 
 
 def rebuild(
@@ -94,16 +90,7 @@ def rebuild(
     if naming is None and to.form == "lora":  # the checkpoints' own names were kept
         naming = LoraNaming(alphas=checkpoints.lora_alphas())
     recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
-    if to.form in LISTS:
-        return write_list(checkpoints, recipe, to)
-    weights = merge_exactly(checkpoints, recipe)
-    if recipe.statistics is not None:
-        try:
-            weights |= load(bytes.fromhex(recipe.statistics))
-        except (ValueError, SafetensorError) as error:
-            raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
-    to.write(weights, recipe, config)
-    return recipe
+    return _write(checkpoints, recipe, to, config)
 
 
 def average(
@@ -129,10 +116,20 @@ def average(
     """
     config = to.config_text()
     trajectory, coefficients = named(open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps))
-    recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
+    return _write(trajectory, Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype), to, config)
+
+
+def _write(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
+    """Merge by a recipe and write the model, or only the list; gives the recipe."""
     if to.form in LISTS:
-        return write_list(trajectory, recipe, to)
-    to.write(merge_exactly(trajectory, recipe), recipe, config)
+        return write_list(checkpoints, recipe, to)
+    weights = merge_exactly(checkpoints, recipe)
+    if recipe.statistics is not None:
+        try:
+            weights |= load(bytes.fromhex(recipe.statistics))
+        except (ValueError, SafetensorError) as error:
+            raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
+    to.write(weights, recipe, config)
     return recipe
 
 

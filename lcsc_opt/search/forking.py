@@ -19,7 +19,7 @@ from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import HOLDER, LOGGED, is_ours
-from lcsc_opt.database.store import StoredStudy, our_study
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -77,7 +77,7 @@ def fork(
         budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
     )
     configure(plan.optimizer)
-    if our_study(source.storage, plan.name) is not None:
+    if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
     runner = StudyRunner(source.storage, accept_changes=accept_changes)
     before = runner.objective(of_source)

@@ -13,7 +13,7 @@ from typing import Any
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
-from lcsc_opt.database.store import StoredStudy, our_study
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers import configure
 from lcsc_opt.search.compatibility import accepted_changes
 from lcsc_opt.search.plan import StudyPlan
@@ -60,7 +60,7 @@ def run_landscape(
     runner = StudyRunner(source.storage)
     if images is None:
         accepted_changes(source, {"objective": runner.objective(plan).describe()}, accept=False)
-    if our_study(source.storage, plan.name) is None:
+    if plan.name not in our_studies(source.storage):
         products = plane.products(runner.objective(plan).gram())
         runner.create(plan, {"plane": {"products": stored_array(products)}})
     return plan.name, runner.run(plan)

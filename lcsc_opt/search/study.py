@@ -27,7 +27,7 @@ from lcsc_opt.base.reproducibility import differences, environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, our_studies, our_study
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation import (
     Evaluator,
     Failure,
@@ -300,7 +300,7 @@ class StudyRunner:
         Raises:
             LcscError: as :meth:`open`.
         """
-        stored = our_study(self.storage, plan.name)
+        stored = our_studies(self.storage).get(plan.name)
         if stored is not None and not retry_failed:
             plan = continued(plan, stored)
             moved = stored["specification"] != plan.specification()  # the checkpoints, which exports look for

@@ -13,8 +13,8 @@ from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views import number
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
-from lcsc_opt.views.figures.look import number
 
 RECENT = 50  # trials that the rate is computed from
 

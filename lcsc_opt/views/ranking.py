@@ -17,8 +17,8 @@ from lcsc_opt.database.history import Floats, StudyHistory, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOut, MetricRow
+from lcsc_opt.views import number
 from lcsc_opt.views.curves import AXES, best_so_far
-from lcsc_opt.views.figures.look import number
 
 CONFIDENCE = 0.95
 _FIRST = {"fid_held_out": 0, "precision": 1, "recall": 2, "fdr": 3}  # unseen images, fidelity, diversity, all spaces

@@ -22,9 +22,10 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views import number
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
-from lcsc_opt.views.figures.look import CONFIG, number, template
+from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape

@@ -112,10 +112,3 @@ def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> 
     made.update_xaxes(visible=False).update_yaxes(visible=False)
     place: dict[str, Any] = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
     return made.add_annotation(text=inert(message), showarrow=False, font={"size": 15}, **place)
-
-
-def number(value: float | None, deviation: float | None = None, form: str = ".4g") -> str:
-    """A number with its standard deviation, for people."""
-    if value is None:
-        return "–"
-    return f"{value:{form}}" + ("" if deviation is None else f" ± {deviation:.2g}")

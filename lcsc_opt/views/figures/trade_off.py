@@ -11,7 +11,8 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import label, short_metric
-from lcsc_opt.views.figures.look import Theme, figure, inert, number, style
+from lcsc_opt.views import number
+from lcsc_opt.views.figures.look import Theme, figure, inert, style
 
 _FIRST = ("precision", "recall")  # what a lower FID may cost
 _LOSSES = ("fid", "loss")
