@@ -67,12 +67,12 @@ def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], key
     header = ("optimizer", "seeds", "searched", "held-out", *sampled, *metrics, "against EMA*")
     rows = []
     for varied, row in found:
-        counts = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
+        counts = [", ".join(f"{count:,}" for count in row.held_out_images) or "–"] * len(sampled)
         measured = [_mean(row.metrics.get(name)) for name in metrics]
-        below = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
+        below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
         costs = (f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}")
         losses = (_mean(row.searched), _mean(row.held_out), *counts, *measured, below)
-        rows.append((*(varied.get(key, "-") for key in keys), row.label, row.seeds, *losses, *costs))
+        rows.append((*(varied.get(key, "–") for key in keys), row.label, row.seeds, *losses, *costs))
     print_table((*keys, *header, "evaluations", "images", "seconds"), rows, title=title)
 
 

@@ -124,12 +124,8 @@ def compared(
     """
     if plan.name in studies:
         return accepted_changes(StoredStudy.open(storage, plan.name), now, accept=accept)
-    if plan.optimizer.name != LANDSCAPE:
-        _check_siblings(plan, studies, now, accept=accept)
-    return {}
-
-
-def _check_siblings(plan: StudyPlan, studies: Mapping[str, Any], now: Mapping[str, Any], *, accept: bool) -> None:
+    if plan.optimizer.name == LANDSCAPE:
+        return {}
     wanted = _decisive(plan.specification())
     others = {name: split_name(name) for name in studies if is_search(name)}
     siblings = {name: of[1] for name, of in others.items() if of[0] == plan.spec.name}
@@ -150,6 +146,7 @@ def _check_siblings(plan: StudyPlan, studies: Mapping[str, Any], now: Mapping[st
                 f"{plan.name}: its losses would not compare with those of {name}: {found}. Give the "
                 f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
+    return {}
 
 
 def _decisive(value: Any) -> Any:

@@ -147,10 +147,7 @@ def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
 
 
-def test_list_show_and_what_optuna_dashboard_has(ran: Path, typed: Typed) -> None:
-    study = stored("tiny/LCSC/0")
-    known = str(study._storage.get_study_system_attrs(study._study_id))
-    assert all(text in known for text in ("best_so_far", "coefficients", "the best plain average: "))
+def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     assert "tiny/CMA/0" in typed("list").out
     assert "tiny/CMA/0" in [row["study"] for row in typed.json("list")]
     shown = typed.json("show", "tiny/CMA/0")
@@ -182,7 +179,7 @@ def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None
     write_study(tiny.parent, objective=of("loss", held_out=None))
     command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0", "--budget", "2"]
     assert typed(*command).err.count("nothing is held out: no held_out function") == 1, "not once a study"
-    assert [line.split()[-5:-3] for line in typed("compare", "tiny").out.splitlines()[2:]] == [["-", "-"]] * 2
+    assert [line.split()[-5:-3] for line in typed("compare", "tiny").out.splitlines()[2:]] == [["–", "–"]] * 2
     (tiny.parent / "my_losses.py").unlink()
     typed(*command)  # finished: it is not even loaded
     (tiny.parent / "my_losses.py").write_text(MODULE)
