@@ -41,8 +41,8 @@ class ScoreSettings(FrozenModel):
             ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
             features of the loss where it names no others.
-        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``
-            or ``pickscore``, with their folder in ``weights``. It is the metric ``reward``. With it in the
+        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
+            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. With it in the
             loss, the default metrics are reported whatever ``held_out_metrics`` names.
         held_out_reward: another one, which only held-out reports see.
         unguarded: allows a loss of a reward without a distance between distributions.

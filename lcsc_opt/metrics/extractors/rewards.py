@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, TrajectoryError
 from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.published import ClipExtractor, normalized, pretrained, rgb_levels
 
 PUBLISHED: Mapping[str, str] = {
     "clip_score": "openai/clip-vit-large-patch14 or another CLIP",
     "pickscore": "yuvalkirstain/PickScore_v1",
+    "hpsv2": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K, with HPS_v2.1_compressed.pt of xswu/HPSv2 in it",
 }  # names of rewards → the folder with their weights
 THUMBNAIL = 8  # pixels: height and width
 
@@ -66,7 +68,7 @@ class Reward:
 
 
 class _ClipReward:
-    """The similarity of images to their prompts, by a CLIP: the CLIP score, or PickScore.
+    """The similarity of images to their prompts, by a CLIP: the CLIP score, PickScore or HPSv2.
 
     Args:
         name: a key of :data:`PUBLISHED`.
@@ -82,15 +84,21 @@ class _ClipReward:
         transformers = import_extra("transformers")
         try:
             with torch.random.fork_rng(devices=[]), quiet_libraries():
-                network = pretrained(transformers.CLIPModel, folder, name, expected)
+                own = sorted(folder.glob("HPS*.pt")) if name == "hpsv2" else []
+                if own:
+                    network: Any = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(folder))
+                    network.load_state_dict(of_open_clip(read_checkpoint(own[-1]).tensors))
+                else:
+                    network = pretrained(transformers.CLIPModel, folder, name, expected)
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TrajectoryError) as error:
             reason = str(error).partition("\n")[0]
             raise MetricError(f"{folder}: holds no {name} ({reason}); give the folder of {expected}") from error
         network.eval().requires_grad_(requires_grad=False)
         self.name = f"{name}-{weights_sha256(network.state_dict())[:12]}"
         self._network, self._device = network.to(device), torch.device(device)
-        self._scale = 100.0 if name == "clip_score" else float(network.logit_scale.exp())  # as torchmetrics reports it
+        scale = {"clip_score": 100.0, "hpsv2": 1.0}  # as torchmetrics and hpsv2 report them; PickScore has its own
+        self._scale = scale.get(name) or float(network.logit_scale.exp())
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """``[N]`` scores, with a graph if the images ``[N, 1 or 3, H, W]`` have one."""
@@ -142,3 +150,33 @@ def find_reward(name: str, *, weights: Path | None) -> Callable[[torch.device | 
         return Reward(published.name, published)
 
     return make
+
+
+_NAMES = (
+    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
+    ("transformer.resblocks.", "text_model.encoder.layers."),
+    *((".attn.out_proj.", ".self_attn.out_proj."), (".ln_1.", ".layer_norm1."), (".ln_2.", ".layer_norm2.")),
+    *((".mlp.c_fc.", ".mlp.fc1."), (".mlp.c_proj.", ".mlp.fc2."), ("visual.proj", "visual_projection.weight")),
+    ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
+    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    *(("visual.ln_pre.", "vision_model.pre_layrnorm."), ("visual.ln_post.", "vision_model.post_layernorm.")),
+    ("token_embedding.", "text_model.embeddings.token_embedding."),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    *(("ln_final.", "text_model.final_layer_norm."), ("text_projection", "text_projection.weight")),
+)  # of open_clip → of transformers' CLIPModel, replaced in this order
+
+
+def of_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP of open_clip → the state dict of transformers' ``CLIPModel``, in float32."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        for theirs, ours in _NAMES:
+            name = name.replace(theirs, ours, 1)
+        value = tensor.float()
+        if ".attn.in_proj_" in name:  # query, key and value in one
+            for part, third in zip("qkv", value.chunk(3), strict=True):
+                found[name.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = third
+        else:
+            found[name] = value.T if name.endswith("_projection.weight") else value
+    return found

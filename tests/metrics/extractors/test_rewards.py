@@ -1,4 +1,4 @@
-"""Rewards: a user's function and what it may not return; CLIPs of transformers."""
+"""Rewards: a user's function and what it may not return; CLIPs in transformers' and open_clip's formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.rewards import Reward, find_reward
+from lcsc_opt.metrics.extractors.rewards import Reward, find_reward, of_open_clip
 from tests.metrics.network_files import seeded
 from tests.tiny_pipelines import tokenizer
 
@@ -77,6 +77,53 @@ def test_scores_are_those_of_transformers_own_processor(
         reward.about(None)(batch)
 
 
+def open_clip(vocabulary: int) -> tuple[Any, dict[str, Tensor]]:
+    """The networks of OpenAI's code, whose names open_clip kept: ``(images, tokens) → embeddings``, and the weights."""
+    from torch_fidelity.feature_extractor_clip import CLIPVisual, LayerNorm, Transformer
+
+    with seeded(4):
+        visual = CLIPVisual(EMBEDDED, SIZE, LAYERS, WIDTH, 32).visual
+        mask = torch.full((LONGEST, LONGEST), -torch.inf).triu_(1)
+        text = nn.ModuleDict({"transformer": Transformer(WIDTH, LAYERS, 1, mask), "ln_final": LayerNorm(WIDTH)})
+        text["token_embedding"] = nn.Embedding(vocabulary, WIDTH)
+        for parameter in (*visual.parameters(), *text.parameters()):  # norms and biases, too, begin alike
+            nn.init.normal_(parameter, std=0.2)
+        more = {"positional_embedding": torch.randn(LONGEST, WIDTH), "text_projection": torch.randn(WIDTH, EMBEDDED)}
+    state = {**{f"visual.{name}": value for name, value in visual.state_dict().items()}, **text.state_dict(), **more}
+
+    def embedded(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        x = (text["token_embedding"](tokens) + more["positional_embedding"]).permute(1, 0, 2)
+        x = text["ln_final"](text["transformer"](x).permute(1, 0, 2))
+        return visual(pixels), x[torch.arange(len(x)), tokens.argmax(1)] @ more["text_projection"]
+
+    return embedded, {**state, "logit_scale": torch.tensor(2.0)}
+
+
+def test_hpsv2_is_read_from_its_own_file_of_open_clip(clip: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    settings = CLIPConfig.from_pretrained(clip)
+    embedded, weights = open_clip(settings.text_config.vocab_size)
+    network = CLIPModel(settings).eval()
+    network.load_state_dict(of_open_clip(weights))
+    tokens = AutoTokenizer.from_pretrained(clip)(PROMPTS, padding="max_length", max_length=LONGEST, return_tensors="pt")
+    pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = network(pixel_values=pixels, **tokens)
+        for one, other in zip((found.image_embeds, found.text_embeds), embedded(pixels, tokens.input_ids), strict=True):
+            torch.testing.assert_close(one, nn.functional.normalize(other), rtol=1e-4, atol=1e-5)
+    for file in clip.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "HPS_v2.1_compressed.pt"
+    torch.save({"epoch": 1, "state_dict": {name: value.half() for name, value in weights.items()}}, path)
+    scores = find_reward("hpsv2", weights=tmp_path)("cpu").about(PROMPTS)(images())
+    assert scores.abs().max() <= 1
+    torch.save({"state_dict": dict(list(weights.items())[5:])}, path)
+    with pytest.raises(MetricError, match="holds no hpsv2"):
+        find_reward("hpsv2", weights=tmp_path)("cpu")
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -101,7 +148,7 @@ def test_lists_are_scores_without_a_graph() -> None:
     [
         ("pickscore", None, "weights: {pickscore: FOLDER} is missing; .*PickScore_v1"),
         ("pickscore", "nowhere", "nowhere does not exist"),
-        ("pick_score", None, "one of one's own, or clip_score, pickscore.*'pick_score'"),
+        ("pick_score", None, "one of one's own, or clip_score, pickscore, hpsv2.*'pick_score'"),
     ],
 )
 def test_a_reward_that_is_not_there_is_refused(name: str, weights: str | None, message: str) -> None:
