@@ -24,10 +24,10 @@ class FunctionSampler(NetworkSampler):
     """Images from ``function(model, noise, **options)``: any network, and any way to sample from it.
 
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
-    on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
-    names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
-    noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
-    and remember nothing: images would no longer depend only on their index.
+    on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If there are labels, it
+    also gets ``labels``, the classes ``[N]``; if it has parameters of these names, ``nfe`` and ``draw``. ``draw(1)``,
+    ``draw(2)``, … give more noise of the same shape, for samplers that add noise in every step. It must draw no other
+    random numbers and remember nothing: images would no longer depend only on their index.
 
     Args:
         model: gets the merged weights.
@@ -36,9 +36,6 @@ class FunctionSampler(NetworkSampler):
         options: further arguments of the function.
         name: of model and function in the study's fingerprint.
         image_shape, noise, labels, settings: as of :class:`NetworkSampler`.
-
-    Raises:
-        ObjectiveError: there are labels and the function has no parameter for them; an option that it does not have.
     """
 
     def __init__(
@@ -59,15 +56,10 @@ class FunctionSampler(NetworkSampler):
         self.recomputed = 0 if nfe == 1 or self._network.settings.compile else nfe  # not where a compiler would see it
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         parameters = inspect.signature(function).parameters
-        any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._draws = "draw" in parameters
         self._looked = False  # at the range of the first images
         if "nfe" in parameters:
             self.options = {"nfe": nfe, **self.options}
-        if labels is not None and not (any_keyword or "labels" in parameters):
-            raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
-        if unknown := [option for option in self.options if not (any_keyword or option in parameters)]:
-            raise ObjectiveError(f"sampler_settings: the sampler {self.name} has no parameter {unknown[0]!r}")
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].

@@ -88,7 +88,6 @@ def test_labels_and_further_noise(study: Path) -> None:
     [
         ({"model": f"{OWN}:no_model", "model_settings": {}}, "returned a int; expected a torch.nn.Module"),
         ({"model_settings": {"widht": 3}}, f"model_settings: {OWN}:build .*widht"),
-        ({"sampler_settings": {"steps": 3}}, "has no parameter 'steps'"),
     ],
 )
 def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], message: str) -> None:

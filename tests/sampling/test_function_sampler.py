@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.sampling import ClassLabels, FunctionSampler, ImageNoise, NetworkSettings
+from lcsc_opt.sampling import FunctionSampler, ImageNoise, NetworkSettings
 
 NOISE = ImageNoise(0)
 SHAPE = (1, 4, 4)
@@ -71,15 +71,6 @@ def test_half_precision_reaches_the_network_inside_the_function() -> None:
 def test_what_is_no_batch_of_images_is_refused(function: Any, message: str) -> None:
     with pytest.raises(ObjectiveError, match=message):
         make(function).sample(SEARCH, 0, 5)
-
-
-@pytest.mark.parametrize(
-    ("given", "name"), [({"options": {"steps": 3}}, "steps"), ({"labels": ClassLabels(3, 0, noise=NOISE)}, "labels")]
-)
-def test_what_the_function_does_not_take_is_refused_before_it_samples(given: dict[str, Any], name: str) -> None:
-    with pytest.raises(ObjectiveError, match=f"has no parameter '{name}'"):
-        make(lambda model, noise: noise, **given)
-    assert make(lambda model, noise, **options: options["steps"] * noise, options={"steps": 0}).nfe == 2
 
 
 def test_a_function_that_takes_nfe_is_told_it() -> None:

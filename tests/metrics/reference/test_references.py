@@ -191,7 +191,6 @@ MU, SIGMA = np.zeros(3), np.eye(3)
     [
         {"mu": MU},
         {"mu": MU, "sigma": np.eye(4)},
-        {"mu": MU, "sigma": -SIGMA},
         {"mu": MU, "sigma": SIGMA, "count": [10, 11]},
     ],
     ids=str,
