@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints import checkpoint_series, read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
+from lcsc_opt.trajectory.packing import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 
@@ -104,14 +105,20 @@ def _described(
 
 
 def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, Any]:
-    steps, paths, complaints = _in_order(paths)
+    steps: list[int] = []
+    warnings: list[str] = []
+    try:
+        sources = find_sources(paths)
+        steps, paths = list(sources), list(sources.values())
+    except TrajectoryError as error:  # which packing would raise
+        warnings = [str(error)]
     first = read_checkpoint(paths[0], key=key)
     layout = Layout.of(first.tensors)
     return _described(
         layout.tensors,
         steps,
         paths,
-        complaints,
+        warnings,
         path=shown,
         packed=False,
         key=first.key,
@@ -124,31 +131,14 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
     )
 
 
-def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
-    """The steps (empty if they are not known), the paths in their order, and warnings about the steps."""
-    steps: dict[Path, int] = {}
-    for path in paths:
-        try:
-            steps[path] = checkpoint_step(path)
-        except TrajectoryError:
-            return [], paths, [f"the steps are not known: {path} does not tell its own"]
-    paths = sorted(paths, key=lambda path: steps[path])  # stable: natural order for equal steps
-    pairs = [
-        f"step {steps[later]} is there twice: {earlier} and {later}"
-        for earlier, later in itertools.pairwise(paths)
-        if steps[earlier] == steps[later]
-    ]
-    return [steps[path] for path in paths], paths, pairs
-
-
 def _gaps(steps: Sequence[int]) -> list[str]:
     """Warnings of unusual distances between steps; none if no distance is usual."""
-    pairs = [(earlier, later) for earlier, later in itertools.pairwise(steps) if later > earlier]
-    usual, count = (collections.Counter(later - earlier for earlier, later in pairs).most_common(1) or [(0, 0)])[0]
-    if 2 * count < len(pairs):
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    usual, count = (collections.Counter(gaps).most_common(1) or [(0, 0)])[0]
+    if 2 * count < len(gaps):
         return []
     return [
-        f"gap: {later - earlier} from step {earlier} to {later}, where {usual} is usual"
-        for earlier, later in pairs
-        if later - earlier != usual
+        f"gap: {gap} from step {step} to {step + gap}, where {usual} is usual"
+        for step, gap in zip(steps, gaps, strict=False)
+        if gap != usual
     ]
