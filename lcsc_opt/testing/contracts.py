@@ -38,12 +38,6 @@ K = 500
 SMALLEST = 5e-324
 
 
-def _require(kept: bool, broken: str) -> None:
-    """Raise AssertionError that says what is ``broken``, unless it is ``kept``."""
-    if not kept:
-        raise AssertionError(broken)
-
-
 def check_objective(
     build: Callable[[], Objective], *, images: int | None = None, step: float = 1e-4, tolerance: float = 1e-2
 ) -> None:
@@ -68,17 +62,16 @@ def check_objective(
     objective, other = build(), build()
     check_steps(objective.steps)
     described = objective.describe()
-    _require(json.loads(json.dumps(described)) == described, "describe(): is not the same after it was stored as JSON")
-    _require(described == other.describe(), "describe(): differs between two that were built with the same settings")
+    assert json.loads(json.dumps(described)) == described, "describe(): is not the same after it was stored as JSON"
+    assert described == other.describe(), "describe(): differs between two that were built with the same settings"
     origin = default_origin(objective.steps)
     candidate = Candidate(origin, images=images)
     first = _evaluated(objective, candidate)
     for again in (objective, other):
-        _require(
-            _evaluated(again, candidate).loss == first.loss,
-            f"evaluate: the same candidate has the loss {first.loss!r}, and another one the second time",
+        assert _evaluated(again, candidate).loss == first.loss, (
+            f"evaluate: the same candidate has the loss {first.loss!r}, and another one the second time"
         )
-    _require(math.isfinite(objective(np.eye(len(origin))[-1])), "the last checkpoint alone has no finite loss")
+    assert math.isfinite(objective(np.eye(len(origin))[-1])), "the last checkpoint alone has no finite loss"
     if objective.images_per_evaluation:
         _check_images(objective, candidate, first)
     _check_gradient(objective, candidate, first, step=step, tolerance=tolerance)
@@ -87,27 +80,26 @@ def check_objective(
         halves = ((0, last // 2), (last // 2, last))
         parts = [objective.sample(candidate, objective.prepare(candidate), *images) for images in halves]
         whole, _ = objective.score(candidate, parts)
-        _require(
-            math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE),
-            f"score: {whole.loss} of images sampled in two parts, and {first.loss} of all at once",
+        assert math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE), (
+            f"score: {whole.loss} of images sampled in two parts, and {first.loss} of all at once"
         )
 
 
 def _evaluated(objective: Objective, candidate: Candidate) -> Evaluation:
     evaluation = objective.evaluate(candidate)
-    _require(isinstance(evaluation, Evaluation), f"evaluate: gave {type(evaluation).__name__}, expected an Evaluation")
-    _require(math.isfinite(evaluation.loss), f"evaluate: the loss is {evaluation.loss}, expected a finite number")
+    assert isinstance(evaluation, Evaluation), f"evaluate: gave {type(evaluation).__name__}, expected an Evaluation"
+    assert math.isfinite(evaluation.loss), f"evaluate: the loss is {evaluation.loss}, expected a finite number"
     return evaluation
 
 
 def _check_images(objective: Objective, candidate: Candidate, first: Evaluation) -> None:
     wanted = objective.images_per_evaluation if candidate.images is None else candidate.images
-    _require(first.cost.images == wanted, f"cost.images: {first.cost.images} for an evaluation of {wanted} images")
+    assert first.cost.images == wanted, f"cost.images: {first.cost.images} for an evaluation of {wanted} images"
     fewer = Candidate(candidate.coefficients, images=max(wanted // 2, 2))
     counted = _evaluated(objective, fewer).cost.images
-    _require(counted == fewer.images, f"candidate.images: {fewer.images} were asked for, and {counted} sampled")
+    assert counted == fewer.images, f"candidate.images: {fewer.images} were asked for, and {counted} sampled"
     unseen = _evaluated(objective, Candidate(candidate.coefficients, images=candidate.images, noise=HELD_OUT))
-    _require(unseen.loss != first.loss, "candidate.noise: the loss on held-out noise is that of the search's")
+    assert unseen.loss != first.loss, "candidate.noise: the loss on held-out noise is that of the search's"
 
 
 def _check_gradient(
@@ -119,9 +111,8 @@ def _check_gradient(
     gradient, count = evaluation.gradient, len(candidate.coefficients)
     if gradient is None or gradient.shape != (count,):
         raise AssertionError(f"evaluate(gradient=True): expected a gradient of {count} numbers, got {gradient!r}")
-    _require(
-        math.isclose(evaluation.loss, first.loss, rel_tol=1e-6),
-        f"evaluate(gradient=True): the loss is {evaluation.loss}, without a gradient {first.loss}",
+    assert math.isclose(evaluation.loss, first.loss, rel_tol=1e-6), (
+        f"evaluate(gradient=True): the loss is {evaluation.loss}, without a gradient {first.loss}"
     )
     space, generator = AffineSpace(objective.steps, candidate.coefficients), np.random.default_rng(0)
     for _ in range(2):  # directions of length one, which sum to zero
@@ -132,9 +123,8 @@ def _check_gradient(
             for sign in (1, -1)
         )
         found, expected = float(gradient @ direction), (ahead.loss - behind.loss) / (2 * step)
-        _require(
-            abs(found - expected) <= tolerance * max(abs(expected), float(np.linalg.norm(gradient))),
-            f"evaluate(gradient=True): {found:.6g} along a direction in which the loss changes by {expected:.6g}",
+        assert abs(found - expected) <= tolerance * max(abs(expected), float(np.linalg.norm(gradient))), (
+            f"evaluate(gradient=True): {found:.6g} along a direction in which the loss changes by {expected:.6g}"
         )
 
 
@@ -158,15 +148,12 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
     """
     spec = OptimizerSpec(name=name, options=dict(options or {}))
     state = str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
-    first = _Run(spec, budget)
-    _require(str(np.random.get_state()) == state, "draws from numpy's global generator")  # noqa: NPY002
-    _same(first, _Run(spec, budget), "the same seed and answers gave other candidates")
+    first = _Run(spec, budget).bits
+    assert str(np.random.get_state()) == state, "draws from numpy's global generator"  # noqa: NPY002
+    assert first == _Run(spec, budget).bits, "the same seed and answers gave other candidates"
     in_flight = 1 if asks_one_at_a_time(spec) else 3
-    _same(
-        _Run(spec, budget, in_flight=in_flight),
-        _Run(spec, budget, in_flight=in_flight),
-        f"{in_flight} at once: another sequence",
-    )
+    one, other = (_Run(spec, budget, in_flight=in_flight).bits for _ in range(2))
+    assert one == other, f"{in_flight} at once: another sequence"
     _Run(spec, budget, fails=True)
 
 
@@ -176,15 +163,15 @@ class _Run:
     def __init__(self, spec: OptimizerSpec, budget: int, *, in_flight: int = 1, fails: bool = False) -> None:
         space = AffineSpace(STEPS, default_origin(STEPS))
         self.optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
-        self.asked: list[Coefficients] = []
+        self.bits: list[bytes] = []  # of what was asked
         self.losses: list[float] = []
         self._gradient = needs_gradient(spec)
         waiting: list[Any] = []
-        while len(self.asked) < budget and not getattr(self.optimizer, "finished", False):
+        while len(self.bits) < budget and not getattr(self.optimizer, "finished", False):
             if len(waiting) == in_flight:
                 self._tell(waiting.pop(0), fails=fails and len(self.losses) % 5 == 2)
             waiting.append(self.optimizer.ask())
-            self.asked.append(_checked(waiting[-1].value))
+            self.bits.append(_checked(waiting[-1].value).tobytes())
         for parameter in waiting:
             self._tell(parameter, fails=False)
         _checked(self.optimizer.recommend().value)
@@ -203,17 +190,12 @@ def _checked(coefficients: Coefficients) -> Coefficients:
     return check_coefficients(np.array(coefficients, dtype=np.float64), len(STEPS))
 
 
-def _same(first: _Run, second: _Run, broken: str) -> None:
-    same = [one.tobytes() for one in first.asked] == [one.tobytes() for one in second.asked]
-    _require(same, broken)
-
-
 def check_extractor(
     extractor: FeatureExtractor, images: Tensor, *, differentiable: bool = True, tolerance: float = 1e-4
 ) -> None:
     """Send images through an extractor, together and one by one.
 
-    * ``name`` is a text that does not change, ``dimension`` the number of features of an image.
+    * ``name`` is a text, ``dimension`` the number of features of an image.
     * Features are ``[B, D]`` float32 and finite, the same every time.
     * Features of an image do not depend on the other images of its batch.
     * If ``differentiable``, features have a graph back to the images. Logits, if any, come with the same features.
@@ -227,32 +209,30 @@ def check_extractor(
     Raises:
         AssertionError: one of these is not kept.
     """
-    _require(isinstance(extractor.name, str) and extractor.name == extractor.name, "name: is not one text")
+    assert isinstance(extractor.name, str), "name: is no text"
     count = len(images)
     with torch.no_grad():
         features, again = extractor(images), extractor(images)
         alone = torch.cat([extractor(images[i : i + 1]) for i in range(count)])
     expected = (count, extractor.dimension)
-    _require(
-        tuple(features.shape) == expected, f"features: have the shape {tuple(features.shape)}, expected {expected}"
-    )
-    _require(features.dtype == torch.float32, f"features: are {features.dtype}, expected float32")
-    _require(bool(torch.isfinite(features).all()), "features: are not finite")
-    _require(torch.equal(features, again), "features: of the same images differ the second time")
+    assert tuple(features.shape) == expected, f"features: have the shape {tuple(features.shape)}, expected {expected}"
+    assert features.dtype == torch.float32, f"features: are {features.dtype}, expected float32"
+    assert bool(torch.isfinite(features).all()), "features: are not finite"
+    assert torch.equal(features, again), "features: of the same images differ the second time"
     apart = float((features - alone).abs().max() / features.abs().max().clamp(min=1e-12))
-    _require(apart <= tolerance, f"features: of an image alone differ by {apart:.2g} from those in a batch")
+    assert apart <= tolerance, f"features: of an image alone differ by {apart:.2g} from those in a batch"
     if differentiable:
         leaf = images.detach().clone().requires_grad_()
         linked = extractor(leaf)
-        _require(linked.requires_grad, "features: have no graph; pass differentiable=False where none is wanted")
+        assert linked.requires_grad, "features: have no graph; pass differentiable=False where none is wanted"
         (gradient,) = torch.autograd.grad(linked.sum(), leaf)
         kept = bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
-        _require(kept, "features: their gradient in the images is zero or not finite")
+        assert kept, "features: their gradient in the images is zero or not finite"
     if (both := getattr(extractor, "features_and_logits", None)) is not None:
         with torch.no_grad():
             same, logits = both(images)
-        _require(torch.equal(same, features), "features_and_logits: other features than a call")
-        _require(logits.ndim == 2 and len(logits) == count, f"logits: have the shape {tuple(logits.shape)}")
+        assert torch.equal(same, features), "features_and_logits: other features than a call"
+        assert logits.shape[:-1] == (count,), f"logits: have the shape {tuple(logits.shape)}"
 
 
 def check_checkpoint(
@@ -278,39 +258,34 @@ def check_checkpoint(
     _compare(read_checkpoint(path, key=key).tensors, tensors)
     if step is not None:
         found = checkpoint_step(path)
-        _require(found == step, f"{path}: its step is read as {found}, expected {step}")
+        assert found == step, f"{path}: its step is read as {found}, expected {step}"
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             for share in CUTS:
-                _check_cut(path, Path(folder) / path.name, share, tensors, key)
+                cut = Path(folder) / path.name
+                cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+                try:
+                    _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
+                except TrajectoryError as error:
+                    if str(cut) not in str(error):
+                        raise AssertionError(f"a truncated file is refused without its name: {error}") from error
+                except AssertionError as error:
+                    raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
+                except Exception as error:
+                    said = f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
+                    raise AssertionError(said) from error
 
 
 def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     apart = sorted(found.keys() ^ expected.keys())
-    _require(not apart, f"other tensors than were saved: {', '.join(apart[:3])}")
+    assert not apart, f"other tensors than were saved: {', '.join(apart[:3])}"
     for name, tensor in expected.items():
         read = found[name]
-        _require(
-            (read.dtype, read.shape) == (tensor.dtype, tensor.shape),
-            f"{name}: read as {read.dtype} {list(read.shape)}, saved as {tensor.dtype} {list(tensor.shape)}",
+        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape), (
+            f"{name}: read as {read.dtype} {list(read.shape)}, saved as {tensor.dtype} {list(tensor.shape)}"
         )
         bits = (one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in (read, tensor))
-        _require(torch.equal(*bits), f"{name}: other numbers than were saved")
-
-
-def _check_cut(path: Path, cut: Path, share: float, tensors: Mapping[str, Tensor], key: str | None) -> None:
-    content = path.read_bytes()
-    cut.write_bytes(content[: int(share * len(content))])
-    try:
-        _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
-    except TrajectoryError as error:
-        _require(str(cut) in str(error), f"a truncated file is refused without its name: {error}")
-    except AssertionError as error:
-        raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
-    except Exception as error:
-        raise AssertionError(
-            f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
-        ) from error
+        assert torch.equal(*bits), f"{name}: other numbers than were saved"
 
 
 def check_storage(url: str) -> None:
@@ -338,7 +313,7 @@ def check_storage(url: str) -> None:
             _check_trials(study)
         for value in ({"a": [1, None, 0.1]}, "ü" * 5000, None):
             study.set_attribute("note", value)
-            _require(study.attributes["note"] == value, "a study attribute is read as another value than was written")
+            assert study.attributes["note"] == value, "a study attribute is read as another value than was written"
     finally:
         in_database(storage, lambda: storage.delete_study(storage.get_study_id_from_name(name)))
     if name in our_studies(storage):
@@ -351,17 +326,17 @@ def _check_trials(study: StoredStudy) -> None:
     candidate = Candidate(numbers[0], images=7, noise=Noise("search", 3))
     evaluation = Evaluation(1 / 3, {"fid": 1e-300}, Cost(images=7, seconds=0.1), gradient=numbers[1])
     keys = [study.add_candidate(candidate) for _ in range(3)]
-    _require(keys == [0, 1, 2], "the number of a trial is not the index of its ask")
-    _require(
-        {trial.state for trial in study.trials()} == {TrialState.RUNNING}, "a candidate is not there before its result"
+    assert keys == [0, 1, 2], "the number of a trial is not the index of its ask"
+    assert {trial.state for trial in study.trials()} == {TrialState.RUNNING}, (
+        "a candidate is not there before its result"
     )
     study.finish(keys[1], evaluation, tell_index=0)
     study.fail(keys[0], [{"reason": "no «image» 😀", "seconds": 0.1}], tell_index=1)
     failed, finished, running = study.trials()
-    _require(running.state == TrialState.RUNNING, "a trial that did not end has ended")
-    _require(failed.state == TrialState.FAIL and failed.value is None, "a failed trial is complete")
-    _require("no «image» 😀" in str(failed.user_attrs), "the reason of a failure is lost")
-    _require(finished.value == 1 / 3, f"a loss of {1 / 3!r} is read as {finished.value!r}")
+    assert running.state == TrialState.RUNNING, "a trial that did not end has ended"
+    assert (failed.state, failed.value) == (TrialState.FAIL, None), "a failed trial is complete"
+    assert "no «image» 😀" in str(failed.user_attrs), "the reason of a failure is lost"
+    assert finished.value == 1 / 3, f"a loss of {1 / 3!r} is read as {finished.value!r}"
     for attribute, wanted in (("coefficients", numbers[0]), ("gradient", numbers[1])):
         found = np.array(finished.user_attrs[attribute], dtype=np.float64)
-        _require(found.tobytes() == wanted.tobytes(), f"{attribute}: are read as other numbers than were written")
+        assert found.tobytes() == wanted.tobytes(), f"{attribute}: are read as other numbers than were written"
