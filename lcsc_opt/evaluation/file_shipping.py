@@ -13,14 +13,13 @@ import hashlib
 import importlib
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lcsc_opt.base.catalog import ORIGINALS, find
 from lcsc_opt.base.code import module_file
-from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory, given_path, study_directory
 from lcsc_opt.base.progress import notice
@@ -28,7 +27,7 @@ from lcsc_opt.base.reproducibility import differences, environment
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.objective.loading import load_objective
 
 if TYPE_CHECKING:  # with torch, it would be most of the time that a worker takes to start
     from lcsc_opt.trajectory import Trajectory
@@ -36,19 +35,14 @@ if TYPE_CHECKING:  # with torch, it would be most of the time that a worker take
 _MOST_BYTES = 100 * 2**20  # of data that settings name; larger data has to be on every machine
 _PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
 _CHECKPOINTS = "checkpoints"  # the setting whose files are sent in another way
-_STUDY, _HERE, _MODULES = "lcsc-study", "lcsc-here", "lcsc-modules"  # folders of the copies
+_STUDY, _HERE = "lcsc-study", "lcsc-here"  # folders of the copies
 
 
-class _Files:
-    """The actor on the coordinator's machine that reads its trajectory for other nodes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read(self, offset: int, length: int) -> bytes:
-        with (self._folder / WEIGHTS).open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
+def _read(path: Path, offset: int, length: int) -> bytes:
+    """A piece of a file, read on the coordinator's machine for another one."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +55,7 @@ class PackedTrajectory:
         known: the identity of its checkpoints.
         manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
         size: bytes of its weights.
-        files: the actor that reads them on the coordinator's machine.
+        node: Ray's id of the coordinator's machine, which reads them for others.
     """
 
     path: Path
@@ -69,7 +63,7 @@ class PackedTrajectory:
     known: KnownCheckpoints
     manifest: bytes
     size: int
-    files: Any = None
+    node: str = ""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> PackedTrajectory:
@@ -80,16 +74,11 @@ class PackedTrajectory:
         known = KnownCheckpoints(trajectory.sha256, trajectory.steps, selected=True)
         return cls(path, place, known, (path / MANIFEST).read_bytes(), (path / WEIGHTS).stat().st_size)
 
-    def served(self, ray: Any, **options: Any) -> PackedTrajectory:
-        """The same, read by an actor that runs with these options."""
-        actor = ray.remote(_Files).options(num_cpus=0, max_restarts=-1, **options)
-        return dataclasses.replace(self, files=actor.remote(self.path))
-
     def found(self) -> Path:
         """The trajectory's path on this machine: the same path, or one in the cache. If it is missing, it is fetched.
 
         Raises:
-            StudySpecError: there is no room for it.
+            StudySpecError: it cannot be written there.
             TrajectoryError: the fetched files are damaged.
         """
         from lcsc_opt.trajectory import Trajectory
@@ -99,28 +88,24 @@ class PackedTrajectory:
             if Trajectory.holding(path, self.known) is not None:
                 return path
         with only_process(cached):  # another worker on this machine fetches it: wait
-            if Trajectory.holding(cached, self.known) is None:
-                self._fetch(cached)
+            if Trajectory.holding(cached, self.known) is not None:
+                return cached
+            notice(f"fetching the trajectory ({self.size / 1e6:,.0f} MB) to {cached}")
+            ray, scheduling = map(importlib.import_module, ("ray", "ray.util.scheduling_strategies"))
+            there = scheduling.NodeAffinitySchedulingStrategy(self.node, soft=False)
+            read = ray.remote(_read).options(num_cpus=0, scheduling_strategy=there)
+            try:
+                with replacing(cached) as pending:
+                    pending.mkdir()
+                    with (pending / WEIGHTS).open("xb") as file:
+                        for start in range(0, self.size, _PIECE_BYTES):
+                            length = min(_PIECE_BYTES, self.size - start)
+                            file.write(ray.get(read.remote(self.path / WEIGHTS, start, length)))
+                    (pending / MANIFEST).write_bytes(self.manifest)
+                    Trajectory.open(pending, steps=self.known.steps).verify()
+            except OSError as error:
+                raise StudySpecError(f"the trajectory cannot be fetched to {cached}: {error.strerror}") from error
         return cached
-
-    def _fetch(self, out: Path) -> None:
-        from lcsc_opt.trajectory import Trajectory
-
-        free = shutil.disk_usage(out.parent).free
-        if self.size > free:
-            raise StudySpecError(
-                f"no room for the trajectory: {self.size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in "
-                f"{out.parent}; free some, or set LCSC_CACHE to another folder there"
-            )
-        notice(f"fetching the trajectory ({self.size / 1e6:,.0f} MB) to {out}")
-        ray = importlib.import_module("ray")
-        with replacing(out) as pending:
-            pending.mkdir()
-            with (pending / WEIGHTS).open("xb") as file:
-                for start in range(0, self.size, _PIECE_BYTES):
-                    file.write(ray.get(self.files.read.remote(start, min(_PIECE_BYTES, self.size - start))))
-            (pending / MANIFEST).write_bytes(self.manifest)
-            Trajectory.open(pending, steps=self.known.steps).verify()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +139,6 @@ class NodeObjective:
 
         study, here = None if study is None else study.resolve(), Path.cwd()
         file = find("objectives", spec.file, beside=study)
-        found: dict[str, Path] = {}
-        own = ""
 
         def place_of(path: Path) -> str:
             """Its path among the copies; empty if it is not in the study's or the working folder."""
@@ -164,17 +147,11 @@ class NodeObjective:
                     return str(PurePosixPath(copied, *path.relative_to(folder).parts))
             return ""
 
-        for name in objective.code:
-            path = file if name == file.name else module_file(name)
-            if path is None:
-                continue
-            parts = [*name.split("."), "__init__"] if path.name == "__init__.py" else name.split(".")
-            place = place_of(path.resolve()) or str(PurePosixPath(_MODULES, *parts).with_suffix(".py"))  # PYTHONPATH
-            found[place] = path
-            own = place if path == file else own
         with study_directory(study):
             data = [given_path(text) for name, v in spec.settings.items() if name != _CHECKPOINTS for text in _texts(v)]
-        found |= {place: path for path in _small(data) if (place := place_of(path.resolve()))}
+        code = [file if name == file.name else module_file(name) for name in objective.code]
+        found = {place_of(path.resolve()): path for path in (*code, *_small(data)) if path is not None}
+        found.pop("", None)
         for place, path in found.items():
             (copies / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copies / place)
@@ -182,38 +159,26 @@ class NodeObjective:
         trajectory = objective.trajectory
         packed = PackedTrajectory.of(trajectory) if isinstance(trajectory, Trajectory) else None
         groups = objective.layer_groups
-        return cls(spec, study, here, files, own, _software(), packed, None if groups is None else groups.rule)
+        rule, own = None if groups is None else groups.rule, place_of(file)
+        return cls(spec, study, here, files, own if own in files else "", _software(), packed, rule)
 
     def __call__(self) -> Objective:
         """Load it.
 
         Raises:
-            StudySpecError: this machine has other software, or no room for the trajectory.
+            StudySpecError: this machine has other software than the coordinator, which would change results.
             LcscError: the objective cannot be loaded.
         """
-        known = self._prepared()
-        with self._arrived() as beside:
-            return load_objective(self.spec, beside=beside, checkpoints=known, rows=self.rows)
-
-    def check(self) -> LcscError | None:
-        """Fetch what loading needs, and return the error that loading would raise, if it is known without a model."""
-        try:
-            known = self._prepared()
-            with self._arrived() as beside:
-                check_objective(self.spec, beside=beside, checkpoints=known)
-        except LcscError as error:
-            return error
-        return None
-
-    def _prepared(self) -> KnownCheckpoints | None:
-        """Refuses software that would change results; gives the checkpoints as they are on this machine."""
         machine = _software()
         other_blas = set(machine["blas"]) - set(self.software["blas"])  # the coordinator may have loaded more of them
         keys = ("packages", "machine", "lcsc_opt's code", *(["blas"] if other_blas else []))
         before, now = ({key: known[key] for key in keys} for known in (self.software, machine))
         if found := "; ".join(differences(before, now)):
             raise StudySpecError(f"has other software than the coordinator: {found}; install the same there")
-        return None if self.packed is None else dataclasses.replace(self.packed.known, packed=self.packed.found())
+        packed = self.packed
+        known = None if packed is None else dataclasses.replace(packed.known, packed=packed.found())
+        with self._arrived() as beside:
+            return load_objective(self.spec, beside=beside, checkpoints=known, rows=self.rows)
 
     @contextlib.contextmanager
     def _arrived(self) -> Iterator[Path | None]:
@@ -229,8 +194,6 @@ class NodeObjective:
             study = None if study is None else before / _STUDY
             if self.own:
                 ORIGINALS[(before / self.own).resolve()] = self.files[self.own][0]
-            if str(before / _MODULES) not in sys.path:
-                sys.path.append(str(before / _MODULES))
         if here.is_dir():
             os.chdir(here)
         try:

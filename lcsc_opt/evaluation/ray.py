@@ -11,7 +11,6 @@ import pickle
 import queue
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -42,23 +41,33 @@ _Said = tuple[str, list[Answer]]
 
 
 @contextlib.contextmanager
-def ray_cluster(
+def ray_workers(
     wanted: RayWorkers, spec: ObjectiveSpec, objective: Objective, *, study: Path | None = None
-) -> Iterator[_Cluster]:
-    """Connect to a cluster while this is open, and send the study's own files there.
+) -> Iterator[WorkerPool]:
+    """Workers on a cluster, which has the study's own files while this is open; they begin as nodes have room.
 
     A program that is connected already stays connected, with its own runtime environment. ``study`` is the study file's
     folder.
 
     Raises:
-        StudySpecError: there is no Ray, or no cluster.
+        StudySpecError: there is no Ray, no cluster, or no node with room for a worker.
     """
     with tempfile.TemporaryDirectory() as copies, contextlib.ExitStack() as connection:
         load = NodeObjective.collect(spec, study, objective, Path(copies))
         ray = connection.enter_context(_connected(wanted.address, {"working_dir": copies}))
         connection = connection.pop_all()
     with connection:
-        yield _Cluster(ray, wanted, load, objective)
+        cluster = _Cluster(ray, wanted, spec)
+        cluster.check()
+        if load.packed is not None:
+            load = dataclasses.replace(
+                load, packed=dataclasses.replace(load.packed, node=ray.get_runtime_context().get_node_id())
+            )
+        environments = [{} if cluster.gpus else dict.fromkeys(VISIBLE.values(), "")] * wanted.ray
+        expected = objective.fingerprint()
+        pool = WorkerPool(load, wanted.ray, expected=expected, environments=environments, machines=cluster)
+        with contextlib.closing(pool):
+            yield pool
 
 
 def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
@@ -68,96 +77,44 @@ def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         StudySpecError: there is no Ray, no cluster, or no room.
     """
     with _connected(wanted.address, {}) as ray:
-        _Room(ray, wanted, spec).check()
+        _Cluster(ray, wanted, spec).check()
 
 
-class _Room:
-    """How many workers fit on a cluster, ``gpus`` for each of them."""
+class _Cluster:
+    """The machines of a Ray cluster, as places where workers run, each with so many ``gpus``."""
+
+    elastic = True
 
     def __init__(self, ray: Any, wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         self._ray, self._wanted = ray, wanted
-        uses_gpus = spec.settings.get("device") != "cpu" and any(_has(node, "GPU") for node in self.nodes().values())
+        self._without: set[str] = set()  # ids of nodes to be left out
+        uses_gpus = spec.settings.get("device") != "cpu" and any(_has(node, "GPU") for node in self._nodes().values())
         self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
 
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        """The nodes that are alive, by id, as Ray describes them."""
-        return {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
-
-    def on(self, node: Mapping[str, Any]) -> int:
-        """How many workers fit on a node that has nothing else to do."""
-        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
-        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
-
-    def check(self) -> list[str]:
-        """The ids of the nodes that have room. A notice says if there is too little room for all workers.
+    def check(self) -> None:
+        """Refuse a cluster without room for a worker. A notice says if there is too little room for all of them.
 
         Raises:
             StudySpecError: no node has room for a worker.
         """
-        wanted, nodes = self._wanted, self.nodes()
-        fitting = {identity: count for identity, node in nodes.items() if (count := self.on(node))}
-        if not fitting:
+        wanted, nodes = self._wanted, self._nodes()
+        room = sum(self._room(node) for node in nodes.values())
+        if not room:
             cpus, gpus = ([_has(node, name) for node in nodes.values()] for name in ("CPU", "GPU"))
             raise StudySpecError(
                 f"workers.ray: {wanted.ray} workers with {self.gpus:g} GPUs and {wanted.cpus:g} CPUs each are asked "
                 f"for, and the cluster has {sum(gpus):g} GPUs and {sum(cpus):g} CPUs on {len(nodes)} nodes, at most "
                 f"{max(gpus):g} and {max(cpus):g} on one: lower gpus and cpus, or add nodes"
             )
-        if (room := sum(fitting.values())) < wanted.ray:
+        if room < wanted.ray:
             notice(f"the cluster has room for {room} of {wanted.ray} workers; the others begin when nodes join it")
-        return list(fitting)
-
-
-class _Cluster:
-    """The machines of a Ray cluster, as places where workers run; ``load`` loads the ``objective`` there."""
-
-    elastic = True
-
-    def __init__(self, ray: Any, wanted: RayWorkers, load: NodeObjective, objective: Objective) -> None:
-        self._ray, self._wanted, self._expected = ray, wanted, objective.fingerprint()
-        self._without: set[str] = set()  # ids of nodes to be left out
-        self._room = _Room(ray, wanted, load.spec)
-        if load.packed is not None:  # an actor reads it on this machine
-            here = self._on_node(ray.get_runtime_context().get_node_id())
-            load = dataclasses.replace(load, packed=load.packed.served(ray, **here))
-        self._load = load
-
-    def pool(self) -> WorkerPool:
-        """The workers, which begin as nodes have room for them."""
-        workers = self._wanted.ray
-        environments = [{} if self._room.gpus else dict.fromkeys(VISIBLE.values(), "")] * workers
-        return WorkerPool(self._load, workers, expected=self._expected, environments=environments, machines=self)
-
-    def check(self) -> None:
-        """Refuse a cluster that could not evaluate the objective; else get its nodes ready.
-
-        Raises:
-            StudySpecError: no node has room for a worker; one has other software, or no room for the trajectory.
-            LcscError: a node could not load the objective.
-        """
-        remote = self._ray.remote(NodeObjective.check)
-        # tried again if its process is killed, but not if it raises an error itself
-        checks = {node: remote.options(num_cpus=0, max_retries=2, **self._on_node(node)) for node in self._room.check()}
-        answers = {node: check.remote(self._load) for node, check in checks.items()}
-        for identity, answer in answers.items():
-            name = _node_name(self._ray, identity)
-            try:
-                error = self._ray.get(answer)
-            except self._ray.exceptions.RayError as failed:
-                if identity not in self._room.nodes():
-                    continue  # it went away meanwhile
-                said = [line.strip() for line in str(failed).splitlines() if line.strip()] or [type(failed).__name__]
-                problem = f"lcsc_opt does not run there ({said[-1]}); install what is here"
-                raise StudySpecError(f"node {name}: {problem}") from failed
-            if error is not None:
-                raise type(error)(f"node {name}: {error}")
 
     def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
         return max(int(self._wanted.cpus), 1)
 
     def start(self, settings: WorkerSettings) -> _RayLink:
         options: dict[str, Any] = {
-            **{"num_cpus": self._wanted.cpus, "num_gpus": self._room.gpus, "max_concurrency": _CALLS_AT_ONCE},
+            **{"num_cpus": self._wanted.cpus, "num_gpus": self.gpus, "max_concurrency": _CALLS_AT_ONCE},
             **{"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"},
         }
         if self._without:
@@ -171,15 +128,20 @@ class _Cluster:
         """Leave out the node of this worker from now on, if there are others."""
         said, known = type(error)(f"node {link.machine}: {error}"), link.node in self._without
         self._without.add(link.node)
-        if not any(self._room.on(node) for name, node in self._room.nodes().items() if name not in self._without):
+        if not any(self._room(node) for name, node in self._nodes().items() if name not in self._without):
             return said
         if not known:
             notice(f"{said}; the search goes on without it")
         return None
 
-    def _on_node(self, identity: str) -> dict[str, Any]:
-        scheduling = importlib.import_module("ray.util.scheduling_strategies")
-        return {"scheduling_strategy": scheduling.NodeAffinitySchedulingStrategy(identity, soft=False)}
+    def _nodes(self) -> dict[str, dict[str, Any]]:
+        """The nodes that are alive, by id, as Ray describes them."""
+        return {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+
+    def _room(self, node: Mapping[str, Any]) -> int:
+        """How many workers fit on a node that has nothing else to do."""
+        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
+        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
 
 
 class _RayWorker:
@@ -233,8 +195,11 @@ class _RayLink:
 
     @property
     def machine(self) -> str:
-        if self.node and not self._named:
-            self._named = _node_name(self._ray, self.node)
+        """The node's own name, else that of its machine."""
+        for node in [] if self._named else self._ray.nodes():
+            if node["NodeID"] == self.node:
+                named = node["NodeName"] != node["NodeManagerAddress"]
+                self._named = node["NodeName"] if named else node["NodeManagerHostname"]
         return self._named
 
     def send(self, job: Job) -> None:
@@ -294,28 +259,8 @@ def _has(node: Mapping[str, Any], resource: str) -> float:
     return float(node["Resources"].get(resource, 0.0))
 
 
-def _node_name(ray: Any, identity: str) -> str:
-    """The name of a node for people: its own, else that of its machine."""
-    for node in ray.nodes():
-        if node["NodeID"] == identity:
-            named = node["NodeName"] != node["NodeManagerAddress"]
-            return str(node["NodeName"] if named else node["NodeManagerHostname"])
-    return identity[:8]
-
-
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _import_ray() -> Any:
-    """Ray's module.
-
-    Raises:
-        MissingPackageError: it cannot be imported.
-    """
-    if "ray" not in sys.modules:
-        os.environ.setdefault(_SAID_BY_RAY, ".")
-    return import_extra("ray")
 
 
 @contextlib.contextmanager
@@ -325,7 +270,8 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
     Raises:
         StudySpecError: there is no Ray, or no cluster.
     """
-    ray = _import_ray()
+    os.environ.setdefault(_SAID_BY_RAY, ".")  # read when Ray is imported
+    ray = import_extra("ray")
     if ray.is_initialized():
         yield ray
         return
@@ -349,12 +295,10 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
 def _listening(address: str) -> str:
     """The address, checked: something must listen there, since Ray itself would try for minutes."""
     chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if "://" in chosen:
-        raise StudySpecError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster; give host:port, or auto")
     if chosen == "auto":
         return chosen
     host, _, port = chosen.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or "/" in host or not port.isdigit():
         raise StudySpecError(f"workers.ray: address: expected host:port, or auto, got {chosen!r}")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()

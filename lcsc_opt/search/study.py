@@ -369,12 +369,10 @@ class StudyRunner:
         """The plan's worker processes, which start when they are first used; ``None`` if this process evaluates."""
         environments = plan.environments()
         if plan.ray is not None:
-            from lcsc_opt.evaluation.ray import ray_cluster
+            from lcsc_opt.evaluation.ray import ray_workers
 
-            with ray_cluster(plan.ray, plan.spec.objective, objective, study=plan.directory) as cluster:
-                cluster.check()
-                with contextlib.closing(cluster.pool()) as pool:
-                    yield pool
+            with ray_workers(plan.ray, plan.spec.objective, objective, study=plan.directory) as pool:
+                yield pool
         elif plan.workers == 1 and not isinstance(plan.spec.workers, tuple):
             yield None
         else:
