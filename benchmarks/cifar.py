@@ -25,7 +25,8 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
+from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
+from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore

@@ -29,7 +29,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.plan import most_in_flight

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from stress_search import STEPS, Child, Clean, Found, NewDatabase, Work, digest, rows, search
 
-from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
 WORKERS = 4

@@ -32,14 +32,9 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import (
-    Evaluator,
-    InProcessEvaluator,
-    Outcome,
-    ProcessEvaluator,
-    SpreadEvaluator,
-    WorkerPool,
-)
+from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer

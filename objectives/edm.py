@@ -41,8 +41,8 @@ from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.checkpoints import read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
+from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -60,7 +60,6 @@ from lcsc_opt.sampling import (
     build_scheduler,
     load_weights,
 )
-from lcsc_opt.trajectory import read_checkpoint
 
 Arguments = dict[str, JsonValue]
 NonNegative = Annotated[float, Field(ge=0)]

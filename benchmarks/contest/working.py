@@ -21,7 +21,7 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Failure, evaluate_safely
+from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.study import StudyRunner

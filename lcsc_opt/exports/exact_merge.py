@@ -23,8 +23,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.lora import LoraAlphas
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout, RowPart, TensorSpec

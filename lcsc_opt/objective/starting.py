@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.study_file import FILL_IN, experiment_name
-from lcsc_opt.checkpoints import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import lora_flavour
+from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources

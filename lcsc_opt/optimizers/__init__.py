@@ -12,7 +12,6 @@ from lcsc_opt.optimizers.grids import (
     UniformGrid,
 )
 from lcsc_opt.optimizers.parametrization import (
-    DEFAULT_STEP_SIZE,
     Request,
     attach_evaluation,
     attach_request,
@@ -23,12 +22,10 @@ from lcsc_opt.optimizers.parametrization import (
     space_of,
 )
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
-from lcsc_opt.optimizers.registry import OURS, asks_one_at_a_time, build_optimizer, configure, grid_size, needs_gradient
+from lcsc_opt.optimizers.registry import build_optimizer
 
 __all__ = [
-    "DEFAULT_STEP_SIZE",
     "LCSC",
-    "OURS",
     "DecayGrid",
     "EMAGrid",
     "EachCheckpoint",
@@ -39,16 +36,12 @@ __all__ = [
     "PowerEMAGrid",
     "Request",
     "UniformGrid",
-    "asks_one_at_a_time",
     "attach_evaluation",
     "attach_request",
     "build_optimizer",
     "candidate_of",
     "coefficient_array",
-    "configure",
     "evaluation_of",
-    "grid_size",
-    "needs_gradient",
     "request_of",
     "space_of",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import FailureSpec
-from lcsc_opt.evaluation import Failure, Outcome
+from lcsc_opt.evaluation.base import Failure, Outcome
 
 _MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 _MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success

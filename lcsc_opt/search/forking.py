@@ -21,11 +21,11 @@ from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import HOLDER, LOGGED, is_ours
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import storage_url
-from lcsc_opt.evaluation import Failure, evaluate_safely
+from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.optimizers import configure
+from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.compatibility import accepted_changes, fingerprint
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan

@@ -32,7 +32,7 @@ from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import report_rows, warning_of
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)

@@ -14,7 +14,7 @@ from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.optimizers import configure
+from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.compatibility import accepted_changes
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.study import StudyRunner

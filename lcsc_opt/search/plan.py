@@ -22,7 +22,7 @@ from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers import asks_one_at_a_time, configure, grid_size, needs_gradient
+from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, grid_size, needs_gradient
 
 FEWEST_REAL_IMAGES = 10  # for each feature, where each layer may have coefficients of its own
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints

@@ -30,7 +30,7 @@ from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
-from lcsc_opt.evaluation import Evaluator, Failure, Outcome
+from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
 from lcsc_opt.search.failure_policy import FailurePolicy
 

@@ -28,21 +28,16 @@ from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.evaluation import (
-    Evaluator,
-    Failure,
-    InProcessEvaluator,
-    Outcome,
-    Pipeline,
-    ProcessEvaluator,
-    SpreadEvaluator,
-    WorkerPool,
-)
+from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
+from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports import attach_images
 from lcsc_opt.exports.trackers import Reporting, check_reporting
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
-from lcsc_opt.optimizers import OURS, build_optimizer
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.search.compatibility import changes, compared, continued, fingerprint
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import StudyPlan

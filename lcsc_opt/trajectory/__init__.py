@@ -6,20 +6,8 @@ rows, ``matrix`` writes them. ``trajectory`` opens the matrix; ``merge`` combine
 where ``placement`` finds them: mapped, on a GPU, or streamed.
 """
 
-from lcsc_opt.checkpoints import Checkpoint, checkpoint_step, read_checkpoint
-from lcsc_opt.checkpoints.finding import Selection, find_checkpoints
 from lcsc_opt.trajectory.packing import open_or_pack, pack
 from lcsc_opt.trajectory.trajectory import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
-__all__ = [
-    "Checkpoint",
-    "Selection",
-    "Trajectory",
-    "TrajectoryWriter",
-    "checkpoint_step",
-    "find_checkpoints",
-    "open_or_pack",
-    "pack",
-    "read_checkpoint",
-]
+__all__ = ["Trajectory", "TrajectoryWriter", "open_or_pack", "pack"]

@@ -21,9 +21,17 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, size_in_words, sync_folder
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, hub, read_checkpoint
-from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
+from lcsc_opt.checkpoints import hub
+from lcsc_opt.checkpoints.finding import (
+    Patterns,
+    Selection,
+    checkpoint_series,
+    checkpoint_step,
+    find_checkpoints,
+    is_packed,
+)
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
+from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
 from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import Background, MatrixWriter

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import module_weights
+from lcsc_opt.checkpoints.reading import module_weights
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import Background, MatrixWriter
 

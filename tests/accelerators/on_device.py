@@ -19,7 +19,7 @@ from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.evaluation import WorkerPool
+from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.processes import environments
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.by_name import find_extractor

@@ -52,7 +52,8 @@ def forget_peak() -> None:
 def read(path: str) -> dict[str, Any]:
     global watching
     from lcsc_opt.base.errors import TrajectoryError
-    from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint
+    from lcsc_opt.checkpoints.finding import checkpoint_step
+    from lcsc_opt.checkpoints.reading import read_checkpoint
 
     events.clear()
     forget_peak()

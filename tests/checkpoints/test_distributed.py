@@ -13,8 +13,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import find_checkpoints
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import weights, write_distributed
 from tests.trajectory.trajectory_examples import same_bits
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import find_checkpoints
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from tests.trajectory.trajectory_examples import make_trajectory
 
 

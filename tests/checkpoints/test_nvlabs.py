@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints import read_init_arguments
-from lcsc_opt.trajectory import read_checkpoint
+from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from tests.checkpoints import nvlabs_examples
 from tests.trajectory.trajectory_examples import same_bits
 

@@ -8,7 +8,8 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.content import GUESSED_KEYS
-from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Selection
+from lcsc_opt.checkpoints.finding import Selection
 
 STEPS = tuple(range(100, 2100, 100))
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints import checkpoint_series
-from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints.finding import checkpoint_series, checkpoint_step
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.evaluation import Failure, Outcome
+from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import StagedObjective, stop_if_told
 
 STEPS = (1, 2, 3)

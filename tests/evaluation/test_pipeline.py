@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from lcsc_opt.evaluation import Pipeline
+from lcsc_opt.evaluation.pipeline import Pipeline
 from tests.evaluation.staged_examples import (
     SLOW_SECONDS,
     Overlapping,

@@ -22,8 +22,9 @@ from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import ProcessEvaluator, file_shipping
+from lcsc_opt.evaluation import file_shipping
 from lcsc_opt.evaluation.file_shipping import NodeObjective, PackedTrajectory
+from lcsc_opt.evaluation.pool import ProcessEvaluator
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.trajectory import Trajectory

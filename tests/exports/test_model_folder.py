@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.checkpoints import read_checkpoint
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy

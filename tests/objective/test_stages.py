@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
-from lcsc_opt.evaluation import Pipeline
+from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from tests.objective.test_merge_sample_score import EMA, build

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import HELD_OUT, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, Request, attach_evaluation, coefficient_array, space_of
-from lcsc_opt.optimizers.parametrization import failed, steps_of
+from lcsc_opt.optimizers import Request, attach_evaluation, coefficient_array, space_of
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, steps_of
 from tests.optimizers.asking import AFFINE, STEPS
 
 ORIGIN = AFFINE.origin

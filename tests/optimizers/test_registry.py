@@ -23,14 +23,8 @@ from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import BASELINES
-from lcsc_opt.optimizers import (
-    OURS,
-    asks_one_at_a_time,
-    build_optimizer,
-    coefficient_array,
-    configure,
-    request_of,
-)
+from lcsc_opt.optimizers import build_optimizer, coefficient_array, request_of
+from lcsc_opt.optimizers.registry import OURS, asks_one_at_a_time, configure
 from tests.optimizers import asking
 from tests.optimizers.asking import AFFINE, STEPS
 

@@ -16,7 +16,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import InProcessEvaluator
+from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search

@@ -17,7 +17,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Failure, InProcessEvaluator, evaluate_safely
+from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import Request, attach_request, coefficient_array, evaluation_of, request_of
 from lcsc_opt.search.runner import Search

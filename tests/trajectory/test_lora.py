@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour, lora_modules
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS, LayerGroups
 from lcsc_opt.sampling.lora import to_diffusers
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
 from tests import tiny_pipelines
 
 if find_spec("peft") is None:

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
-from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
+from lcsc_opt.trajectory import Trajectory, open_or_pack, pack, packing
 from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (

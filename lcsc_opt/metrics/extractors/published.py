@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import MetricError, TrajectoryError
 from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import read_checkpoint
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
 
 

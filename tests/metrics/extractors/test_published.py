@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.checkpoints import read_checkpoint
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.by_name import find_extractor
