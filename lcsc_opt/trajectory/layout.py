@@ -188,23 +188,24 @@ class Layout:
         One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that
         are not merged may be given as their bytes, too.
         """
-        end = 0
-        for spec in self.tensors:
-            if spec.offset > end:
-                yield None, torch.zeros(spec.offset - end, dtype=torch.uint8, device="cpu")
+        for spec, start, end in self.spans():
+            if spec is None:
+                yield None, torch.zeros(end - start, dtype=torch.uint8, device="cpu")
+                continue
             plain = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
             plain = plain.to(spec.torch_dtype) if spec.merged else plain
             yield spec, plain.contiguous().reshape(-1).view(torch.uint8)
+
+    def spans(self) -> Iterator[tuple[TensorSpec | None, int, int]]:
+        """The bytes ``[start, end)`` of each tensor in a row, and of the padding (``None``) between them."""
+        end = 0
+        for spec in self.tensors:
+            if spec.offset > end:
+                yield None, end, spec.offset
+            yield spec, spec.offset, spec.end
             end = spec.end
         if self.row_bytes > end:
-            yield None, torch.zeros(self.row_bytes - end, dtype=torch.uint8, device="cpu")
-
-    def row_sha256(self, tensors: Mapping[str, Tensor]) -> str:
-        """The SHA-256 of the row of a checkpoint."""
-        digest = hashlib.sha256()
-        for _, content in self.row_parts(tensors):
-            digest.update(content.numpy().data)
-        return digest.hexdigest()
+            yield None, end, self.row_bytes
 
     def sha256(self, rows: Iterable[tuple[int, str]]) -> str:
         """The identity of K checkpoints: names, shapes, dtypes, and step and SHA-256 of each row."""

@@ -6,7 +6,7 @@ import itertools
 import math
 import mmap
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +25,7 @@ _MOST_SCALARS = 2**48  # of one tensor
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-class _SavedCheckpoint(pydantic.BaseModel):
+class SavedCheckpoint(pydantic.BaseModel):
     """One checkpoint: its training step, its row, where it came from, and the SHA-256 of the row."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
@@ -55,7 +55,7 @@ class Manifest(pydantic.BaseModel):
     stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
-    checkpoints: tuple[_SavedCheckpoint, ...] = ()
+    checkpoints: tuple[SavedCheckpoint, ...] = ()
     metadata: dict[str, str] = {}
 
     @property
@@ -116,19 +116,6 @@ class Manifest(pydantic.BaseModel):
         """
         with replacing(path / MANIFEST) as pending:
             pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
-
-    def free_slot(self) -> int:
-        """The first row that no checkpoint has."""
-        used = {saved.slot for saved in self.checkpoints}
-        return next(slot for slot in range(len(used) + 1) if slot not in used)
-
-    def with_checkpoint(
-        self, step: int, slot: int, source: str, sha256: str, *, keep_last: int | None, varying: Iterable[str]
-    ) -> Manifest:
-        """This manifest and one more checkpoint: the ``keep_last`` last ones, and tensors that ``varying`` adds."""
-        checkpoints = (*self.checkpoints, _SavedCheckpoint(step=step, slot=slot, source=source, sha256=sha256))
-        kept = checkpoints if keep_last is None else checkpoints[-keep_last:]
-        return self.model_copy(update={"checkpoints": kept, "varying": tuple(sorted({*self.varying, *varying}))})
 
     def sha256_of(self, steps: Collection[int]) -> str:
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""

@@ -34,7 +34,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
-from lcsc_opt.trajectory.placement import Mapped, Placement, place
+from lcsc_opt.trajectory.placement import Mapped, Placed, Placement, place
 
 
 class Trajectory:
@@ -130,11 +130,10 @@ class Trajectory:
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
         """
-        placed, merger, rows = copy.copy(self), self._merger, self._rows
+        merger, where = self._merger, torch.device(device)
         with self._unchanged():
-            source = place(self.path / WEIGHTS, rows, merger.segments, merger.slots, torch.device(device), how)
-        placed._merger = Merger(source, rows, self._manifest, self.layer_groups)
-        return placed
+            source = place(self.path / WEIGHTS, self._rows, merger.segments, merger.slots, where, how)
+        return self._merged_by(source, self.layer_groups)
 
     def in_rows(self, rule: Rule | None) -> Trajectory:
         """The same trajectory for coefficients ``[S, K]``, a row for each layer group; ``None`` for one row.
@@ -145,21 +144,17 @@ class Trajectory:
         Raises:
             StudySpecError: the rule does not divide them.
         """
-        grouped = copy.copy(self)
         shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
-        grouped.layer_groups = None if rule is None else LayerGroups.by(rule, shapes)
-        grouped._merger = Merger(self._merger.source, self._rows, self._manifest, grouped.layer_groups)
-        return grouped
+        return self._merged_by(self._merger.source, None if rule is None else LayerGroups.by(rule, shapes))
 
-    @staticmethod
-    def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:
-        opened = Trajectory.open(path, steps=steps)
-        opened.layer_groups = groups
-        opened._merger = Merger(opened._merger.source, opened._rows, opened._manifest, groups)
-        return opened
+    def _merged_by(self, source: Placed, groups: LayerGroups | None) -> Trajectory:
+        changed = copy.copy(self)
+        changed.layer_groups = groups
+        changed._merger = Merger(source, self._rows, self._manifest, groups)
+        return changed
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Trajectory._reopened, (self.path, self.steps, self.layer_groups)
+        return _reopened, (self.path, self.steps, self.layer_groups)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -193,18 +188,8 @@ class Trajectory:
             TrajectoryError: the row has been overwritten since opening.
         """
         self._check()
-        row, end = self._rows[self._merger.slots[index]], 0
-        for spec in self.tensors:
-            if spec.offset > end:
-                yield None, row[end : spec.offset]
-            yield spec, row[spec.offset : spec.end]
-            end = spec.end
-        if len(row) > end:
-            yield None, row[end:]
-
-    @property
-    def _row_count(self) -> int | None:
-        return None if self.layer_groups is None else len(self.layer_groups)
+        row = self._rows[self._merger.slots[index]]
+        yield from ((spec, row[start:end]) for spec, start, end in self.layout.spans())
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +213,8 @@ class Trajectory:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        checked = check_coefficients(coefficients, len(self), rows=self._row_count)
+        groups = self.layer_groups
+        checked = check_coefficients(coefficients, len(self), rows=None if groups is None else len(groups))
         with self._unchanged():
             return self._merger.merge(checked)
 
@@ -258,7 +244,7 @@ class Trajectory:
         For directions d, e with sum zero, ``d @ gram @ e`` is the inner product of the changes they make to
         the weights. With :attr:`layer_groups`, ``[S, K, K]``: those of the weights of each group.
         """
-        total = np.zeros((self._row_count or 1, len(self), len(self)))
+        total = np.zeros((len(self.layer_groups or [0]), len(self), len(self)))
         for row, tile in self._float64_tiles():
             centered = tile - tile.mean(dim=0)
             total[row] += (centered @ centered.t()).cpu().numpy()
@@ -343,6 +329,11 @@ class Trajectory:
         if not kept:
             raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
+
+
+def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:
+    opened = Trajectory.open(path, steps=steps)
+    return opened._merged_by(opened._merger.source, groups)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
