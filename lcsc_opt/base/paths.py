@@ -28,14 +28,12 @@ class KnownCheckpoints:
         sha256: of the packed trajectory.
         steps: ``[K]`` of training.
         moved: whether the study file now names another path; then the checkpoints must be at that path.
-        selected: whether they were selected from more checkpoints.
         packed: the packed trajectory on this machine, or ``None`` if not known.
     """
 
     sha256: str
     steps: tuple[int, ...]
     moved: bool = False
-    selected: bool = False
     packed: Path | None = None
 
     @staticmethod

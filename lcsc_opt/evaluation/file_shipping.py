@@ -71,7 +71,7 @@ class PackedTrajectory:
         path, cache = trajectory.path.resolve(), cache_directory().resolve()
         own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
         place = path.relative_to(cache) if path.is_relative_to(cache) else own
-        known = KnownCheckpoints(trajectory.sha256, trajectory.steps, selected=True)
+        known = KnownCheckpoints(trajectory.sha256, trajectory.steps)
         return cls(path, place, known, (path / MANIFEST).read_bytes(), (path / WEIGHTS).stat().st_size)
 
     def found(self) -> Path:

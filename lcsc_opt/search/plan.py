@@ -200,8 +200,7 @@ class StudyPlan:
             moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
             same = all(before.get(setting) == spec.settings.get(setting) for setting in _CHOOSING)
             if same and not (moved and split_name(name)[0] != experiment):
-                steps = tuple(stored["steps"])
-                return KnownCheckpoints(stored["checkpoints"], steps, moved, bool(before.get("select")))
+                return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved)
         return None
 
     def check_gradient(self, why_none: Callable[[], str | None]) -> None:

@@ -133,12 +133,10 @@ def check_checkpoints(
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     packed = len(alone) == 1 and is_packed(Path(alone[0]).expanduser())
     if (known := KnownCheckpoints.current()) is not None:
-        if known.packed is not None:
-            return
-        own = _there_now(alone, key, None).keys() & set(known.steps)
-        if packed or len(own) == len(known.steps) or (not known.moved and _in_cache(cache, known) is not None):
-            return
-        raise _not_there(alone, known)
+        there = packed or set(known.steps) <= _there_now(alone, key, None).keys()
+        if not there and (known.moved or _in_cache(cache, known) is None):
+            raise _not_there(alone, known)
+        return
     if packed:
         _open_packed(Path(alone[0]).expanduser(), key, selection, None, dtype)
         return
@@ -319,26 +317,26 @@ def _open_known(
     """Exactly the checkpoints that a study knows: from its packed trajectory or the cache, else packed again."""
     if known.packed is not None and (found := Trajectory.holding(known.packed, known)) is not None:
         return found
-    named = ", ".join(map(str, patterns))
     alone = Path(patterns[0]).expanduser() if len(patterns) == 1 else None
     if alone is not None and is_packed(alone) and (found := Trajectory.holding(alone, known)) is not None:
-        _say_grown(named, len(Manifest.load(alone).checkpoints), known)
-        return found
-    sources = _there_now(patterns, key, steps)
-    own = {step: path for step, path in sources.items() if step in known.steps}
-    if not known.moved and (found := _in_cache(cache, known)) is not None:
-        if not own:
-            notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
-        elif Trajectory.holding(_place(cache, _fingerprint(own, key, dtype)), known) is None:
-            notice(f"{named}: may have changed since the study began; it goes on with its packed checkpoints")
-        elif not known.selected:
-            _say_grown(named, len(sources), known)
-        return found
-    if len(own) == len(known.steps):
-        made = _packed_once(own, cache, key, dtype)
-        if made.sha256 == known.sha256:
-            return made
-    raise _not_there(patterns, known)
+        same = Manifest.load(alone).checkpoints[-1].step == known.steps[-1]
+    else:
+        sources = _there_now(patterns, key, steps)
+        own = {step: path for step, path in sources.items() if step in known.steps}
+        found = None if known.moved else _in_cache(cache, known)
+        if found is None and len(own) == len(known.steps):
+            found = _packed_once(own, cache, key, dtype)
+        if found is None or found.sha256 != known.sha256:
+            raise _not_there(patterns, known)
+        packed = _place(cache, _fingerprint(own, key, dtype))
+        same = max(sources, default=-1) == known.steps[-1] and Trajectory.holding(packed, known) is not None
+    if not same:
+        named = ", ".join(map(str, patterns))
+        notice(
+            f"{named}: holds other checkpoints now, and the study goes on with its own {len(known.steps)}; to begin on "
+            f"those there: lcsc fork STUDY NAME --checkpoints {named}"
+        )
+    return found
 
 
 def _not_there(patterns: Sequence[str | Path], known: KnownCheckpoints) -> TrajectoryError:
@@ -359,14 +357,6 @@ def _there_now(patterns: Sequence[str | Path], key: str | None, steps: Sequence[
         return find_sources(find_checkpoints(patterns, key=key), steps)
     except TrajectoryError:
         return {}
-
-
-def _say_grown(named: str, there: int, known: KnownCheckpoints) -> None:
-    if there > len(known.steps):
-        notice(
-            f"{named}: holds {there} checkpoints now, and the study goes on with its own {len(known.steps)}; to begin "
-            f"on all of them: lcsc fork STUDY NAME --checkpoints {named}"
-        )
 
 
 def _in_cache(cache: Path, known: KnownCheckpoints) -> Trajectory | None:

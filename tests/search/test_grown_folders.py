@@ -96,15 +96,7 @@ def write_others() -> None:
     save(20, shift=57)
 
 
-ACCIDENTS = {
-    grow: "holds 4 checkpoints now, and the study goes on with its own 3",
-    copy_elsewhere: "may have changed since the study began",
-    remove: "the study's checkpoints are gone",
-    write_others: "may have changed since the study began",
-}
-
-
-@pytest.mark.parametrize("accident", list(ACCIDENTS), ids=lambda accident: accident.__name__)
+@pytest.mark.parametrize("accident", [grow, copy_elsewhere, remove, write_others])
 def test_every_command_finds_them_again_says_so_and_packs_nothing(
     begun: None, accident: Callable[[], None], typed: Typed
 ) -> None:
@@ -113,7 +105,7 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
     accident()
     for command in COMMANDS:
         said = [line for line in typed(*command).err.splitlines() if "runs" in line and "lcsc:" in line]
-        assert [ACCIDENTS[accident] in line for line in said] == [True], command
+        assert ["goes on with its own 3" in line for line in said] == [True], command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
 
@@ -160,7 +152,7 @@ def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> N
     assert lcsc(RUN) == 0
     with TrajectoryWriter("runs", resume=30) as writer:
         writer.append(40, state_dict(40))
-    assert "holds 4 checkpoints now" in typed("resume", NAME, "--budget", "6").err
+    assert "holds other checkpoints now" in typed("resume", NAME, "--budget", "6").err
     assert lcsc(["export", NAME, "-o", "model.safetensors"]) == 0
     merged = Trajectory.open("runs", steps=STEPS).merge(load_study(NAME).coefficients)
     for name, tensor in load_file("model.safetensors").items():
