@@ -18,7 +18,7 @@ from lcsc_opt.views import number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.progress import RECENT, FailureReason, Progress, duration
+from lcsc_opt.views.progress import FailureReason, Progress, duration
 from lcsc_opt.views.ranking import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -158,23 +158,11 @@ def _nodes(study: StudyHistory) -> Any:
         nodes, seconds = study.nodes, time.time() - study.nodes_seen_at
         old = f", {duration(seconds)} ago" if seconds > OLD_SECONDS else ""
     else:
-        nodes = (NodeWork(study.holder, 1, _share_busy(study), 0),) if study.workers == 1 else ()
-    busy = ("–" if node.busy is None or not node.alive else f"{node.busy:.0%}" for node in nodes)
-    rows = [
-        [node.name or "before they began", node.alive, share, node.deaths]
-        for node, share in zip(nodes, busy, strict=True)
-    ]
+        nodes = (NodeWork(study.holder, 1, 0),) if study.workers == 1 else ()
+    rows = [[node.name or "before they began", node.alive, node.deaths] for node in nodes]
     said = f"{sum(node.alive for node in nodes)} of {study.workers} workers answer{old}."
-    table = parts.table(("machine", "alive", "busy", "died"), rows)
+    table = parts.table(("machine", "alive", "died"), rows)
     return parts.section("Workers", html.P(said, className="note"), table)
-
-
-def _share_busy(study: StudyHistory) -> float | None:
-    """The share of the last trials' time in this run that was spent on evaluation, for one worker."""
-    trials = study.finished
-    trials = trials[trials["started"] >= study.held_since][-RECENT:]
-    elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
-    return min(float(trials["seconds"].sum()) / elapsed, 1.0) if elapsed > 0 else None
 
 
 def _failures(study: StudyHistory) -> Any:

@@ -96,16 +96,14 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class NodeWork:
-    """What the workers of one machine do.
+    """The workers of one machine.
 
     Attributes:
         name: of the machine; empty where workers died before it was known.
         alive: how many of them answer.
-        busy: the share of their time in which they had something to do; ``None`` if none lived.
         deaths: how many died since this process started or continued the search.
     """
 
     name: str
     alive: int
-    busy: float | None
     deaths: int

@@ -219,7 +219,7 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),
-        nodes=tuple(NodeWork(**row) for row in seen.get("nodes", ())),
+        nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in seen.get("nodes", ())),
         nodes_seen_at=float(seen.get("seen_at", 0.0)),
     )
 

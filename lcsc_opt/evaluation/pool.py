@@ -8,6 +8,7 @@ import itertools
 import pickle
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.evaluation.processes import ThisMachine
+from lcsc_opt.evaluation.processes import ProcessLink, cores
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
@@ -44,18 +45,11 @@ class _Link(Protocol):
 
 
 class _Machines(Protocol):
-    """Where workers run.
+    """Other machines where workers run; they come and go, and others do the jobs of a missing one.
 
-    If they are ``elastic``, workers come and go with them, and others do the jobs of a missing one. Each of ``workers``
-    workers may use so many ``threads``. ``start`` starts a worker, or asks for one that starts when there is room, and
-    raises OSError if that fails. ``refused`` gives the error for the jobs of a worker that could not load the
-    objective, or ``None`` to start it elsewhere.
+    ``start`` asks for a worker that starts when there is room, and raises OSError if that fails. ``refused`` gives the
+    error for the jobs of a worker that could not load the objective, or ``None`` to start it elsewhere.
     """
-
-    @property
-    def elastic(self) -> bool: ...
-
-    def threads(self, workers: int) -> int: ...
 
     def start(self, settings: WorkerSettings) -> _Link: ...
 
@@ -86,7 +80,8 @@ class WorkerPool:
         expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
             another one, futures raise StudyStoreError. ``None`` checks nothing.
         environments: what each worker sets in its environment.
-        machines: where workers run; ``None`` is processes on this machine, which share its cores.
+        threads: how many each worker may use; ``None`` is its share of this machine's cores.
+        machines: where workers run; ``None`` is processes on this machine.
     """
 
     def __init__(
@@ -96,17 +91,16 @@ class WorkerPool:
         *,
         expected: dict[str, Any] | None = None,
         environments: Sequence[Mapping[str, str]] = (),
+        threads: int | None = None,
         machines: _Machines | None = None,
     ) -> None:
         self._closing = False
         self._numbers = itertools.count()
         self._queue: dict[int, _Waiting] = {}
         self._lock = threading.RLock()
-        self._machines: _Machines = ThisMachine() if machines is None else machines
-        self._statistics, threads = _Statistics(), self._machines.threads(workers)
+        self._elastic, threads = machines is not None, threads or max(cores() // workers, 1)
         settings = [WorkerSettings(load_objective, expected, threads, e) for e in environments or [{}] * workers]
-        shared = self._hand_out, self._machines, self._statistics
-        self._workers = [_Worker(*shared, known, number) for number, known in enumerate(settings)]
+        self._workers = [_Worker(self._hand_out, machines, known, number) for number, known in enumerate(settings)]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -117,8 +111,10 @@ class WorkerPool:
         return sum(worker.ready for worker in self._workers)
 
     def nodes(self) -> list[NodeWork]:
-        """What the workers of each machine do, by its name; also of those that are gone."""
-        return self._statistics.nodes()
+        """The workers of each machine, by its name; also of one whose workers died."""
+        alive = Counter(worker.machine for worker in self._workers if worker.ready)
+        deaths = sum((worker.deaths for worker in self._workers), Counter[str]())
+        return [NodeWork(name, alive[name], deaths[name]) for name in sorted({*alive, *deaths})]
 
     def submit(
         self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
@@ -171,7 +167,7 @@ class WorkerPool:
             allowed: Sequence[_Worker] = self._workers
             if waiting.worker is not None:
                 own = self._workers[waiting.worker]  # its jobs go to others if workers come and go, and it is missing
-                allowed = self._workers if self._machines.elastic and not own.ready else [own]
+                allowed = self._workers if self._elastic and not own.ready else [own]
             for worker in allowed:
                 worker.ensure_started()
             alive = [worker for worker in allowed if not worker.given_up]
@@ -185,53 +181,24 @@ class WorkerPool:
                 return True
 
 
-class _Statistics:
-    """Counts workers by machine: how many live and how many died, and the seconds that they lived and were busy."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._machines: dict[str, dict[str, float]] = {}
-
-    def count(self, machine: str, *, alive: int = 0, busy: int = 0, deaths: int = 0) -> None:
-        now = time.monotonic()
-        with self._lock:
-            known = self._machines.setdefault(
-                machine, {"since": now, "alive": 0, "busy": 0, "deaths": 0, "lived": 0.0, "worked": 0.0}
-            )
-            seconds, known["since"] = now - known["since"], now
-            known["lived"] += seconds * known["alive"]
-            known["worked"] += seconds * known["busy"]
-            for name, change in (("alive", alive), ("busy", busy), ("deaths", deaths)):
-                known[name] += change
-
-    def nodes(self) -> list[NodeWork]:
-        for machine in list(self._machines):
-            self.count(machine)
-        return [
-            NodeWork(name, int(m["alive"]), m["worked"] / m["lived"] if m["lived"] else None, int(m["deaths"]))
-            for name, m in sorted(self._machines.items())
-        ]
-
-
 class _Worker:
     """One worker, those that replace it, and the thread that takes their answers."""
 
     def __init__(
         self,
         changed: Callable[[], None],
-        machines: _Machines,
-        statistics: _Statistics,
+        machines: _Machines | None,
         settings: WorkerSettings,
         number: int,
     ) -> None:
         self._changed, self._machines, self._settings, self._number = changed, machines, settings, number
-        self._statistics, self._machine = statistics, ""
+        self.machine, self.deaths = "", Counter[str]()  # where it is, where it died
         self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
         self._link: _Link | None = None
         self._reader: threading.Thread | None = None
         self._closing = False
-        self._deaths = 0
+        self._in_a_row = 0
         self._refusal: LcscError | None = None
         self.ready = False
         self.given_up = ""
@@ -245,11 +212,12 @@ class _Worker:
             if self._link is not None or self._closing or self.given_up:
                 return
             try:
-                self._link = self._machines.start(self._settings)
+                made = ProcessLink(self._settings) if self._machines is None else self._machines.start(self._settings)
             except OSError as error:
                 self.given_up = f"worker {self._number} cannot be started: {error}; close programs, or set workers"
                 return
-            self._reader = threading.Thread(target=self._read, args=(self._link,), daemon=True)
+            self._link = made
+            self._reader = threading.Thread(target=self._read, args=(made,), daemon=True)
             self._reader.start()
 
     def send(self, waiting: _Waiting) -> bool:
@@ -261,8 +229,6 @@ class _Worker:
         with self._lock:
             if self._link is None or not self.ready:
                 return False
-            if not self._jobs:
-                self._statistics.count(self._machine, busy=1)
             self._jobs[waiting.job.number] = waiting
             with contextlib.suppress(OSError):  # it died: the reader sees that, too
                 self._link.send(waiting.job)
@@ -290,12 +256,12 @@ class _Worker:
                 break
             if answer.number == READY:
                 if answer.content:
-                    self._refusal = self._machines.refused(link, pickle.loads(answer.content))  # noqa: S301 - our own
+                    error = pickle.loads(answer.content)  # noqa: S301 - of our own worker
+                    self._refusal = error if self._machines is None else self._machines.refused(link, error)
                     if self._refusal is None:
                         link.terminate()
                         break
-                self._machine, self.ready = link.machine, True
-                self._statistics.count(self._machine, alive=1)
+                self.machine, self.ready = link.machine, True
             elif answer.number == NOTICE:
                 notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
             else:
@@ -307,9 +273,7 @@ class _Worker:
     def _take(self, answer: Answer) -> None:
         with self._lock:
             waiting = self._jobs.pop(answer.number)
-            if not self._jobs:
-                self._statistics.count(self._machine, busy=-1)
-            self._deaths = 0
+            self._in_a_row = 0
         try:
             value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
         except Exception as error:
@@ -327,12 +291,11 @@ class _Worker:
             if self._closing:
                 return
             lost, self._jobs = self._jobs, {}
-            died = was_ready or counts
-            self._statistics.count(link.machine, alive=-was_ready, busy=-bool(lost), deaths=int(died))
+            self.deaths[link.machine] += was_ready or counts
             self._link = None
-            self._deaths += counts
-            if self._deaths >= _MOST_DEATHS:
-                lost_again = f"worker {self._number} was lost {self._deaths} times in a row: {how}"
+            self._in_a_row += counts
+            if self._in_a_row >= _MOST_DEATHS:
+                lost_again = f"worker {self._number} was lost {self._in_a_row} times in a row: {how}"
                 self.given_up = f"{lost_again}; give it more memory, or run with fewer workers"
                 notice(f"{self.given_up}; the other workers go on")
         for waiting in lost.values():

@@ -13,7 +13,6 @@ from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lcsc_opt.base.errors import LcscError
 from lcsc_opt.evaluation.worker import Answer, Job, WorkerSettings, serve
 
 
@@ -44,24 +43,6 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[Mapping[str,
     return [accelerator.only(accelerator.find(device)) for device in chosen]
 
 
-class ThisMachine:
-    """Workers are processes on this machine, which share the cores that this process may use."""
-
-    elastic = False
-
-    def threads(self, workers: int) -> int:
-        """Cores for each worker."""
-        return max(cores() // workers, 1)
-
-    def start(self, settings: WorkerSettings) -> _Process:
-        """Start a process. Raises OSError if that fails."""
-        return _Process(settings)
-
-    def refused(self, link: object, error: LcscError) -> LcscError:  # noqa: ARG002 - as of other machines
-        """The error itself, since there is no other machine."""
-        return error
-
-
 _preparing = threading.Lock()
 
 
@@ -84,7 +65,7 @@ def _without_script() -> Iterator[None]:
             spawn.get_preparation_data = prepare
 
 
-class _Process:
+class ProcessLink:
     """The connection to one process."""
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -99,15 +80,19 @@ class _Process:
         self.machine = platform.node()
 
     def send(self, job: Job) -> None:
+        """Hand it a job."""
         self._connection.send(job)
 
     def receive(self) -> Answer:
+        """Wait for its next answer."""
         answer: Answer = self._connection.recv()
         return answer
 
     def terminate(self) -> None:
+        """Stop it, also in the middle of a job."""
         self._process.terminate()
 
     def join(self) -> tuple[str, bool]:
+        """Wait until it is gone; how it ended, which always counts."""
         self._process.join()
         return f"the worker process died (killed, or out of memory; exit code {self._process.exitcode})", True

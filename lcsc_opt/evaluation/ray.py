@@ -65,7 +65,14 @@ def ray_workers(
             )
         environments = [{} if cluster.gpus else dict.fromkeys(VISIBLE.values(), "")] * wanted.ray
         expected = objective.fingerprint()
-        pool = WorkerPool(load, wanted.ray, expected=expected, environments=environments, machines=cluster)
+        pool = WorkerPool(
+            load,
+            wanted.ray,
+            expected=expected,
+            environments=environments,
+            threads=max(int(wanted.cpus), 1),
+            machines=cluster,
+        )
         with contextlib.closing(pool):
             yield pool
 
@@ -82,8 +89,6 @@ def check_cluster(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
 
 class _Cluster:
     """The machines of a Ray cluster, as places where workers run, each with so many ``gpus``."""
-
-    elastic = True
 
     def __init__(self, ray: Any, wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         self._ray, self._wanted = ray, wanted
@@ -108,9 +113,6 @@ class _Cluster:
             )
         if room < wanted.ray:
             notice(f"the cluster has room for {room} of {wanted.ray} workers; the others begin when nodes join it")
-
-    def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
-        return max(int(self._wanted.cpus), 1)
 
     def start(self, settings: WorkerSettings) -> _RayLink:
         options: dict[str, Any] = {

@@ -7,7 +7,6 @@ The columns of one dtype are a ``[K, P]`` view of it. A one-hot combination is t
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -148,7 +147,8 @@ class Trajectory:
         return self._merged_by(self._merger.source, None if rule is None else LayerGroups.by(rule, shapes))
 
     def _merged_by(self, source: Placed, groups: LayerGroups | None) -> Trajectory:
-        changed = copy.copy(self)
+        changed = object.__new__(Trajectory)
+        changed.__dict__.update(self.__dict__)
         changed.layer_groups = groups
         changed._merger = Merger(source, self._rows, self._manifest, groups)
         return changed
