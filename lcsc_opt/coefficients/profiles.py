@@ -80,11 +80,6 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     return [*emas, *(decay_coefficients(len(steps), count) for count in (*counts, len(steps)))]
 
 
-def uniform_coefficients(chosen: npt.NDArray[np.bool_]) -> Coefficients:
-    """The average of some checkpoints: ``[K]``, equal where ``chosen`` ``[K]`` and zero elsewhere."""
-    return close_sum(chosen / np.count_nonzero(chosen))
-
-
 def decay_coefficients(total: int, last: int, decay: str = LINEAR) -> Coefficients:
     """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
 
@@ -103,7 +98,7 @@ def decay_coefficients(total: int, last: int, decay: str = LINEAR) -> Coefficien
     """
     window = np.arange(total, 0, -1) <= last
     if decay == LINEAR:
-        return uniform_coefficients(window)
+        return normalize(window)
     factors = 1 - np.sqrt(np.arange(last + 1) / last)
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
 
@@ -118,7 +113,7 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     taken = np.abs(coefficients) > _COARSE
     count = int(np.count_nonzero(taken))
     of = f"all {count}" if count == len(steps) else f"the last {count}"
-    if np.allclose(coefficients, uniform_coefficients(taken), atol=_COARSE):
+    if np.allclose(coefficients, taken / count, atol=_COARSE):
         if count == 1:
             return "last checkpoint" if taken[-1] else f"step {steps[int(taken.argmax())]}"
         return f"average of {of if taken[-count:].all() else count}"

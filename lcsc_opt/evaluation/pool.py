@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import multiprocessing
 import pickle
+import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from multiprocessing import spawn
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.evaluation.processes import ProcessLink, cores
-from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
+from lcsc_opt.evaluation.processes import cores
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings, serve
 from lcsc_opt.objective.contract import Objective
 
 _MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
@@ -54,6 +58,57 @@ class _Machines(Protocol):
     def start(self, settings: WorkerSettings) -> _Link: ...
 
     def refused(self, link: _Link, error: LcscError) -> LcscError | None: ...
+
+
+_preparing = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """While this is open, started processes do not run the user's script again: they need nothing of it.
+
+    So the script needs no ``if __name__ == "__main__"``.
+    """
+    with _preparing:
+        prepare = spawn.get_preparation_data
+
+        def prepare_nothing(name: str) -> dict[str, Any]:
+            return {key: value for key, value in prepare(name).items() if not key.startswith("init_main")}
+
+        spawn.get_preparation_data = prepare_nothing
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = prepare
+
+
+class _Process:
+    """The connection to one process."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection: Connection
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=serve, args=(other, settings))
+        named = b"__main__" in pickle.dumps(settings)
+        with contextlib.nullcontext() if named else _without_script():
+            self._process.start()
+        other.close()
+        self.machine = platform.node()
+
+    def send(self, job: Job) -> None:
+        self._connection.send(job)
+
+    def receive(self) -> Answer:
+        answer: Answer = self._connection.recv()
+        return answer
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def join(self) -> tuple[str, bool]:
+        self._process.join()
+        return f"the worker process died (killed, or out of memory; exit code {self._process.exitcode})", True
 
 
 @dataclasses.dataclass(eq=False)
@@ -212,7 +267,7 @@ class _Worker:
             if self._link is not None or self._closing or self.given_up:
                 return
             try:
-                made = ProcessLink(self._settings) if self._machines is None else self._machines.start(self._settings)
+                made = _Process(self._settings) if self._machines is None else self._machines.start(self._settings)
             except OSError as error:
                 self.given_up = f"worker {self._number} cannot be started: {error}; close programs, or set workers"
                 return

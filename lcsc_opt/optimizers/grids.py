@@ -17,9 +17,9 @@ from lcsc_opt.coefficients.profiles import (
     DECAYS,
     POWER_EMA_SIGMAS,
     decay_coefficients,
+    normalize,
     plain_averages,
     power_ema_coefficients,
-    uniform_coefficients,
 )
 from lcsc_opt.optimizers.parametrization import Count, Numbers, failed, steps_of
 
@@ -153,7 +153,7 @@ class _GreedySoup(Optimizer):  # type: ignore[misc]
         if self.finished:
             return self.parametrization.spawn_child(new_value=self.recommend().value)
         chosen = np.isin(np.arange(self._count), self._to_ask[0])
-        return self.parametrization.spawn_child(new_value=uniform_coefficients(chosen))
+        return self.parametrization.spawn_child(new_value=normalize(chosen))
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         if self.finished:

@@ -104,16 +104,6 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     return entry, float(step_size)
 
 
-def grid_size(spec: OptimizerSpec, steps: Sequence[int]) -> int | None:
-    """How many candidates a grid has over checkpoints of these ``[K]`` steps; ``None`` of an optimizer that is no grid.
-
-    Raises:
-        StudySpecError: an unknown optimizer or option; the message names it.
-    """
-    profiles = getattr(configure(spec)[0], "profiles", None)
-    return None if profiles is None else len(profiles(tuple(steps)))
-
-
 def needs_gradient(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can search only objectives that give gradients."""
     return _says(spec, "needs_gradient")

@@ -22,7 +22,7 @@ from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, grid_size, needs_gradient
+from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
 
 FEWEST_REAL_IMAGES = 10  # for each feature, where each layer may have coefficients of its own
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
@@ -270,7 +270,8 @@ class StudyPlan:
         """The budget, but no more than a grid has candidates."""
         budget = self.spec.budget
         price = objective.images_per_evaluation if budget.unit == "images" else 1
-        candidates = grid_size(self.optimizer, objective.steps)
+        profiles = getattr(configure(self.optimizer)[0], "profiles", None)  # of a grid
+        candidates = None if profiles is None else len(profiles(objective.steps))
         return budget if candidates is None else BudgetSpec(**{budget.unit: min(budget.total, price * candidates)})
 
     def _parallelism(self, objective: Objective) -> dict[str, Any]:

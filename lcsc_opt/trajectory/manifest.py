@@ -6,9 +6,9 @@ import itertools
 import math
 import mmap
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -25,7 +25,7 @@ _MOST_SCALARS = 2**48  # of one tensor
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-class SavedCheckpoint(pydantic.BaseModel):
+class _SavedCheckpoint(pydantic.BaseModel):
     """One checkpoint: its training step, its row, where it came from, and the SHA-256 of the row."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
@@ -55,7 +55,7 @@ class Manifest(pydantic.BaseModel):
     stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
-    checkpoints: tuple[SavedCheckpoint, ...] = ()
+    checkpoints: tuple[_SavedCheckpoint, ...] = ()
     metadata: dict[str, str] = {}
 
     @property
@@ -116,6 +116,11 @@ class Manifest(pydantic.BaseModel):
         """
         with replacing(path / MANIFEST) as pending:
             pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+
+    def with_checkpoint(self, checkpoints: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
+        """This manifest and a checkpoint that was ``saved``, without all but the last ``checkpoints``."""
+        kept = (*self.checkpoints, _SavedCheckpoint(**saved))[-checkpoints if checkpoints else 0 :]
+        return self.model_copy(update={"checkpoints": kept, "varying": tuple(sorted({*self.varying, *varying}))})
 
     def sha256_of(self, steps: Collection[int]) -> str:
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""

@@ -18,7 +18,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import LOCK, Manifest, SavedCheckpoint, foreign_files
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 AT_ONCE_BYTES = 2**14  # as many are hashed sooner than a thread wakes
@@ -158,14 +158,8 @@ class MatrixWriter:
         slot = next(slot for slot in range(len(used) + 1) if slot not in used)
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
-        checkpoints = (*manifest.checkpoints, SavedCheckpoint(step=step, slot=slot, source=source, sha256=sha256))
-        self._written = manifest.model_copy(
-            update={
-                "checkpoints": checkpoints if self._keep_last is None else checkpoints[-self._keep_last :],
-                "varying": tuple(sorted({*manifest.varying, *varying})),
-                "metadata": {**manifest.metadata, **self._metadata},
-            }
-        )
+        added = manifest.with_checkpoint(self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256)
+        self._written = added.model_copy(update={"metadata": {**manifest.metadata, **self._metadata}})
         return True
 
     def commit(self) -> None:
