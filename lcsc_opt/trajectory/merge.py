@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -119,10 +119,13 @@ class Merger:
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         together = {spec.name for segment in self.segments for spec in segment.tensors}
-        others = tuple(spec for spec in self._tensors if spec.name not in together)
+        others = [spec for spec in self._tensors if spec.name not in together]
         groups = None if coefficients.ndim == 1 else self._groups
         coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
-        merged = self._largest(coefficients.argmax(axis=1), others, groups)
+        merged: StateDict = {}
+        for row, index in enumerate(coefficients.argmax(axis=1)):  # copied from the largest of their group
+            own = (spec for spec in others if groups is None or groups.row_of.get(spec.name, 0) == row)
+            merged |= self._copy(int(index), own)
         device, slots = self.source.device, self.slots
         used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=0), strict=True) if some]
         slots = used if 2 * len(used) <= len(slots) else slots  # one block of rows is read faster than many
@@ -177,17 +180,6 @@ class Merger:
             (start, min(start + width, last), row) for first, last, row in runs for start in range(first, last, width)
         )
 
-    def _largest(
-        self, largest: npt.NDArray[np.intp], specs: tuple[TensorSpec, ...], groups: LayerGroups | None
-    ) -> StateDict:
-        """Tensors that are not merged, of the checkpoint ``largest`` ``[S]`` of their group."""
-        if groups is None:
-            return self._copy(int(largest[0]), specs)
-        found: StateDict = {}
-        for row, index in enumerate(largest):
-            found |= self._copy(int(index), tuple(spec for spec in specs if groups.row_of.get(spec.name, 0) == row))
-        return found
-
     def _room(self, segment: Segment, result: StateDict) -> Tensor:
         """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
         dtype = torch.float32 if self._widened else segment.dtype
@@ -200,7 +192,7 @@ class Merger:
             result[spec.name] = flat[first : first + spec.numel].view(spec.shape)
         return flat
 
-    def _copy(self, index: int, specs: tuple[TensorSpec, ...]) -> StateDict:
+    def _copy(self, index: int, specs: Iterable[TensorSpec]) -> StateDict:
         """Tensors of checkpoint ``index``, bit for bit."""
         row, there = self._rows[self.slots[index]], self._constants
         return {

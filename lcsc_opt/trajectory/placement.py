@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -32,13 +32,16 @@ _BUFFERS = 3  # one is combined, one is there or nearly, and the disk has work
 _READERS = 4  # threads; a disk has work while one of them waits for the other
 
 
-class Mapped:
-    """The file as it is mapped, ``[slots, row_bytes]`` uint8: the system keeps what fits into memory."""
+class Held:
+    """Columns in memory, ``[slots, n]`` of each segment: mapped from the file, or copied to a device once."""
 
-    device = CPU
+    def __init__(self, device: torch.device, columns: Mapping[Segment, Tensor]) -> None:
+        self.device, self._columns = device, columns
 
-    def __init__(self, rows: Tensor) -> None:
-        self._rows = rows
+    @classmethod
+    def mapped(cls, rows: Tensor, segments: Sequence[Segment]) -> Held:
+        """Columns of ``[slots, row_bytes]`` uint8 as they are mapped: the system keeps what fits into memory."""
+        return cls(CPU, {segment: rows[:, segment.start : segment.stop].view(segment.dtype) for segment in segments})
 
     def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:  # noqa: ARG002
         """All columns of these segments in order, some at a time, valid until the next ones are asked for.
@@ -46,7 +49,7 @@ class Mapped:
         Rows in other slots may hold anything.
         """
         for segment in segments:
-            yield segment, 0, self._rows[:, segment.start : segment.stop].view(segment.dtype)
+            yield segment, 0, self._columns[segment]
 
 
 class _Streamed:
@@ -59,7 +62,7 @@ class _Streamed:
         self._path, (self._slots, self._row_bytes), self.device = path, shape, device
 
     def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:
-        """See :class:`Mapped`."""
+        """See :class:`Held`."""
         reads = [read for segment in segments for read in self.reads(segment)]
         gpu = self.device != CPU
         size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
@@ -110,30 +113,7 @@ class _Streamed:
             raise TrajectoryError(f"Cannot read {self._path}: {error.strerror}.") from error
 
 
-class _Resident:
-    """In the memory of a device, copied there once."""
-
-    def __init__(
-        self, streamed: _Streamed, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str
-    ) -> None:
-        self.device = streamed.device
-        self._columns = {
-            segment: torch.empty(rows, segment.width, dtype=segment.dtype, device=self.device) for segment in segments
-        }
-        parts = sum(len(list(streamed.reads(segment))) for segment in segments)
-        with progress(f"{name} to {self.device}", parts) as advance:
-            for segment, start, part in streamed.columns(segments, slots):
-                self._columns[segment][:, start : start + part.shape[1]].copy_(part)
-                advance()
-        accelerator.synchronize(self.device)
-
-    def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:  # noqa: ARG002
-        """See :class:`Mapped`."""
-        for segment in segments:
-            yield segment, 0, self._columns[segment]
-
-
-Placed = Mapped | _Streamed | _Resident
+Placed = Held | _Streamed
 """What gives a merge the columns that it combines, on its ``device``."""
 
 
@@ -163,15 +143,27 @@ def place(
     if how == "mapped":
         if gpu:
             raise TrajectoryError(f"{path} cannot be mapped into {device}: choose 'resident' or 'streamed'.")
-        return Mapped(rows)
+        return Held.mapped(rows, segments)
     streamed, name = _Streamed(path, (rows.shape[0], rows.shape[1]), device), path.parent.name
     if how == "resident":
         with contextlib.suppress(torch.OutOfMemoryError):  # others have taken the memory meanwhile
-            resident = _Resident(streamed, len(rows), segments, slots, name)
+            resident = _copied(streamed, len(rows), segments, slots, name)
             notice(f"{name}: its checkpoints ({size_in_words(size)}) are kept in the memory of {device}")
             return resident
     notice(f"{name}: its checkpoints ({size_in_words(size)}) are streamed for each merge")
     return streamed
+
+
+def _copied(streamed: _Streamed, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str) -> Held:
+    device = streamed.device
+    columns = {segment: torch.empty(rows, segment.width, dtype=segment.dtype, device=device) for segment in segments}
+    parts = sum(len(list(streamed.reads(segment))) for segment in segments)
+    with progress(f"{name} to {device}", parts) as advance:
+        for segment, start, part in streamed.columns(segments, slots):
+            columns[segment][:, start : start + part.shape[1]].copy_(part)
+            advance()
+    accelerator.synchronize(device)
+    return Held(device, columns)
 
 
 def _room(device: torch.device) -> float:

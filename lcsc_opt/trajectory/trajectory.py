@@ -33,7 +33,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
-from lcsc_opt.trajectory.placement import Mapped, Placed, Placement, place
+from lcsc_opt.trajectory.placement import Held, Placed, Placement, place
 
 
 class Trajectory:
@@ -78,7 +78,8 @@ class Trajectory:
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
-        self._merger = Merger(Mapped(self._rows), self._rows, manifest)
+        segments = manifest.layout.segments(self.varying)
+        self._merger = Merger(Held.mapped(self._rows, segments), self._rows, manifest)
 
     @classmethod
     def holding(cls, path: Path, known: KnownCheckpoints) -> Trajectory | None:

@@ -127,7 +127,7 @@ def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
     trajectory.on("cpu")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(placement, "_room", lambda _device: 100.0)
-    monkeypatch.setattr(placement, "_Resident", full)
+    monkeypatch.setattr(placement, "_copied", full)
     for how in (None, "resident"):  # there was room, until it was taken
         trajectory.on("cpu", how=how)  # type: ignore[arg-type]
         assert "are streamed for each merge" in capsys.readouterr().err
