@@ -23,13 +23,13 @@ def contact_sheet(images: npt.ArrayLike, *, columns: int = COLUMNS) -> bytes:
     levels = np.clip(np.rint((np.asarray(images, dtype=np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
     factor = max(1, -(-SMALLEST // max(levels.shape[2:])))
     pixels = levels.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2)  # [n, H, W, C]
-    count, height, width = pixels.shape[:3]
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        sheet[top : top + height, left : left + width] = image
+    columns = min(columns, len(pixels))
+    rows = -(-len(pixels) // columns)
+    white = ((0, rows * columns - len(pixels)), (0, GAP), (0, GAP), (0, 0))
+    cells = np.pad(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), white, constant_values=255)
+    _, height, width, _ = cells.shape
+    sheet = cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    sheet = np.ascontiguousarray(sheet[:-GAP, :-GAP])
     content = io.BytesIO()
     Image.fromarray(sheet).save(content, format="PNG")
     return content.getvalue()

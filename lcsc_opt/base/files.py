@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,15 +118,14 @@ def try_lock(path: Path) -> Callable[[], None] | None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    return functools.partial(_unlock, lock)
 
+    def unlock() -> None:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                path.unlink()  # still locked: a process that opened it meanwhile makes a new one
+            lock.release()
 
-def _unlock(lock: FileLock) -> None:
-    """Remove the file while it is still locked: a process that opened it meanwhile makes a new one."""
-    if lock.is_locked:
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            Path(lock.lock_file).unlink()
-        lock.release()
+    return unlock
 
 
 @contextlib.contextmanager
@@ -147,14 +146,13 @@ def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
         unlock = try_lock(path)
     except OSError as error:
         raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {ANOTHER_FOLDER}.") from error
-    if unlock is None:
+    if unlock is None and busy:
         if isinstance(busy, LcscError):
             raise busy
-        if busy:
-            notice(busy)
-        lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-        lock.acquire(poll_interval=POLL_SECONDS)
-        unlock = functools.partial(_unlock, lock)
+        notice(busy)
+    while unlock is None:
+        time.sleep(POLL_SECONDS)
+        unlock = try_lock(path)
     try:
         yield
     finally:

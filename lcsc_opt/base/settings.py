@@ -50,7 +50,7 @@ _EXPECTED = {
 
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     location = [part for part in detail["loc"] if not str(part).startswith("function-")]
-    path = _path(location)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
     kind = detail["type"]
     if kind == "extra_forbidden":
         known = _keys_at(model, location[:-1])
@@ -68,13 +68,6 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     elif kind == "string_type" and isinstance(given, (int, float)):
         hint = f" (it is text in quotes, in a shell '\"{given}\"')"
     return f"{path}: expected {message}, got {excerpt(given)}{hint}"
-
-
-def _path(location: Sequence[str | int]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
 
 
 def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
@@ -154,13 +147,8 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: numbers of too many digits
-        raise ValueError(_wrong(error)) from error
-
-
-def _wrong(error: Exception) -> str:
-    """The message of an error, without the lines of the text, which the reader has."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        context = "" if error.context is None else f"{error.context}: "
-        where = error.problem_mark
-        return f"{context}{error.problem} in line {where.line + 1}, column {where.column + 1}"
-    return " ".join(str(error).split())
+        said = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # without the lines of the text
+            context, where = "" if error.context is None else f"{error.context}: ", error.problem_mark
+            said = f"{context}{error.problem} in line {where.line + 1}, column {where.column + 1}"
+        raise ValueError(said) from error

@@ -34,7 +34,15 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
         StudySpecError: ``vary`` is no mapping of keys to lists of values, a key cannot be varied, or two points would
             have one name.
     """
-    varied = _checked(content[VARY], source)
+    varied = content[VARY]
+    if not isinstance(varied, Mapping):
+        example = f"keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
+        raise StudySpecError(f"{source}: {VARY}: expected {example}, got {excerpt(varied)}")
+    for key, values in varied.items():
+        if str(key).split(".")[0] in _FIXED:
+            raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
+        if not isinstance(values, list) or not values:
+            raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
     short = _short_names(list(varied))
     made = []
     for values in itertools.product(*varied.values()):
@@ -50,20 +58,6 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
     if twice:
         raise StudySpecError(f"{source}: {VARY}: two points are called {twice[0]}; each needs a name of its own")
     return made
-
-
-def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
-    example = f"expected keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
-    if not isinstance(varied, Mapping):
-        raise StudySpecError(f"{source}: {VARY}: {example}, got {excerpt(varied)}")
-    for key, values in varied.items():
-        if not isinstance(key, str) or not all(key.split(".")):
-            raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {excerpt(key)}")
-        if key.split(".")[0] in _FIXED:
-            raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
-        if not isinstance(values, list) or not values:
-            raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
-    return dict(varied)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -106,27 +100,13 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
     if content is None:
         content = {}
     if isinstance(content, list):
-        return _replaced_in_list(content, keys, value, where)
+        called = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in content]
+        if not any(called):
+            raise StudySpecError(f"{where}: {excerpt(content)} has no {keys[0]!r}")
+        return [  # an optimizer is written as LCSC, or LCSC: {…}
+            replaced(entry if isinstance(entry, Mapping) else {}, keys, value, where=where) if own else entry
+            for entry, own in zip(content, called, strict=True)
+        ]
     if not isinstance(content, Mapping):
         raise StudySpecError(f"{where}: {excerpt(content)} has no key {keys[0]!r}; replace all of it")
     return {**content, keys[0]: replaced(content.get(keys[0]), keys[1:], value, where=where)}
-
-
-def _replaced_in_list(entries: list[Any], keys: Sequence[str], value: Any, where: str) -> list[Any]:
-    """The list with one optimizer changed, written as ``LCSC``, ``LCSC: {…}`` or ``{name: LCSC, options: {…}}``."""
-    name, rest = keys[0], keys[1:]
-    if not any(_is_called(entry, name) for entry in entries):
-        raise StudySpecError(f"{where}: {excerpt(entries)} has no {name!r}")
-    changed = []
-    for entry in entries:
-        if not _is_called(entry, name):
-            changed.append(entry)
-        elif isinstance(entry, Mapping) and "name" in entry:
-            changed.append(replaced(entry, ["options", *rest], value, where=where))
-        else:
-            changed.append(replaced(entry if isinstance(entry, Mapping) else {}, keys, value, where=where))
-    return changed
-
-
-def _is_called(entry: Any, name: str) -> bool:
-    return entry == name or (isinstance(entry, Mapping) and (entry.get("name") == name or list(entry) == [name]))

@@ -88,8 +88,14 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
     for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
         if hasattr(signal, name):  # Windows has no second one
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with_coordinator, daemon=True).start()
-    lock = threading.Lock()
+    coordinator, lock = multiprocessing.parent_process(), threading.Lock()
+
+    def end_with_coordinator() -> None:  # also when it was killed: else the device would stay taken
+        if coordinator is not None:
+            multiprocessing.connection.wait([coordinator.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=end_with_coordinator, daemon=True).start()
 
     def send(answer: Answer) -> None:
         with lock, contextlib.suppress(OSError):  # nobody is there any more
@@ -131,11 +137,3 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
             "changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
         )
     return Pipeline(objective) if isinstance(objective, StagedObjective) else InProcessEvaluator(objective)
-
-
-def _end_with_coordinator() -> None:
-    """End this process when the coordinator is gone, also when it was killed: else the device would stay taken."""
-    coordinator = multiprocessing.parent_process()
-    if coordinator is not None:
-        multiprocessing.connection.wait([coordinator.sentinel])
-        os._exit(1)

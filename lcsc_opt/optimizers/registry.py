@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import nevergrad as ng
@@ -94,13 +94,22 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
             f"optimizers.{spec.name}: no such optimizer{near_miss(spec.name, list(known))}; "
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
-    entry = known[spec.name]
-    if options and spec.name == "CMA":  # which Nevergrad registers without its settings
-        entry = _configure(spec.name, ng.families.ParametrizedCMA, options)
-    elif options and isinstance(entry, ConfiguredOptimizer):
-        entry = _configure(spec.name, type(entry), {**entry.config(), **options})
-    elif options:
-        raise _no_such_option(spec.name, next(iter(options)), [_STEP_SIZE])
+    entry, factory = known[spec.name], None
+    if spec.name == "CMA":  # which Nevergrad registers without its settings
+        factory = ng.families.ParametrizedCMA
+    elif isinstance(entry, ConfiguredOptimizer):
+        factory, options = type(entry), {**entry.config(), **options} if options else options
+    names = [*(inspect.signature(factory).parameters if factory else ()), _STEP_SIZE]
+    for option in options:
+        if option not in names:
+            no_such = f"no such option{near_miss(option, names)}; it has {', '.join(names)}"
+            raise StudySpecError(f"optimizers.{spec.name}.{option}: {no_such}")
+    if factory is not None and options:
+        try:
+            entry = factory(**options)
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            reason = str(error) or "it does not take these options"
+            raise StudySpecError(f"optimizers.{spec.name}: {reason}") from error
     return entry, float(step_size)
 
 
@@ -126,23 +135,3 @@ def _says(spec: OptimizerSpec, attribute: str) -> bool:
             return False
         layer = inner
     return True
-
-
-def _configure(
-    name: str, factory: Callable[..., ConfiguredOptimizer], options: Mapping[str, Any]
-) -> ConfiguredOptimizer:
-    """One of Nevergrad's optimizers with these options."""
-    allowed = list(inspect.signature(factory).parameters)
-    for option in options:
-        if option not in allowed:
-            raise _no_such_option(name, option, [*allowed, _STEP_SIZE])
-    try:
-        return factory(**options)
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        reason = str(error) or "it does not take these options"
-        raise StudySpecError(f"optimizers.{name}: {reason}") from error
-
-
-def _no_such_option(name: str, option: str, known: Sequence[str]) -> StudySpecError:
-    guess = near_miss(option, known)
-    return StudySpecError(f"optimizers.{name}.{option}: no such option{guess}; it has {', '.join(known)}")
