@@ -17,4 +17,4 @@ def read_once() -> None:
         _known.extend([] if _known else [_read(manager)])
         return _known[0]
 
-    storage._VersionManager._create_alembic_script = once  # type: ignore[method-assign]
+    storage._VersionManager._create_alembic_script = once  # type: ignore[assignment, method-assign]

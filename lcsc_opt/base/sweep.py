@@ -39,7 +39,9 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
         example = f"keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
         raise StudySpecError(f"{source}: {VARY}: expected {example}, got {excerpt(varied)}")
     for key, values in varied.items():
-        if str(key).split(".")[0] in _FIXED:
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {excerpt(key)}")
+        if key.split(".")[0] in _FIXED:
             raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
         if not isinstance(values, list) or not values:
             raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")

@@ -83,7 +83,11 @@ class LayerGroups:
                 groups = layers if rule == "layers" else {name: _block(layer) for name, layer in layers.items()}
         else:
             groups = _matched(rule, shapes)
-        names = tuple(sorted(set(groups.values()), key=_natural))
+
+        def natural(name: str) -> list[object]:  # layer.9 before layer.10
+            return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", name))]
+
+        names = tuple(sorted(set(groups.values()), key=natural))
         rows = {name: row for row, name in enumerate(names)}
         return cls(names, MappingProxyType({name: rows[group] for name, group in groups.items()}), rule)
 
@@ -116,8 +120,3 @@ def _matched(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Seque
         shown = ", ".join(left[:_MOST_NAMED]) + (f" and {len(left) - _MOST_NAMED} more" if left[_MOST_NAMED:] else "")
         notice(f"space.rows: no pattern matches {shown}; they are merged with the row {OTHER!r}")
     return groups | dict.fromkeys(left, OTHER)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts ``layer.10`` after ``layer.9``."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]

@@ -42,9 +42,6 @@ class TrajectorySaver:
         resume: ``restart`` lets a training that starts drop the rows that are there: those of a job that was killed
             before its first saved state, and was queued again.
         options: further arguments of :class:`TrajectoryWriter`.
-
-    Raises:
-        TrajectoryError: ``resume`` is something else, such as a step; the training's own checkpoint tells the step.
     """
 
     def __init__(
@@ -57,8 +54,6 @@ class TrajectorySaver:
         resume: Literal["restart"] | None = None,
         **options: Any,
     ) -> None:
-        if resume not in (None, "restart"):
-            raise TrajectoryError(f"resume: expected 'restart', got {resume!r}; give the step to begin()")
         self._restarts = resume == "restart"
         self._path, self._options = Path(path), {"every": every, **options}
         self._accelerator = accelerator

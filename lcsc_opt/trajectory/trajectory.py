@@ -169,10 +169,8 @@ class Trajectory:
         Floating-point tensors that were rounded to half precision come in float32.
 
         Raises:
-            TrajectoryError: there is no such checkpoint, or it has been overwritten since opening.
+            TrajectoryError: the checkpoint has been overwritten since opening.
         """
-        if not -len(self) <= index < len(self):
-            raise TrajectoryError(f"There is no checkpoint {index}: {self.path} holds {len(self)}.")
         row, widened = self._rows[self._merger.slots[index]], self.stored is not None
         with self._unchanged():
             return {spec.name: spec.copy_from(row, widened=widened) for spec in self.tensors}

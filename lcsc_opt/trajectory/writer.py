@@ -153,25 +153,21 @@ class TrajectoryWriter:
             tensors = _named_tensors(weights)
             self._background.finish()
             layout = self._saver.check(tensors)
-            if wait:
-                return self._save(step, layout, tensors, source)
             new = self._saver.is_new(step)
-            staged, copied = self._staged(layout, tensors)
+            copied: list[torch.Event] = []
+            if not wait:
+                tensors, copied = self._staged(layout, tensors)
 
             def save() -> None:
                 for event in copied:
                     wait_for(event)
-                self._save(step, layout, staged, source)
+                self._saver.write(step, layout, tensors, source=source)
+                self._saver.commit()
 
-            self._background.start(save)
+            save() if wait else self._background.start(save)
             return new
         finally:
             self._appending.release()
-
-    def _save(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], source: str) -> bool:
-        new = self._saver.write(step, layout, tensors, source=source)
-        self._saver.commit()
-        return new
 
     @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
     @torch.no_grad()
@@ -206,11 +202,9 @@ def _named_tensors(weights: object) -> Mapping[str, Tensor]:
         weights = module_weights(weights)
     if not isinstance(weights, Mapping):
         raise TrajectoryError(
-            f"A checkpoint is a module or a state dict, not {type(weights).__name__}: pass the model that has the "
-            "weights, or its state_dict()."
+            f"A checkpoint is a module or a state dict, not {type(weights).__name__}: pass the model."
         )
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
-            instead = "pass it alone" if isinstance(tensor, Mapping) else "leave it out"
-            raise TrajectoryError(f"Entry {name!r} is {type(tensor).__name__}, not a tensor: {instead}.")
+            raise TrajectoryError(f"Entry {name!r} is {type(tensor).__name__}, not a tensor: pass tensors alone.")
     return weights

@@ -36,7 +36,7 @@ def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, av
     ("step", "weights", "message"),
     [
         (1, torch.optim.SGD([torch.ones(3)]), r"not SGD: pass the model"),
-        (1, {"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor: pass it alone"),
+        (1, {"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor"),
         *((step, state_dict(1), "[Ss]tep") for step in (-1, 1.5, 2**63)),
     ],
 )
