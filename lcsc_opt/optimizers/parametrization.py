@@ -33,23 +33,15 @@ _REQUEST, _EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's me
 
 
 class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
-    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space (``[S, K]``, if it has rows), and back.
-
-    Nevergrad asks for the value of a candidate nine times, so the last value is kept.
-    """
+    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space (``[S, K]``, if it has rows), and back."""
 
     def __init__(self, space: CoefficientSpace) -> None:
         super().__init__()
         self.space = space
-        self._last: tuple[bytes, Coefficients] | None = None
 
     def forward(self, value: npt.NDArray[np.float64]) -> Coefficients:
         """``[d]`` → ``[K]``."""
-        free = np.asarray(value, dtype=np.float64)
-        key = free.tobytes()
-        if self._last is None or self._last[0] != key:
-            self._last = key, self.space.to_coefficients(free)
-        return self._last[1].copy()
+        return self.space.to_coefficients(np.asarray(value, dtype=np.float64))
 
     def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[d]``."""

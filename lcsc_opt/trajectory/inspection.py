@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +99,7 @@ def _described(
         "last_step": steps[-1] if steps else None,
         "intervals": sorted({later - earlier for earlier, later in itertools.pairwise(steps)}),
         "steps": steps,
-        "warnings": [*mixed, *_gaps(steps), *warnings],
+        "warnings": [*mixed, *warnings],
     }
 
 
@@ -129,16 +128,3 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         verified=False,
         difference_norms=[],
     )
-
-
-def _gaps(steps: Sequence[int]) -> list[str]:
-    """Warnings of unusual distances between steps; none if no distance is usual."""
-    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
-    usual, count = (collections.Counter(gaps).most_common(1) or [(0, 0)])[0]
-    if 2 * count < len(gaps):
-        return []
-    return [
-        f"gap: {gap} from step {step} to {step + gap}, where {usual} is usual"
-        for step, gap in zip(steps, gaps, strict=False)
-        if gap != usual
-    ]

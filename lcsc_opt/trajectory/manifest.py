@@ -93,12 +93,10 @@ class Manifest(pydantic.BaseModel):
         except OSError as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 reason = f"Cannot read {path / MANIFEST}: {error.strerror}."
-            elif not path.exists():
-                reason = f"There is no trajectory at {path}: make one with `lcsc trajectory pack`."
             elif (path / WEIGHTS).exists():
                 reason = f"{path} holds no whole checkpoint yet: append one, or pack again."
             else:
-                reason = f"{path} is not a trajectory, {MANIFEST} is missing: pack the checkpoints first."
+                reason = f"{path} is no trajectory: make one with `lcsc trajectory pack`."
             raise TrajectoryError(reason) from None
         except (pydantic.ValidationError, RecursionError) as error:
             reason = "nested too deeply"

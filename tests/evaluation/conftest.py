@@ -42,17 +42,15 @@ def folder(workplace: Path) -> Path:
 
 @pytest.fixture
 def own_files(folder: Path) -> Path:
-    """A study with an objective of its own, a module beside it, a file of data, and checkpoints."""
+    """A study with an objective of its own, a module beside it, and checkpoints."""
     own, module = folder / "own", f"ray_own_module_{next(MODULES)}"
     own.mkdir()
     (own / "ray_own_objective.py").write_text(
-        "from pathlib import Path\n"
         "from lcsc_opt.base.paths import cache_directory, given_path\n"
         "from lcsc_opt.trajectory import open_or_pack\n"
         f"import {module}\n\n\n"
         "def build(settings):\n"
-        "    number = float(given_path(settings['data']).read_text())\n"
-        f"    made = {module}.Own(number)\n"
+        f"    made = {module}.Own(settings['number'])\n"
         "    checkpoints = str(given_path(settings['checkpoints']))\n"
         "    made.trajectory = open_or_pack(checkpoints, cache=cache_directory())\n"
         "    return made\n"
@@ -68,8 +66,6 @@ def own_files(folder: Path) -> Path:
         "        evaluation, back = super().score(candidate, parts, gradient=gradient)\n"
         "        return dataclasses.replace(evaluation, loss=self.number), back\n"
     )
-    (own / "data").mkdir()
-    (own / "data" / "number.txt").write_text("4.25")
     with TrajectoryWriter(own / "run.trajectory") as writer:
         for step in (1, 2, 3):
             writer.append(step, {"weights": torch.full((1000,), float(step))})

@@ -29,7 +29,7 @@ def build(settings):
     settings.pop("device", None)
     return KINDS[settings.pop("kind", "logged")](**settings)
 """
-SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"data": "data/number.txt", "checkpoints": "run.trajectory"})
+SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"number": 4.25, "checkpoints": "run.trajectory"})
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),

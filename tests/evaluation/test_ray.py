@@ -112,7 +112,7 @@ def test_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
     assert time.monotonic() - start < SLOW_SECONDS / 2
 
 
-def test_the_study_s_own_files_travel_with_the_job(own_files: Path, cluster: Any) -> None:
+def test_the_study_s_own_code_travels_with_the_job(own_files: Path, cluster: Any) -> None:
     packed = (own_files / "run.trajectory").rename(own_files.with_name("run.trajectory"))  # is sent in another way
     spec = SPEC.model_copy(update={"settings": {**SPEC.settings, "checkpoints": str(packed)}})
     objective = load_objective(spec, beside=own_files)

@@ -40,14 +40,6 @@ def test_identical_weights(folder, tmp_path):
     assert seen["difference_norms"][-1] == 0
 
 
-@pytest.mark.parametrize(
-    ("missing", "warnings"), [(300, ["gap: 200 from step 200 to 400, where 100 is usual"]), (100, [])]
-)
-def test_gaps(folder, missing, warnings):
-    (folder / f"model{missing:06d}.safetensors").unlink()
-    assert inspect(folder)["warnings"] == warnings
-
-
 def test_verify_is_for_packed_trajectories(folder, tmp_path):
     make_trajectory(tmp_path / "t")
     assert inspect(tmp_path / "t", verify=True)["verified"]
