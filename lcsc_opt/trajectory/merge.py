@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,7 +51,6 @@ class Merger:
         self.slots = [saved.slot for saved in manifest.checkpoints]  # [K], in the order of their steps
         self._varying, self._widened = frozenset(manifest.varying), manifest.stored is not None
         self.segments = manifest.layout.segments(self._varying)  # what is combined
-        self._memory = _ReusedMemory()
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
@@ -134,7 +132,12 @@ class Merger:
         by_slot[:, list(self.slots)] = torch.from_numpy(np.ascontiguousarray(coefficients))
         by_slot = by_slot.to(device, non_blocking=True)
         held = sum(last - first for first, last in ranges) + 1
-        flat = {segment: self._room(segment, merged) for segment in self.segments}
+        flat: dict[Segment, Tensor] = {}  # [columns]
+        for segment in self.segments:
+            stored = torch.float32 if self._widened else segment.dtype
+            flat[segment] = torch.empty(segment.width, dtype=stored, device=device)
+            for spec, first in segment.places():
+                merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         threads = _threads() if device == CPU else 1
         pool = ThreadPoolExecutor(threads, "lcsc-merge", initializer=_without_further_threads)
         with (
@@ -179,18 +182,6 @@ class Merger:
         return (
             (start, min(start + width, last), row) for first, last, row in runs for start in range(first, last, width)
         )
-
-    def _room(self, segment: Segment, result: StateDict) -> Tensor:
-        """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
-        dtype = torch.float32 if self._widened else segment.dtype
-        if self.source.device == CPU:
-            flat, tensors = self._memory.take(segment, dtype)
-            result.update(tensors)
-            return flat
-        flat = torch.empty(segment.width, dtype=dtype, device=self.source.device)
-        for spec, first in segment.places():
-            result[spec.name] = flat[first : first + spec.numel].view(spec.shape)
-        return flat
 
     def _copy(self, index: int, specs: Iterable[TensorSpec]) -> StateDict:
         """Tensors of checkpoint ``index``, bit for bit."""
@@ -281,29 +272,3 @@ def _ranges_of(slots: Sequence[int]) -> _Ranges:
     numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
     groups = [[slot for _, slot in group] for _, group in numbered]
     return [(group[0], group[-1] + 1) for group in groups]
-
-
-class _ReusedMemory:
-    """Memory on the CPU for merged models, used again when nobody holds their tensors any more.
-
-    The first touch of new memory costs as much as reading ten times its bytes.
-    """
-
-    def __init__(self) -> None:
-        self._free: dict[Segment, Tensor] = {}
-
-    def take(self, segment: Segment, dtype: torch.dtype) -> tuple[Tensor, StateDict]:
-        """Uninitialized memory for a segment, ``[columns]``, and its tensors in it, each with a storage of its own."""
-        flat = self._free.pop(segment, None)
-        if flat is None:
-            flat = torch.empty(segment.width, dtype=dtype, device="cpu")
-        memory = flat.view(torch.uint8).numpy()
-        weakref.finalize(memory, self._free.__setitem__, segment, flat).atexit = False  # the tensors keep it alive
-        return flat, {
-            spec.name: torch.frombuffer(memory, dtype=dtype, count=spec.numel, offset=first * dtype.itemsize).view(
-                spec.shape
-            )
-            if spec.numel
-            else torch.empty(spec.shape, dtype=dtype, device="cpu")
-            for spec, first in segment.places()
-        }

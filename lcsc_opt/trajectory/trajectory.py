@@ -202,8 +202,8 @@ class Trajectory:
         one. Equal rows give the bits of one row.
 
         The tensors are new, contiguous and on :attr:`device`. They have the dtypes of :attr:`tensors`, or float32 for
-        weights that were rounded when they were stored. On a GPU, tensors of one dtype share one memory, and all are
-        finished when this returns. float64 is accumulated in float64, every
+        weights that were rounded when they were stored. Tensors of one dtype share one memory, and all are finished
+        when this returns. float64 is accumulated in float64, every
         other dtype in float32 and rounded once. Tensors that are the same in all checkpoints are copied. Integers and
         bools come from the checkpoint with the largest coefficient, the first of those that tie. In one row, a single
         coefficient of exactly 1 gives that checkpoint bit for bit.

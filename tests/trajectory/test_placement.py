@@ -78,7 +78,6 @@ def test_results_belong_to_the_caller(trajectory: Trajectory, how: Placement) ->
     placed.merge(COMBINATIONS[1])
     assert same_bits(first, kept)
     for tensor in first.values():
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes
         tensor.zero_()
     assert same_bits(placed.merge(COMBINATIONS[0]), kept)
 
