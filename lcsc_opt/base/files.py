@@ -22,14 +22,6 @@ ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems have none
 
 
-def size_in_words(count: int) -> str:
-    """Bytes to three digits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count} bytes"
-
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a new path to write a file or a folder to; at the end, what was written replaces ``path``.

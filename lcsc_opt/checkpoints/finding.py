@@ -46,9 +46,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
-        TrajectoryError: a path that does not exist, or a link to nothing among the checkpoints.
-        TrajectoryError: nothing found, an invalid glob, a packed trajectory, or checkpoints of several series in one
-            folder or glob (running averages of several rates, or averages and raw weights).
+        TrajectoryError: nothing found, a path that does not exist or a link to nothing, an invalid glob, a packed
+            trajectory, or checkpoints of several series in one folder or glob (averages of several rates, say).
     """
     patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
     paths = [Path(pattern).expanduser() for pattern in patterns]
@@ -57,7 +56,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     if not found:
         looked = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers are none.")
-    if gone := [path for path in found if not (path.exists() or hub.is_of_hub(path))]:
+    if gone := [path for path in found if not (path.exists() or hub.repository_of(path))]:
         raise TrajectoryError(f"{gone[0]} does not exist: put it back, or remove the link to it.")
     return list(found)
 

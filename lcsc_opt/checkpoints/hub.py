@@ -58,10 +58,10 @@ def fetched(path: Path) -> Path:
     Raises:
         TrajectoryError: it holds no weights, or there is no network.
     """
-    if not is_of_hub(path) or path.exists():
+    name = repository_of(path)
+    if name is None or path.exists():
         return path
     _, commit, revision = path.relative_to(_place()).parts
-    name = repository_of(path)
     where = f"hf://{name}@{urllib.parse.unquote(revision)}"
     notice(f"{where}: its weights are fetched to {path}")
     client = import_extra("huggingface_hub")
@@ -83,14 +83,9 @@ def fetched(path: Path) -> Path:
     return path
 
 
-def is_of_hub(path: Path) -> bool:
-    """Whether a path is one of :func:`revisions`."""
-    return _place() in path.parents
-
-
 def repository_of(path: Path) -> str | None:
     """``owner/name`` of one of :func:`revisions`; ``None`` for other paths."""
-    return path.relative_to(_place()).parts[0].replace("--", "/") if is_of_hub(path) else None
+    return path.relative_to(_place()).parts[0].replace("--", "/") if _place() in path.parents else None
 
 
 def model_folder(name: str) -> Path:

@@ -8,9 +8,9 @@ import sys
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
@@ -72,10 +72,16 @@ def cache(
         print_json(rows)
     else:
         cells = [
-            (row["path"], row["kind"], ", ".join(entry.studies), size_in_words(entry.bytes), str(row["last_used"])[:10])
+            (
+                row["path"],
+                row["kind"],
+                ", ".join(entry.studies),
+                tqdm.format_sizeof(entry.bytes, "B"),
+                str(row["last_used"])[:10],
+            )
             for row, entry in zip(rows, found, strict=True)
         ]
-        total = size_in_words(sum(entry.bytes for entry in found))
+        total = tqdm.format_sizeof(sum(entry.bytes for entry in found), "B")
         print_table(("", "kind", "studies", "size", "last used"), cells, title=f"{folder}: {total}", left=3)
     entries = [entry for entry in found if not entry.studies]
     size = size_in_words(sum(entry.bytes for entry in entries))

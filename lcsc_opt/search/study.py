@@ -43,7 +43,6 @@ from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.runner import Search
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.inspection import identical_checkpoints
 
 _KEEP_SECONDS = 10.0  # between two writes of the workers' state
 
@@ -327,7 +326,7 @@ class StudyRunner:
         if accepted:
             notice(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
         if plan.name not in studies:
-            for warning in (*plan.advice(objective), *([] if packed is None else identical_checkpoints(packed))):
+            for warning in (*plan.advice(objective), *([] if packed is None else packed.identical())):
                 notice(warning)
             studies[plan.name] = {**begun, **changed}  # its workers load these checkpoints
         return plan, objective, begun, changed, studies

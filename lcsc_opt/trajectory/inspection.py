@@ -55,7 +55,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
             trajectory.tensors,
             list(trajectory.steps),
             [Path(source) for source in trajectory.sources if source],
-            identical_checkpoints(trajectory),
+            trajectory.identical(),
             path=str(trajectory.path),
             packed=True,
             key=trajectory.metadata.get("key", ""),
@@ -69,18 +69,6 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
     if verify:
         raise TrajectoryError("Only a packed trajectory has hashes to verify: name one alone, or leave out --verify.")
     return _inspect_files(" ".join(map(str, alone)), find_checkpoints(alone, key=key), key)
-
-
-def identical_checkpoints(trajectory: Trajectory) -> list[str]:
-    """Warnings of checkpoints with the same bytes."""
-    steps: dict[str, list[str]] = {}
-    for step, sha256 in zip(trajectory.steps, trajectory.checkpoint_sha256, strict=True):
-        steps.setdefault(sha256, []).append(f"step {step}")
-    return [
-        f"identical weights: {', '.join(same[:3])}{f' and {len(same) - 3} more' if len(same) > 3 else ''}"
-        for same in steps.values()
-        if len(same) > 1
-    ]
 
 
 def _described(

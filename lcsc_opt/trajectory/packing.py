@@ -17,8 +17,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, size_in_words, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, sync_folder
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import hub
@@ -183,7 +185,9 @@ def _fingerprint(sources: _Sources, key: str | None, dtype: str) -> str:
     described = []
     for step, path in sources.items():
         try:
-            status = [file.stat() for file in [path, *path.rglob("*")] if file.is_file() and not hub.is_of_hub(path)]
+            status = [
+                file.stat() for file in [path, *path.rglob("*")] if file.is_file() and hub.repository_of(path) is None
+            ]
         except OSError as error:
             raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
         newest = max((s.st_mtime_ns for s in status), default=0)
@@ -262,10 +266,12 @@ def _check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> N
     free = shutil.disk_usage(there).free
     if needed > free:
         raise TrajectoryError(
-            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {size_in_words(needed)}, and "
-            f"{size_in_words(free)} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
+            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {tqdm.format_sizeof(needed, 'B')}, and "
+            f"{tqdm.format_sizeof(free, 'B')} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
-    notice(f"{checkpoints} checkpoints are packed once, to {out}, which takes {size_in_words(needed)} of its disk")
+    notice(
+        f"{checkpoints} checkpoints are packed once, to {out}, which takes {tqdm.format_sizeof(needed, 'B')} of its disk"
+    )
 
 
 def _is_trajectory(path: Path) -> bool:

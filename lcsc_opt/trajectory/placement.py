@@ -12,11 +12,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.trajectory.layout import Segment
 
@@ -148,9 +148,9 @@ def place(
     if how == "resident":
         with contextlib.suppress(torch.OutOfMemoryError):  # others have taken the memory meanwhile
             resident = _copied(streamed, len(rows), segments, slots, name)
-            notice(f"{name}: its checkpoints ({size_in_words(size)}) are kept in the memory of {device}")
+            notice(f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')}) are kept in the memory of {device}")
             return resident
-    notice(f"{name}: its checkpoints ({size_in_words(size)}) are streamed for each merge")
+    notice(f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')}) are streamed for each merge")
     return streamed
 
 

@@ -256,6 +256,17 @@ class Trajectory:
             squares += tile.diff(dim=0).square().sum(dim=1).cpu().numpy()
         return np.sqrt(squares)
 
+    def identical(self) -> list[str]:
+        """Warnings of checkpoints with the same bytes."""
+        steps: dict[str, list[str]] = {}
+        for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
+            steps.setdefault(sha256, []).append(f"step {step}")
+        return [
+            f"identical weights: {', '.join(same[:3])}{f' and {len(same) - 3} more' if len(same) > 3 else ''}"
+            for same in steps.values()
+            if len(same) > 1
+        ]
+
     @property
     def touched(self) -> bool:
         """Whether the weights file is newer than the manifest, which no writer leaves so.
