@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -72,20 +73,12 @@ def cache(
         print_json(rows)
     else:
         cells = [
-            (
-                row["path"],
-                row["kind"],
-                ", ".join(entry.studies),
-                tqdm.format_sizeof(entry.bytes, "B"),
-                str(row["last_used"])[:10],
-            )
+            (row["path"], row["kind"], ", ".join(entry.studies), _size([entry]), str(row["last_used"])[:10])
             for row, entry in zip(rows, found, strict=True)
         ]
-        total = tqdm.format_sizeof(sum(entry.bytes for entry in found), "B")
-        print_table(("", "kind", "studies", "size", "last used"), cells, title=f"{folder}: {total}", left=3)
+        print_table(("", "kind", "studies", "size", "last used"), cells, title=f"{folder}: {_size(found)}", left=3)
     entries = [entry for entry in found if not entry.studies]
-    size = size_in_words(sum(entry.bytes for entry in entries))
-    if clear and entries and _confirmed(f"Remove {len(entries)} of these, {size}?", yes=yes):
+    if clear and entries and _confirmed(f"Remove {len(entries)} of these, {_size(entries)}?", yes=yes):
         kept = [entry.path for entry in entries if not entry.remove()]
         say(f"removed: {len(entries) - len(kept)}")
         if kept:
@@ -99,3 +92,7 @@ def _confirmed(question: str, *, yes: bool) -> bool:
     if not sys.stdin.isatty():
         raise StudySpecError(f"{question} Nobody can be asked here: give --yes")
     return typer.confirm(question, err=True)
+
+
+def _size(entries: Sequence[Any]) -> str:
+    return str(tqdm.format_sizeof(sum(entry.bytes for entry in entries), "B"))

@@ -185,9 +185,8 @@ def _fingerprint(sources: _Sources, key: str | None, dtype: str) -> str:
     described = []
     for step, path in sources.items():
         try:
-            status = [
-                file.stat() for file in [path, *path.rglob("*")] if file.is_file() and hub.repository_of(path) is None
-            ]
+            files = [] if hub.repository_of(path) else [path, *path.rglob("*")]
+            status = [file.stat() for file in files if file.is_file()]
         except OSError as error:
             raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
         newest = max((s.st_mtime_ns for s in status), default=0)
@@ -264,14 +263,13 @@ def _check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> N
     needed = Layout.of(first.tensors, stored_dtype(dtype)).row_bytes * checkpoints
     there = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
+    takes = f"takes {tqdm.format_sizeof(needed, 'B')}"
     if needed > free:
         raise TrajectoryError(
-            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {tqdm.format_sizeof(needed, 'B')}, and "
-            f"{tqdm.format_sizeof(free, 'B')} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
+            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory {takes}, and {tqdm.format_sizeof(free, 'B')} "
+            f"are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
-    notice(
-        f"{checkpoints} checkpoints are packed once, to {out}, which takes {tqdm.format_sizeof(needed, 'B')} of its disk"
-    )
+    notice(f"{checkpoints} checkpoints are packed once, to {out}, which {takes} of its disk")
 
 
 def _is_trajectory(path: Path) -> bool:
