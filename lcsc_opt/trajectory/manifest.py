@@ -96,7 +96,7 @@ class Manifest(pydantic.BaseModel):
             elif (path / WEIGHTS).exists():
                 reason = f"{path} holds no whole checkpoint yet: append one, or pack again."
             else:
-                reason = f"{path} is no trajectory: make one with `lcsc trajectory pack`."
+                reason = f"{path} is not a trajectory: make one with `lcsc trajectory pack`."
             raise TrajectoryError(reason) from None
         except (pydantic.ValidationError, RecursionError) as error:
             reason = "nested too deeply"

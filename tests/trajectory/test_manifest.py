@@ -63,5 +63,5 @@ def test_text_that_is_no_manifest_is_refused(trajectory, text):
 def test_what_is_not_a_trajectory_says_so(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
-        with pytest.raises(TrajectoryError, match=f"{path} is no trajectory"):
+        with pytest.raises(TrajectoryError, match=f"{path} is not a trajectory"):
             Trajectory.open(path)
