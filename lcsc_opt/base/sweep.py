@@ -49,7 +49,9 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
     made = []
     for values in itertools.product(*varied.values()):
         here = dict(zip(varied, values, strict=True))
-        shown = ",".join(f"{short[key]}={_text(value)}" for key, value in here.items())
+        texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
+        texts = [_IN_A_NAME.sub("-", text).strip("-") if _IN_A_NAME.search(text) else text for text in texts]
+        shown = ",".join(f"{short[key]}={text or 'none'}" for key, text in zip(here, texts, strict=True))
         point: Any = {**content, VARY: {key: [value] for key, value in here.items()}}
         for key, value in here.items():
             point = replaced(point, key.split("."), value, where=f"{source}: {VARY}.{key}")
@@ -71,12 +73,6 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         others = [f".{other}" for other in keys if other != key]
         short[key] = next((tail for tail in tails if not any(o.endswith(f".{tail}") for o in others)), key)
     return short
-
-
-def _text(value: Any) -> str:
-    """A value as it stands in a name: letters, digits and ``._+-``."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if text and not _IN_A_NAME.search(text) else _IN_A_NAME.sub("-", text).strip("-") or "none"
 
 
 def split_point(experiment: str) -> tuple[str, dict[str, str]]:

@@ -6,7 +6,6 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
@@ -52,9 +51,6 @@ class LayerGroups:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return LayerGroups, (self.names, dict(self.row_of), self.rule)
-
     @classmethod
     def by(cls, rule: Rule, shapes: Mapping[str, Sequence[int]]) -> LayerGroups:
         """Divide tensors, name → shape, by a rule.
@@ -73,7 +69,8 @@ class LayerGroups:
             if rule not in ROWS:
                 wanted = f"{', '.join(ROWS)} or a mapping from names to patterns"
                 raise StudySpecError(f"space.rows: expected {wanted}, got {rule!r}{near_miss(rule, ROWS)}")
-            layers = {name: _layer(name) for name in shapes}
+            factors = {name: _FACTOR.sub("", name) for name in shapes}
+            layers = {n: (stem if stem != n else n.rpartition(".")[0]) or n for n, stem in factors.items()}
             if rule == "kinds":
                 axes = dict.fromkeys(layers.values(), 0)
                 for name, layer in layers.items():
@@ -89,12 +86,7 @@ class LayerGroups:
 
         names = tuple(sorted(set(groups.values()), key=natural))
         rows = {name: row for row, name in enumerate(names)}
-        return cls(names, MappingProxyType({name: rows[group] for name, group in groups.items()}), rule)
-
-
-def _layer(name: str) -> str:
-    stem = _FACTOR.sub("", name)
-    return (stem if stem != name else name.rpartition(".")[0]) or name
+        return cls(names, {name: rows[group] for name, group in groups.items()}, rule)
 
 
 def _block(layer: str) -> str:

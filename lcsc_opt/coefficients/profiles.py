@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +20,6 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
-
-LINEAR: Final = "linear"
-SQUARE_ROOT: Final = "1-sqrt"
-DECAYS: Final = (LINEAR, SQUARE_ROOT)
-"""Shapes of a decay of the learning rate, from 1 to 0."""
 
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
@@ -80,7 +74,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     return [*emas, *(decay_coefficients(len(steps), count) for count in (*counts, len(steps)))]
 
 
-def decay_coefficients(total: int, last: int, decay: str = LINEAR) -> Coefficients:
+def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coefficients:
     """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
 
     Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
@@ -97,7 +91,7 @@ def decay_coefficients(total: int, last: int, decay: str = LINEAR) -> Coefficien
         ``[K]``, non-negative, sum to one.
     """
     window = np.arange(total, 0, -1) <= last
-    if decay == LINEAR:
+    if decay == "linear":
         return normalize(window)
     factors = 1 - np.sqrt(np.arange(last + 1) / last)
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
@@ -117,8 +111,8 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         if count == 1:
             return "last checkpoint" if taken[-1] else f"step {steps[int(taken.argmax())]}"
         return f"average of {of if taken[-count:].all() else count}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), count, SQUARE_ROOT), atol=_COARSE):
-        return f"{SQUARE_ROOT} over {of}"
+    if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt"), atol=_COARSE):
+        return f"1-sqrt over {of}"
     # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
     rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
     return f"EMA {rate:.6g}" if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)) else None

@@ -54,19 +54,14 @@ class _LCSC(Optimizer):  # type: ignore[misc]
             self._parents = [member[2] for member in self._population] or self._initial
             self._children_left = self._options["generation_size"]
         self._children_left -= 1
-        while True:
-            mixed = self._crossover()
-            child = mixed + self._options["mutation"] * self._rng.standard_normal(self._shape)
+        rng: np.random.RandomState = self._rng
+        while True:  # mix two parents at random coefficient by coefficient, or take one of them whole
+            one, other = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
+            mixes = rng.random_sample() < self._options["crossover"]
+            mixed = np.where(rng.random_sample(self._shape) < 0.5, one, other) if mixes else one
+            child = mixed + self._options["mutation"] * rng.standard_normal(self._shape)
             if child.sum(axis=-1).min() >= _SMALLEST_SUM:
                 return normalize(child)  # line 10
-
-    def _crossover(self) -> Coefficients:
-        """Two parents at random; mix them coefficient by coefficient, or take one of them whole."""
-        rng: np.random.RandomState = self._rng
-        one, other = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
-        if rng.random_sample() < self._options["crossover"]:
-            return np.where(rng.random_sample(self._shape) < 0.5, one, other)
-        return one
 
 
 class LCSC(ConfiguredOptimizer):  # type: ignore[misc]

@@ -14,7 +14,6 @@ from pydantic import Field
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
-    DECAYS,
     POWER_EMA_SIGMAS,
     decay_coefficients,
     normalize,
@@ -108,7 +107,7 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        decays: Annotated[Sequence[Literal["linear", "1-sqrt"]], Field(min_length=1)] = DECAYS,
+        decays: Annotated[Sequence[Literal["linear", "1-sqrt"]], Field(min_length=1)] = ("linear", "1-sqrt"),
         windows: _Windows | None = None,
     ) -> None:
         super().__init__(_ProfileGrid, locals(), as_config=True)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +73,7 @@ class Trajectory:
         self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
         self.nbytes = len(saved) * manifest.row_bytes
         self.stored = manifest.stored
-        self.metadata: Mapping[str, str] = MappingProxyType(manifest.metadata)
+        self.metadata: Mapping[str, str] = manifest.metadata
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
