@@ -222,14 +222,6 @@ def test_coefficients_of_any_free_vector_sum_to_one_and_give_it_back(
         assert moved == pytest.approx(np.linalg.norm(free), rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("space_of", SPACES)
-@given(all_steps)
-def test_the_zero_vector_is_the_origin(space_of: Callable[[Sequence[int]], Any], steps: tuple[int, ...]) -> None:
-    space = space_of(steps)
-    np.testing.assert_allclose(space.to_coefficients(np.zeros(space.shape)), space.origin, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(space.to_free(space.origin), 0, atol=1e-15)
-
-
 @given(st.integers(25, 60), seeds)
 def test_an_affine_direction_moves_its_own_coefficient(count: int, seed: int) -> None:
     space = affine(range(count))

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, ema_coefficients, window_ema_rates
 from lcsc_opt.optimizers import LCSC, coefficient_array
@@ -51,23 +49,6 @@ def index_of(value: np.ndarray, among: Sequence[np.ndarray]) -> int | None:
 def test_the_first_population_is_the_ema_coefficients_in_order() -> None:
     assert len(EMAS) == len(PAPER_EMA_RATES) == 7
     np.testing.assert_allclose(run(lcsc(), in_turn, 7), EMAS, rtol=0, atol=1e-14)
-
-
-@settings(max_examples=25)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([1e-6, 0.005, 0.5, 10.0]),
-    st.floats(0, 1),
-    st.integers(1, 12),
-    st.integers(1, 12),
-)
-def test_children_sum_to_one(
-    seed: int, mutation: float, crossover: float, max_parents: int, generation_size: int
-) -> None:
-    options = {"max_parents": max_parents, "generation_size": generation_size}
-    optimizer = lcsc(seed=seed, mutation=mutation, crossover=crossover, **options)
-    for value in run(optimizer, lambda _, value: float(np.square(value).sum()), 30):
-        assert abs(math.fsum(value) - 1) <= 1e-12
 
 
 def test_without_mutation_and_crossover_children_are_their_parents() -> None:

@@ -47,19 +47,6 @@ def test_what_a_merge_does_not_combine_counts_as_zero(trajectory: Trajectory) ->
     assert np.array_equal(trajectory.project(gradients | copied), trajectory.project(gradients))
 
 
-def test_it_is_the_derivative_of_a_function_of_the_merge(trajectory: Trajectory) -> None:
-    coefficients, step = np.array([0.9, -0.4, 0.2, 0.1, 0.2]), 1e-4
-
-    def function(row: np.ndarray) -> float:
-        return float(trajectory.merge(row)["double"].square().sum())
-
-    projected = trajectory.project({"double": 2 * trajectory.merge(coefficients)["double"]})
-    for first, second in ((0, 1), (4, 2)):
-        direction = np.eye(K)[first] - np.eye(K)[second]
-        ahead, behind = (function(coefficients + sign * step * direction) for sign in (1, -1))
-        assert projected @ direction == pytest.approx((ahead - behind) / (2 * step), rel=1e-8)
-
-
 def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trajectory = make_trajectory(
         tmp_path / "run", weights=lambda step: {"weight": step + torch.arange(2100.0).view(700, 3)}, keep_last=3
