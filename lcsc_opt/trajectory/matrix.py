@@ -129,14 +129,11 @@ class MatrixWriter:
             )
         return False
 
-    def write(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], *, source: str = "") -> bool:
-        """Write a checkpoint that was checked, for :meth:`commit`.
+    def write(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], *, source: str = "") -> None:
+        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
         ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
         of a checkpoint that the manifest on the disk still names.
-
-        Returns:
-            Whether a row was written: False when the step is saved already with the same bytes.
 
         Raises:
             TrajectoryError: a weight is not finite, the step is not larger than the last one, or the disk refuses.
@@ -153,14 +150,13 @@ class MatrixWriter:
                     f"Step {step} is saved already, with other weights: open the writer with resume=STEP where "
                     "training goes on from an earlier step, or write the new run to another trajectory."
                 )
-            return False
+            return
         used = {saved.slot for saved in manifest.checkpoints}
         slot = next(slot for slot in range(len(used) + 1) if slot not in used)
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
         added = manifest.with_checkpoint(self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256)
         self._written = added.model_copy(update={"metadata": {**manifest.metadata, **self._metadata}})
-        return True
 
     def commit(self) -> None:
         """Name all rows that are written by now in the manifest, when they are on the disk.
