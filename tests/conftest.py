@@ -23,9 +23,8 @@ import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.machine import let_waiting_threads_sleep
+from lcsc_opt.base.machine import cores, let_waiting_threads_sleep
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.evaluation.processes import cores
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests import commands, database_servers, migrations, processes
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -43,16 +43,26 @@ def find(name: str) -> torch.device:
     return torch.device(name)
 
 
-def only(device: torch.device) -> dict[str, str]:
-    """The environment variables with which another process sees this device and no other."""
-    there = names()
-    if not there:
-        return {}
+def environments(workers: int, devices: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The environment variables of worker processes, with which each sees its own device and no other.
+
+    Args:
+        workers: how many.
+        devices: the device of each worker, such as ``cuda:0`` or ``cpu``; empty spreads workers evenly over the
+            accelerators.
+
+    Raises:
+        ObjectiveError: there is no such device.
+    """
+    there, chosen = names(), [find(device) for device in devices]
+    if not there or (not chosen and len(there) < 2):
+        return [{} for _ in range(workers)]
     kind = there[0].partition(":")[0]
     variable = VISIBLE.get(kind, f"{kind.upper()}_VISIBLE_DEVICES")
     listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
     seen = listed if len(listed) >= len(there) else [str(index) for index in range(len(there))]
-    return {variable: "" if device.type == "cpu" else seen[device.index or 0]}
+    chosen = chosen or [find(there[worker % len(there)]) for worker in range(workers)]
+    return [{variable: "" if device.type == "cpu" else seen[device.index or 0]} for device in chosen]
 
 
 @functools.cache

@@ -7,6 +7,13 @@ import os
 import sys
 
 
+def cores() -> int:
+    """How many cores this process may use: under a batch system often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def free_memory() -> None:
     """Free the memory of a failed attempt, also on the accelerator, for the next one.
 

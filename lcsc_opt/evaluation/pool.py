@@ -18,10 +18,10 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.machine import cores
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.evaluation.processes import cores
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings, serve
 from lcsc_opt.objective.contract import Objective
 

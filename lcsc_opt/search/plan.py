@@ -20,7 +20,6 @@ from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import processes
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
 
@@ -134,7 +133,11 @@ class StudyPlan:
             return []
         devices = self.spec.workers if isinstance(self.spec.workers, tuple) else ()
         if device != "cpu" and ":" not in device:
-            return processes.environments(self.workers, devices) if self.workers > 1 or devices else []
+            if self.workers == 1 and not devices:
+                return []
+            from lcsc_opt.base import accelerator  # which imports torch
+
+            return [*accelerator.environments(self.workers, devices)]
         if devices:
             names = ", ".join(devices)
             raise StudySpecError(f"workers: {names} and objective.settings.device {device}: give one of them only")

@@ -20,7 +20,6 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation.pool import WorkerPool
-from lcsc_opt.evaluation.processes import environments
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
@@ -92,7 +91,7 @@ def test_every_device_that_torch_sees_can_be_named() -> None:
     with pytest.raises(ObjectiveError, match="expected auto or one of cpu, pretend:0, pretend:1"):
         accelerator.find("pretend:2")
     assert accelerator.model_name(torch.device("pretend:1")) == "pretend 1"
-    assert accelerator.only(torch.device("pretend:1")) == {"PRETEND_VISIBLE_DEVICES": "1"}
+    assert accelerator.environments(1, ["pretend:1"]) == [{"PRETEND_VISIBLE_DEVICES": "1"}]
 
 
 @pretended
@@ -336,7 +335,7 @@ def test_two_workers_compute_on_two_devices(folder: Path) -> None:
     candidate = Candidate(ema_coefficients((10, 20, 30), 0.8))
     expected = small("cpu", folder).evaluate(candidate).loss
     load = functools.partial(WithDevice, folder)
-    with contextlib.closing(WorkerPool(load, 2, environments=environments(2))) as pool:
+    with contextlib.closing(WorkerPool(load, 2, environments=accelerator.environments(2))) as pool:
         futures = [pool.submit("submit", candidate, worker=worker) for worker in (0, 1)]
         found = [future.result(timeout=120) for future in futures]
     assert [one.loss for one in found] == pytest.approx([expected] * 2, rel=1e-4)

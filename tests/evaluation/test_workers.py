@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base import accelerator
+from lcsc_opt.base.accelerator import environments
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.machine import cores
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
-from lcsc_opt.evaluation.processes import cores, environments
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from tests.evaluation.staged_examples import (
     IMAGES,
