@@ -57,10 +57,11 @@ check: setup ## lint, formatting, types, and the layers of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: setup ## the documentation as a site, docs/_build/html/index.html; warnings are errors
+docs: setup ## the documentation as a site, docs/_build/html/index.html; warnings are errors, Chromium opens it
 	@$(BIN)/python -c 'import furo, myst_nb' 2>/dev/null || \
 		$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m pytest -q tests/test_site.py
 
 links: docs ## ask every other site that the documentation links to (needs a network)
 	$(BIN)/python -m sphinx -q -b linkcheck -d docs/_build/doctrees docs docs/_build/links

@@ -32,8 +32,7 @@ for names in json.loads(sys.argv[1]):
     found.append(sorted(sys.modules))
 print(json.dumps(found))
 """
-LIGHT = {  # in turn
-    ("lcsc_opt",): HEAVIER | {"numpy", "pydantic"},
+LIGHT = {
     ("lcsc_opt.cli", "lcsc_opt.base.catalog"): HEAVIER,
     ("lcsc_opt.database.store", "lcsc_opt.database.history"): HEAVY,
     ("lcsc_opt.views.report", "lcsc_opt.cli.results", "lcsc_opt.views.dashboard.server", *PAGES): {"torch"},
