@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     let_waiting_threads_sleep()  # nothing has imported torch yet
     gc.disable()  # until all is imported, of which nothing is garbage
     migrations.read_once()
+    migrations.copy_empty()
 
 
 def pytest_xdist_auto_num_workers() -> int:
