@@ -59,7 +59,6 @@ ROWS = (
     Row("FID, keep precision", settings={"keep": "precision"}),
     Row("FID, keep near", settings={"keep": "near"}),
     Row("FID + 6 near", settings={"loss": {"fid": 1, "near": 6}}),
-    Row("clusters + FID", settings={"loss": {"fid": 1, "clusters": 1}}),
     Row("sliced", settings={"loss": "sliced"}),
 )
 

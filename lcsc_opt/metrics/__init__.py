@@ -9,7 +9,7 @@
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
 
     frechet.py          moments of features, which merge; two means and covariances → FID
-    distances.py        KID, precision and recall, shares of copies; what sees single samples, clusters, projections
+    distances.py        KID, precision and recall, shares of copies; what sees single samples, projections
     extractors/         images → features [N, D]: published networks, and those of users
     reference/          the real images, as an extractor sees them; kept by content
 

@@ -5,8 +5,8 @@ torch-fidelity computes the kernel distance of KID (Bińkowski et al. 2018) in n
 features: on a GPU it is then fast enough to be the loss of a search.
 
 FID pays for diversity with fidelity: it falls while single images get worse. ``near`` and ``hinge`` measure single
-samples; ``clusters`` compares with groups of real images; ``sliced`` and ``cmmd`` see more of the distribution than its
-first two moments. All are differentiable in the samples, and their gradients come from automatic differentiation.
+samples; ``sliced`` and ``cmmd`` see more of the distribution than its first two moments. All are differentiable in the
+samples, and their gradients come from automatic differentiation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.metrics.names import Formula
 
 if TYPE_CHECKING:
@@ -124,7 +122,6 @@ def _rows_at_once(columns: int) -> int:
 
 
 DIRECTIONS = 256  # of the sliced distance, drawn once from one seed
-CLUSTERS = 10
 SMALLEST_RADIUS = 1e-9  # in place of zero, as of a real image that is there four times
 KERNEL_WIDTH, KERNEL_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, Section 4
 
@@ -150,24 +147,6 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
     chosen = _nearest(samples, real, spheres)
     ratios = (samples - real[chosen]).square().sum(dim=1) / spheres[chosen].square()
     return F.relu(ratios - 1)
-
-
-def _clusters(samples: Tensor, reference: Reference) -> Tensor:
-    """The Fréchet distance between diagonal Gaussians of each of ten clusters of real images, in their proportions.
-
-    A sample belongs to clusters as ``softmax(−|f − centre|² / the mean squared distance of real images to theirs)``.
-    Use it in a loss together with ``fid``: it does not see how many samples a cluster has.
-    """
-    found = reference.once("clusters", samples.device, _clusters_of)
-    centres, deviations, shares, scale = (part.to(samples.dtype) for part in found)
-    membership = torch.softmax(-torch.cdist(samples, centres).square() / scale, dim=1)  # [N, C]
-    weights = membership / membership.sum(dim=0).clamp_min(torch.finfo(samples.dtype).tiny)
-    means = weights.T @ samples
-    variances = (weights.T @ samples.square() - means.square()).clamp_min(0)
-    positive = variances > 0  # the derivative of the root at zero is taken to be zero
-    roots = torch.where(positive, torch.where(positive, variances, 1.0).sqrt(), 0.0)
-    distances = (means - centres).square() + (roots - deviations).square()
-    return (shares * distances.sum(dim=1)).sum()
 
 
 def _sliced(samples: Tensor, reference: Reference) -> Tensor:
@@ -206,7 +185,6 @@ EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}  # of single
 FIDELITY: Mapping[Formula, Distance] = {
     "near": lambda samples, reference: _near(samples, reference).mean(),
     "hinge": lambda samples, reference: _hinge(samples, reference).mean(),
-    "clusters": _clusters,
     "sliced": _sliced,
     "cmmd": _cmmd,
 }
@@ -234,19 +212,3 @@ def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
     """Mean over all pairs of ``exp(−|x − y|² / 2σ²) − 1``, of rows of length one; the ones cancel in the distance."""
     sums = [torch.expm1((rows @ y.T - 1) / KERNEL_WIDTH**2).sum() for rows in torch.split(x, _rows_at_once(len(y)))]
     return torch.stack(sums).sum() / (len(x) * len(y))
-
-
-def _clusters_of(features: Tensor) -> tuple[Tensor, ...]:
-    """k-means of ``[M, D]``: centres ``[C, D]``, deviations ``[C, D]``, shares ``[C]``, mean squared distance."""
-    cluster, known = import_extra("sklearn.cluster"), features.double().cpu().numpy()
-    distinct = len({hash(row.tobytes()) for row in known + 0.0})  # more clusters than that would be empty; -0 is 0
-    with blas_threads(1):  # the sums of several threads differ in their last bits
-        found = cluster.KMeans(min(CLUSTERS, distinct), n_init=4, random_state=0).fit(known)
-    labels = found.labels_
-    members = [known[labels == label] for label in range(len(found.cluster_centers_))]
-    centres = np.stack([rows.mean(axis=0) for rows in members])
-    deviations = np.stack([rows.std(axis=0) for rows in members])
-    shares = np.array([len(rows) / len(known) for rows in members])
-    scale = np.square(known - centres[labels]).sum(axis=1).mean()
-    parts = (centres, deviations, shares, np.array(max(scale, SMALLEST_RADIUS)))
-    return tuple(torch.from_numpy(np.asarray(part)).to(features.device) for part in parts)

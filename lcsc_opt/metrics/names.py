@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import near_miss
 
 Formula = Literal[
-    "fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd",
+    "fid", "kid", "is", "precision", "recall", "near", "hinge", "sliced", "cmmd",
     "authenticity", "fid_held_out", "nearer_train", "reward", "held_out_reward", "spread",
 ]  # fmt: skip
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
@@ -26,7 +26,7 @@ OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "h
 # for which mean and covariance of the reference are not enough
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
-DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd", "reward")
+DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
 
 KEPT = ("precision", "near", "hinge")  # of single images
 
@@ -103,7 +103,7 @@ class MetricName:
         if not parsed:
             raise MetricError("loss: names no metric; the usual one is fid")
         formulas = {name.formula for name in parsed}
-        if REWARD in formulas and not unguarded and formulas.isdisjoint((*DISTANCES, "clusters")):
+        if REWARD in formulas and not unguarded and formulas.isdisjoint(DISTANCES):
             raise MetricError(
                 "loss: a reward alone makes all images one; add a distance between distributions, as loss: "
                 "{reward: -1, fid: 1}, or write unguarded: true"

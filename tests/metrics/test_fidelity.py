@@ -1,4 +1,4 @@
-"""Distances of single samples, clusters, projections and kernels: by hand, and their gradients by differences."""
+"""Distances of single samples, projections and kernels: by hand, and their gradients by differences."""
 
 from __future__ import annotations
 
@@ -80,22 +80,6 @@ def test_cmmd_is_the_biased_mmd_of_unit_vectors() -> None:
     expected = rbf_kernel(x, gamma=gamma).mean() + rbf_kernel(y, gamma=gamma).mean()
     expected = 1000 * (expected - 2 * rbf_kernel(x, y, gamma=gamma).mean())
     assert distance("cmmd", samples, reference_of(real)) == pytest.approx(expected, rel=1e-5)  # float32 suffices
-
-
-def test_clusters_is_zero_for_the_real_images_and_sees_what_happens_to_one_of_them() -> None:
-    centres = 40 * torch.eye(10, 5, dtype=torch.float64) + 40 * torch.eye(10, 5, dtype=torch.float64).roll(5, 0) * -1
-    real = (centres[:, None] + drawn(300).reshape(10, 30, 5)).reshape(-1, 5)
-    reference = reference_of(real)
-    assert distance("clusters", real, reference) == pytest.approx(0, abs=1e-3)
-    spoiled = real.clone()
-    spoiled[:30] += 1.0
-    assert distance("clusters", spoiled, reference) == pytest.approx(0.1 * 5, rel=0.05)
-
-
-def test_clusters_of_fewer_different_images_than_clusters() -> None:
-    real = drawn(4).repeat_interleave(5, dim=0)
-    assert distance("clusters", real, reference_of(real)) == pytest.approx(0, abs=1e-3)
-    assert distance("clusters", torch.zeros(3, 5), reference_of(torch.zeros(5, 5))) == 0
 
 
 @pytest.mark.parametrize("formula", FORMULAS)

@@ -69,7 +69,6 @@ def test_gradient_in_the_images_is_that_of_central_differences() -> None:
     ("loss", "guarded"),
     [
         ({"reward": -1, "fid": 1}, True),
-        ({"reward": -1, "clusters": 0.1}, True),
         ({"reward": -1, "near": 1}, False),
         ({"reward": -1, "fid": 0}, False),
         ("reward", False),
