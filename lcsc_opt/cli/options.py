@@ -28,15 +28,10 @@ AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Continue though code, versions or reference changed since it began.")
 ]
 
-
-def _whole_numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 Steps = Annotated[
     Any,
     typer.Option(
-        parser=_whole_numbers,
+        parser=lambda text: [int(part) for part in text.split(",")],
         metavar="STEP,STEP...",
         help="Training steps, as 100,200,300, where the names do not say them.",
     ),

@@ -31,7 +31,7 @@ class FailurePolicy:
         self._name, self._policy = name, policy
         self._expected = policy.stop_share > FailureSpec().stop_share
         self._said: set[str] = set()  # reasons
-        self._most = 2 if has_results else 1  # trials in a row that end the run, each with several attempts
+        self._most = _MOST_IN_A_ROW if has_results else 1  # trials in a row that end the run
         self._raised: list[str] = []  # the error that all attempts raised, of trials that failed since the last success
         self._last_reason = ""
         self.count = 0
@@ -57,8 +57,7 @@ class FailurePolicy:
     def heed(self, outcome: Outcome, attempts: Sequence[Mapping[str, Any]], *, older_run: bool) -> None:
         """End the run when trials in a row raised one error at each attempt: code or a file is broken.
 
-        Before the first success one trial is enough; in a study that has succeeded before, its candidate may itself be
-        the cause, so there it takes a second one; after a success of this run, it takes five.
+        Before the study's first success one trial is enough; then it takes five.
 
         Args:
             outcome: that this run got, and the optimizer was told.

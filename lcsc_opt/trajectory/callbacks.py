@@ -36,7 +36,6 @@ class TrajectorySaver:
     Args:
         path: of the trajectory.
         every: save at steps that are multiples of it.
-        main: whether this process saves; the others do nothing. A callback sets it when its trainer knows.
         accelerator: of Accelerate. Its main process saves, its wrappers are removed from the model, and its
             ``save_state`` and ``load_state`` keep the step.
         resume: ``restart`` lets a training that starts drop the rows that are there: those of a job that was killed
@@ -49,7 +48,6 @@ class TrajectorySaver:
         path: str | Path,
         *,
         every: int,
-        main: bool = True,
         accelerator: Any = None,
         resume: Literal["restart"] | None = None,
         **options: Any,
@@ -57,7 +55,7 @@ class TrajectorySaver:
         self._restarts = resume == "restart"
         self._path, self._options = Path(path), {"every": every, **options}
         self._accelerator = accelerator
-        self.main = main if accelerator is None else bool(accelerator.is_main_process)
+        self.main = accelerator is None or bool(accelerator.is_main_process)  # others do nothing; callbacks set it
         self._writer: TrajectoryWriter | None = None
         self._last = 0
         if accelerator is not None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import sqlite_file
 
 PREFIX = "images"
 EMA_IMAGES, OWN_IMAGES = f"{PREFIX}_1_EMA.png", f"{PREFIX}_2_{{optimizer}}.png"  # of EMA*, and of a study's answer
@@ -54,10 +55,8 @@ class StoredImage:
 
 def artifact_directory(url: str) -> Path:
     """The artifacts folder of a study database: next to an SQLite file, else in the working directory."""
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        return Path(str(parsed.database)).with_suffix(".artifacts")
-    return Path("lcsc.artifacts")
+    file = sqlite_file(sa.make_url(url))
+    return Path("lcsc.artifacts") if file is None else file.with_suffix(".artifacts")
 
 
 def artifact_path(folder: Path, artifact_id: object) -> Path | None:

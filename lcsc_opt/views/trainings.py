@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import re
@@ -22,8 +21,7 @@ from lcsc_opt.views.figures.look import BLUE, Theme, figure
 
 _SHEET = re.compile(r"step(\d{1,12})\.png")
 _CURVE = ".jsonl"
-ALIVE_SECONDS = 120.0  # after so long without a new line, a training does not count as running
-_ALIVE_GAPS = 3.0  # unless its lines are rare: after so many times the longest time between two of them
+ALIVE_SECONDS = 900.0  # after so long without a new line, a training does not count as running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class TrainingHistory:
         losses: for each line, the mean loss since the line before.
         seconds: for each line, seconds of training until then.
         sheets: the steps that have samples.
-        running: whether a line was written lately, for the time that lines take, and the last step is not reached.
+        running: whether a line was written lately, and the last step is not reached.
     """
 
     name: str
@@ -112,9 +110,7 @@ def _read(folder: Path, curve: Path, changed: float) -> TrainingHistory:
             lines.append((int(content["step"]), float(content["loss"]), float(content["seconds"])))
     lines = [line for line in lines if math.isfinite(line[1]) and math.isfinite(line[2])]
     steps, losses, seconds = zip(*lines, strict=True) if lines else ((), (), ())
-    longest = max((after - before for before, after in itertools.pairwise((0.0, *seconds))), default=0.0)
-    alive = time.time() - changed < max(ALIVE_SECONDS, _ALIVE_GAPS * longest)
-    running = alive and not (steps and steps[-1] >= total)
+    running = time.time() - changed < ALIVE_SECONDS and not (steps and steps[-1] >= total)
     name, sheets = str(place.relative_to(folder)), tuple(sorted(_sheets(place)))
     return TrainingHistory(name, place, recipe, data, total, steps, losses, seconds, sheets, running)
 

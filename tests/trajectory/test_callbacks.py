@@ -152,8 +152,8 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
 @pytest.mark.parametrize("how", ["told", "by Accelerate"])
 def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(tmp_path: Path, main: bool, how: str) -> None:
     accelerator = Mock(is_main_process=main, unwrap_model=lambda model: model)
-    options: Any = {"main": main} if how == "told" else {"accelerator": accelerator}
-    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, **options)
+    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, accelerator=None if how == "told" else accelerator)
+    saver.main = main
     saver.load_state_dict({"step": 3})
     saver.step(4, network())
     assert saver.state_dict() == {"step": 4}
