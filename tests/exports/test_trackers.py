@@ -130,7 +130,7 @@ def test_a_tracker_that_fails_is_one_notice_and_gets_everything_later(
 def test_a_function_is_told_how_a_search_ends_and_may_fail(functions: Any, recorder: Recorder, typed: Typed) -> None:
     typed("run", "curves.yaml")
     functions.broken = True
-    typed("run", "curves.yaml", "--budget", "5", status=1)
+    typed("run", "curves.yaml", "--budget", "8", status=1)
     best = recorder.steps[2][1]["best_loss"]
     assert [told[:3] for told in functions.told] == [(NAME, "ended", best), (NAME, "failed", best)]
     assert "no image" in functions.told[1][3]
