@@ -35,8 +35,8 @@ class Settings(TrainedSettings):
 
     data: Literal["all", "half", "thirds"] = "thirds"
     nfe: Annotated[int, Field(ge=2, le=100)] = 4
-    training_steps: Annotated[int, Field(ge=2)] = 800
-    checkpoint_every: Annotated[int, Field(ge=1)] = 8
+    training_steps: Annotated[int, Field(ge=2)] = 600
+    checkpoint_every: Annotated[int, Field(ge=1)] = 6
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
