@@ -172,7 +172,7 @@ def _redirect(path: str) -> Application:
 
 
 def _root(storage: RDBStorage, file: Path) -> Application:
-    """optuna-dashboard; files that it shows cannot run scripts."""
+    """optuna-dashboard, but for the bare address, which leads to our pages; files that it shows cannot run scripts."""
     try:
         inner: Application = load_file(file).build(storage)
     except Exception as error:
@@ -181,6 +181,8 @@ def _root(storage: RDBStorage, file: Path) -> Application:
 
     @Request.application
     def answer(request: Request) -> Response:
+        if request.path == "/":
+            return Response(status=HTTPStatus.FOUND, headers={"Location": HOME}, mimetype="text/plain")
         found = Response.from_app(inner, request.environ, buffered=True)
         if request.path.startswith("/artifacts/"):
             found.headers["Content-Security-Policy"] = _ARTIFACT_POLICY

@@ -68,7 +68,7 @@ def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Pa
 
 def test_optuna_dashboard_is_at_the_root(finished: tuple[Site, Path]) -> None:
     site, _ = finished
-    assert site.request("/").headers["Location"].endswith("/dashboard")
+    assert site.request("/").headers["Location"].endswith("/lcsc/")
     assert site.request("/dashboard/").status_code == 200
     (summary,) = json.loads(site.get("/api/studies"))["study_summaries"]
     assert summary["study_name"] == "digits/LCSC/0"
