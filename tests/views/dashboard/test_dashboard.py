@@ -66,7 +66,7 @@ def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Pa
         assert "https://" not in text
 
 
-def test_optuna_dashboard_is_at_the_root(finished: tuple[Site, Path]) -> None:
+def test_the_bare_address_leads_to_our_pages_and_optuna_dashboard_is_next_to_them(finished: tuple[Site, Path]) -> None:
     site, _ = finished
     assert site.request("/").headers["Location"].endswith("/lcsc/")
     assert site.request("/dashboard/").status_code == 200
