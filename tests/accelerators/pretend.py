@@ -35,6 +35,14 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "pretend"
 COUNTS: collections.Counter[str] = collections.Counter()
+
+
+def _count_waits(count: int = 1) -> None:
+    COUNTS["waits"] += count
+    if threading.current_thread() is threading.main_thread():
+        COUNTS["waits of the main thread"] += count
+
+
 ATEN = torch.ops.aten
 
 
@@ -143,7 +151,7 @@ class Event:
         if self._at is None:
             return True
         if not self._asked:
-            COUNTS["waits"] += 1
+            _count_waits()
         self._asked = True
         mine, number = self._at
         return mine.done >= number
@@ -322,7 +330,7 @@ def _uploaded(values: torch.Tensor, index: int) -> Pretend:
 
 def _wait(index: int, *, counted: bool = True) -> None:
     """Until this thread's stream has nothing to do."""
-    COUNTS["waits"] += counted
+    _count_waits(counted)
     mine = _queues[_current(index)]
     mine.wait(mine.queued)
 
@@ -430,7 +438,7 @@ def _set_stream(stream: Any) -> None:
 
 
 def _synchronize(device: Any = None) -> None:
-    COUNTS["waits"] += 1
+    _count_waits()
     for mine in [mine for mine in _queues if mine.index == _number(device)]:
         mine.wait(mine.queued)
 
