@@ -157,13 +157,14 @@ def _stop(child: Child, url: str) -> None:
     """Stop a child, but not while it holds the lock of an SQLite file, for which the next one would wait."""
     while True:
         os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until then a busy machine lets it go on
         if not url.startswith("sqlite"):
             return
         with (
             contextlib.suppress(sqlite3.OperationalError),
             contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as connection,
         ):
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN EXCLUSIVE")
             return
         os.kill(child.pid, signal.SIGCONT)
         time.sleep(0.003)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import operator
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -271,20 +272,21 @@ def _locked(path: Path) -> Callable[[], None]:
 class Background:
     """Makes one call at a time in a thread of its own.
 
-    An ending interpreter waits for the call. Later, in functions of :mod:`atexit`, no thread can start, and the call is
-    made at once in the calling thread. Ctrl-C at any moment leaves a call that can be waited for again.
+    Whoever waits for a call that no thread has begun makes it. So Ctrl-C at any moment, even while the thread starts,
+    leaves a call that can be waited for, and an ending interpreter, which starts no threads, makes it at once.
+    A call that Ctrl-C interrupts is made again.
     """
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, name)
-        self._process = os.getpid()
-        self._begun = False
+        self._name, self._process = name, os.getpid()
+        self._call: Callable[[], object] | None = None
+        self._calling = threading.Lock()
         self._errors: list[BaseException] = []
 
     @property
     def running(self) -> bool:
         """Whether a call may be running; never in a forked process, which does not have the thread."""
-        return self._begun and self._process == os.getpid()
+        return self._call is not None and self._process == os.getpid()
 
     def start(self, function: Callable[[], object]) -> None:
         """Call ``function``, after the previous call has ended.
@@ -292,21 +294,12 @@ class Background:
         Raises:
             BaseException: the error of the previous call; ``function`` is then not called.
         """
-
-        def call() -> None:
-            try:
-                function()
-            except BaseException as error:
-                self._errors.append(error)
-            self._begun = False
-
         self.finish()
-        self._begun = True
-        try:
-            self._pool.submit(call)
-        except RuntimeError:  # the interpreter is ending
-            self._begun = False
-            function()
+        self._call = function
+        if threading.main_thread().is_alive():
+            threading.Thread(target=self._make, name=self._name, daemon=False).start()
+        else:  # the interpreter is ending, and does not wait for new threads
+            self.finish()
 
     def check(self) -> None:
         """Raise the error of an ended call, once, without waiting."""
@@ -316,8 +309,17 @@ class Background:
     def finish(self) -> None:
         """Wait for the call and raise its error, once. Where the user interrupts the waiting, the call goes on."""
         if self.running:
-            with contextlib.suppress(RuntimeError):  # the interpreter is ending, and has waited
-                self._pool.submit(int).result()  # the pool's only thread has then ended the call
-            self._begun = False
+            self._make()
         if self._errors:
             raise self._errors.pop()
+
+    def _make(self) -> None:
+        with self._calling:
+            if self._call is not None:
+                try:
+                    self._call()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    self._errors.append(error)
+                self._call = None

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from lcsc_opt.trajectory import TrajectoryWriter
+from tests.processes import SECONDS
 from tests.trajectory.trajectory_examples import state_dict
 
 SCRIPT = """
-import atexit, gc, os, sys, time, warnings, torch
+import atexit, gc, os, sys, threading, time, warnings, torch
 from lcsc_opt.trajectory import TrajectoryWriter
 gc.freeze()  # what was imported: no fork collects it when it ends
 for path in sys.argv[1:]:
@@ -39,6 +40,10 @@ how, *registered = os.path.basename(path).split()
 late = lambda: writer.append(3, {"w": torch.zeros(200_000)}, wait=how == "wait")
 if registered == ["before"]: atexit.register(late)
 writer = TrajectoryWriter(path)
+def interrupted(thread, start=threading.Thread.start):  # as by Ctrl-C
+    start(thread)
+    sys.exit(2)
+if how == "start": threading.Thread.start = interrupted
 for step in range(3):
     last = step == 2
     writer.append(step, {"w": torch.full((200_000,), float(step))}, wait=False)
@@ -56,7 +61,7 @@ def ends_of_interpreters(folder: Path, cases: list[str]) -> tuple[list[int], str
         The exit statuses, and what all said on standard error. Warnings are errors.
     """
     command = [sys.executable, "-W", "error", "-c", SCRIPT, *(str(folder / case) for case in cases)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     return [int(line) for line in answer.stdout.split()], answer.stderr
 
 

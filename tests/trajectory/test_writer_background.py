@@ -78,12 +78,12 @@ def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_pat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path):
     """Also what a function that runs at the end appends."""
-    cases = ["end", "exception", "fork", "wait before", "later after"]
-    assert ends_of_interpreters(tmp_path, cases) == ([0, 1, 0, 0, 0], "stop\n")
+    cases = ["end", "exception", "fork", "wait before", "later after", "start"]
+    assert ends_of_interpreters(tmp_path, cases) == ([0, 1, 0, 0, 0, 2], "stop\n")
     for case in cases:
         trajectory = Trajectory.open(tmp_path / case)
         trajectory.verify()
-        assert trajectory.steps == ((0, 1, 2, 3) if " " in case else (0, 1, 2))
+        assert trajectory.steps == ((0, 1, 2, 3) if " " in case else (0,) if case == "start" else (0, 1, 2))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
