@@ -4,27 +4,37 @@
 
 Searches by ``LCSCGradient`` see half A of the real images through one network. Their answers are measured on held-out
 noise: FID to half A and to half B, which no search saw, in the features of that network and of another one (2), and
-precision and recall to half A. Results that are already in ``results/rows.csv`` are not measured again.
+precision and recall to half A. One model is searched with the 2,048 features of InceptionV3 with random weights, and
+measured with the small networks, which then no search saw. Results that are already in ``results/rows.csv`` are not
+measured again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from cifar import inception_weights
 from common import measure_missing, parse
 from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.training.images import Bundled
+from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.extractors.published import InceptionExtractor
+from lcsc_opt.metrics.names import INCEPTION
+from lcsc_opt.training.images import Bundled, bundled_images
 
 SHOWN = ("fid A", "fid B", "fid A2", "fid B2", "precision A", "recall A", "near A")
 EMA = "EMA*"
 DIGITS: Mapping[str, Any] = {"training_steps": 2000, "checkpoint_every": 10}
 DDPM: Mapping[str, Any] = {"training_steps": 1000, "checkpoint_every": 10}
+PHOTOGRAPHS: Mapping[str, Any] = {"training_steps": 3000, "checkpoint_every": 15}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Model:
     dataset: Bundled = "digits"
     selected: int = 10_000
     keeps: bool = True
+    inception: bool = False
 
 
 MODELS = (
@@ -48,13 +59,16 @@ MODELS = (
     Model("DDPM, 6 steps", "digits_ddpm.py", {**DDPM, "nfe": 6}, 8_000, selected=3_000),
     Model("DDPM, 8 steps", "digits_ddpm.py", {**DDPM, "nfe": 8}, 8_000, selected=3_000),
     Model("DDPM, 10 steps", "digits_ddpm.py", {**DDPM, "nfe": 10}, 8_000, selected=3_000, keeps=False),
+    Model("photographs, K = 200", "photographs.py", PHOTOGRAPHS, 10_000, dataset="photographs", selected=3_000),
     Model(
-        "photographs, K = 200",
+        "photographs, random Inception",
         "photographs.py",
-        {"training_steps": 3000, "checkpoint_every": 15},
-        10_000,
+        {**PHOTOGRAPHS, "batch_size": 25},
+        5_000,
         dataset="photographs",
-        selected=3_000,
+        selected=1_000,
+        keeps=False,
+        inception=True,
     ),
 )
 
@@ -77,8 +91,9 @@ def main() -> None:
 
 def ways(model: Model, seeds: int) -> Iterator[tuple[str, int]]:
     """Name and seed of each search."""
-    yield EMA, 0
-    for seed in range(seeds):
+    if not model.inception:
+        yield EMA, 0
+    for seed in range(1 if model.inception else seeds):
         for end in ("", ", keep") if model.keeps else ("",):
             yield from ((f"{rows}{end}", seed) for rows in ("one row", "layers"))
 
@@ -87,11 +102,20 @@ def measured(model: Model, way: str, seed: int, images: int) -> list[float]:
     """The metrics of :data:`SHOWN` of one answer."""
     settings = {**model.settings, **({"keep": "precision"} if way.endswith("keep") else {})}
     objective = objective_of(model.file, rows="layers" if way.startswith("layers") else None, **settings)
+    if model.inception:
+        objective.scores = Scores({INCEPTION: by_inception(bundled_images(model.dataset)[0][::2])})
     if way == EMA:
         found = best_ema(objective)
     else:
         found = answer_of(objective, "LCSCGradient", seed, images, selected_on=model.selected)
     return metrics_of(objective.images(np.asarray(found), HELD_OUT, REPORTED), SHOWN, model.dataset)
+
+
+def by_inception(images: Tensor) -> Reference:
+    """Real images ``[N, 3, H, W]`` in the features of InceptionV3 with random weights."""
+    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+        torch.save(inception_weights(), file.name)
+        return Reference.of_images(InceptionExtractor(Path(file.name), device=torch.device("cpu")), images)
 
 
 def metrics_of(images: Tensor, names: Sequence[str], dataset: Bundled = "digits") -> list[float]:
