@@ -177,5 +177,5 @@ def _software() -> dict[str, Any]:
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     here = environment()
-    decisive = {name: here[name] for name in ("machine", "blas")}
-    return {**here["packages"], **decisive, "lcsc_opt's code": digest.hexdigest()[:12]}
+    code = digest.hexdigest()[:12]
+    return {**here["packages"], "machine": here["machine"], "blas": here["blas"], "lcsc_opt's code": code}

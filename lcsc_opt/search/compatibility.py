@@ -132,8 +132,7 @@ def compared(
     same_optimizer = [name for name, optimizer in siblings.items() if optimizer == plan.optimizer.name]
     for name in dict.fromkeys([*list(siblings)[:1], *same_optimizer[:1]]):  # the other studies were compared with these
         stored = studies[name]
-        if not (before := _decisive(stored.get("specification"))):
-            continue
+        before = _decisive(stored["specification"])
         parts = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
         found = "; ".join(line for part in parts for line in differences(before[part], wanted[part], part))
         if "objective" in now and not found:
