@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np  # noqa: F401 - loads the BLAS that is described
@@ -39,16 +39,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Every place where two JSON values differ, with its path."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now}):
-            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        was, here = (text if len(text) <= 60 else f"{text[:57]}..." for text in map(json.dumps, (before, now)))
-        yield f"{path} was {was}, is now {here}"
 
 
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:

@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.reproducibility import differences, environment
+from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
@@ -151,12 +151,12 @@ class NodeObjective:
             StudySpecError: this machine has other software than the coordinator, which would change results.
             LcscError: the objective cannot be loaded.
         """
-        machine = _software()
-        other_blas = set(machine["blas"]) - set(self.software["blas"])  # the coordinator may have loaded more of them
-        keys = ("packages", "machine", "lcsc_opt's code", *(["blas"] if other_blas else []))
-        before, now = ({key: known[key] for key in keys} for known in (self.software, machine))
-        if found := "; ".join(differences(before, now)):
-            raise StudySpecError(f"has other software than the coordinator: {found}; install the same there")
+        wanted = self.software
+        found = {name: here for name, here in _software().items() if here != wanted.get(name)}
+        if set(found.get("blas", ())) <= set(wanted["blas"]):  # the coordinator may have loaded more of them
+            found.pop("blas", None)
+        if others := ", ".join(f"{name} {here}, not {wanted.get(name)}" for name, here in found.items()):
+            raise StudySpecError(f"has other software than the coordinator: {others}; install the same there")
         packed, spec, copies = self.packed, self.spec, Path.cwd()
         known = None if packed is None else dataclasses.replace(packed.known, packed=packed.found())
         if self.own is not None and (copy := copies / self.own.name).is_file():  # a program's own connection sends none
@@ -176,4 +176,6 @@ def _software() -> dict[str, Any]:
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return {**environment(), "lcsc_opt's code": digest.hexdigest()[:12]}
+    here = environment()
+    code = digest.hexdigest()[:12]
+    return {**here["packages"], "machine": here["machine"], "blas": here["blas"], "lcsc_opt's code": code}

@@ -7,13 +7,13 @@ losses are compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.reproducibility import differences, environment
+from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import SUCCEEDED, is_search, split_name
 from lcsc_opt.database.store import StoredStudy
@@ -132,8 +132,7 @@ def compared(
     same_optimizer = [name for name, optimizer in siblings.items() if optimizer == plan.optimizer.name]
     for name in dict.fromkeys([*list(siblings)[:1], *same_optimizer[:1]]):  # the other studies were compared with these
         stored = studies[name]
-        if not (before := _decisive(stored.get("specification"))):
-            continue
+        before = _decisive(stored["specification"])
         parts = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
         found = "; ".join(line for part in parts for line in differences(before[part], wanted[part], part))
         if "objective" in now and not found:
@@ -160,3 +159,13 @@ def _of_both(value: Any, other: Any) -> Any:
     if not (isinstance(value, Mapping) and isinstance(other, Mapping)):
         return value
     return {key: _of_both(part, other[key]) for key, part in value.items() if key in other}
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Every place where two JSON values differ, with its path."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        was, here = (text if len(text) <= 60 else f"{text[:57]}..." for text in map(json.dumps, (before, now)))
+        yield f"{path} was {was}, is now {here}"

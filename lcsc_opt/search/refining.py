@@ -27,7 +27,6 @@ from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, Tr
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
-from lcsc_opt.base.reproducibility import differences
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.metrics.image_metrics import Constraint
@@ -35,6 +34,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import NOISE_STRIDE, DualAscent, averaging_share
+from lcsc_opt.search.compatibility import differences
 from lcsc_opt.training.trainer import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
 

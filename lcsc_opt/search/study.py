@@ -23,7 +23,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.reproducibility import differences, environment
+from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.reader import HistoryReader
@@ -38,7 +38,7 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.search.compatibility import changes, compared, continued, fingerprint
+from lcsc_opt.search.compatibility import changes, compared, continued, differences, fingerprint
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.runner import Search

@@ -280,8 +280,7 @@ class Background:
     def __init__(self, name: str) -> None:
         self._name, self._process = name, os.getpid()
         self._call: Callable[[], object] | None = None
-        self._calling = threading.Lock()
-        self._errors: list[BaseException] = []
+        self._calling, self._errors = threading.Lock(), list[BaseException]()
 
     @property
     def running(self) -> bool:

@@ -42,7 +42,7 @@ if registered == ["before"]: atexit.register(late)
 writer = TrajectoryWriter(path)
 def interrupted(thread, start=threading.Thread.start):  # as by Ctrl-C
     start(thread)
-    sys.exit(2)
+    if threading.current_thread() is threading.main_thread(): sys.exit(2)
 if how == "start": threading.Thread.start = interrupted
 for step in range(3):
     last = step == 2
