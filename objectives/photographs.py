@@ -22,11 +22,12 @@ MODEL = SmallModel(
     name="photographs",
     dataset="photographs",
     # few noise levels, and more of the high ones, so that training takes minutes
-    recipe=Ict(batch_size=32, learning_rate=3e-3, sigma_max=80.0, last_discretization=20, noise_mean=0.5),
+    recipe=Ict(batch_size=32, learning_rate=1e-3, sigma_max=80.0, last_discretization=20, noise_mean=0.5),
     image_shape=(3, 32, 32),
     architecture="PatchedUNet 4, 32-64",
     network=functools.partial(PatchedUNet, (3, 32, 32), (32, 64), patch=4),
     spacing=0.1,
+    threads=1,
 )
 
 
