@@ -70,7 +70,8 @@ def main() -> None:
     tables[1] += [(way, f"{row['call_ms']:.2f}", f"{row['added_ms']:.1f}") for way, row in loop.items()]
     tables[2] += [(way, f"{statistics.median(some):.2f}") for way, some in rates.items()]
     took, size = time.perf_counter() - start, f"{arguments.checkpoints} checkpoints, {arguments.images} images"
-    lines = [f"# {accelerator.model_name(device)}", "", f"{machine()}. `make gpu` took {took:.0f} s: {size}.", ""]
+    name = getattr(torch.get_device_module(device), "get_device_name", lambda _: device.type)(device)
+    lines = [f"# {name}", "", f"{machine()}. `make gpu` took {took:.0f} s: {size}.", ""]
     lines += [f"Tests on the device: {'failed' if tested else 'passed'}"]
     lines += [line for table in tables for line in ("", *markdown(table))]
     Path(arguments.page).write_text("\n".join(lines) + "\n")

@@ -12,21 +12,17 @@ measured again.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from cifar import inception_weights
 from common import measure_missing, parse
 from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, objective_of
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.metrics.extractors.published import InceptionExtractor
+from lcsc_opt.metrics.extractors.published import RandomInception
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.training.images import Bundled, bundled_images
 
@@ -64,7 +60,7 @@ MODELS = (
         "photographs, random Inception",
         "photographs.py",
         {**PHOTOGRAPHS, "batch_size": 25},
-        5_000,
+        4_000,
         dataset="photographs",
         selected=1_000,
         keeps=False,
@@ -103,19 +99,13 @@ def measured(model: Model, way: str, seed: int, images: int) -> list[float]:
     settings = {**model.settings, **({"keep": "precision"} if way.endswith("keep") else {})}
     objective = objective_of(model.file, rows="layers" if way.startswith("layers") else None, **settings)
     if model.inception:
-        objective.scores = Scores({INCEPTION: by_inception(bundled_images(model.dataset)[0][::2])})
+        real = bundled_images(model.dataset)[0][::2]
+        objective.scores = Scores({INCEPTION: Reference.of_images(RandomInception(), real)})
     if way == EMA:
         found = best_ema(objective)
     else:
         found = answer_of(objective, "LCSCGradient", seed, images, selected_on=model.selected)
     return metrics_of(objective.images(np.asarray(found), HELD_OUT, REPORTED), SHOWN, model.dataset)
-
-
-def by_inception(images: Tensor) -> Reference:
-    """Real images ``[N, 3, H, W]`` in the features of InceptionV3 with random weights."""
-    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
-        torch.save(inception_weights(), file.name)
-        return Reference.of_images(InceptionExtractor(Path(file.name), device=torch.device("cpu")), images)
 
 
 def metrics_of(images: Tensor, names: Sequence[str], dataset: Bundled = "digits") -> list[float]:

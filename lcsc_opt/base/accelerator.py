@@ -126,9 +126,3 @@ def rounds_float32(device: torch.device) -> bool:
     kind = getattr(backends, device.type, None)
     matmul = getattr(kind, "matmul", backends.mkldnn.matmul)  # type: ignore[attr-defined]
     return matmul.fp32_precision in ("tf32", "bf16")
-
-
-def model_name(device: torch.device) -> str:
-    """What the device is called by its maker, else its kind."""
-    named = getattr(torch.get_device_module(device), "get_device_name", None)
-    return device.type if named is None else str(named(device))

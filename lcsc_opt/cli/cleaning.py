@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
@@ -24,25 +23,27 @@ def delete(
     yes: _Yes = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies from the database, but none that is being run. Their trials, figures and images go, too."""
+    """Delete studies from the database, but none that is being run. Their trials and images go, too."""
+    from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.urls import masked
     from lcsc_opt.diagnostics.cleaning import files_of
 
     opened = open_database(storage, write=True)
     chosen = [StoredStudy.open(opened, name) for name in dict.fromkeys(studies)]
-    with contextlib.ExitStack() as held:
-        for study in chosen:
-            held.enter_context(study.hold())
-            say(f"{study.name}: {len(study.trials())} trials and {len(files_of(study))} files")
-        if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(opened.url)}?", yes=yes):
-            return
-        for study in chosen:
+    if running := locked(opened, studies):
+        raise StudyStoreError(f"{', '.join(sorted(running))}: is being run; wait for it, or end it")
+    for study in chosen:
+        say(f"{study.name}: {len(study.trials())} trials and {len(files_of(study))} files")
+    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(opened.url)}?", yes=yes):
+        return
+    for study in chosen:
+        with study.hold():
             files = files_of(study)
             study.delete()
             for file in files:
                 file.unlink(missing_ok=True)
-    say(f"deleted: {', '.join(study.name for study in chosen)}")
+        say(f"deleted: {study.name}")
 
 
 def cache(

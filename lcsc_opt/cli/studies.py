@@ -199,7 +199,7 @@ def _print_recipe(shown: Recipe) -> None:
 
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
-    left_out = ("format", "coefficients", "rows", "steps", "checkpoint_sha256", "constant")
+    left_out = ("format", "coefficients", "rows", "steps", "checkpoint_sha256", "constant", "statistics", "lora")
     found = {
         **shown.model_dump(exclude={*left_out}, exclude_none=True),
         "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",

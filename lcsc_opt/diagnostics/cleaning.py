@@ -9,14 +9,14 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import PENDING, remove, try_lock
+from lcsc_opt.base.files import PENDING, remove
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.trajectory.manifest import LOCK, Manifest
+from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.views.artifacts import artifact_directory, artifact_path
 
 _FOLDERS = ("", "trajectories", "references", "datasets")
@@ -28,7 +28,7 @@ _KINDS = {
 }
 UNFINISHED = "unfinished"
 _PENDING_NAME = r"((?:.*/)?)\.(.*)\.[0-9a-f]{32}(?:\.old)?\.partial"  # of lcsc_opt.base.files.replacing
-_SETTLED_SECONDS = 600.0  # a file that is being written was changed more recently
+_SETTLED_SECONDS = 600.0  # what is being made was changed more recently
 
 
 def files_of(study: StoredStudy) -> list[Path]:
@@ -66,9 +66,8 @@ class Cached:
 
     def remove(self) -> bool:
         """Remove it, and return whether it is gone: it stays where a process makes it, or this user may not."""
-        with _nobody_makes(self.path, self.kind) as nobody:
-            if nobody:
-                remove(self.path)
+        if self.kind != UNFINISHED or _status(self.path)[1] < time.time() - _SETTLED_SECONDS:
+            remove(self.path)
         return not self.path.exists()
 
 
@@ -103,25 +102,3 @@ def _using(path: Path, kind: str, studies: Mapping[str, Mapping[str, Any]]) -> t
     steps = {name: tuple(known.get("steps") or ()) for name, known in studies.items()}
     hashes = {of: manifest.sha256_of(of) for of in set(steps.values())}
     return tuple(name for name, known in studies.items() if known.get("checkpoints") == hashes[steps[name]])
-
-
-@contextlib.contextmanager
-def _nobody_makes(path: Path, kind: str) -> Iterator[bool]:
-    """Whether no living process makes it. Until the block ends, none can begin to make a trajectory's folder."""
-    if kind != UNFINISHED:
-        yield True
-        return
-    if path.name.startswith("."):
-        yield _status(path)[1] < time.time() - _SETTLED_SECONDS
-        return
-    with contextlib.ExitStack() as locks:
-        free = True
-        for file in (path.with_name(f".{path.name.removesuffix(PENDING)}.lock"), path / LOCK):
-            try:
-                lock = try_lock(file)
-            except OSError:  # in a folder that is only read here
-                lock = None
-            if lock is not None:
-                locks.callback(lock)
-            free &= lock is not None
-        yield free

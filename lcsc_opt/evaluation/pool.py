@@ -168,7 +168,7 @@ class WorkerPool:
     def nodes(self) -> list[NodeWork]:
         """The workers of each machine, by its name; also of one whose workers died."""
         alive = Counter(worker.machine for worker in self._workers if worker.ready)
-        deaths = sum((worker.deaths for worker in self._workers), Counter[str]())
+        deaths = sum((worker.deaths.copy() for worker in self._workers), Counter[str]())
         return [NodeWork(name, alive[name], deaths[name]) for name in sorted({*alive, *deaths})]
 
     def submit(

@@ -100,7 +100,7 @@ def _nearer_train(samples: Tensor, reference: Reference) -> Tensor:
     real, other = _real(samples, reference), _real(samples, reference.unseen)
     parts = torch.split(samples, _rows_at_once(max(len(real), len(other))))
     nearer = [torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1) for rows in parts]
-    return torch.cat(nearer).double().mean()
+    return torch.cat(nearer).cpu().double().mean()
 
 
 def _authenticity(samples: Tensor, reference: Reference) -> Tensor:
@@ -113,7 +113,7 @@ def _authenticity(samples: Tensor, reference: Reference) -> Tensor:
     for rows in torch.split(samples, _rows_at_once(len(real))):
         distances, nearest = torch.cdist(rows, real).min(dim=1)
         authentic.append(apart[nearest] < distances)
-    return torch.cat(authentic).double().mean()
+    return torch.cat(authentic).cpu().double().mean()
 
 
 def _rows_at_once(columns: int) -> int:
@@ -174,7 +174,7 @@ def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
     real = F.normalize(_real(samples, reference), dim=1)
 
     def of_reference(features: Tensor) -> float:
-        unit = F.normalize(features.double(), dim=1)
+        unit = F.normalize(features.cpu().double(), dim=1)
         return float(_kernel_mean(unit, unit))
 
     inside = reference.once("kernel", samples.device, of_reference)

@@ -149,7 +149,7 @@ class FeatureMetrics:
                     leaf = self._samples().detach().clone().requires_grad_()
                     found = FIDELITY[formula](leaf, self.reference)
                     [tensor] = torch.autograd.grad(found, leaf)
-                value, gradient = float(found.detach()), tensor.double().cpu().numpy()
+                value, gradient = float(found.detach()), tensor.cpu().double().numpy()
         self._values[formula], self._gradients[formula] = value, gradient
         return gradient
 
@@ -158,7 +158,7 @@ class FeatureMetrics:
         if formula == "precision":
             return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
         with torch.no_grad():
-            return float(EACH[formula](self._samples(), self.reference).double().std())
+            return float(EACH[formula](self._samples(), self.reference).cpu().double().std())
 
     def _samples(self, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
         """The features where distances are computed; there are at least so many of both sets."""

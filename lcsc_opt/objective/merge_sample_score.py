@@ -6,8 +6,8 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
@@ -35,6 +35,8 @@ DEFAULT_BATCH = 500
 AUTO: Literal["auto"] = "auto"
 GRAPH_MEMORY = 4  # with batch_size: auto; a graph multiplies the memory of a batch by about this
 FEWEST_KEPT = 5_000  # images of EMA*, whose precision is kept: a standard error of at most 0.007
+
+T = TypeVar("T")
 
 FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
 """Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
@@ -171,8 +173,7 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("merge"):
             self._load(weights)
             weights.clear()
-        while (metrics := self._sampled(candidate, first, last, gradient, watch)) is None:
-            pass
+        metrics = self._fitting(lambda: self._sampled(candidate, first, last, gradient, watch))
         with watch.timing("features"):
             state = metrics.state
         return state, merging + watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
@@ -188,9 +189,9 @@ class MergeSampleScore(StagedObjective):
             return
 
         def measured(rate: float, images: int) -> Constraint:
-            self._load(self._source.merge(ema_coefficients(self.steps, rate)))
-            metrics = self.scores.image_metrics(images)
-            self._update(metrics, SEARCH, 0, images, _Stopwatch())
+            candidate = Candidate(ema_coefficients(self.steps, rate), images=images)
+            self._load(self._source.merge(candidate.coefficients))
+            metrics = self._fitting(lambda: self._sampled(candidate, 0, images, False, _Stopwatch()))
             with self._metric_threads():
                 return metrics.constraint()
 
@@ -200,26 +201,28 @@ class MergeSampleScore(StagedObjective):
             best = dataclasses.replace(measured(rate, FEWEST_KEPT), loss=best.loss)
         self.scores.constraint = best
 
-    def _sampled(
-        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: _Stopwatch
-    ) -> ImageMetrics | None:
-        """The metrics of these images. ``None`` if a batch did not fit; the next one will be smaller."""
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives; after each time that memory runs out again, with batches half as large."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if not self._halves or self._batch_size == 1:
+                    raise
+            free_memory()  # out here the exception is gone, and with it the memory that it held
+            self._batch_size //= 2
+            self._gradient_batch_size = max(self._gradient_batch_size // 2, 1)
+            notice(f"batch_size: auto: out of memory; going on with {self._batch_size} images at once")
+
+    def _sampled(self, candidate: Candidate, first: int, last: int, gradient: bool, watch: _Stopwatch) -> ImageMetrics:
+        """The metrics of these images."""
         held_out = candidate.noise.group == HELD_OUT.group
         metrics = self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
-        try:
-            kept = self._last_batch(first, last) if gradient else last
-            self._update(metrics, candidate.noise, first, kept, watch)
-            if gradient:
-                self._keep_graph(metrics, candidate, (first, last), kept, watch)
-            return metrics
-        except torch.OutOfMemoryError:
-            if not self._halves or self._batch_size == 1:
-                raise
-        free_memory()  # out here the exception is gone, and with it the memory that it held
-        self._batch_size //= 2
-        self._gradient_batch_size = min(self._gradient_batch_size, self._batch_size)
-        notice(f"batch_size: auto: out of memory; going on with {self._batch_size} images at once")
-        return None
+        kept = self._last_batch(first, last) if gradient else last
+        self._update(metrics, candidate.noise, first, kept, watch)
+        if gradient:
+            self._keep_graph(metrics, candidate, (first, last), kept, watch)
+        return metrics
 
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
@@ -246,8 +249,6 @@ class MergeSampleScore(StagedObjective):
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
         return Evaluation(loss, metrics, cost, violation=violation, unseen=unseen), back
 
-    @torch.inference_mode(mode=False)
-    @torch.enable_grad()
     def vjp(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
         """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient.
 
@@ -257,6 +258,11 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the gradient is not finite.
         """
+        return self._fitting(lambda: self._product(candidate, first, last, back))
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def _product(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Any, Cost]:
         watch, sampler = _Stopwatch(), self.sampler
         assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
 
@@ -294,7 +300,9 @@ class MergeSampleScore(StagedObjective):
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
         self._load(self._source.merge(coefficients))
-        return torch.cat([self._sample(noise, *batch).cpu() for batch in _ranges(0, count, self._batch_size)])
+        return self._fitting(
+            lambda: torch.cat([self._sample(noise, *batch).cpu() for batch in _ranges(0, count, self._batch_size)])
+        )
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""

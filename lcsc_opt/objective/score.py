@@ -168,11 +168,13 @@ def outcomes(name: str, value: Any) -> Floats:
     Raises:
         ObjectiveError: it is neither.
     """
-    plain = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
+    plain = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value
     try:
-        array = np.asarray(plain, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise ObjectiveError(f"score: {name} is {str(plain)[:80]!r}; expected a number, or single outcomes") from error
+        array = np.asarray(plain)
+    except ValueError:  # lists of several lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise ObjectiveError(f"score: {name} is {str(plain)[:80]!r}; expected a number, or single outcomes")
     if array.ndim > 1 or not array.size:
         raise ObjectiveError(f"score: {name} has the shape {list(array.shape)}; expected outcomes in one dimension")
     return np.atleast_1d(array)

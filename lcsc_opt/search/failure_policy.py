@@ -11,7 +11,7 @@ from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.evaluation.base import Failure, Outcome
 
 _MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
-_MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success
+_MOST_IN_A_ROW = 5  # trials that all raised the same error end the run of a study that has had a success
 _FEW_TRIALS = 10  # with fewer trials, the share of failures is not looked at
 
 

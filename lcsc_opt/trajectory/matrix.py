@@ -272,15 +272,16 @@ def _locked(path: Path) -> Callable[[], None]:
 class Background:
     """Makes one call at a time in a thread of its own.
 
-    Whoever waits for a call that no thread has begun makes it. So Ctrl-C at any moment, even while the thread starts,
-    leaves a call that can be waited for, and an ending interpreter, which starts no threads, makes it at once.
-    A call that Ctrl-C interrupts is made again.
+    Whoever waits for a call that no thread has begun makes it. So Ctrl-C while the thread starts leaves a call that can
+    be waited for, and an interpreter that starts no more threads makes it at once. A call that a signal's handler ends
+    by an exception, as Ctrl-C does, is made again.
     """
 
     def __init__(self, name: str) -> None:
         self._name, self._process = name, os.getpid()
         self._call: Callable[[], object] | None = None
-        self._calling, self._errors = threading.Lock(), list[BaseException]()
+        self._calling, self._errors = threading.Lock(), list[Exception]()
+        self._caller: int | None = None  # the thread that makes the call
 
     @property
     def running(self) -> bool:
@@ -291,14 +292,15 @@ class Background:
         """Call ``function``, after the previous call has ended.
 
         Raises:
-            BaseException: the error of the previous call; ``function`` is then not called.
+            Exception: the error of the previous call; ``function`` is then not called.
         """
         self.finish()
         self._call = function
-        if threading.main_thread().is_alive():
-            threading.Thread(target=self._make, name=self._name, daemon=False).start()
-        else:  # the interpreter is ending, and does not wait for new threads
-            self.finish()
+        if threading.main_thread().is_alive():  # else the interpreter is ending, and does not wait for new threads
+            with contextlib.suppress(RuntimeError):  # no more threads can be started
+                threading.Thread(target=self._make, name=self._name, daemon=False).start()
+                return
+        self.finish()
 
     def check(self) -> None:
         """Raise the error of an ended call, once, without waiting."""
@@ -313,12 +315,16 @@ class Background:
             raise self._errors.pop()
 
     def _make(self) -> None:
+        if self._caller == threading.get_ident():  # a signal's handler, within the call
+            return
         with self._calling:
-            if self._call is not None:
-                try:
+            self._caller = threading.get_ident()
+            try:
+                if self._call is not None:
                     self._call()
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:
-                    self._errors.append(error)
                 self._call = None
+            except Exception as error:
+                self._errors.append(error)
+                self._call = None
+            finally:
+                self._caller = None

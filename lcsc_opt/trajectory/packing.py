@@ -117,7 +117,7 @@ def open_or_pack(
     """
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     if (known := KnownCheckpoints.current()) is not None:
-        return _open_known(known, alone, cache, key, steps, dtype or EXACT)
+        return _open_known(known, alone, cache, key, steps, dtype or EXACT, selection.last_step)
     if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
         return _open_packed(Path(alone[0]).expanduser(), key, selection, steps, dtype)
     sources = _selected(find_sources(find_checkpoints(alone, key=key), steps), selection)
@@ -317,6 +317,7 @@ def _open_known(
     key: str | None,
     steps: Sequence[int] | None,
     dtype: str,
+    last_step: int | None,
 ) -> Trajectory:
     """Exactly the checkpoints that a study knows: from its packed trajectory or the cache, else packed again."""
     if known.packed is not None and (found := Trajectory.holding(known.packed, known)) is not None:
@@ -333,7 +334,8 @@ def _open_known(
         if found is None or found.sha256 != known.sha256:
             raise _not_there(patterns, known)
         packed = _place(cache, _fingerprint(own, key, dtype))
-        same = max(sources, default=-1) == known.steps[-1] and Trajectory.holding(packed, known) is not None
+        last = max((step for step in sources if last_step is None or step <= last_step), default=-1)
+        same = not sources or (last == known.steps[-1] and Trajectory.holding(packed, known) is not None)
     if not same:
         named = ", ".join(map(str, patterns))
         notice(

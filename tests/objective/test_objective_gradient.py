@@ -177,7 +177,7 @@ def test_a_function_that_cuts_the_graph_is_refused_once_a_gradient_is_wanted(tra
 
 
 def test_memory_that_is_not_there_and_gradients_that_are_not_finite_fail(
-    monkeypatch: pytest.MonkeyPatch, trajectory: Trajectory
+    monkeypatch: pytest.MonkeyPatch, trajectory: Trajectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     objective = build(trajectory, function(Smooth().double()))
 
@@ -188,6 +188,9 @@ def test_memory_that_is_not_there_and_gradients_that_are_not_finite_fail(
         patch.setattr(torch.autograd, "grad", full)
         with pytest.raises(torch.OutOfMemoryError):
             gradient(objective)
+        with pytest.raises(torch.OutOfMemoryError):
+            gradient(build(trajectory, function(Smooth().double()), batch_size="auto"))
+    assert capsys.readouterr().err.split()[-4] == "1"
     monkeypatch.setattr(Trajectory, "project", lambda *_: np.array([1.0, np.nan, 0, 0, 0]))
     with pytest.raises(MetricError, match="the gradient is not finite"):
         gradient(objective)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.metrics import Scores
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from tests.objective.test_merge_sample_score import EMA, build
+from tests.objective.test_merge_sample_score import EMA, build, real
 from tests.processes import wait_until
 
 OTHER = np.array([1.5, -1.0, 0.25, 0.25])
@@ -113,6 +114,11 @@ def test_an_automatic_batch_that_is_too_large_is_halved_and_nothing_else_changes
     assert objective.describe()["batch_size"] == "auto"
     objective(OTHER)
     assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]
+    for first_to_sample in (MergeSampleScore.know_constraint, lambda one: one.images(EMA, Noise(), 40)):
+        other = build(tmp_path, Scores({"inception": real()}, keep="precision"), batch_size="auto")
+        other.sampler.sample = scarce  # type: ignore[method-assign]
+        first_to_sample(other)
+        assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]
     never = build(tmp_path, batch_size="auto")
     never.sampler.sample = lambda *_: scarce(Noise(), 0, 9)  # type: ignore[method-assign]
     with pytest.raises(torch.OutOfMemoryError):

@@ -139,7 +139,7 @@ def test_second_writer_is_kept_out_until_the_first_closes(tmp_path):
         writer.append(3, state_dict(3))
 
 
-class Stop(BaseException):
+class StopError(Exception):
     """Stands for the end of the process."""
 
 
@@ -162,13 +162,13 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
         count += 1
         path, reached, failed = tmp_path / f"{count}", 0, False
         with monkeypatch.context() as patch:
-            interrupt(patch, os, name, count, Stop())
+            interrupt(patch, os, name, count, StopError())
             try:
                 with TrajectoryWriter(path, keep_last=kept) as writer:
                     for step in steps:
                         writer.append(step, state_dict(step), wait=wait)
                         reached = step
-            except Stop:
+            except StopError:
                 failed = True
         complete = survivors(path)
         last = complete[-1] if complete else 0

@@ -67,7 +67,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
 class _OwnExtractor:
     """A user's extractor under a name of its own: references from other weights or code do not fit it.
 
-    Weights are the tensors, arrays and modules that it is or has as attributes.
+    Weights are the tensors, arrays and modules that it is or has as attributes, or in a list or a mapping there.
 
     Args:
         made: what the factory returned.
@@ -82,7 +82,10 @@ class _OwnExtractor:
     def __init__(self, made: FeatureExtractor, sources: Mapping[str, Path]) -> None:
         self.made, self.made_name, self.dimension = made, made.name, made.dimension
         digest = hashlib.sha256(repr(local_code(sources)).encode())
-        held = {"": made, **getattr(made, "__dict__", {})}
+        held: dict[str, object] = {"": made}
+        for name, one in getattr(made, "__dict__", {}).items():
+            several = one.values() if isinstance(one, Mapping) else one if isinstance(one, (list, tuple)) else (one,)
+            held |= {f"{name}.{index}": part for index, part in enumerate(several)}
         weights = {name: torch.as_tensor(one) for name, one in held.items() if isinstance(one, (Tensor, np.ndarray))}
         states = [one.state_dict() for one in held.values() if isinstance(one, nn.Module)]
         for tensors in (weights, *states):

@@ -53,6 +53,8 @@ def name_of(made: Any) -> str:
         lambda value: Holder(network=linear(value)),
         lambda value: Holder(mean=np.full(3, value)),
         lambda value: Holder(scale=torch.tensor(value)),
+        lambda value: Holder(networks=[linear(1.0), linear(value)]),
+        lambda value: Holder(scales={"blue": torch.tensor(value)}),
     ],
 )
 def test_other_weights_are_another_name(made: Callable[[float], Any]) -> None:
