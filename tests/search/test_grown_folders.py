@@ -159,6 +159,14 @@ def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> N
         torch.testing.assert_close(tensor, merged[name])
 
 
+def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:
+    save(*STEPS)
+    own = Path("grown_model.py")
+    selected = own.read_text().replace("cache_directory())", "cache_directory(), selection=Selection(last_step=20))")
+    own.write_text(f"from lcsc_opt.checkpoints.finding import Selection\n{selected}")
+    assert "other checkpoints" not in typed(*RUN).err + typed(*RUN, "--budget", "4").err
+
+
 def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None) -> None:
     found = load_study(NAME).coefficients
     save(5, 40)
