@@ -59,10 +59,10 @@ MODELS = (
     Model(
         "photographs, random Inception",
         "photographs.py",
-        {**PHOTOGRAPHS, "batch_size": 25},
-        4_000,
+        {**PHOTOGRAPHS, "batch_size": 25, "images": 500},
+        3_000,
         dataset="photographs",
-        selected=1_000,
+        selected=500,
         keeps=False,
         inception=True,
     ),
