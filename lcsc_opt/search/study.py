@@ -271,7 +271,8 @@ class StudyRunner:
         Raises:
             StudyStoreError: another process runs the study, it was made with something else than there is now, or its
                 losses would not compare with those of the experiment's other studies.
-            LcscError: the objective, the machine or the Ray cluster does not allow the plan; nothing is stored then.
+            LcscError: the objective, this machine or the Ray cluster does not allow the plan; nothing is stored then.
+                What a node lacks shows when its worker starts.
         """
         plan, objective, begun, changed, studies = self._prepared(plan)
         with self._workers(plan, objective, studies) as pool:
