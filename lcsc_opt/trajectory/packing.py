@@ -335,12 +335,12 @@ def _open_known(
             raise _not_there(patterns, known)
         packed = _place(cache, _fingerprint(own, key, dtype))
         last = max((step for step in sources if last_step is None or step <= last_step), default=-1)
-        same = not sources or (last == known.steps[-1] and Trajectory.holding(packed, known) is not None)
+        same = last == known.steps[-1] and Trajectory.holding(packed, known) is not None
     if not same:
         named = ", ".join(map(str, patterns))
         notice(
-            f"{named}: holds other checkpoints now, and the study goes on with its own {len(known.steps)}; to begin on "
-            f"those there: lcsc fork STUDY NAME --checkpoints {named}"
+            f"{named}: holds other checkpoints now, or none, and the study goes on with its own {len(known.steps)}; to "
+            f"begin on those there: lcsc fork STUDY NAME --checkpoints {named}"
         )
     return found
 

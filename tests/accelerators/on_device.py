@@ -90,7 +90,6 @@ def test_every_device_that_torch_sees_can_be_named() -> None:
     assert accelerator.find("pretend:1") == torch.device("pretend:1")
     with pytest.raises(ObjectiveError, match="expected auto or one of cpu, pretend:0, pretend:1"):
         accelerator.find("pretend:2")
-    assert accelerator.model_name(torch.device("pretend:1")) == "pretend 1"
     assert accelerator.environments(1, ["pretend:1"]) == [{"PRETEND_VISIBLE_DEVICES": "1"}]
 
 

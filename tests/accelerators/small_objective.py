@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base import accelerator
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -57,7 +56,7 @@ class WithDevice(Objective):
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
         found = self.inner.evaluate(candidate)
-        name = accelerator.model_name(self.inner.device)
+        name = torch.get_device_module(self.inner.device).get_device_name(self.inner.device)
         return dataclasses.replace(found, metrics={**found.metrics, "device": float(name.split()[-1])})
 
     def describe(self) -> dict[str, Any]:
