@@ -24,7 +24,7 @@ TITLE = """## Single images, and other metrics
 Not in the paper in this form: what no search looked at, on held-out noise, mean ± standard deviation over seeds of the
 search. Precision and recall are better where they are higher, `sliced`, `near` and `fdr` where they are lower; `fdr` is
 FID over the FID of one half of the real images to the other ([evaluation_metrics.md](evaluation_metrics.md)). Searches
-with `keep: precision` hold precision where EMA* has it ([why](evaluation_metrics.md#without-a-weight-to-tune-keep)):
+with `keep: precision` were asked for EMA*'s precision ([why](evaluation_metrics.md#without-a-weight-to-tune-keep)):
 `lcsc run paper/keep`."""
 
 
