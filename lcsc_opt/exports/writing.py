@@ -121,6 +121,7 @@ class Destination:
             weights = to_diffusers(weights, naming.alphas, component=naming.component, unet_config=unet)
         text = recipe.as_text()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as path:
                 if self.form == "diffusers":
                     path.mkdir()
@@ -135,8 +136,8 @@ class Destination:
                     write_safetensors(weights, path, {"format": "pt", ENTRY: text})
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             needed = sum(tensor.nbytes for tensor in weights.values())
-            free, reason = shutil.disk_usage(self.path.absolute().parent).free, " ".join(str(error).split())
-            if needed > free:
+            reason = " ".join(str(error).split())
+            if self.path.parent.is_dir() and needed > (free := shutil.disk_usage(self.path.absolute().parent).free):
                 reason = f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 

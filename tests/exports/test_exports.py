@@ -83,13 +83,13 @@ def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
 
 
 def test_a_recipe_is_printed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(["export", STUDY, "-o", "best.pt"]) == 0
+    assert lcsc(["export", STUDY, "-o", "new/best.pt"]) == 0
     capsys.readouterr()
-    assert lcsc(["show", "best.pt", "--format", "json"]) == 0
+    assert lcsc(["show", "new/best.pt", "--format", "json"]) == 0
     of_file = json.loads(capsys.readouterr().out)
     assert lcsc(["export", STUDY, "-o", "recipe.json"]) == 0
     assert json.loads(Path("recipe.json").read_text()) == of_file
-    assert lcsc(["show", "best.pt"]) == 0
+    assert lcsc(["show", "new/best.pt"]) == 0
     printed = capsys.readouterr().out
     assert all(part in printed for part in (STUDY, "fid", "kid", "images: 20", "sum abs", of_file["trajectory_sha256"]))
 
