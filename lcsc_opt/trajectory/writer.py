@@ -152,6 +152,8 @@ class TrajectoryWriter:
                 return False
             tensors = _named_tensors(weights)
             self._background.finish()
+            if self._background.running:  # a signal's handler, within the saving that it would wait for
+                raise TrajectoryError(f"Step {step} comes while another is saved: append from no handler.")
             layout = self._saver.check(tensors)
             new = self._saver.is_new(step)
             copied: list[torch.Event] = []
