@@ -54,7 +54,7 @@ MODELS = (
     Model("digits, a third training", "digits.py", {**DIGITS, "training_seed": 2, "select": {"interval": 20}}, 20_000),
     Model("DDPM, 6 steps", "digits_ddpm.py", {**DDPM, "nfe": 6}, 8_000, selected=3_000),
     Model("DDPM, 8 steps", "digits_ddpm.py", {**DDPM, "nfe": 8}, 8_000, selected=3_000),
-    Model("DDPM, 10 steps", "digits_ddpm.py", {**DDPM, "nfe": 10}, 8_000, selected=3_000, keeps=False),
+    Model("DDPM, 10 steps", "digits_ddpm.py", {**DDPM, "nfe": 10}, 8_000, selected=3_000),
     Model("photographs, K = 200", "photographs.py", PHOTOGRAPHS, 10_000, dataset="photographs", selected=3_000),
     Model(
         "photographs, random Inception",
