@@ -43,7 +43,6 @@ class Model:
     images: int
     dataset: Bundled = "digits"
     selected: int = 10_000
-    keeps: bool = True
     inception: bool = False
 
 
@@ -63,7 +62,6 @@ MODELS = (
         3_000,
         dataset="photographs",
         selected=500,
-        keeps=False,
         inception=True,
     ),
 )
@@ -90,7 +88,7 @@ def ways(model: Model, seeds: int) -> Iterator[tuple[str, int]]:
     if not model.inception:
         yield EMA, 0
     for seed in range(1 if model.inception else seeds):
-        for end in ("", ", keep") if model.keeps else ("",):
+        for end in ("",) if model.inception else ("", ", keep"):
             yield from ((f"{rows}{end}", seed) for rows in ("one row", "layers"))
 
 
