@@ -153,7 +153,9 @@ class StudyHistory:
     @property
     def compared(self) -> Trials:
         """:attr:`finished`, in which the losses that do not compare with others are NaN."""
-        return _compared_only(self.finished)
+        found = self.finished
+        found["loss"][found["state"] != TrialState.COMPLETE.value] = np.nan
+        return found
 
     @property
     def failed(self) -> Trials:
@@ -163,7 +165,7 @@ class StudyHistory:
     @property
     def best(self) -> int | None:
         """The number of the trial with the lowest loss that compares; of equal ones the earlier."""
-        known = _compared_only(self.trials)
+        known = self.trials[self.trials["state"] == TrialState.COMPLETE.value]
         known = known[~np.isnan(known["loss"])]
         return int(known["number"][known["loss"].argmin()]) if len(known) else None
 
@@ -206,19 +208,12 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
     return min(grids, key=rank, default=None)
 
 
-def _compared_only(trials: Trials) -> Trials:
-    """A copy in which the losses that do not compare with others are NaN."""
-    kept = trials.copy()
-    kept["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
-    return kept
-
-
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
     """``[n]``, whether each trial has ended."""
     return ~np.isin(trials["state"], [state.value for state in TrialState if not state.is_finished()])
 
 
-def kept_metric(specification: Mapping[str, Any]) -> str | None:
-    """The setting ``keep`` of our objectives in a study's specification; ``None`` if nothing is kept."""
-    settings = (specification.get("objective") or {}).get("settings") or {}
-    return None if settings.get("keep") is None else str(settings["keep"])
+def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """Metric → its bound, ``None`` for EMA*'s value, of our objectives' setting ``keep``; empty if nothing is kept."""
+    kept = ((specification.get("objective") or {}).get("settings") or {}).get("keep")
+    return kept if isinstance(kept, Mapping) else {} if kept is None else {str(kept): None}

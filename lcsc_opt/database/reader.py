@@ -215,7 +215,7 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
         settings=specification,
         workers=int(specification.get("workers", 1)),
         ordered=specification.get("tells", "ordered") == "ordered",
-        keeps=kept_metric(specification) is not None,
+        keeps=bool(kept_metric(specification)),
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),

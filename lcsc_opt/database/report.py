@@ -7,6 +7,7 @@ cross-check: a distance in features that the search did not see.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,6 +65,10 @@ class MetricRow:
     def is_of(self, kept: str) -> bool:
         """Whether it is the metric of ``keep: KEPT``, whose features are the loss's if it names none."""
         return self.metric == kept or ("@" not in kept and self.metric.startswith(f"{kept}@"))
+
+    def misses(self, bound: float) -> bool:
+        """Whether the value is worse than ``bound`` by more than its spread, or by 2 % if that is not known."""
+        return (self.sign or 0) * (self.value - bound) > (self.spread or _SINGLE_GROUP_NOISE * bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +222,14 @@ def _doubted(rows: Sequence[MetricRow]) -> list[MetricRow]:
     return [*cheated, *(row for row in rows[1:] if row.lost and not row.cross_check)]
 
 
-def warning_of(rows: Sequence[MetricRow], *, kept: str | None = None) -> str | None:
-    """One line if the metric that was ``kept`` is worse; or the loss below the baseline's, and other metrics not."""
-    for row in rows:
-        if kept is not None and row.lost and row.is_of(kept):
-            what = f"{row.metric} {row.baseline:.4g} → {row.value:.4g}, beyond its error"
-            return f"keep: {kept} did not hold: {what}; search on, or with more images in an evaluation"
+def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None] | None = None) -> str | None:
+    """One line if a metric of ``kept`` is beyond its bound, the baseline's value where that is ``None``; or if the loss
+    is below the baseline's, and other metrics are not.
+    """
+    for row, (name, bound) in itertools.product(rows, (kept or {}).items()):
+        if row.is_of(name) and (row.lost if bound is None else row.misses(bound)):
+            what = f"{row.metric} {row.baseline if bound is None else bound:.4g} → {row.value:.4g}, beyond its error"
+            return f"keep: {name} did not hold: {what}; search on, or with more images in an evaluation"
     if not (doubts := _doubted(rows)):
         return None
     doubt = "what it gained there it lost here; compare the images of both before you use it"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, PositiveFloat, model_validator
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import given_path
@@ -39,8 +39,8 @@ class ScoreSettings(FrozenModel):
         metrics: reported with the loss in every evaluation.
         held_out_metrics: reported on noise other than the search's. The default is precision, recall, ``sliced`` and
             ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
-        keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
-            features of the loss where it names no others.
+        keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
+            ``{precision: 0.7}``. It is in the features of the loss where it names no others.
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
             ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. With it in the
             loss, the default metrics are reported whatever ``held_out_metrics`` names.
@@ -51,7 +51,7 @@ class ScoreSettings(FrozenModel):
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
-    keep: str | None = None
+    keep: str | Annotated[dict[str, PositiveFloat], Field(min_length=1, max_length=1)] | None = None
     reward: str | None = None
     held_out_reward: str | None = None
     unguarded: bool = False

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.extractors.base import checked_features
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
-from lcsc_opt.metrics.names import FDR, Formula
+from lcsc_opt.metrics.names import FDR, Formula, MetricName
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.scores import Scores
@@ -24,7 +24,6 @@ ImageState = dict[str, FeatureState]
 """Extractor's name → what a part of the images gave."""
 
 PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
-SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing, but for precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Constraint:
 
     Attributes:
         loss: EMA*'s loss.
-        value: EMA*'s value of the kept metric.
+        value: EMA*'s value of the kept metric, or the bound that was given.
         deviation: the standard deviation of the kept metric between images.
         guide: EMA*'s value of the metric whose gradient is followed.
         sign: −1 if higher values of the kept metric are better, else 1.
@@ -55,11 +54,9 @@ class Constraint:
         worse, error = self.sign * (value - self.value), self.deviation / math.sqrt(images)
         return worse / error if error > 0 else float(worse > 0)
 
-    def penalty(self, value: float, images: int) -> float:
-        """What is added to the loss of this many images."""
-        slack = SLACK if self.sign > 0 else 0.0  # precision itself is held
-        beyond = self.sign * (value - self.value) - slack * (self.deviation / math.sqrt(images))
-        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, beyond)
+    def penalty(self, value: float) -> float:
+        """What is added to the loss."""
+        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
 
 
 class ImageMetrics:
@@ -129,7 +126,7 @@ class ImageMetrics:
         values = {m: self._features[m.extractor].compute(m.formula) for m in self.metrics}
         penalty = 0.0
         if scores.keep is not None and scores.constraint is not None:
-            penalty = scores.constraint.penalty(values[scores.keep], self._total)
+            penalty = scores.constraint.penalty(values[scores.keep])
         loss = sum(weight * metric.sign * values[metric] for metric, weight in scores.weights.items()) + penalty
         metrics = {str(metric): value for metric, value in values.items()}
         if self._splits:
@@ -150,14 +147,14 @@ class ImageMetrics:
             MetricError: a metric of the loss has no gradient, or its features were not kept.
         """
         scores = self._scores
-        if reason := scores.why_no_gradient():
+        if reason := MetricName.why_no_gradient(scores.weights):
             raise MetricError(f"{reason}; take another loss, or search without gradients")
         weights = dict(scores.weights)
         if scores.keep is not None and scores.constraint is not None:
             guide, kept = scores.keep.guide, self._features[scores.keep.extractor]
             kept.gradient(guide.formula)  # it computes the value, too
             if keep_weight is None:
-                penalty = scores.constraint.penalty(kept.compute(scores.keep.formula), self._total)
+                penalty = scores.constraint.penalty(kept.compute(scores.keep.formula))
                 keep_weight = PENALTY if penalty > 0 else 0.0
             weights[guide] = weights.get(guide, 0.0) + keep_weight * scores.constraint.scale
         gradients: dict[str, Array] = {}

@@ -29,6 +29,8 @@ OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  #
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
 
 KEPT = ("precision", "near", "hinge")  # of single images
+Kept = str | Mapping[str, float]
+"""A metric that is kept; or a metric → its bound."""
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
@@ -116,8 +118,8 @@ class MetricName:
         return tuple(dict.fromkeys(cls.parse(name) for name in names))
 
     @classmethod
-    def parse_kept(cls, text: str, loss: Mapping[MetricName, float]) -> MetricName:
-        """The metric of ``keep: TEXT``, which may not get worse than at EMA*, the best of the window's EMA rates.
+    def parse_kept(cls, keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
+        """The metric that may not get worse than at EMA*, the best of the window's EMA rates, or than its bound.
 
         FID falls while single images get worse. Optimizers that follow gradients add that of its :attr:`guide`, with a
         weight that they choose themselves, for example by dual ascent. All others get the loss with a penalty for the
@@ -126,6 +128,7 @@ class MetricName:
         Raises:
             MetricError: it cannot be kept.
         """
+        text = keep if isinstance(keep, str) else next(iter(keep))
         formula, at, extractor = text.partition("@")
         if formula not in KEPT:
             raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")

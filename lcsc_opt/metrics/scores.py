@@ -31,6 +31,7 @@ from lcsc_opt.metrics.names import (
     OF_REFERENCE_FEATURES,
     REWARD,
     Formula,
+    Kept,
     MetricName,
 )
 from lcsc_opt.metrics.reference.reference import Reference
@@ -52,7 +53,7 @@ class Scores:
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed with the loss in every evaluation.
         held_out_metrics: computed only in held-out reports.
-        keep: a metric that may not get worse than at EMA*: ``precision``, ``near``, ``hinge``.
+        keep: a metric that may not get worse than at EMA*, or metric → bound: ``precision``, ``near``, ``hinge``.
         device: where distances between features are computed.
         report_references: builds references that only held-out reports need, when they are first needed. For an
             extractor of the loss it takes the place of the one in ``references``, and the metrics of :data:`REPORTED`
@@ -62,6 +63,7 @@ class Scores:
     Attributes:
         weights: metric → its weight in the sum.
         keep: the metric that is kept.
+        bound: its worst value; ``None`` for EMA*'s.
         extractors: the names of the extractors whose features the loss is made of.
         constraint: its bound; ``None`` while it is not known, and nothing is bounded.
 
@@ -77,7 +79,7 @@ class Scores:
         loss: str | Mapping[str, float] = "fid",
         metrics: Sequence[str] = (),
         held_out_metrics: Sequence[str] = (),
-        keep: str | None = None,
+        keep: Kept | None = None,
         device: torch.device | str = "cpu",
         report_references: Callable[[], Mapping[str, Reference]] | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class Scores:
         metrics = [*metrics, *{REWARD}.intersection(references)]
         held_out_metrics = [*held_out_metrics, *{HELD_OUT_REWARD}.intersection(references)]
         self.keep = None if keep is None else MetricName.parse_kept(keep, self.weights)
+        self.bound = next(iter(keep.values())) if isinstance(keep, Mapping) else None
         self.constraint: Constraint | None = None
         searched = [*self.weights, *([] if self.keep is None else [self.keep, self.keep.guide])]
         self.extractors = tuple(dict.fromkeys(metric.extractor for metric in searched))
@@ -116,10 +119,6 @@ class Scores:
     def dimension(self) -> int:
         """The largest number of features that a metric of a search works with."""
         return max(self.references[metric.extractor].extractor.dimension for metric in self._metrics)
-
-    def why_no_gradient(self) -> str | None:
-        """Why gradients are unavailable, as one clause; ``None`` if the loss has a gradient in the features."""
-        return MetricName.why_no_gradient(self.weights)
 
     def image_metrics(self, total: int, *, held_out: bool = False, gradient: bool = False) -> ImageMetrics:
         """The metrics of one evaluation, or of a part of it, which has no images yet."""
@@ -239,6 +238,7 @@ class Scores:
         return {
             "loss": {str(metric): weight for metric, weight in self.weights.items()},
             **({} if self.keep is None else {"keep": str(self.keep)}),
+            **({} if self.bound is None else {"bound": self.bound}),
             "metrics": sorted(str(metric) for metric in self._metrics),
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),
             "extractors": {name: {"name": it.extractor.name, "reference": it.identity} for name, it in described},

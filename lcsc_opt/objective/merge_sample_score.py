@@ -22,6 +22,7 @@ from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics, ImageState
+from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
@@ -129,7 +130,7 @@ class MergeSampleScore(StagedObjective):
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        if reason := self.scores.why_no_gradient():
+        if reason := MetricName.why_no_gradient(self.scores.weights):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
@@ -197,7 +198,9 @@ class MergeSampleScore(StagedObjective):
 
         found = [(measured(rate, self._images), rate) for rate in window_ema_rates(self.steps)]
         best, rate = min(found, key=lambda pair: pair[0].loss)
-        if keep.formula == "precision" and self._images < FEWEST_KEPT:
+        if self.scores.bound is not None:
+            best = dataclasses.replace(best, value=self.scores.bound)
+        elif keep.formula == "precision" and self._images < FEWEST_KEPT:
             best = dataclasses.replace(measured(rate, FEWEST_KEPT), loss=best.loss)
         self.scores.constraint = best
 

@@ -302,11 +302,6 @@ class Background:
                 return
         self.finish()
 
-    def check(self) -> None:
-        """Raise the error of an ended call, once, without waiting."""
-        if not self.running:
-            self.finish()
-
     def finish(self) -> None:
         """Wait for the call and raise its error, once. Where the user interrupts the waiting, the call goes on."""
         if self.running:

@@ -147,7 +147,8 @@ class TrajectoryWriter:
         if not self._appending.acquire(blocking=False):
             raise TrajectoryError(f"Step {step} comes while another is appended: append from one thread, no handler.")
         try:
-            self._background.check()
+            if not self._background.running:
+                self._background.finish()  # raises the error of a saving that has ended
             if step % self._every:
                 return False
             tensors = _named_tensors(weights)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lcsc_opt.metrics import Reference, Scores
-from lcsc_opt.metrics.image_metrics import PENALTY, SLACK, Constraint, ImageMetrics
+from lcsc_opt.metrics.image_metrics import PENALTY, Constraint, ImageMetrics
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import Pixels, differences, fill
 
@@ -82,8 +82,7 @@ def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not(keep: str, s
     assert seen(made, images).violation() == pytest.approx(-0.1 * 50**0.5)
     bound = value * (1 - 0.5 * sign)
     made.constraint = Constraint(plain, bound, value / 100, 1.0, sign)
-    beyond = value / 2 - (SLACK * value / 100 / 50**0.5 if sign > 0 else 0)
-    assert seen(made, images).compute()[0] == pytest.approx(plain + PENALTY * plain * beyond / bound)
+    assert seen(made, images).compute()[0] == pytest.approx(plain + PENALTY * plain * value / 2 / bound)
 
 
 @pytest.mark.parametrize(

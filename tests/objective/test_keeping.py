@@ -11,6 +11,7 @@ from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.names import Kept
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
@@ -24,7 +25,7 @@ def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", FEWEST_KEPT)
 
 
-def objective(folder: Path, keep: str | None) -> MergeSampleScore:
+def objective(folder: Path, keep: Kept | None) -> MergeSampleScore:
     real = np.random.default_rng(0).uniform(-0.4, 0.4, (80, 16)).astype(np.float32)
     scores = Scores({"inception": Reference.of_features(Pixels(), real)}, keep=keep)
     return build(folder, scores, images=IMAGES, batch_size=25)
@@ -49,17 +50,20 @@ def test_the_bound_is_the_best_ema_of_the_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("keep", ["hinge", "precision"])
-def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(tmp_path: Path, keep: str, seed: int) -> None:
-    plain, kept = objective(tmp_path, None), objective(tmp_path, keep)
+@pytest.mark.parametrize(("keep", "bound"), [("hinge", None), ("precision", None), ("precision", 0.9)])
+def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(
+    tmp_path: Path, keep: str, bound: float | None, seed: int
+) -> None:
+    plain, kept = objective(tmp_path, None), objective(tmp_path, {keep: bound} if bound else keep)
     evaluation = kept.evaluate(far(seed))
     baseline = kept.scores.constraint
     assert baseline is not None
-    penalty = baseline.penalty(evaluation.metrics[keep], IMAGES)
+    assert (baseline.value == bound) == (bound is not None)
+    penalty = baseline.penalty(evaluation.metrics[keep])
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
     violation = baseline.violation(evaluation.metrics[keep], IMAGES)
     assert evaluation.violation == violation
-    assert (penalty > 0) == (violation > (0 if keep == "precision" else 1))
+    assert (penalty > 0) == (violation > 0)
 
 
 def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
