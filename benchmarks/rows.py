@@ -44,7 +44,7 @@ class Model:
     dataset: Bundled = "digits"
     selected: int = 10_000
     inception: bool = False
-    bound: float | None = None  # of precision: 0.01 above one row's
+    bound: float | None = None  # on precision; 0.01 above the best one that one row has
 
 
 MODELS = (

@@ -82,7 +82,7 @@ class Evaluation:
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
         gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not wanted.
-        violation: by how many standard errors the kept metric is worse than at EMA*; ``None`` without a kept metric.
+        violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a kept metric.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
     """
 

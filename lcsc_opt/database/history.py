@@ -65,7 +65,7 @@ class StudyHistory:
         held_out: the answer on held-out noise.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
-        keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
+        keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now.
         held_since: when that began, in seconds since 1970.
         nodes: what its workers were last seen doing, for each machine; empty without workers.
@@ -214,6 +214,10 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 
 
 def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
-    """Metric → its bound, ``None`` for EMA*'s value, of our objectives' setting ``keep``; empty if nothing is kept."""
-    kept = ((specification.get("objective") or {}).get("settings") or {}).get("keep")
-    return kept if isinstance(kept, Mapping) else {} if kept is None else {str(kept): None}
+    """The metric that is kept, as reports name it → its bound, ``None`` for EMA*'s value; empty if none is kept."""
+    settings = (specification.get("objective") or {}).get("settings") or {}
+    kept, loss = settings.get("keep") or {}, settings.get("loss") or "fid"
+    first = next((metric for metric in ([loss] if isinstance(loss, str) else loss) if metric != "reward"), "")
+    bounds = kept if isinstance(kept, Mapping) else {str(kept): None}
+    named = {name if "@" in name else name + "".join(first.partition("@")[1:]): bounds[name] for name in bounds}
+    return {name.removesuffix("@inception"): bound for name, bound in named.items()}

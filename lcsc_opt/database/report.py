@@ -7,7 +7,6 @@ cross-check: a distance in features that the search did not see.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,10 +60,6 @@ class MetricRow:
     def is_certain(self) -> bool:
         """Whether it gained, and by more than the gain's spread if that is known."""
         return self.gain is not None and self.gain > (self.gain_spread or 0.0)
-
-    def is_of(self, kept: str) -> bool:
-        """Whether it is the metric of ``keep: KEPT``, whose features are the loss's if it names none."""
-        return self.metric == kept or ("@" not in kept and self.metric.startswith(f"{kept}@"))
 
     def misses(self, bound: float) -> bool:
         """Whether the value is worse than ``bound`` by more than its spread, or by 2 % if that is not known."""
@@ -159,11 +154,11 @@ def report_rows(
             continue
         sign = 1 if metric == "loss" else signs.get(metric, -1 if values == negative else None)
         named = score if metric == "loss" else metric
-        errors = [_error(part, named) for part in (groups, baseline)]
+        errors = [_error(part, named, report.get("images")) for part in (groups, baseline)]
         value, spread = statistics.fmean(values.values()), _spread(values.values()) or errors[0]
         row = MetricRow(metric, sign, value, spread, real_halves=(real_halves or {}).get(metric))
         row = dataclasses.replace(row, cross_check=metric == cross_check)
-        rows.append(_compared(row, values, before, errors, against, report.get("images")) if before else row)
+        rows.append(_compared(row, values, before, errors, against) if before else row)
     return tuple(rows)
 
 
@@ -173,7 +168,6 @@ def _compared(
     before: _Values,
     errors: Sequence[float | None],
     against: str | None,
-    images: int | None,
 ) -> MetricRow:
     """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
     baseline, sign, real = statistics.fmean(before.values()), row.sign, row.real_halves
@@ -187,15 +181,15 @@ def _compared(
     if not spread and None not in errors:
         spread = math.hypot(*filter(None, errors))
     noise = _SINGLE_GROUP_NOISE * abs(baseline) if spread is None else spread
-    if spread is None and images and row.is_of("precision"):  # the share of images: the error is binomial
-        noise = math.sqrt(sum(share * (1 - share) for share in (row.value, baseline)) / images)
     as_good_as_real = real is not None and sign * row.value <= sign * real
     return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=gain < -noise and not as_good_as_real)
 
 
-def _error(groups: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    """The mean of a metric's standard errors over the groups."""
-    known = _by_seed(groups, f"{metric}{STANDARD_ERROR}").values()
+def _error(groups: Sequence[Mapping[str, Any]], metric: str, images: int | None) -> float | None:
+    """The mean of a metric's standard errors over the groups; that of precision, a share of images, is binomial."""
+    known = list(_by_seed(groups, f"{metric}{STANDARD_ERROR}").values())
+    if images and len(groups) == 1 and metric.partition("@")[0] == "precision":
+        known = [math.sqrt(share * (1 - share) / images) for share in _by_seed(groups, metric).values()]
     return statistics.fmean(known) if known else None
 
 
@@ -226,10 +220,12 @@ def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None] | 
     """One line if a metric of ``kept`` is beyond its bound, the baseline's value where that is ``None``; or if the loss
     is below the baseline's, and other metrics are not.
     """
-    for row, (name, bound) in itertools.product(rows, (kept or {}).items()):
-        if row.is_of(name) and (row.lost if bound is None else row.misses(bound)):
-            what = f"{row.metric} {row.baseline if bound is None else bound:.4g} → {row.value:.4g}, beyond its error"
-            return f"keep: {name} did not hold: {what}; search on, or with more images in an evaluation"
+    for row in rows:
+        bound = (kept or {}).get(row.metric)
+        if row.metric in (kept or {}) and (row.lost if bound is None else row.misses(bound)):
+            asked = f"against {row.baseline:.4g}" if bound is None else f"the bound is {bound:.4g}"
+            what = f"{row.metric} {row.value:.4g}, {asked}, beyond its error"
+            return f"keep: {row.metric} did not hold: {what}; search on, or with more images in an evaluation"
     if not (doubts := _doubted(rows)):
         return None
     doubt = "what it gained there it lost here; compare the images of both before you use it"

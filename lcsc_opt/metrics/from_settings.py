@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, JsonValue, PositiveFloat, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import given_path
@@ -51,7 +51,7 @@ class ScoreSettings(FrozenModel):
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
-    keep: str | Annotated[dict[str, PositiveFloat], Field(min_length=1, max_length=1)] | None = None
+    keep: str | dict[str, float] | None = None
     reward: str | None = None
     held_out_reward: str | None = None
     unguarded: bool = False

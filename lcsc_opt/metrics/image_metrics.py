@@ -28,7 +28,7 @@ PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """The bound of the kept metric, measured at EMA* on the noise of the search.
+    """The bound of the kept metric, and what is measured at EMA* on the noise of the search.
 
     Attributes:
         loss: EMA*'s loss.
@@ -50,7 +50,7 @@ class Constraint:
         return abs(self.loss) / (self.guide or 1.0)
 
     def violation(self, value: float, images: int) -> float:
-        """By how many standard errors, for this many images, ``value`` is worse than the value at EMA*."""
+        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
         worse, error = self.sign * (value - self.value), self.deviation / math.sqrt(images)
         return worse / error if error > 0 else float(worse > 0)
 
@@ -164,7 +164,7 @@ class ImageMetrics:
         return gradients
 
     def violation(self) -> float | None:
-        """By how many standard errors the kept metric is worse than at EMA*; ``None`` if none is kept."""
+        """By how many standard errors the kept metric is worse than its bound; ``None`` if none is kept."""
         keep, constraint = self._scores.keep, self._scores.constraint
         if keep is None or constraint is None:
             return None

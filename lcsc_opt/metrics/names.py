@@ -128,10 +128,12 @@ class MetricName:
         Raises:
             MetricError: it cannot be kept.
         """
-        text = keep if isinstance(keep, str) else next(iter(keep))
+        pairs = [(keep, 1.0)] if isinstance(keep, str) else [*keep.items()]
+        text, bound = pairs[0] if len(pairs) == 1 else ("", 0.0)
         formula, at, extractor = text.partition("@")
-        if formula not in KEPT:
-            raise MetricError(f"keep: {text!r} cannot be kept; known: {', '.join(KEPT)}, each with @extractor or not")
+        if formula not in KEPT or not 0 < bound < math.inf or (formula == "precision" and bound > 1):
+            known = f"{', '.join(KEPT)}, each with @extractor or not; or a bound, as {{precision: 0.7}}"
+            raise MetricError(f"keep: {keep!r} cannot be kept; known: {known}")
         first = next(iter(loss)).extractor
         return cls.parse(f"{formula}@{extractor if at else INCEPTION if first == REWARD else first}")
 

@@ -180,10 +180,9 @@ class MergeSampleScore(StagedObjective):
         return state, merging + watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
 
     def know_constraint(self) -> None:
-        """Evaluate EMA*, the best of the window's EMA rates, once, if a setting keeps a metric at EMA*'s value.
+        """Evaluate EMA*, the best of the window's EMA rates, once, if a metric is kept; none of it counts as searched.
 
-        Precision is the share of some images, so EMA* then gets at least :data:`FEWEST_KEPT`. None of these evaluations
-        count in the budget of the search.
+        Where EMA*'s precision is the bound, it is measured on at least :data:`FEWEST_KEPT` images.
         """
         keep = self.scores.keep
         if keep is None or self.scores.constraint is not None:

@@ -53,7 +53,7 @@ def averaging_share(step: int) -> float:
 
 
 class DualAscent:
-    """The weight of a kept metric: grows when the metric was worse than at EMA*, and falls when it was better.
+    """The weight of a kept metric: grows when the metric was worse than its bound, and falls when it was better.
 
     It hears the iterates, on fresh images. Their average, which is the answer, is mostly better; but a short search may
     end before the weight has grown enough. Checks measure the average, but have a quarter of the images, of one noise.

@@ -145,7 +145,7 @@ def score_held_out(
     real = objective.real_halves() if signs else {}
     rows = report_rows(report, signs, against, real, objective.cross_check_metric)
     report["rows"] = [dataclasses.asdict(row) for row in rows]
-    kept = kept_metric(study.attributes.get("specification") or {})
+    kept = kept_metric(study.attributes.get("specification") or {}) if baselines else {}
     warnings = (warning_of(rows, kept=kept), _overfits(found))
     if warning := "; ".join(filter(None, warnings)):
         report["warning"] = warning

@@ -294,7 +294,8 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
         against = f", {abs(100 * first.below_ema):.0f} % {'below' if first.below_ema < 0 else 'above'} {ema}"
     if first.doubtful:
         where = "" if first.seeds == 1 else f" in {first.doubtful} of {first.seeds} seeds"
-        against += f" (but {_listed(first.doubted)} gained nothing{where}: compare the images)"
+        why = f"{_listed(first.doubted)} gained nothing" if first.doubted else "see its warning"
+        against += f" (but {why}{where}: compare the images)"
     spread = "" if deviation is None else f" ± {deviation:.2g}"
     line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{against}"
     if close := [row.label for row in known[1:] if row.verdict == _ALIKE]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.report import HeldOut, MetricRow, report_rows, warning_of
 from lcsc_opt.views.ranking import report_table
 
@@ -93,10 +94,11 @@ def test_the_warning_says_what_moved_and_what_to_do() -> None:
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
     found = rows({**part([29.0], precision=[0.60], near=[2.8]), "images": images})
-    line = "keep: precision did not hold: precision {} → 0.6, beyond its error; search on"
-    for kept, told in (({"precision": None}, not held), ({"precision@clip": None}, False), ({"precision": 0.7}, True)):
-        assert (line.format(kept.get("precision") or 0.62) in (warning_of(found, kept=kept) or "")) == told
-    assert warning_of(found, kept={"precision": 0.61}) is None, "within 2 %"
+    line = "keep: precision did not hold: precision 0.6, {}, beyond its error; search on"
+    expected = ("none" if held else line.format("against 0.62"), line.format("the bound is 0.7"), "none")
+    for keep, told in zip(("precision@inception", {"precision": 0.7}, {"precision": 0.605}), expected, strict=True):
+        kept = kept_metric({"objective": {"settings": {"keep": keep, "loss": {"reward": -1, "fid": 1}}}})
+        assert (warning_of(found, kept=kept) or "none").startswith(told)
 
 
 def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> None:
