@@ -49,7 +49,7 @@ def test_weights_are_drawn_from_the_generator_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: nn.Linear(50, 400), lambda: nn.Conv2d(16, 64, 3), lambda: nn.Conv2d(16, 64, 3, groups=4)]
+    "build", [lambda: nn.Linear(50, 400), lambda: nn.Conv2d(16, 800, 3), lambda: nn.Conv2d(16, 800, 3, groups=4)]
 )
 def test_weights_are_distributed_as_pytorchs_own(build: Callable[[], nn.Module]) -> None:
     module, default = build(), build()
