@@ -216,8 +216,9 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
     """The metric that is kept, as reports name it → its bound, ``None`` for EMA*'s value; empty if none is kept."""
     settings = (specification.get("objective") or {}).get("settings") or {}
-    kept, loss = settings.get("keep") or {}, settings.get("loss") or "fid"
-    first = next((metric for metric in ([loss] if isinstance(loss, str) else loss) if metric != "reward"), "")
-    bounds = kept if isinstance(kept, Mapping) else {str(kept): None}
-    named = {name if "@" in name else name + "".join(first.partition("@")[1:]): bounds[name] for name in bounds}
-    return {name.removesuffix("@inception"): bound for name, bound in named.items()}
+    kept, loss = settings.get("keep"), settings.get("loss") or "fid"  # of another objective these may be anything
+    bounds = {kept: None} if isinstance(kept, str) else kept if isinstance(kept, Mapping) else {}
+    weights = loss if isinstance(loss, Mapping) else {loss: 1.0} if isinstance(loss, str) else {}
+    features = next((str(name).partition("@")[1:] for name in weights if name != "reward" and weights[name]), ("", ""))
+    named = {str(name) if "@" in str(name) else "".join((str(name), *features)): bounds[name] for name in bounds}
+    return {n.removesuffix("@inception"): b for n, b in named.items() if b is None or isinstance(b, (int, float))}

@@ -186,10 +186,11 @@ def _compared(
 
 
 def _error(groups: Sequence[Mapping[str, Any]], metric: str, images: int | None) -> float | None:
-    """The mean of a metric's standard errors over the groups; that of precision, a share of images, is binomial."""
+    """The mean of a metric's standard errors over the groups; of precision, a share, that of one group is binomial."""
     known = list(_by_seed(groups, f"{metric}{STANDARD_ERROR}").values())
-    if images and len(groups) == 1 and metric.partition("@")[0] == "precision":
-        known = [math.sqrt(share * (1 - share) / images) for share in _by_seed(groups, metric).values()]
+    shares = _by_seed(groups, metric).values() if metric.partition("@")[0] == "precision" else ()
+    if not known and images and len(groups) == 1 and all(0 <= share <= 1 for share in shares):
+        known = [math.sqrt(share * (1 - share) / images) for share in shares]
     return statistics.fmean(known) if known else None
 
 
@@ -217,9 +218,7 @@ def _doubted(rows: Sequence[MetricRow]) -> list[MetricRow]:
 
 
 def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None] | None = None) -> str | None:
-    """One line if a metric of ``kept`` is beyond its bound, the baseline's value where that is ``None``; or if the loss
-    is below the baseline's, and other metrics are not.
-    """
+    """One line if a metric of ``kept`` is beyond its bound; or if the loss gained, and other metrics did not."""
     for row in rows:
         bound = (kept or {}).get(row.metric)
         if row.metric in (kept or {}) and (row.lost if bound is None else row.misses(bound)):
