@@ -27,7 +27,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
@@ -57,7 +57,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
     return MergeSampleScore(
         trajectory,
         sampler,
-        Scores({"inception": Reference.of_images(extractor, real)}),
+        MetricSuite({"inception": Reference.of_images(extractor, real)}),
         images=arguments.images,
         batch_size=arguments.batch_size,
         gradient_batch_size=max(arguments.batch_size // 20, 1),

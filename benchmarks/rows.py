@@ -21,7 +21,7 @@ from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, ob
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.published import RandomInception
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.training.images import Bundled, bundled_images
@@ -105,7 +105,7 @@ def measured(model: Model, way: str, seed: int, images: int) -> list[float]:
     objective = objective_of(model.file, rows="layers" if way.startswith("layers") else None, **settings)
     if model.inception:
         real = bundled_images(model.dataset)[0][::2]
-        objective.scores = Scores({INCEPTION: Reference.of_images(RandomInception(), real)})
+        objective.scores = MetricSuite({INCEPTION: Reference.of_images(RandomInception(), real)})
     if way == EMA:
         found = best_ema(objective)
     else:

@@ -22,7 +22,6 @@ from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
-from lcsc_opt.views.progress import Progress, duration
 from lcsc_opt.views.ranking import (
     CONFIDENCE,
     Ranked,
@@ -33,6 +32,7 @@ from lcsc_opt.views.ranking import (
     settings_table,
     varied_keys,
 )
+from lcsc_opt.views.study_status import Progress, duration
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")

@@ -20,7 +20,7 @@ from lcsc_opt.base.machine import let_waiting_threads_sleep as _let_waiting_thre
 
 if TYPE_CHECKING:
     from lcsc_opt.objective.contract import Objective
-    from lcsc_opt.search.studies import Study, compare, load_objective, load_study, run
+    from lcsc_opt.search.api import Study, compare, load_objective, load_study, run
     from lcsc_opt.trajectory.trajectory import Trajectory
     from lcsc_opt.trajectory.writer import TrajectoryWriter
 
@@ -39,13 +39,13 @@ __all__ = [
 
 _MODULES = {
     "Objective": "lcsc_opt.objective.contract",
-    "Study": "lcsc_opt.search.studies",
+    "Study": "lcsc_opt.search.api",
     "Trajectory": "lcsc_opt.trajectory.trajectory",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
-    "compare": "lcsc_opt.search.studies",
-    "load_objective": "lcsc_opt.search.studies",
-    "load_study": "lcsc_opt.search.studies",
-    "run": "lcsc_opt.search.studies",
+    "compare": "lcsc_opt.search.api",
+    "load_objective": "lcsc_opt.search.api",
+    "load_study": "lcsc_opt.search.api",
+    "run": "lcsc_opt.search.api",
 }
 
 

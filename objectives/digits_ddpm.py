@@ -14,7 +14,7 @@ from pydantic import Field
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.trained import SmallModel, TrainedSettings
+from lcsc_opt.objective.small_images import SmallModel, TrainedSettings
 from lcsc_opt.training.networks import small_unet
 from lcsc_opt.training.recipes.diffusion import Ddpm
 

@@ -30,7 +30,7 @@ from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.trained import TrainedSettings
+from lcsc_opt.objective.small_images import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
 from lcsc_opt.training.images import FORMATS, Bundled

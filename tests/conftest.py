@@ -151,10 +151,10 @@ def any_storage(any_url: str) -> RDBStorage:
 @pytest.fixture
 def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
-    from lcsc_opt.objective import trained
+    from lcsc_opt.objective import small_images
     from lcsc_opt.training import images
 
-    monkeypatch.setattr(trained, "THREADS", 1)
+    monkeypatch.setattr(small_images, "THREADS", 1)
     for name, settings in images.SETTINGS.items():
         monkeypatch.setitem(images.SETTINGS, name, dataclasses.replace(settings, epochs=1))
 

@@ -184,7 +184,7 @@ class StudySpec(FrozenModel):
     candidate; ``auto`` spreads images where the optimizer waits for each result. ``pipeline`` overlaps sampling with
     the merging of the next candidate and the metric of the last one; ``auto`` does so where these use different parts
     of the machine. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`). ``log`` and
-    ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.exports.trackers`).
+    ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.tracking.trackers`).
     """
 
     name: Experiment

@@ -27,7 +27,7 @@ def delete(
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.diagnostics.cleaning import files_of
+    from lcsc_opt.maintenance.cleaning import files_of
 
     opened = open_database(storage, write=True)
     chosen = [StoredStudy.open(opened, name) for name in dict.fromkeys(studies)]
@@ -55,7 +55,7 @@ def cache(
     """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
     from lcsc_opt.database.store import our_studies
     from lcsc_opt.database.urls import is_there, storage_url
-    from lcsc_opt.diagnostics.cleaning import Cached
+    from lcsc_opt.maintenance.cleaning import Cached
 
     folder = cache_directory()
     known = our_studies(open_database(storage)) if clear or is_there(storage_url(storage)) else {}

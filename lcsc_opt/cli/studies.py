@@ -66,7 +66,7 @@ def run(
 ) -> None:
     """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
     from lcsc_opt.database.urls import masked, storage_url
-    from lcsc_opt.search import studies
+    from lcsc_opt.search import api
     from lcsc_opt.search.plan import plans
 
     path = find("studies", study_file)
@@ -77,12 +77,12 @@ def run(
     chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
         rows = []
-        for plan, evaluations in studies.dry_run(chosen, url, accept_changes=accept_changes):
+        for plan, evaluations in api.dry_run(chosen, url, accept_changes=accept_changes):
             options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
             rows.append((plan.name, options, plan.spec.budget, f"{evaluations} evaluations"))
         print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
         return
-    studies.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
+    api.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
 
 
 def resume(
@@ -152,7 +152,7 @@ def list_(
         return
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.views.progress import studies_table
+    from lcsc_opt.views.study_status import studies_table
 
     opened = open_database(storage)
     reader = HistoryReader(opened)
@@ -171,7 +171,7 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
-    from lcsc_opt.views.progress import overview
+    from lcsc_opt.views.study_status import overview
 
     if Path(study).exists() or Path(study).suffix:
         from lcsc_opt.exports.recipe import Recipe

@@ -3,7 +3,7 @@
 ::
 
     names.py            fid, kid@clip, precision@module:factory, and weighted sums of them
-    from_settings.py    the settings of a study file → Scores
+    from_settings.py    the settings of a study file → MetricSuite
     scores.py           the loss, the metrics of searches and reports, and the references
     image_metrics.py    images of one evaluation → loss, metrics, gradients: update, merge, compute
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
@@ -20,13 +20,13 @@ package stays cheap.
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import Scores
+from lcsc_opt.metrics.suite import MetricSuite
 
 __all__ = [
     "FeatureExtractor",
     "FrechetReference",
+    "MetricSuite",
     "Moments",
     "Reference",
-    "Scores",
     "extract",
 ]

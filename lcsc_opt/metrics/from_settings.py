@@ -1,4 +1,4 @@
-"""Scores from the settings of a study file."""
+"""MetricSuite from the settings of a study file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import REPORTED, Scores
+from lcsc_opt.metrics.suite import REPORTED, MetricSuite
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
@@ -144,7 +144,7 @@ class ScoresBuilder:
             if extractor not in (*self._rewards, *PUBLISHED):
                 find_extractor(extractor, weights=self._weights.get(extractor))
 
-    def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, cache: Path) -> Scores:
+    def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, cache: Path) -> MetricSuite:
         """Load the networks, and look at the reference images.
 
         Args:
@@ -176,7 +176,7 @@ class ScoresBuilder:
             found = self._of_the_loss({alias: references[alias] for alias in scores.extractors}, place)
             return {**found, **self._of_other_features(device, place)}
 
-        scores = Scores(
+        scores = MetricSuite(
             references,
             loss=self._settings.loss,
             metrics=self._settings.metrics,

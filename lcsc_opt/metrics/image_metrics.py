@@ -18,7 +18,7 @@ from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.names import FDR, Formula, MetricName
 
 if TYPE_CHECKING:
-    from lcsc_opt.metrics.scores import Scores
+    from lcsc_opt.metrics.suite import MetricSuite
 
 ImageState = dict[str, FeatureState]
 """Extractor's name → what a part of the images gave."""
@@ -70,7 +70,7 @@ class ImageMetrics:
         loss, metrics = whole.compute()
 
     The gradient of the loss needs two passes. The features of all images give :meth:`gradients`, d loss / d features.
-    Then images are sampled again with a graph, and :meth:`Scores.image_gradient` leads the gradient back to them.
+    Then images are sampled again with a graph, and :meth:`MetricSuite.image_gradient` leads the gradient back to them.
 
     Args:
         scores: the loss, the metrics, and the references.
@@ -79,7 +79,7 @@ class ImageMetrics:
         gradient: keep the features that the gradient of the loss needs.
     """
 
-    def __init__(self, scores: Scores, total: int, *, held_out: bool = False, gradient: bool = False) -> None:
+    def __init__(self, scores: MetricSuite, total: int, *, held_out: bool = False, gradient: bool = False) -> None:
         self._scores, self._total = scores, total
         self.metrics = scores.computed(held_out=held_out)
         self._splits = scores.splits if held_out else {}

@@ -20,7 +20,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
-from lcsc_opt.metrics import Scores, extract
+from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics, ImageState
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
@@ -75,7 +75,7 @@ class MergeSampleScore(StagedObjective):
         self,
         trajectory: Mergeable,
         sampler: Sampler,
-        scores: Scores,
+        scores: MetricSuite,
         *,
         images: int = DEFAULT_IMAGES,
         batch_size: int | Literal["auto"] = DEFAULT_BATCH,

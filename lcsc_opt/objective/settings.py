@@ -11,7 +11,7 @@ from pydantic import Field
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
@@ -99,7 +99,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """All sampling noise."""
         return ImageNoise(self.noise_seed)
 
-    def scores(self) -> Scores:
+    def scores(self) -> MetricSuite:
         """The metrics and their extractors; loading them may download weights or read the reference images.
 
         Raises:

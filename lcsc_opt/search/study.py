@@ -33,7 +33,6 @@ from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports import attach_images
-from lcsc_opt.exports.trackers import Reporting, check_reporting
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
@@ -42,6 +41,7 @@ from lcsc_opt.search.compatibility import changes, compared, continued, differen
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.runner import Search
+from lcsc_opt.tracking.trackers import Reporting, check_reporting
 from lcsc_opt.trajectory import Trajectory
 
 _KEEP_SECONDS = 10.0  # between two writes of the workers' state

@@ -29,8 +29,8 @@ from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape
-from lcsc_opt.views.progress import FailureReason, Progress, studies_table
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, points_of, ranking, report_table
+from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""

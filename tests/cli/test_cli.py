@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.search.studies import load_study
+from lcsc_opt.search.api import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.processes import lcsc_process

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.search.studies import load_study
+from lcsc_opt.search.api import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.objectives.image_objectives import settings

@@ -13,7 +13,7 @@ from lcsc_opt.coefficients.profiles import ema_coefficients, plain_averages
 from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.progress import Progress
+from lcsc_opt.views.study_status import Progress
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)

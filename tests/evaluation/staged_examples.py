@@ -132,7 +132,7 @@ class Slow(Stages):
 
 
 class HeldScore(Stages):
-    """Scores until it is told to end."""
+    """MetricSuite until it is told to end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
 
 IMAGES = 40
@@ -60,7 +60,7 @@ def score(scores, batch=None, *, held_out=False, size=7):
 
 
 def both(**settings):
-    return Scores({"inception": reference(Classifier()), "m:f": reference()}, **settings)
+    return MetricSuite({"inception": reference(Classifier()), "m:f": reference()}, **settings)
 
 
 def features_of(count, dimension=5, *, seed=0, mean=3.0, least=0.1, rank=None, dtype=np.float64):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.image_metrics import PENALTY, Constraint, ImageMetrics
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import Pixels, differences, fill
@@ -23,11 +23,11 @@ def drawn(count: int, *, seed: int, spread: float = 0.3) -> torch.Tensor:
     return spread * torch.randn(count, 1, 2, 2, generator=generator, dtype=torch.float64)
 
 
-def scores(keep: str | None = "precision") -> Scores:
-    return Scores({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
+def scores(keep: str | None = "precision") -> MetricSuite:
+    return MetricSuite({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
 
 
-def seen(made: Scores, images: torch.Tensor) -> ImageMetrics:
+def seen(made: MetricSuite, images: torch.Tensor) -> ImageMetrics:
     metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True), images)
     return metrics
 
@@ -61,7 +61,7 @@ def test_the_baseline_is_measured_without_a_penalty() -> None:
 
 def test_the_loss_to_unseen_images_has_their_fid_and_the_same_penalty() -> None:
     images, other = drawn(50, seed=1, spread=0.5), drawn(60, seed=2, spread=0.4)
-    made, swapped = scores(), Scores({"inception": Reference.of_images(FourPixels(), other)})
+    made, swapped = scores(), MetricSuite({"inception": Reference.of_images(FourPixels(), other)})
     made.constraint = Constraint(2.0, 0.9, 0.1, 1.0, -1)
     assert seen(made, images).unseen(1.0) is None
     held_out = Reference.of_images(FourPixels(), other)

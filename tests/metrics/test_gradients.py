@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, Scores, distances, extract
+from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance
 from tests.metrics.examples import differences, features_of, fill
 from tests.metrics.examples import mean_and_covariance as moments
@@ -92,7 +92,7 @@ def images(count, seed=0):
 def scores(loss, dtype=torch.float64, **settings):
     networks = {"inception": Smooth(5, 0, dtype), "clip": Smooth(30, 1, dtype)}
     references = {name: Reference.of_images(network, images(60, seed=9)) for name, network in networks.items()}
-    return Scores(references, loss=loss, **settings)
+    return MetricSuite(references, loss=loss, **settings)
 
 
 def filled(made, batch, **options):
@@ -162,6 +162,6 @@ def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs()
     extractor = Keeps(5, 0)
     extract(extractor, images(3))
     for first in (extractor, Keeps(5, 0)):
-        made = Scores({"inception": Reference.of_images(first, images(60, seed=9))})
+        made = MetricSuite({"inception": Reference.of_images(first, images(60, seed=9))})
         gradients = filled(made, images(20), gradient=True).gradients()
         assert image_gradient(made, images(20), gradients).abs().sum() > 0

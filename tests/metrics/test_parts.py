@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics import MetricSuite
 from tests.metrics.examples import Doubled, Pixels, both, fill, images, reference, score
 
 COUNT = 43
@@ -38,9 +38,9 @@ class Far(Pixels):
     ("scores", "held_out", "rel"),
     [
         (both(loss="fid", metrics=["fid@m:f"]), False, 1e-11),
-        (Scores({"inception": reference(Far())}), False, 1e-9),
+        (MetricSuite({"inception": reference(Far())}), False, 1e-9),
         (both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"]), True, 1e-11),
-        (Scores({"inception": reference()}, report_references=lambda: {"c": reference(Doubled())}), True, 1e-11),
+        (MetricSuite({"inception": reference()}, report_references=lambda: {"c": reference(Doubled())}), True, 1e-11),
     ],
 )
 def test_metrics_do_not_depend_on_the_number_of_parts(workers, scores, held_out, rel):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics import FrechetReference, Reference, Scores
+from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.published import ClipExtractor
 from tests.metrics import network_files
@@ -51,17 +51,17 @@ class Builds:
         return self.references
 
 
-def reported(real: Reference, **changes: Any) -> Scores:
-    return Scores({"inception": real}, report_references=lambda: {"inception": real}, **changes)
+def reported(real: Reference, **changes: Any) -> MetricSuite:
+    return MetricSuite({"inception": real}, report_references=lambda: {"inception": real}, **changes)
 
 
-def names(scores: Scores) -> list[str]:
+def names(scores: MetricSuite) -> list[str]:
     return [str(metric) for metric in scores.evaluation_metrics]
 
 
 def test_other_features_are_built_and_computed_for_reports_only() -> None:
     build = Builds(cross_check=reference(Doubled()))
-    scores = Scores({"inception": reference()}, report_references=build)
+    scores = MetricSuite({"inception": reference()}, report_references=build)
     described, (loss, metrics) = scores.describe(), score(scores)
     assert (metrics, build.built) == ({"fid": loss}, 0)
     for _ in range(2):
@@ -157,7 +157,7 @@ def test_copies_of_real_images_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_fdr_is_fid_over_that_of_real_images_mean_over_all_spaces() -> None:
     build = Builds(inception=reference(count=80, seed=1), cross_check=reference(Doubled(), count=80, seed=1))
-    found = Scores({"inception": reference(count=80, seed=1)}, report_references=build)
+    found = MetricSuite({"inception": reference(count=80, seed=1)}, report_references=build)
     real, own = flat(80, 1), flat(50, 2)
     ratio = direct_fid(own, real) / direct_fid(real[::2], real[1::2])  # the same in both spaces
     assert score(found, images(50, 2), held_out=True)[1]["fdr"] == pytest.approx(ratio, rel=1e-4)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.names import MetricName
@@ -39,8 +39,8 @@ def rewards(**functions: Any) -> dict[str, Reference]:
     return {name: Reference(Reward(name, function)) for name, function in functions.items()}
 
 
-def made(**settings: Any) -> Scores:
-    return Scores(
+def made(**settings: Any) -> MetricSuite:
+    return MetricSuite(
         {"inception": reference(), **rewards(reward=bright, held_out_reward=lambda x: x[:, 0, 0, 0])}, **settings
     )
 

@@ -1,4 +1,4 @@
-"""Scores that a command gives of a model on the disk."""
+"""MetricSuite that a command gives of a model on the disk."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
@@ -27,7 +27,7 @@ def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def objective(folder: Path, keep: Any) -> MergeSampleScore:
     real = np.random.default_rng(0).uniform(-0.4, 0.4, (80, 16)).astype(np.float32)
-    scores = Scores({"inception": Reference.of_features(Pixels(), real)}, keep=keep)
+    scores = MetricSuite({"inception": Reference.of_features(Pixels(), real)}, keep=keep)
     return build(folder, scores, images=IMAGES, batch_size=25)
 
 

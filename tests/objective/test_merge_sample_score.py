@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import FrechetReference, Reference, Scores
+from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -47,9 +47,9 @@ def sampler() -> ConsistencySampler:
     return ConsistencySampler(ConsistencyFunction(Network()), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0))
 
 
-def build(folder: Path, scores: Scores | None = None, **changes: Any) -> MergeSampleScore:
+def build(folder: Path, scores: MetricSuite | None = None, **changes: Any) -> MergeSampleScore:
     settings = {"images": 40, "batch_size": 7, **changes}
-    return MergeSampleScore(trajectory(folder), sampler(), scores or Scores({"inception": real()}), **settings)
+    return MergeSampleScore(trajectory(folder), sampler(), scores or MetricSuite({"inception": real()}), **settings)
 
 
 def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> Non
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path) -> None:
-    scores = Scores({"inception": real()}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
+    scores = MetricSuite({"inception": real()}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
     objective = build(tmp_path, scores)
     searched = objective.evaluate(Candidate(EMA))
     assert list(searched.metrics) == ["kid", "fid"]

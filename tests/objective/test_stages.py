@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from tests.objective.test_merge_sample_score import EMA, build, real
@@ -115,7 +115,7 @@ def test_an_automatic_batch_that_is_too_large_is_halved_and_nothing_else_changes
     objective(OTHER)
     assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]
     for first_to_sample in (MergeSampleScore.know_constraint, lambda one: one.images(EMA, Noise(), 40)):
-        other = build(tmp_path, Scores({"inception": real()}, keep="precision"), batch_size="auto")
+        other = build(tmp_path, MetricSuite({"inception": real()}, keep="precision"), batch_size="auto")
         other.sampler.sample = scarce  # type: ignore[method-assign]
         first_to_sample(other)
         assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]

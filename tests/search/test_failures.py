@@ -20,7 +20,7 @@ from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search
-from lcsc_opt.views.progress import FailureReason, overview
+from lcsc_opt.views.study_status import FailureReason, overview
 
 STEPS = (100, 200, 300, 400)
 TWICE = FailureSpec(retries=1)

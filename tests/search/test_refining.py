@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
@@ -81,7 +81,7 @@ def build(tmp_path: Path) -> Callable[..., MergeSampleScore]:
             append(path, *STEPS, weights=lambda step: Network(step).to(dtype))
         real = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.8 - 0.2
         features = Features()(real).numpy()
-        scores = Scores({"inception": Reference.of_features(Features(), features)}, keep=keep)
+        scores = MetricSuite({"inception": Reference.of_features(Features(), features)}, keep=keep)
         network = Network(0).double() if dtype == torch.float64 else Network(0)
         sampler = ConsistencySampler(
             ConsistencyFunction(network),

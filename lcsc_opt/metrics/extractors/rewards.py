@@ -32,7 +32,7 @@ class Reward:
         name: for messages and the fingerprint of a study.
         function: images ``[N, C, H, W]``, nominally in [−1, 1] and on their device as the sampler gives them → scores
             ``[N]``, higher is better. It also gets ``prompts``, a list of N texts, if it has a parameter of this name.
-            Scores with a graph back to the images have a gradient.
+            MetricSuite with a graph back to the images have a gradient.
         prompts: of the images, N texts.
     """
 

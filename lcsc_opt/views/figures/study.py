@@ -16,7 +16,7 @@ from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure, improvements, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
-from lcsc_opt.views.progress import seconds_outside
+from lcsc_opt.views.study_status import seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 _STEP_TITLE = "training step of the checkpoint"

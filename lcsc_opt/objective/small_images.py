@@ -23,7 +23,7 @@ from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
+from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
@@ -109,7 +109,7 @@ class TrainedSettings(ScoreSettings):
 
         known = reference(feature_network(dataset).to(device))
         rewards = {name: find_reward(one, weights=None)(device) for name, one in self.rewards.items()}
-        scores = Scores(
+        scores = MetricSuite(
             {INCEPTION: known, **{name: Reference(reward) for name, reward in rewards.items()}},
             loss=self.loss,
             metrics=self.metrics,

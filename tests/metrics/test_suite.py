@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, Scores
+from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from tests.metrics.examples import (
     IMAGES,
     Classifier,
@@ -24,7 +24,7 @@ from tests.metrics.examples import (
 
 
 def test_the_simple_case_is_fid():
-    loss, metrics = score(Scores({"inception": reference()}))
+    loss, metrics = score(MetricSuite({"inception": reference()}))
     own, real = (images(count, seed).flatten(1).double().numpy() for count, seed in ((IMAGES, 0), (60, 9)))
     expected = FrechetReference(*mean_and_covariance(own)).distance(*mean_and_covariance(real))
     assert loss == pytest.approx(expected, rel=1e-6)
@@ -66,13 +66,13 @@ STATISTICS = Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(16), np.e
 )
 def test_metrics_and_references_that_do_not_belong_together_are_refused(known, settings, message):
     with pytest.raises(MetricError, match=message):
-        Scores({"inception": known}, **settings)
+        MetricSuite({"inception": known}, **settings)
 
 
 def test_warnings_say_what_few_images_mean():
     [line] = both(loss="fid", metrics=["kid"]).warnings(10)
     assert "10 images for 16 features" in line
-    assert "the reference set has 12 images" in Scores({"inception": reference(count=12)}).warnings(100)[0]
+    assert "the reference set has 12 images" in MetricSuite({"inception": reference(count=12)}).warnings(100)[0]
 
 
 def test_description_names_what_decides_results():

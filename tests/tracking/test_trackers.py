@@ -22,8 +22,8 @@ from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.exports import trackers
-from lcsc_opt.exports.trackers import Reporting
+from lcsc_opt.tracking import trackers
+from lcsc_opt.tracking.trackers import Reporting
 from lcsc_opt.views.artifacts import EMA_IMAGES, OWN_IMAGES
 from tests.commands import Typed
 from tests.study_examples import add_result, attach, write_study

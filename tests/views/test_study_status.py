@@ -9,7 +9,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut
-from lcsc_opt.views.progress import FailureReason, Progress, overview, seconds_outside
+from lcsc_opt.views.study_status import FailureReason, Progress, overview, seconds_outside
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
 

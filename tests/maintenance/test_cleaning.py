@@ -17,7 +17,7 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.diagnostics.cleaning import UNFINISHED, Cached, files_of
+from lcsc_opt.maintenance.cleaning import UNFINISHED, Cached, files_of
 from lcsc_opt.training.images import feature_network
 from tests import model_studies
 from tests.commands import Typed

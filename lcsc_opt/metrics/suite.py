@@ -41,7 +41,7 @@ REPORTED_WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "
 FEWEST_SPLIT = 4  # images: a covariance of each half
 
 
-class Scores:
+class MetricSuite:
     """Images → loss and metrics.
 
     The loss is a weighted sum, in which metrics are subtracted where higher is better; metrics are reported as they
