@@ -1,0 +1,68 @@
+"""Studies that 0.2.0 stored are read and continued.
+
+``tests/stored_by_0_2_0`` holds the database that 0.2.0 wrote for three study files, with 10 to 12 evaluations a study,
+and the losses of the same studies after 0.2.0 continued them to 16 and 20 evaluations.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import lcsc_opt
+from tests.commands import Typed
+
+STORED = Path(__file__).parents[1] / "stored_by_0_2_0"
+CONTINUED: dict[str, list[float]] = json.loads((STORED / "continued.json").read_text())
+URL = "sqlite:///studies.db"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The study files, their checkpoints and real images, and the database."""
+    for file in STORED.iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "studies.db").write_bytes(gzip.decompress((STORED / "studies.db.gz").read_bytes()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    import stored_parts
+
+    stored_parts.write_checkpoints(tmp_path / "checkpoints")
+    stored_parts.write_images(tmp_path / "reference")
+    sys.modules.pop("stored_parts")
+    return tmp_path
+
+
+def losses(name: str) -> list[float | None]:
+    """As plain Optuna reads them."""
+    return [trial.value for trial in optuna.load_study(study_name=name, storage=URL).trials]
+
+
+def test_are_listed_and_compared(folder: Path, typed: Typed) -> None:
+    listed: list[dict[str, Any]] = typed.json("list")
+    assert {study["study"] for study in listed} == set(CONTINUED)
+    assert {study["state"] for study in listed} == {"finished"}
+    compared = {row["study"]: row for row in typed.json("compare", "stored-keep")}
+    assert compared["stored-keep/LCSCGradient/0"]["held_out"] == pytest.approx(6.738, abs=1e-3)
+    assert compared["stored-keep/LCSCGradient/0"]["held_out_rows"]
+
+
+@pytest.mark.parametrize(("file", "budget"), [("functions.yaml", 20), ("images.yaml", 16)])
+def test_continue_as_0_2_0_continued_them(folder: Path, file: str, budget: int) -> None:
+    studies = lcsc_opt.run(file, budget=budget, accept_changes=True)
+    for study in studies:
+        assert losses(study.name) == pytest.approx(CONTINUED[study.name], rel=1e-4)
+        assert study.held_out is not None
+
+
+def test_with_keep_continue_too(folder: Path) -> None:
+    _, study = lcsc_opt.run("keep.yaml", budget=16, accept_changes=True)
+    assert losses(study.name) == pytest.approx(CONTINUED[study.name], rel=1e-4)
