@@ -43,8 +43,10 @@ class Sampler(Protocol):
 
 def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[str] | None:
     """The prompts of the images that ``sampler.sample`` gives for these arguments; ``None`` if it has none."""
-    own: Callable[[Noise, int, int], list[str]] | None = getattr(sampler, "prompts_of", None)
-    return None if own is None else own(noise, start, stop)
+    prompts: Callable[[Noise, int, int], list[str]] | None = getattr(sampler, "prompts_of", None)
+    if prompts is None:
+        return None
+    return prompts(noise, start, stop)
 
 
 @runtime_checkable
@@ -77,17 +79,18 @@ def recomputed(
 @contextlib.contextmanager
 def recomputed_calls(module: nn.Module) -> Iterator[None]:
     """While this is open, every call of ``module`` is :func:`recomputed`, also calls from other code."""
-    forward, own = module.forward, "forward" in vars(module)
+    forward = module.forward
+    replaced_by_user = "forward" in vars(module)  # on the instance, not by its class
 
     @functools.wraps(forward)
-    def again(*arguments: Any, **keywords: Any) -> Any:
+    def recomputed_forward(*arguments: Any, **keywords: Any) -> Any:
         return recomputed(forward, *arguments, **keywords)
 
-    module.forward = again
+    module.forward = recomputed_forward
     try:
         yield
     finally:
-        if own:
+        if replaced_by_user:
             module.forward = forward
         else:
             del module.forward
@@ -98,24 +101,32 @@ class ModuleWeights:
 
     Args:
         trained: what merged weights are copied into.
-        whole: everything that samples; weights outside ``trained`` get no gradient.
+        further: everything else that samples; its weights get no gradient.
         lora: name → parameter of a LoRA in these modules, if that is merged and not the state dict of ``trained``.
     """
 
-    def __init__(self, trained: nn.Module, *whole: nn.Module, lora: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, trained: nn.Module, *further: nn.Module, lora: Mapping[str, Tensor] | None = None) -> None:
         self.trained = trained
-        self._whole, self._lora = (trained, *whole), lora
+        self._modules = (trained, *further)
+        self._lora = lora
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
-        """A reason for running statistics, and alphas of a LoRA."""
+        """Why merged weights of these names have no gradient; ``None`` if they have one.
+
+        Running statistics of batch normalization and alphas of a LoRA have none.
+        """
         if self._lora is not None:
-            alpha = next((name for name in names if name.endswith(".alpha")), None)
-            return alpha and f"{alpha}, which scales a LoRA, differs between checkpoints"
+            for name in names:
+                if name.endswith(".alpha"):
+                    return f"{name}, which scales a LoRA, differs between checkpoints"
+            return None
         for path, module in self.trained.named_modules():
-            if isinstance(module, _NormBase):
-                running = [f"{path}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
-                if varying := [name for name in running if name in names]:
-                    return f"torch has no gradient in a batch normalization's {varying[0]}, which is merged, too"
+            if not isinstance(module, _NormBase):
+                continue
+            for statistic in ("running_mean", "running_var"):
+                name = f"{path}.{statistic}".lstrip(".")
+                if name in names:
+                    return f"torch has no gradient in a batch normalization's {name}, which is merged, too"
         return None
 
     @contextlib.contextmanager
@@ -124,20 +135,33 @@ class ModuleWeights:
 
         Afterwards every tensor's ``requires_grad`` is as before.
         """
-        state = {name: one for name, one in self._state().items() if name in names and one.is_floating_point()}
-        last = {id(tensor): name for name, tensor in state.items()}
-        leaves = {name: tensor for name, tensor in state.items() if last[id(tensor)] == name}
-        tensors = [tensor for part in self._whole for tensor in (*part.parameters(), *part.buffers())]
-        asked = [(tensor, tensor.requires_grad) for tensor in tensors]
+        state = self._merged_tensors(names)
+        last_name = {id(tensor): name for name, tensor in state.items()}
+        leaves = {name: tensor for name, tensor in state.items() if last_name[id(tensor)] == name}
+        before = [(tensor, tensor.requires_grad) for tensor in self._all_tensors()]
         try:
-            for tensor, before in asked:
-                if before != (id(tensor) in last):
-                    tensor.requires_grad_(not before)
+            for tensor, required_grad in before:
+                is_leaf = id(tensor) in last_name
+                if required_grad != is_leaf:
+                    tensor.requires_grad_(is_leaf)
             yield leaves
         finally:
-            for tensor, before in asked:
-                tensor.requires_grad_(before)
+            for tensor, required_grad in before:
+                tensor.requires_grad_(required_grad)
 
-    def _state(self) -> Mapping[str, Tensor]:
-        state = self.trained.state_dict(keep_vars=True) if self._lora is None else self._lora
-        return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    def _merged_tensors(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Name → floating-point tensor, for those of ``names`` that are in the network or its LoRA."""
+        if self._lora is None:
+            state: Mapping[str, Any] = self.trained.state_dict(keep_vars=True)
+        else:
+            state = self._lora
+        return {
+            name: tensor
+            for name, tensor in state.items()
+            if name in names and isinstance(tensor, Tensor) and tensor.is_floating_point()
+        }
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        for module in self._modules:
+            yield from module.parameters()
+            yield from module.buffers()

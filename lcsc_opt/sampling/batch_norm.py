@@ -16,7 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.base import DifferentiableSampler
 
-IMAGES, BATCH = 256, 16  # fixed, so that the same candidate has the same statistics in every evaluation
+# fixed, so that the same candidate has the same statistics in every evaluation
+IMAGES = 256
+BATCH = 16
 NOISE = Noise("batch-norm")  # no evaluation samples from this group
 
 
@@ -29,14 +31,15 @@ class BatchNormStatistics:
     """
 
     def __init__(self, network: nn.Module, passes: Callable[[], object]) -> None:
-        self._network, self._passes = network, passes
-        modules = self._network.named_modules()
-        self._modules = {path: one for path, one in modules if isinstance(one, _BatchNorm) and one.track_running_stats}
-        self._names = [
-            f"{path}.{name}".lstrip(".")
-            for path, module in self._modules.items()
-            for name, _ in module.named_buffers(recurse=False)
-        ]
+        self._network = network
+        self._passes = passes
+        self._modules: dict[str, _BatchNorm] = {}
+        self._names: list[str] = []
+        for path, module in network.named_modules():
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                self._modules[path] = module
+                for name, _ in module.named_buffers(recurse=False):
+                    self._names.append(f"{path}.{name}".lstrip("."))
 
     @classmethod
     def of_samples(cls, sampler: DifferentiableSampler) -> BatchNormStatistics:
@@ -50,11 +53,12 @@ class BatchNormStatistics:
 
     def merged(self, varying: Collection[str]) -> list[str]:
         """Those of the names ``varying`` that are running statistics, in the order of the network's state dict."""
-        return [name for name in self._names if name in varying and name.endswith(("running_mean", "running_var"))]
+        statistics = ("running_mean", "running_var")
+        return [name for name in self._names if name in varying and name.endswith(statistics)]
 
     @torch.no_grad()
     def estimate(self) -> None:
-        """Send the data through the network, whose normalizations take the statistics of each batch meanwhile."""
+        """Send the data through the network, whose normalizations use the statistics of each batch meanwhile."""
         momenta = {path: module.momentum for path, module in self._modules.items()}
         try:
             for module in self._modules.values():

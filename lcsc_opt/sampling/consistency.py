@@ -11,8 +11,11 @@ from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, network_output
 from lcsc_opt.sampling.noise import ImageNoise
 
-SONG_NOISE, EDM_NOISE = 250.0, 0.25
-"""Factors of ln(sigma) in a network's noise input: Song et al. 2023, and Karras et al. 2022."""
+SONG_NOISE = 250.0
+"""Factor of ln(sigma) in a network's noise input, Song et al. 2023."""
+
+EDM_NOISE = 0.25
+"""Factor of ln(sigma) in a network's noise input, Karras et al. 2022."""
 
 
 class ConsistencyFunction(nn.Module):
@@ -50,13 +53,15 @@ class ConsistencyFunction(nn.Module):
         c_skip = variance / ((s - self.sigma_min) ** 2 + variance)
         c_out = self.sigma_data * (s - self.sigma_min) * (s**2 + variance).rsqrt()
         c_in = (s**2 + variance).rsqrt()
-        return c_skip * x + c_out * network_output(self.network, c_in * x, self.noise_scale * sigma.log())
+        c_noise = self.noise_scale * sigma.log()
+        return c_skip * x + c_out * network_output(self.network, c_in * x, c_noise)
 
 
 def noise_levels(count: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """``[count]`` float64 noise levels from ``sigma_min`` up to ``sigma_max`` (Karras et al. 2022, Eq. 5)."""
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    low = sigma_min ** (1 / rho)
+    high = sigma_max ** (1 / rho)
     levels: Tensor = (low + ramp * (high - low)) ** rho
     return levels
 
@@ -80,19 +85,25 @@ class ConsistencySampler(NetworkSampler):
         settings: NetworkSettings | None = None,
     ) -> None:
         super().__init__(function, settings, trained=function.network, image_shape=image_shape, noise=noise)
-        self.function, self.sigmas = function, tuple(float(sigma) for sigma in sigmas)
-        self.nfe, self.recomputed = len(self.sigmas), len(self.sigmas) - 1  # all but the last
+        self.function = function
+        self.sigmas = tuple(float(sigma) for sigma in sigmas)
+        self.nfe = len(self.sigmas)
+        self.recomputed = self.nfe - 1  # all but the last
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        device, dtype = self._network.device, self._network.dtype
+        device = self._network.device
+        dtype = self._network.dtype
         images: Tensor | None = None
         for draw, sigma in enumerate(self.sigmas):
             z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw).to(device, dtype)
+            if images is None:
+                noisy = sigma * z
+            else:
+                noisy = images + (sigma**2 - self.function.sigma_min**2) ** 0.5 * z
             level = torch.full((stop - start,), sigma, device=device, dtype=dtype)
-            spread = sigma if images is None else (sigma**2 - self.function.sigma_min**2) ** 0.5
-            noisy = spread * z if images is None else images + spread * z
-            images = self._network(noisy, level, again=draw < len(self.sigmas) - 1).clamp(-1, 1)
+            is_last = draw == len(self.sigmas) - 1
+            images = self._network(noisy, level, again=not is_last).clamp(-1, 1)
         assert images is not None  # there is at least one level
         return images
 

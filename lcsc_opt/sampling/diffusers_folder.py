@@ -46,20 +46,17 @@ class DiffusersFolder:
         Raises:
             ObjectiveError: no such file, or not a model's configuration.
         """
-        path = path.with_suffix(".model") if path.suffix == ".trajectory" else path
-        places = [path, *(path / name / "config.json" for name in COMPONENTS), path / "config.json"]
-        config = next((place for place in places if place.is_file()), None)
-        if config is None:
-            raise ObjectiveError(
-                f"model: {path} holds no config.json, and none in {', '.join(COMPONENTS)}; expected a folder that "
-                "diffusers' save_pretrained wrote, of a model or of a pipeline"
-            )
+        if path.suffix == ".trajectory":
+            path = path.with_suffix(".model")
+        config = _model_config(path)
+        model = _read_json(config)
         for folder in (config.parent, config.parent.parent):
-            place = folder / "scheduler" / "scheduler_config.json"
-            if place.is_file():
-                scheduler = _read_json(place)
-                return cls(path, _read_json(config), scheduler, float(scheduler.pop(TIMESTEP_SCALE, 1.0)))
-        return cls(path, _read_json(config), None)
+            scheduler_config = folder / "scheduler" / "scheduler_config.json"
+            if scheduler_config.is_file():
+                scheduler = _read_json(scheduler_config)
+                timestep_scale = float(scheduler.pop(TIMESTEP_SCALE, 1.0))
+                return cls(path, model, scheduler, timestep_scale)
+        return cls(path, model, None)
 
     def network(self) -> nn.Module:
         """The network, with random weights.
@@ -68,15 +65,17 @@ class DiffusersFolder:
             ObjectiveError: the configuration names no model of this diffusers, or one that it cannot make.
         """
         diffusers = import_extra("diffusers")
-        name = str(self.model.get("_class_name", ""))
-        kind: Any = getattr(diffusers, name, None) if name.isidentifier() else None
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-            version = diffusers.__version__
-            raise ObjectiveError(f"model: {self.path}: expected a model that diffusers {version} has, got {name!r}")
+        class_name = str(self.model.get("_class_name", ""))
+        model_class = diffusers_class(class_name, diffusers.ModelMixin)
+        if model_class is None:
+            raise ObjectiveError(
+                f"model: {self.path}: expected a model that diffusers {diffusers.__version__} has, got {class_name!r}"
+            )
         try:
-            network: nn.Module = cast("Any", kind).from_config(self.model)
+            network: nn.Module = model_class.from_config(self.model)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise ObjectiveError(f"model: {self.path}: {name}: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise ObjectiveError(f"model: {self.path}: {class_name}: {reason}") from error
         return network
 
     def image_shape(self) -> tuple[int, int, int]:
@@ -85,17 +84,44 @@ class DiffusersFolder:
         Raises:
             ObjectiveError: the configuration does not say.
         """
-        channels, size = self.model.get("in_channels"), self.model.get("sample_size")
-        height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
-        if not all(isinstance(length, int) for length in (channels, height, width)):
+        size = self.model.get("sample_size")
+        if not isinstance(size, (list, tuple)):
+            size = (size, size)
+        image_shape = (self.model.get("in_channels"), *size)
+        if len(image_shape) != 3 or not all(isinstance(length, int) for length in image_shape):
             raise ObjectiveError(f"image_shape: {self.path} does not say it; give it, as in [3, 32, 32]")
-        return channels, height, width  # type: ignore[return-value]  # checked above
+        return cast("tuple[int, int, int]", image_shape)
 
     @property
     def classes(self) -> int | None:
         """How many classes the model has embeddings for; ``None`` when it is unconditional."""
         classes = self.model.get("num_class_embeds") or self.model.get("num_embeds_ada_norm")
-        return int(classes) if classes else None
+        if not classes:
+            return None
+        return int(classes)
+
+
+def diffusers_class(name: str, base: type) -> Any:
+    """The class of this name in diffusers, if there is one and it is derived from ``base``; else ``None``."""
+    if not name.isidentifier():
+        return None
+    candidate = getattr(import_extra("diffusers"), name, None)
+    if isinstance(candidate, type) and issubclass(candidate, base):
+        return candidate
+    return None
+
+
+def _model_config(path: Path) -> Path:
+    """The ``config.json`` of a model's or a pipeline's folder; ``path`` itself if it is a file."""
+    if path.is_file():
+        return path
+    for folder in (*(path / component for component in COMPONENTS), path):
+        if (folder / "config.json").is_file():
+            return folder / "config.json"
+    raise ObjectiveError(
+        f"model: {path} holds no config.json, and none in {', '.join(COMPONENTS)}; expected a folder that "
+        "diffusers' save_pretrained wrote, of a model or of a pipeline"
+    )
 
 
 def _read_json(path: Path) -> Config:

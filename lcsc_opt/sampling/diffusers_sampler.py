@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -17,14 +17,23 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel, near_miss
+from lcsc_opt.sampling.diffusers_folder import diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 SchedulerName = Literal[
-    "ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "euler-ancestral", "consistency",
+    "ddpm",
+    "ddim",
+    "dpm-solver++",
+    "sde-dpm-solver++",
+    "unipc",
+    "heun",
+    "euler",
+    "euler-ancestral",
+    "consistency",
     "lcm",
-]  # fmt: skip
+]
 
 SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
     "ddpm": ("DDPMScheduler", {}),  # Ho et al. 2020
@@ -78,25 +87,40 @@ def build_scheduler(
     Raises:
         ObjectiveError: no name and no configuration, an unknown option, or values that the scheduler refuses.
     """
-    diffusers = import_extra("diffusers")
-    class_name, fixed = SCHEDULERS[name] if name else (str((config or {}).get("_class_name", "")), {})
-    kind: Any = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        found = (
-            f"the pipeline's {class_name!r} is none of diffusers'" if class_name else "there is no pipeline's to take"
-        )
-        raise ObjectiveError(f"sampler.name: {found}; name one of {', '.join(SCHEDULERS)}")
-    known = list(inspect.signature(kind).parameters)
-    changes = {**fixed, **(options or {})}
-    if unknown := [option for option in changes if option not in known]:
-        raise ObjectiveError(
-            f"sampler.scheduler: {kind.__name__} has no option {unknown[0]!r}{near_miss(unknown[0], known)}; "
-            f"it has {', '.join(known)}"
-        )
+    pipeline_config = dict(config or {})
+    changes: dict[str, Any] = {}
+    if name is None:
+        class_name = str(pipeline_config.get("_class_name", ""))
+    else:
+        class_name, defaults = SCHEDULERS[name]
+        changes |= defaults
+    changes |= options or {}
+    scheduler_class = _scheduler_class(class_name)
+    parameters = list(inspect.signature(scheduler_class).parameters)
+    for option in changes:
+        if option not in parameters:
+            raise ObjectiveError(
+                f"sampler.scheduler: {class_name} has no option {option!r}{near_miss(option, parameters)}; "
+                f"it has {', '.join(parameters)}"
+            )
     try:
-        return cast("Any", kind).from_config(dict(config or {}), **changes)
+        return scheduler_class.from_config(pipeline_config, **changes)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise ObjectiveError(f"sampler.scheduler: {kind.__name__}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ObjectiveError(f"sampler.scheduler: {class_name}: {reason}") from error
+
+
+def _scheduler_class(class_name: str) -> Any:
+    """The scheduler of diffusers with this name; an empty name stands for a pipeline without a scheduler."""
+    names = ", ".join(SCHEDULERS)
+    if not class_name:
+        raise ObjectiveError(f"sampler.name: the model has no scheduler of its own; name one of {names}")
+    scheduler_class = diffusers_class(class_name, import_extra("diffusers").SchedulerMixin)
+    if scheduler_class is None:
+        raise ObjectiveError(
+            f"sampler.name: the pipeline's {class_name!r} is not a scheduler of diffusers; name one of {names}"
+        )
+    return scheduler_class
 
 
 def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
@@ -148,25 +172,38 @@ class DiffusersSampler(NetworkSampler):
         calls: int = 1,
         timestep_scale: float = 1.0,
     ) -> None:
-        shared: dict[str, Any] = {"image_shape": image_shape, "noise": noise, "labels": labels, "decoder": decoder}
-        super().__init__(network, settings, trained=trained, **shared)
-        self.scheduler, self._timestep_scale = scheduler, timestep_scale
-        self._schedule = {"num_inference_steps": steps} if timesteps is None else {"timesteps": list(timesteps)}
+        super().__init__(
+            network,
+            settings,
+            trained=trained,
+            image_shape=image_shape,
+            noise=noise,
+            labels=labels,
+            decoder=decoder,
+        )
+        self.scheduler = scheduler
+        self._timestep_scale = timestep_scale
+        self._schedule = schedule_arguments(steps, timesteps)
         self._step_options = dict(step_options or {})
-        learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
-        self._uses_variance = learned and type(scheduler).__name__ == "DDPMScheduler"
-        self._guidance = None if labels is None else labels.guidance
-        calls_of_a_step = calls * (1 if self._guidance is None else 2)
-        self.nfe = len(self._timesteps()) * calls_of_a_step
-        self.recomputed = self.nfe - calls_of_a_step  # all but those of the last step
-        known = inspect.signature(scheduler.step).parameters
-        if unknown := [option for option in self._step_options if option not in known]:
-            raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {unknown[0]!r}")
-        self._takes_generator = "generator" in known
+        learns_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
+        self._uses_variance = learns_variance and type(scheduler).__name__ == "DDPMScheduler"
+        self._guidance = None
+        calls_per_step = calls
+        if labels is not None and labels.guidance is not None:
+            self._guidance = labels.guidance
+            calls_per_step = 2 * calls
+        self.nfe = len(self._timesteps()) * calls_per_step
+        self.recomputed = self.nfe - calls_per_step  # all but those of the last step
+        step_parameters = inspect.signature(scheduler.step).parameters
+        for option in self._step_options:
+            if option not in step_parameters:
+                raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {option!r}")
+        self._takes_generator = "generator" in step_parameters
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        z = self.noise.batch(noise, start, stop, self.image_shape).to(self._network.device, self._network.dtype)
+        z = self.noise.batch(noise, start, stop, self.image_shape)
+        z = z.to(self._network.device, self._network.dtype)
         images: Tensor = z * self.scheduler.init_noise_sigma
         labels = self._labels(noise, start, stop)
         options = dict(self._step_options)
@@ -175,51 +212,69 @@ class DiffusersSampler(NetworkSampler):
         timesteps = self._timesteps()
         for step, timestep in enumerate(timesteps):
             scaled = self.scheduler.scale_model_input(images, timestep)
-            output = self._predict(scaled, timestep, labels, again=step < len(timesteps) - 1)
+            is_last = step == len(timesteps) - 1
+            output = self._predict(scaled, timestep, labels, again=not is_last)
             images = self.scheduler.step(output, timestep, images, **options).prev_sample
         self._timesteps()  # multistep schedulers hold outputs, and with them the graph
         return self._decoded(images)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
-        return {
+        described = {
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
-            "scheduler": _plain(self.scheduler.config),
+            "scheduler": _public_keys(self.scheduler.config),
             "steps": self._schedule,
             "step_options": self._step_options,
             "network": type(self._network.trained).__name__,
-            "architecture": _plain(getattr(self._network.module, "config", {})),
-            **({} if self._timestep_scale == 1 else {"timestep_scale": self._timestep_scale}),
+            "architecture": _public_keys(getattr(self._network.module, "config", {})),
         }
+        if self._timestep_scale != 1:
+            described["timestep_scale"] = self._timestep_scale
+        return described
 
     def _timesteps(self) -> Tensor:
         """``[T]`` timesteps; also resets the scheduler to its first step."""
         return set_timesteps(self.scheduler, self._schedule)
 
     def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
-        times = timestep.to(self._network.dtype if timestep.is_floating_point() else timestep.dtype)
+        """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
+        if timestep.is_floating_point():
+            timestep = timestep.to(self._network.dtype)
         if self._timestep_scale != 1:
-            times = times * self._timestep_scale
-        times = times.to(images.device).expand(len(images))
+            timestep = timestep * self._timestep_scale
+        times = timestep.to(images.device).expand(len(images))
         if labels is None:
-            return self._kept(self._network(images, times, again=again))
-        if self._guidance is None:
-            return self._kept(self._network(images, times, class_labels=labels, again=again))
-        scale, null_label = self._guidance
-        classes = torch.cat([labels, torch.full_like(labels, null_label)])
-        both = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=classes, again=again)
-        conditional, unconditional = both.chunk(2)
+            output = self._network(images, times, again=again)
+        elif self._guidance is None:
+            output = self._network(images, times, class_labels=labels, again=again)
+        else:
+            output = self._guided_output(images, times, labels, self._guidance, again=again)
+        if self._uses_variance:
+            return output
+        return output[:, : self.image_shape[0]]
+
+    def _guided_output(
+        self, images: Tensor, times: Tensor, labels: Tensor, guidance: tuple[float, int], *, again: bool
+    ) -> Tensor:
+        """Classifier-free guidance: conditional and unconditional outputs from one call on twice as many images."""
+        scale, null_label = guidance
+        labels_and_null = torch.cat([labels, torch.full_like(labels, null_label)])
+        outputs = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, again=again)
+        conditional, unconditional = outputs.chunk(2)
         channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
         difference = conditional[:, :channels] - unconditional[:, :channels]
         guided = unconditional[:, :channels] + scale * difference
-        return self._kept(torch.cat([guided, conditional[:, channels:]], dim=1))
-
-    def _kept(self, output: Tensor) -> Tensor:
-        """The output without the learned variance, unless the scheduler uses that."""
-        return output if self._uses_variance else output[:, : self.image_shape[0]]
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, object]:
+def schedule_arguments(steps: int | None, timesteps: Sequence[int] | None) -> dict[str, Any]:
+    """The arguments of a scheduler's ``set_timesteps``, and of a pipeline's call: ``timesteps``, else their number."""
+    if timesteps is not None:
+        return {"timesteps": list(timesteps)}
+    return {"num_inference_steps": steps}
+
+
+def _public_keys(config: Mapping[str, Any]) -> dict[str, object]:
     """A configuration of diffusers without its private keys."""
     return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -42,29 +42,40 @@ class EdmDenoiser(nn.Module):
         config: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.guide = network, guide
-        self.label_dim, self.guidance = label_dim, guidance
-        self.config = {"class": type(network).__name__, "guidance": guide and guidance, **(config or {})}
+        self.network = network
+        self.guide = guide
+        self.label_dim = label_dim
+        self.guidance = guidance
+        self.config: dict[str, object] = {"class": type(network).__name__, "guidance": None}
+        if guide is not None:
+            self.config["guidance"] = guidance
+        self.config |= config or {}
 
     @property
     def calls(self) -> int:
         """How many networks are called for one D."""
-        return 1 if self.guide is None else 2
+        if self.guide is None:
+            return 1
+        return 2
 
     def rounded(self, sigma: float) -> float:
         """The noise level nearest to ``sigma`` that the network knows. A network without ``round_sigma`` knows all."""
-        nearest: Any = getattr(self.network, "round_sigma", None)
-        return sigma if nearest is None else float(nearest(torch.tensor(sigma, dtype=torch.float64)))
+        round_sigma: Any = getattr(self.network, "round_sigma", None)
+        if round_sigma is None:
+            return sigma
+        return float(round_sigma(torch.tensor(sigma, dtype=torch.float64)))
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Noisy images ``[N, C, H, W]`` at noise levels ``[N]``, of classes ``[N]`` → images ``[N, C, H, W]``."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        rows = None if class_labels is None else F.one_hot(class_labels, self.label_dim).to(wide)
-        denoised: Tensor = self.network(x, sigma, rows)
+        one_hot: Tensor | None = None
+        if class_labels is not None:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            one_hot = F.one_hot(class_labels, self.label_dim).to(dtype)
+        denoised: Tensor = self.network(x, sigma, one_hot)
         if self.guide is None:
             return denoised
-        guide: Tensor = self.guide(x, sigma, rows)
-        return guide + self.guidance * (denoised - guide)
+        denoised_by_guide: Tensor = self.guide(x, sigma, one_hot)
+        return denoised_by_guide + self.guidance * (denoised - denoised_by_guide)
 
 
 class RawOutput(nn.Module):
@@ -76,17 +87,19 @@ class RawOutput(nn.Module):
 
     def __init__(self, denoiser: EdmDenoiser, *, sigma_data: float) -> None:
         super().__init__()
-        self.denoiser, self.sigma_data, self.config = denoiser, sigma_data, denoiser.config
+        self.denoiser = denoiser
+        self.sigma_data = sigma_data
+        self.config = denoiser.config
 
     def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """``[N, C, H, W]``, ``[N]``, ``[N]`` → ``[N, C, H, W]``."""
         sigma = (4 * c_noise).exp()
-        s, data = sigma[:, None, None, None], self.sigma_data
-        norm = (s**2 + data**2).sqrt()
+        s = sigma[:, None, None, None]
+        norm = (s**2 + self.sigma_data**2).sqrt()  # 1 / c_in
         x = scaled * norm
-        skipped = data**2 / norm**2 * x
+        skipped = self.sigma_data**2 / norm**2 * x  # c_skip x
         denoised: Tensor = self.denoiser(x, sigma, class_labels)
-        return (denoised - skipped) * norm / (s * data)
+        return (denoised - skipped) * norm / (s * self.sigma_data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +135,9 @@ class HeunSchedule:
 
     def raised(self, sigma: float) -> float:
         """The noise level after noise is added, before a step from ``sigma`` (Algorithm 2, lines 3 to 5)."""
-        churned = self.s_min <= sigma <= self.s_max
-        gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1) if churned else 0.0
+        if not self.s_min <= sigma <= self.s_max:
+            return sigma
+        gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
         return sigma * (1 + gamma)
 
 
@@ -147,34 +161,50 @@ class HeunSampler(NetworkSampler):
         decoder: LatentDecoder | None = None,
         settings: NetworkSettings | None = None,
     ) -> None:
-        shared: dict[str, Any] = {"image_shape": image_shape, "noise": noise, "labels": labels, "decoder": decoder}
-        super().__init__(denoiser, settings, trained=denoiser.network, **shared)
-        self.schedule, self._denoiser = schedule, denoiser
-        self._dtype = torch.float64 if has_float64(self._network.device) else torch.float32
+        super().__init__(
+            denoiser,
+            settings,
+            trained=denoiser.network,
+            image_shape=image_shape,
+            noise=noise,
+            labels=labels,
+            decoder=decoder,
+        )
+        self.schedule = schedule
+        self._denoiser = denoiser
+        self._dtype = torch.float32
+        if has_float64(self._network.device):
+            self._dtype = torch.float64
         self.nfe = (2 * schedule.steps - 1) * denoiser.calls
         self.recomputed = self.nfe - denoiser.calls  # all but the last
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        device, denoiser = self._network.device, self._denoiser
+        labels = self._labels(noise, start, stop)
 
         def draw(index: int) -> Tensor:
-            return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(device).to(self._dtype)
+            z = self.noise.batch(noise, start, stop, self.image_shape, draw=index)
+            return z.to(self._network.device).to(self._dtype)
 
-        levels = [denoiser.rounded(sigma) if sigma else 0.0 for sigma in self.schedule.levels()]
-        labels = self._labels(noise, start, stop)
+        levels = self._levels()
         x = levels[0] * draw(0)
         for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-            raised = denoiser.rounded(self.schedule.raised(sigma))
+            raised = self._denoiser.rounded(self.schedule.raised(sigma))
             if raised > sigma:
                 x = x + self.schedule.s_noise * math.sqrt(raised**2 - sigma**2) * draw(1 + step)
             derivative = self._derivative(x, raised, labels, again=lower > 0)
             euler = x + (lower - raised) * derivative
-            if lower > 0:  # Heun's step; the last one is Euler's
-                x = x + (lower - raised) * (derivative + self._derivative(euler, lower, labels, again=True)) / 2
-            else:
+            if lower == 0:  # the last step is Euler's
                 x = euler
+            else:
+                derivative_at_euler = self._derivative(euler, lower, labels, again=True)
+                x = x + (lower - raised) * (derivative + derivative_at_euler) / 2
         return self._decoded(x.to(self._network.dtype))
+
+    def _levels(self) -> list[float]:
+        """``[steps + 1]`` noise levels that the network knows, decreasing to zero."""
+        *positive, zero = self.schedule.levels()
+        return [*(self._denoiser.rounded(sigma) for sigma in positive), zero]
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
@@ -189,6 +219,8 @@ class HeunSampler(NetworkSampler):
         """dx/dsigma."""
         dtype = self._network.dtype
         level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)
-        arguments = () if labels is None else (labels,)
-        denoised = self._network(x.to(dtype), level, *arguments, again=again).to(self._dtype)
-        return (x - denoised) / sigma
+        if labels is None:
+            denoised = self._network(x.to(dtype), level, again=again)
+        else:
+            denoised = self._network(x.to(dtype), level, labels, again=again)
+        return (x - denoised.to(self._dtype)) / sigma

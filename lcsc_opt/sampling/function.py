@@ -17,7 +17,7 @@ from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
-HIGHEST = 2.0  # images without a negative value are taken for bytes if they reach this
+BYTES_ABOVE = 2.0  # images without a negative value are taken for bytes if they reach this
 
 
 class FunctionSampler(NetworkSampler):
@@ -52,14 +52,19 @@ class FunctionSampler(NetworkSampler):
         name: str | None = None,
     ) -> None:
         super().__init__(model, settings, image_shape=image_shape, noise=noise, labels=labels)
-        self.function, self.options, self.nfe = function, dict(options or {}), nfe
-        self.recomputed = 0 if nfe == 1 or self._network.settings.compile else nfe  # not where a compiler would see it
+        self.function = function
+        self.nfe = nfe
+        self.recomputed = nfe
+        if nfe == 1 or self._network.settings.compile:  # a compiler would see the repeated calls
+            self.recomputed = 0
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         parameters = inspect.signature(function).parameters
-        self._draws = "draw" in parameters
-        self._looked = False  # at the range of the first images
+        self.options: dict[str, Any] = {}
         if "nfe" in parameters:
-            self.options = {"nfe": nfe, **self.options}
+            self.options["nfe"] = nfe
+        self.options |= options or {}
+        self._takes_draw = "draw" in parameters
+        self._range_checked = False
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].
@@ -67,42 +72,58 @@ class FunctionSampler(NetworkSampler):
         Raises:
             ObjectiveError: the function returned something else.
         """
-        device, dtype = self._network.device, self._network.dtype
+        device = self._network.device
+        dtype = self._network.dtype
 
-        def draw(index: int) -> Tensor:  # a copy: the function may write to it, and other candidates need the original
-            return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(device, dtype, copy=True)
+        def draw(index: int) -> Tensor:
+            z = self.noise.batch(noise, start, stop, self.image_shape, draw=index)
+            return z.to(device, dtype, copy=True)  # the function may write to it; other candidates need the original
 
         options = dict(self.options)
         if self.labels is not None:
             options["labels"] = self.labels.batch(noise, start, stop).to(device, copy=True)
-        if self._draws:
+        if self._takes_draw:
             options["draw"] = draw
-        again = recomputed_calls(self._network.module) if self.recomputed else contextlib.nullcontext()
-        with self._network.arithmetic(), again, torch.set_grad_enabled(torch.is_grad_enabled()):
-            images: Any = self.function(self._network.module, draw(0), **options)
-        if not isinstance(images, Tensor):
-            raise ObjectiveError(f"the sampler {self.name} returned a {type(images).__name__}; expected a tensor")
-        if images.ndim != 4 or len(images) != stop - start or not images.is_floating_point():
-            raise ObjectiveError(
-                f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
-                f"expected floating point images [{stop - start}, C, H, W] in [-1, 1]"
-            )
-        if not self._looked:
-            self._looked = True
-            self._look_at(images.detach())
-        kept: Tensor = images if torch.is_grad_enabled() else images.detach()
-        return kept.to(torch.promote_types(kept.dtype, torch.float32)).clamp(-1, 1)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._network.arithmetic())
+            if self.recomputed:
+                stack.enter_context(recomputed_calls(self._network.module))
+            # restores grad mode, if the function changes it
+            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+            images = self._checked(self.function(self._network.module, draw(0), **options), stop - start)
+        if not torch.is_grad_enabled():
+            images = images.detach()
+        if not self._range_checked:
+            self._range_checked = True
+            self._warn_of_range(images.detach())
+        return images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
         return {**super().describe(), "sampler": self.name, "options": self.options}
 
-    def _look_at(self, images: Tensor) -> None:
-        """Warn if the first images are not in [-1, 1]."""
-        low, high = (float(value) for value in images.aminmax())
-        if 0 <= low < high:  # clipped to [-1, 1], they would be too bright
-            most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
-            notice(
-                f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
-                f"images in [-1, 1]: let it return {instead}"
+    def _checked(self, images: Any, count: int) -> Tensor:
+        """What the function returned, if it can be ``count`` images."""
+        if not isinstance(images, Tensor):
+            raise ObjectiveError(f"the sampler {self.name} returned a {type(images).__name__}; expected a tensor")
+        if images.ndim != 4 or len(images) != count or not images.is_floating_point():
+            raise ObjectiveError(
+                f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
+                f"expected floating point images [{count}, C, H, W] in [-1, 1]"
             )
+        return images
+
+    def _warn_of_range(self, images: Tensor) -> None:
+        """Warn if the first images have no negative value: clipped to [-1, 1], they would be too bright."""
+        low, high = (float(value) for value in images.aminmax())
+        if not 0 <= low < high:
+            return
+        white = "1"
+        conversion = "2 * images - 1"
+        if high >= BYTES_ABOVE:
+            white = "255"
+            conversion = "images / 127.5 - 1"
+        notice(
+            f"the sampler {self.name} returned no value below 0, as if black were 0 and white {white}; expected "
+            f"images in [-1, 1]: let it return {conversion}"
+        )

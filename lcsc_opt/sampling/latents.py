@@ -67,13 +67,17 @@ class LatentDecoder(nn.Module):
         self.register_buffer("mean", torch.tensor(settings.raw_mean)[:, None, None])
         scale = [std / settings.final_std for std in settings.raw_std]
         self.register_buffer("scale", torch.tensor(scale)[:, None, None])
-        self.low, self.batch_size = settings.low, settings.batch_size
+        self.low = settings.low
+        self.batch_size = settings.batch_size
 
     def forward(self, latents: Tensor) -> Tensor:
         """``[N, C, H, W]`` latents → ``[N, C', H', W']`` images, black at −1 and white at 1."""
         raw = latents * self.scale + self.mean
-        parts = torch.split(raw, self.batch_size)
-        images = torch.cat([recomputed(self._decode, part) if len(parts) > 1 else self._decode(part) for part in parts])
+        batches = torch.split(raw, self.batch_size)
+        if len(batches) == 1:
+            images = self._decode(raw)
+        else:
+            images = torch.cat([recomputed(self._decode, batch) for batch in batches])
         return (images - self.low) * (2 / (1 - self.low)) - 1
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -98,15 +102,16 @@ def load_autoencoder(folder: Path) -> nn.Module:
     """
     diffusers = import_extra("diffusers")
     expected = f"expected the folder of an {' or an '.join(AUTOENCODERS)}"
-    if not (folder / "config.json").is_file():
+    config = folder / "config.json"
+    if not config.is_file():
         raise ObjectiveError(f"decoder: {folder} holds no config.json; {expected}")
     try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name", AUTOENCODERS[0])
+        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", AUTOENCODERS[0])
         if name not in AUTOENCODERS:
             raise ObjectiveError(f"decoder: {folder} is of a {name}; {expected}")
-        network: nn.Module = getattr(diffusers, name).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        autoencoder_class = getattr(diffusers, name)
+        autoencoder: nn.Module = autoencoder_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise ObjectiveError(f"decoder: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return network
+        reason = " ".join(str(error).split())[:300]
+        raise ObjectiveError(f"decoder: {folder} cannot be loaded: {reason}") from error
+    return autoencoder

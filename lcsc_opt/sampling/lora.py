@@ -15,8 +15,14 @@ from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
 
 ADAPTER = "merged"
-_NAMES, _TEXT_NAMES = LORA_FACTORS[0], LORA_FACTORS[2]  # that load_lora_weights takes; the older for text encoders
-_PARAMETERS = dict(zip(_NAMES + _TEXT_NAMES, ("lora_A", "lora_B") * 2, strict=True))  # of PEFT's layers
+_SUFFIXES = LORA_FACTORS[0]  # of (down, up) in the names that load_lora_weights expects
+_TEXT_ENCODER_SUFFIXES = LORA_FACTORS[2]  # for text encoders it expects older names
+_PEFT_PARAMETERS = {
+    _SUFFIXES[0]: "lora_A",
+    _SUFFIXES[1]: "lora_B",
+    _TEXT_ENCODER_SUFFIXES[0]: "lora_A",
+    _TEXT_ENCODER_SUFFIXES[1]: "lora_B",
+}
 
 
 class LoraAdapter:
@@ -39,9 +45,11 @@ class LoraAdapter:
     def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:
         if not hasattr(pipeline, "load_lora_weights"):
             raise ObjectiveError(f"component: {type(pipeline).__name__} takes no LoRA; merge its transformer or unet")
-        self._pipeline, self._alphas = pipeline, alphas or LoraAlphas()
+        self._pipeline = pipeline
+        self._alphas = alphas or LoraAlphas()
         self._unet = getattr(pipeline, "unet", None)
-        self._places: dict[str, tuple[Any, nn.Parameter]] = {}  # a factor's name in diffusers → its layer of PEFT
+        self._places: dict[str, tuple[Any, nn.Parameter]] = {}
+        """A factor's name in diffusers → its layer of PEFT, and the parameter there."""
         self.factors: dict[str, Tensor] = {}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -50,52 +58,62 @@ class LoraAdapter:
         Raises:
             ObjectiveError: it does not fit the pipeline, or has other names or shapes than the first one.
         """
-        component, config = ("transformer", None) if self._unet is None else ("unet", self._unet.config)
-        named = _diffusers_names(weights, component=component, unet_config=config)
-        factors = {name: weights[own] for name, (_, own) in named.items()}
-        scales = {name: module.factors(weights, self._alphas)[2] for name, (module, _) in named.items()}
+        if self._unet is None:
+            named = _diffusers_names(weights, component="transformer", unet_config=None)
+        else:
+            named = _diffusers_names(weights, component="unet", unet_config=self._unet.config)
+        factors: dict[str, Tensor] = {}
+        scales: dict[str, float] = {}
+        for name, (module, checkpoint_name) in named.items():
+            factors[name] = weights[checkpoint_name]
+            *_, scales[name] = module.factors(weights, self._alphas)
         if not self._places:
             self._places = self._create(factors)
-            self.factors = {own: self._places[name][1] for name, (_, own) in named.items()}
-        there = {name: parameter for name, (_, parameter) in self._places.items()}
-        if (differs := difference(factors, there)) is not None:
-            raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {differs}")
+            for name, (_, checkpoint_name) in named.items():
+                self.factors[checkpoint_name] = self._places[name][1]
+        parameters = {name: parameter for name, (_, parameter) in self._places.items()}
+        misfit = difference(factors, parameters)
+        if misfit is not None:
+            raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {misfit}")
         with torch.no_grad():
             for name, (layer, parameter) in self._places.items():
                 parameter.copy_(factors[name])
                 layer.scaling[ADAPTER] = scales[name]
 
     def _create(self, factors: Mapping[str, Tensor]) -> dict[str, tuple[Any, nn.Parameter]]:
-        """Let the pipeline load it as it loads a file, and find the layers and parameters that it went to."""
-        # copies: tensors of the right dtype would become the parameters
-        in_dtype = {name: factor.to(self._part(name).dtype, copy=True) for name, factor in factors.items()}
+        """Let the pipeline load the factors as it loads a file; give the layer and the parameter of each."""
+        copies: dict[str, Tensor] = {}  # since tensors of the right dtype would become the parameters
+        for name, factor in factors.items():
+            copies[name] = factor.to(self._component_of(name).dtype, copy=True)
         try:
-            with quiet_libraries():  # diffusers warns of every part that a LoRA is not of
-                self._pipeline.load_lora_weights(in_dtype, adapter_name=ADAPTER)
+            with quiet_libraries():  # diffusers warns about each component that the LoRA does not change
+                self._pipeline.load_lora_weights(copies, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ObjectiveError(f"the LoRA does not fit {type(self._pipeline).__name__}: {reason}") from error
         return {name: self._place(name) for name in factors}
 
-    def _part(self, name: str) -> Any:
-        part = getattr(self._pipeline, name.partition(".")[0], None)
-        if not isinstance(part, nn.Module):
-            raise ObjectiveError(f"the LoRA's {name} belongs to a part that {type(self._pipeline).__name__} lacks")
-        return part
+    def _component_of(self, name: str) -> Any:
+        """The pipeline's component that the factor of this name belongs to."""
+        component = getattr(self._pipeline, name.partition(".")[0], None)
+        if not isinstance(component, nn.Module):
+            pipeline = type(self._pipeline).__name__
+            raise ObjectiveError(f"the LoRA's {name} belongs to a component that {pipeline} lacks")
+        return component
 
     def _place(self, name: str) -> tuple[Any, nn.Parameter]:
         """PEFT's layer of a factor, and the parameter in it."""
-        suffix = next((suffix for suffix in _PARAMETERS if name.endswith(suffix)), "")
+        component = self._component_of(name)
+        suffix = next((suffix for suffix in _PEFT_PARAMETERS if name.endswith(suffix)), "")
         path = name.removesuffix(suffix).partition(".")[2]
-        part = self._part(name)
-        for place in (path, path.removeprefix("text_model.")):  # which transformers 5 has no more
+        for layer_path in (path, path.removeprefix("text_model.")):  # transformers 5 dropped text_model
             try:
-                layer: Any = part.get_submodule(place)
-                parameter: nn.Parameter = getattr(layer, _PARAMETERS[suffix])[ADAPTER].weight
+                layer: Any = component.get_submodule(layer_path)
+                parameter: nn.Parameter = getattr(layer, _PEFT_PARAMETERS[suffix])[ADAPTER].weight
             except (AttributeError, KeyError):
                 continue
             return layer, parameter
-        raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(part).__name__}")
+        raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(component).__name__}")
 
 
 SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
@@ -123,46 +141,62 @@ def to_diffusers(
         TrajectoryError: not a LoRA of two factors a module, or names that diffusers does not know, or that it would
             take for others without ``unet_config``.
     """
-    converted = {}
-    for name, (module, own) in _diffusers_names(weights, component=component, unet_config=unet_config).items():
+    named = _diffusers_names(weights, component=component, unet_config=unet_config)
+    converted: dict[str, Tensor] = {}
+    for name, (module, checkpoint_name) in named.items():
+        factor = weights[checkpoint_name]
         *_, scale = module.factors(weights, alphas or LoraAlphas())
-        scaled = own == module.up and scale != 1.0
-        converted[name] = (weights[own].double() * scale).to(weights[own].dtype) if scaled else weights[own]
+        if checkpoint_name == module.up and scale != 1.0:
+            factor = (factor.double() * scale).to(factor.dtype)
+        converted[name] = factor
     return converted
 
 
 def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) -> dict[str, tuple[LoraModule, str]]:
-    """A factor's name in diffusers → its module, and its own name."""
+    """A factor's name in diffusers → its module, and its name in the checkpoint."""
     modules = lora_modules(names)
-    places = {module.name: (module.component or component, module.path) for module in modules}
     if lora_flavour(module.down for module in modules) == "kohya":
         places = _kohya_places(modules, unet_config)
+    else:
+        places = {module.name: (module.component or component, module.path) for module in modules}
     named: dict[str, tuple[LoraModule, str]] = {}
     for module in modules:
-        where, path = places[module.name]
-        down, up = _TEXT_NAMES if where.startswith("text_encoder") else _NAMES
-        named |= {f"{where}.{path}{down}": (module, module.down), f"{where}.{path}{up}": (module, module.up)}
+        module_component, path = places[module.name]
+        down, up = _SUFFIXES
+        if module_component.startswith("text_encoder"):
+            down, up = _TEXT_ENCODER_SUFFIXES
+        named[f"{module_component}.{path}{down}"] = (module, module.down)
+        named[f"{module_component}.{path}{up}"] = (module, module.up)
     return named
 
 
 def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
     """Name of each module → its component and path in a pipeline of diffusers."""
-    own = [module.down for module in modules if module.component == "unet" and module.path.startswith(SDXL_BLOCKS)]
-    if own and unet_config is None:
-        raise TrajectoryError(
-            f"{own[0]!r} is a name of SDXL's first code, which the U-Net's layers_per_block translates: export the "
-            "LoRA from its study with --as lora, or give unet_config."
-        )
-    marks = {name: torch.tensor(i) for i, module in enumerate(modules) for name in (module.down, module.up)}
+    for module in modules:
+        is_sdxl = module.component == "unet" and module.path.startswith(SDXL_BLOCKS)
+        if is_sdxl and unet_config is None:
+            raise TrajectoryError(
+                f"{module.down!r} is a name of SDXL's first code, which the U-Net's layers_per_block translates: "
+                "export the LoRA from its study with --as lora, or give unet_config."
+            )
+    # diffusers renames the tensors of a file; these hold the index of their module, which tells them apart afterwards
+    indices: dict[str, Tensor] = {}
+    for index, module in enumerate(modules):
+        indices[module.down] = torch.tensor(index)
+        indices[module.up] = torch.tensor(index)
     convert = import_extra("diffusers").StableDiffusionPipeline.lora_state_dict
     try:
-        renamed, _ = convert(marks, unet_config=unet_config)
-        found = lora_modules(renamed)
-        if len(found) < len(modules):
-            raise ValueError(f"{len(modules) - len(found)} modules are left out")
+        renamed, _ = convert(indices, unet_config=unet_config)
+        converted = lora_modules(renamed)
+        if len(converted) < len(modules):
+            raise ValueError(f"{len(modules) - len(converted)} modules are left out")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, TrajectoryError) as error:
         raise TrajectoryError(
             f"diffusers does not know the names of this LoRA, such as {modules[0].down!r}: it converts kohya's files "
             "of Stable Diffusion and SDXL; convert it with the trainer's own tools."
         ) from error
-    return {modules[int(renamed[module.down])].name: (module.component, module.path) for module in found}
+    places: dict[str, tuple[str, str]] = {}
+    for module in converted:
+        original = modules[int(renamed[module.down])]
+        places[original.name] = (module.component, module.path)
+    return places

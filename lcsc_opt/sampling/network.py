@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -76,8 +75,9 @@ class PreparedNetwork:
         self.module = module.eval().to(self.device)
         self.trained = trained or module
         self.weights = ModuleWeights(self.trained, module)
-        doubles = any(parameter.dtype == torch.float64 for parameter in module.parameters())
-        self.dtype = torch.float64 if doubles else torch.float32
+        self.dtype = torch.float32
+        if any(parameter.dtype == torch.float64 for parameter in module.parameters()):
+            self.dtype = torch.float64
         if self.settings.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         if self.settings.compile:
@@ -91,9 +91,11 @@ class PreparedNetwork:
         """
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        call = functools.partial(network_output, self.module)
         with self.arithmetic():
-            output = recomputed(call, images, *arguments, **keywords) if again else call(images, *arguments, **keywords)
+            if again:
+                output = recomputed(network_output, self.module, images, *arguments, **keywords)
+            else:
+                output = network_output(self.module, images, *arguments, **keywords)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:
@@ -136,7 +138,10 @@ class NetworkSampler:
     ) -> None:
         self._network = PreparedNetwork(module, settings, trained=trained)
         self.weights = self._network.weights
-        self.image_shape, self.noise, self.labels, self.decoder = tuple(image_shape), noise, labels, decoder
+        self.image_shape = tuple(image_shape)
+        self.noise = noise
+        self.labels = labels
+        self.decoder = decoder
         if decoder is not None:
             decoder.to(self._network.device)
 
@@ -151,20 +156,30 @@ class NetworkSampler:
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
-        return {
+        described: dict[str, object] = {
             "image_shape": list(self.image_shape),
-            "labels": None if self.labels is None else self.labels.describe(),
-            "decoder": None if self.decoder is None else self.decoder.describe(),
+            "labels": None,
+            "decoder": None,
             "noise_seed": self.noise.seed,
             "dtype": self._network.settings.dtype,
         }
+        if self.labels is not None:
+            described["labels"] = self.labels.describe()
+        if self.decoder is not None:
+            described["decoder"] = self.decoder.describe()
+        return described
 
     def _labels(self, noise: Noise, start: int, stop: int) -> Tensor | None:
-        return None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
+        """The classes of these images, ``[N]`` on the network's device; ``None`` for an unconditional network."""
+        if self.labels is None:
+            return None
+        return self.labels.batch(noise, start, stop).to(self._network.device)
 
-    def _decoded(self, images: Tensor) -> Tensor:
-        """What the network made as images in [-1, 1]."""
-        return (images if self.decoder is None else self.decoder(images)).clamp(-1, 1)
+    def _decoded(self, output: Tensor) -> Tensor:
+        """The network's images, or its latents decoded, clipped to [-1, 1]."""
+        if self.decoder is not None:
+            output = self.decoder(output)
+        return output.clamp(-1, 1)
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -175,17 +190,22 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ObjectiveError: a name or a shape does not fit; the message says the first.
     """
-    own, unused = network.state_dict(keep_vars=True), getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
-    kept = {name: one for name, one in weights.items() if name in own or not any(re.search(p, name) for p in unused)}
-    given = {id(tensor) for name, tensor in own.items() if name in kept}
-    needed = {name: tensor for name, tensor in own.items() if name in kept or id(tensor) not in given}
-    differs = difference(kept, needed)
-    if differs is not None:
+    state = network.state_dict(keep_vars=True)
+    obsolete = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()  # patterns, of transformers
+
+    def is_obsolete(name: str) -> bool:
+        return name not in state and any(re.search(pattern, name) for pattern in obsolete)
+
+    weights = {name: tensor for name, tensor in weights.items() if not is_obsolete(name)}
+    loaded_tensors = {id(tensor) for name, tensor in state.items() if name in weights}
+    expected = {name: tensor for name, tensor in state.items() if name in weights or id(tensor) not in loaded_tensors}
+    misfit = difference(weights, expected)
+    if misfit is not None:
         raise ObjectiveError(
-            f"the trajectory's weights do not fit the network: a checkpoint {differs}; "
+            f"the trajectory's weights do not fit the network: a checkpoint {misfit}; "
             "check the model's settings, and which state dict of the checkpoints was packed"
         )
-    network.load_state_dict(kept, strict=False)
+    network.load_state_dict(weights, strict=False)
 
 
 def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
@@ -197,7 +217,10 @@ def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:
     output = network(*inputs, **keywords)
     if isinstance(output, Tensor):
         return output
-    inside = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
-    if not isinstance(inside, Tensor):
+    if isinstance(output, tuple):
+        tensor = output[0]
+    else:
+        tensor = getattr(output, "sample", None)
+    if not isinstance(tensor, Tensor):
         raise ObjectiveError(f"the network returned a {type(output).__name__}; expected a tensor")
-    return inside
+    return tensor

@@ -46,7 +46,7 @@ class ImageNoise:
                 numbers[i] = stream.standard_normal(shape, dtype=np.float32)
             return torch.from_numpy(numbers)
 
-        return self._kept((noise, start, stop, tuple(shape), draw), drawn)
+        return self._cached((noise, start, stop, tuple(shape), draw), drawn)
 
     def integers(self, noise: Noise, start: int, stop: int, *, below: int) -> Tensor:
         """One integer from 0 to ``below - 1`` for each of these images: ``[stop - start]``, not to be written to."""
@@ -55,7 +55,7 @@ class ImageNoise:
             streams = self._streams(noise, start, stop, "labels", 0)
             return torch.tensor([int(stream.integers(below)) for stream in streams])
 
-        return self._kept((noise, start, stop, below), drawn)
+        return self._cached((noise, start, stop, below), drawn)
 
     def generators(self, noise: Noise, start: int, stop: int) -> list[torch.Generator]:
         """A fresh generator for each of the images, for schedulers that draw noise in every step.
@@ -70,16 +70,17 @@ class ImageNoise:
         for image in range(start, stop):  # the next image's blocks begin 2^192 later
             yield np.random.Generator(np.random.Philox(key=key, counter=image << 192))
 
-    def _kept(self, key: tuple[object, ...], draw: Callable[[], Tensor]) -> Tensor:
-        if key not in self._cache:
-            with torch.inference_mode(mode=False):  # a kept tensor may be used in a graph later
-                drawn = draw()
-            if sum(kept.nbytes for kept in self._cache.values()) + drawn.nbytes > self._cache_bytes:
-                self._cache.clear()
-            if drawn.nbytes > self._cache_bytes:
-                return drawn
+    def _cached(self, key: tuple[object, ...], draw: Callable[[], Tensor]) -> Tensor:
+        if key in self._cache:
+            return self._cache[key]
+        with torch.inference_mode(mode=False):  # a cached tensor may be used in a graph later
+            drawn = draw()
+        cached_bytes = sum(tensor.nbytes for tensor in self._cache.values())
+        if cached_bytes + drawn.nbytes > self._cache_bytes:
+            self._cache.clear()
+        if drawn.nbytes <= self._cache_bytes:
             self._cache[key] = drawn
-        return self._cache[key]
+        return drawn
 
 
 class ClassLabels:
@@ -101,7 +102,10 @@ class ClassLabels:
     ) -> None:
         if isinstance(labels, int) and not 0 <= labels < classes:
             raise ObjectiveError(f"labels: the model has the classes 0 to {classes - 1}, got {labels}")
-        self.classes, self.labels, self.guidance, self._noise = classes, labels, guidance, noise
+        self.classes = classes
+        self.labels = labels
+        self.guidance = guidance
+        self._noise = noise
 
     @classmethod
     def choose(
@@ -120,14 +124,16 @@ class ClassLabels:
             ObjectiveError: labels for a model without classes, or none for a model with classes.
         """
         if classes is None:
-            if labels is not None or guidance is not None:
-                wrong = "guidance" if labels is None else "labels"
-                raise ObjectiveError(f"{wrong}: the model has no classes; leave it out")
+            if labels is not None:
+                raise ObjectiveError("labels: the model has no classes; leave it out")
+            if guidance is not None:
+                raise ObjectiveError("guidance: the model has no classes; leave it out")
             return None
         if labels is None:
             raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
-        null_is_last = guidance is not None and guidance[1] == classes - 1
-        return cls(classes - 1 if null_is_last else classes, labels, noise=noise, guidance=guidance)
+        if guidance is not None and guidance[1] == classes - 1:
+            classes -= 1
+        return cls(classes, labels, noise=noise, guidance=guidance)
 
     def batch(self, noise: Noise, start: int, stop: int) -> Tensor:
         """Classes of the images ``start`` to ``stop``: ``[stop - start]`` int64."""
@@ -139,4 +145,7 @@ class ClassLabels:
 
     def describe(self) -> dict[str, object]:
         """What decides the classes."""
-        return {"classes": self.classes, "labels": self.labels, "guidance": self.guidance and list(self.guidance)}
+        guidance = None
+        if self.guidance is not None:
+            guidance = list(self.guidance)
+        return {"classes": self.classes, "labels": self.labels, "guidance": guidance}

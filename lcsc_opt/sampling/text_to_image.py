@@ -13,7 +13,7 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
-from lcsc_opt.sampling.diffusers_sampler import set_timesteps
+from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timesteps
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
@@ -32,8 +32,12 @@ from lcsc_opt.sampling.noise import ImageNoise
 Component = Literal["unet", "transformer", "lora"]
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
 PIPELINES = (
-    *("StableDiffusionPipeline", "LatentConsistencyModelPipeline", "StableDiffusionXLPipeline"),
-    *("StableDiffusion3Pipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
 )
 
 
@@ -52,8 +56,11 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         MissingPackageError: one of the packages that it runs on cannot be imported.
         ObjectiveError: there is no such pipeline or device, it is not supported, or it needs code of its own.
     """
-    for package in ("transformers", "accelerate", *(("peft",) if lora else ())):
-        import_extra(package)  # diffusers would say less
+    packages = ["transformers", "accelerate"]
+    if lora:
+        packages.append("peft")
+    for package in packages:
+        import_extra(package)  # its error says more than that of diffusers
     device = settings.torch_device()
     loader = import_extra("diffusers").DiffusionPipeline
     try:
@@ -61,8 +68,8 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
             warnings.simplefilter("ignore")  # diffusers warns of how it calls others, and of the older name of dtype
             index = loader.load_config(name)
             _check_index(name, index)
-            unused = {component: None for component in UNUSED if component in index}
-            pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **unused)
+            without = {component: None for component in UNUSED if component in index}
+            pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **without)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ObjectiveError(
@@ -71,22 +78,30 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
-    found = (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae"))
-    for index, part in enumerate(part for part in found if part is not None):
-        PreparedNetwork(part, settings if index == 0 else settings.model_copy(update={"compile": False}))
+    PreparedNetwork(_denoiser(pipeline), settings)
+    if getattr(pipeline, "vae", None) is not None:
+        PreparedNetwork(pipeline.vae, settings.model_copy(update={"compile": False}))
     return pipeline
+
+
+def _denoiser(pipeline: Any) -> Any:
+    """The U-Net of a pipeline, or its transformer."""
+    return getattr(pipeline, "unet", None) or pipeline.transformer
 
 
 def _check_index(name: str, index: Mapping[str, Any]) -> None:
     """Refuse a ``model_index.json`` of another pipeline, or with classes neither of diffusers nor of transformers."""
     pipelines = import_extra("diffusers.pipelines")
-    entries = {key: value for key, value in index.items() if isinstance(value, (list, tuple)) and len(value) == 2}
-    for component, (library, _) in entries.items():
-        known = library in (None, "diffusers", "transformers")
-        if component[0] == "_" or not (known or hasattr(pipelines, str(library))):
+    for component, entry in index.items():
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 2):
+            continue
+        library, _ = entry
+        is_ours = library in (None, "diffusers", "transformers") or hasattr(pipelines, str(library))
+        if component.startswith("_") or not is_ours:
             raise ObjectiveError(f"pipeline: {name} needs code of its own for {component}, which is never run")
-    if (kind := index["_class_name"]) not in PIPELINES:
-        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(PIPELINES)}")
+    class_name = index["_class_name"]
+    if class_name not in PIPELINES:
+        raise ObjectiveError(f"pipeline: {class_name} is not supported; these are: {', '.join(PIPELINES)}")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -114,11 +129,11 @@ class LatentDiffusionSampler:
         pipeline: of diffusers, as :func:`load_pipeline` gives it; it is this sampler's alone.
         component: what merged weights are: those of ``unet`` or ``transformer``, or a ``lora``.
         prompts: image i is of prompt i mod n.
-        held_out_prompts: the same for the held-out noise; without them it takes ``prompts``, too.
+        held_out_prompts: the same for the held-out noise; without them ``prompts`` are used there, too.
         noise: where all noise comes from.
         steps: of the scheduler; or
-        timesteps: the steps themselves, where the pipeline takes them.
-        guidance_scale: as the pipeline takes it; 1 is no classifier-free guidance.
+        timesteps: the steps themselves, where the pipeline has such an argument.
+        guidance_scale: the pipeline's argument; 1 is no classifier-free guidance.
         negative_prompt: what guidance leads away from; ``None`` leaves it to the pipeline.
         height, width: of the images, in pixels; ``None`` is what the model was trained on.
         options: further arguments of the pipeline, such as ``eta``.
@@ -145,26 +160,38 @@ class LatentDiffusionSampler:
         options: Mapping[str, Any] | None = None,
         alphas: LoraAlphas | None = None,
     ) -> None:
-        self.pipeline, self.component, self.noise = pipeline, component, noise
+        self.pipeline = pipeline
+        self.component = component
+        self.noise = noise
         self.prompts = tuple(prompts)
-        self.held_out_prompts = self.prompts if held_out_prompts is None else tuple(held_out_prompts)
-        self.denoiser = cast("Any", getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None))
+        self.held_out_prompts = self.prompts
+        if held_out_prompts is not None:
+            self.held_out_prompts = tuple(held_out_prompts)
         if component != "lora" and getattr(pipeline, component, None) is None:
             raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
+        self.denoiser = _denoiser(pipeline)
         self.image_size = (self._length("height", height, 0), self._length("width", width, 1))
-        self._schedule = {"num_inference_steps": steps} if timesteps is None else {"timesteps": list(timesteps)}
-        self._guidance_scale = guidance_scale
+        self._schedule = schedule_arguments(steps, timesteps)
         self._options = {**self._schedule, **(options or {})}
-        if unknown := [name for name in self._options if not self._takes(name)]:
-            raise ObjectiveError(f"sampler: {type(pipeline).__name__} does not take {unknown[0]!r}")
-        embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None  # one call is enough for it
-        guided = guidance_scale > 1 and self._takes("negative_prompt") and not embeds_guidance
-        self._guided, self._negative_prompt = guided, negative_prompt
-        self.nfe = len(set_timesteps(pipeline.scheduler, self._schedule)) * (2 if guided else 1)
-        compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
-        self.recomputed = 0 if self.nfe == 1 or compiled else self.nfe  # not where a compiler would see it
+        for name in self._options:
+            if not self._has_argument(name):
+                raise ObjectiveError(f"sampler: {type(pipeline).__name__} has no argument {name!r}")
+        self._guidance_scale = guidance_scale
+        self._negative_prompt = negative_prompt
+        # a network that embeds the guidance needs no second call
+        embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None
+        self._guided = guidance_scale > 1 and self._has_argument("negative_prompt") and not embeds_guidance
+        self.nfe = len(set_timesteps(pipeline.scheduler, self._schedule))
+        if self._guided:
+            self.nfe *= 2
+        self.recomputed = self.nfe
+        is_compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
+        if self.nfe == 1 or is_compiled:  # a compiler would see the repeated calls
+            self.recomputed = 0
         self.alphas = alphas
-        self._lora = LoraAdapter(pipeline, alphas) if component == "lora" else None
+        self._lora: LoraAdapter | None = None
+        if component == "lora":
+            self._lora = LoraAdapter(pipeline, alphas)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the U-Net or transformer, or into the adapter that the first LoRA makes."""
@@ -176,12 +203,16 @@ class LatentDiffusionSampler:
     @property
     def weights(self) -> ModuleWeights:
         """The U-Net's, the transformer's or the LoRA's, for gradients."""
-        parts = (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
-        return ModuleWeights(self.denoiser, *parts, lora=None if self._lora is None else self._lora.factors)
+        factors: Mapping[str, Tensor] | None = None
+        if self._lora is not None:
+            factors = self._lora.factors
+        return ModuleWeights(self.denoiser, *self._modules().values(), lora=factors)
 
     def prompts_of(self, noise: Noise, start: int, stop: int) -> list[str]:
         """Image i is of prompt i mod n."""
-        prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
+        prompts = self.prompts
+        if noise.group == HELD_OUT.group:
+            prompts = self.held_out_prompts
         return [prompts[image % len(prompts)] for image in range(start, stop)]
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -190,38 +221,46 @@ class LatentDiffusionSampler:
         options: dict[str, Any] = {**self._options, "prompt": prompts}
         if self._guided and self._negative_prompt is not None:
             options["negative_prompt"] = [self._negative_prompt] * len(prompts)
-        options |= {name: False for name in ("clean_caption", "use_resolution_binning") if self._takes(name)}
+        for name in ("clean_caption", "use_resolution_binning"):  # they change prompts and sizes
+            if self._has_argument(name):
+                options[name] = False
+        height, width = self.image_size
         factor = self.pipeline.vae_scale_factor
-        shape = (self.denoiser.config.in_channels, *(length // factor for length in self.image_size))
-        latents = self.noise.batch(noise, start, stop, shape)
-        again = recomputed_calls(self.denoiser) if self.recomputed else contextlib.nullcontext()
+        latent_shape = (self.denoiser.config.in_channels, height // factor, width // factor)
+        latents = self.noise.batch(noise, start, stop, latent_shape)
         call: Any = type(self.pipeline).__call__
         if torch.is_grad_enabled():
             call = inspect.unwrap(call)  # it is wrapped to disable gradients
-        with quiet_libraries(), again:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(quiet_libraries())
+            if self.recomputed:
+                stack.enter_context(recomputed_calls(self.denoiser))
             output = call(
                 self.pipeline,
                 **options,
                 guidance_scale=self._guidance_scale,
-                height=self.image_size[0],
-                width=self.image_size[1],
+                height=height,
+                width=width,
                 latents=latents.to(self.denoiser.device, self.denoiser.dtype),
                 generator=self.noise.generators(noise, start, stop),
                 output_type="pt",
             )
         if torch.is_grad_enabled():
-            # multistep schedulers forget what they hold, and with it the graph
+            # multistep schedulers drop the outputs that they hold, and with them the graph
             set_timesteps(self.pipeline.scheduler, self._schedule)
-        images: Tensor = output.images.to(torch.promote_types(output.images.dtype, torch.float32)) * 2 - 1
-        return images
+        unit_range: Tensor = output.images.to(torch.promote_types(output.images.dtype, torch.float32))
+        return unit_range * 2 - 1
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images, and a hash of all weights that are not merged."""
         scheduler = self.pipeline.scheduler
+        lora = None
+        if self.alphas is not None:
+            lora = {"alphas": self.alphas.model_dump()}
         return {
             "sampler": type(self.pipeline).__name__,
             "component": self.component,
-            "lora": None if self.alphas is None else {"alphas": self.alphas.model_dump()},
+            "lora": lora,
             "weights": self._fixed_weights_sha256,
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
@@ -235,35 +274,41 @@ class LatentDiffusionSampler:
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
         }
 
-    def _takes(self, argument: str) -> bool:
-        return argument in inspect.signature(self.pipeline.__call__).parameters
+    def _has_argument(self, name: str) -> bool:
+        return name in inspect.signature(self.pipeline.__call__).parameters
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """The pipeline's components that have weights, by name."""
+        components = self.pipeline.components.items()
+        return {name: component for name, component in components if isinstance(component, nn.Module)}
 
     def _length(self, name: str, pixels: int | None, axis: int) -> int:
         """Height or width, as a multiple of what one latent covers."""
         factor = self.pipeline.vae_scale_factor
-        size = self.denoiser.config.get("sample_size")
-        latents = size[axis] if isinstance(size, (list, tuple)) else size
-        if pixels is None and not isinstance(latents, int):
-            raise ObjectiveError(f"{name}: the pipeline does not say what size it was trained on; give it")
-        pixels = cast("int", latents) * factor if pixels is None else pixels
-        if pixels < 1 or pixels % max(factor, 8):
-            raise ObjectiveError(f"{name}: expected a multiple of {max(factor, 8)}, got {pixels}")
+        if pixels is None:
+            latents = self.denoiser.config.get("sample_size")
+            if isinstance(latents, (list, tuple)):
+                latents = latents[axis]
+            if not isinstance(latents, int):
+                raise ObjectiveError(f"{name}: the pipeline does not say what size it was trained on; give it")
+            pixels = latents * factor
+        unit = max(factor, 8)
+        if pixels < 1 or pixels % unit:
+            raise ObjectiveError(f"{name}: expected a multiple of {unit}, got {pixels}")
         return pixels
 
     @functools.cached_property
     def _fixed_weights_sha256(self) -> str:
         """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""
-        merged = None if self._lora is not None else self.denoiser
-        modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-        return weights_sha256(
-            {
-                f"{module}.{name.replace('.base_layer.', '.')}": tensor
-                for module, part in modules.items()
-                if part is not merged
-                for name, tensor in part.state_dict().items()
-                if ".lora_" not in name
-            }
-        )
+        fixed: dict[str, Tensor] = {}
+        for component, module in self._modules().items():
+            is_merged = self._lora is None and module is self.denoiser
+            if is_merged:
+                continue
+            for name, tensor in module.state_dict().items():
+                if ".lora_" not in name:
+                    fixed[f"{component}.{name.replace('.base_layer.', '.')}"] = tensor
+        return weights_sha256(fixed)
 
 
 def _sha256(prompts: Sequence[str]) -> str:

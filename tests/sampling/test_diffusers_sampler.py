@@ -211,8 +211,8 @@ def test_what_the_model_was_trained_with_is_kept() -> None:
     [
         ("ddim", None, {"solver_ordr": 3}, r"DDIMScheduler has no option 'solver_ordr'.*it has num_train_timesteps"),
         ("dpm-solver++", None, {"solver_ordr": 3}, "did you mean 'solver_order'"),
-        (None, None, {}, "there is no pipeline's to take; name one of ddpm, "),
-        (None, {"_class_name": "os.system"}, {}, "the pipeline's 'os.system' is none"),
+        (None, None, {}, "the model has no scheduler of its own; name one of ddpm, "),
+        (None, {"_class_name": "os.system"}, {}, "the pipeline's 'os.system' is not a scheduler"),
     ],
 )
 def test_what_makes_no_scheduler_is_refused(name: Any, config: Any, options: Any, message: str) -> None:

@@ -165,7 +165,7 @@ def test_a_lora_that_does_not_fit_is_one_line(folder: Path) -> None:
     with pytest.raises(ObjectiveError, match="LoRA") as caught:
         each.load(wrong)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ObjectiveError, match="part that StableDiffusionPipeline lacks"):
+    with pytest.raises(ObjectiveError, match="component that StableDiffusionPipeline lacks"):
         each.load({f"text_encoder_2.x.lora_{part}.weight": torch.ones(1, 1) for part in "AB"})
     each.load(lora(1))
     with pytest.raises(ObjectiveError, match=r"lora_A.weight. as \[3, 8\] and not \[2, 8\]"):
