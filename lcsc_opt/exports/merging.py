@@ -27,7 +27,7 @@ from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory, open_or_pack
-from lcsc_opt.trajectory.packing import find_sources
+from lcsc_opt.trajectory.sources import find_sources
 
 
 def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:

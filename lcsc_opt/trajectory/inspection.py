@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import Patterns, checkpoint_series, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
-from lcsc_opt.trajectory.packing import find_sources
+from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 

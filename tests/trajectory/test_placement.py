@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, merge, placement
+from lcsc_opt.trajectory import Trajectory, placement, tiles
 from lcsc_opt.trajectory.placement import Placement
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, append, make_trajectory, same_bits, state_dict
 
@@ -31,8 +31,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that segments have several reads, and reads several tiles."""
     monkeypatch.setattr(placement, "READ_BYTES", 100)
     monkeypatch.setattr(placement, "FEWEST_COLUMNS", 7)
-    monkeypatch.setattr(merge, "FEWEST_COLUMNS", 5)
-    monkeypatch.setattr(merge, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 5)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
 
 
 def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.trajectory import Trajectory, merge
+from lcsc_opt.trajectory import Trajectory, tiles
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, state_dict
 
 K = len(STEPS)
@@ -54,7 +54,7 @@ def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytes
     gradient = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
     expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
-    monkeypatch.setattr(merge, "PROJECTION_TILE_BYTES", 1)  # the fewest columns at once
+    monkeypatch.setattr(tiles, "PROJECTION_TILE_BYTES", 1)  # the fewest columns at once
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.trajectory import Trajectory, merge
+from lcsc_opt.trajectory import Trajectory, tiles
 from tests.trajectory.test_project import dense, gradients_like
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, state_dict
 
@@ -20,8 +20,8 @@ OF = {"weight": 0, "double": 0, "batches": 0, "bias": 1, "bfloat": 1, "scale": 2
 
 @pytest.fixture
 def grouped(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> Trajectory:
-    monkeypatch.setattr(merge, "TILE_BYTES", 1)
-    monkeypatch.setattr(merge, "FEWEST_COLUMNS", 4)  # tiles that end inside tensors
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)  # tiles that end inside tensors
     return trajectory.in_rows({"first": ["weight", "double", "batches"], "second": "b[if]*", "third": GROUPS["third"]})
 
 

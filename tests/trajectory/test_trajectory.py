@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory import merge as merging
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, tiles
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
@@ -58,8 +57,8 @@ def test_merge_is_the_linear_combination(trajectory, values):
 def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch):
     row = np.random.default_rng(0).dirichlet(np.ones(K))
     whole = trajectory.merge(row)
-    monkeypatch.setattr(merging, "TILE_BYTES", 1)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
     assert_near(whole, trajectory.merge(row))
 
 
@@ -125,10 +124,10 @@ def test_weights_that_changed_on_the_disk_are_refused(trajectory, change):
         Trajectory.open(trajectory.path).verify()
 
 
-@pytest.mark.parametrize("block", [1, merging.TILE_BYTES])
+@pytest.mark.parametrize("block", [1, tiles.TILE_BYTES])
 def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
-    monkeypatch.setattr(merging, "TILE_BYTES", block)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    monkeypatch.setattr(tiles, "TILE_BYTES", block)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
     names = [spec.name for spec in trajectory.tensors if spec.merged]
     rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
     centered = rows - rows.mean(axis=0)
@@ -163,7 +162,7 @@ def test_merging_needs_its_output_and_one_block(tmp_path):
             checkpoint["w"][step], checkpoint["h"][step] = 1.0, 1.0
             writer.append(step, checkpoint)
     grown = peak_growth(merge_all, tmp_path / "large", first=merge_one)
-    assert grown < 16_000_000 + 2 * merging.TILE_BYTES < 24 * 16_000_000 / 4
+    assert grown < 16_000_000 + 2 * tiles.TILE_BYTES < 24 * 16_000_000 / 4
 
 
 def test_weights_written_to_after_their_manifest_are_noticed(trajectory):
