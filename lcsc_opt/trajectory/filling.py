@@ -16,9 +16,10 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
+from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest, foreign_files
-from lcsc_opt.trajectory.matrix import Background, MatrixWriter
+from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 

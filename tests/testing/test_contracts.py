@@ -71,7 +71,10 @@ class NoisyStages(Stages):
 
 counted = itertools.count()
 BROKEN: dict[str, tuple[str, Callable[[Any, Candidate, Evaluation], Evaluation]]] = {
-    "random": ("another one the second time", lambda _s, _c, e: dataclasses.replace(e, loss=e.loss + next(counted))),
+    "random": (
+        "the same candidate has the loss",
+        lambda _s, _c, e: dataclasses.replace(e, loss=e.loss + next(counted)),
+    ),
     "not finite": ("expected a finite number", lambda _s, _c, e: dataclasses.replace(e, loss=float("nan"))),
     "no images": ("cost.images", lambda _s, _c, e: dataclasses.replace(e, cost=Cost())),
     "short gradient": (

@@ -84,7 +84,7 @@ def test_resumed_training_may_come_by_a_second_time(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("weight", "nan"), ("bfloat", "inf"), ("half", "-inf"), ("double", "nan")])
 def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # looked at at once
+    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # checked at once
     append(tmp_path / "t", 1)
     broken = state_dict(2)
     broken[name].view(-1)[-1] = float(value)
