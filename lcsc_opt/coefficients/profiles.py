@@ -86,7 +86,7 @@ def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coeffici
     most.
 
     Args:
-        total: K, the number of checkpoints, which are taken to be equally far apart.
+        total: K, the number of checkpoints, which count as equally far apart.
         last: N.
         decay: ``linear`` or ``1-sqrt``.
 
@@ -268,7 +268,7 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts when nothing better is known: the middle one of the window's EMA rates."""
+    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

@@ -55,7 +55,7 @@ def check_objective(
 
     Args:
         build: makes the objective; called twice.
-        images: how many an evaluation samples; ``None`` takes the objective's own number.
+        images: how many an evaluation samples; ``None`` is the objective's own number.
         step: length of the step of the central difference, in coefficients.
         tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
 

@@ -135,7 +135,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
     Raises:
         TrajectoryError: Lightning is not installed.
     """
-    base = _lightning_callback_class()
+    base: Any = _lightning_callback_class()
 
     class Callback(base):  # type: ignore[misc]
         """Saves on rank 0."""

@@ -62,7 +62,7 @@ def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fi
 
 
 def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
-    """Say how much of the disk a trajectory takes, from its first checkpoint, or refuse; nothing is written.
+    """Say how large a trajectory will be, from its first checkpoint, or refuse; nothing is written.
 
     Raises:
         TrajectoryError: the disk does not have so much.
@@ -70,13 +70,13 @@ def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> No
     needed = Layout.of(first.tensors, stored_dtype(dtype)).row_bytes * checkpoints
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
-    takes = f"takes {tqdm.format_sizeof(needed, 'B')}"
+    size = tqdm.format_sizeof(needed, "B")
     if needed > free:
         raise TrajectoryError(
-            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory {takes}, and {tqdm.format_sizeof(free, 'B')} "
-            f"are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
+            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory needs {size}, and "
+            f"{tqdm.format_sizeof(free, 'B')} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
-    notice(f"{checkpoints} checkpoints are packed once, to {out}, which {takes} of its disk")
+    notice(f"packing {checkpoints} checkpoints, once, into {out} ({size})")
 
 
 def is_trajectory(path: Path) -> bool:

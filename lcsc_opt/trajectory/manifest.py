@@ -1,4 +1,4 @@
-"""``manifest.json``: what the rows of ``weights.bin`` are. Read with suspicion, replaced atomically."""
+"""``manifest.json``: what the rows of ``weights.bin`` are. Validated when it is read, replaced atomically."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Manifest(pydantic.BaseModel):
             raise ValueError("tensors are not where their shapes and dtypes put them")
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
-            raise ValueError("a tensor is listed twice, or 'varying' names one that is not there")
+            raise ValueError("a tensor is listed twice, or 'varying' names an unknown one")
         slots = {saved.slot for saved in self.checkpoints}
         if len(slots) < len(self.checkpoints):
             raise ValueError("two checkpoints share a slot")
@@ -89,13 +89,13 @@ class Manifest(pydantic.BaseModel):
         """Read and validate the manifest of the trajectory at ``path``.
 
         Raises:
-            TrajectoryError: it is not there, cannot be read, or says something impossible.
+            TrajectoryError: it does not exist, cannot be read, or contradicts itself.
         """
         try:
             return cls.model_validate_json((path / MANIFEST).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             if (path / WEIGHTS).exists():
-                message = f"{path} holds no whole checkpoint yet: append one, or pack again."
+                message = f"{path} holds no complete checkpoint yet: append one, or pack again."
             else:
                 message = f"{path} is not a trajectory: make one with `lcsc trajectory pack`."
             raise TrajectoryError(message) from None

@@ -134,7 +134,7 @@ class MatrixWriter:
         if steps and step < steps[-1]:
             raise TrajectoryError(
                 f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
-                "where training goes on from an earlier step."
+                "to continue training from an earlier step."
             )
         return True
 
@@ -159,7 +159,7 @@ class MatrixWriter:
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
         added = manifest.with_checkpoint(self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256)
-        self._written = added.model_copy(update={"metadata": {**manifest.metadata, **self._metadata}})
+        self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
@@ -242,14 +242,14 @@ def _check_same_bytes(manifest: Manifest, step: int, layout: Layout, tensors: Ma
     [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
     if digest.hexdigest() != saved.sha256:
         raise TrajectoryError(
-            f"Step {step} is saved already, with other weights: open the writer with resume=STEP where "
-            "training goes on from an earlier step, or write the new run to another trajectory."
+            f"Step {step} is saved already, with other weights: open the writer with resume=STEP to continue "
+            "training from an earlier step, or write the new run to another trajectory."
         )
 
 
 def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
-    extremes = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite
-    if all(bool(torch.isfinite(extreme)) for extreme in extremes):
+    least, most = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite of all
+    if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
     raise TrajectoryError(

@@ -39,9 +39,9 @@ def pack(
     Args:
         patterns: files, globs or folders, as :func:`find_checkpoints` takes them.
         out: the new folder, by convention ``NAME.trajectory``.
-        steps: the training step of each checkpoint that is found, ``[K]``; ``None`` takes them from metadata, names
+        steps: the training step of each checkpoint that is found, ``[K]``; ``None`` reads them from metadata, names
             and contents. Checkpoints that hold their step must agree.
-        key: which state dict of each file; ``None`` finds it in the first one and takes the same from all.
+        key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
         selection: which checkpoints to take.
         overwrite: replace a trajectory at ``out``.
         dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
@@ -89,7 +89,7 @@ def open_or_pack(
         dtype: as for :func:`pack`, ``None`` is ``exact``; for a packed trajectory it must be the one it stores.
 
     Raises:
-        TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
+        TrajectoryError: as :func:`pack`; or a packed trajectory was named with options that it does not have.
     """
     request = _request(patterns, cache, key, selection, steps, dtype)
     if request.study_checkpoints is not None:

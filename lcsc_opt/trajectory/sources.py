@@ -27,7 +27,7 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
 
     Args:
         paths: of the checkpoints.
-        steps: of each path; ``None`` takes them from metadata, names and contents.
+        steps: of each path; ``None`` reads them from metadata, names and contents.
 
     Raises:
         TrajectoryError: a checkpoint does not tell its step, or holds another one than was given; another number of

@@ -40,8 +40,8 @@ _MOST_NAMED = 3  # steps with the same weights that one warning names
 class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
-    Only the pages that are read take memory, and the system can free them. Several threads may use one object. Pickled
-    for another process, it is only its path and steps.
+    Only the pages that are read use memory, and the system can free them. Several threads may use one object. It is
+    pickled as its path and steps.
 
     Attributes:
         path: of its folder.
@@ -53,7 +53,7 @@ class Trajectory:
         names: of the tensors, in this order.
         varying: the names of the tensors that are not the same in all checkpoints.
         parameters: P, how many scalars of a checkpoint are floating-point numbers that a merge combines.
-        nbytes: how many bytes the K checkpoints take on disk.
+        nbytes: the size of the K checkpoints on disk.
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
         layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
@@ -83,12 +83,12 @@ class Trajectory:
         self._merger = Merger(ColumnsInMemory.mapped(self._rows, segments), self._rows, manifest)
 
     @classmethod
-    def holding(cls, path: Path, known: KnownCheckpoints) -> Trajectory | None:
+    def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
         """A study's checkpoints out of the trajectory at ``path``; ``None`` if it does not hold exactly these."""
         try:
-            if Manifest.load(path).sha256_of(known.steps) != known.sha256:
+            if Manifest.load(path).sha256_of(checkpoints.steps) != checkpoints.sha256:
                 return None
-            return cls.open(path, steps=known.steps)
+            return cls.open(path, steps=checkpoints.steps)
         except TrajectoryError:  # being written, broken, or gone
             return None
 
@@ -108,12 +108,14 @@ class Trajectory:
         stamp = _stamp(path)  # before reading, so that a later change is noticed
         manifest = Manifest.load(path)
         if not manifest.checkpoints:
-            raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
+            raise TrajectoryError(f"{path} holds no complete checkpoint yet: append one, or pack again.")
         if steps is not None:
             missing = sorted(set(steps) - {saved.step for saved in manifest.checkpoints})
             if missing:
                 count = len(manifest.checkpoints)
-                raise TrajectoryError(f"{path} has no checkpoint of step {missing[0]}: it holds {count} others.")
+                raise TrajectoryError(
+                    f"{path} has no checkpoint of step {missing[0]}: it holds {count} checkpoints of other steps."
+                )
             checkpoints = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
             manifest = manifest.model_copy(update={"checkpoints": checkpoints})
         return cls(path, manifest, stamp)
@@ -126,7 +128,7 @@ class Trajectory:
         Else the trajectory is read for each merge (``streamed``), part by part, while the part before is combined. A
         line on stderr says which way, unless it is the map.
 
-        Pickled for another process, it must be put on a device there again. ``how`` asks for one of the three ways;
+        In another process, it must be put on a device again. ``how`` asks for one of the three ways;
         ``mapped`` on the CPU only.
 
         Raises:
@@ -230,7 +232,8 @@ class Trajectory:
 
         That is ⟨theta_i, gradient⟩ for each checkpoint, in one read of the trajectory; with :attr:`layer_groups`, for
         each group and checkpoint, ``[S, K]``. Names without a gradient count as zero, and so do tensors that a merge
-        copies: constant ones, integers and bools. The rounding at the end of a merge is taken to have derivative one.
+        copies: constant ones, integers and bools. The rounding at the end of a merge counts as having the derivative
+        one.
 
         Args:
             gradients: name → gradient, of the shape of the tensor, of any dtype, on any device.
@@ -319,7 +322,7 @@ class Trajectory:
                 f"{self.path}: the LoRA's alpha is in {ADAPTER_CONFIG} next to {source or 'the checkpoint'}, which "
                 "does not exist: give lora_alpha."
             )
-        notice(f"{self.path}: the LoRA's alpha is taken to be its rank, as diffusers does; give lora_alpha otherwise")
+        notice(f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; else give lora_alpha")
         return LoraAlphas()
 
     def verify(self) -> None:

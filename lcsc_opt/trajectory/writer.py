@@ -129,20 +129,20 @@ class TrajectoryWriter:
                 resumed training may reach it again.
             weights: a state dict or a module, on any device, contiguous or not, with or without gradients. Prefixes of
                 DataParallel and ``torch.compile`` are removed. Of torch's ``AveragedModel`` or ema-pytorch's ``EMA``,
-                the average is taken.
+                the average is saved.
             source: where the checkpoint came from, for the manifest.
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
 
         Returns:
-            Whether a checkpoint was taken: False if ``step`` is not a multiple of ``every``, or is saved already.
+            Whether the checkpoint is new: False if ``step`` is not a multiple of ``every``, or is saved already.
 
         Raises:
             TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not finite; a saved
                 step comes with other weights; the step is not larger than the last one; or the disk refuses. For a
                 checkpoint that was not waited for, errors in its weights and of the disk are raised by the next append
-                (which then takes nothing), flush or close. Earlier checkpoints stay as they were.
+                (which then saves nothing), flush or close. Earlier checkpoints stay as they were.
         """
         step = MatrixWriter.whole_step(step)
         if not self._appending.acquire(blocking=False):

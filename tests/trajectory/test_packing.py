@@ -151,7 +151,7 @@ def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
 
 def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory takes .* 1\.00kB are free"):
+    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory needs .* 1\.00kB are free"):
         pack(files, tmp_path / "t")
     with pytest.raises(TrajectoryError, match="No space left on device"):
         check_checkpoints(files, cache=tmp_path / "cache", key=None, selection=Selection(), dtype=None)
@@ -192,16 +192,18 @@ def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
     assert len(paths | {later.path}) == 7
 
 
+def with_floats_as(dtype, tensors):
+    floats = {name: tensor.to(dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return tensors | floats
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dtype):
     trajectory = pack(files, tmp_path / "t", dtype=dtype)
     half = getattr(torch, dtype)
-    rounded = [
-        {name: tensor.to(half) if tensor.is_floating_point() else tensor for name, tensor in state_dict(step).items()}
-        for step in STEPS
-    ]
+    rounded = [with_floats_as(half, state_dict(step)) for step in STEPS]
     for index, expected in enumerate(rounded):
-        wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in expected.items()}
+        wide = with_floats_as(torch.float32, expected)
         assert same_bits(trajectory.checkpoint(index), wide)
         assert same_bits(trajectory.merge(torch.eye(len(STEPS))[index]), wide)
     before = make_trajectory(tmp_path / "u", weights=dict(zip(STEPS, rounded, strict=True)).__getitem__)
@@ -216,27 +218,27 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
     assert torch.equal(Trajectory.open(trajectory.path).checkpoint(-1)["weight"], state_dict(600)["weight"].to(half))
 
 
-def pack_step_by_step(files, cache, told):
-    """Wait to be told to before each file is read; tells the SHA-256 at the end."""
+def pack_step_by_step(files, cache, pipe):
+    """Wait for a message before each file is read; sends the SHA-256 at the end."""
     plain = filling.read_checkpoint
 
     def reading(path, *, key):
-        told.send("read")
-        told.recv()
+        pipe.send("read")
+        pipe.recv()
         return plain(path, key=key)
 
     filling.read_checkpoint = reading  # type: ignore[assignment]
-    told.send(open_or_pack(files, cache=cache).sha256)
+    pipe.send(open_or_pack(files, cache=cache).sha256)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch):
     """As the workers of one study do, each of which builds the objective."""
     cache = tmp_path / "cache"
-    worker, there = CONTEXT.Pipe()
-    process = forked(pack_step_by_step, files, cache, there)
+    worker, workers_end = CONTEXT.Pipe()
+    process = forked(pack_step_by_step, files, cache, workers_end)
     process.start()
-    there.close()
+    workers_end.close()
     assert worker.recv() == "read"  # it packs, and now stands still
     (partial,) = (cache / "trajectories").glob(".*.lock")
     with pytest.raises(TrajectoryError, match="Another process packs to"):

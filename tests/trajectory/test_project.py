@@ -35,7 +35,8 @@ def test_it_is_the_matrix_of_checkpoints_times_the_gradient(
     projected = trajectory.project(gradients)
     assert projected.dtype == np.float64
     assert projected.shape == (K,)
-    np.testing.assert_allclose(projected, dense(gradients), rtol=0, atol=1e-14 if names == ("double",) else 3e-6)
+    tolerance = 1e-14 if names == ("double",) else 3e-6
+    np.testing.assert_allclose(projected, dense(gradients), rtol=0, atol=tolerance)
 
 
 def test_what_a_merge_does_not_combine_counts_as_zero(trajectory: Trajectory) -> None:

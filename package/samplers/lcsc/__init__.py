@@ -79,7 +79,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         return np.array([trial.suggest_float(name, -_BOUND, _BOUND) for name in self._names])
 
     def request(self, trial: optuna.Trial | FrozenTrial) -> Request:
-        """How a trial whose coefficients were suggested is to be evaluated.
+        """How a trial whose coefficients were suggested should be evaluated.
 
         Returns:
             ``gradient`` (whether the trial's attribute ``gradient`` is wanted), ``images`` (``None``: of a plain
