@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.torch_files import Record, TensorRef
+from lcsc_opt.checkpoints.pickles import Record
+from lcsc_opt.checkpoints.torch_files import TensorRef
 
 _AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
 _RAW = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.content import shown
-from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
+from lcsc_opt.checkpoints.pickles import MALFORMED
+from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
 
 METADATA = ".metadata"
 _OPTIMIZER = "optim"  # what the names of its states begin with
@@ -83,7 +84,7 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     Raises:
         TrajectoryError: it is not such a file, or made to harm; so do other errors of Python's.
     """
-    known = read_content(metadata, most_opcodes=_MOST_OPCODES).state
+    known = read_content(metadata, max_opcodes=_MOST_OPCODES).state
     stored = known["storage_data"].items()
     stored = {_identity(index.state["fqn"], index.state.get("offset")): at.state for index, at in stored}
     paths, found = known.get("planner_data") or {}, dict[str, Any]()

@@ -17,7 +17,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content, kind, shown
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
-from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
+from lcsc_opt.checkpoints.pickles import MALFORMED
+from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
