@@ -27,6 +27,7 @@ _TOO_LARGE = "holds too much apart from the weights: save model.state_dict() alo
 MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam has 600,000
 _MAX_BYTES = 64 * 2**20  # read of one pickle; the bytes of tensors are skipped and do not count
 _MAX_NAME_LENGTH = 512  # of a class or function, with its module
+_SHOWN_CHARACTERS = 80  # of a text from a file that a message may repeat
 _BYTE = [bytes([value]) for value in range(256)]  # faster than a slice
 _NUMBER_SIZES = {layout: struct.calcsize(layout) for layout in ("<B", "<H", "<i", "<I", "<q", "<Q", ">d")}
 
@@ -334,3 +335,12 @@ def safe_key(key: Any) -> Any:
     if type(key) is int and abs(key) < 2**60:
         return key
     return Record("key")
+
+
+def shown(text: object) -> str:
+    """A text out of a file, made fit for one line of a message."""
+    if isinstance(text, Record):
+        text = text.name
+    line = str(text)[: _SHOWN_CHARACTERS + 1]
+    line = line.encode("unicode_escape", "replace").decode("ascii")
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"

@@ -27,6 +27,7 @@ from lcsc_opt.checkpoints.pickles import (
     Record,
     Span,
     safe_key,
+    shown,
 )
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
@@ -82,6 +83,18 @@ class TensorRef:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+def is_tensor(value: object) -> bool:
+    """Whether this is a tensor, or a reference to one."""
+    return isinstance(value, (Tensor, TensorRef))
+
+
+def kind(value: object) -> str:
+    """The type of a value, in words for a message."""
+    if isinstance(value, Record):
+        return f"a {shown(value.name)}"
+    return "a Tensor" if is_tensor(value) else f"a {type(value).__name__}"
 
 
 def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int = MAX_OPCODES) -> Any:

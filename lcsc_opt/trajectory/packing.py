@@ -27,12 +27,12 @@ from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.finding import (
     Patterns,
     Selection,
-    checkpoint_series,
     checkpoint_step,
     find_checkpoints,
     is_packed,
 )
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
+from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
 from lcsc_opt.trajectory.layout import EXACT, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest, foreign_files
