@@ -1,4 +1,4 @@
-"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT, torch.distributed.checkpoint."""
+"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT and torch.distributed."""
 
 from __future__ import annotations
 
