@@ -3,8 +3,8 @@
 A search uses :meth:`Trajectory.merge`, which is fast, but its sums depend on the BLAS, its threads and its vector
 width. Exported models are merged here instead, one tensor after the other, each in the order of the steps: each element
 is multiplied in float64, rounded, added in float64, rounded. Both are single IEEE operations on one element, so neither
-threads nor the kind of machine can change a bit. At the end the sum is rounded once to the dtype that is written, to nearest,
-ties to even.
+threads nor the kind of machine can change a bit. At the end the sum is rounded once to the dtype that is written, to
+nearest, ties to even.
 
 Memory: the merged model, a float64 sum of one tensor, and that tensor of one checkpoint. The checkpoints are mapped
 from their files, whose pages the system can free.
