@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import Patterns, checkpoint_series, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec

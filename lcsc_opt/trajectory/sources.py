@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -12,10 +11,8 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import hub
-from lcsc_opt.checkpoints.content import Content
-from lcsc_opt.checkpoints.finding import Selection, checkpoint_series, checkpoint_step
-from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, read_metadata
-from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.checkpoints.finding import Selection, checkpoint_step, step_in_file
+from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.trajectory.layout import EXACT
 
 Sources = Mapping[int, Path]
@@ -50,34 +47,19 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
 
 
 def _check_steps(paths: Sequence[Path], steps: Sequence[int]) -> None:
-    """Refuse steps that a user gave and the checkpoints contradict, as when a shell has put 10.50.pt before 2.50.pt."""
+    """Refuse steps that a user gave and the files contradict, as when a shell has put 10.50.pt before 2.50.pt.
+
+    Names do not count: their numbers may mean something else, and ``--steps`` is how a user says so.
+    """
     if len(steps) != len(paths):
         raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
     for step, path in zip(steps, paths, strict=True):
-        step_inside = _step_inside(path)
-        if step_inside not in (None, step):
+        saved_step = step_in_file(path)
+        if saved_step not in (None, step):
             raise TrajectoryError(
-                f"{path}: --steps gives it step {step}, but it was saved at step {step_inside}: name the files in the "
+                f"{path}: --steps gives it step {step}, but it was saved at step {saved_step}: name the files in the "
                 "order of the steps, or leave --steps out."
             )
-
-
-def _step_inside(path: Path) -> int | None:
-    """The step in a safetensors file's metadata or with a torch file's weights; ``None`` if there is none.
-
-    Names do not count: their numbers may mean something else, and ``--steps`` is there to say so.
-    """
-    if not path.is_file():
-        return None
-    with contextlib.suppress(TrajectoryError):  # a damaged file is refused when its weights are read
-        metadata = read_metadata(path)
-        for text in (metadata.get("step", ""), metadata.get("ss_steps", "")):
-            if text.isascii() and text.isdigit() and len(text) <= 18:
-                return int(text)
-    if path.suffix in TORCH_SUFFIXES:
-        with contextlib.suppress(Exception):  # a damaged file can raise anything
-            return Content(read_content(path)).step
-    return None
 
 
 def select_sources(sources: Sources, selection: Selection) -> dict[int, Path]:

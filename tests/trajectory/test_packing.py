@@ -116,6 +116,7 @@ def test_bad_selections_are_refused(files, tmp_path, select, steps, message):
 STEP_IN_FILE: dict[str, Callable[[Path, int], object]] = {
     "safetensors": lambda path, step: save_file(state_dict(step), path, metadata={"step": str(step)}),
     "pt": lambda path, step: torch.save({"step": step, "model": state_dict(step)}, path),
+    "ckpt": lambda path, step: torch.save({"step": torch.tensor(step), "model": state_dict(step)}, path),
 }
 
 
