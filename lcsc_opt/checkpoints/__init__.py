@@ -1,6 +1,8 @@
 """Reading one checkpoint from the files that people save, and choosing many; ``docs/formats.md`` lists the formats.
 
-``reading`` is the entry, and knows safetensors and folders. ``torch_files`` reads what torch and NVlabs pickled without
-running anything in it, and ``content`` finds the state dict there. ``finding`` finds, orders and selects the
-checkpoints of a run, ``lora`` knows adapters, ``weights`` writes and compares models.
+``reading`` is the entry: it reads safetensors itself, ``folders`` finds the weights of a folder, ``distributed`` reads
+the sharded ones, and ``torch_files`` reads what torch and NVlabs pickled, by the machine of ``pickles`` that runs
+nothing. ``content`` finds the state dict in it, and ``modules`` the weights of whole networks. ``finding`` finds and
+selects the checkpoints of a run, with ``names`` for their series and ``hub`` for downloads; ``lora`` reads the names of
+adapters, ``weights`` writes and compares models.
 """

@@ -1,52 +1,51 @@
 """Finding a state dict in what a file holds: guessed, or by a key such as ``ema`` or ``state_dict.model``.
 
-Networks that were pickled whole are trees of records, which were never made into modules: those of
-``torch.save(model)``; those of NVlabs' ``torch_utils.persistence`` (EDM, EDM2, StyleGAN), a call with the source code
-of the class and the network's ``__dict__``; and those of ``torch.jit.save``. Their weights are named as
-``state_dict()`` would name them, and in its order.
+Networks that were pickled whole are read by :mod:`lcsc_opt.checkpoints.modules`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.torch_files import Record, TensorRef
+from lcsc_opt.checkpoints.modules import init_arguments_of, is_module, module_weights
+from lcsc_opt.checkpoints.pickles import Record, shown
+from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind
 
-_AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
-_RAW = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")
-GUESSED_KEYS = (*_AVERAGES, *_RAW)
+_AVERAGE_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
+_RAW_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")
+GUESSED_KEYS = (*_AVERAGE_KEYS, *_RAW_KEYS)
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
-_SHADOW = "shadow_params"
-_MOST_GUESSES = 100  # parts that are looked at for the state dict
-_GLANCE = 10_000  # entries of a dict among which a tensor is looked for
+_SHADOW = "shadow_params"  # a list of averages without names
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
-_MOST_PARTS = 100_000  # modules and tensors of a network
-_LONGEST_NAME = 1_000  # of a tensor, with its modules' names
-_MOST_ARGUMENTS = 10_000
-_SHOWN = 80  # characters of a text from a file that a message may repeat
+_MAX_GUESSES = 100  # parts that are searched for the state dict
+_MAX_SAMPLED = 10_000  # entries of a dict among which a tensor is searched
+_MAX_LISTED = 8  # keys in a message
+_MAX_KEY_PARTS = 32
 
 
 class Content:
     """Everything in a file: plain data, tensors or references to them, and records."""
 
     def __init__(self, value: Any) -> None:
-        if isinstance(value, list) and len(value) in (4, 5) and "param_groups" in (_entries(value[1]) or {}):
-            value = dict(zip(_DDIM_LIST, value, strict=False)) if _is_weights(value[0]) else value
+        if _is_ddim_list(value):
+            value = dict(zip(_DDIM_LIST, value, strict=False))
         self._value = value
 
     @property
-    def step(self) -> int | None:
-        """The training step that a file holds with the weights."""
+    def step(self) -> int | TensorRef | None:
+        """The training step that a file holds with the weights; a tensor of one whole number is a reference."""
         entries = _entries(self._value) or {}
-        values = (entries.get(name) for name in _STEP_KEYS)
-        return next((value for value in values if type(value) is int and 0 <= value < 10**18), None)
+        for name in _STEP_KEYS:
+            value = entries.get(name)
+            if type(value) is int and 0 <= value < 10**18:
+                return value
+            if isinstance(value, TensorRef) and _is_whole_number(value):
+                return value
+        return None
 
     def guess(self) -> str:
         """The key of the state dict: ``""`` when all entries are tensors, else the first usual key that has tensors.
@@ -54,23 +53,26 @@ class Content:
         Raises:
             TrajectoryError: no usual key has any.
         """
-        found = _guessed(self._value, {id(self._value)})
-        if found is None:
-            parts = _parts(self._value)
-            if parts is None:
-                raise TrajectoryError(f"holds {kind(self._value)}, not a state dict: save model.state_dict().")
-            there = ", ".join(shown(name) for name in list(parts)[:8])
-            raise TrajectoryError(f"holds no state dict in a usual place: pass --key; it has {there or 'nothing'}.")
-        return found
+        key = _guess_key(self._value, {id(self._value)})
+        if key is not None:
+            return key
+        parts = _parts(self._value)
+        if parts is None:
+            raise TrajectoryError(f"holds {kind(self._value)}, not a state dict: save model.state_dict().")
+        names = _listed(parts) or "nothing"
+        raise TrajectoryError(f"holds no state dict in a usual place: pass --key; it has {names}.")
 
-    def others(self, taken: str) -> list[str]:
-        """The keys of other state dicts than the one that was taken; NVlabs' losses are left out."""
-        found = [
-            name
-            for name, value in itertools.islice((_entries(self._value) or {}).items(), 100)
-            if isinstance(name, str) and _is_weights(value) and (name in GUESSED_KEYS or not _is_module(value))
-        ]
-        return [name for name in found if name != taken.split(".", 1)[0]][:8] if taken else []
+    def other_keys(self, key: str) -> list[str]:
+        """The keys of other state dicts than the one under ``key``; NVlabs' losses are left out."""
+        if not key:
+            return []
+        first_part = key.split(".", 1)[0]
+        names = []
+        for name, value in itertools.islice((_entries(self._value) or {}).items(), _MAX_GUESSES):
+            is_candidate = isinstance(name, str) and name != first_part and _is_weights(value)
+            if is_candidate and (name in GUESSED_KEYS or not is_module(value)):
+                names.append(name)
+        return names[:_MAX_LISTED]
 
     def state_dict(self, key: str) -> Mapping[Any, Any]:
         """The state dict under ``key``: names of parts joined by dots, which the start of tensors' names may follow.
@@ -78,22 +80,24 @@ class Content:
         Raises:
             TrajectoryError: there is nothing under that key, or no state dict.
         """
-        content, rest = self._value, key
+        content = self._value
+        rest = key
         while rest:
             parts = _parts(content)
             if parts is None:
                 raise TrajectoryError(f"has no key {shown(key)!r}: {shown(rest)!r} is sought in {kind(content)}.")
-            pieces = rest.split(".")[:32]  # names may have dots in them, as ema_0.9999: the longest is meant
-            names = (".".join(pieces[:count]) for count in range(len(pieces), 0, -1))
-            name = next((name for name in names if name in parts), None)
+            name = _longest_name(rest, parts)
             if name is None:
                 return _under_prefix(parts, rest, key)
-            content, rest = parts[name], rest[len(name) + 1 :]
-        found = _parts(content)
-        if found is None or isinstance(content, (list, tuple)):
-            where = f"has {kind(content)} under {shown(key)!r}" if key else f"holds {kind(content)}"
-            raise TrajectoryError(f"{where}, not a state dict: save model.state_dict(), or pass another --key.")
-        return _name_averages(found[_SHADOW], self._value) if _is_list_of_averages(found) else found
+            content = parts[name]
+            rest = rest[len(name) + 1 :]
+        tensors = _parts(content)
+        if tensors is None or isinstance(content, (list, tuple)):
+            problem = f"has {kind(content)} under {shown(key)!r}" if key else f"holds {kind(content)}"
+            raise TrajectoryError(f"{problem}, not a state dict: save model.state_dict(), or pass another --key.")
+        if _is_list_of_averages(tensors):
+            return _name_averages(tensors[_SHADOW], self._value)
+        return tensors
 
     def init_arguments(self, key: str) -> dict[str, Any]:
         """``class_name``, ``init_args`` and ``init_kwargs`` of NVlabs' network ``key``, as plain data.
@@ -102,60 +106,66 @@ class Content:
             TrajectoryError: there is no such network, or an argument is something else.
         """
         network = (_entries(self._value) or {}).get(key)
-        state = _state(network)
-        if state is None or network.name != _PERSISTENT:  # type: ignore[union-attr]
-            message = f"holds no network of NVlabs' code under {shown(key)!r}: expected network-snapshot-*.pkl."
-            raise TrajectoryError(message)
-        found = {
-            "class_name": network.args[0].get("class_name"),  # type: ignore[union-attr]
-            "init_args": list(state.get("_init_args") or ()),
-            "init_kwargs": state.get("_init_kwargs") or {},
-        }
-        left = [_MOST_ARGUMENTS]
-        return {name: _plain(value, name, left) for name, value in found.items()}
+        arguments = init_arguments_of(network)
+        if arguments is None:
+            raise TrajectoryError(
+                f"holds no network of NVlabs' code under {shown(key)!r}: expected network-snapshot-*.pkl."
+            )
+        return arguments
 
 
-def shown(text: object) -> str:
-    """A text out of a file, made fit for one line of a message."""
-    line = str(text.name if isinstance(text, Record) else text)[: _SHOWN + 1]
-    line = line.encode("unicode_escape", "replace").decode("ascii")
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+def _is_ddim_list(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) not in (4, 5):
+        return False
+    optimizer = _entries(value[1]) or {}
+    return "param_groups" in optimizer and _is_weights(value[0])
 
 
-def kind(value: object) -> str:
-    """What a value is, in words for a message."""
-    if isinstance(value, Record):
-        return f"a {shown(value.name)}"
-    return "a Tensor" if _is_tensor(value) else f"a {type(value).__name__}"
+def _is_whole_number(tensor: TensorRef) -> bool:
+    return tensor.shape == () and str(tensor.dtype).startswith(("torch.int", "torch.uint"))
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, (Tensor, TensorRef))
+def _listed(parts: Mapping[Any, Any]) -> str:
+    return ", ".join(shown(name) for name in list(parts)[:_MAX_LISTED])
 
 
-def _guessed(content: Any, seen: set[int]) -> str | None:
-    """``seen``: the parts that were looked at, so that shared parts cost nothing again."""
-    if _is_module(content):
+def _longest_name(key: str, parts: Mapping[Any, Any]) -> str | None:
+    """The longest name of a part that ``key`` begins with: names may have dots, as ``ema_0.9999``."""
+    words = key.split(".")[:_MAX_KEY_PARTS]
+    for count in range(len(words), 0, -1):
+        name = ".".join(words[:count])
+        if name in parts:
+            return name
+    return None
+
+
+def _guess_key(content: Any, seen: set[int]) -> str | None:
+    """``seen``: the parts that were searched before, so that shared parts cost nothing again."""
+    if is_module(content):
         return ""
     parts = _entries(content)
-    if not parts or len(seen) > _MOST_GUESSES:
+    if not parts or len(seen) > _MAX_GUESSES:
         return None
-    if all(map(_is_tensor, parts.values())):
+    if all(is_tensor(value) for value in parts.values()):
         return _averaged_prefix(parts)
     for key in GUESSED_KEYS:
-        inner = parts.get(key)
-        if id(inner) in seen:
+        part = parts.get(key)
+        if id(part) in seen:
             continue
-        seen.add(id(inner))
-        rest = _averaged_prefix(_entries(inner) or {}) if _is_weights(inner) else _guessed(inner, seen)
+        seen.add(id(part))
+        if _is_weights(part):
+            rest: str | None = _averaged_prefix(_entries(part) or {})
+        else:
+            rest = _guess_key(part, seen)
         if rest is not None:
             return f"{key}.{rest}" if rest else key
     return _averaged_prefix(parts) if _is_weights(content) else None
 
 
 def _entries(value: Any) -> Mapping[Any, Any] | None:
-    """What a dict holds, or an object like one."""
-    value = value.items if isinstance(value, Record) else value
+    """The entries of a dict, or of an object like one."""
+    if isinstance(value, Record):
+        value = value.items
     return value if isinstance(value, Mapping) else None
 
 
@@ -163,29 +173,44 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
     """The named parts of a dict, of a list (by position), of an object like a dict, or of a network."""
     if isinstance(value, (list, tuple)):
         return {str(index): part for index, part in enumerate(value)}
-    return _module_weights(value) if _is_module(value) else _entries(value)
+    if is_module(value):
+        return module_weights(value)
+    return _entries(value)
 
 
 def _is_weights(value: Any) -> bool:
     """Whether ``value`` is a network, a dict with tensors in it, or a saved list of averages."""
+    if is_module(value):
+        return True
     entries = _entries(value) or {}
-    glance = itertools.islice(entries.values(), _GLANCE)
-    return _is_module(value) or any(map(_is_tensor, glance)) or _is_list_of_averages(entries)
+    sample = itertools.islice(entries.values(), _MAX_SAMPLED)
+    return any(is_tensor(entry) for entry in sample) or _is_list_of_averages(entries)
 
 
 def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, Any]:
-    texts = [name for name in parts if isinstance(name, str)]
-    found = {name[len(prefix) + 1 :]: parts[name] for name in texts if name.startswith(f"{prefix}.")}
-    if not found:
-        there = ", ".join(shown(name) for name in list(parts)[:8])
+    """The entries whose names begin with ``prefix`` and a dot, without them; ``key`` is for the message."""
+    tensors = {name.removeprefix(f"{prefix}."): parts[name] for name in _names_under(prefix, parts)}
+    if not tensors:
         raise TrajectoryError(
-            f"has no key {shown(key)!r}: {shown(prefix)!r} is not among {there}; pass another, or leave out --key."
+            f"has no key {shown(key)!r}: {shown(prefix)!r} is not among {_listed(parts)}; pass another, or leave out "
+            "--key."
         )
-    if prefix == "model_ema" and "num_updates" in found:  # CompVis' LitEma leaves the dots out of the model's names
-        names = {name[6:].replace(".", ""): name[6:] for name in texts if name.startswith("model.")}
-        own = ("decay", "num_updates")
-        return {names.get(name, name): value for name, value in found.items() if name not in own}
-    return found
+    if prefix == "model_ema" and "num_updates" in tensors:
+        return _with_dots_of_litema(tensors, parts)
+    return tensors
+
+
+def _names_under(prefix: str, parts: Mapping[Any, Any]) -> Iterator[str]:
+    return (name for name in parts if isinstance(name, str) and name.startswith(f"{prefix}."))
+
+
+def _with_dots_of_litema(averages: Mapping[str, Any], parts: Mapping[Any, Any]) -> dict[str, Any]:
+    """CompVis' LitEma leaves the dots out of the names of its averages: take those of the model beside it."""
+    names = {}
+    for name in _names_under("model", parts):
+        dotted = name.removeprefix("model.")
+        names[dotted.replace(".", "")] = dotted
+    return {names.get(name, name): value for name, value in averages.items() if name not in ("decay", "num_updates")}
 
 
 def _averaged_prefix(names: Mapping[Any, Any]) -> str:
@@ -193,18 +218,18 @@ def _averaged_prefix(names: Mapping[Any, Any]) -> str:
     if "model_ema.num_updates" in names:  # CompVis' LitEma
         return "model_ema"
     texts = [name for name in names if isinstance(name, str)]
-    if any(n.startswith("ema_model.") for n in texts) and any(
-        n.startswith("online_model.") or n == "initted" for n in texts
-    ):
-        return "ema_model"  # ema-pytorch
-    if "n_averaged" in names and all(n == "n_averaged" or n.startswith("module.") for n in texts):
+    if any(name.startswith("ema_model.") for name in texts):
+        is_ema_pytorch = "initted" in names or any(name.startswith("online_model.") for name in texts)
+        if is_ema_pytorch:
+            return "ema_model"
+    if "n_averaged" in names and all(name == "n_averaged" or name.startswith("module.") for name in texts):
         return "module"  # torch.optim.swa_utils.AveragedModel
     return ""
 
 
 def _is_list_of_averages(parts: Mapping[Any, Any]) -> bool:
     averages = parts.get(_SHADOW)
-    return isinstance(averages, list) and bool(averages) and _is_tensor(averages[0])
+    return isinstance(averages, list) and bool(averages) and is_tensor(averages[0])
 
 
 def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
@@ -216,93 +241,43 @@ def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
     Raises:
         TrajectoryError: there is no way to match them, or more than one.
     """
-    models = (_entries((_entries(root) or {}).get(key)) or {} for key in GUESSED_KEYS)
-    model = next((m for m in models if m and all(isinstance(n, str) and _is_tensor(v) for n, v in m.items())), {})
+    model = _raw_model(root)
     names = [name for name in model if name.rpartition(".")[2] not in _STATISTICS]
     shapes = [tuple(model[name].shape) for name in names]
-    wanted = [tuple(tensor.shape) if _is_tensor(tensor) else None for tensor in averages]
-    first, last = _embedded(wanted, shapes), _embedded(wanted[::-1], shapes[::-1])
-    if first is None or last is None or first != [len(names) - 1 - place for place in reversed(last)]:
+    averaged_shapes = [tuple(average.shape) if is_tensor(average) else None for average in averages]
+    earliest = _earliest_places(averaged_shapes, shapes)
+    # the latest places are the earliest ones from behind: where both agree, there is no other way
+    places_from_behind = _earliest_places(averaged_shapes[::-1], shapes[::-1])
+    latest = None
+    if places_from_behind is not None:
+        latest = [len(names) - 1 - place for place in reversed(places_from_behind)]
+    if earliest is None or earliest != latest:
         raise TrajectoryError(
             f"holds {len(averages)} averages without names, which do not fit the model's {len(model)} in exactly one "
             "way: save a state dict of them, or take the raw weights with --key model."
         )
-    return {names[place]: tensor for place, tensor in zip(first, averages, strict=True)}
+    return {names[place]: average for place, average in zip(earliest, averages, strict=True)}
 
 
-def _embedded(short: Sequence[Any], long: Sequence[Any]) -> list[int] | None:
-    """The earliest places in ``long`` of what is in ``short``, in order; if they are the latest, there is one way."""
-    candidates = iter(range(len(long)))
-    places = [next((place for place in candidates if long[place] == wanted), None) for wanted in short]
-    return None if None in places else places  # type: ignore[return-value]
+def _raw_model(root: Any) -> Mapping[str, Any]:
+    """The first state dict under a usual key; empty if there is none."""
+    entries = _entries(root) or {}
+    for key in GUESSED_KEYS:
+        model = _entries(entries.get(key))
+        if model and all(isinstance(name, str) and is_tensor(value) for name, value in model.items()):
+            return model
+    return {}
 
 
-def _state(value: Any) -> dict[str, Any] | None:
-    """The ``__dict__`` of a pickled ``torch.nn.Module``."""
-    if not isinstance(value, Record):
-        return None
-    meta = value.args[0] if value.name == _PERSISTENT and value.args else None
-    state = meta.get("state") if isinstance(meta, dict) else value.state
-    dicts = isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in ("_modules", "_parameters"))
-    return state if dicts else None
-
-
-def _is_script(value: Any) -> bool:
-    return isinstance(value, Record) and value.name.startswith("__torch__.") and isinstance(value.state, dict)
-
-
-def _is_module(value: Any) -> bool:
-    return _is_script(value) or _state(value) is not None
-
-
-def _module_weights(root: Any) -> dict[str, Any]:
-    """Name → tensor of a network.
-
-    Raises:
-        TrajectoryError: modules that contain themselves, or are too many, or a part that is no module.
-    """
-    weights: dict[str, Any] = {}
-    pending: list[tuple[str, Any]] = [("", root)]
-    seen = 0
-    while pending:
-        prefix, module = pending.pop()
-        script, state = _is_script(module), _state(module)
-        transient: Sequence[Any] = ()
-        if script:
-            tensors = modules = module.state
-        elif state is None:
-            raise TrajectoryError("holds a network with a part that is no module: leave it out.")
-        else:
-            tensors, modules = state["_parameters"] | (state.get("_buffers") or {}), state["_modules"]
-            transient = state.get("_non_persistent_buffers_set") or ()
-        seen += 1 + len(transient) + len(tensors) + len(modules)
-        if seen > _MOST_PARTS:
-            raise TrajectoryError("holds networks in one another, or too many: save model.state_dict().")
-        for name in (*tensors, *modules):
-            if not isinstance(name, str) or len(prefix) + len(name) > _LONGEST_NAME:
-                raise TrajectoryError(f"holds a network whose parts have impossible names ({shown(name)}).")
-        if script:
-            tensors = {name: value for name, value in tensors.items() if _is_tensor(value)}
-            modules = {name: value for name, value in modules.items() if _is_script(value)}
-        left_out = {name for name in transient if isinstance(name, str)}
-        kept = {name: value for name, value in tensors.items() if value is not None and name not in left_out}
-        weights |= {f"{prefix}{name}": value for name, value in kept.items()}
-        children = [(f"{prefix}{name}.", child) for name, child in modules.items() if child is not None]
-        pending += reversed(children)
-    return weights
-
-
-def _plain(value: Any, where: str, left: list[int]) -> Any:
-    """A copy of ``value`` without any record in it; ``left`` counts how much more it may hold."""
-    left[0] -= 1
-    if left[0] < 0 or where.count(".") > 20:
-        raise TrajectoryError("holds a network with too many arguments: leave it out.")
-    if isinstance(value, Record) and value.name.endswith(".EasyDict") and not value.args:
-        value = value.items or {}
-    if isinstance(value, dict) and not any(isinstance(name, Record) for name in value):
-        return {name: _plain(part, f"{where}.{shown(name)}", left) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(part, f"{where}.{index}", left) for index, part in enumerate(value))
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise TrajectoryError(f"{where} is {kind(value)}, not plain data: build the network by its own settings.")
+def _earliest_places(short: Sequence[Any], long: Sequence[Any]) -> list[int] | None:
+    """The earliest places in ``long`` of the elements of ``short``, in order; ``None`` where one has no place."""
+    places = []
+    start = 0
+    for element in short:
+        try:
+            place = long.index(element, start)
+        except ValueError:
+            return None
+        places.append(place)
+        start = place + 1
+    return places

@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.content import shown
-from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
+from lcsc_opt.checkpoints.pickles import MALFORMED, shown
+from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
 
 METADATA = ".metadata"
 _OPTIMIZER = "optim"  # what the names of its states begin with
-_LARGEST = 2**48  # bytes of a tensor
-_MOST_OPCODES = 5_000_000  # a model of 300 tensors and Adam on 64 processes has 4,000,000
+_MAX_BYTES = 2**48  # of a tensor
+_MAX_OPCODES = 5_000_000  # a model of 300 tensors and Adam on 64 processes has 4,000,000
+
+
+class _Part(NamedTuple):
+    """A part of a tensor: where it begins, its shape, and which bytes of which file it is."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    storage: Mapping[str, Any]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ShardedRef(TensorRef):
-    """A tensor in parts: ``(offsets, sizes, storage)`` each, where ``storage`` says which bytes of which file."""
+    """A tensor whose parts are in the files of ``folder``."""
 
     folder: Path
     name: str
-    parts: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
+    parts: list[_Part]
 
     def read(self) -> Tensor:
         """The whole tensor, mapped from the file if it is in one part.
@@ -39,36 +48,41 @@ class ShardedRef(TensorRef):
         Raises:
             TrajectoryError: a part is missing, malformed, or of another shape.
         """
-        if sum(math.prod(sizes) for _, sizes, _ in self.parts) != math.prod(self.shape):
+        if sum(math.prod(part.shape) for part in self.parts) != math.prod(self.shape):
             raise TrajectoryError(f"lacks parts of {shown(self.name)}: some process did not save; leave it out.")
-        whole = None
-        for offsets, sizes, storage in self.parts:
-            part = self._part(storage)
-            if part.shape != sizes or part.dtype != self.dtype:
-                raise TrajectoryError(MALFORMED)
-            if sizes == self.shape:
-                return part
-            whole = torch.zeros(self.shape, dtype=self.dtype, device="cpu") if whole is None else whole
-            place = tuple(slice(first, first + size) for first, size in zip(offsets, sizes, strict=True))
-            whole[place].copy_(part)
-        return torch.zeros(self.shape, dtype=self.dtype, device="cpu") if whole is None else whole
+        if len(self.parts) == 1 and self.parts[0].shape == self.shape:
+            return self._read_part(self.parts[0])
+        tensor = torch.zeros(self.shape, dtype=self.dtype, device="cpu")
+        for part in self.parts:
+            place = tuple(slice(first, first + size) for first, size in zip(part.offsets, part.shape, strict=True))
+            tensor[place].copy_(self._read_part(part))
+        return tensor
 
-    def _part(self, storage: dict[str, Any]) -> Tensor:
-        name, start, size = storage["relative_path"], storage["offset"], storage["length"]
-        if Path(name).name != name or name in ("", ".", "..") or not 0 <= start <= start + size < _LARGEST:
+    def _read_part(self, part: _Part) -> Tensor:
+        name = part.storage["relative_path"]
+        start = part.storage["offset"]
+        size = part.storage["length"]
+        is_plain_name = Path(name).name == name and name not in ("", ".", "..")
+        if not is_plain_name or not 0 <= start <= start + size < _MAX_BYTES:
             raise TrajectoryError(MALFORMED)
-        if storage.get("transform_descriptors"):
+        if part.storage.get("transform_descriptors"):
             raise TrajectoryError("was saved compressed or encrypted: save it without extensions.")
         file = self.folder / name
         if not file.is_file():
             raise TrajectoryError(f"names {shown(name)}, which is not there: save or copy it again, or leave it out.")
+        tensor = self._read_bytes(file, start, size)
+        if tensor.shape != part.shape or tensor.dtype != self.dtype:
+            raise TrajectoryError(MALFORMED)
+        return tensor
+
+    def _read_bytes(self, file: Path, start: int, size: int) -> Tensor:
         with file.open("rb") as opened:
             opened.seek(start)
             is_zip = opened.read(2) == b"PK"
         if not is_zip:
             with safe_open(file, framework="pt", device="cpu") as tensors:
-                found: Tensor = tensors.get_tensor(self.name)
-                return found
+                tensor: Tensor = tensors.get_tensor(self.name)
+                return tensor
         content = read_content(file, start=start, stop=start + size)
         if not isinstance(content, TensorRef):
             raise TrajectoryError(MALFORMED)
@@ -83,35 +97,53 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     Raises:
         TrajectoryError: it is not such a file, or made to harm; so do other errors of Python's.
     """
-    known = read_content(metadata, most_opcodes=_MOST_OPCODES).state
-    stored = known["storage_data"].items()
-    stored = {_identity(index.state["fqn"], index.state.get("offset")): at.state for index, at in stored}
-    paths, found = known.get("planner_data") or {}, dict[str, Any]()
-    left = sum(file.stat().st_size for file in metadata.parent.glob("*") if file.is_file())
-    for name, described in known["state_dict_metadata"].items():
-        if not described.name.endswith(".TensorStorageMetadata") or name.startswith(_OPTIMIZER):
+    folder = metadata.parent
+    described = read_content(metadata, max_opcodes=_MAX_OPCODES).state
+    storages = {
+        _part_key(index.state["fqn"], index.state.get("offset")): storage.state
+        for index, storage in described["storage_data"].items()
+    }
+    paths = described.get("planner_data") or {}  # flat name → the keys that led to it
+    content: dict[str, Any] = {}
+    bytes_left = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+    for name, tensor in described["state_dict_metadata"].items():
+        is_tensor = tensor.name.endswith(".TensorStorageMetadata")
+        if not is_tensor or name.startswith(_OPTIMIZER):
             continue
-        dtype = getattr(torch, described.state["properties"].state[0].name.removeprefix("torch."))
-        shape, parts = described.state["size"], []
-        for chunk in (chunk.state for chunk in described.state["chunks"]):
-            if (at := stored.get(_identity(name, chunk["offsets"]))) is None:
-                raise TrajectoryError(f"does not say where {shown(name)} is: save it again, or leave it out.")
-            parts.append((chunk["offsets"], chunk["sizes"], at))
-        numbers = [*shape, *(number for offsets, sizes, _ in parts for number in (*offsets, *sizes))]
-        if not all(type(number) is int and 0 <= number < _LARGEST for number in numbers):
-            raise TrajectoryError(MALFORMED)
-        left -= math.prod(shape) * dtype.itemsize
-        if left < 0:
+        ref = _sharded_ref(folder, name, tensor.state, storages)
+        bytes_left -= math.prod(ref.shape) * ref.dtype.itemsize
+        if bytes_left < 0:
             raise TrajectoryError("has larger tensors than its files: save or copy it again, or leave it out.")
-        ref = ShardedRef(None, dtype, 0, shape, (), metadata.parent, name, parts)  # type: ignore[arg-type]
-        *where, last = paths.get(name) or (name,)
-        place = found
-        for part in where:
-            place = place.setdefault(str(part), {})
-        place[str(last)] = ref
-    return found
+        *outer_keys, last_key = paths.get(name) or (name,)
+        place = content
+        for key in outer_keys:
+            place = place.setdefault(str(key), {})
+        place[str(last_key)] = ref
+    return content
 
 
-def _identity(name: str, offset: tuple[int, ...] | None) -> str:
-    """Of a part: strings are hashed with a secret, so that no file can make them collide."""
-    return f"{name} {[0] if offset is None else list(offset)}"
+def _sharded_ref(
+    folder: Path, name: str, tensor: Mapping[str, Any], storages: Mapping[str, Mapping[str, Any]]
+) -> ShardedRef:
+    dtype = getattr(torch, tensor["properties"].state[0].name.removeprefix("torch."))
+    shape = tensor["size"]
+    numbers = [*shape]
+    parts = []
+    for chunk in tensor["chunks"]:
+        offsets = chunk.state["offsets"]
+        storage = storages.get(_part_key(name, offsets))
+        if storage is None:
+            raise TrajectoryError(f"does not say where {shown(name)} is: save it again, or leave it out.")
+        part = _Part(offsets, chunk.state["sizes"], storage)
+        numbers += [*part.offsets, *part.shape]
+        parts.append(part)
+    if not all(type(number) is int and 0 <= number < _MAX_BYTES for number in numbers):
+        raise TrajectoryError(MALFORMED)
+    no_storage: Any = None  # the parts have their own
+    return ShardedRef(no_storage, dtype, 0, shape, (), folder, name, parts)
+
+
+def _part_key(name: str, offsets: tuple[int, ...] | None) -> str:
+    """The name of a part. Text is hashed with a secret, so that no file can make its keys collide."""
+    numbers = [0] if offsets is None else list(offsets)
+    return f"{name} {numbers}"

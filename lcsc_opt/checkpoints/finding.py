@@ -17,26 +17,39 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content
-from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES, find_weights, read_metadata
-from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.names import (
+    CHECKPOINT_SUFFIXES,
+    TORCH_SUFFIXES,
+    checkpoint_series,
+    is_numbered,
+    natural_order,
+    series_glob,
+    step_in_name,
+)
+from lcsc_opt.checkpoints.reading import read_metadata
+from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
 
-_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
 # DeepSpeed, NVlabs and Lightning
-_NEVER = re.compile(
+_STATE_FILES = re.compile(
     r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
     r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
     r"sampler([-_.0-9].*)?|dl_state.*",
     re.IGNORECASE,
 )
 _CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
-_INSIDE = "checkpoints"  # the folder in which Lightning and Accelerate save them
-_EXPECTED = f"files ending in {', '.join(_SUFFIXES)}, or folders named checkpoint-N"
+_INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
+_EXPECTED = f"files ending in {', '.join(CHECKPOINT_SUFFIXES)}, or folders named checkpoint-N"
+_MAX_STEP = 10**18
+_MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
 def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
-    """The checkpoints that ``patterns`` stand for, each once; those of a glob or a folder are in natural order.
+    """The checkpoints that ``patterns`` stand for, each once.
+
+    Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed.
 
     Args:
         patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
@@ -49,16 +62,21 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         TrajectoryError: nothing found, a path that does not exist or a link to nothing, an invalid glob, a packed
             trajectory, or checkpoints of several series in one folder or glob (averages of several rates, say).
     """
-    patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
-    paths = [Path(pattern).expanduser() for pattern in patterns]
-    states = {path for path in paths if _NEVER.fullmatch(path.stem) and path.is_file()}  # of a glob that a shell read
-    found = dict.fromkeys(found for path in paths if path not in states for found in _expand(path, key))
-    if not found:
-        looked = ", ".join(map(str, patterns[:4])) or "an empty list"
-        raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers are none.")
-    if gone := [path for path in found if not (path.exists() or hub.repository_of(path))]:
-        raise TrajectoryError(f"{gone[0]} does not exist: put it back, or remove the link to it.")
-    return list(found)
+    if isinstance(patterns, (str, Path)):
+        patterns = [patterns]
+    checkpoints: dict[Path, None] = {}  # an ordered set
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        is_state = _STATE_FILES.fullmatch(path.stem) is not None and path.is_file()
+        if not is_state:  # a shell's glob may name them
+            checkpoints.update(dict.fromkeys(_expand(path, key)))
+    if not checkpoints:
+        names = ", ".join(map(str, patterns[:4])) or "an empty list"
+        raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; states of optimizers are none.")
+    for path in checkpoints:
+        if not path.exists() and hub.repository_of(path) is None:
+            raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
+    return list(checkpoints)
 
 
 def is_packed(path: Path) -> bool:
@@ -67,8 +85,9 @@ def is_packed(path: Path) -> bool:
 
 
 def _expand(pattern: Path, key: str | None) -> list[Path]:
-    if (revisions := hub.revisions(pattern)) is not None:
-        return _of_one_series(str(pattern), revisions)
+    revisions = hub.revisions(pattern)
+    if revisions is not None:
+        return _only_series(str(pattern), revisions)
     if pattern.is_dir():
         return _in_folder(pattern, key)
     if pattern.exists():
@@ -77,10 +96,10 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         raise TrajectoryError(f"{pattern} does not exist: check the path.")
     try:
         matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-    except (ValueError, NotImplementedError) as error:  # Python 3.13 takes more patterns
+    except (ValueError, NotImplementedError) as error:  # Python 3.13 has more patterns
         raise TrajectoryError(f"{pattern} is no glob ({error}): ** stands alone between slashes.") from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path) and _is_checkpoint(path, key)]
-    return _of_one_series(str(pattern), [*folders, *_files(matches)])
+    return _only_series(str(pattern), [*folders, *_weights_files(matches)])
 
 
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
@@ -90,65 +109,76 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
-    numbered = [path for path in entries if not path.is_file() and _CHECKPOINT_FOLDER.fullmatch(path.name)]
-    numbered = [path for path in numbered if _is_checkpoint(path, key)]
-    if numbered:
-        return _of_one_series(str(folder), numbered)
+    numbered_folders = [
+        path
+        for path in entries
+        if not path.is_file() and _CHECKPOINT_FOLDER.fullmatch(path.name) and _is_checkpoint(path, key)
+    ]
+    if numbered_folders:
+        return _only_series(str(folder), numbered_folders)
     if _is_checkpoint(folder, key):
         return [folder]
-    files = _files(entries)
-    if not files and (folder / _INSIDE).is_dir():
-        return _in_folder(folder / _INSIDE, key)
-    if not files:
-        names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
-        raise TrajectoryError(f"No checkpoint in {folder}: expected {_EXPECTED}; it holds {names}.")
-    return _of_one_series(str(folder), files)
+    files = _weights_files(entries)
+    if files:
+        return _only_series(str(folder), files)
+    if (folder / _INNER_FOLDER).is_dir():
+        return _in_folder(folder / _INNER_FOLDER, key)
+    names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
+    raise TrajectoryError(f"No checkpoint in {folder}: expected {_EXPECTED}; it holds {names}.")
 
 
 def _is_checkpoint(folder: Path, key: str | None) -> bool:
-    if not folder.exists():  # a link to nothing is a gap, which is refused
+    if not folder.exists():  # a link to nothing is a gap in the series, which is refused later
         return _CHECKPOINT_FOLDER.fullmatch(folder.name) is not None
-    for asked in (key, None):  # a key may also be one of the file inside
+    for candidate in (key, None):  # the key may also be one of the file inside
         try:
-            find_weights(folder, asked)
+            find_weights(folder, candidate)
         except (TrajectoryError, OSError):
             continue
         return True
     return False
 
 
-def _files(paths: Iterable[Path]) -> list[Path]:
+def _weights_files(paths: Iterable[Path]) -> list[Path]:
     return [
         path
         for path in paths
-        if path.suffix in _SUFFIXES
+        if path.suffix in CHECKPOINT_SUFFIXES
         and path.name != WEIGHTS  # of an unfinished trajectory
         and not path.name.startswith(".")
         and not path.is_dir()
-        and not _NEVER.fullmatch(path.stem)
+        and not _STATE_FILES.fullmatch(path.stem)
     ]
 
 
-def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
-    """The paths in natural order; ``last.ckpt`` and its like are left out of a numbered series."""
-    lone = [path for path in paths if not re.search("[0-9]", path.stem)]
-    numbered = [path for path in paths if path not in lone]
-    counts = Counter(map(checkpoint_series, numbered))
-    if lone and len(counts) == 1 and len(numbered) > 1:
-        notice(f"{', '.join(path.name for path in lone)} in {place} left out: the name tells no step")
+def _only_series(place: str, paths: list[Path]) -> list[Path]:
+    """The paths in natural order; ``last.ckpt`` and its like are left out of a numbered series.
+
+    Raises:
+        TrajectoryError: the paths are of several series; the message has a glob for each.
+    """
+    numbered = [path for path in paths if is_numbered(path)]
+    unnumbered = [path for path in paths if not is_numbered(path)]
+    is_one_series = len({checkpoint_series(path) for path in numbered}) == 1
+    if unnumbered and is_one_series and len(numbered) > 1:
+        names = ", ".join(path.name for path in unnumbered)
+        notice(f"{names} in {place} left out: the name tells no step")
         paths = numbered
-    else:
-        counts += Counter(map(checkpoint_series, lone))
-    if len(counts) > 1 and max(counts.values()) > 1:
-        named = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items()))
-        raise TrajectoryError(
-            f"{place} holds several series of checkpoints: {named}. Name the files of one, or a glob."
-        )
+    sizes = Counter(checkpoint_series(path) for path in paths)
+    if len(sizes) > 1 and max(sizes.values()) > 1:
+        named = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
+        globs = sorted({_glob_of(path) for path in paths})
+        choices = " or ".join(globs[:_MOST_SERIES_NAMED])
+        raise TrajectoryError(f"{place} holds several series of checkpoints: {named}. Choose one: {choices}")
+    return sorted(paths, key=natural_order)
 
-    def natural(path: Path) -> list[object]:  # model2 before model10
-        return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", str(path)))]
 
-    return sorted(paths, key=natural)
+def _glob_of(path: Path) -> str:
+    """A glob of the series of ``path``, as :func:`find_checkpoints` takes it."""
+    repository = hub.repository_of(path)
+    if repository is None:
+        return series_glob(path)
+    return f"hf://{repository}@{series_glob(Path(path.name))}"
 
 
 class Selection(FrozenModel):
@@ -191,16 +221,21 @@ class Selection(FrozenModel):
             steps: ``[K]``, increasing.
 
         Raises:
-            TrajectoryError: fewer than two are left; the message says which steps there are.
+            TrajectoryError: fewer than two remain; the message says which steps there are.
         """
-        until = steps[-1] if self.last_step is None else self.last_step
-        final = max((step for step in steps if step <= until), default=steps[0])
+        final = steps[-1]
+        if self.last_step is not None:
+            final = max((step for step in steps if step <= self.last_step), default=steps[0])
         first = steps[0] if self.first_step is None else self.first_step
-        first = first if self.window is None else max(first, final - self.window)
-        chosen = [position for position, step in enumerate(steps) if first <= step <= until]
+        if self.window is not None:
+            first = max(first, final - self.window)
+        last = steps[-1] if self.last_step is None else self.last_step
+        chosen = [position for position, step in enumerate(steps) if first <= step <= last]
         if self.interval is not None:
-            chosen = _on_grid(chosen, [final - steps[position] for position in chosen], self.interval)
-        chosen = chosen if self.last is None else chosen[-self.last :]
+            ages = [final - steps[position] for position in chosen]
+            chosen = _nearest_to_grid(chosen, ages, self.interval)
+        if self.last is not None:
+            chosen = chosen[-self.last :]
         if len(chosen) < 2:
             rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "this"
             raise TrajectoryError(
@@ -210,89 +245,64 @@ class Selection(FrozenModel):
         return chosen
 
 
-def _on_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
+def _nearest_to_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
     """For every multiple of ``interval``, the position whose age (n_K − n) is nearest to it."""
-    nearest: dict[int, tuple[int, int]] = {}  # multiple → (how far, position)
+    nearest: dict[int, tuple[int, int]] = {}  # multiple → (distance to it, −position)
     for position, age in zip(positions, ages, strict=True):
-        point = min((2 * age + interval - 1) // (2 * interval), ages[0] // interval)  # halves go to the later point
-        candidate = (abs(age - point * interval), -position)
-        nearest[point] = min(nearest.get(point, candidate), candidate)
-    return sorted(-position for _, position in nearest.values())
-
-
-_NAMED = r"(?:step|iter|iteration)s?[=_-]?([0-9]{1,18})(?![0-9])"
-_WHOLE = r"(?<![0-9.])([0-9]{1,18})(?![0-9]|\.[0-9])"  # not a part of 0.9999
-_SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
-_FOLDER = r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?"
+        multiple = (2 * age + interval - 1) // (2 * interval)  # halves go to the later checkpoint's multiple
+        multiple = min(multiple, ages[0] // interval)
+        candidate = (abs(age - multiple * interval), -position)
+        nearest[multiple] = min(nearest.get(multiple, candidate), candidate)
+    return sorted(-negative_position for _, negative_position in nearest.values())
 
 
 def checkpoint_step(path: str | Path) -> int:
     """The training step of a checkpoint; no weights are read.
 
-    It is ``step`` or ``ss_steps`` of the safetensors metadata; else the number behind "step" or "iter" in the
-    name; else ``global_step``, ``step`` or ``iteration`` inside a torch file; else the last whole number in the name
-    (``model012345.pt``); else N of a folder ``checkpoint-N`` around it.
+    A file that tells its own step is believed, whatever its name is: ``step`` or ``ss_steps`` in the metadata of
+    safetensors; ``global_step``, ``step`` or ``iteration`` inside a torch file. Else the name tells it: the number
+    behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of a folder ``checkpoint-N`` around
+    it.
 
     Raises:
         TrajectoryError: there is no number in any of these places.
     """
     path = Path(path)
-    with contextlib.suppress(TrajectoryError):  # of a damaged file, the name tells
-        metadata = read_metadata(path) if path.is_file() else {}
-        for text in (metadata.get("step", ""), metadata.get("ss_steps", "")):
-            if text.isascii() and text.isdigit() and len(text) <= 18:
-                return int(text)
-    name = _bare(path.name)
-    if found := re.findall(_NAMED, name, flags=re.IGNORECASE):
-        return int(found[-1])
-    with contextlib.suppress(Exception):  # a damaged file can raise anything
-        if path.suffix in TORCH_SUFFIXES and (step := Content(read_content(path)).step) is not None:
-            return step
-    if found := re.findall(_WHOLE, name):
-        return int(found[-1])
-    for folder in path.absolute().parts[-2:-4:-1]:
-        if around := re.fullmatch(_FOLDER, folder):
-            return int(around[1])
-    raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
+    step = step_in_file(path)
+    if step is None:
+        step = step_in_name(path)
+    if step is None:
+        raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
+    return step
 
 
-def checkpoint_series(path: str | Path) -> str:
-    """The series in a folder that a checkpoint belongs to: its name without step, epoch and metrics.
-
-    ``ema_0.9999_012345.pt`` is of ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
-    ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``. Only checkpoints of one series make a
-    trajectory.
-    """
-    path = Path(path)
-    own = _without_suffix(path.name)
-    if (name := _series(own)) is not None:
-        return name
-    folders = path.parts[:-1]
-    for depth in (1, 2):
-        around = folders[-depth] if len(folders) >= depth else ""
-        if re.fullmatch(_FOLDER, around):
-            rest = (*folders[len(folders) - depth + 1 :], own)
-            return "/".join((_series(_without_suffix(around)) or "step", *rest))
-    return own
+def step_in_file(path: Path) -> int | None:
+    """The step that a file tells itself: in the metadata of safetensors, or beside a torch file's weights."""
+    step = _step_in_metadata(path)
+    if step is None:
+        step = _step_in_torch_file(path)
+    return step
 
 
-def _series(name: str) -> str | None:
-    """``name`` without its step, settings such as ``epoch=3`` and separators that are left; ``None`` without a step."""
-    hidden = _bare(name)
-    found = [*re.finditer(_NAMED, hidden, flags=re.IGNORECASE)] or [*re.finditer(_WHOLE, hidden)]
-    if not found:
+def _step_in_metadata(path: Path) -> int | None:
+    metadata = {}
+    if path.is_file():
+        with contextlib.suppress(TrajectoryError):  # the name of a damaged file may tell its step
+            metadata = dict(read_metadata(path))
+    for name in ("step", "ss_steps"):
+        text = metadata.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) <= 18:
+            return int(text)
+    return None
+
+
+def _step_in_torch_file(path: Path) -> int | None:
+    if path.suffix not in TORCH_SUFFIXES or not path.is_file():
         return None
-    bare = re.sub(_SETTING, "", name[: found[-1].start()] + name[found[-1].end() :])
-    return re.sub(r"([-_. ])[-_. ]+", r"\1", bare).strip("-_. ") or "step"
-
-
-def _without_suffix(name: str) -> str:
-    for suffix in (*_SUFFIXES, ".index.json"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _bare(name: str) -> str:
-    """``name`` without its suffix, and with its precision (``fp16``) blotted out, whose digits are not a step."""
-    hidden = _without_suffix(name)
-    return re.sub(r"(?:fp|bf|float)[0-9]+", lambda match: "x" * len(match[0]), hidden, flags=re.IGNORECASE)
+    with contextlib.suppress(Exception):  # a damaged file can raise anything, and its name may tell the step
+        step = Content(read_content(path)).step
+        if isinstance(step, TensorRef):
+            step = int(map_tensors(path, {"step": step})["step"])
+        if step is not None and 0 <= step < _MAX_STEP:
+            return step
+    return None

@@ -19,7 +19,8 @@ import pydantic
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.reading import find_weights, read_metadata
+from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
 
 Flavour = Literal["diffusers", "peft", "kohya"]
@@ -29,8 +30,12 @@ PACKED_ALPHAS = "lora_alphas"  # in the metadata of a packed trajectory
 _ADAPTER_METADATA = "lora_adapter_metadata"  # PEFT's configuration in files that diffusers writes
 _PEFT_PREFIX = "base_model.model."
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-_KOHYA = {f"lora_te{number}_": "text_encoder" for number in ("", "1")}
-_KOHYA |= {"lora_unet_": "unet", "lora_te2_": "text_encoder_2"}
+_KOHYA_PREFIXES = {
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_unet_": "unet",
+    "lora_te2_": "text_encoder_2",
+}
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _OLD_TEXT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -69,12 +74,13 @@ class LoraModule:
                 f"{self.name}: factors of shapes {list(down.shape)} and {list(up.shape)} make no product; expected "
                 "[rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
             )
-        alpha = alphas.of(self, len(down)) if self.alpha is None else float(weights[self.alpha])
-        return down, up, alpha / len(down)
+        rank = len(down)
+        alpha = alphas.of(self, rank) if self.alpha is None else float(weights[self.alpha])
+        return down, up, alpha / rank
 
 
 class _Scale(pydantic.BaseModel):
-    """What of PEFT's configuration decides a LoRA's scale; other entries may name folders of the machine."""
+    """The entries of PEFT's configuration that decide a LoRA's scale; others may name folders of the machine."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
 
@@ -87,10 +93,17 @@ class _Scale(pydantic.BaseModel):
     def _patterns_are_expressions(cls, patterns: dict[str, float] | None) -> dict[str, float] | None:
         for pattern in patterns or ():
             try:
-                re.compile(_whole(pattern))
+                re.compile(_module_pattern(pattern))
             except (re.error, OverflowError, RecursionError):
                 raise ValueError(f"{pattern[:40]!r} is no regular expression") from None
         return patterns
+
+    def alpha_of(self, path: str) -> float:
+        """The alpha of the module at ``path``: that of the first pattern that matches, else that of all modules."""
+        for pattern, alpha in (self.alpha_pattern or {}).items():
+            if re.match(_module_pattern(pattern), path):
+                return alpha
+        return self.lora_alpha
 
 
 class LoraAlphas(pydantic.BaseModel):
@@ -125,12 +138,13 @@ class LoraAlphas(pydantic.BaseModel):
         if file.is_dir():
             with contextlib.suppress(TrajectoryError):  # the configuration may lie in the folder itself
                 file = find_weights(file, key).file
-        if text := read_metadata(file).get(_ADAPTER_METADATA):
-            return _parsed(file, text, by_component=True)
+        text = read_metadata(file).get(_ADAPTER_METADATA)
+        if text:
+            return _parse(file, text, by_component=True)
         folder = file if file.is_dir() else file.parent
         for config in (folder / ADAPTER_CONFIG, folder.absolute().parent / ADAPTER_CONFIG):
             if config.is_file():
-                return _parsed(config, config.read_bytes(), by_component=False)
+                return _parse(config, config.read_bytes(), by_component=False)
         return None
 
     def of(self, module: LoraModule, rank: int) -> float:
@@ -138,9 +152,7 @@ class LoraAlphas(pydantic.BaseModel):
         config = self.configs.get(module.component, self.configs.get(""))
         if config is None:
             return float(rank)
-        patterns = (config.alpha_pattern or {}).items()
-        matching = (alpha for pattern, alpha in patterns if re.match(_whole(pattern), module.path))
-        alpha = next(matching, config.lora_alpha)
+        alpha = config.alpha_of(module.path)
         return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
@@ -151,7 +163,9 @@ def lora_flavour(names: Iterable[str]) -> Flavour | None:
         return None
     if all(name.startswith(_PEFT_PREFIX) for name in downs):
         return "peft"
-    return "kohya" if all(name.startswith(tuple(_KOHYA)) for name in downs) else "diffusers"
+    if all(name.startswith(tuple(_KOHYA_PREFIXES)) for name in downs):
+        return "kohya"
+    return "diffusers"
 
 
 def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
@@ -165,52 +179,68 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
     flavour = lora_flavour(names)
     if flavour is None:
         raise TrajectoryError("These weights are no LoRA: no name ends like a factor (lora_A, lora_down …).")
-    present, taken, modules = set(names), set(), []
-    for name in names:
-        down, up = next((pair for pair in LORA_FACTORS if name.endswith(pair[0])), ("", ""))
-        if not down:
+    present = set(names)
+    modules = []
+    parts: set[str | None] = set()  # names that belong to a module
+    for down in names:
+        suffixes = next((pair for pair in LORA_FACTORS if down.endswith(pair[0])), None)
+        if suffixes is None:
             continue
-        stem = name.removesuffix(down)
-        if stem + up not in present:
-            raise TrajectoryError(f"{name!r} has no partner {stem + up!r}: the LoRA is not whole.")
+        down_suffix, up_suffix = suffixes
+        stem = down.removesuffix(down_suffix)
+        up = stem + up_suffix
+        if up not in present:
+            raise TrajectoryError(f"{down!r} has no partner {up!r}: the LoRA is not whole.")
         alpha = f"{stem}.alpha" if f"{stem}.alpha" in present else None
-        modules.append(LoraModule(stem, *_place(flavour, stem, old=down.startswith("_")), name, stem + up, alpha))
-        taken |= {name, stem + up, alpha}
-    if left := [name for name in names if name not in taken]:
-        raise TrajectoryError(f"{left[0]!r} is no part of a LoRA of two factors: its products cannot be told.")
+        component, path = _place(flavour, stem, is_old=down_suffix.startswith("_"))
+        modules.append(LoraModule(stem, component, path, down, up, alpha))
+        parts |= {down, up, alpha}
+    for name in names:
+        if name not in parts:
+            raise TrajectoryError(f"{name!r} is no part of a LoRA of two factors: its products are not known.")
     return tuple(modules)
 
 
-def _place(flavour: Flavour, stem: str, *, old: bool) -> tuple[str, str]:
-    """The component and the module inside it, read from the ``stem`` of a name."""
+def _place(flavour: Flavour, stem: str, *, is_old: bool) -> tuple[str, str]:
+    """The component and the module inside it, read from the ``stem`` of a name.
+
+    Old files of diffusers (``…processor.to_q_lora.down.weight``) have names of their own for the modules of attention.
+    """
     if flavour == "peft":
         return "", stem.removeprefix(_PEFT_PREFIX)
     if flavour == "kohya":
-        prefix = next(prefix for prefix in _KOHYA if stem.startswith(prefix))
-        return _KOHYA[prefix], stem.removeprefix(prefix)
-    component, _, path = stem.partition(".")
-    component, path = (component, path) if component in _COMPONENTS else ("", stem)
-    path = path.removeprefix(_PEFT_PREFIX).replace(".processor.", ".")  # files of LCM-LoRA's trainer have PEFT's
-    if old:
+        prefix = next(prefix for prefix in _KOHYA_PREFIXES if stem.startswith(prefix))
+        return _KOHYA_PREFIXES[prefix], stem.removeprefix(prefix)
+    component, path = _split_component(stem)
+    path = path.removeprefix(_PEFT_PREFIX)  # files of LCM-LoRA's trainer have it
+    path = path.replace(".processor.", ".")
+    if is_old:
         base, _, projection = path.rpartition(".")
         renamed = _OLD_TEXT_ATTENTION if base.endswith("self_attn") else _OLD_ATTENTION
         path = f"{base}.{renamed.get(projection, projection)}"
     return component, path
 
 
-def _parsed(path: Path, text: str | bytes, *, by_component: bool) -> LoraAlphas:
+def _split_component(name: str) -> tuple[str, str]:
+    """``unet.mid_block`` → ``unet``, ``mid_block``; a name without a component → ``""`` and the name."""
+    component, _, rest = name.partition(".")
+    if component in _COMPONENTS:
+        return component, rest
+    return "", name
+
+
+def _parse(path: Path, text: str | bytes, *, by_component: bool) -> LoraAlphas:
     """``{"unet.lora_alpha": 8}`` in a header → component ``unet``; entries without a component belong to ``""``."""
     configs: dict[str, dict[str, Any]] = {}
     try:
         for name, value in json.loads(text).items():
-            component, _, entry = name.partition(".") if by_component else ("", "", name)
-            component, entry = (component, entry) if component in _COMPONENTS else ("", name)
+            component, entry = _split_component(name) if by_component else ("", name)
             configs.setdefault(component, {})[entry] = value
         return LoraAlphas.model_validate({"configs": configs or {"": {}}})
-    except (ValueError, AttributeError, RecursionError) as error:  # pydantic's errors are of many lines
+    except (ValueError, AttributeError, RecursionError) as error:  # pydantic's messages have many lines
         raise TrajectoryError(f"{path}: not the configuration of a LoRA, with a number lora_alpha.") from error
 
 
-def _whole(pattern: str) -> str:
+def _module_pattern(pattern: str) -> str:
     """A regular expression of PEFT's ``alpha_pattern``, as PEFT matches it with the path of a module."""
     return rf"(.*\.)?({pattern})$"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import hub
-from lcsc_opt.checkpoints.content import Content, kind, shown
+from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
-from lcsc_opt.checkpoints.torch_files import MALFORMED, TensorRef, map_tensors, read_content
+from lcsc_opt.checkpoints.folders import find_weights, is_plain_name
+from lcsc_opt.checkpoints.names import TORCH_SUFFIXES
+from lcsc_opt.checkpoints.pickles import MALFORMED, shown
+from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
-_MOST_TENSORS = 100_000
-_LONGEST_NAME = 2_000
-_REPEATED = 16  # how much larger than the file its tensors may be, where they share memory
+_MAX_WRAPPERS = 8  # around one another
+_MAX_TENSORS = 100_000
+_MAX_NAME_LENGTH = 2_000
+_MAX_SHARING = 16  # how much larger than the file its tensors may be, where they share memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +63,15 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     with _naming(path):
         if not path.is_dir():
             return _read_file(path, key)
-        found = find_weights(path, key)
-    if found.others:
-        notice(f"{path.name}: taking {found.key!r}; there is also {', '.join(found.others)} (choose with --key).")
-    rest = (found.rest or None) if found.file.name == METADATA else found.rest
-    checkpoint = read_checkpoint(found.file, key=rest)
-    return dataclasses.replace(checkpoint, key=".".join(filter(None, (found.key, checkpoint.key))))
+        weights = find_weights(path, key)
+    if weights.alternatives:
+        _say_choice(path, weights.key, weights.alternatives)
+    rest = weights.rest
+    if weights.file.name == METADATA and not rest:
+        rest = None  # the whole content is in one file, so the state dict in it is guessed
+    checkpoint = read_checkpoint(weights.file, key=rest)
+    key_parts = [part for part in (weights.key, checkpoint.key) if part]
+    return dataclasses.replace(checkpoint, key=".".join(key_parts))
 
 
 def read_metadata(path: str | Path) -> Mapping[str, str]:
@@ -126,59 +132,99 @@ def _naming(path: Path) -> Iterator[None]:
         raise TrajectoryError(f"{path} {MALFORMED}") from error
 
 
+def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
+    names = ", ".join(shown(name) for name in alternatives)
+    notice(f"{path.name}: taking {key!r}; there is also {names} (choose with --key).")
+
+
 def _read_file(path: Path, key: str | None) -> Checkpoint:
-    metadata: Mapping[str, str] = {}
-    content: Any
+    value, metadata = _read_value(path)
+    content = Content(value)
+    if key is None:
+        key = content.guess()
+        other_keys = content.other_keys(key)
+        if other_keys:
+            _say_choice(path, key, other_keys)
+    tensors = _tensors(path, content.state_dict(key), key)
+    return Checkpoint(_unwrapped(tensors), key, metadata)
+
+
+def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
+    """The content of a file, and the texts of its header."""
     if _is_index(path):
-        content = _read_shards(path)
-    elif path.suffix == ".safetensors":
-        with safe_open(path, framework="pt", device="cpu") as file:
-            _check_count(names := file.keys())
-            content, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    elif path.name == METADATA:
-        content = read_distributed(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        content = read_content(path)
-    else:
-        raise TrajectoryError(f"is not a checkpoint: expected .safetensors, {', '.join(TORCH_SUFFIXES)}.")
-    content = Content(content)
-    found = content.guess() if key is None else key
-    if key is None and (others := content.others(found)):
-        notice(f"{path.name}: taking {found!r}; there is also {', '.join(map(shown, others))} (choose with --key).")
-    return Checkpoint(_unwrapped(_tensors(path, content.state_dict(found), found)), found, dict(metadata))
+        return _read_shards(path), {}
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.name == METADATA:
+        return read_distributed(path), {}
+    if path.suffix in TORCH_SUFFIXES:
+        return read_content(path), {}
+    raise TrajectoryError(f"is not a checkpoint: expected .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        names = file.keys()
+        _check_count(names)
+        tensors = {name: file.get_tensor(name) for name in names}
+        return tensors, dict(file.metadata() or {})
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
+    """The tensors of a state dict, mapped from its file.
+
+    Raises:
+        TrajectoryError: it has other entries than tensors, none, too many, or too large ones.
+    """
     if not state:
-        raise TrajectoryError(f"holds no tensor{f' under {shown(key)!r}' if key else ''}: leave it out.")
+        place = f" under {shown(key)!r}" if key else ""
+        raise TrajectoryError(f"holds no tensor{place}: leave it out.")
     _check_count(state)
+    refs: dict[str, Any] = {}
     for name, value in state.items():
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not isinstance(value, (Tensor, TensorRef)):
-            where = shown(f"{key}.{name}" if key and isinstance(name, str) else name)
-            raise TrajectoryError(
-                f"has {kind(value)} at {where!r}, not a tensor: pass --key, or save the weights alone."
-            )
-    state = {name: value.read() if isinstance(value, ShardedRef) else value for name, value in state.items()}
-    tensors = map_tensors(path, state)
-    claimed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    files = path.parent.glob("*") if _is_index(path) or path.name == METADATA else [path]
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    if claimed > _REPEATED * size + 2**24:
-        message = f"has tensors of {claimed / 2**30:,.1f} GiB in a file of {size / 2**30:,.1f} GiB: leave it out."
-        raise TrajectoryError(message)
+        _check_entry(name, value, key)
+        refs[name] = value.read() if isinstance(value, ShardedRef) else value
+    tensors = map_tensors(path, refs)
+    tensor_bytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+    file_bytes = _bytes_on_disk(path)
+    if tensor_bytes > _MAX_SHARING * file_bytes + 2**24:
+        raise TrajectoryError(
+            f"has tensors of {tensor_bytes / 2**30:,.1f} GiB in a file of {file_bytes / 2**30:,.1f} GiB: leave it out."
+        )
     return tensors
 
 
+def _check_entry(name: Any, value: Any, key: str) -> None:
+    is_name = isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH
+    if is_name and isinstance(value, (Tensor, TensorRef)):
+        return
+    place = f"{key}.{name}" if key and isinstance(name, str) else name
+    raise TrajectoryError(
+        f"has {kind(value)} at {shown(place)!r}, not a tensor: pass --key, or save the weights alone."
+    )
+
+
 def _check_count(names: Sized) -> None:
-    if len(names) > _MOST_TENSORS:
-        raise TrajectoryError(f"holds more than {_MOST_TENSORS:,} tensors: leave it out.")
+    if len(names) > _MAX_TENSORS:
+        raise TrajectoryError(f"holds more than {_MAX_TENSORS:,} tensors: leave it out.")
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """The size of a file; of an index or a ``.metadata``, that of all files in its folder."""
+    files: Iterable[Path] = [path]
+    if _is_index(path) or path.name == METADATA:
+        files = path.parent.glob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes of ``DataParallel`` and ``torch.compile`` where every name carries them."""
     prefix = ""
-    for _ in range(8):
-        prefix += next((w for w in _WRAPPERS if tensors and all(n.startswith(prefix + w) for n in tensors)), "")
+    for _ in range(_MAX_WRAPPERS):
+        for wrapper in _WRAPPERS:
+            if tensors and all(name.startswith(prefix + wrapper) for name in tensors):
+                prefix += wrapper
+                break
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
@@ -188,90 +234,23 @@ def _is_index(path: Path) -> bool:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of the files that an index lists."""
     try:
-        names = json.loads(index.read_bytes())["weight_map"].items()
+        file_of_name = json.loads(index.read_bytes())["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrajectoryError("is no index of weights: save the model again, or name its files.") from error
-    files: dict[str, list[str]] = {}
-    for name, file in names:
-        if not isinstance(file, str) or not _is_plain_name(file) or _is_index(Path(file)):
+    names_in_file: dict[str, list[str]] = {}
+    for name, file in file_of_name:
+        if not isinstance(file, str) or not is_plain_name(file) or _is_index(Path(file)):
             raise TrajectoryError(f"names a file outside of its folder ({shown(file)}): leave it out.")
-        files.setdefault(file, []).append(name)
+        names_in_file.setdefault(file, []).append(name)
     tensors: dict[str, Tensor] = {}
-    for file, wanted in files.items():
+    for file, names in names_in_file.items():
         if not (index.parent / file).is_file():
             raise TrajectoryError(f"lists {shown(file)}, which is not there: save or copy the model again.")
         shard = _read_file(index.parent / file, "").tensors
-        if missing := [name for name in wanted if name not in shard]:
-            raise TrajectoryError(f"lists {shown(missing[0])!r}, which is not in {shown(file)}: save the model again.")
-        tensors.update((name, shard[name]) for name in wanted)
+        for name in names:
+            if name not in shard:
+                raise TrajectoryError(f"lists {shown(name)!r}, which is not in {shown(file)}: save the model again.")
+            tensors[name] = shard[name]
     return tensors
-
-
-# folders that are one checkpoint, of diffusers, Accelerate, PEFT, torch.distributed.checkpoint, and whole pipelines
-
-_AVERAGED = ("unet_ema", "transformer_ema", "prior_ema")
-_COMPONENTS = (*_AVERAGED, "unet", "transformer", "prior", "unet_lora", "transformer_lora", "pytorch_model_fsdp_0")
-_STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
-_SAFETENSORS = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
-_WEIGHTS_FILES = [*_SAFETENSORS, *(f"{stem}.bin" for stem in (*_STEMS, "pytorch_model"))]
-_NAMED_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
-
-
-class _Found(NamedTuple):
-    """The file of a folder that has the weights."""
-
-    file: Path  # or the index of several
-    key: str  # which chooses this file in the folder; "" when it lies in the folder itself
-    rest: str | None = ""  # of the key, which finds the state dict in the file; with None it is guessed
-    others: tuple[str, ...] = ()  # keys of other components; empty where the user has chosen
-
-
-def find_weights(folder: Path, key: str | None) -> _Found:
-    """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
-
-    Raises:
-        TrajectoryError: there are none, or several of which none can be preferred.
-    """
-    if key in (None, "", folder.name) and (file := _weights_file(folder)):
-        return _Found(file, key or "")
-    if not key:
-        there = [(name, file) for name in _COMPONENTS if (file := _weights_file(folder / name))]
-        if not there:
-            raise TrajectoryError("holds no weights that are known: name the file itself, or pass --key SUBFOLDER.")
-        return _Found(there[0][1], there[0][0], others=tuple(name for name, _ in there[1:]))
-    first, _, rest = key.partition(".")
-    for name, left in ((key, ""), (first, rest)):
-        if not _is_plain_name(name):
-            continue
-        if not left and (file := _weights_file(folder / name)):
-            return _Found(file, name)
-        for suffix in _NAMED_FILES:
-            if (file := folder / f"{name}{suffix}").is_file():
-                return _Found(file, name, rest=left or None)
-    if (file := _weights_file(folder)) and file.name == METADATA:
-        return _Found(file, "", rest=key)
-    raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
-
-
-def _is_plain_name(name: str) -> bool:
-    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
-
-
-def _weights_file(folder: Path) -> Path | None:
-    for name in _WEIGHTS_FILES:
-        for candidate in (folder / name, folder / f"{name}.index.json"):
-            if candidate.is_file():
-                return candidate
-    if any(folder.glob("*.distcp")):
-        return folder / METADATA
-    for name in _WEIGHTS_FILES:
-        stem, _, suffix = name.rpartition(".")
-        variants = [*folder.glob(f"{stem}.*.{suffix}"), *folder.glob(f"{stem}.{suffix}.index.*.json")]
-        variants = [file for file in variants if "-of-" not in file.name]  # the parts that an index lists
-        if len(variants) > 1:
-            names = ", ".join(sorted(file.name for file in variants)[:4])
-            raise TrajectoryError(f"holds several variants of its weights ({names}): name one of these files.")
-        if variants:
-            return variants[0]
-    return None

@@ -22,24 +22,17 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
     The bytes are the same each time: the texts are sorted, since safetensors leaves their order open.
 
     Raises:
-        TrajectoryError: a tensor has a dtype that safetensors does not know.
+        TrajectoryError: a tensor has a dtype that safetensors does not have.
         OSError, safetensors.SafetensorError: the disk refuses.
     """
     try:
         save_file(tensors, path, metadata=dict(texts))
-    except KeyError as error:  # of its table of dtypes
+    except KeyError as error:  # in its table of dtypes
         unknown = next((name for name, tensor in tensors.items() if tensor.dtype in error.args), "")
         raise TrajectoryError(
             f"Tensor {unknown!r} is {error.args[0]}, which safetensors cannot hold: write a .pt file (--as pt)."
         ) from error
-    with path.open("r+b") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(size))
-        ordered = {**header, "__metadata__": dict(sorted(texts.items()))}
-        content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
-        if len(content) == size:  # else the header is written in another way, and is left as it is
-            file.seek(8)
-            file.write(content)
+    _sort_header(path, texts)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -61,15 +54,36 @@ def difference(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | N
     Returns:
         The rest of a sentence after "it": ``lacks 'a' and 3 more, has also 'b', has 'c' as [2] and not [3]``.
     """
-    lacks, adds = sorted(expected.keys() - given), sorted(given.keys() - expected)
-    both = [
-        (name, *(list(getattr(one[name], "shape", one[name])) for one in (given, expected)))
-        for name in given.keys() & expected
-    ]
-    kinds = (
-        [f"lacks {name!r}" for name in lacks],
-        [f"has also {name!r}" for name in adds],
-        [f"has {name!r} as {own} and not {wanted}" for name, own, wanted in sorted(both) if own != wanted],
-    )
-    parts = [found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "") for found in kinds if found]
-    return ", ".join(parts) or None
+    missing = [f"lacks {name!r}" for name in sorted(expected.keys() - given)]
+    additional = [f"has also {name!r}" for name in sorted(given.keys() - expected)]
+    reshaped = []
+    for name in sorted(given.keys() & expected):
+        shape = _shape_of(given[name])
+        expected_shape = _shape_of(expected[name])
+        if shape != expected_shape:
+            reshaped.append(f"has {name!r} as {shape} and not {expected_shape}")
+    clauses = [_first_and_count(differences) for differences in (missing, additional, reshaped) if differences]
+    return ", ".join(clauses) or None
+
+
+def _shape_of(tensor_or_shape: Any) -> list[int]:
+    return list(getattr(tensor_or_shape, "shape", tensor_or_shape))
+
+
+def _first_and_count(differences: list[str]) -> str:
+    if len(differences) == 1:
+        return differences[0]
+    return f"{differences[0]} and {len(differences) - 1} more"
+
+
+def _sort_header(path: Path, texts: Mapping[str, str]) -> None:
+    """Sort the texts in the header of a safetensors file, which was written in any order."""
+    with path.open("r+b") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_bytes))
+        header["__metadata__"] = dict(sorted(texts.items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+        content = text.encode().ljust(header_bytes)
+        if len(content) == header_bytes:  # else safetensors writes its header in another way, which is left as it is
+            file.seek(8)
+            file.write(content)

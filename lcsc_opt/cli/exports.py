@@ -70,7 +70,8 @@ def apply(
     overwrite: _Overwrite = False,
 ) -> None:
     """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
-    from lcsc_opt.exports.merging import average, coefficients_named, rebuild
+    from lcsc_opt.exports.coefficients import coefficients_named
+    from lcsc_opt.exports.merging import average, rebuild
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
 

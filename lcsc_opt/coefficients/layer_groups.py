@@ -59,56 +59,78 @@ class LayerGroups:
         * ``blocks``: the name up to its first part with a digit, as ``down_blocks.0``; else the layer. In kohya's
           names, which have no dots, the parts are between underscores.
         * ``kinds``: layers with convolutions, with other matrices, and with vectors only.
-        * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. What is left is the
-          group ``other``, with a notice.
+        * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. All other tensors
+          are the group ``other``, with a notice.
 
         Raises:
             StudySpecError: an unknown rule; or a pattern that matches no tensor, or one of another group.
         """
-        if isinstance(rule, str):
-            if rule not in ROWS:
-                wanted = f"{', '.join(ROWS)} or a mapping from names to patterns"
-                raise StudySpecError(f"space.rows: expected {wanted}, got {rule!r}{near_miss(rule, ROWS)}")
-            factors = {name: _FACTOR.sub("", name) for name in shapes}
-            layers = {n: (stem if stem != n else n.rpartition(".")[0]) or n for n, stem in factors.items()}
-            if rule == "kinds":
-                axes = dict.fromkeys(layers.values(), 0)
-                for name, layer in layers.items():
-                    axes[layer] = max(axes[layer], len(shapes[name]))
-                groups = {name: _KINDS[min(axes[layer], 3)] for name, layer in layers.items()}
-            else:
-                groups = layers if rule == "layers" else {name: _block(layer) for name, layer in layers.items()}
-        else:
-            groups = _matched(rule, shapes)
-
-        def natural(name: str) -> list[object]:  # layer.9 before layer.10
-            return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", name))]
-
-        names = tuple(sorted(set(groups.values()), key=natural))
+        group_of = _named_groups(rule, shapes) if isinstance(rule, str) else _matched_groups(rule, shapes)
+        names = tuple(sorted(set(group_of.values()), key=_natural))
         rows = {name: row for row, name in enumerate(names)}
-        return cls(names, {name: rows[group] for name, group in groups.items()}, rule)
+        return cls(names, {tensor: rows[group] for tensor, group in group_of.items()}, rule)
+
+
+def _named_groups(rule: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Name of a tensor → its group, by ``layers``, ``blocks`` or ``kinds``."""
+    if rule not in ROWS:
+        expected = f"{', '.join(ROWS)} or a mapping from names to patterns"
+        raise StudySpecError(f"space.rows: expected {expected}, got {rule!r}{near_miss(rule, ROWS)}")
+    layers = {name: _layer(name) for name in shapes}
+    if rule == "layers":
+        return layers
+    if rule == "blocks":
+        return {name: _block(layer) for name, layer in layers.items()}
+    axes = dict.fromkeys(layers.values(), 0)  # the most that a tensor of the layer has
+    for name, layer in layers.items():
+        axes[layer] = max(axes[layer], len(shapes[name]))
+    return {name: _KINDS[min(axes[layer], 3)] for name, layer in layers.items()}
+
+
+def _layer(tensor: str) -> str:
+    """The layer that a tensor belongs to; the module of a LoRA's factor."""
+    module = _FACTOR.sub("", tensor)
+    if module != tensor:
+        return module or tensor
+    layer, _, _ = tensor.rpartition(".")
+    return layer or tensor
 
 
 def _block(layer: str) -> str:
-    if found := re.match(r"lora_[^.]*?_\d+(?=_)", layer):
-        return found[0]
+    kohya_block = re.match(r"lora_[^.]*?_\d+(?=_)", layer)
+    if kohya_block:
+        return kohya_block[0]
     parts = layer.split(".")
-    first = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), len(parts) - 1)
-    return ".".join(parts[: first + 1])
+    for index, part in enumerate(parts):
+        if re.search(r"\d", part):
+            return ".".join(parts[: index + 1])
+    return layer
 
 
-def _matched(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    groups: dict[str, str] = {}
+def _natural(name: str) -> list[object]:
+    """A key that sorts layer.9 before layer.10."""
+    texts_and_numbers = re.split("([0-9]+)", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
+
+
+def _matched_groups(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Name of a tensor → the group whose pattern it matches, or :data:`OTHER`, with a notice."""
+    group_of: dict[str, str] = {}
     for group, patterns in rule.items():
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = fnmatch.filter(shapes, pattern)
-            if not found:
+        if isinstance(patterns, str):
+            patterns = [patterns]
+        for pattern in patterns:
+            matches = fnmatch.filter(shapes, pattern)
+            if not matches:
                 guess = near_miss(pattern, list(shapes)) or f", as in {next(iter(shapes), '')!r}"
                 raise StudySpecError(f"space.rows.{group}: {pattern!r} matches no tensor that varies{guess}")
-            for name in found:
-                if groups.setdefault(name, group) != group:
-                    raise StudySpecError(f"space.rows: {name} matches {groups[name]} and {group}; it needs one row")
-    if left := sorted(set(shapes) - set(groups)):
-        shown = ", ".join(left[:_MOST_NAMED]) + (f" and {len(left) - _MOST_NAMED} more" if left[_MOST_NAMED:] else "")
+            for name in matches:
+                if group_of.setdefault(name, group) != group:
+                    raise StudySpecError(f"space.rows: {name} matches {group_of[name]} and {group}; it needs one row")
+    unmatched = sorted(set(shapes) - set(group_of))
+    if unmatched:
+        shown = ", ".join(unmatched[:_MOST_NAMED])
+        if len(unmatched) > _MOST_NAMED:
+            shown += f" and {len(unmatched) - _MOST_NAMED} more"
         notice(f"space.rows: no pattern matches {shown}; they are merged with the row {OTHER!r}")
-    return groups | dict.fromkeys(left, OTHER)
+    return group_of | dict.fromkeys(unmatched, OTHER)

@@ -21,7 +21,8 @@ LANDSCAPE = "Landscape"
 
 DEFAULT_SIZE = 21
 MARGIN = 0.75  # beyond the corners, in units of their distance; with 21 points on a side, they are points of the grid
-SMALLEST_SIZE, LARGEST_SIZE = 2, 501
+SMALLEST_SIZE = 2
+LARGEST_SIZE = 501
 _FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
 
 Floats = npt.NDArray[np.float64]
@@ -44,15 +45,21 @@ class Plane:
             steps: ``[K]``.
 
         Raises:
-            StudySpecError: a corner is not there, or the three lie on one line.
+            StudySpecError: a corner is no step or EMA of the trajectory, or the three lie on one line.
         """
+        steps = check_steps(steps)
         if corners is None:
             rates = window_ema_rates(steps)
             corners = [f"ema:{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1])]
-        rows, labels = zip(*(_corner(corner, check_steps(steps)) for corner in corners), strict=True)
-        plane = cls(np.stack(rows), labels)
-        long, short = np.linalg.svd(plane.directions, compute_uv=False)
-        if len(steps) < 3 or short <= _FLAT * long:
+        rows: list[Coefficients] = []
+        labels: list[str] = []
+        for corner in corners:
+            coefficients, label = _corner(corner, steps)
+            rows.append(coefficients)
+            labels.append(label)
+        plane = cls(np.stack(rows), tuple(labels))
+        longer, shorter = np.linalg.svd(plane.directions, compute_uv=False)
+        if len(steps) < 3 or shorter <= _FLAT * longer:
             raise StudySpecError(f"corners: {', '.join(labels)} lie on one line; choose three that span a plane")
         return plane
 
@@ -77,11 +84,12 @@ class Plane:
         moved = (coefficients - self.corners[0]).reshape(len(coefficients), -1, count)
         if moved.shape[1] == 1:  # all layer groups move alike
             inner = inner.sum(axis=1, keepdims=True)
-        elif inner.shape[1] == 1:
+        elif inner.shape[1] == 1:  # one measure of distances for all layer groups
             moved = moved.mean(axis=1, keepdims=True)
         products_of_moved = np.tensordot(inner, moved, axes=([1, 2], [1, 2]))
-        found, *_ = np.linalg.lstsq(inner.sum(axis=1) @ self.directions.T, products_of_moved, rcond=None)
-        return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 at a corner
+        products_of_directions = inner.sum(axis=1) @ self.directions.T
+        points, *_ = np.linalg.lstsq(products_of_directions, products_of_moved, rcond=None)
+        return np.asarray(np.round(points.T, 12) + 0.0)  # no -0, and no 1e-15 at a corner
 
     def products(self, gram: Floats | None) -> Floats:
         """``[2, K]`` inner products of each direction with each checkpoint, by which distances are measured.
@@ -89,7 +97,9 @@ class Plane:
         ``gram`` ``[K, K]`` of the centered checkpoints measures them between weights; without it, they are between
         coefficients. ``[2, S, K]`` from ``[S, K, K]``, with a row for each layer group.
         """
-        return self.directions if gram is None else np.moveaxis(self.directions @ gram, -2, 0)
+        if gram is None:
+            return self.directions
+        return np.moveaxis(self.directions @ gram, -2, 0)
 
 
 def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str]:
@@ -98,10 +108,11 @@ def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, st
     try:
         if kind == "ema":
             return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
-        return np.eye(len(steps))[steps.index(int(corner))], f"step {int(corner):,}"
+        one_hot = np.eye(len(steps))[steps.index(int(corner))]
+        return one_hot, f"step {int(corner):,}"
     except ValueError as error:
-        what = "three steps of checkpoints or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999"
-        raise StudySpecError(f"corners: expected {what}, got {corner}") from error
+        expected = "three steps of checkpoints or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999"
+        raise StudySpecError(f"corners: expected {expected}, got {corner}") from error
 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:
@@ -113,11 +124,12 @@ def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:
     """
     axis = np.asarray(np.round(np.linspace(-MARGIN, 1 + MARGIN, size), 12))
 
-    def coarseness(place: tuple[int, ...]) -> int:  # the largest power of two that divides both indices
-        common = math.gcd(*place)
+    def coarseness(index: tuple[int, ...]) -> int:
+        """The largest power of two that divides both indices; more than any for the origin."""
+        common = math.gcd(*index)
         return common & -common or 2**30
 
-    order = sorted(np.ndindex(size, size), key=lambda place: -coarseness(place))
+    order = sorted(np.ndindex(size, size), key=lambda index: -coarseness(index))
     corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
     points = [(float(axis[column]), float(axis[row])) for row, column in order]
     return axis, corners + [point for point in points if point not in corners]

@@ -36,9 +36,11 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     checked = tuple(int(step) for step in steps)
     if len(checked) < 2:
         raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
-    for i, (before, given, step) in enumerate(zip((-1, *checked), steps, checked, strict=False)):
-        if given != step or step <= before:
-            raise StudySpecError(f"steps[{i}]: expected a whole number above {before}, got {given}")
+    previous = -1
+    for index, step in enumerate(checked):
+        if step != steps[index] or step <= previous:
+            raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {steps[index]}")
+        previous = step
     return checked
 
 
@@ -69,9 +71,10 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    emas = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
     counts = [count for count in (1, 3, 10, 30, 100) if count < len(steps)]
-    return [*emas, *(decay_coefficients(len(steps), count) for count in (*counts, len(steps)))]
+    counts.append(len(steps))
+    return averages + [decay_coefficients(len(steps), count) for count in counts]
 
 
 def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coefficients:
@@ -83,7 +86,7 @@ def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coeffici
     most.
 
     Args:
-        total: K, the number of checkpoints, which are taken to be equally far apart.
+        total: K, the number of checkpoints, which count as equally far apart.
         last: N.
         decay: ``linear`` or ``1-sqrt``.
 
@@ -104,18 +107,24 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
-    taken = np.abs(coefficients) > _COARSE
-    count = int(np.count_nonzero(taken))
-    of = f"all {count}" if count == len(steps) else f"the last {count}"
-    if np.allclose(coefficients, taken / count, atol=_COARSE):
+    nonzero = np.abs(coefficients) > _COARSE
+    count = int(np.count_nonzero(nonzero))
+    last_ones = f"all {count}" if count == len(steps) else f"the last {count}"
+    if np.allclose(coefficients, nonzero / count, atol=_COARSE):
+        if count == 1 and nonzero[-1]:
+            return "last checkpoint"
         if count == 1:
-            return "last checkpoint" if taken[-1] else f"step {steps[int(taken.argmax())]}"
-        return f"average of {of if taken[-count:].all() else count}"
+            return f"step {steps[int(nonzero.argmax())]}"
+        if nonzero[-count:].all():
+            return f"average of {last_ones}"
+        return f"average of {count}"
     if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt"), atol=_COARSE):
-        return f"1-sqrt over {of}"
+        return f"1-sqrt over {last_ones}"
     # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
     rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
-    return f"EMA {rate:.6g}" if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)) else None
+    if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)):
+        return f"EMA {rate:.6g}"
+    return None
 
 
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
@@ -154,13 +163,14 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
         As many rates as given, increasing; the given ones where the window is long enough.
     """
     steps = check_steps(steps)
-    window, interval = steps[-1] - steps[0], (steps[-1] - steps[0]) / (len(steps) - 1)
+    window = steps[-1] - steps[0]
+    interval = window / (len(steps) - 1)
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))
-    shortest, longest = interval, max(window / 2, interval * 1.5)
-    spread = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])
-    adapted = shortest * (longest / shortest) ** spread
+    longest = max(window / 2, interval * 1.5)
+    position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
+    adapted = interval * (longest / interval) ** position
     return tuple(float(1 - 1 / max(length, 1.0 + 1e-9)) for length in adapted)
 
 
@@ -172,10 +182,14 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """
     values = np.asarray(coefficients, dtype=np.float64)
     rows = np.atleast_2d(values)
-    totals = np.array([math.fsum(row.tolist()) if np.isfinite(row).all() else math.nan for row in rows])
-    if not (np.abs(totals) >= NEAR_ZERO).all():
-        worst = totals[~(np.abs(totals) >= NEAR_ZERO)][0]
-        raise StudySpecError(f"coefficients sum to {worst:.3g}, which cannot be scaled to one")
+    totals = np.full(len(rows), math.nan)
+    for index, row in enumerate(rows):
+        if np.isfinite(row).all():
+            totals[index] = math.fsum(row.tolist())
+    divisible = np.abs(totals) >= NEAR_ZERO  # False for NaN
+    if not divisible.all():
+        total = totals[~divisible][0]
+        raise StudySpecError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
     return close_sum((rows / totals[:, None]).reshape(values.shape))
 
 
@@ -227,17 +241,12 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | N
         StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
     """
     try:
-        detach = getattr(coefficients, "detach", None)  # of a tensor, on any device
-        values = np.asarray(coefficients if detach is None else detach().cpu(), dtype=np.float64)
+        if hasattr(coefficients, "detach"):  # a tensor, on any device
+            coefficients = coefficients.detach().cpu()
+        values = np.asarray(coefficients, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
-    shapes = [(count,), *([] if rows is None else [(rows, count)])]
-    if values.shape not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
-        grouped = "" if rows is None else ", in one row or one for each layer group"
-        raise StudySpecError(
-            f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint{grouped}."
-        )
+    _check_shape(values.shape, count, rows)
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
     off = max(abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count).tolist())
@@ -248,8 +257,18 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | N
     return values
 
 
+def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
+    """Refuse what is neither ``[K]`` nor, where there are S ``rows``, ``[S, K]``."""
+    if shape == (count,) or (rows is not None and shape == (rows, count)):
+        return
+    expected = f"[{count}], one for each checkpoint"
+    if rows is not None:
+        expected = f"[{count}] or [{rows}, {count}], one for each checkpoint, in one row or one for each layer group"
+    raise StudySpecError(f"Coefficients have shape {list(shape)}; expected {expected}.")
+
+
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts when nothing better is known: the middle one of the window's EMA rates."""
+    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

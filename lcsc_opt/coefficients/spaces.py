@@ -63,7 +63,8 @@ class AffineSpace:
 
     def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K - 1]`` → ``[K]``."""
-        return close_sum(self.origin + _reflect(np.concatenate([free, np.zeros((*free.shape[:-1], 1))], axis=-1)))
+        last = np.zeros((*free.shape[:-1], 1))
+        return close_sum(self.origin + _reflect(np.concatenate([free, last], axis=-1)))
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K - 1]``."""
@@ -103,7 +104,9 @@ class ConvexSpace:
         """``[K]`` → ``[K]``, non-negative."""
         clipped = np.maximum(self.origin + free, 0.0)
         empty = _sums(clipped) < NEAR_ZERO
-        return normalize(np.where(empty, self.origin, clipped)) if not empty.all() else self.origin.copy()
+        if empty.all():
+            return self.origin.copy()
+        return normalize(np.where(empty, self.origin, clipped))
 
     def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K]``; negative coefficients come back clipped."""
@@ -120,12 +123,15 @@ class ConvexSpace:
         counts = total >= NEAR_ZERO  # else the coefficients are the origin's, whatever is changed
         total = np.where(counts, total, 1.0)
         slope = (gradient - _sums(gradient * clipped) / total) / total
-        return np.where(counts & ((moved > 0) | ((moved == 0) & (slope < 0))), slope, 0.0)
+        free_to_move = (moved > 0) | ((moved == 0) & (slope < 0))
+        return np.where(counts & free_to_move, slope, 0.0)
 
 
 def _sums(rows: _Array) -> _Array:
     """``[..., K]`` → ``[..., 1]``, correctly rounded."""
-    return np.array([math.fsum(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()]).reshape(*rows.shape[:-1], 1)
+    flat = rows.reshape(-1, rows.shape[-1]).tolist()
+    sums = np.array([math.fsum(row) for row in flat])
+    return sums.reshape(*rows.shape[:-1], 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 A search uses :meth:`Trajectory.merge`, which is fast, but its sums depend on the BLAS, its threads and its vector
 width. Exported models are merged here instead, one tensor after the other, each in the order of the steps: each element
 is multiplied in float64, rounded, added in float64, rounded. Both are single IEEE operations on one element, so neither
-threads nor the kind of machine can change a bit. At the end the sum is rounded once to the wanted dtype, to nearest,
-ties to even.
+threads nor the kind of machine can change a bit. At the end the sum is rounded once to the dtype that is written, to
+nearest, ties to even.
 
 Memory: the merged model, a float64 sum of one tensor, and that tensor of one checkpoint. The checkpoints are mapped
 from their files, whose pages the system can free.
@@ -39,7 +39,9 @@ class CheckpointFiles:
     stored = None  # rows keep their dtypes
 
     def __init__(self, paths: Mapping[int, Path], *, key: str | None = None) -> None:
-        self.steps, self.sources, self._key = tuple(paths), tuple(map(str, paths.values())), key
+        self.steps = tuple(paths)
+        self.sources = tuple(str(path) for path in paths.values())
+        self._key = key
         self._layout: Layout | None = None
 
     @property
@@ -57,13 +59,15 @@ class CheckpointFiles:
             TrajectoryError: it cannot be read, or is of another model than the first one.
         """
         tensors = read_checkpoint(self.sources[index], key=self._key).tensors
-        self._layout = self._layout or Layout.of(tensors)
+        if self._layout is None:
+            self._layout = Layout.of(tensors)
         self._layout.check(tensors)
         return self._layout.row_parts(tensors)
 
     def lora_alphas(self) -> LoraAlphas:
         """The alphas of a LoRA whose tensors do not hold them, from the configuration next to the last file."""
-        return LoraAlphas.read(self.sources[self.steps.index(max(self.steps))], key=self._key) or LoraAlphas()
+        last_source = self.sources[self.steps.index(max(self.steps))]
+        return LoraAlphas.read(last_source, key=self._key) or LoraAlphas()
 
 
 def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> StateDict:
@@ -80,59 +84,111 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
             its dtype.
     """
     row_of, coefficients = recipe.in_rows()
-    needed = recipe.needed_of(checkpoints.steps)
+    places = recipe.needed_of(checkpoints.steps)  # index in the recipe → index among the checkpoints
     torch.set_flush_denormal(False)  # a library built with -ffast-math sets it for its thread
-    names = {i: f"Step {recipe.steps[i]} {checkpoints.sources[place]}".rstrip() for i, place in needed.items()}
-    parts, digests = dict[int, Iterator[RowPart]](), {index: hashlib.sha256() for index in needed}
-    for index, place in needed.items():
-        try:
-            parts[index] = checkpoints.row_parts(place)
-        except TrajectoryError as error:
-            raise TrajectoryError(f"{names[index]}: {error}") from error
-    layout, result, last, begun = checkpoints.layout, StateDict(), max(needed), False
-    sums = np.empty(max((spec.numel for spec in layout.tensors if spec.merged), default=0))  # of one tensor at a time
-    with progress("merge", len(layout.tensors)) as advance:
-        for index, spec, content in _in_turn(parts):
+    rows = _open_rows(checkpoints, recipe, places)
+    merge = _Merge(checkpoints, recipe)
+    digests = {index: hashlib.sha256() for index in places}
+    last_index = max(places)
+    result = StateDict()
+    with progress("merge", len(checkpoints.layout.tensors)) as advance:
+        for index, spec, content in _in_turn(rows):
             digests[index].update(content.numpy().data)
-            if spec is None:
+            if spec is None:  # padding between tensors
                 continue
             row = coefficients[row_of.get(spec.name, 0)]
-            widened = spec.merged and checkpoints.stored is not None
             if spec.merged and spec.name not in recipe.constant:
-                if row[index] != 0:
-                    _add(sums, float(row[index]), content.view(spec.torch_dtype), begun=begun)
-                    begun = True
-                if index == last:
-                    dtype, begun = recipe.dtype or ("float32" if widened else spec.dtype), False
-                    result[spec.name] = _rounded(spec.name, sums[: spec.numel], dtype).view(spec.shape)
+                merge.add(spec, float(row[index]), content)
+                if index == last_index:
+                    result[spec.name] = merge.finish(spec)
             elif index == row.argmax():
-                copied = torch.empty(spec.shape, dtype=spec.torch_dtype, device="cpu")
-                copied.reshape(-1).view(torch.uint8).copy_(content)
-                result |= cast({spec.name: copied.float() if widened else copied}, recipe.dtype)
-            if index == last:
+                result[spec.name] = merge.copy(spec, content)
+            if index == last_index:
                 advance(note=spec.name)
-    for index, digest in digests.items():
-        sha256, expected = digest.hexdigest(), recipe.checkpoint_sha256[index]
+    _check_digests(checkpoints, recipe, places, {index: digest.hexdigest() for index, digest in digests.items()})
+    return result
+
+
+class _Merge:
+    """The float64 sums of one tensor at a time, and the dtypes that a recipe asks for."""
+
+    def __init__(self, checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> None:
+        self._dtype = recipe.dtype
+        self._is_rounded = checkpoints.stored is not None  # packed in 16 bits, but merged as float32
+        largest = max((spec.numel for spec in checkpoints.layout.tensors if spec.merged), default=0)
+        self._sums = np.empty(largest)
+        self._has_product = False  # whether the sums of this tensor have begun
+
+    def add(self, spec: TensorSpec, coefficient: float, content: Tensor) -> None:
+        """Add a checkpoint's tensor times its coefficient."""
+        if coefficient != 0:
+            _add(self._sums, coefficient, content.view(spec.torch_dtype), begun=self._has_product)
+            self._has_product = True
+
+    def finish(self, spec: TensorSpec) -> Tensor:
+        """The merged tensor; the next sums begin anew."""
+        self._has_product = False
+        dtype = self._dtype
+        if dtype is None:
+            dtype = "float32" if self._is_rounded else spec.dtype
+        return _rounded(spec.name, self._sums[: spec.numel], dtype).view(spec.shape)
+
+    def copy(self, spec: TensorSpec, content: Tensor) -> Tensor:
+        """A tensor that is not merged."""
+        copied = torch.empty(spec.shape, dtype=spec.torch_dtype, device="cpu")
+        copied.reshape(-1).view(torch.uint8).copy_(content)
+        if spec.merged and self._is_rounded:
+            copied = copied.float()
+        return cast({spec.name: copied}, self._dtype)[spec.name]
+
+
+def _open_rows(
+    checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, places: Mapping[int, int]
+) -> dict[int, Iterator[RowPart]]:
+    """The parts of each checkpoint that is needed, by its index in the recipe."""
+    rows: dict[int, Iterator[RowPart]] = {}
+    for index, place in places.items():
+        try:
+            rows[index] = checkpoints.row_parts(place)
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{_name_of(checkpoints, recipe, index, place)}: {error}") from error
+    return rows
+
+
+def _check_digests(
+    checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, places: Mapping[int, int], digests: Mapping[int, str]
+) -> None:
+    """Refuse other checkpoints than the recipe's, and the same bytes in another layout."""
+    for index, place in places.items():
+        sha256 = digests[index]
+        expected = recipe.checkpoint_sha256[index]
         if sha256 != expected:
             raise TrajectoryError(
-                f"{names[index]}: not the checkpoint that was combined: its weights have the SHA-256 "
-                f"{sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the right --key."
+                f"{_name_of(checkpoints, recipe, index, place)}: not the checkpoint that was combined: its weights "
+                f"have the SHA-256 {sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the "
+                "right --key."
             )
-    if layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True)) != recipe.trajectory_sha256:
+    trajectory_sha256 = checkpoints.layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
+    if trajectory_sha256 != recipe.trajectory_sha256:
         raise TrajectoryError(
             "The checkpoints hold the bytes that the recipe names, under other tensor names, shapes or dtypes: "
             "use the files as they were saved."
         )
-    return result
+
+
+def _name_of(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, index: int, place: int) -> str:
+    return f"Step {recipe.steps[index]} {checkpoints.sources[place]}".rstrip()
 
 
 def _in_turn(rows: Mapping[int, Iterator[RowPart]]) -> Iterator[tuple[int, TensorSpec | None, Tensor]]:
     """The first part of each row, then the second part of each, …"""
     while True:
         for index, parts in rows.items():
-            if (part := next(parts, None)) is None:  # all rows have one layout
+            part = next(parts, None)
+            if part is None:  # all rows have one layout, so all of them have ended
                 return
-            yield index, *part
+            spec, content = part
+            yield index, spec, content
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
@@ -141,12 +197,15 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
     Raises:
         TrajectoryError: a weight is too large for ``dtype``.
     """
-    return {
-        name: tensor.detach().contiguous()
-        if dtype is None or tensor.dtype not in MERGED.values() or tensor.dtype == DTYPES[dtype]
-        else _rounded(name, _widened(tensor.detach().reshape(-1)), dtype).view(tensor.shape)
-        for name, tensor in tensors.items()
-    }
+    result = StateDict()
+    for name, tensor in tensors.items():
+        detached = tensor.detach()
+        is_floating = tensor.dtype in MERGED.values()
+        if dtype is None or not is_floating or tensor.dtype == DTYPES[dtype]:
+            result[name] = detached.contiguous()
+        else:
+            result[name] = _rounded(name, _widened(detached.reshape(-1)), dtype).view(tensor.shape)
+    return result
 
 
 def _add(sums: npt.NDArray[np.float64], coefficient: float, flat: Tensor, *, begun: bool) -> None:
@@ -154,8 +213,8 @@ def _add(sums: npt.NDArray[np.float64], coefficient: float, flat: Tensor, *, beg
     for start in range(0, flat.numel(), ELEMENTS):
         # rounded once here and once in the addition: two operations, never one fused
         product = _widened(flat[start : start + ELEMENTS]) * coefficient
-        into = sums[start : start + len(product)]
-        into[:] = into + product if begun else product
+        block = sums[start : start + len(product)]
+        block[:] = block + product if begun else product
 
 
 def _widened(flat: Tensor) -> npt.NDArray[np.float64]:
@@ -173,19 +232,24 @@ def _rounded(name: str, values: npt.NDArray[np.float64], dtype: str) -> Tensor:
     """
     result = torch.empty(len(values), dtype=DTYPES[dtype], device="cpu")
     for start in range(0, len(values), ELEMENTS):
-        some = values[start : start + ELEMENTS]
+        block = values[start : start + ELEMENTS]
+        rounded = result[start : start + ELEMENTS]
         with np.errstate(over="ignore", under="ignore"):
-            nearest = some.astype(np.float32 if dtype == "bfloat16" else dtype)
-        if dtype == "bfloat16":  # rounding to odd float32 first makes the second rounding correct
-            away = np.abs(nearest.astype(np.float64)) > np.abs(some)
-            inexact = nearest.astype(np.float64) != some
-            bits = (nearest.view(np.uint32) - away) | inexact  # towards zero, then odd
-            rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            result[start : start + ELEMENTS].view(torch.int16).copy_(
-                torch.from_numpy(rounded.astype(np.uint16).view(np.int16))
-            )
-        else:
-            result[start : start + ELEMENTS] = torch.from_numpy(nearest)
+            if dtype == "bfloat16":
+                rounded.view(torch.int16).copy_(torch.from_numpy(_bfloat16_bits(block)))
+            else:
+                rounded.copy_(torch.from_numpy(block.astype(dtype)))
     if not bool(torch.isfinite(result).all()):
         raise TrajectoryError(f"Tensor {name!r} has values too large for {dtype}: pass --dtype float32, or bfloat16.")
     return result
+
+
+def _bfloat16_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int16]:
+    """The bits of ``values`` in bfloat16. Rounding to odd float32 first makes the second rounding correct."""
+    nearest = values.astype(np.float32)
+    is_away_from_zero = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    is_inexact = nearest.astype(np.float64) != values
+    odd = (nearest.view(np.uint32) - is_away_from_zero) | is_inexact  # towards zero, then odd
+    rounded = (odd.astype(np.uint64) + 0x7FFF + ((odd >> 16) & 1)) >> 16
+    bits: npt.NDArray[np.int16] = rounded.astype(np.uint16).view(np.int16)
+    return bits

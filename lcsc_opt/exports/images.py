@@ -31,31 +31,34 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     """
     if not is_search(study.name):
         return
-    reader, grid = HistoryReader(study.storage), (split_name(study.name)[0], EMA_GRID)
-    known = reader.read_studies(
-        [name for name in reader.searches() if name == study.name or split_name(name)[:2] == grid]
-    )
-    own = next(other for other in known if other.study == study.name)
-    if own.chosen is None or (found := reader.answer(own)) is None:
+    reader = HistoryReader(study.storage)
+    ema_grids = (split_name(study.name)[0], EMA_GRID)
+    names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == ema_grids]
+    histories = reader.read_studies(names)
+    history = next(history for history in histories if history.study == study.name)
+    answer = reader.answer(history)
+    if history.chosen is None or answer is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
-    ema = best_ema(known)
-    before = None if ema is None or ema.study == own.study else reader.answer(ema)
-    if before is None or objective.sampler is None:
+    ema = best_ema(histories)
+    if ema is None or ema.study == study.name or objective.sampler is None:
+        return
+    ema_answer = reader.answer(ema)
+    if ema_answer is None:
         return
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
     if not isinstance(objective, MergeSampleScore):
         return
-    # of both models from the same held-out noise, those farthest apart in the features first (App. E)
-    first, second = (objective.images(coefficients, HELD_OUT, PAIRS) for coefficients in (before, found))
-    distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
-    shown = np.argsort(-distance, kind="stable")[:SHOWN]
-    images = {EMA_IMAGES: first, OWN_IMAGES.format(optimizer=own.optimizer): second}
-    sheets = {name: contact_sheet(each[shown].numpy()) for name, each in images.items()}
+    # images of both models from the same held-out noise, those farthest apart in the features first (App. E)
+    ema_images = objective.images(ema_answer, HELD_OUT, PAIRS)
+    answer_images = objective.images(answer, HELD_OUT, PAIRS)
+    distance = np.linalg.norm(objective.features(ema_images) - objective.features(answer_images), axis=1)
+    farthest = np.argsort(-distance, kind="stable")[:SHOWN]
     folder = artifact_directory(study.storage.url)
     folder.mkdir(parents=True, exist_ok=True)
+    images_of_name = {EMA_IMAGES: ema_images, OWN_IMAGES.format(optimizer=history.optimizer): answer_images}
     with tempfile.TemporaryDirectory() as temporary:
-        for name, content in sheets.items():
+        for name, images in images_of_name.items():
             path = Path(temporary) / name
-            path.write_bytes(content)
-            study.attach(own.chosen, folder, path)
+            path.write_bytes(contact_sheet(images[farthest].numpy()))
+            study.attach(history.chosen, folder, path)

@@ -1,7 +1,8 @@
-"""A recipe as other programs take it: Megatron-LM's list of ``PATH:WEIGHT``, and mergekit's YAML."""
+"""A recipe as other programs read it: Megatron-LM's list of ``PATH:WEIGHT``, and mergekit's YAML."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.exports.exact_merge import CheckpointFiles
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Destination
@@ -20,9 +22,9 @@ LISTS = ("megatron", "mergekit")
 def write_list(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: Destination) -> Recipe:
     """Write the paths of the checkpoints with their coefficients, in the form of :data:`LISTS`; no weights are read.
 
-    ``megatron`` is a line for each checkpoint, to be given to ``weighted_merge.py --merge-inputs``. ``mergekit`` is
-    its method ``linear`` in float32, without normalization. With a row for each group of layers it has a filter for
-    each tensor. Checkpoints that have no weight are left out.
+    ``megatron`` is a line for each checkpoint, for ``weighted_merge.py --merge-inputs``. ``mergekit`` is its method
+    ``linear`` in float32, without normalization. With a row for each group of layers it has a filter for each tensor.
+    Checkpoints that have no weight are left out.
 
     Raises:
         ObjectiveError: the other program cannot do this merge, or a checkpoint is in no file.
@@ -38,29 +40,44 @@ def write_list(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: De
         raise ObjectiveError(
             f"{to.form} only merges, and this model has statistics of its own: export the model itself"
         )
-    places = recipe.needed_of(checkpoints.steps)
-    paths = {index: checkpoints.sources[place] for index, place in places.items()}
-    if unnamed := [recipe.steps[index] for index, path in paths.items() if not path]:
-        raise ObjectiveError(f"step {unnamed[0]} was written by a training loop into the trajectory: there is no file")
+    paths: dict[int, str] = {}  # index in the recipe → absolute path
+    for index, place in recipe.needed_of(checkpoints.steps).items():
+        source = checkpoints.sources[place]
+        if not source:
+            step = recipe.steps[index]
+            raise ObjectiveError(f"step {step} was written by a training loop into the trajectory: there is no file")
+        paths[index] = str(Path(source).absolute())
     if to.form == "megatron":
-        text = "".join(f"{Path(path).absolute()}:{float(coefficients[0, i])!r}\n" for i, path in paths.items())
+        text = _megatron_list(paths, coefficients)
     else:
-        # a filter matches parts of names, and the first one that does counts
-        by_length = sorted(row_of, key=lambda name: (-len(name), name))
-
-        def weight(index: int) -> Any:
-            column = coefficients[:, index].tolist()
-            filters: list[dict[str, Any]] = [{"filter": name, "value": column[row_of[name]]} for name in by_length]
-            return [*filters, {"value": column[0]}] if len(column) > 1 else column[0]
-
-        named = ((str(Path(path).absolute()), weight(index)) for index, path in paths.items())
-        content = {
-            "merge_method": "linear",
-            "models": [{"model": path, "parameters": {"weight": value}} for path, value in named],
-            "parameters": {"normalize": False},
-            "dtype": "float32",  # in which mergekit multiplies and adds
-            **({} if recipe.dtype is None else {"out_dtype": recipe.dtype}),
-        }
-        text = yaml.safe_dump(content, sort_keys=False)
+        text = _mergekit_yaml(paths, coefficients, row_of, recipe.dtype)
     write_atomically(to.path, text.encode(), error=StudyStoreError)
     return recipe
+
+
+def _megatron_list(paths: Mapping[int, str], coefficients: Coefficients) -> str:
+    return "".join(f"{path}:{float(coefficients[0, index])!r}\n" for index, path in paths.items())
+
+
+def _mergekit_yaml(
+    paths: Mapping[int, str], coefficients: Coefficients, row_of: Mapping[str, int], dtype: str | None
+) -> str:
+    # a filter matches parts of names, and the first one that does counts: the longest names come first
+    names = sorted(row_of, key=lambda name: (-len(name), name))
+    models = []
+    for index, path in paths.items():
+        column = coefficients[:, index].tolist()
+        weight: float | list[dict[str, Any]] = column[0]
+        if len(column) > 1:
+            weight = [{"filter": name, "value": column[row_of[name]]} for name in names]
+            weight.append({"value": column[0]})  # of all other tensors
+        models.append({"model": path, "parameters": {"weight": weight}})
+    content = {
+        "merge_method": "linear",
+        "models": models,
+        "parameters": {"normalize": False},
+        "dtype": "float32",  # in which mergekit multiplies and adds
+    }
+    if dtype is not None:
+        content["out_dtype"] = dtype
+    return yaml.safe_dump(content, sort_keys=False)

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import SpaceSpec
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
-from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports.coefficients import CoefficientsOf
 from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
 from lcsc_opt.exports.lists import LISTS, write_list
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory, open_or_pack
-from lcsc_opt.trajectory.packing import find_sources
+from lcsc_opt.trajectory.sources import find_sources
 
 
 def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
@@ -42,17 +39,18 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         TrajectoryError: the checkpoints are damaged.
     """
     recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
-    networks: Any = (getattr(objective.sampler, name, None) for name in ("network", "denoiser"))  # or of a pipeline
-    own = (str(network.to_json_string()) for network in networks if hasattr(network, "to_json_string"))
-    config = to.config_text(next(own, None))
     trajectory = packed_trajectory(objective)
+    flavour = lora_flavour(trajectory.names)
+    if flavour is not None:
+        _check_adapter(flavour, to)
+    config = to.config_text(_network_config(objective))
+    changes: dict[str, Any] = {}
     if to.form == "lora":
-        recipe = recipe.model_copy(update={"lora": _lora_of(study, objective, trajectory)})
-    if statistics := cast(dict(objective.statistics(np.array(recipe.coefficients, dtype=np.float64))), to.dtype):
-        recipe = recipe.model_copy(update={"statistics": save(statistics).hex()})
-    if to.form not in ("lora", *LISTS) and lora_flavour(trajectory.names) not in (None, "kohya"):
-        notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
-    return _write(trajectory, recipe, to, config)
+        changes["lora"] = _lora_of(study, objective, trajectory)
+    statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
+    if statistics:
+        changes["statistics"] = save(cast(dict(statistics), to.dtype)).hex()
+    return _write(trajectory, recipe.model_copy(update=changes), to, config)
 
 
 def rebuild(
@@ -70,7 +68,7 @@ def rebuild(
         patterns: checkpoint files, folders or globs, or one packed trajectory.
         to: where the model is written, and how.
         key: which state dict of each file.
-        steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
+        steps: the training step of each file, ``[N]``; ``None`` takes them from metadata, contents and names.
 
     Returns:
         The recipe that is inside the new model.
@@ -81,13 +79,15 @@ def rebuild(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
+    checkpoints: CheckpointFiles | Trajectory
     if len(patterns) == 1 and is_packed(Path(patterns[0])):
-        checkpoints: CheckpointFiles | Trajectory = Trajectory.open(patterns[0])
+        checkpoints = Trajectory.open(patterns[0])
     else:
-        key = recipe.key if key is None else key
+        if key is None:
+            key = recipe.key
         checkpoints = CheckpointFiles(find_sources(find_checkpoints(patterns, key=key), steps), key=key)
     naming = recipe.lora
-    if naming is None and to.form == "lora":  # the checkpoints' own names were kept
+    if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
         naming = LoraNaming(alphas=checkpoints.lora_alphas())
     recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
     return _write(checkpoints, recipe, to, config)
@@ -95,7 +95,7 @@ def rebuild(
 
 def average(
     patterns: Sequence[str | Path],
-    named: Callable[[Trajectory], tuple[Trajectory, Coefficients]],
+    coefficients_of: CoefficientsOf,
     to: Destination,
     *,
     name: str,
@@ -104,8 +104,8 @@ def average(
 ) -> Recipe:
     """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
 
-    ``named`` comes from :func:`coefficients_named`, and ``name`` is the model's in the recipe; the others are as
-    for :func:`rebuild`. Files are packed into the cache.
+    ``coefficients_of`` comes from :func:`lcsc_opt.exports.coefficients.coefficients_named`, and ``name`` is the model's
+    in the recipe; the rest is as for :func:`rebuild`. Files are packed into the cache.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
@@ -115,86 +115,68 @@ def average(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    trajectory, coefficients = named(open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps))
-    return _write(trajectory, Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype), to, config)
+    packed = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
+    trajectory, coefficients = coefficients_of(packed)
+    recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
+    return _write(trajectory, recipe, to, config)
 
 
 def _write(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
-    """Merge by a recipe and write the model, or only the list; gives the recipe."""
+    """Merge by a recipe and write the model, or only the list; returns the recipe."""
     if to.form in LISTS:
         return write_list(checkpoints, recipe, to)
     weights = merge_exactly(checkpoints, recipe)
-    if recipe.statistics is not None:
-        try:
-            weights |= load(bytes.fromhex(recipe.statistics))
-        except (ValueError, SafetensorError) as error:
-            raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
+    weights.update(_statistics_in(recipe))
     to.write(weights, recipe, config)
     return recipe
+
+
+def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:
+    if recipe.statistics is None:
+        return {}
+    try:
+        return load(bytes.fromhex(recipe.statistics))
+    except (ValueError, SafetensorError) as error:
+        raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
+
+
+def _check_adapter(flavour: str, to: Destination) -> None:
+    """Refuse a model's folder for an adapter; say which form its user loads."""
+    if to.form == "diffusers":
+        file = to.path / "adapter_model.safetensors"
+        raise ObjectiveError(
+            f"{to.path}: an adapter is written as a file, not as a model folder. For PEFT: -o {file}, and copy the "
+            "checkpoints' adapter_config.json beside it; for a pipeline of diffusers: --as lora"
+        )
+    if to.form not in ("lora", *LISTS) and flavour != "kohya":
+        notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
+
+
+def _network_config(objective: Objective) -> str | None:
+    """The ``config.json`` of the network that the objective samples with, if it is one of diffusers."""
+    for name in ("network", "denoiser"):  # alone, or of a pipeline
+        network: Any = getattr(objective.sampler, name, None)
+        if hasattr(network, "to_json_string"):
+            return str(network.to_json_string())
+    return None
 
 
 def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -> LoraNaming:
     """The naming of the study's LoRA, with the alphas that it was searched with."""
     pipeline = getattr(objective.sampler, "pipeline", None)
-    layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
-    known: Any = study.attributes.get("fingerprint")
-    for name in ("objective", "sampler", "lora", "alphas"):  # as a text-to-image objective describes itself
-        known = known.get(name) if isinstance(known, dict) else None
+    unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
+    layers_per_block = getattr(unet_config, "layers_per_block", None)
+    alphas = _searched_alphas(study)
     return LoraNaming(
         component="unet" if getattr(pipeline, "transformer", None) is None else "transformer",
-        alphas=LoraAlphas(**known) if known else trajectory.lora_alphas(),
-        layers_per_block=layers if isinstance(layers, int) else None,
+        alphas=trajectory.lora_alphas() if alphas is None else alphas,
+        layers_per_block=layers_per_block if isinstance(layers_per_block, int) else None,
     )
 
 
-def coefficients_named(source: str) -> Callable[[Trajectory], tuple[Trajectory, Coefficients]] | None:
-    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the checkpoints.
-
-    The function gives the coefficients, and the trajectory in layer groups where there is a row for each of them.
-    A file holds ``[K]`` numbers, or has them under the key ``coefficients``, as what ``lcsc show STUDY --format json``
-    prints; there may be ``[S, K]`` of them then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the
-    ``rows`` of a study file's space.
-
-    Returns:
-        ``None`` for anything else, such as a recipe.
-
-    Raises:
-        StudySpecError: the rate or the width is no number, or a .json file cannot be read.
-    """
-    kind, _, text = source.partition(":")
-    if kind in ("ema", "power"):
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
-        by_rate = ema_coefficients if kind == "ema" else power_ema_coefficients
-        return lambda trajectory: (trajectory, by_rate(trajectory.steps, value))
-    path = Path(source)
-    if path.suffix != ".json":
-        return None
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StudySpecError(f"{path}: cannot be read as JSON ({error})") from error
-    if isinstance(content, Mapping) and "checkpoint_sha256" in content:
-        return None
-    groups: Any = None
-    if isinstance(content, Mapping) and "coefficients" in content:
-        content, groups = content["coefficients"], content.get("layer_groups")
-        if groups is not None and not (isinstance(groups, Mapping) and isinstance(groups.get("names"), list)):
-            raise StudySpecError(f"{path}: layer_groups: expected rows and names, as of lcsc show STUDY --format json")
-
-    def listed(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
-        steps = trajectory.steps
-        if groups is not None:
-            rule = parse_settings(SpaceSpec, {"rows": groups.get("rows")}, source=str(path)).rows
-            trajectory = trajectory.in_rows(rule)
-            names = [] if trajectory.layer_groups is None else list(trajectory.layer_groups.names)
-            if names != groups["names"]:
-                new = [name for name in names if name not in groups["names"]]
-                other = f"there is no row for {new[0]}" if new else f"they have {len(names)} of {len(groups['names'])}"
-                raise StudySpecError(f"{path}: the layer groups of these checkpoints are other ones: {other}")
-            return trajectory, check_coefficients(content, len(steps), rows=len(names))
-        return trajectory, check_coefficients(content, len(steps))
-
-    return listed
+def _searched_alphas(study: StoredStudy) -> LoraAlphas | None:
+    """The alphas in the fingerprint of a study, where a text-to-image objective has put them."""
+    entry: Any = study.attributes.get("fingerprint")
+    for name in ("objective", "sampler", "lora", "alphas"):
+        entry = entry.get(name) if isinstance(entry, dict) else None
+    return LoraAlphas(**entry) if entry else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,17 @@ from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
 
 _CARD = "README.md"
-_LICENCE, _BASE = ("license", "license_name", "license_link"), ("base_model", "base_model_relation")
-_KEPT = (*_LICENCE, *_BASE, "library_name", "pipeline_tag", "datasets", "language")  # of the checkpoints' own card
+_INHERITED = (  # entries of the checkpoints' own card
+    "license",
+    "license_name",
+    "license_link",
+    "base_model",
+    "base_model_relation",
+    "library_name",
+    "pipeline_tag",
+    "datasets",
+    "language",
+)
 _INTRODUCTION = """# {title}
 
 The weights are a linear combination of {count} checkpoints of one training run. Its coefficients were searched by
@@ -33,7 +42,7 @@ the same bits again.
 
 
 def check_repository(name: str, to: Destination | None) -> None:
-    """Refuse before anything is merged what could not be uploaded; ``to`` is ``None`` for a recipe alone.
+    """Before anything is merged, refuse what could not be uploaded; ``to`` is ``None`` for a recipe alone.
 
     Raises:
         StudySpecError: the name is none of the hub's, nobody is logged in, or no model is written.
@@ -50,7 +59,7 @@ def check_repository(name: str, to: Destination | None) -> None:
 
 
 def push_to_hub(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> str:
-    """Upload what was written to ``to``, and its card, as one commit to the repository ``name``, made where it is not.
+    """Upload the export at ``to`` and its card, in one commit, to the repository ``name``; create it if necessary.
 
     A new repository is public, unless its owner's are private by default.
 
@@ -58,25 +67,32 @@ def push_to_hub(name: str, to: Destination, study: StoredStudy, objective: Objec
         The address of the repository.
 
     Raises:
-        StudyStoreError: the hub refuses or is out of reach; what was written stays.
+        StudyStoreError: the hub refuses or is out of reach; the export stays.
     """
     client = import_extra("huggingface_hub")
-    files = [path for path in sorted(to.path.rglob("*")) if path.is_file()] if to.path.is_dir() else [to.path]
-    root = to.path if to.path.is_dir() else to.path.parent
     try:
         api = client.HfApi()
-        made = api.create_repo(name, exist_ok=True)
-        card = _model_card(made.repo_id, to, study, objective, recipe)
-        contents = {_CARD: str(card).encode(), **{path.relative_to(root).as_posix(): path for path in files}}
-        operations = [client.CommitOperationAdd(path_in_repo=file, path_or_fileobj=it) for file, it in contents.items()]
-        api.create_commit(made.repo_id, operations, commit_message=f"{recipe.title}, merged by lcsc_opt")
+        repository = api.create_repo(name, exist_ok=True)
+        card = _model_card(repository.repo_id, to, study, objective, recipe)
+        operations = [client.CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=str(card).encode())]
+        for path_in_repo, path in _files_of(to.path).items():
+            operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=path))
+        api.create_commit(repository.repo_id, operations, commit_message=f"{recipe.title}, merged by lcsc_opt")
     except Exception as error:  # the client raises what its transport does
         reason = " ".join(str(error).split())[:200]
         raise StudyStoreError(
             f"{to.path} is written, but {name} at the hub was not ({type(error).__name__}: {reason}); "
             f"later: hf upload {name} {to.path}, or the same command with --overwrite"
         ) from error
-    return str(made)
+    return str(repository)
+
+
+def _files_of(export: Path) -> dict[str, Path]:
+    """Path in the repository → file, of a file or a folder."""
+    if not export.is_dir():
+        return {export.name: export}
+    files = sorted(path for path in export.rglob("*") if path.is_file())
+    return {path.relative_to(export).as_posix(): path for path in files if path != export / _CARD}
 
 
 def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> Any:
@@ -86,83 +102,127 @@ def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objec
     above, or in their repository at the hub, which is then the base model.
     """
     client = import_extra("huggingface_hub")
-    known = _card_of_checkpoints(Path(next(filter(None, packed_trajectory(objective).sources), "")))
+    sources = [source for source in packed_trajectory(objective).sources if source]
+    entries = _card_of_checkpoints(Path(sources[0])) if sources else {}
     if to.form == "diffusers":
         is_diffusers = "_class_name" in json.loads((to.path / CONFIG).read_text("utf-8"))
-        known["library_name"] = "diffusers" if is_diffusers else "transformers"
-    known["tags"] = ["lcsc", "merge"] if to.form != "lora" else ["lcsc", "merge", "lora", "diffusers"]
-    data = client.ModelCardData(model_name=name, eval_results=list(_results(objective, recipe, known)), **known)
-    text = _INTRODUCTION.format(title=name.split("/")[-1], count=len(recipe.steps), recipe=recipe)
-    parts = (f"---\n{data.to_yaml()}\n---\n", text, _results_table(study, recipe), _coefficients_table(recipe))
-    return client.ModelCard("\n".join(parts))
+        entries["library_name"] = "diffusers" if is_diffusers else "transformers"
+    entries["tags"] = ["lcsc", "merge"]
+    if to.form == "lora":
+        entries["tags"] += ["lora", "diffusers"]
+    results = _results(_task_of(objective, entries), recipe)
+    data = client.ModelCardData(model_name=name, eval_results=results, **entries)
+    introduction = _INTRODUCTION.format(title=name.split("/")[-1], count=len(recipe.steps), recipe=recipe)
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n",
+        introduction,
+        _results_table(study, recipe),
+        _coefficients_table(recipe),
+    ]
+    return client.ModelCard("\n".join(sections))
 
 
 def _card_of_checkpoints(source: Path) -> dict[str, Any]:
-    client = import_extra("huggingface_hub")
-    missing = import_extra("huggingface_hub.errors").EntryNotFoundError  # the client imports its modules when named
+    """The entries that a merged model inherits from the card of the first checkpoint."""
     repository = repository_of(source)
-    folders = (source, *source.parents[:2])  # of a file, or of a folder that a trainer wrote next to others
-    cards = [folder / _CARD for folder in folders if source.name and (folder / _CARD).is_file()]
-    for place in [repository] if repository else cards:
-        try:
-            found = client.ModelCard.load(place, ignore_metadata_errors=True).data.to_dict()
-        except (missing, ValueError, yaml.YAMLError):  # none, or none that can be read
-            continue
-        kept = {key: found[key] for key in _KEPT if found.get(key)}
-        if kept or repository:
-            return kept | ({"base_model": repository, "base_model_relation": "merge"} if repository else {})
+    if repository is not None:
+        entries = _inherited_from(repository)
+        entries["base_model"] = repository
+        entries["base_model_relation"] = "merge"
+        return entries
+    for folder in (source, *source.parents[:2]):  # of a file, or of a folder that a trainer wrote next to others
+        entries = _inherited_from(folder / _CARD) if (folder / _CARD).is_file() else {}
+        if entries:
+            return entries
     return {}
 
 
-def _metrics(recipe: Recipe) -> dict[str, Mapping[str, float]]:
+def _inherited_from(card: str | Path) -> dict[str, Any]:
+    """``card``: a file, or a repository at the hub; empty if it has no card that can be read."""
+    client = import_extra("huggingface_hub")
+    missing = import_extra("huggingface_hub.errors").EntryNotFoundError  # the client imports its modules when named
+    try:
+        entries = client.ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except (missing, ValueError, yaml.YAMLError):
+        return {}
+    return {key: entries[key] for key in _INHERITED if entries.get(key)}
+
+
+def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
     """Kind of noise → metric → value, of the search and, where it was measured, of the report."""
-    report: dict[str, Any] = recipe.held_out or {"loss": None, "metrics": {}}
-    both = {"search": (recipe.loss, recipe.metrics), "held-out": (report["loss"], report["metrics"])}
-    named = {noise: {"loss": loss, **metrics} for noise, (loss, metrics) in both.items()}
-    return {noise: {k: v for k, v in of.items() if isinstance(v, (int, float))} for noise, of in named.items()}
+    measured: dict[str, Mapping[str, Any]] = {"search": {"loss": recipe.loss, **recipe.metrics}, "held-out": {}}
+    if recipe.held_out is not None:
+        report: Mapping[str, Any] = recipe.held_out
+        measured["held-out"] = {"loss": report["loss"], **report["metrics"]}
+    numbers = {}
+    for noise, values in measured.items():
+        numbers[noise] = {metric: value for metric, value in values.items() if isinstance(value, (int, float))}
+    return numbers
 
 
-def _results(objective: Objective, recipe: Recipe, known: Mapping[str, Any]) -> Iterator[Any]:
-    of_images = "text-to-image" if hasattr(objective.sampler, "prompts_of") else "unconditional-image-generation"
-    task = known.get("pipeline_tag") or (of_images if objective.images_per_evaluation else "other")
+def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
+    """The hub's name of what the model does."""
+    if entries.get("pipeline_tag"):
+        return str(entries["pipeline_tag"])
+    if not objective.images_per_evaluation:
+        return "other"
+    return "text-to-image" if hasattr(objective.sampler, "prompts_of") else "unconditional-image-generation"
+
+
+def _results(task: str, recipe: Recipe) -> list[Any]:
+    """The hub's records of what was measured."""
+    client = import_extra("huggingface_hub")
     experiment = recipe.study.split("/")[0]
-    for split, metrics in _metrics(recipe).items():
+    results = []
+    for noise, metrics in _metrics(recipe).items():
         for metric, value in metrics.items():
-            if not metric.endswith(STANDARD_ERROR):
-                yield import_extra("huggingface_hub").EvalResult(
-                    task_type=task,
-                    dataset_type=experiment,
-                    dataset_name=f"{experiment}, {split} noise",
-                    dataset_split=split,
-                    metric_type=metric.split("@")[0],
-                    metric_name=metric,
-                    metric_value=value,
-                )
+            if metric.endswith(STANDARD_ERROR):
+                continue
+            result = client.EvalResult(
+                task_type=task,
+                dataset_type=experiment,
+                dataset_name=f"{experiment}, {noise} noise",
+                dataset_split=noise,
+                metric_type=metric.split("@")[0],
+                metric_name=metric,
+                metric_value=value,
+            )
+            results.append(result)
+    return results
 
 
 def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     """The metrics on the search's noise and on noise that no choice saw, there also the baseline's."""
     measured = _metrics(recipe)
     report = None if recipe.held_out is None else HeldOut.parse(study.attributes.get("held_out"))
-    baselines = {row.metric: row for row in (report.rows if report else ()) if row.baseline is not None}
-    against = next((row.against for row in baselines.values()), None)
+    baselines: dict[str, float] = {}
+    heads = ["metric", "searched", "held-out noise"]
+    for row in report.rows if report else ():
+        if row.baseline is not None:
+            if not baselines:
+                heads.append(f"{row.against}, held-out noise")
+            baselines[row.metric] = row.baseline
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
-        row = baselines.get(metric)
-        values = (*(of.get(metric) for of in measured.values()), *([row and row.baseline] if against else []))
-        lines.append((f"`{metric}`", *("" if value is None else f"{value:.6g}" for value in values)))
-    heads = ("metric", "searched", "held-out noise", *([f"{against}, held-out noise"] if against else []))
+        values = [measured["search"].get(metric), measured["held-out"].get(metric)]
+        if baselines:
+            values.append(baselines.get(metric))
+        cells = ["" if value is None else f"{value:.6g}" for value in values]
+        lines.append([f"`{metric}`", *cells])
     warning = f"\n{report.warning}\n" if report and report.warning else ""
     return f"## Results\n\n{_table(heads, lines)}{warning}"
 
 
 def _coefficients_table(recipe: Recipe) -> str:
-    heads = ("step", *([f"`{row}`" for row in recipe.rows] if recipe.rows else ["coefficient"]), "SHA-256")
-    columns = zip(recipe.steps, recipe.in_rows()[1].T.tolist(), recipe.checkpoint_sha256, strict=True)
-    lines = [(str(step), *map(repr, values), f"`{sha256[:12]}`") for step, values, sha256 in columns]
-    return f"## Coefficients\n\n{_table(heads, lines)}"
+    rows = [f"`{row}`" for row in recipe.rows] if recipe.rows else ["coefficient"]
+    _, coefficients = recipe.in_rows()
+    lines = []
+    for index, step in enumerate(recipe.steps):
+        column = [repr(value) for value in coefficients[:, index].tolist()]
+        lines.append([str(step), *column, f"`{recipe.checkpoint_sha256[index][:12]}`"])
+    return f"## Coefficients\n\n{_table(['step', *rows, 'SHA-256'], lines)}"
 
 
-def _table(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    ruled = [heads, ("---", *["---:"] * (len(heads) - 1)), *lines]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in ruled)
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    alignment = ["---", *["---:"] * (len(heads) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, alignment, *lines))

@@ -21,6 +21,7 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
@@ -102,23 +103,31 @@ class Recipe(pydantic.BaseModel):
     def _check(self) -> Recipe:
         if self.format != _FORMAT:
             raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
-        expected = (len(self.steps),) if self.rows is None else (len(self.rows), len(self.steps))
-        if (shape := np.array(self.coefficients).shape) != expected or len(self.checkpoint_sha256) != expected[-1]:
-            counts = f"coefficients {list(shape)}, {len(self.checkpoint_sha256)} hashes"
-            raise ValueError(f"{counts} for {len(self.steps)} steps{' in rows' * (self.rows is not None)}")
+        checkpoints = len(self.steps)
+        expected_shape = (checkpoints,) if self.rows is None else (len(self.rows), checkpoints)
+        shape = np.array(self.coefficients).shape
+        hashes = len(self.checkpoint_sha256)
+        if shape != expected_shape or hashes != checkpoints:
+            in_rows = "" if self.rows is None else " in rows"
+            raise ValueError(f"coefficients {list(shape)}, {hashes} hashes for {checkpoints} steps{in_rows}")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
         return self
 
     @classmethod
-    def of(cls, trajectory: Trajectory, coefficients: Coefficients, **others: Any) -> Recipe:
-        """The recipe of a merge of these checkpoints, made with what is installed here."""
-        now, groups, rows = environment(), trajectory.layer_groups, None
-        if groups is not None and coefficients.ndim > 1:
-            tensors = [(groups.names[row], name) for name, row in groups.row_of.items()]
-            rows = {group: tuple(sorted(name for own, name in tensors if own == group)) for group in groups.names}
+    def of(cls, trajectory: Trajectory, coefficients: Coefficients, **fields: Any) -> Recipe:
+        """The recipe of a merge of these checkpoints, made with what is installed here; ``fields`` are added to it."""
+        installed = environment()
+        versions = {"python": installed["python"]}
+        for package in ("torch", "numpy"):
+            versions[package] = installed["packages"][package]
+        rows = None
+        numbers = tuple(coefficients.tolist())
+        if trajectory.layer_groups is not None and coefficients.ndim > 1:
+            rows = _tensors_of_groups(trajectory.layer_groups)
+            numbers = tuple(tuple(row) for row in coefficients.tolist())
         return cls(
-            coefficients=tuple(tuple(row) if rows else row for row in coefficients.tolist()),
+            coefficients=numbers,
             rows=rows,
             steps=trajectory.steps,
             checkpoint_sha256=trajectory.checkpoint_sha256,
@@ -126,8 +135,8 @@ class Recipe(pydantic.BaseModel):
             constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
             key=trajectory.metadata.get("key"),
             lcsc_opt=VERSION,
-            versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
-            **others,
+            versions=versions,
+            **fields,
         )
 
     @classmethod
@@ -147,13 +156,7 @@ class Recipe(pydantic.BaseModel):
             )
         trial, coefficients, attributes = study.chosen_trial(number)
         trajectory = packed_trajectory(objective)
-        known = study.attributes["fingerprint"]["objective"].get("trajectory")
-        other = isinstance(known, str) and known != trajectory.sha256
-        if other or tuple(study.attributes["steps"]) != trajectory.steps:  # these would give another model, silently
-            raise StudyStoreError(
-                f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
-                "put them back, or start a new study"
-            )
+        _check_searched(study, trajectory)
         return cls.of(
             trajectory,
             coefficients,
@@ -172,30 +175,26 @@ class Recipe(pydantic.BaseModel):
         Raises:
             TrajectoryError: there is none, or it cannot be read.
         """
-        path = path / FILE if (path / FILE).is_file() else path
+        if (path / FILE).is_file():
+            path = path / FILE
         if not path.exists():
             raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
-        text: Any = None
         try:
-            if path.suffix == ".json":
-                text = path.read_bytes()
-            elif path.suffix == ".safetensors":
-                text = read_metadata(path).get(ENTRY)
-            elif path.is_file():
-                content = read_content(path)
-                text = content.get(ENTRY) if isinstance(content, dict) else None
+            text = _recipe_text(path)
         except (OSError, ValueError, TrajectoryError) as error:
             raise TrajectoryError(
                 f"{path} holds no recipe that can be read: name a model that lcsc exported."
             ) from error
-        if not isinstance(text, (str, bytes)):
+        if text is None:
             raise TrajectoryError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
+            problem = error.errors(include_url=False, include_input=False)[0]
+            reason = problem["msg"].removeprefix("Value error, ")
+            if problem["loc"]:
+                field = ".".join(str(part) for part in problem["loc"])
+                reason = f"{field}: {reason}"
             raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
 
     def in_rows(self) -> tuple[dict[str, int], Coefficients]:
@@ -204,10 +203,14 @@ class Recipe(pydantic.BaseModel):
         Raises:
             StudySpecError: a row does not sum to one.
         """
-        rows = () if self.rows is None else self.rows.values()
-        row_of = {name: row for row, names in enumerate(rows) for name in names}
-        checked = check_coefficients(self.coefficients, len(self.steps), rows=len(rows) or None)
-        return row_of, checked.reshape(-1, len(self.steps))
+        row_of: dict[str, int] = {}
+        row_count = None
+        if self.rows:
+            row_count = len(self.rows)
+            for row, names in enumerate(self.rows.values()):
+                row_of.update(dict.fromkeys(names, row))
+        coefficients = check_coefficients(self.coefficients, len(self.steps), rows=row_count)
+        return row_of, coefficients.reshape(-1, len(self.steps))
 
     def needed_of(self, steps: Sequence[int]) -> dict[int, int]:
         """The checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
@@ -216,11 +219,13 @@ class Recipe(pydantic.BaseModel):
             StudySpecError: the coefficients do not sum to one.
             TrajectoryError: one is missing.
         """
-        needed = np.flatnonzero(self.in_rows()[1].any(axis=0)).tolist()
-        if missing := sorted({self.steps[index] for index in needed} - set(steps)):
+        _, coefficients = self.in_rows()
+        needed = np.flatnonzero(coefficients.any(axis=0)).tolist()
+        missing = sorted({self.steps[index] for index in needed} - set(steps))
+        if missing:
             raise TrajectoryError(
                 f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: {_some(missing)}. "
-                f"Name them, too; the steps that are there: {_some(sorted(steps))}."
+                f"Name them, too; these steps were found: {_some(sorted(steps))}."
             )
         return {index: steps.index(self.steps[index]) for index in needed}
 
@@ -235,8 +240,42 @@ class Recipe(pydantic.BaseModel):
 
 
 def _some(steps: Sequence[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, steps[:most]))
-    return f"{shown}, … {steps[-1]}" if len(steps) > most else shown or "none"
+    if not steps:
+        return "none"
+    numbers = ", ".join(str(step) for step in steps[:most])
+    return f"{numbers}, … {steps[-1]}" if len(steps) > most else numbers
+
+
+def _tensors_of_groups(groups: LayerGroups) -> dict[str, tuple[str, ...]]:
+    """Group of layers → the names of its tensors."""
+    tensors: dict[str, list[str]] = {group: [] for group in groups.names}
+    for name, row in groups.row_of.items():
+        tensors[groups.names[row]].append(name)
+    return {group: tuple(sorted(names)) for group, names in tensors.items()}
+
+
+def _check_searched(study: StoredStudy, trajectory: Trajectory) -> None:
+    """Refuse other checkpoints than those that the study searched on: they would give another model, silently."""
+    searched_sha256 = study.attributes["fingerprint"]["objective"].get("trajectory")
+    is_other = isinstance(searched_sha256, str) and searched_sha256 != trajectory.sha256
+    if is_other or tuple(study.attributes["steps"]) != trajectory.steps:
+        raise StudyStoreError(
+            f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
+            "put them back, or start a new study"
+        )
+
+
+def _recipe_text(path: Path) -> str | bytes | None:
+    """The recipe in an exported file, or the content of a JSON file."""
+    if path.suffix == ".json":
+        return path.read_bytes()
+    if path.suffix == ".safetensors":
+        return read_metadata(path).get(ENTRY)
+    if not path.is_file():
+        return None
+    content = read_content(path)
+    text = content.get(ENTRY) if isinstance(content, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def packed_trajectory(objective: Objective) -> Trajectory:

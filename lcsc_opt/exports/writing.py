@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import inspect
 import json
 import os
 import shutil
@@ -28,9 +27,28 @@ from lcsc_opt.sampling.lora import to_diffusers
 Form = Literal["safetensors", "pt", "diffusers", "lora", "megatron", "mergekit"]
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
-_CLASS, _MODEL_TYPE = "_class_name", "model_type"  # in a configuration of diffusers, of transformers
-_FORMS: dict[str, Form] = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), "pt")}
-_SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files say it
+_DIFFUSERS_CLASS = "_class_name"  # in a configuration of diffusers
+_TRANSFORMERS_TYPE = "model_type"  # in one of transformers
+_FORM_OF_SUFFIX: dict[str, Form] = {
+    ".safetensors": "safetensors",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".ckpt": "pt",
+    ".bin": "pt",
+}
+_SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files name them
+_PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors of images, how to generate
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "chat_template.*",
+    "*processor_config.json",
+    "generation_config.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +57,10 @@ class Destination:
 
     Attributes:
         path: a file, or the folder that diffusers or transformers loads.
-        form: what is written there.
+        form: how the model is written.
         dtype: of floating-point tensors; ``None`` leaves each in its own.
         config: a folder of diffusers or transformers, or its ``config.json``, that the written folder takes its
-            configuration from; ``None`` takes it from the objective's network.
+            configuration and its tokenizer from; ``None`` takes the configuration from the objective's network.
     """
 
     path: Path
@@ -65,17 +83,16 @@ class Destination:
         Raises:
             StudySpecError: an unknown suffix, form or dtype; a path that is taken.
         """
-        form = form or (_FORMS.get(path.suffix) if path.suffix else "diffusers")
         if form is None:
-            raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
-        dtype = _SHORT_DTYPES.get(dtype or "", dtype)
-        for option, value, allowed in (("--as", form, get_args(Form)), ("--dtype", dtype, (None, *get_args(Dtype)))):
-            if value not in allowed:
-                names = ", ".join(filter(None, allowed))
-                raise StudySpecError(f"{option}: expected one of {names}, got {value!r}")
+            form = _form_of(path)
+        _check_choice("--as", form, get_args(Form))
+        if dtype is not None:
+            dtype = _SHORT_DTYPES.get(dtype, dtype)
+            _check_choice("--dtype", dtype, get_args(Dtype))
         if path.exists() and not overwrite:
             raise StudySpecError(f"{path}: exists already; give another name, or --overwrite")
-        if path.is_dir() and not (path / FILE).exists() and any(path.iterdir()):
+        is_export = (path / FILE).exists()
+        if path.is_dir() and not is_export and any(path.iterdir()):
             raise StudySpecError(f"{path}: holds other things than an exported model; give another name")
         return cls(path, typing.cast("Form", form), dtype, config)
 
@@ -83,29 +100,24 @@ class Destination:
         """``config.json`` for the form ``diffusers``: the user's, or the ``default``; ``None`` for other forms.
 
         Raises:
-            ObjectiveError: it is not there, or is another kind of file.
+            ObjectiveError: there is none, or it is another kind of file.
         """
         if self.form != "diffusers":
             return None
-        if self.config is None:
-            if default is None:
-                raise ObjectiveError(f"{self.path}: has no configuration of diffusers; pass --config FOLDER of a model")
-            return default
-        file = self.config / CONFIG if self.config.is_dir() else self.config
-        try:
-            text = file.read_text(encoding="utf-8")
-            content = json.loads(text)
-        except (OSError, ValueError, RecursionError) as error:
-            raise ObjectiveError(f"--config: {file} is no configuration that can be read: {error}") from error
-        if not isinstance(content, dict) or not any(isinstance(content.get(k), str) for k in (_CLASS, _MODEL_TYPE)):
+        file = self._config_file
+        if file is not None:
+            return _read_config(file)
+        if default is None:
             raise ObjectiveError(
-                f"--config: {file} is of no model of diffusers or transformers ({_CLASS}, {_MODEL_TYPE}); name a "
-                "model's folder"
+                f"{self.path}: a model folder needs a configuration of diffusers or transformers; pass --config FOLDER "
+                "of a model. An adapter needs none: end the name in .safetensors"
             )
-        return text
+        return default
 
     def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None) -> None:
-        """Write weights, recipe and the ``config`` of :meth:`config_text` as a whole; no reader ever sees half of it.
+        """Write weights, recipe and the ``config`` of :meth:`config_text`. No reader ever sees a part of it.
+
+        A folder of transformers also gets the tokenizer and the like of the folder that ``config`` was read from.
 
         Raises:
             ObjectiveError: the weights do not fit the configuration.
@@ -115,36 +127,88 @@ class Destination:
         if self.form == "diffusers":
             _check_fits(str(config), weights)
         if self.form == "lora":
-            naming = recipe.lora or LoraNaming()
-            layers = naming.layers_per_block
-            unet = None if layers is None else types.SimpleNamespace(layers_per_block=layers)
-            weights = to_diffusers(weights, naming.alphas, component=naming.component, unet_config=unet)
-        text = recipe.as_text()
+            weights = _named_by_diffusers(weights, recipe.lora or LoraNaming())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as path:
-                if self.form == "diffusers":
-                    path.mkdir()
-                    (path / CONFIG).write_text(str(config), encoding="utf-8")
-                    (path / FILE).write_text(text, encoding="utf-8")
-                if self.form == "pt":
-                    with path.open("wb") as file:  # of a path, torch would write the name into the file
-                        torch.save({"state_dict": weights, ENTRY: text}, file)
-                elif self.form == "diffusers":
-                    _write_shards(weights, path, str(config), {"format": "pt", ENTRY: text})
-                else:
-                    write_safetensors(weights, path, {"format": "pt", ENTRY: text})
+                self._write_to(path, weights, recipe.as_text(), config)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
-            needed = sum(tensor.nbytes for tensor in weights.values())
             reason = " ".join(str(error).split())
-            if self.path.parent.is_dir() and needed > (free := shutil.disk_usage(self.path.absolute().parent).free):
-                reason = f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
+            needed_bytes = sum(tensor.nbytes for tensor in weights.values())
+            if self.path.parent.is_dir():
+                free_bytes = shutil.disk_usage(self.path.absolute().parent).free
+                if needed_bytes > free_bytes:
+                    reason = f"{os.strerror(errno.ENOSPC)}: needs {needed_bytes:,} bytes, and {free_bytes:,} are free"
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
+
+    def _write_to(self, path: Path, weights: dict[str, Tensor], recipe: str, config: str | None) -> None:
+        texts = {"format": "pt", ENTRY: recipe}
+        if self.form == "diffusers":
+            path.mkdir()
+            (path / CONFIG).write_text(str(config), encoding="utf-8")
+            (path / FILE).write_text(recipe, encoding="utf-8")
+            _write_shards(weights, path, str(config), texts)
+            self._copy_processing_files(path)
+        elif self.form == "pt":
+            with path.open("wb") as file:  # given a path, torch would write its name into the file
+                torch.save({"state_dict": weights, ENTRY: recipe}, file)
+        else:
+            write_safetensors(weights, path, texts)
+
+    def _copy_processing_files(self, folder: Path) -> None:
+        if self._config_file is None:
+            return
+        for pattern in _PROCESSING_FILES:
+            for file in self._config_file.parent.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, folder / file.name)
+
+    @property
+    def _config_file(self) -> Path | None:
+        if self.config is None or not self.config.is_dir():
+            return self.config
+        return self.config / CONFIG
+
+
+def _form_of(path: Path) -> Form:
+    if not path.suffix:
+        return "diffusers"
+    form = _FORM_OF_SUFFIX.get(path.suffix)
+    if form is None:
+        raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
+    return form
+
+
+def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise StudySpecError(f"{option}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _read_config(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ObjectiveError(f"--config: {file} is no configuration that can be read: {error}") from error
+    keys = (_DIFFUSERS_CLASS, _TRANSFORMERS_TYPE)
+    if not isinstance(content, dict) or not any(isinstance(content.get(key), str) for key in keys):
+        raise ObjectiveError(
+            f"--config: {file} is of no model of diffusers or transformers ({', '.join(keys)}); name a model's folder"
+        )
+    return text
+
+
+def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, Tensor]:
+    unet_config = None
+    if naming.layers_per_block is not None:
+        unet_config = types.SimpleNamespace(layers_per_block=naming.layers_per_block)
+    return to_diffusers(weights, naming.alphas, component=naming.component, unet_config=unet_config)
 
 
 def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: Mapping[str, str]) -> None:
-    """Write one file, or where it were larger than :data:`SHARD_BYTES` several and an index, as ``save_pretrained``."""
-    stem = "diffusion_pytorch_model" if _CLASS in json.loads(config) else "model"
+    """Write one file; or as ``save_pretrained``, several of :data:`SHARD_BYTES` at most and an index."""
+    is_diffusers = _DIFFUSERS_CLASS in json.loads(config)
+    stem = "diffusion_pytorch_model" if is_diffusers else "model"
     hub = import_extra("huggingface_hub")
     split = hub.split_torch_state_dict_into_shards(
         weights, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
@@ -158,26 +222,38 @@ def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: 
 
 def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that do not fit the model of a configuration: a library would fill gaps with random numbers."""
-    settings = json.loads(config)
-    is_diffusers = _CLASS in settings
-    name = str(settings[_CLASS] if is_diffusers else next(iter(settings.get("architectures") or ()), None))
-    library = import_extra("diffusers" if is_diffusers else "transformers")
-    model: Any = getattr(library, name, None) if name.isidentifier() else None
-    base = library.ModelMixin if is_diffusers else library.PreTrainedModel
-    is_model: bool = inspect.isclass(model) and issubclass(model, base)
-    if not is_model:
+    network = _network_on_meta(json.loads(config))
+    tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
+    expected = {
+        name: tensor for name, tensor in network.state_dict().items() if name in weights or name not in tied_names
+    }
+    differences = difference(weights, expected)
+    if differences is not None:
+        raise ObjectiveError(
+            f"the merged model does not fit the configuration's: it {differences}; pass --config FOLDER of the right "
+            "one, or --as safetensors"
+        )
+
+
+def _network_on_meta(settings: dict[str, Any]) -> Any:
+    """The network of a configuration, without memory for its weights."""
+    if _DIFFUSERS_CLASS in settings:
+        library = import_extra("diffusers")
+        base_class = library.ModelMixin
+        name = str(settings[_DIFFUSERS_CLASS])
+    else:
+        library = import_extra("transformers")
+        base_class = library.PreTrainedModel
+        name = str(next(iter(settings.get("architectures") or ()), None))
+    network_class: Any = getattr(library, name, None) if name.isidentifier() else None
+    if not isinstance(network_class, type) or not issubclass(network_class, base_class):
         raise ObjectiveError(
             f"the configuration names {name!r}, which is no model of this version of {library.__name__}"
         )
     with torch.device("meta"):
         try:
-            made: Any = model.from_config(settings) if is_diffusers else model(model.config_class.from_dict(settings))
-        except Exception as error:  # whatever a model raises of wrong settings
+            if _DIFFUSERS_CLASS in settings:
+                return network_class.from_config(settings)
+            return network_class(network_class.config_class.from_dict(settings))
+        except Exception as error:  # models raise all kinds of errors for wrong settings
             raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
-    tied = getattr(made, "all_tied_weights_keys", ())  # save_pretrained leaves them out
-    expected = {name: one for name, one in made.state_dict().items() if name in weights or name not in tied}
-    if (differs := difference(weights, expected)) is not None:
-        raise ObjectiveError(
-            f"the merged model does not fit the configuration's: it {differs}; pass --config FOLDER of the right one, "
-            "or --as safetensors"
-        )

@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
-from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES
+from lcsc_opt.checkpoints.names import TORCH_SUFFIXES
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.score import Draw, metrics_of

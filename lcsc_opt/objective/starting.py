@@ -17,7 +17,7 @@ from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.packing import find_sources
+from lcsc_opt.trajectory.sources import find_sources
 
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
 _SCORE = "score.py"

@@ -32,11 +32,13 @@ from lcsc_opt.optimizers.registry import asks_one_at_a_time, build_optimizer, ne
 
 SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
 STEPS = tuple(range(100, 1300, 100))
-TARGET = np.linspace(-0.6, 0.9, len(STEPS)) / np.linspace(-0.6, 0.9, len(STEPS)).sum()
+_SLOPE = np.linspace(-0.6, 0.9, len(STEPS))
+TARGET = _SLOPE / _SLOPE.sum()  # [K], where the quadratic loss of check_optimizer is lowest
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20
-CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of the file that are left after a cut
-K = 500
-SMALLEST = 5e-324
+FAILURE_LOSS = 1e6  # what an optimizer is told for a failed evaluation
+CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # lengths of a truncated file, relative to the whole one
+STORED_COEFFICIENTS = 500
+SMALLEST = 5e-324  # the smallest positive double
 
 
 def check_objective(
@@ -53,80 +55,102 @@ def check_objective(
 
     Args:
         build: makes the objective; called twice.
-        images: how many an evaluation samples; ``None`` takes the objective's own number.
+        images: how many an evaluation samples; ``None`` is the objective's own number.
         step: length of the step of the central difference, in coefficients.
         tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
 
     Raises:
         AssertionError: one of these is not kept.
     """
-    objective, other = build(), build()
+    objective = build()
+    rebuilt = build()
     check_steps(objective.steps)
     described = objective.describe()
-    assert json.loads(json.dumps(described)) == described, "describe(): is not the same after it was stored as JSON"
-    assert described == other.describe(), "describe(): differs between two that were built with the same settings"
+    assert json.loads(json.dumps(described)) == described, "describe(): changes when it is stored as JSON"
+    assert described == rebuilt.describe(), "describe(): differs between two objectives with the same settings"
     origin = default_origin(objective.steps)
     candidate = Candidate(origin, images=images)
-    first = _evaluated(objective, candidate)
-    for again in (objective, other):
-        assert _evaluated(again, candidate).loss == first.loss, (
-            f"evaluate: the same candidate has the loss {first.loss!r}, and another one the second time"
+    first = _evaluate(objective, candidate)
+    for same in (objective, rebuilt):
+        loss = _evaluate(same, candidate).loss
+        assert loss == first.loss, (
+            f"evaluate: the same candidate has the loss {first.loss!r} the first time, and {loss!r} the second time"
         )
-    assert math.isfinite(objective(np.eye(len(origin))[-1])), "the last checkpoint alone has no finite loss"
+    last_checkpoint = np.eye(len(origin))[-1]
+    assert math.isfinite(objective(last_checkpoint)), "the last checkpoint alone has no finite loss"
     if objective.images_per_evaluation:
         _check_images(objective, candidate, first)
     _check_gradient(objective, candidate, first, step=step, tolerance=tolerance)
     if isinstance(objective, StagedObjective):
-        last = objective.images_of(candidate)
-        halves = ((0, last // 2), (last // 2, last))
-        parts = [objective.sample(candidate, objective.prepare(candidate), *images) for images in halves]
-        whole, _ = objective.score(candidate, parts)
-        assert math.isclose(whole.loss, first.loss, rel_tol=SPREAD_TOLERANCE), (
-            f"score: {whole.loss} of images sampled in two parts, and {first.loss} of all at once"
-        )
+        _check_stages(objective, candidate, first)
 
 
-def _evaluated(objective: Objective, candidate: Candidate) -> Evaluation:
+def _evaluate(objective: Objective, candidate: Candidate) -> Evaluation:
     evaluation = objective.evaluate(candidate)
-    assert isinstance(evaluation, Evaluation), f"evaluate: gave {type(evaluation).__name__}, expected an Evaluation"
+    kind = type(evaluation).__name__
+    assert isinstance(evaluation, Evaluation), f"evaluate: returned {kind}, expected an Evaluation"
     assert math.isfinite(evaluation.loss), f"evaluate: the loss is {evaluation.loss}, expected a finite number"
     return evaluation
 
 
-def _check_images(objective: Objective, candidate: Candidate, first: Evaluation) -> None:
-    wanted = objective.images_per_evaluation if candidate.images is None else candidate.images
-    assert first.cost.images == wanted, f"cost.images: {first.cost.images} for an evaluation of {wanted} images"
-    fewer = Candidate(candidate.coefficients, images=max(wanted // 2, 2))
-    counted = _evaluated(objective, fewer).cost.images
-    assert counted == fewer.images, f"candidate.images: {fewer.images} were asked for, and {counted} sampled"
-    unseen = _evaluated(objective, Candidate(candidate.coefficients, images=candidate.images, noise=HELD_OUT))
-    assert unseen.loss != first.loss, "candidate.noise: the loss on held-out noise is that of the search's"
+def _check_images(objective: Objective, candidate: Candidate, evaluation: Evaluation) -> None:
+    images = candidate.images
+    if images is None:
+        images = objective.images_per_evaluation
+    sampled = evaluation.cost.images
+    assert sampled == images, f"cost.images: {sampled} for an evaluation of {images} images"
+    fewer = Candidate(candidate.coefficients, images=max(images // 2, 2))
+    sampled = _evaluate(objective, fewer).cost.images
+    assert sampled == fewer.images, f"candidate.images: {fewer.images} were asked for, and {sampled} sampled"
+    on_held_out_noise = Candidate(candidate.coefficients, images=candidate.images, noise=HELD_OUT)
+    held_out_loss = _evaluate(objective, on_held_out_noise).loss
+    assert held_out_loss != evaluation.loss, "candidate.noise: the same loss on held-out noise as on the search's"
 
 
 def _check_gradient(
-    objective: Objective, candidate: Candidate, first: Evaluation, *, step: float, tolerance: float
+    objective: Objective, candidate: Candidate, evaluation: Evaluation, *, step: float, tolerance: float
 ) -> None:
+    """Compare the gradient with central differences along two directions."""
     if objective.why_no_gradient() is not None:
         return
-    evaluation = objective.evaluate(candidate, gradient=True)
-    gradient, count = evaluation.gradient, len(candidate.coefficients)
-    if gradient is None or gradient.shape != (count,):
-        raise AssertionError(f"evaluate(gradient=True): expected a gradient of {count} numbers, got {gradient!r}")
-    assert math.isclose(evaluation.loss, first.loss, rel_tol=1e-6), (
-        f"evaluate(gradient=True): the loss is {evaluation.loss}, without a gradient {first.loss}"
+    coefficients = candidate.coefficients
+    with_gradient = objective.evaluate(candidate, gradient=True)
+    gradient = with_gradient.gradient
+    if gradient is None or gradient.shape != (len(coefficients),):
+        raise AssertionError(
+            f"evaluate(gradient=True): expected a gradient of {len(coefficients)} numbers, got {gradient!r}"
+        )
+    assert math.isclose(with_gradient.loss, evaluation.loss, rel_tol=1e-6), (
+        f"evaluate(gradient=True): the loss is {with_gradient.loss}, without a gradient {evaluation.loss}"
     )
-    space, generator = AffineSpace(objective.steps, candidate.coefficients), np.random.default_rng(0)
-    for _ in range(2):  # directions of length one, which sum to zero
-        moved = space.to_coefficients(generator.standard_normal(space.shape)) - candidate.coefficients
-        direction = moved / np.linalg.norm(moved)
-        ahead, behind = (
-            _evaluated(objective, Candidate(candidate.coefficients + sign * step * direction, images=candidate.images))
-            for sign in (1, -1)
+
+    def loss_at(moved: Coefficients) -> float:
+        return _evaluate(objective, Candidate(moved, images=candidate.images)).loss
+
+    space = AffineSpace(objective.steps, coefficients)
+    generator = np.random.default_rng(0)
+    for _ in range(2):
+        direction = space.to_coefficients(generator.standard_normal(space.shape)) - coefficients
+        direction = direction / np.linalg.norm(direction)  # of length one, and its sum is zero
+        ahead = loss_at(coefficients + step * direction)
+        behind = loss_at(coefficients - step * direction)
+        expected = (ahead - behind) / (2 * step)
+        derivative = float(gradient @ direction)
+        scale = max(abs(expected), float(np.linalg.norm(gradient)))
+        assert abs(derivative - expected) <= tolerance * scale, (
+            f"evaluate(gradient=True): {derivative:.6g} along a direction in which the loss changes by {expected:.6g}"
         )
-        found, expected = float(gradient @ direction), (ahead.loss - behind.loss) / (2 * step)
-        assert abs(found - expected) <= tolerance * max(abs(expected), float(np.linalg.norm(gradient))), (
-            f"evaluate(gradient=True): {found:.6g} along a direction in which the loss changes by {expected:.6g}"
-        )
+
+
+def _check_stages(objective: StagedObjective, candidate: Candidate, evaluation: Evaluation) -> None:
+    """Sample the images in two parts, and compare the loss with that of one evaluation."""
+    count = objective.images_of(candidate)
+    first_half = objective.sample(candidate, objective.prepare(candidate), 0, count // 2)
+    second_half = objective.sample(candidate, objective.prepare(candidate), count // 2, count)
+    in_parts, _ = objective.score(candidate, [first_half, second_half])
+    assert math.isclose(in_parts.loss, evaluation.loss, rel_tol=SPREAD_TOLERANCE), (
+        f"score: {in_parts.loss} of images sampled in two parts, and {evaluation.loss} of all at once"
+    )
 
 
 def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budget: int = 60) -> None:
@@ -148,43 +172,56 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
         StudySpecError: a candidate's coefficients are not valid, or there is no such optimizer or option.
     """
     spec = OptimizerSpec(name=name, options=dict(options or {}))
-    state = str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
-    first = _Run(spec, budget).bits
-    assert str(np.random.get_state()) == state, "draws from numpy's global generator"  # noqa: NPY002
-    assert first == _Run(spec, budget).bits, "the same seed and answers gave other candidates"
+    global_state = str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
+    asked = _Search(spec, budget).asked
+    assert str(np.random.get_state()) == global_state, "draws from numpy's global generator"  # noqa: NPY002
+    assert _Search(spec, budget).asked == asked, "the same seed and answers gave other candidates"
     in_flight = 1 if asks_one_at_a_time(spec) else 3
-    one, other = (_Run(spec, budget, in_flight=in_flight).bits for _ in range(2))
-    assert one == other, f"{in_flight} at once: another sequence"
-    _Run(spec, budget, fails=True)
+    asked = _Search(spec, budget, in_flight=in_flight).asked
+    asked_again = _Search(spec, budget, in_flight=in_flight).asked
+    assert asked_again == asked, f"{in_flight} at once: another sequence"
+    _Search(spec, budget, fails=True)
 
 
-class _Run:
-    """One search; checks each candidate as it is asked."""
+class _Search:
+    """One search, which ends when the object is made; checks each candidate as it is asked.
+
+    Attributes:
+        asked: the bytes of each candidate's coefficients.
+    """
 
     def __init__(self, spec: OptimizerSpec, budget: int, *, in_flight: int = 1, fails: bool = False) -> None:
         space = AffineSpace(STEPS, default_origin(STEPS))
-        self.optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
-        self.bits: list[bytes] = []  # of what was asked
-        self.losses: list[float] = []
-        self._gradient = needs_gradient(spec)
-        waiting: list[Any] = []
-        while len(self.bits) < budget and not getattr(self.optimizer, "finished", False):
-            if len(waiting) == in_flight:
-                self._tell(waiting.pop(0), fails=fails and len(self.losses) % 5 == 2)
-            waiting.append(self.optimizer.ask())
-            self.bits.append(_checked(waiting[-1].value).tobytes())
-        for parameter in waiting:
-            self._tell(parameter, fails=False)
-        _checked(self.optimizer.recommend().value)
+        self.asked: list[bytes] = []
+        self._optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
+        self._gives_gradient = needs_gradient(spec)
+        self._fails = fails
+        self._told = 0
+        self._run(budget, in_flight)
 
-    def _tell(self, parameter: Any, *, fails: bool) -> None:
-        candidate = candidate_of(parameter)
-        distance = float(np.square(candidate.coefficients - TARGET).sum())
-        loss = 1e6 if fails else min(distance + 1.0, LARGEST_LOSS)
-        gradient = 2 * (candidate.coefficients - TARGET) if self._gradient else None
-        attach_evaluation(parameter, None if fails else Evaluation(loss, gradient=gradient))
-        self.optimizer.tell(parameter, loss)
-        self.losses.append(loss)
+    def _run(self, budget: int, in_flight: int) -> None:
+        waiting: list[Any] = []
+        while len(self.asked) < budget and not getattr(self._optimizer, "finished", False):
+            if len(waiting) == in_flight:
+                self._tell(waiting.pop(0), failed=self._fails and self._told % 5 == 2)
+            parameter = self._optimizer.ask()
+            waiting.append(parameter)
+            self.asked.append(_checked(parameter.value).tobytes())
+        for parameter in waiting:
+            self._tell(parameter, failed=False)
+        _checked(self._optimizer.recommend().value)
+
+    def _tell(self, parameter: Any, *, failed: bool) -> None:
+        self._told += 1
+        if failed:
+            attach_evaluation(parameter, None)
+            self._optimizer.tell(parameter, FAILURE_LOSS)
+            return
+        apart = candidate_of(parameter).coefficients - TARGET
+        loss = min(float(np.square(apart).sum()) + 1.0, LARGEST_LOSS)
+        gradient = 2 * apart if self._gives_gradient else None
+        attach_evaluation(parameter, Evaluation(loss, gradient=gradient))
+        self._optimizer.tell(parameter, loss)
 
 
 def _checked(coefficients: Coefficients) -> Coefficients:
@@ -213,27 +250,36 @@ def check_extractor(
     assert isinstance(extractor.name, str), "name: is no text"
     count = len(images)
     with torch.no_grad():
-        features, again = extractor(images), extractor(images)
-        alone = torch.cat([extractor(images[i : i + 1]) for i in range(count)])
+        features = extractor(images)
+        repeated = extractor(images)
+        one_by_one = torch.cat([extractor(images[i : i + 1]) for i in range(count)])
+    shape = tuple(features.shape)
     expected = (count, extractor.dimension)
-    assert tuple(features.shape) == expected, f"features: have the shape {tuple(features.shape)}, expected {expected}"
+    assert shape == expected, f"features: have the shape {shape}, expected {expected}"
     assert features.dtype == torch.float32, f"features: are {features.dtype}, expected float32"
     assert bool(torch.isfinite(features).all()), "features: are not finite"
-    assert torch.equal(features, again), "features: of the same images differ the second time"
-    apart = float((features - alone).abs().max() / features.abs().max().clamp(min=1e-12))
+    assert torch.equal(features, repeated), "features: of the same images differ the second time"
+    scale = features.abs().max().clamp(min=1e-12)
+    apart = float((features - one_by_one).abs().max() / scale)
     assert apart <= tolerance, f"features: of an image alone differ by {apart:.2g} from those in a batch"
     if differentiable:
-        leaf = images.detach().clone().requires_grad_()
-        linked = extractor(leaf)
-        assert linked.requires_grad, "features: have no graph; pass differentiable=False where none is wanted"
-        (gradient,) = torch.autograd.grad(linked.sum(), leaf)
-        kept = bool(torch.isfinite(gradient).all()) and bool(gradient.abs().sum() > 0)
-        assert kept, "features: their gradient in the images is zero or not finite"
-    if (both := getattr(extractor, "features_and_logits", None)) is not None:
+        _check_graph(extractor, images)
+    features_and_logits = getattr(extractor, "features_and_logits", None)
+    if features_and_logits is not None:
         with torch.no_grad():
-            same, logits = both(images)
-        assert torch.equal(same, features), "features_and_logits: other features than a call"
+            same_features, logits = features_and_logits(images)
+        assert torch.equal(same_features, features), "features_and_logits: other features than a call"
         assert logits.shape[:-1] == (count,), f"logits: have the shape {tuple(logits.shape)}"
+
+
+def _check_graph(extractor: FeatureExtractor, images: Tensor) -> None:
+    leaf = images.detach().clone().requires_grad_()
+    features = extractor(leaf)
+    assert features.requires_grad, "features: have no graph; pass differentiable=False if none is needed"
+    (gradient,) = torch.autograd.grad(features.sum(), leaf)
+    is_finite = bool(torch.isfinite(gradient).all())
+    is_zero = not bool(gradient.abs().sum() > 0)
+    assert is_finite and not is_zero, "features: their gradient in the images is zero or not finite"  # noqa: PT018
 
 
 def check_checkpoint(
@@ -258,35 +304,45 @@ def check_checkpoint(
     """
     _compare(read_checkpoint(path, key=key).tensors, tensors)
     if step is not None:
-        found = checkpoint_step(path)
-        assert found == step, f"{path}: its step is read as {found}, expected {step}"
+        read_step = checkpoint_step(path)
+        assert read_step == step, f"{path}: its step is read as {read_step}, expected {step}"
     if path.is_file():
-        with tempfile.TemporaryDirectory() as folder:
-            for share in CUTS:
-                cut = Path(folder) / path.name
-                cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-                try:
-                    _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
-                except TrajectoryError as error:
-                    if str(cut) not in str(error):
-                        raise AssertionError(f"a truncated file is refused without its name: {error}") from error
-                except AssertionError as error:
-                    raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
-                except Exception as error:
-                    said = f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
-                    raise AssertionError(said) from error
+        for share in CUTS:
+            _check_truncated(path, share, tensors, key)
 
 
-def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    apart = sorted(found.keys() ^ expected.keys())
-    assert not apart, f"other tensors than were saved: {', '.join(apart[:3])}"
-    for name, tensor in expected.items():
-        read = found[name]
-        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape), (
-            f"{name}: read as {read.dtype} {list(read.shape)}, saved as {tensor.dtype} {list(tensor.shape)}"
+def _check_truncated(path: Path, share: float, tensors: Mapping[str, Tensor], key: str | None) -> None:
+    """Read the first ``share`` of a file: it is refused by name, or nothing but padding was cut off."""
+    with tempfile.TemporaryDirectory() as folder:
+        truncated = Path(folder) / path.name
+        truncated.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        try:
+            _compare(read_checkpoint(truncated, key=key).tensors, tensors)
+        except TrajectoryError as error:
+            if str(truncated) not in str(error):
+                raise AssertionError(f"a truncated file is refused without its name: {error}") from error
+        except AssertionError as error:
+            raise AssertionError(f"{share:.1%} of the file are read as if they were all: {error}") from error
+        except Exception as error:
+            raise AssertionError(
+                f"the first {share:.1%} of the file raise {type(error).__name__}, expected a TrajectoryError"
+            ) from error
+
+
+def _compare(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Compare what was read with what was saved: names, dtypes, shapes and bits."""
+    differing = sorted(tensors.keys() ^ saved.keys())
+    assert not differing, f"other tensors than were saved: {', '.join(differing[:3])}"
+    for name, expected in saved.items():
+        tensor = tensors[name]
+        assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape), (
+            f"{name}: read as {tensor.dtype} {list(tensor.shape)}, saved as {expected.dtype} {list(expected.shape)}"
         )
-        bits = (one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in (read, tensor))
-        assert torch.equal(*bits), f"{name}: other numbers than were saved"
+        assert torch.equal(_bits(tensor), _bits(expected)), f"{name}: other numbers than were saved"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def check_storage(url: str) -> None:
@@ -304,13 +360,12 @@ def check_storage(url: str) -> None:
         AssertionError: one of these is not kept.
         StudyStoreError: the database cannot be opened or written.
     """
-    storage, name = open_storage(url, write=True), f"contract-{uuid.uuid4().hex}/LCSC/0"
+    storage = open_storage(url, write=True)
+    name = f"contract-{uuid.uuid4().hex}/LCSC/0"
     study = StoredStudy.open_or_create(storage, name, {"specification": {"seed": 0}})
     try:
         with study.hold():
-            second = StoredStudy.open(open_storage(url, write=True), name)
-            with contextlib.suppress(StudyStoreError), second.hold():
-                raise AssertionError("a second coordinator may hold a study that one holds already")
+            _check_hold(url, name)
             _check_trials(study)
         for value in ({"a": [1, None, 0.1]}, "ü" * 5000, None):
             study.set_attribute("note", value)
@@ -321,23 +376,30 @@ def check_storage(url: str) -> None:
         raise AssertionError(f"{url}: a study that was deleted is still listed")
 
 
+def _check_hold(url: str, name: str) -> None:
+    second = StoredStudy.open(open_storage(url, write=True), name)
+    with contextlib.suppress(StudyStoreError), second.hold():
+        raise AssertionError("a second coordinator may hold a study that one holds already")
+
+
 def _check_trials(study: StoredStudy) -> None:
-    numbers = np.random.default_rng(0).standard_normal((2, K))
-    numbers[0, :3] = (SMALLEST, -0.0, 1 / 3)
-    candidate = Candidate(numbers[0], images=7, noise=Noise("search", 3))
-    evaluation = Evaluation(1 / 3, {"fid": 1e-300}, Cost(images=7, seconds=0.1), gradient=numbers[1])
-    keys = [study.add_candidate(candidate) for _ in range(3)]
-    assert keys == [0, 1, 2], "the number of a trial is not the index of its ask"
-    assert {trial.state for trial in study.trials()} == {TrialState.RUNNING}, (
-        "a candidate is not there before its result"
-    )
-    study.finish(keys[1], evaluation, tell_index=0)
-    study.fail(keys[0], [{"reason": "no «image» 😀", "seconds": 0.1}], tell_index=1)
+    """Store three candidates; let the first one fail, finish the second, and leave the third running."""
+    coefficients, gradient = np.random.default_rng(0).standard_normal((2, STORED_COEFFICIENTS))
+    coefficients[:3] = (SMALLEST, -0.0, 1 / 3)
+    candidate = Candidate(coefficients, images=7, noise=Noise("search", 3))
+    evaluation = Evaluation(1 / 3, {"fid": 1e-300}, Cost(images=7, seconds=0.1), gradient=gradient)
+    numbers = [study.add_candidate(candidate) for _ in range(3)]
+    assert numbers == [0, 1, 2], "the number of a trial is not the index of its ask"
+    states = {trial.state for trial in study.trials()}
+    assert states == {TrialState.RUNNING}, "a candidate is not there before its result"
+
+    study.finish(numbers[1], evaluation, tell_index=0)
+    study.fail(numbers[0], [{"reason": "no «image» 😀", "seconds": 0.1}], tell_index=1)
     failed, finished, running = study.trials()
     assert running.state == TrialState.RUNNING, "a trial that did not end has ended"
     assert (failed.state, failed.value) == (TrialState.FAIL, None), "a failed trial is complete"
     assert "no «image» 😀" in str(failed.user_attrs), "the reason of a failure is lost"
     assert finished.value == 1 / 3, f"a loss of {1 / 3!r} is read as {finished.value!r}"
-    for attribute, wanted in (("coefficients", numbers[0]), ("gradient", numbers[1])):
-        found = np.array(finished.user_attrs[attribute], dtype=np.float64)
-        assert found.tobytes() == wanted.tobytes(), f"{attribute}: are read as other numbers than were written"
+    for attribute, written in (("coefficients", coefficients), ("gradient", gradient)):
+        stored = np.array(finished.user_attrs[attribute], dtype=np.float64)
+        assert stored.tobytes() == written.tobytes(), f"{attribute}: are read as other numbers than were written"

@@ -1,9 +1,14 @@
 """The K checkpoints of one training run in one file: packed, written while a model trains, and merged.
 
 A trajectory is a matrix: the checkpoints are its rows, and its columns are the numbers of their tensors. The position
-of a row in the file is its *slot*; rows may be in any order. ``layout`` places tensors in a row, ``manifest`` names the
-rows, ``matrix`` writes them. ``trajectory`` opens the matrix; ``merge`` combines its rows at the speed of memory, from
-where ``placement`` finds them: mapped, on a GPU, or streamed.
+of a row in the file is its *slot*; rows may be in any order.
+
+* Storing: ``layout`` places tensors in a row, ``matrix`` writes rows, ``manifest`` names them; ``writer`` and
+  ``callbacks`` are for training loops.
+* Reading: ``trajectory`` opens the matrix; ``placement`` finds its columns (mapped, on a GPU, or streamed), ``tiles``
+  divides them, and ``merge`` combines them at the speed of memory.
+* Packing: ``sources`` finds files by their steps, ``filling`` writes them as rows, ``cached`` does so once,
+  ``continuing`` opens the checkpoints that a study began with; ``packing`` is what the other rooms call.
 """
 
 from lcsc_opt.trajectory.packing import open_or_pack, pack

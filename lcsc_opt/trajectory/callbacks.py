@@ -38,8 +38,8 @@ class TrajectorySaver:
         every: save at steps that are multiples of it.
         accelerator: of Accelerate. Its main process saves, its wrappers are removed from the model, and its
             ``save_state`` and ``load_state`` keep the step.
-        resume: ``restart`` lets a training that starts drop the rows that are there: those of a job that was killed
-            before its first saved state, and was queued again.
+        resume: ``restart`` lets a training that starts from step 0 drop the rows of an earlier one, such as a job that
+            was killed before its first saved state and queued again.
         options: further arguments of :class:`TrajectoryWriter`.
     """
 
@@ -52,10 +52,11 @@ class TrajectorySaver:
         resume: Literal["restart"] | None = None,
         **options: Any,
     ) -> None:
+        self.main = accelerator is None or bool(accelerator.is_main_process)  # all processes but this do nothing
+        self._path = Path(path)
+        self._options = {"every": every, **options}
         self._restarts = resume == "restart"
-        self._path, self._options = Path(path), {"every": every, **options}
         self._accelerator = accelerator
-        self.main = accelerator is None or bool(accelerator.is_main_process)  # others do nothing; callbacks set it
         self._writer: TrajectoryWriter | None = None
         self._last = 0
         if accelerator is not None:
@@ -71,7 +72,8 @@ class TrajectorySaver:
         self._last = step
         if not self.main:
             return
-        writer = TrajectoryWriter(self._path, **self._options, resume=step if step or self._restarts else None)
+        drops_later_rows = step > 0 or self._restarts
+        writer = TrajectoryWriter(self._path, **self._options, resume=step if drops_later_rows else None)
         if writer.steps and step == 0:
             writer.close()
             raise TrajectoryError(
@@ -89,8 +91,9 @@ class TrajectorySaver:
         if self._writer is None and self.main:
             self.begin(0)
         if self._writer is not None and step != self._last:
-            unwrap = self._accelerator is not None and isinstance(weights, nn.Module)
-            self._writer.append(step, self._accelerator.unwrap_model(weights) if unwrap else weights, wait=False)
+            if self._accelerator is not None and isinstance(weights, nn.Module):
+                weights = self._accelerator.unwrap_model(weights)
+            self._writer.append(step, weights, wait=False)
         self._last = step
 
     def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
@@ -105,7 +108,8 @@ class TrajectorySaver:
 
     def close(self) -> None:
         """Flush, then let other processes write."""
-        writer, self._writer = self._writer, None
+        writer = self._writer
+        self._writer = None  # also if closing raises an error
         if writer is not None:
             writer.close()
 
@@ -131,12 +135,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
     Raises:
         TrajectoryError: Lightning is not installed.
     """
-    base: Any = None
-    for name in ("lightning.pytorch", "pytorch_lightning"):  # its present name and its old one
-        with contextlib.suppress(ImportError):
-            base = base or importlib.import_module(name).Callback
-    if base is None:
-        raise TrajectoryError("Lightning cannot be imported: pip install lightning")
+    base: Any = _lightning_callback_class()
 
     class Callback(base):  # type: ignore[misc]
         """Saves on rank 0."""
@@ -148,7 +147,8 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
             self.saver.begin(int(trainer.global_step))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            self.saver.step(int(trainer.global_step), pl_module if weights is None else weights(pl_module))
+            saved = pl_module if weights is None else weights(pl_module)
+            self.saver.step(int(trainer.global_step), saved)
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
             self.saver.flush()
@@ -160,6 +160,13 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
             self.saver.close()
 
     return Callback()
+
+
+def _lightning_callback_class() -> Any:
+    for name in ("lightning.pytorch", "pytorch_lightning"):  # its present name and its old one
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name).Callback
+    raise TrajectoryError("Lightning cannot be imported: pip install lightning")
 
 
 def transformers_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
@@ -182,7 +189,8 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
             self.saver.begin(int(state.global_step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            self.saver.step(int(state.global_step), model if weights is None else weights(model))
+            saved = model if weights is None else weights(model)
+            self.saver.step(int(state.global_step), saved)
             if control.should_save:
                 self.saver.flush()
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import Patterns, checkpoint_series, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
-from lcsc_opt.trajectory.packing import find_sources
+from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 
 def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False) -> dict[str, Any]:
-    """Look at a packed trajectory, or at checkpoints that :func:`find_checkpoints` finds.
+    """Describe a packed trajectory, or checkpoints that :func:`find_checkpoints` finds.
 
     Of unpacked checkpoints only the first one is read; packing refuses those that do not fit it or are not finite.
 
@@ -46,48 +48,32 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         TrajectoryError: there is nothing; the first cannot be read; ``verify`` for unpacked ones, which have no
             hashes; or a packed one is damaged.
     """
-    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
-    if len(alone) == 1 and (verify or is_packed(Path(alone[0]).expanduser())):
-        trajectory = Trajectory.open(Path(alone[0]).expanduser())
-        if verify:
-            trajectory.verify()
-        return _described(
-            trajectory.tensors,
-            list(trajectory.steps),
-            [Path(source) for source in trajectory.sources if source],
-            trajectory.identical(),
-            path=str(trajectory.path),
-            packed=True,
-            key=trajectory.metadata.get("key", ""),
-            checkpoints=len(trajectory),
-            stored=trajectory.stored or EXACT,
-            bytes=trajectory.nbytes,
-            sha256=trajectory.sha256,
-            verified=verify,
-            difference_norms=trajectory.difference_norms().tolist(),
-        )
+    patterns = as_patterns(patterns)
+    if len(patterns) == 1:
+        path = Path(patterns[0]).expanduser()
+        if verify or is_packed(path):
+            return _inspect_packed(path, verify)
     if verify:
         raise TrajectoryError("Only a packed trajectory has hashes to verify: name one alone, or leave out --verify.")
-    return _inspect_files(" ".join(map(str, alone)), find_checkpoints(alone, key=key), key)
+    return _inspect_files(" ".join(map(str, patterns)), find_checkpoints(patterns, key=key), key)
 
 
-def _described(
-    tensors: Sequence[TensorSpec], steps: list[int], paths: list[Path], warnings: Sequence[str], **known: Any
-) -> dict[str, Any]:
-    """What :func:`inspect` returns: ``known``, and what tensors, steps and paths tell."""
-    series = sorted(set(map(checkpoint_series, paths)))
-    mixed = [f"several series of checkpoints: {', '.join(series)}"] if len(series) > 1 else []
+def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
+    trajectory = Trajectory.open(path)
+    if verify:
+        trajectory.verify()
+    sources = [Path(source) for source in trajectory.sources if source]
     return {
-        **known,
-        "dtypes": list(dict.fromkeys(spec.dtype for spec in tensors)),
-        "series": series,
-        "parameters": sum(spec.numel for spec in tensors if spec.merged),
-        "tensors": len(tensors),
-        "first_step": steps[0] if steps else None,
-        "last_step": steps[-1] if steps else None,
-        "intervals": sorted({later - earlier for earlier, later in itertools.pairwise(steps)}),
-        "steps": steps,
-        "warnings": [*mixed, *warnings],
+        "path": str(trajectory.path),
+        "packed": True,
+        "key": trajectory.metadata.get("key", ""),
+        "checkpoints": len(trajectory),
+        "stored": trajectory.stored or EXACT,
+        "bytes": trajectory.nbytes,
+        "sha256": trajectory.sha256,
+        "verified": verify,
+        "difference_norms": trajectory.difference_norms().tolist(),
+        **_described(trajectory.tensors, list(trajectory.steps), sources, trajectory.identical()),
     }
 
 
@@ -96,23 +82,42 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
     warnings: list[str] = []
     try:
         sources = find_sources(paths)
-        steps, paths = list(sources), list(sources.values())
     except TrajectoryError as error:  # which packing would raise
-        warnings = [str(error)]
+        warnings.append(str(error))
+    else:
+        steps = list(sources)
+        paths = list(sources.values())
     first = read_checkpoint(paths[0], key=key)
     layout = Layout.of(first.tensors)
-    return _described(
-        layout.tensors,
-        steps,
-        paths,
-        warnings,
-        path=shown,
-        packed=False,
-        key=first.key,
-        checkpoints=len(paths),
-        stored=EXACT,
-        bytes=layout.row_bytes * len(paths),
-        sha256=None,
-        verified=False,
-        difference_norms=[],
-    )
+    return {
+        "path": shown,
+        "packed": False,
+        "key": first.key,
+        "checkpoints": len(paths),
+        "stored": EXACT,
+        "bytes": layout.row_bytes * len(paths),
+        "sha256": None,
+        "verified": False,
+        "difference_norms": [],
+        **_described(layout.tensors, steps, paths, warnings),
+    }
+
+
+def _described(
+    tensors: Sequence[TensorSpec], steps: list[int], paths: list[Path], warnings: list[str]
+) -> dict[str, Any]:
+    """The part of :func:`inspect`'s answer that packed and unpacked checkpoints have in common."""
+    series = sorted(set(map(checkpoint_series, paths)))
+    if len(series) > 1:
+        warnings = [f"several series of checkpoints: {', '.join(series)}", *warnings]
+    return {
+        "dtypes": list(dict.fromkeys(spec.dtype for spec in tensors)),
+        "series": series,
+        "parameters": sum(spec.numel for spec in tensors if spec.merged),
+        "tensors": len(tensors),
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[-1] if steps else None,
+        "intervals": sorted({later - earlier for earlier, later in itertools.pairwise(steps)}),
+        "steps": steps,
+        "warnings": warnings,
+    }

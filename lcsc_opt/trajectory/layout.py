@@ -26,8 +26,13 @@ MERGED = {
 _HALVES = ("float16", "bfloat16")  # dtypes that rows may be rounded to
 _INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 UNMERGEABLE = (
-    *("complex32", "complex64", "complex128"),
-    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    "complex32",
+    "complex64",
+    "complex128",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
 )
 DTYPES: dict[str, torch.dtype] = MERGED | {name: getattr(torch, name) for name in (*_INTEGERS, *UNMERGEABLE)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -47,12 +52,12 @@ def stored_dtype(dtype: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of every checkpoint: its shape, its dtype by name, and its first byte inside a row."""
+    """One tensor of every checkpoint: its shape, its dtype by name, and where it lies in a row."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    offset: int
+    offset: int  # of its first byte in a row
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -78,7 +83,9 @@ class TensorSpec:
         """A new tensor with its bytes in ``row``, ``[row_bytes]`` uint8; if ``widened``, in float32 if it is merged."""
         tensor = torch.empty(self.shape, dtype=self.torch_dtype, device="cpu")
         tensor.reshape(-1).view(torch.uint8).copy_(row[self.offset : self.end])
-        return tensor.float() if widened and self.merged else tensor
+        if widened and self.merged:
+            return tensor.float()
+        return tensor
 
 
 RowPart = tuple[TensorSpec | None, Tensor]
@@ -137,23 +144,31 @@ class Layout:
         """
         if not tensors:
             raise TrajectoryError("The checkpoint holds no tensor: pass the state dict of the model.")
-        return cls.arranged((name, tuple(t.shape), _dtype_name(name, t, stored)) for name, t in tensors.items())
+        return cls.arranged(
+            (name, tuple(tensor.shape), _dtype_name(name, tensor, stored)) for name, tensor in tensors.items()
+        )
 
     @classmethod
     def arranged(cls, described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
-        """Place tensors ``(name, shape, dtype)`` in a row: each dtype aligned, after the other; by name inside."""
+        """Place tensors ``(name, shape, dtype)`` in a row, sorted by name within regions that are aligned.
 
-        def rank(item: tuple[str, tuple[int, ...], str]) -> int:
-            return list(MERGED).index(item[2]) if item[2] in MERGED else len(MERGED)
+        Each dtype that is merged has a region of its own; all other tensors share the last one.
+        """
+        regions: dict[str, int] = {dtype: number for number, dtype in enumerate(MERGED)}
+
+        def region(tensor: tuple[str, tuple[int, ...], str]) -> int:
+            _, _, dtype = tensor
+            return regions.get(dtype, len(regions))
 
         specs: list[TensorSpec] = []
         end = 0
-        ordered = sorted(described, key=lambda item: (rank(item), item[0]))
-        for _, neighbours in itertools.groupby(ordered, key=rank):
+        ordered = sorted(described, key=lambda tensor: (region(tensor), tensor[0]))
+        for _, tensors in itertools.groupby(ordered, key=region):
             end = _aligned(end)
-            for name, shape, dtype in neighbours:
-                specs.append(TensorSpec(name, shape, dtype, end))
-                end = specs[-1].end
+            for name, shape, dtype in tensors:
+                spec = TensorSpec(name, shape, dtype, end)
+                specs.append(spec)
+                end = spec.end
         return cls(tuple(specs), max(_aligned(end), ALIGNMENT))
 
     @property
@@ -163,9 +178,14 @@ class Layout:
 
     def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
         """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
-        alike = itertools.groupby(self.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
-        groups = [tuple(specs) for (dtype, varies), specs in alike if varies and dtype in MERGED]
-        return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
+        segments: list[Segment] = []
+        neighbours = itertools.groupby(self.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
+        for (dtype, varies), specs in neighbours:
+            segment = Segment(tuple(specs))
+            is_empty = segment.start == segment.stop
+            if varies and dtype in MERGED and not is_empty:
+                segments.append(segment)
+        return tuple(segments)
 
     def check(self, tensors: Mapping[str, Tensor], stored: str | None = None) -> None:
         """Compare a later checkpoint with the first one, by name.
@@ -173,7 +193,8 @@ class Layout:
         Raises:
             TrajectoryError: naming the first tensors that are missing, unexpected, or of another shape or dtype.
         """
-        if (differs := difference(tensors, self.shapes)) is not None:
+        differs = difference(tensors, self.shapes)
+        if differs is not None:
             raise TrajectoryError(f"The checkpoint does not fit the first one: it {differs}. {_SAME_MODEL}")
         for spec in self.tensors:
             dtype = _dtype_name(spec.name, tensors[spec.name], stored)
@@ -192,9 +213,10 @@ class Layout:
             if spec is None:
                 yield None, torch.zeros(end - start, dtype=torch.uint8, device="cpu")
                 continue
-            plain = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
-            plain = plain.to(spec.torch_dtype) if spec.merged else plain
-            yield spec, plain.contiguous().reshape(-1).view(torch.uint8)
+            tensor = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
+            if spec.merged:
+                tensor = tensor.to(spec.torch_dtype)
+            yield spec, tensor.contiguous().reshape(-1).view(torch.uint8)
 
     def spans(self) -> Iterator[tuple[TensorSpec | None, int, int]]:
         """The bytes ``[start, end)`` of each tensor in a row, and of the padding (``None``) between them."""
@@ -219,8 +241,11 @@ def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
     if tensor.dtype not in _NAMES:
         raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
     dtype = _NAMES[tensor.dtype]
-    return stored if stored is not None and dtype in MERGED else dtype
+    if stored is not None and dtype in MERGED:
+        return stored
+    return dtype
 
 
 def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    """The next multiple of :data:`ALIGNMENT`."""
+    return (offset + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

@@ -1,10 +1,11 @@
-"""``manifest.json``: what the rows of ``weights.bin`` are. Read with suspicion, replaced atomically."""
+"""``manifest.json``: what the rows of ``weights.bin`` are. Validated when it is read, replaced atomically."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import mmap
+import os
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -68,14 +69,16 @@ class Manifest(pydantic.BaseModel):
         for spec in self.tensors:
             if spec.dtype not in DTYPES:
                 raise ValueError(f"tensor {spec.name!r} has an unknown dtype {spec.dtype!r}")
-            if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > _MOST_SCALARS:
+            scalars = math.prod(max(size, 1) for size in spec.shape)  # no size of 0 hides the others
+            if min(spec.shape, default=0) < 0 or scalars > _MOST_SCALARS:
                 raise ValueError(f"tensor {spec.name!r} has an impossible shape")
         if Layout.arranged((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
             raise ValueError("tensors are not where their shapes and dtypes put them")
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
-            raise ValueError("a tensor is listed twice, or 'varying' names one that is not there")
-        if len({saved.slot for saved in self.checkpoints}) < len(self.checkpoints):
+            raise ValueError("a tensor is listed twice, or 'varying' names an unknown one")
+        slots = {saved.slot for saved in self.checkpoints}
+        if len(slots) < len(self.checkpoints):
             raise ValueError("two checkpoints share a slot")
         if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")
@@ -86,25 +89,22 @@ class Manifest(pydantic.BaseModel):
         """Read and validate the manifest of the trajectory at ``path``.
 
         Raises:
-            TrajectoryError: it is not there, cannot be read, or says something impossible.
+            TrajectoryError: it does not exist, cannot be read, or contradicts itself.
         """
         try:
             return cls.model_validate_json((path / MANIFEST).read_bytes())
-        except OSError as error:
-            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                reason = f"Cannot read {path / MANIFEST}: {error.strerror}."
-            elif (path / WEIGHTS).exists():
-                reason = f"{path} holds no whole checkpoint yet: append one, or pack again."
+        except (FileNotFoundError, NotADirectoryError):
+            if (path / WEIGHTS).exists():
+                message = f"{path} holds no complete checkpoint yet: append one, or pack again."
             else:
-                reason = f"{path} is not a trajectory: make one with `lcsc trajectory pack`."
-            raise TrajectoryError(reason) from None
-        except (pydantic.ValidationError, RecursionError) as error:
-            reason = "nested too deeply"
-            if isinstance(error, pydantic.ValidationError):
-                first = error.errors(include_url=False, include_input=False)[0]
-                where = ".".join(str(part) for part in first["loc"])
-                reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
-            raise TrajectoryError(f"{path / MANIFEST} is broken ({reason}): pack again.") from error
+                message = f"{path} is not a trajectory: make one with `lcsc trajectory pack`."
+            raise TrajectoryError(message) from None
+        except OSError as error:
+            raise TrajectoryError(f"Cannot read {path / MANIFEST}: {error.strerror}.") from None
+        except RecursionError as error:
+            raise TrajectoryError(f"{path / MANIFEST} is broken (nested too deeply): pack again.") from error
+        except pydantic.ValidationError as error:
+            raise TrajectoryError(f"{path / MANIFEST} is broken ({_first_line(error)}): pack again.") from error
 
     def save(self, path: Path) -> None:
         """Replace the manifest at ``path`` so that a reader sees the old one or the new one, also after a crash.
@@ -115,10 +115,19 @@ class Manifest(pydantic.BaseModel):
         with replacing(path / MANIFEST) as pending:
             pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
 
-    def with_checkpoint(self, checkpoints: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
-        """This manifest and a checkpoint that was ``saved``, without all but the last ``checkpoints``."""
-        kept = (*self.checkpoints, _SavedCheckpoint(**saved))[-checkpoints if checkpoints else 0 :]
-        return self.model_copy(update={"checkpoints": kept, "varying": tuple(sorted({*self.varying, *varying}))})
+    def with_checkpoint(self, keep_last: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
+        """This manifest with one more checkpoint.
+
+        Args:
+            keep_last: how many of the last checkpoints stay; ``None`` keeps all.
+            varying: names of tensors that this checkpoint changes for the first time.
+            saved: the fields of the checkpoint.
+        """
+        checkpoints = (*self.checkpoints, _SavedCheckpoint(**saved))
+        if keep_last is not None:
+            checkpoints = checkpoints[-keep_last:]
+        all_varying = tuple(sorted({*self.varying, *varying}))
+        return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
 
     def sha256_of(self, steps: Collection[int]) -> str:
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
@@ -131,20 +140,32 @@ class Manifest(pydantic.BaseModel):
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
         slots = 1 + max((saved.slot for saved in self.checkpoints), default=-1)
-        path, size = path / WEIGHTS, slots * self.row_bytes
+        weights = path / WEIGHTS
+        size = slots * self.row_bytes
         try:
-            with path.open("rb") as file:
-                there = file.seek(0, 2)
-                if there < size:
-                    raise TrajectoryError(f"{path} is truncated: {there} bytes of {size}. Copy it or pack again.")
+            with weights.open("rb") as file:
+                file_size = file.seek(0, os.SEEK_END)
+                if file_size < size:
+                    raise TrajectoryError(
+                        f"{weights} is truncated: {file_size} bytes of {size}. Copy it or pack again."
+                    )
                 mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except (OSError, ValueError, OverflowError) as error:
-            raise TrajectoryError(f"Cannot map {path}: {error}.") from error
+            raise TrajectoryError(f"Cannot map {weights}: {error}.") from error
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
             return torch.frombuffer(mapped, dtype=torch.uint8).view(slots, self.row_bytes)
 
 
+def _first_line(error: pydantic.ValidationError) -> str:
+    """The first thing that is wrong, in one line, with its place if it has one."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = f"{place}: {first['msg']}" if place else first["msg"]
+    return " ".join(message.split())
+
+
 def foreign_files(path: Path) -> list[str]:
-    """The names of what does not belong into a trajectory's folder, sorted."""
-    return sorted(e.name for e in path.iterdir() if e.name not in (MANIFEST, WEIGHTS, LOCK) and not is_pending(e.name))
+    """The names of entries that do not belong in a trajectory's folder, sorted."""
+    names = [entry.name for entry in path.iterdir()]
+    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, LOCK) and not is_pending(name))

@@ -1,4 +1,4 @@
-"""The rows of ``weights.bin``, written one after the other and then named in the manifest; and a background thread."""
+"""The rows of ``weights.bin``, written one after the other and then named in the manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import operator
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +17,11 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, stored_dtype
+from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
-AT_ONCE_BYTES = 2**14  # as many are hashed sooner than a thread wakes
+HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
 
 
 class MatrixWriter:
@@ -42,34 +41,39 @@ class MatrixWriter:
         dtype: str | None = None,
     ) -> None:
         self.path = path
-        self._keep_last, self._stored = keep_last, None if dtype is None else stored_dtype(dtype)
+        self._keep_last = keep_last
+        self._stored = None if dtype is None else stored_dtype(dtype)
         self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
+        self._committed: Manifest | None = None  # what the disk is known to have
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
-            self._lock = _locked(path)
-            undo.callback(self._lock)
-            self._written = self._committed = _continued(path)  # what rows hold; what the disk is known to have
+            self._release = _lock(path)
+            undo.callback(self._release)
+            self._committed = _load_manifest(path)
+            self._written = self._committed  # what rows hold
             if dtype is not None and self._written is not None and self._written.stored != self._stored:
-                there = self._written.stored or EXACT
-                raise TrajectoryError(f"{path} stores {there}, not {dtype}: leave the dtype out, or begin anew.")
+                stored = self._written.stored or EXACT
+                raise TrajectoryError(f"{path} stores {stored}, not {dtype}: leave the dtype out, or begin anew.")
             self._weights = os.open(path / WEIGHTS, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             undo.callback(os.close, self._weights)
             sync_folder(path.parent)
             undo.pop_all()
         self._close = weakref.finalize(self, os.close, self._weights)
-        self._close.atexit = False  # what is registered to run then may still append; the process closes it
+        self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The steps that were written and are kept, in order."""
         manifest = self._current()
-        return () if manifest is None else tuple(saved.step for saved in manifest.checkpoints)
+        if manifest is None:
+            return ()
+        return tuple(saved.step for saved in manifest.checkpoints)
 
     def close(self) -> None:
         """Let another process write."""
         if self._close.alive and self._process == os.getpid():  # the lock is not a forked process's to release
-            self._lock()
+            self._release()
         self._close()
 
     def check(self, tensors: Mapping[str, Tensor]) -> Layout:
@@ -94,13 +98,16 @@ class MatrixWriter:
         Raises:
             TrajectoryError: the disk refuses.
         """
-        last, manifest = self.whole_step(last), self._current()
-        kept = () if manifest is None else tuple(saved for saved in manifest.checkpoints if saved.step <= last)
-        if manifest is None or len(kept) == len(manifest.checkpoints):
+        last = self.whole_step(last)
+        manifest = self._current()
+        if manifest is None:
             return 0
-        self._written = manifest.model_copy(update={"checkpoints": kept})
-        self.commit()
-        return len(manifest.checkpoints) - len(kept)
+        remaining = tuple(saved for saved in manifest.checkpoints if saved.step <= last)
+        dropped = len(manifest.checkpoints) - len(remaining)
+        if dropped:
+            self._written = manifest.model_copy(update={"checkpoints": remaining})
+            self.commit()
+        return dropped
 
     @staticmethod
     def whole_step(step: int) -> int:
@@ -120,15 +127,16 @@ class MatrixWriter:
         Raises:
             TrajectoryError: it lies between saved steps, or is no step at all.
         """
-        step, steps = self.whole_step(step), self.steps
-        if not steps or step > steps[-1]:
-            return True
-        if step not in steps:
+        step = self.whole_step(step)
+        steps = self.steps
+        if step in steps:
+            return False
+        if steps and step < steps[-1]:
             raise TrajectoryError(
                 f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
-                "where training goes on from an earlier step."
+                "to continue training from an earlier step."
             )
-        return False
+        return True
 
     def write(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], *, source: str = "") -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
@@ -139,28 +147,22 @@ class MatrixWriter:
         Raises:
             TrajectoryError: a weight is not finite, the step is not larger than the last one, or the disk refuses.
         """
-        new, manifest = self.is_new(step), self._current()
-        manifest = manifest or Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
-        if not new:
-            [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
-            digest = hashlib.sha256()
-            for _, content in layout.row_parts(tensors):
-                digest.update(content.numpy().data)
-            if digest.hexdigest() != saved.sha256:
-                raise TrajectoryError(
-                    f"Step {step} is saved already, with other weights: open the writer with resume=STEP where "
-                    "training goes on from an earlier step, or write the new run to another trajectory."
-                )
+        is_new = self.is_new(step)
+        manifest = self._current()
+        if manifest is None:
+            manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
+        if not is_new:
+            _check_same_bytes(manifest, step, layout, tensors)
             return
         used = {saved.slot for saved in manifest.checkpoints}
         slot = next(slot for slot in range(len(used) + 1) if slot not in used)
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
         added = manifest.with_checkpoint(self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256)
-        self._written = added.model_copy(update={"metadata": {**manifest.metadata, **self._metadata}})
+        self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
     def commit(self) -> None:
-        """Name all rows that are written by now in the manifest, when they are on the disk.
+        """Sync the rows that were written to the disk, then name them in the manifest.
 
         Raises:
             TrajectoryError: the disk refuses. Then only what the disk has counts: after a failed sync, a later one does
@@ -179,8 +181,9 @@ class MatrixWriter:
         self._committed = manifest
 
     def _current(self) -> Manifest | None:
-        if self._failed:  # before or after the manifest was replaced
-            self._written = self._committed = _continued(self.path)
+        if self._failed:  # before or after the manifest was replaced: only the disk knows
+            self._committed = _load_manifest(self.path)
+            self._written = self._committed
             self._failed = False
         return self._written
 
@@ -192,134 +195,110 @@ class MatrixWriter:
         Returns:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
-        digest, varying = hashlib.sha256(), []
-        before = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot] if manifest.checkpoints else None
+        digest = hashlib.sha256()
+        varying: list[str] = []
+        last_row: Tensor | None = None
+        if manifest.checkpoints:
+            last_row = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot]
         os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
             for spec, content in manifest.layout.row_parts(tensors):
-                hashed = _started(pool, digest.update, content.numpy().data)
+                hashing = _start(pool, digest.update, content.numpy().data)
                 for first in range(0, len(content), WRITE_BYTES):
-                    some = content[first : first + WRITE_BYTES]
+                    piece = content[first : first + WRITE_BYTES]
                     if spec is not None and spec.merged:
-                        extremes = torch.aminmax(some.view(spec.torch_dtype))  # thirty times faster than isfinite
-                        if not all(bool(torch.isfinite(extreme)) for extreme in extremes):
-                            within = "" if manifest.stored is None else f" in {manifest.stored}"
-                            raise TrajectoryError(
-                                f"Tensor {spec.name!r} at step {step} holds NaN or infinity{within}: leave this "
-                                "checkpoint out, by a glob or a list."
-                            )
-                    left = some.numpy().data
-                    while left:
-                        left = left[os.write(self._weights, left) :]
-                if (
-                    spec is not None
-                    and before is not None
-                    and spec.name not in manifest.varying
-                    and not torch.equal(content, before[spec.offset : spec.end])
-                ):
-                    if spec.dtype in UNMERGEABLE:
-                        raise TrajectoryError(
-                            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, "
-                            "float32, bfloat16 and float16 can be merged: save it as one of them."
-                        )
+                        _check_finite(piece, spec, step, manifest.stored)
+                    self._write_bytes(piece.numpy().data)
+                if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
+                    _check_mergeable(spec)
                     varying.append(spec.name)
-                if hashed is not None:
-                    hashed.result()
+                if hashing is not None:
+                    hashing.result()
         return digest.hexdigest(), varying
+
+    def _write_bytes(self, remaining: memoryview) -> None:
+        while remaining:
+            written = os.write(self._weights, remaining)
+            remaining = remaining[written:]
 
     @contextlib.contextmanager
     def _as_trajectory_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            there = getattr(getattr(self, "_committed", None), "checkpoints", ())
-            saved = f"; up to step {there[-1].step} all is saved, append later ones again" if there else ""
-            raise TrajectoryError(f"Cannot write to {self.path}: {error.strerror or error}{saved}.") from error
+            reason = error.strerror or error
+            message = f"Cannot write to {self.path}: {reason}"
+            if self._committed is not None and self._committed.checkpoints:
+                last_step = self._committed.checkpoints[-1].step
+                message += f"; up to step {last_step} all is saved, append later ones again"
+            raise TrajectoryError(f"{message}.") from error
 
 
-def _started(
-    pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview
-) -> Future[None] | None:
+def _check_same_bytes(manifest: Manifest, step: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse other weights for a step that is saved."""
+    digest = hashlib.sha256()
+    for _, content in layout.row_parts(tensors):
+        digest.update(content.numpy().data)
+    [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
+    if digest.hexdigest() != saved.sha256:
+        raise TrajectoryError(
+            f"Step {step} is saved already, with other weights: open the writer with resume=STEP to continue "
+            "training from an earlier step, or write the new run to another trajectory."
+        )
+
+
+def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
+    least, most = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite of all
+    if torch.isfinite(least) and torch.isfinite(most):
+        return
+    rounded = "" if stored is None else f" in {stored}"
+    raise TrajectoryError(
+        f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out, by a glob or "
+        "a list."
+    )
+
+
+def _differs(spec: TensorSpec, content: Tensor, row: Tensor | None) -> bool:
+    """Whether the bytes of a tensor are not those in ``row``, which is ``None`` before the first checkpoint."""
+    return row is not None and not torch.equal(content, row[spec.offset : spec.end])
+
+
+def _check_mergeable(spec: TensorSpec) -> None:
+    if spec.dtype in UNMERGEABLE:
+        raise TrajectoryError(
+            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, bfloat16 "
+            "and float16 can be merged: save it as one of them."
+        )
+
+
+def _start(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview) -> Future[None] | None:
     """Hash in the pool's thread; at once if that is sooner, or if the interpreter is ending and starts no threads."""
-    if content.nbytes > AT_ONCE_BYTES:
+    if content.nbytes > HASH_AT_ONCE_BYTES:
         with contextlib.suppress(RuntimeError):
             return pool.submit(update, content)
     update(content)
     return None
 
 
-def _continued(path: Path) -> Manifest | None:
+def _load_manifest(path: Path) -> Manifest | None:
+    """The manifest of a trajectory that is continued; ``None`` for a new one."""
     return Manifest.load(path) if (path / MANIFEST).exists() else None
 
 
-def _locked(path: Path) -> Callable[[], None]:
+def _lock(path: Path) -> Callable[[], None]:
     """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish.
 
-    Returns what lets the next writer in.
+    Returns:
+        What lets the next writer in.
     """
     path.mkdir(parents=True, exist_ok=True)
-    if (foreign := foreign_files(path)) and not (path / MANIFEST).exists():
+    foreign = foreign_files(path)
+    if foreign and not (path / MANIFEST).exists():
         raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")
-    lock = try_lock(path / LOCK)
-    if lock is None:
+    release = try_lock(path / LOCK)
+    if release is None:
         raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
     for entry in list(path.iterdir()):
         if is_pending(entry.name):
             remove(entry)
-    return lock
-
-
-class Background:
-    """Makes one call at a time in a thread of its own.
-
-    Whoever waits for a call that no thread has begun makes it. So Ctrl-C while the thread starts leaves a call that can
-    be waited for, and an interpreter that starts no more threads makes it at once. A call that a signal's handler ends
-    by an exception, as Ctrl-C does, is made again.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name, self._process = name, os.getpid()
-        self._call: Callable[[], object] | None = None
-        self._calling, self._errors = threading.Lock(), list[Exception]()
-        self._caller: int | None = None  # the thread that makes the call
-
-    @property
-    def running(self) -> bool:
-        """Whether a call may be running; never in a forked process, which does not have the thread."""
-        return self._call is not None and self._process == os.getpid()
-
-    def start(self, function: Callable[[], object]) -> None:
-        """Call ``function``, after the previous call has ended.
-
-        Raises:
-            Exception: the error of the previous call; ``function`` is then not called.
-        """
-        self.finish()
-        self._call = function
-        if threading.main_thread().is_alive():  # else the interpreter is ending, and does not wait for new threads
-            with contextlib.suppress(RuntimeError):  # no more threads can be started
-                threading.Thread(target=self._make, name=self._name, daemon=False).start()
-                return
-        self.finish()
-
-    def finish(self) -> None:
-        """Wait for the call and raise its error, once. Where the user interrupts the waiting, the call goes on."""
-        if self.running:
-            self._make()
-        if self._errors:
-            raise self._errors.pop()
-
-    def _make(self) -> None:
-        if self._caller == threading.get_ident():  # a signal's handler, within the call
-            return
-        with self._calling:
-            self._caller = threading.get_ident()
-            try:
-                if self._call is not None:
-                    self._call()
-                self._call = None
-            except Exception as error:
-                self._errors.append(error)
-                self._call = None
-            finally:
-                self._caller = None
+    return release

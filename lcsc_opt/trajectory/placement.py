@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,100 +21,138 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.trajectory.layout import Segment
 
 Placement = Literal["mapped", "resident", "streamed"]
-_Columns = tuple[Segment, int, Tensor]
-"""A segment, the first of some of its columns, and these, ``[slots, n]``."""
 
 _SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
 _SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
 FEWEST_COLUMNS = 256
-_BUFFERS = 3  # one is combined, one is there or nearly, and the disk has work
+_BUFFERS = 3  # one is combined, one is filled or nearly so, and the disk has work
 _READERS = 4  # threads; a disk has work while one of them waits for the other
 
 
-class Held:
-    """Columns in memory, ``[slots, n]`` of each segment: mapped from the file, or copied to a device once."""
+class Block(NamedTuple):
+    """Neighbouring columns of a segment that are in memory: ``start`` is the first, ``columns`` ``[slots, n]``."""
+
+    segment: Segment
+    start: int
+    columns: Tensor
+
+
+class ColumnSource(Protocol):
+    """What gives a merge the columns that it combines."""
+
+    device: torch.device
+    """Where the columns are, and the results."""
+
+    def blocks(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[Block]:
+        """All columns of these segments in order; each block is valid until the next one is asked for.
+
+        Slots that are not asked for may hold anything.
+        """
+
+
+class ColumnsInMemory:
+    """A :class:`ColumnSource` with ``[slots, n]`` of each segment: mapped from the file, or copied to a device once."""
 
     def __init__(self, device: torch.device, columns: Mapping[Segment, Tensor]) -> None:
-        self.device, self._columns = device, columns
+        self.device = device
+        self._columns = columns
 
     @classmethod
-    def mapped(cls, rows: Tensor, segments: Sequence[Segment]) -> Held:
+    def mapped(cls, rows: Tensor, segments: Sequence[Segment]) -> ColumnsInMemory:
         """Columns of ``[slots, row_bytes]`` uint8 as they are mapped: the system keeps what fits into memory."""
-        return cls(CPU, {segment: rows[:, segment.start : segment.stop].view(segment.dtype) for segment in segments})
+        columns = {segment: rows[:, segment.start : segment.stop].view(segment.dtype) for segment in segments}
+        return cls(CPU, columns)
 
-    def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:  # noqa: ARG002
-        """All columns of these segments in order, some at a time, valid until the next ones are asked for.
-
-        Rows in other slots may hold anything.
-        """
+    def blocks(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[Block]:  # noqa: ARG002
+        """Each segment whole, in all slots."""
         for segment in segments:
-            yield segment, 0, self._columns[segment]
+            yield Block(segment, 0, self._columns[segment])
 
 
-class _Streamed:
-    """Read for each merge: while some columns are combined, the next are read into memory of fixed size.
+class _Read(NamedTuple):
+    """Columns ``[start, stop)`` of a segment, which are read at once."""
 
-    ``shape`` is slots, and the bytes of a row. For a GPU, columns are read into pinned memory.
+    segment: Segment
+    start: int
+    stop: int
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes each row has of these columns."""
+        return (self.stop - self.start) * self.segment.dtype.itemsize
+
+
+class _StreamedColumns:
+    """A :class:`ColumnSource` that reads the file for each merge, into memory of fixed size.
+
+    While some columns are combined, the next ones are read. For a GPU they are read into pinned memory.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], device: torch.device) -> None:
-        self._path, (self._slots, self._row_bytes), self.device = path, shape, device
+    def __init__(self, path: Path, slots: int, row_bytes: int, device: torch.device) -> None:
+        self.device = device
+        self._path = path
+        self._slots = slots
+        self._row_bytes = row_bytes
 
-    def columns(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[_Columns]:
-        """See :class:`Held`."""
-        reads = [read for segment in segments for read in self.reads(segment)]
+    def blocks(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[Block]:
+        """A range of columns at a time, as many as :data:`READ_BYTES` hold."""
+        reads = self.reads(segments)
         gpu = self.device != CPU
-        size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
-        hosts = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(_BUFFERS)]
-        copied: dict[int, torch.Event] = {}
+        size = self._slots * max((read.row_bytes for read in reads), default=0)
+        buffers = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(_BUFFERS)]
+        copied: dict[int, torch.Event] = {}  # buffer → when its last content has arrived on the GPU
 
         def begin(number: int, pool: ThreadPoolExecutor) -> tuple[Tensor, list[Future[None]]]:
-            (segment, start, stop), place = reads[number], number % _BUFFERS
-            if place in copied:
-                accelerator.wait_for(copied[place])
-            width = (stop - start) * segment.dtype.itemsize
-            part, first = hosts[place][: self._slots * width].view(self._slots, width), segment.start
-            first += start * segment.dtype.itemsize
-            shares = (slots[reader::_READERS] for reader in range(_READERS))
-            return part.view(segment.dtype), [pool.submit(self._read, some, first, part) for some in shares]
+            """Let all readers fill the next buffer; gives its columns, and what to wait for."""
+            read = reads[number]
+            index = number % _BUFFERS
+            if index in copied:
+                accelerator.wait_for(copied[index])
+            content = buffers[index][: self._slots * read.row_bytes].view(self._slots, read.row_bytes)
+            offset = read.segment.start + read.start * read.segment.dtype.itemsize
+            shares = [slots[reader::_READERS] for reader in range(_READERS)]
+            reading = [pool.submit(self._read, share, offset, content) for share in shares]
+            return content.view(read.segment.dtype), reading
 
         with ThreadPoolExecutor(_READERS, "lcsc-read") as pool:
             ahead = collections.deque(begin(number, pool) for number in range(min(_BUFFERS - 1, len(reads))))
-            for number, (segment, start, _) in enumerate(reads):
-                part, reading = ahead.popleft()
+            for number, read in enumerate(reads):
+                columns, reading = ahead.popleft()
                 for future in reading:
                     future.result()
-                if number + _BUFFERS - 1 < len(reads):  # into the buffer of the columns before these
-                    ahead.append(begin(number + _BUFFERS - 1, pool))
+                following = number + _BUFFERS - 1  # its buffer is that of the columns before these
+                if following < len(reads):
+                    ahead.append(begin(following, pool))
                 if gpu:
-                    part = part.to(self.device, non_blocking=True)
+                    columns = columns.to(self.device, non_blocking=True)
                     copied[number % _BUFFERS] = accelerator.recorded(self.device)
-                yield segment, start, part
+                yield Block(read.segment, read.start, columns)
 
-    def reads(self, segment: Segment) -> Iterator[tuple[Segment, int, int]]:
-        """A segment as ranges of columns that are read at once."""
-        width = max(READ_BYTES // (self._slots * segment.dtype.itemsize), FEWEST_COLUMNS)
-        for start in range(0, segment.width, width):
-            yield segment, start, min(start + width, segment.width)
+    def reads(self, segments: Sequence[Segment]) -> list[_Read]:
+        """The ranges of columns that are read at once, in order."""
+        reads: list[_Read] = []
+        for segment in segments:
+            width = max(READ_BYTES // (self._slots * segment.dtype.itemsize), FEWEST_COLUMNS)
+            starts = range(0, segment.width, width)
+            reads += [_Read(segment, start, min(start + width, segment.width)) for start in starts]
+        return reads
 
-    def _read(self, slots: Sequence[int], first: int, part: Tensor) -> None:
-        content = part.numpy()
+    def _read(self, slots: Sequence[int], offset: int, content: Tensor) -> None:
+        """Fill the rows ``slots`` of ``content`` ``[slots, n]`` uint8 from byte ``offset`` of each row of the file."""
+        rows = content.numpy()
         try:
             with self._path.open("rb", buffering=0) as file:
                 for slot in slots:
-                    file.seek(slot * self._row_bytes + first)
-                    left = content[slot].data
-                    while left:
-                        if not (count := file.readinto(left)):
+                    file.seek(slot * self._row_bytes + offset)
+                    remaining = rows[slot].data
+                    while remaining:
+                        count = file.readinto(remaining)
+                        if not count:
                             raise TrajectoryError(f"{self._path} is truncated. Copy it or pack again.")
-                        left = left[count:]
+                        remaining = remaining[count:]
         except OSError as error:
             raise TrajectoryError(f"Cannot read {self._path}: {error.strerror}.") from error
-
-
-Placed = Held | _Streamed
-"""What gives a merge the columns that it combines, on its ``device``."""
 
 
 def place(
@@ -124,7 +162,7 @@ def place(
     slots: Sequence[int],
     device: torch.device,
     how: Placement | None,
-) -> Placed:
+) -> ColumnSource:
     """Choose where columns are merged from, and say so unless it is the map.
 
     On a GPU from its own memory if they fit into a part of what is free; on the CPU, which also serves GPUs that cannot
@@ -137,33 +175,47 @@ def place(
         TrajectoryError: the map was asked for, and the device is a GPU.
     """
     gpu = accelerator.asynchronous(device)
-    device, size = device if gpu else CPU, len(rows) * sum(segment.stop - segment.start for segment in segments)
-    room = _room(device)
-    how = how or (("resident" if gpu else "mapped") if size <= room else "streamed")
+    if not gpu:
+        device = CPU
+    size = len(rows) * sum(segment.stop - segment.start for segment in segments)
+    if how is None:
+        how = _fastest(device, size)
     if how == "mapped":
         if gpu:
             raise TrajectoryError(f"{path} cannot be mapped into {device}: choose 'resident' or 'streamed'.")
-        return Held.mapped(rows, segments)
-    streamed, name = _Streamed(path, (rows.shape[0], rows.shape[1]), device), path.parent.name
+        return ColumnsInMemory.mapped(rows, segments)
+    name = path.parent.name
+    checkpoints = f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')})"
+    streamed = _StreamedColumns(path, rows.shape[0], rows.shape[1], device)
     if how == "resident":
-        with contextlib.suppress(torch.OutOfMemoryError):  # others have taken the memory meanwhile
+        with contextlib.suppress(torch.OutOfMemoryError):  # somebody has taken the memory meanwhile
             resident = _copied(streamed, len(rows), segments, slots, name)
-            notice(f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')}) are kept in the memory of {device}")
+            notice(f"{checkpoints} are kept in the memory of {device}")
             return resident
-    notice(f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')}) are streamed for each merge")
+    notice(f"{checkpoints} are streamed for each merge")
     return streamed
 
 
-def _copied(streamed: _Streamed, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str) -> Held:
+def _fastest(device: torch.device, size: int) -> Placement:
+    """The fastest way for ``size`` bytes of columns that there is room for."""
+    if size > _room(device):
+        return "streamed"
+    return "mapped" if device == CPU else "resident"
+
+
+def _copied(
+    streamed: _StreamedColumns, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str
+) -> ColumnsInMemory:
     device = streamed.device
-    columns = {segment: torch.empty(rows, segment.width, dtype=segment.dtype, device=device) for segment in segments}
-    parts = sum(len(list(streamed.reads(segment))) for segment in segments)
-    with progress(f"{name} to {device}", parts) as advance:
-        for segment, start, part in streamed.columns(segments, slots):
-            columns[segment][:, start : start + part.shape[1]].copy_(part)
+    columns: dict[Segment, Tensor] = {}
+    for segment in segments:
+        columns[segment] = torch.empty(rows, segment.width, dtype=segment.dtype, device=device)
+    with progress(f"{name} to {device}", len(streamed.reads(segments))) as advance:
+        for segment, start, block in streamed.blocks(segments, slots):
+            columns[segment][:, start : start + block.shape[1]].copy_(block)
             advance()
     accelerator.synchronize(device)
-    return Held(device, columns)
+    return ColumnsInMemory(device, columns)
 
 
 def _room(device: torch.device) -> float:

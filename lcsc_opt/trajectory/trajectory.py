@@ -32,14 +32,16 @@ from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
-from lcsc_opt.trajectory.placement import Held, Placed, Placement, place
+from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
+
+_MOST_NAMED = 3  # steps with the same weights that one warning names
 
 
 class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
-    Only the pages that are read take memory, and the system can free them. Several threads may use one object. Pickled
-    for another process, it is only its path and steps.
+    Only the pages that are read use memory, and the system can free them. Several threads may use one object. It is
+    pickled as its path and steps.
 
     Attributes:
         path: of its folder.
@@ -51,7 +53,7 @@ class Trajectory:
         names: of the tensors, in this order.
         varying: the names of the tensors that are not the same in all checkpoints.
         parameters: P, how many scalars of a checkpoint are floating-point numbers that a merge combines.
-        nbytes: how many bytes the K checkpoints take on disk.
+        nbytes: the size of the K checkpoints on disk.
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
         layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
@@ -61,34 +63,34 @@ class Trajectory:
     layer_groups: LayerGroups | None = None
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
-        saved = manifest.checkpoints
+        checkpoints = manifest.checkpoints
         self.path = path
-        self.steps: tuple[int, ...] = tuple(each.step for each in saved)
-        self.sources: tuple[str, ...] = tuple(each.source for each in saved)
-        self.checkpoint_sha256: tuple[str, ...] = tuple(each.sha256 for each in saved)
+        self.steps: tuple[int, ...] = tuple(saved.step for saved in checkpoints)
+        self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
+        self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
         self.tensors = manifest.tensors
         self.names = tuple(spec.name for spec in self.tensors)
         self.varying = frozenset(manifest.varying)
         self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
-        self.nbytes = len(saved) * manifest.row_bytes
+        self.nbytes = len(checkpoints) * manifest.row_bytes
         self.stored = manifest.stored
         self.metadata: Mapping[str, str] = manifest.metadata
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
         segments = manifest.layout.segments(self.varying)
-        self._merger = Merger(Held.mapped(self._rows, segments), self._rows, manifest)
+        self._merger = Merger(ColumnsInMemory.mapped(self._rows, segments), self._rows, manifest)
 
     @classmethod
-    def holding(cls, path: Path, known: KnownCheckpoints) -> Trajectory | None:
-        """The known checkpoints among those of the trajectory at ``path``; ``None`` if they are not there."""
+    def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
+        """A study's checkpoints out of the trajectory at ``path``; ``None`` if it does not hold exactly these."""
         try:
-            if Manifest.load(path).sha256_of(known.steps) == known.sha256:
-                return cls.open(path, steps=known.steps)
+            if Manifest.load(path).sha256_of(checkpoints.steps) != checkpoints.sha256:
+                return None
+            return cls.open(path, steps=checkpoints.steps)
         except TrajectoryError:  # being written, broken, or gone
-            pass
-        return None
+            return None
 
     @classmethod
     def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
@@ -106,13 +108,16 @@ class Trajectory:
         stamp = _stamp(path)  # before reading, so that a later change is noticed
         manifest = Manifest.load(path)
         if not manifest.checkpoints:
-            raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
+            raise TrajectoryError(f"{path} holds no complete checkpoint yet: append one, or pack again.")
         if steps is not None:
-            kept = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
-            if missing := sorted(set(steps) - {saved.step for saved in kept}):
-                there = len(manifest.checkpoints)
-                raise TrajectoryError(f"{path} has no checkpoint of step {missing[0]}: it holds {there} others.")
-            manifest = manifest.model_copy(update={"checkpoints": kept})
+            missing = sorted(set(steps) - {saved.step for saved in manifest.checkpoints})
+            if missing:
+                count = len(manifest.checkpoints)
+                raise TrajectoryError(
+                    f"{path} has no checkpoint of step {missing[0]}: it holds {count} checkpoints of other steps."
+                )
+            checkpoints = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
+            manifest = manifest.model_copy(update={"checkpoints": checkpoints})
         return cls(path, manifest, stamp)
 
     def on(self, device: torch.device | str, *, how: Placement | None = None) -> Trajectory:
@@ -123,15 +128,15 @@ class Trajectory:
         Else the trajectory is read for each merge (``streamed``), part by part, while the part before is combined. A
         line on stderr says which way, unless it is the map.
 
-        Pickled for another process, it must be put on a device there again. ``how`` asks for one of the three ways;
+        In another process, it must be put on a device again. ``how`` asks for one of the three ways;
         ``mapped`` on the CPU only.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
         """
-        merger, where = self._merger, torch.device(device)
+        merger = self._merger
         with self._unchanged():
-            source = place(self.path / WEIGHTS, self._rows, merger.segments, merger.slots, where, how)
+            source = place(self.path / WEIGHTS, self._rows, merger.segments, merger.slots, torch.device(device), how)
         return self._merged_by(source, self.layer_groups)
 
     def in_rows(self, rule: Rule | None) -> Trajectory:
@@ -143,10 +148,14 @@ class Trajectory:
         Raises:
             StudySpecError: the rule does not divide them.
         """
-        shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
-        return self._merged_by(self._merger.source, None if rule is None else LayerGroups.by(rule, shapes))
+        groups: LayerGroups | None = None
+        if rule is not None:
+            shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
+            groups = LayerGroups.by(rule, shapes)
+        return self._merged_by(self._merger.source, groups)
 
-    def _merged_by(self, source: Placed, groups: LayerGroups | None) -> Trajectory:
+    def _merged_by(self, source: ColumnSource, groups: LayerGroups | None) -> Trajectory:
+        """The same trajectory, on the same map, with another merger."""
         changed = object.__new__(Trajectory)
         changed.__dict__.update(self.__dict__)
         changed.layer_groups = groups
@@ -170,7 +179,8 @@ class Trajectory:
         Raises:
             TrajectoryError: the checkpoint has been overwritten since opening.
         """
-        row, widened = self._rows[self._merger.slots[index]], self.stored is not None
+        row = self._rows[self._merger.slots[index]]
+        widened = self.stored is not None
         with self._unchanged():
             return {spec.name: spec.copy_from(row, widened=widened) for spec in self.tensors}
 
@@ -187,7 +197,8 @@ class Trajectory:
         """
         self._check()
         row = self._rows[self._merger.slots[index]]
-        yield from ((spec, row[start:end]) for spec, start, end in self.layout.spans())
+        for spec, start, end in self.layout.spans():
+            yield spec, row[start:end]
 
     @property
     def device(self) -> torch.device:
@@ -202,17 +213,17 @@ class Trajectory:
 
         The tensors are new, contiguous and on :attr:`device`. They have the dtypes of :attr:`tensors`, or float32 for
         weights that were rounded when they were stored. Tensors of one dtype share one memory, and all are finished
-        when this returns. float64 is accumulated in float64, every
-        other dtype in float32 and rounded once. Tensors that are the same in all checkpoints are copied. Integers and
-        bools come from the checkpoint with the largest coefficient, the first of those that tie. In one row, a single
-        coefficient of exactly 1 gives that checkpoint bit for bit.
+        when this returns. float64 is accumulated in float64, every other dtype in float32 and rounded once. Tensors
+        that are the same in all checkpoints are copied. Integers and bools come from the checkpoint with the largest
+        coefficient, the first of those that tie. In one row, a single coefficient of exactly 1 gives that checkpoint
+        bit for bit.
 
         Raises:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        groups = self.layer_groups
-        checked = check_coefficients(coefficients, len(self), rows=None if groups is None else len(groups))
+        rows = None if self.layer_groups is None else len(self.layer_groups)
+        checked = check_coefficients(coefficients, len(self), rows=rows)
         with self._unchanged():
             return self._merger.merge(checked)
 
@@ -220,9 +231,9 @@ class Trajectory:
         """From the gradient of a function of the merged weights to its gradient in the coefficients, ``[K]`` float64.
 
         That is ⟨theta_i, gradient⟩ for each checkpoint, in one read of the trajectory; with :attr:`layer_groups`, for
-        each group and checkpoint, ``[S, K]``. Names without a gradient count
-        as zero, and so do tensors that a merge copies: constant ones, integers and bools. The rounding at the end of a
-        merge is taken to have derivative one.
+        each group and checkpoint, ``[S, K]``. Names without a gradient count as zero, and so do tensors that a merge
+        copies: constant ones, integers and bools. The rounding at the end of a merge counts as having the derivative
+        one.
 
         Args:
             gradients: name → gradient, of the shape of the tensor, of any dtype, on any device.
@@ -231,8 +242,11 @@ class Trajectory:
             TrajectoryError: another name or shape, or a checkpoint was overwritten since opening.
         """
         expected = self._manifest.layout.shapes
-        if (differs := difference({**expected, **gradients}, expected)) is not None:  # not all need have one
-            raise TrajectoryError(f"The gradients do not fit the trajectory: their model {differs}. Use its own names.")
+        differs = difference({**expected, **gradients}, expected)  # not every tensor needs a gradient
+        if differs is not None:
+            raise TrajectoryError(
+                f"The gradients do not fit the trajectory: their model {differs}. Use the names of its tensors."
+            )
         with self._unchanged():
             return self._merger.project(gradients)
 
@@ -242,11 +256,12 @@ class Trajectory:
         For directions d, e with sum zero, ``d @ gram @ e`` is the inner product of the changes they make to
         the weights. With :attr:`layer_groups`, ``[S, K, K]``: those of the weights of each group.
         """
-        total = np.zeros((len(self.layer_groups or [0]), len(self), len(self)))
+        groups = 1 if self.layer_groups is None else len(self.layer_groups)
+        products = np.zeros((groups, len(self), len(self)))
         for row, tile in self._float64_tiles():
             centered = tile - tile.mean(dim=0)
-            total[row] += (centered @ centered.t()).cpu().numpy()
-        return total[0] if self.layer_groups is None else total
+            products[row] += (centered @ centered.t()).cpu().numpy()
+        return products[0] if self.layer_groups is None else products
 
     def difference_norms(self) -> npt.NDArray[np.float64]:
         """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
@@ -257,14 +272,18 @@ class Trajectory:
 
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""
-        steps: dict[str, list[str]] = {}
+        steps_by_hash: dict[str, list[str]] = {}
         for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
-            steps.setdefault(sha256, []).append(f"step {step}")
-        return [
-            f"identical weights: {', '.join(same[:3])}{f' and {len(same) - 3} more' if len(same) > 3 else ''}"
-            for same in steps.values()
-            if len(same) > 1
-        ]
+            steps_by_hash.setdefault(sha256, []).append(f"step {step}")
+        warnings: list[str] = []
+        for steps in steps_by_hash.values():
+            if len(steps) < 2:
+                continue
+            warning = f"identical weights: {', '.join(steps[:_MOST_NAMED])}"
+            if len(steps) > _MOST_NAMED:
+                warning += f" and {len(steps) - _MOST_NAMED} more"
+            warnings.append(warning)
+        return warnings
 
     @property
     def touched(self) -> bool:
@@ -273,7 +292,8 @@ class Trajectory:
         A copied folder may look the same; :meth:`verify` tells the difference.
         """
         try:
-            weights, manifest = ((self.path / name).stat().st_mtime_ns for name in (WEIGHTS, MANIFEST))
+            weights = (self.path / WEIGHTS).stat().st_mtime_ns
+            manifest = (self.path / MANIFEST).stat().st_mtime_ns
         except OSError as error:
             raise TrajectoryError(f"Cannot read {self.path}: {error.strerror}.") from error
         return weights > manifest
@@ -286,22 +306,23 @@ class Trajectory:
         """
         if all(module.alpha is not None for module in lora_modules(self.names)):
             return LoraAlphas()
-        if text := self.metadata.get(PACKED_ALPHAS):
+        text = self.metadata.get(PACKED_ALPHAS)
+        if text:
             try:
                 return LoraAlphas.model_validate_json(text)
             except ValueError as error:
                 raise TrajectoryError(f"{self.path}: the configuration of its LoRA is broken.") from error
         source = self.sources[-1]
-        there = bool(source) and Path(source).exists()
-        if there and (found := LoraAlphas.read(source, key=self.metadata.get("key"))) is not None:
-            return found
-        if lora_flavour(self.names) == "peft" and not there:
-            where = source or "the checkpoint"
+        if source and Path(source).exists():
+            alphas = LoraAlphas.read(source, key=self.metadata.get("key"))
+            if alphas is not None:
+                return alphas
+        elif lora_flavour(self.names) == "peft":
             raise TrajectoryError(
-                f"{self.path}: the LoRA's alpha stands in {ADAPTER_CONFIG} next to {where}, which is not there: "
-                "give lora_alpha."
+                f"{self.path}: the LoRA's alpha is in {ADAPTER_CONFIG} next to {source or 'the checkpoint'}, which "
+                "does not exist: give lora_alpha."
             )
-        notice(f"{self.path}: the LoRA's alpha is taken to be its rank, as diffusers does; give lora_alpha otherwise")
+        notice(f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; else give lora_alpha")
         return LoraAlphas()
 
     def verify(self) -> None:
@@ -312,7 +333,8 @@ class Trajectory:
         """
         with progress("verify", len(self)) as advance:
             for saved in self._manifest.checkpoints:
-                if hashlib.sha256(self._rows[saved.slot].numpy().data).hexdigest() != saved.sha256:
+                row = self._rows[saved.slot].numpy()
+                if hashlib.sha256(row.data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
@@ -333,9 +355,9 @@ class Trajectory:
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
-        now = Manifest.load(self.path)
-        kept = now.layout == self._manifest.layout and set(self._manifest.checkpoints) <= set(now.checkpoints)
-        if not kept:
+        manifest = Manifest.load(self.path)
+        same_layout = manifest.layout == self._manifest.layout
+        if not (same_layout and set(self._manifest.checkpoints) <= set(manifest.checkpoints)):
             raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
 

@@ -15,8 +15,9 @@ from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
+from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
-from lcsc_opt.trajectory.matrix import Background, MatrixWriter
+from lcsc_opt.trajectory.matrix import MatrixWriter
 
 
 class TrajectoryWriter:
@@ -40,8 +41,8 @@ class TrajectoryWriter:
         keep_last: keep this many last checkpoints; ``None`` keeps all.
         metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
-            which are read and merged in float32. ``None`` takes what the trajectory began with; for a new one,
-            ``exact``.
+            which are read and merged in float32. ``None`` is the dtype that the trajectory began with; ``exact`` for a
+            new one.
         resume: the step that training continues from. Later checkpoints are dropped, all at once, and a notice says
             so: training may reach their steps again with other weights.
 
@@ -61,9 +62,9 @@ class TrajectoryWriter:
         resume: int | None = None,
     ) -> None:
         self.path = Path(path)
-        for name, value in (("every", every), ("keep_last", 1 if keep_last is None else keep_last)):
-            if not isinstance(value, int) or value < 1:
-                raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+        _check_positive("every", every)
+        if keep_last is not None:
+            _check_positive("keep_last", keep_last)
         self._every = every
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
@@ -128,20 +129,20 @@ class TrajectoryWriter:
                 resumed training may reach it again.
             weights: a state dict or a module, on any device, contiguous or not, with or without gradients. Prefixes of
                 DataParallel and ``torch.compile`` are removed. Of torch's ``AveragedModel`` or ema-pytorch's ``EMA``,
-                the average is taken.
+                the average is saved.
             source: where the checkpoint came from, for the manifest.
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
 
         Returns:
-            Whether a checkpoint was taken: False if ``step`` is not a multiple of ``every``, or is saved already.
+            Whether the checkpoint is new: False if ``step`` is not a multiple of ``every``, or is saved already.
 
         Raises:
             TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not finite; a saved
                 step comes with other weights; the step is not larger than the last one; or the disk refuses. For a
                 checkpoint that was not waited for, errors in its weights and of the disk are raised by the next append
-                (which then takes nothing), flush or close. Earlier checkpoints stay as they were.
+                (which then saves nothing), flush or close. Earlier checkpoints stay as they were.
         """
         step = MatrixWriter.whole_step(step)
         if not self._appending.acquire(blocking=False):
@@ -156,7 +157,7 @@ class TrajectoryWriter:
             if self._background.running:  # a signal's handler, within the saving that it would wait for
                 raise TrajectoryError(f"Step {step} comes while another is saved: append from no handler.")
             layout = self._saver.check(tensors)
-            new = self._saver.is_new(step)
+            is_new = self._saver.is_new(step)
             copied: list[torch.Event] = []
             if not wait:
                 tensors, copied = self._staged(layout, tensors)
@@ -167,8 +168,11 @@ class TrajectoryWriter:
                 self._saver.write(step, layout, tensors, source=source)
                 self._saver.commit()
 
-            save() if wait else self._background.start(save)
-            return new
+            if wait:
+                save()
+            else:
+                self._background.start(save)
+            return is_new
         finally:
             self._appending.release()
 
@@ -180,24 +184,36 @@ class TrajectoryWriter:
         From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
         kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
         """
-        gpus, size = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}, layout.row_bytes
-        if self._buffer is None or len(self._buffer) != size or (gpus and not self._buffer.is_pinned()):
-            self._buffer = None  # freed before the new one is made
-            try:
-                self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=bool(gpus))
-            except (RuntimeError, MemoryError) as error:
-                raise TrajectoryError(
-                    f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
-                ) from error
-        buffer, staged = self._buffer, {}
+        gpus = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}
+        buffer = self._buffer_of(layout.row_bytes, pinned=bool(gpus))
+        staged: dict[str, Tensor] = {}
         for spec in layout.tensors:
-            there, tensor = buffer[spec.offset : spec.end], tensors[spec.name].detach()
+            copy = buffer[spec.offset : spec.end]
+            tensor = tensors[spec.name].detach()
             if spec.merged:
-                there = there.view(spec.torch_dtype).view(spec.shape)
+                copy = copy.view(spec.torch_dtype).view(spec.shape)
             else:
                 tensor = tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8)
-            staged[spec.name] = there.copy_(tensor, non_blocking=tensor.device in gpus)
+            staged[spec.name] = copy.copy_(tensor, non_blocking=tensor.device in gpus)
         return staged, [recorded(device) for device in gpus]
+
+    def _buffer_of(self, size: int, *, pinned: bool) -> Tensor:
+        """``[size]`` uint8 for the copy of a checkpoint, the same memory each time."""
+        if self._buffer is not None and len(self._buffer) == size and (not pinned or self._buffer.is_pinned()):
+            return self._buffer
+        self._buffer = None  # freed before the new one is made
+        try:
+            self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        except (RuntimeError, MemoryError) as error:
+            raise TrajectoryError(
+                f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
+            ) from error
+        return self._buffer
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:

@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
+from lcsc_opt.trajectory.packing import open_or_pack
 from tests.trajectory.trajectory_examples import make_trajectory
 
 
@@ -55,7 +57,34 @@ def test_several_rates_are_told_apart(tmp_path):
     for patterns in (tmp_path, str(tmp_path / "ema*")):
         with pytest.raises(TrajectoryError, match=r"several series.*ema_0\.999 \(3\), ema_0\.9999 \(3\)"):
             find_checkpoints(patterns)
-    assert len(find_checkpoints(str(tmp_path / "ema_0.999_*"))) == 3
+    with pytest.raises(TrajectoryError) as refusal:
+        find_checkpoints(tmp_path)
+    for pattern in str(refusal.value).split("Choose one: ")[1].split(" or "):
+        assert len(find_checkpoints(pattern)) == 3
+
+
+def post_hoc_ema(folder: Path) -> None:
+    """What PostHocEMA of ema-pytorch leaves: index of the width, step; half precision except for the step."""
+    folder.mkdir()
+    for width in (0, 1):
+        for step in (50, 100, 1000):
+            weights = {"w": torch.full((2,), width + step / 1000).half()}
+            averaged = {f"ema_model.{name}": tensor for name, tensor in weights.items()}
+            content = {"initted": torch.tensor(True), "step": torch.tensor(step), **averaged}
+            torch.save(content, folder / f"{width}.{step}.pt")
+
+
+def test_one_width_of_a_post_hoc_ema_is_a_trajectory_and_several_are_refused_with_their_patterns(tmp_path):
+    folder = tmp_path / "post-hoc-ema-checkpoints"
+    post_hoc_ema(folder)
+    with pytest.raises(TrajectoryError, match=r"several series.* 0 \(3\), 1 \(3\)\. Choose one: ") as refusal:
+        find_checkpoints(folder)
+    patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
+    assert patterns == [str(folder / "0.*.pt"), str(folder / "1.*.pt")]
+    assert found(patterns[1], folder) == ["1.50.pt", "1.100.pt", "1.1000.pt"]
+    trajectory = open_or_pack([patterns[1]], cache=tmp_path)
+    assert trajectory.steps == (50, 100, 1000)
+    assert trajectory.merge([0, 1, 0])["w"].tolist() == torch.tensor([1.1, 1.1]).half().tolist()
 
 
 def test_last_checkpoint_beside_numbered_ones_is_left_out(tmp_path, capsys):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import types
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +99,24 @@ def test_revisions_without_weights_are_one_line(client: Hub, tmp_path: Path) -> 
 
 def test_a_model_that_is_no_folder_is_asked_for_at_the_hub() -> None:
     one_line(ObjectiveError, "model: a/b/c is no folder, and cannot be fetched", lambda: hub.model_folder("a/b/c"))
+
+
+def test_revision_that_two_processes_need_is_fetched_once(
+    client: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one waits for the first, which keeps what an interrupted download has, and then finds it there."""
+    path = (hub.revisions(PATTERN) or [])[0]
+    download = client.snapshot_download
+    both_asked = threading.Barrier(2)
+
+    def slow_download(*args: Any, **kwargs: Any) -> str:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_asked.wait(0.5)
+        return download(*args, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", slow_download)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(hub.fetched, [path, path])) == [path, path]
+    assert client.fetched == [("owner/name", "c2")]
+    assert [entry.name for entry in path.iterdir()] == ["model.safetensors"]
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_series, checkpoint_step
+from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.names import checkpoint_series, series_glob
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
 
@@ -55,8 +58,21 @@ def test_step_inside_the_file_comes_before_a_bare_number_in_the_name(tmp_path):
     for value in (True, -1, 2.5, torch.ones(3)):  # which is no step
         torch.save({"step": value, "model": state_dict(1)}, path)
         assert checkpoint_step(path) == 10
-    torch.save({"step": 4321, "state_dict": state_dict(1)}, path)
-    assert checkpoint_step(path.rename(tmp_path / "step=9.ckpt")) == 9
+
+
+def test_step_inside_the_file_is_believed_whatever_the_name_is(tmp_path):
+    """Old versions of Lightning name the file after the step before, and people rename files."""
+    torch.save({"global_step": 4321, "state_dict": state_dict(1)}, tmp_path / "step=9.ckpt")
+    assert checkpoint_step(tmp_path / "step=9.ckpt") == 4321
+
+
+@pytest.mark.parametrize("step", [torch.tensor(70), torch.tensor(70, dtype=torch.int32)])
+def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
+    torch.save({"step": step, "initted": torch.tensor(True), **state_dict(1)}, tmp_path / "0.5.pt")
+    assert checkpoint_step(tmp_path / "0.5.pt") == 70
+    for value in (torch.tensor(70.0), torch.tensor(True), torch.tensor([70]), torch.tensor(-3)):
+        torch.save({"step": value, **state_dict(1)}, tmp_path / "0.5.pt")
+        assert checkpoint_step(tmp_path / "0.5.pt") == 5
 
 
 @pytest.mark.parametrize(
@@ -70,8 +86,27 @@ def test_step_inside_the_file_comes_before_a_bare_number_in_the_name(tmp_path):
         ("checkpoint-500/unet", "checkpoint/unet"),
         ("checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors", "checkpoint/unet_ema/diffusion_pytorch_model"),
         ("5000.ckpt/nnet_ema.pth", "step/nnet_ema"),
+        ("0.5000.pt", "0"),
+        ("1.100.pt", "1"),
+        ("0.9999/model50.pt", "model"),
     ],
 )
 def test_series_is_the_name_without_what_changes(name, series):
     assert checkpoint_series(name) == series
     assert checkpoint_series(f"some/run7/{name}") == series
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("0.5000.pt", "0.*.pt"),
+        ("ema_0.9999_012345.pt", "ema_0.9999_*.pt"),
+        ("network-snapshot-0002500-0.050.pkl", "network-snapshot-*-0.050.pkl"),
+        ("epoch=4-step=3000-val_loss=0.25.ckpt", "epoch=*-step=*-val_loss=*.ckpt"),
+        ("checkpoint-500/unet_ema/diffusion_pytorch_model.bin", "checkpoint-*/unet_ema/diffusion_pytorch_model.bin"),
+        ("final.pt", "final.pt"),
+    ],
+)
+def test_glob_of_a_series_matches_it(name, pattern):
+    assert series_glob(Path("runs") / name) == f"runs/{pattern}"
+    assert (Path("runs") / name).match(pattern)

@@ -143,10 +143,10 @@ def test_a_long_window_keeps_the_rates_of_the_paper() -> None:
 
 @given(all_steps)
 def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
-    found = window_ema_rates(steps)
-    assert len(found) == len(PAPER_EMA_RATES)
-    assert all(0 <= rate < 1 for rate in found)
-    profiles = [ema_coefficients(steps, rate) for rate in found]
+    adapted = window_ema_rates(steps)
+    assert len(adapted) == len(PAPER_EMA_RATES)
+    assert all(0 <= rate < 1 for rate in adapted)
+    profiles = [ema_coefficients(steps, rate) for rate in adapted]
     on_first = [profile[0] for profile in profiles]
     assert on_first == sorted(on_first)
     for slower, faster in zip(profiles[1:], profiles, strict=False):
@@ -155,25 +155,35 @@ def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
 
 def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() -> None:
     steps = tuple(range(100, 2100, 100))
-    found = plain_averages(steps, [0.9, 0.9995])
-    assert [average_name(coefficients, steps) for coefficients in found] == [
-        *("EMA 0.9", "EMA 0.9995", "last checkpoint"),
-        *("average of the last 3", "average of the last 10", "average of all 20"),
+    averages = plain_averages(steps, [0.9, 0.9995])
+    assert [average_name(coefficients, steps) for coefficients in averages] == [
+        "EMA 0.9",
+        "EMA 0.9995",
+        "last checkpoint",
+        "average of the last 3",
+        "average of the last 10",
+        "average of all 20",
     ]
-    np.testing.assert_allclose(found[4], np.repeat([0.0, 0.1], 10), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(averages[4], np.repeat([0.0, 0.1], 10), rtol=0, atol=1e-15)
     assert len(plain_averages(steps[:3])) == len(PAPER_EMA_RATES) + 2
 
 
-def test_answers_of_other_baselines_have_names() -> None:
-    found = [[0, 1, 0], [0.5, 0, 0.5], decay_coefficients(3, 2, "1-sqrt"), decay_coefficients(3, 3, "1-sqrt")]
-    assert [average_name(np.array(coefficients), (100, 200, 300)) for coefficients in found] == [
-        *("step 200", "average of 2", "1-sqrt over the last 2", "1-sqrt over all 3")
-    ]
+@pytest.mark.parametrize(
+    ("coefficients", "name"),
+    [
+        ([0, 1, 0], "step 200"),
+        ([0.5, 0, 0.5], "average of 2"),
+        (decay_coefficients(3, 2, "1-sqrt"), "1-sqrt over the last 2"),
+        (decay_coefficients(3, 3, "1-sqrt"), "1-sqrt over all 3"),
+    ],
+)
+def test_answers_of_other_baselines_have_names(coefficients: Any, name: str) -> None:
+    assert average_name(np.array(coefficients), (100, 200, 300)) == name
 
 
-@pytest.mark.parametrize("other", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [np.nan, 0.5, 0.5]])
-def test_other_coefficients_are_no_plain_average(other: list[float]) -> None:
-    assert average_name(np.array(other), (100, 200, 300)) is None
+@pytest.mark.parametrize("values", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [np.nan, 0.5, 0.5]])
+def test_other_coefficients_are_no_plain_average(values: list[float]) -> None:
+    assert average_name(np.array(values), (100, 200, 300)) is None
 
 
 @given(st.integers(1, 40), magnitudes, seeds)
@@ -261,11 +271,11 @@ def test_principal_directions_are_the_leading_singular_vectors_of_the_checkpoint
     dimension = 1 + seed % 2
     gram = random_gram(count, seed)
     basis = basis_of(gram, dimension)
-    left, values, _ = np.linalg.svd(gram)
+    vectors, values, _ = np.linalg.svd(gram)
     captured = np.trace(basis.T @ gram @ basis)
     assert captured == pytest.approx(values[:dimension].sum(), rel=1e-9)
     if values[0] > 1.01 * values[1]:
-        assert abs(basis[:, 0] @ left[:, 0]) == pytest.approx(1, abs=1e-9)
+        assert abs(basis[:, 0] @ vectors[:, 0]) == pytest.approx(1, abs=1e-9)
     assert (basis[np.abs(basis).argmax(axis=0), np.arange(dimension)] > 0).all()
 
 
@@ -275,16 +285,19 @@ def test_gradients_go_to_the_free_vector_by_the_chain_rule(
     space_of: Callable[[Sequence[int]], Any], count: int, seed: int
 ) -> None:
     """Against central differences, a convex space's away from the kinks of clipping."""
-    space, generator = space_of(range(1, count + 1)), np.random.default_rng(seed)
-    free, gradient = 0.3 * generator.standard_normal(space.shape), generator.standard_normal(count)
+    space = space_of(range(1, count + 1))
+    generator = np.random.default_rng(seed)
+    free = 0.3 * generator.standard_normal(space.shape)
+    gradient = generator.standard_normal(count)
     if space_of is convex:
         free[np.abs(space.origin + free) < 1e-3] += 0.01
         free[0] = 1.0  # clipping leaves something
     step = 1e-6
-    differences = [
-        gradient @ (space.to_coefficients(free + step * one) - space.to_coefficients(free - step * one)) / (2 * step)
-        for one in np.eye(space.shape[0])
-    ]
+    differences: list[float] = []
+    for axis in np.eye(space.shape[0]):
+        ahead = space.to_coefficients(free + step * axis)
+        behind = space.to_coefficients(free - step * axis)
+        differences.append(gradient @ (ahead - behind) / (2 * step))
     np.testing.assert_allclose(space.to_free_gradient(free, gradient), differences, atol=1e-8 * count)
 
 

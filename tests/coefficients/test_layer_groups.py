@@ -13,10 +13,16 @@ from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace, PrincipalSpace
 
-UNET = {
-    **{"conv_in.weight": (8, 3, 3, 3), "conv_in.bias": (8,)},
-    **{f"down.{i}.to_q.weight": (8, 8) for i in (0, 1, 10, 2)},
-    **{"down.0.norm.weight": (8,), "down.0.norm.bias": (8,), "scale": ()},
+UNET: dict[str, tuple[int, ...]] = {
+    "conv_in.weight": (8, 3, 3, 3),
+    "conv_in.bias": (8,),
+    "down.0.to_q.weight": (8, 8),
+    "down.1.to_q.weight": (8, 8),
+    "down.10.to_q.weight": (8, 8),
+    "down.2.to_q.weight": (8, 8),
+    "down.0.norm.weight": (8,),
+    "down.0.norm.bias": (8,),
+    "scale": (),
 }
 STEPS = (10, 20, 30, 40)
 
@@ -39,7 +45,7 @@ def test_tensors_are_divided_by_the_rule(rule: Any, expected: list[str], capsys:
     assert set(groups.row_of) == set(UNET)
     assert groups.row_of["conv_in.weight"] == groups.row_of["conv_in.bias"]
     assert pickle.loads(pickle.dumps(groups)).row_of == groups.row_of
-    assert ("scale" in capsys.readouterr().err) == isinstance(rule, dict)  # what is left is named
+    assert ("scale" in capsys.readouterr().err) == isinstance(rule, dict)  # tensors that no pattern matches are named
 
 
 @pytest.mark.parametrize(
@@ -68,15 +74,17 @@ def test_a_space_of_rows_is_the_space_of_each_row() -> None:
             [PrincipalSpace.of(STEPS, *row, 2) for row in zip(origins, grams, strict=True)],
         ),
     )
-    for whole, parts in cases:
-        assert whole.shape == (2, *parts[0].shape)
-        free, gradient = 0.4 * generator.standard_normal(whole.shape), generator.standard_normal((2, 4))
-        rows = list(zip(parts, free, strict=True))
-        found = whole.to_coefficients(free)
-        np.testing.assert_allclose(found, [space.to_coefficients(row) for space, row in rows], rtol=0, atol=1e-14)
-        back = [space.to_free(row) for space, row in zip(parts, found, strict=True)]
-        np.testing.assert_allclose(whole.to_free(found), np.stack(back), rtol=0, atol=1e-14)
-        slopes = [space.to_free_gradient(*one) for (space, *one) in zip(parts, free, gradient, strict=True)]
-        np.testing.assert_allclose(whole.to_free_gradient(free, gradient), slopes, rtol=0, atol=1e-13)
-        one = default_origin(STEPS)  # the same in all rows
-        np.testing.assert_array_equal(whole.to_free(one), whole.to_free(np.stack([one, one])))
+    for space, row_spaces in cases:
+        assert space.shape == (2, *row_spaces[0].shape)
+        free = 0.4 * generator.standard_normal(space.shape)
+        gradient = generator.standard_normal((2, 4))
+        coefficients = space.to_coefficients(free)
+        rows = range(2)
+        expected = [row_spaces[row].to_coefficients(free[row]) for row in rows]
+        np.testing.assert_allclose(coefficients, expected, rtol=0, atol=1e-14)
+        back = [row_spaces[row].to_free(coefficients[row]) for row in rows]
+        np.testing.assert_allclose(space.to_free(coefficients), back, rtol=0, atol=1e-14)
+        slopes = [row_spaces[row].to_free_gradient(free[row], gradient[row]) for row in rows]
+        np.testing.assert_allclose(space.to_free_gradient(free, gradient), slopes, rtol=0, atol=1e-13)
+        equal_rows = default_origin(STEPS)
+        np.testing.assert_array_equal(space.to_free(equal_rows), space.to_free(np.stack([equal_rows, equal_rows])))

@@ -44,7 +44,9 @@ def test_corners_on_one_line_are_refused(corners: tuple[Any, ...], count: int) -
 
 @given(x=st.floats(-5, 5), y=st.floats(-5, 5))
 def test_a_point_is_the_linear_combination_of_the_paper(x: float, y: float) -> None:
-    first, second, third = np.eye(20)[0], ema_coefficients(STEPS, 0.99), np.eye(20)[19]
+    first = np.eye(20)[0]
+    second = ema_coefficients(STEPS, 0.99)
+    third = np.eye(20)[19]
     point = PLANE.at(x, y)
     np.testing.assert_allclose(point, first + x * (second - first) + y * (third - first), rtol=0, atol=1e-14)
     assert abs(math.fsum(point) - 1) <= 1e-12
@@ -54,21 +56,26 @@ def test_a_point_is_the_linear_combination_of_the_paper(x: float, y: float) -> N
 def test_a_projection_in_weight_space_is_the_least_squares_solution_over_all_parameters(seed: int) -> None:
     theta = weights(seed)
     centered = theta - theta.mean(axis=0)
-    found = np.random.default_rng(seed).normal(size=(4, len(STEPS)))
-    found /= found.sum(axis=1, keepdims=True)
-    origin, *others = PLANE.corners @ theta
-    directions = np.stack(others) - origin
-    expected = np.linalg.lstsq(directions.T, (found @ theta - origin).T, rcond=None)[0].T
-    np.testing.assert_allclose(PLANE.project(found, PLANE.products(centered @ centered.T)), expected, rtol=1e-8)
-    both = np.stack([found, found[::-1]], axis=1)  # a row of coefficients for each half of the parameters
-    halves = centered[:, :6], centered[:, 6:]
-    products = PLANE.products(np.stack([half @ half.T for half in halves]))
-    merged = np.concatenate([found @ theta[:, :6], found[::-1] @ theta[:, 6:]], axis=1)
-    expected_of_rows = np.linalg.lstsq(directions.T, (merged - origin).T, rcond=None)[0].T
-    np.testing.assert_allclose(PLANE.project(both, products), expected_of_rows, rtol=1e-8)
-    np.testing.assert_allclose(PLANE.project(found, products), expected, rtol=1e-8)
+    models = np.random.default_rng(seed).normal(size=(4, len(STEPS)))
+    models /= models.sum(axis=1, keepdims=True)
+    corners = PLANE.corners @ theta
+    directions = corners[1:] - corners[0]
+
+    def nearest(merged: np.ndarray) -> np.ndarray:
+        return np.asarray(np.linalg.lstsq(directions.T, (merged - corners[0]).T, rcond=None)[0].T)
+
+    expected = nearest(models @ theta)
+    np.testing.assert_allclose(PLANE.project(models, PLANE.products(centered @ centered.T)), expected, rtol=1e-8)
+
+    in_rows = np.stack([models, models[::-1]], axis=1)  # a row of coefficients for each part of the parameters
+    parts = (centered[:, :6], centered[:, 6:])
+    products = PLANE.products(np.stack([part @ part.T for part in parts]))
+    merged = np.concatenate([models @ theta[:, :6], models[::-1] @ theta[:, 6:]], axis=1)
+    np.testing.assert_allclose(PLANE.project(in_rows, products), nearest(merged), rtol=1e-8)
+    np.testing.assert_allclose(PLANE.project(models, products), expected, rtol=1e-8)
+
     # elsewhere than in coefficients, for checkpoints that are no orthonormal set
-    assert not np.allclose(PLANE.project(found, PLANE.products(None)), expected, rtol=1e-2)
+    assert not np.allclose(PLANE.project(models, PLANE.products(None)), expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("size", "count"), [(DEFAULT_SIZE, 441), (6, 39), (2, 7)])

@@ -51,10 +51,20 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
         ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
         ("short.json", "expected"),
         ("missing.json", "missing.json: cannot be read as JSON"),
+        ("by_step.json", "by_step.json: expected a list of numbers, one for each checkpoint in the order of the steps"),
+        ("by_name.json", "by_name.json: expected a list of numbers"),
+        ("text.json", "text.json: expected a list of numbers"),
+        ("words.json", "words.json: expected a list of numbers"),
+        ("deep.json", "deep.json: expected a list of numbers"),
     ],
 )
 def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("short.json").write_text("[0.5, 0.5]")
+    Path("by_step.json").write_text(json.dumps({str(step): 0.2 for step in STEPS}))
+    Path("by_name.json").write_text(json.dumps({"coefficients": {str(step): 0.2 for step in STEPS}}))
+    Path("text.json").write_text('"0.5"')
+    Path("words.json").write_text('["a", "b", "c", "d", "e"]')
+    Path("deep.json").write_text("[[[0.2, 0.2, 0.2, 0.2, 0.2]]]")
     assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("average.safetensors").exists()

@@ -141,6 +141,62 @@ def test_a_model_of_transformers_is_written_as_its_folder(study: StoredStudy, tm
         export(study, other, to)
 
 
+def write_language_model(folder: Path) -> None:
+    """A small model with its tokenizer, its chat template, and what a trainer leaves beside them."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=4)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokens = ["<|endoftext|>", "a", "b", "c", "ab", "\u0120", "d", "e"]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    tokenizer: Any = GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder)
+    torch.save({}, folder / "optimizer.pt")
+    (folder / "trainer_state.json").write_text("{}")
+
+
+@pytest.mark.parametrize("config", ["original", "original/config.json"])
+def test_a_language_model_is_exported_with_its_tokenizer(study: StoredStudy, tmp_path: Path, config: str) -> None:
+    from transformers import AutoTokenizer
+
+    write_language_model(tmp_path / "original")
+    weights = read_checkpoint(tmp_path / "original").tensors
+    objective = objective_over(pack_random(tmp_path / "run.trajectory", weights))
+    export(study, objective, Destination.of(tmp_path / "best", config=tmp_path / config))
+    loader: Any = AutoTokenizer
+    tokenizer = loader.from_pretrained(tmp_path / "best", local_files_only=True)
+    assert tokenizer("abc")["input_ids"] == loader.from_pretrained(tmp_path / "original")("abc")["input_ids"] == [4, 3]
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
+    names = {path.name for path in (tmp_path / "best").iterdir()}
+    assert names >= {"generation_config.json", "tokenizer_config.json", "model.safetensors", "lcsc_recipe.json"}
+    assert not names & {"optimizer.pt", "trainer_state.json"}
+    again = Destination.of(tmp_path / "again", config=tmp_path / "best")  # as lcsc apply names an exported folder
+    rebuild(Recipe.read(tmp_path / "best"), [tmp_path / "run.trajectory"], again)
+    assert {path.name for path in again.path.iterdir()} == names
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_folder_of_an_adapter_is_refused_and_the_file_that_it_needs_is_named(
+    study: StoredStudy, tmp_path: Path, with_config: bool
+) -> None:
+    write_language_model(tmp_path / "original")
+    module = "base_model.model.transformer.h.0.attn.c_attn"
+    weights = {f"{module}.lora_A.weight": torch.zeros(2, 4), f"{module}.lora_B.weight": torch.zeros(12, 2)}
+    adapter = objective_over(pack_random(tmp_path / "adapter.trajectory", weights))
+    to = Destination.of(tmp_path / "best", config=tmp_path / "original" if with_config else None)
+    with pytest.raises(
+        ObjectiveError, match=r"adapter.*best/adapter_model\.safetensors.*adapter_config\.json"
+    ) as refusal:
+        export(study, adapter, to)
+    assert "diffusers or transformers" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    export(study, adapter, Destination.of(tmp_path / "best" / "adapter_model.safetensors"))
+    merged = load_file(tmp_path / "best" / "adapter_model.safetensors")
+    assert merged.keys() == weights.keys()
+
+
 @pytest.mark.parametrize("name", ["DDPMPipeline", "__import__('os')"])
 def test_a_configuration_of_something_else_is_refused(
     name: str, study: StoredStudy, objective: Objective, tmp_path: Path

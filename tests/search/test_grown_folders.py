@@ -105,7 +105,7 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
     accident()
     for command in COMMANDS:
         said = [line for line in typed(*command).err.splitlines() if "runs" in line and "lcsc:" in line]
-        assert ["goes on with its own 3" in line for line in said] == [True], command
+        assert ["continuing with the 3 packed checkpoints" in line for line in said] == [True], command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
 
@@ -152,7 +152,7 @@ def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> N
     assert lcsc(RUN) == 0
     with TrajectoryWriter("runs", resume=30) as writer:
         writer.append(40, state_dict(40))
-    assert "holds other checkpoints now" in typed("resume", NAME, "--budget", "6").err
+    assert "has changed; continuing with" in typed("resume", NAME, "--budget", "6").err
     assert lcsc(["export", NAME, "-o", "model.safetensors"]) == 0
     merged = Trajectory.open("runs", steps=STEPS).merge(load_study(NAME).coefficients)
     for name, tensor in load_file("model.safetensors").items():

@@ -65,20 +65,21 @@ def ends_of_interpreters(folder: Path, cases: list[str]) -> tuple[list[int], str
     return [int(line) for line in answer.stdout.split()], answer.stderr
 
 
-def append_for_ever(path: Path, told: Connection, *, wait: bool) -> None:
-    """Tells of each step that is on the disk. Goes through the kept ones again first, as resumed training may."""
+def append_for_ever(path: Path, sender: Connection, *, wait: bool) -> None:
+    """Send each step that is on the disk. Go through those that are saved again first, as resumed training may."""
     writer = TrajectoryWriter(path, keep_last=3)
     for step in itertools.count(min(writer.steps, default=1)):
         writer.append(step, state_dict(step), wait=wait)
         if wait or step % 3 == 0:
             writer.flush()
-            told.send(step)
+            sender.send(step)
 
 
 def append_until_signal(path: Path, begun: Path, number: signal.Signals, at: int) -> None:
     """The signal comes while the row ``at`` is written; each append that is called is noted in a file."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
-    plain, calls = os.write, itertools.count(1)
+    plain = os.write
+    calls = itertools.count(1)
 
     def write(descriptor: int, piece: Any) -> int:
         if next(calls) == at:

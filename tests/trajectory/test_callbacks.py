@@ -18,7 +18,9 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-STEPS, SAVED_AT, DIES_AT = 10, 4, 7
+STEPS = 10
+SAVED_AT = 4
+DIES_AT = 7
 
 
 class DiedError(RuntimeError):
@@ -61,9 +63,8 @@ def lightning(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) 
     keeping = ModelCheckpoint(folder / "kept", every_n_train_steps=SAVED_AT, save_top_k=-1, filename="{step}")
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_steps=STEPS, callbacks=[saving, keeping], accelerator="cpu", **quiet)
-    trainer.fit(
-        lightning_module(dies_at), loader(), ckpt_path=folder / "kept" / f"step={SAVED_AT}.ckpt" if goes_on else None
-    )
+    checkpoint = folder / "kept" / f"step={SAVED_AT}.ckpt"
+    trainer.fit(lightning_module(dies_at), loader(), ckpt_path=checkpoint if goes_on else None)
 
 
 def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
@@ -73,9 +74,11 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
     model = network()
     model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-2))
     saver = TrajectorySaver(folder / "run.trajectory", every=2, accelerator=accelerator, **options)
+    first = 1
     if goes_on:
         accelerator.load_state(str(folder / "kept"))
-    for step in range(SAVED_AT + 1 if goes_on else 1, STEPS + 1):
+        first = SAVED_AT + 1
+    for step in range(first, STEPS + 1):
         if step - 1 == dies_at:
             saver.close()
             raise DiedError
@@ -109,14 +112,21 @@ def transformers(folder: Path, dies_at: int | None, goes_on: bool, **options: An
                 raise DiedError
 
     arguments = TrainingArguments(
-        str(folder / "kept"), max_steps=STEPS, save_steps=SAVED_AT, learning_rate=1e-2, use_cpu=True, report_to=[],
-        disable_tqdm=True, per_device_train_batch_size=4,
-    )  # fmt: skip
+        str(folder / "kept"),
+        max_steps=STEPS,
+        save_steps=SAVED_AT,
+        learning_rate=1e-2,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
     saving = transformers_callback(folder / "run.trajectory", every=2, weights=lambda model: model.network, **options)
     data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * (4 * STEPS)
     trainer = Trainer(model=Scored(), args=arguments, train_dataset=data, callbacks=[saving, Dying()])
+    checkpoint = str(folder / "kept" / f"checkpoint-{SAVED_AT}")
     try:
-        trainer.train(resume_from_checkpoint=str(folder / "kept" / f"checkpoint-{SAVED_AT}") if goes_on else None)
+        trainer.train(resume_from_checkpoint=checkpoint if goes_on else None)
     finally:
         saving.saver.close()  # as the end of the process does
 
@@ -129,16 +139,18 @@ Train = Callable[..., None]
 def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     tmp_path: Path, train: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole, died = tmp_path / "whole", tmp_path / "died"
-    train(whole, None, False)
+    uninterrupted = tmp_path / "uninterrupted"
+    died = tmp_path / "died"
+    train(uninterrupted, None, False)
     with pytest.raises(DiedError):
         train(died, DIES_AT, False)
     assert Trajectory.open(died / "run.trajectory").steps == (2, 4, 6), "row 6 is later than the checkpoint of step 4"
     train(died, None, True)
     assert "goes back to step 4, 1 later checkpoints are dropped" in capfd.readouterr().err
-    expected, found = (Trajectory.open(folder / "run.trajectory") for folder in (whole, died))
-    assert found.steps == (2, 4, 6, 8, 10)
-    assert found.sha256 == expected.sha256
+    expected = Trajectory.open(uninterrupted / "run.trajectory")
+    continued = Trajectory.open(died / "run.trajectory")
+    assert continued.steps == (2, 4, 6, 8, 10)
+    assert continued.sha256 == expected.sha256
     with pytest.raises(TrajectoryError, match=r'holds 5 checkpoints of another training.* resume="restart"'):
         train(died, None, False)
     with pytest.raises(DiedError):
@@ -149,10 +161,14 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
 
 
 @pytest.mark.parametrize("main", [True, False])
-@pytest.mark.parametrize("how", ["told", "by Accelerate"])
-def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(tmp_path: Path, main: bool, how: str) -> None:
-    accelerator = Mock(is_main_process=main, unwrap_model=lambda model: model)
-    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, accelerator=None if how == "told" else accelerator)
+@pytest.mark.parametrize("with_accelerate", [False, True])
+def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(
+    tmp_path: Path, main: bool, with_accelerate: bool
+) -> None:
+    accelerator = None
+    if with_accelerate:
+        accelerator = Mock(is_main_process=main, unwrap_model=lambda model: model)
+    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, accelerator=accelerator)
     saver.main = main
     saver.load_state_dict({"step": 3})
     saver.step(4, network())
@@ -165,13 +181,18 @@ def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(tmp_pat
 @pytest.mark.filterwarnings("ignore")
 def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    module, model = lightning_module(), network()
-    data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80
-    known: dict[str, Any] = {"module": module, "loader": loader(), "network": model, "model": Scored()}
-    known |= {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "dataset": data}
+    model = network()
+    names: dict[str, Any] = {
+        "module": lightning_module(),
+        "loader": loader(),
+        "network": model,
+        "model": Scored(),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "dataset": [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80,
+    }
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), known)
+        exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
     assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}

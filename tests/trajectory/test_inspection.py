@@ -24,7 +24,8 @@ def write(folder, step, tensors, name="model{:06d}.safetensors"):
 
 def test_unpacked_and_packed_tell_the_same(folder, tmp_path):
     pack(folder, tmp_path / "t.trajectory")
-    unpacked, packed = inspect(folder), inspect(tmp_path / "t.trajectory")
+    unpacked = inspect(folder)
+    packed = inspect(tmp_path / "t.trajectory")
     differing = {name for name in packed if packed[name] != unpacked[name]}
     assert differing == {"path", "packed", "sha256", "difference_norms"}
     assert (packed["checkpoints"], packed["steps"], packed["intervals"]) == (5, list(STEPS), [100])
@@ -35,9 +36,9 @@ def test_unpacked_and_packed_tell_the_same(folder, tmp_path):
 def test_identical_weights(folder, tmp_path):
     for step in (600, 700):
         write(folder, step, state_dict(200))
-    seen = inspect(pack(folder, tmp_path / "t.trajectory").path)
-    assert seen["warnings"] == ["identical weights: step 200, step 600, step 700"]
-    assert seen["difference_norms"][-1] == 0
+    described = inspect(pack(folder, tmp_path / "t.trajectory").path)
+    assert described["warnings"] == ["identical weights: step 200, step 600, step 700"]
+    assert described["difference_norms"][-1] == 0
 
 
 def test_verify_is_for_packed_trajectories(folder, tmp_path):

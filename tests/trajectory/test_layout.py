@@ -19,7 +19,8 @@ described = st.dictionaries(
 @given(described)
 def test_tensors_never_overlap_and_regions_are_aligned(tensors):
     layout = Layout.arranged((name, shape, dtype) for name, (shape, dtype) in tensors.items())
-    end, previous = 0, None
+    end = 0
+    previous = None
     for spec in layout.tensors:
         assert spec.offset >= end
         region = spec.dtype if spec.dtype in MERGED else "copied"
@@ -27,7 +28,8 @@ def test_tensors_never_overlap_and_regions_are_aligned(tensors):
             assert spec.offset % ALIGNMENT == 0
         elif spec.merged:
             assert spec.offset == end  # a region is one matrix, so nothing lies between its tensors
-        end, previous = spec.end, region
+        end = spec.end
+        previous = region
     assert layout.row_bytes % ALIGNMENT == 0
     assert layout.row_bytes >= max(end, ALIGNMENT)
 

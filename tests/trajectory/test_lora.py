@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -59,9 +58,12 @@ def save_kohya(network: Any, folder: Path) -> Path:
     factors = {f"unet.{name}": value for name, value in get_peft_model_state_dict(network).items()}
     named = convert_state_dict_to_kohya(factors)
     alpha = network.peft_config["default"].lora_alpha
-    named = {name: torch.tensor(float(alpha)) if name.endswith(".alpha") else t for name, t in named.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in named.items()}
+    for name in tensors:
+        if name.endswith(".alpha"):
+            tensors[name] = torch.tensor(float(alpha))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in named.items()}, folder / "lora.safetensors")
+    save_file(tensors, folder / "lora.safetensors")
     return folder / "lora.safetensors"
 
 
@@ -77,13 +79,13 @@ by_flavour = pytest.mark.parametrize("flavour", list(SAVERS))
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Copies into a folder what a network of a seed was saved as once; gives the file, and the network to read."""
-    known: dict[tuple[str, int], tuple[Path, Any]] = {}
+    files: dict[tuple[str, int], tuple[Path, Any]] = {}
 
     def save(flavour: str, seed: int, folder: Path) -> tuple[Path, Any]:
-        if (flavour, seed) not in known:
+        if (flavour, seed) not in files:
             network = adapted_unet(seed)
-            known[flavour, seed] = SAVERS[flavour](network, tmp_path_factory.mktemp("saved")), network
-        file, network = known[flavour, seed]
+            files[flavour, seed] = SAVERS[flavour](network, tmp_path_factory.mktemp("saved")), network
+        file, network = files[flavour, seed]
         shutil.copytree(file.parent, folder, dirs_exist_ok=True)
         return folder / file.name, network
 
@@ -91,8 +93,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def saved_trajectory(saved: Saved, folder: Path, flavour: str) -> tuple[Trajectory, list[Any]]:
-    files, networks = zip(*(saved(flavour, seed, folder / f"checkpoint-{100 * seed}") for seed in (1, 2)), strict=True)
-    return pack(files, folder / "lora.trajectory", steps=[100, 200]), list(networks)
+    files: list[Path] = []
+    networks: list[Any] = []
+    for seed in (1, 2):
+        file, network = saved(flavour, seed, folder / f"checkpoint-{100 * seed}")
+        files.append(file)
+        networks.append(network)
+    return pack(files, folder / "lora.trajectory", steps=[100, 200]), networks
 
 
 def assert_products(weights: dict[str, Tensor], alphas: LoraAlphas | None, network: Any) -> None:
@@ -115,7 +122,8 @@ def load_into_pipeline(source: Any, folder: Path) -> Any:
 @by_flavour
 def test_products_are_those_that_peft_computes_and_a_pipeline_loads(saved: Saved, tmp_path: Path, flavour: str) -> None:
     path, network = saved(flavour, 1, tmp_path / "lora")
-    weights, alphas = read_checkpoint(path).tensors, LoraAlphas.read(path)
+    weights = read_checkpoint(path).tensors
+    alphas = LoraAlphas.read(path)
     assert lora_flavour(weights) == flavour
     assert_products(weights, alphas, network)
     assert {value.dim() for value in deltas(network).values()} == {2, 4}
@@ -133,8 +141,8 @@ def test_rows_by_layer_hold_whole_modules(stem: str, ends: tuple[str, str]) -> N
     blocks = LayerGroups.by("blocks", {f"lora_unet_down_blocks_{i}_to_q{end}": (2, 2) for i in (0, 1) for end in ends})
     assert blocks.names == ("lora_unet_down_blocks_0", "lora_unet_down_blocks_1")
     if ".default." not in ends[0]:  # of a network's own state dict
-        found = lora_modules(name for names in modules for name in names)
-        assert [[module.down, module.up, module.alpha] for module in found] == modules
+        pairs = lora_modules(name for names in modules for name in names)
+        assert [[module.down, module.up, module.alpha] for module in pairs] == modules
 
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"
@@ -175,7 +183,7 @@ def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["conv.weight"], "no LoRA"),
         (["unet.x.lora_A.weight"], "no partner"),
@@ -183,8 +191,8 @@ def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, 
         (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "lora_unet_x.lora_mid.weight"], "lora_mid"),
     ],
 )
-def test_what_is_no_lora_of_two_factors_is_refused(names: list[str], said: str) -> None:
-    with pytest.raises(TrajectoryError, match=said):
+def test_what_is_no_lora_of_two_factors_is_refused(names: list[str], message: str) -> None:
+    with pytest.raises(TrajectoryError, match=message):
         lora_modules(names)
 
 
@@ -245,6 +253,9 @@ def test_alphas_that_are_gone_are_asked_for_or_assumed(
     assert trajectory.lora_alphas().configs
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
-    with pytest.raises(TrajectoryError, match="give lora_alpha") if flavour == "peft" else contextlib.nullcontext():
+    if flavour == "peft":
+        with pytest.raises(TrajectoryError, match="give lora_alpha"):
+            trajectory.lora_alphas()
+    else:
         trajectory.lora_alphas()
-        assert "alpha is taken to be its rank" in capsys.readouterr().err
+        assert "alpha is its rank" in capsys.readouterr().err

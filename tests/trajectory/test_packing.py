@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
-from lcsc_opt.trajectory import Trajectory, open_or_pack, pack, packing
+from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
 from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (
@@ -62,12 +64,12 @@ def test_key_of_the_first_is_taken_from_all(tmp_path):
 @pytest.mark.parametrize("count", [1, 4])
 def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch, count):
     with monkeypatch.context() as patch:
-        interrupt(patch, packing, "read_checkpoint", count + 1, KeyboardInterrupt())
+        interrupt(patch, filling, "read_checkpoint", count + 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             pack(files, tmp_path / "t")
     assert not (tmp_path / "t").exists()
     assert Trajectory.open(tmp_path / "t.partial").steps == STEPS[:count]
-    interrupt(monkeypatch, packing, "read_checkpoint", len(STEPS) - count + 1, AssertionError("read again"))
+    interrupt(monkeypatch, filling, "read_checkpoint", len(STEPS) - count + 1, AssertionError("read again"))
     assert pack(files, tmp_path / "t").sha256 == make_trajectory(tmp_path / "whole").sha256
 
 
@@ -111,6 +113,28 @@ def test_bad_selections_are_refused(files, tmp_path, select, steps, message):
     assert not (tmp_path / "t").exists()
 
 
+STEP_IN_FILE: dict[str, Callable[[Path, int], object]] = {
+    "safetensors": lambda path, step: save_file(state_dict(step), path, metadata={"step": str(step)}),
+    "pt": lambda path, step: torch.save({"step": step, "model": state_dict(step)}, path),
+    "ckpt": lambda path, step: torch.save({"step": torch.tensor(step), "model": state_dict(step)}, path),
+}
+
+
+@pytest.mark.parametrize("suffix", STEP_IN_FILE)
+def test_steps_that_contradict_the_files_are_refused(tmp_path: Path, suffix: str) -> None:
+    """As where a shell has sorted the files: 1.50, 10.50, 2.50."""
+    paths = [tmp_path / f"{number}.50.{suffix}" for number in (1, 10, 2)]
+    for path, step in zip(paths, (100, 1000, 200), strict=True):
+        STEP_IN_FILE[suffix](path, step)
+    message = rf"10\.50\.{suffix}: --steps gives it step 200, but it was saved at step 1000"
+    with pytest.raises(TrajectoryError, match=message):
+        pack(paths, tmp_path / "t", steps=[100, 200, 1000])
+    with pytest.raises(TrajectoryError, match=message):
+        open_or_pack(paths, cache=tmp_path / "cache", steps=[100, 200, 1000])
+    assert pack(paths, tmp_path / "t", steps=[100, 1000, 200]).steps == (100, 200, 1000)
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(1), state_dict(200))
+
+
 def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
     unread = [path.with_suffix(".pt") for path in files[::3]]
     for path in unread:
@@ -128,7 +152,7 @@ def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
 
 def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory takes .* 1\.00kB are free"):
+    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory needs .* 1\.00kB are free"):
         pack(files, tmp_path / "t")
     with pytest.raises(TrajectoryError, match="No space left on device"):
         check_checkpoints(files, cache=tmp_path / "cache", key=None, selection=Selection(), dtype=None)
@@ -151,7 +175,7 @@ def test_checkpoints_of_a_study_are_packed_once(files, tmp_path, capsys, monkeyp
     assert first.path.parent == cache / "trajectories"
     assert str(first.path) in capsys.readouterr().err
     assert first.sha256 == pack(files, tmp_path / "t").sha256
-    monkeypatch.setattr(packing, "read_checkpoint", None)  # nothing is read again
+    monkeypatch.setattr(filling, "read_checkpoint", None)  # nothing is read again
     assert open_or_pack(tmp_path / "model*", cache=cache).path == first.path
     assert open_or_pack(files[::-1], cache=cache).path == first.path
     assert {path.name for path in first.path.parent.iterdir()} == {first.path.name}
@@ -169,16 +193,18 @@ def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
     assert len(paths | {later.path}) == 7
 
 
+def with_floats_as(dtype, tensors):
+    floats = {name: tensor.to(dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return tensors | floats
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dtype):
     trajectory = pack(files, tmp_path / "t", dtype=dtype)
     half = getattr(torch, dtype)
-    rounded = [
-        {name: tensor.to(half) if tensor.is_floating_point() else tensor for name, tensor in state_dict(step).items()}
-        for step in STEPS
-    ]
+    rounded = [with_floats_as(half, state_dict(step)) for step in STEPS]
     for index, expected in enumerate(rounded):
-        wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in expected.items()}
+        wide = with_floats_as(torch.float32, expected)
         assert same_bits(trajectory.checkpoint(index), wide)
         assert same_bits(trajectory.merge(torch.eye(len(STEPS))[index]), wide)
     before = make_trajectory(tmp_path / "u", weights=dict(zip(STEPS, rounded, strict=True)).__getitem__)
@@ -193,32 +219,32 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
     assert torch.equal(Trajectory.open(trajectory.path).checkpoint(-1)["weight"], state_dict(600)["weight"].to(half))
 
 
-def pack_step_by_step(files, cache, told):
-    """Wait to be told to before each file is read; tells the SHA-256 at the end."""
-    plain = packing.read_checkpoint
+def pack_step_by_step(files, cache, pipe):
+    """Wait for a message before each file is read; sends the SHA-256 at the end."""
+    plain = filling.read_checkpoint
 
     def reading(path, *, key):
-        told.send("read")
-        told.recv()
+        pipe.send("read")
+        pipe.recv()
         return plain(path, key=key)
 
-    packing.read_checkpoint = reading  # type: ignore[assignment]
-    told.send(open_or_pack(files, cache=cache).sha256)
+    filling.read_checkpoint = reading  # type: ignore[assignment]
+    pipe.send(open_or_pack(files, cache=cache).sha256)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch):
     """As the workers of one study do, each of which builds the objective."""
     cache = tmp_path / "cache"
-    worker, there = CONTEXT.Pipe()
-    process = forked(pack_step_by_step, files, cache, there)
+    worker, workers_end = CONTEXT.Pipe()
+    process = forked(pack_step_by_step, files, cache, workers_end)
     process.start()
-    there.close()
+    workers_end.close()
     assert worker.recv() == "read"  # it packs, and now stands still
     (partial,) = (cache / "trajectories").glob(".*.lock")
     with pytest.raises(TrajectoryError, match="Another process packs to"):
         pack(files, partial.with_name(partial.name[1:].removesuffix(".lock")))
-    monkeypatch.setattr(packing, "read_checkpoint", None)  # the first has packed what it opens
+    monkeypatch.setattr(filling, "read_checkpoint", None)  # the first has packed what it opens
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(open_or_pack, files, cache=cache)
         wait_until(lambda: "waiting" in capsys.readouterr().err)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, merge, placement
+from lcsc_opt.trajectory import Trajectory, placement, tiles
 from lcsc_opt.trajectory.placement import Placement
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, append, make_trajectory, same_bits, state_dict
 
@@ -31,16 +31,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that segments have several reads, and reads several tiles."""
     monkeypatch.setattr(placement, "READ_BYTES", 100)
     monkeypatch.setattr(placement, "FEWEST_COLUMNS", 7)
-    monkeypatch.setattr(merge, "FEWEST_COLUMNS", 5)
-    monkeypatch.setattr(merge, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 5)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
 
 
-def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
+def assert_close(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal up to the precision of each dtype; tensors that are copied, bit for bit."""
+    assert merged.keys() == expected.keys()
+    for name, tensor in merged.items():
         assert tensor.is_contiguous()
-        unit = UNITS[tensor.dtype] if name in COMBINED else 0.0
-        torch.testing.assert_close(tensor, right[name], rtol=unit, atol=unit)
+        tolerance = UNITS[tensor.dtype] if name in COMBINED else 0.0
+        torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16"])
@@ -50,7 +51,7 @@ def test_merges_are_those_of_the_map(tmp_path: Path, stored: str, way: Placement
     for index in (0, 2, K - 1):
         assert same_bits(placed.merge(np.eye(K)[index]), trajectory.checkpoint(index))
     for row in COMBINATIONS:
-        close(placed.merge(row), trajectory.merge(row))
+        assert_close(placed.merge(row), trajectory.merge(row))
 
 
 def test_projection_gram_and_norms_are_those_of_the_map(trajectory: Trajectory, way: Placement) -> None:
@@ -66,7 +67,7 @@ def test_projection_gram_and_norms_are_those_of_the_map(trajectory: Trajectory, 
 def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, way: Placement) -> None:
     trajectory = make_trajectory(tmp_path / "ring", range(1, 10), keep_last=4)
     row = [0.5, -0.5, 2.0, -1.0]
-    close(trajectory.on("cpu", how=way).merge(row), trajectory.merge(row))
+    assert_close(trajectory.on("cpu", how=way).merge(row), trajectory.merge(row))
     assert same_bits(trajectory.on("cpu", how=way).merge(np.eye(4)[0]), trajectory.checkpoint(0))
 
 
@@ -74,17 +75,18 @@ def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, 
 def test_results_belong_to_the_caller(trajectory: Trajectory, how: Placement) -> None:
     placed = trajectory.on("cpu", how=how)
     first = placed.merge(COMBINATIONS[0])
-    kept = {name: tensor.clone() for name, tensor in first.items()}
+    copy = {name: tensor.clone() for name, tensor in first.items()}
     placed.merge(COMBINATIONS[1])
-    assert same_bits(first, kept)
+    assert same_bits(first, copy)
     for tensor in first.values():
         tensor.zero_()
-    assert same_bits(placed.merge(COMBINATIONS[0]), kept)
+    assert same_bits(placed.merge(COMBINATIONS[0]), copy)
 
 
 @pytest.mark.parametrize("how", ["mapped", "resident", "streamed"])
 def test_several_threads_may_merge_at_once(trajectory: Trajectory, how: Placement) -> None:
-    placed, threads = trajectory.on("cpu", how=how), torch.get_num_threads()
+    placed = trajectory.on("cpu", how=how)
+    threads = torch.get_num_threads()
     rows = np.random.default_rng(2).dirichlet(np.ones(K), size=12)
     expected = [placed.merge(row) for row in rows]
     assert torch.get_num_threads() == threads
@@ -96,7 +98,7 @@ def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tm
     trajectory = make_trajectory(tmp_path / "run.trajectory")
     placed = trajectory.on("cpu", how=way)
     expected = placed.merge(COMBINATIONS[0])
-    assert pickle.loads(pickle.dumps(placed)).sha256 == trajectory.sha256  # it travels as its path
+    assert pickle.loads(pickle.dumps(placed)).sha256 == trajectory.sha256
     append(trajectory.path, 600)
     assert same_bits(placed.merge(COMBINATIONS[0]), expected)
     append(trajectory.path, 700, keep_last=3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.trajectory import Trajectory, merge
+from lcsc_opt.trajectory import Trajectory, tiles
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, state_dict
 
 K = len(STEPS)
@@ -35,7 +35,8 @@ def test_it_is_the_matrix_of_checkpoints_times_the_gradient(
     projected = trajectory.project(gradients)
     assert projected.dtype == np.float64
     assert projected.shape == (K,)
-    np.testing.assert_allclose(projected, dense(gradients), rtol=0, atol=1e-14 if names == ("double",) else 3e-6)
+    tolerance = 1e-14 if names == ("double",) else 3e-6
+    np.testing.assert_allclose(projected, dense(gradients), rtol=0, atol=tolerance)
 
 
 def test_what_a_merge_does_not_combine_counts_as_zero(trajectory: Trajectory) -> None:
@@ -54,7 +55,7 @@ def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytes
     gradient = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
     expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
-    monkeypatch.setattr(merge, "PROJECTION_TILE_BYTES", 1)  # the fewest columns at once
+    monkeypatch.setattr(tiles, "PROJECTION_TILE_BYTES", 1)  # the fewest columns at once
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
 
 

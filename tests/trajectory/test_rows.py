@@ -9,46 +9,47 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.trajectory import Trajectory, merge
+from lcsc_opt.trajectory import Trajectory, tiles
 from tests.trajectory.test_project import dense, gradients_like
-from tests.trajectory.trajectory_examples import COMBINED, STEPS, state_dict
+from tests.trajectory.trajectory_examples import COMBINED, STEPS, same_bits, state_dict
 
 GROUPS = {"first": ["weight", "double", "batches"], "second": "b*", "third": ["scale", "half", "index"]}
 ROWS = np.array([[0.9, -0.4, 0.2, 0.1, 0.2], [0.0, 1.5, 0.0, -0.5, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
-OF = {"weight": 0, "double": 0, "batches": 0, "bias": 1, "bfloat": 1, "scale": 2, "half": 2, "index": 2}
+ROW_OF = {"weight": 0, "double": 0, "batches": 0, "bias": 1, "bfloat": 1, "scale": 2, "half": 2, "index": 2}
 
 
 @pytest.fixture
 def grouped(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> Trajectory:
-    monkeypatch.setattr(merge, "TILE_BYTES", 1)
-    monkeypatch.setattr(merge, "FEWEST_COLUMNS", 4)  # tiles that end inside tensors
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)  # tiles that end inside tensors
     return trajectory.in_rows({"first": ["weight", "double", "batches"], "second": "b[if]*", "third": GROUPS["third"]})
 
 
 @pytest.mark.parametrize("how", ["mapped", "streamed"])
 def test_each_tensor_is_merged_with_the_row_of_its_group(grouped: Trajectory, how: str) -> None:
     placed = grouped.on("cpu", how=how)  # type: ignore[arg-type]
-    merged, alone = placed.merge(ROWS), [grouped.in_rows(None).merge(row) for row in ROWS]
+    merged = placed.merge(ROWS)
+    alone = [grouped.in_rows(None).merge(row) for row in ROWS]
     assert set(merged) == set(state_dict(STEPS[0]))
-    for name, row in OF.items():
+    for name, row in ROW_OF.items():
         torch.testing.assert_close(merged[name], alone[row][name], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(placed.merge(ROWS[::-1])["weight"], alone[2]["weight"])
 
 
 def test_equal_rows_have_the_bits_of_one(grouped: Trajectory) -> None:
     row = ROWS[0]
-    merged, alone = grouped.merge(np.stack([row] * 3)), grouped.in_rows(None).merge(row)
-    assert all(torch.equal(merged[name], alone[name]) for name in alone)
-    assert all(torch.equal(one, alone[name]) for name, one in grouped.merge(row).items())
+    alone = grouped.in_rows(None).merge(row)
+    assert same_bits(grouped.merge(np.stack([row] * 3)), alone)
+    assert same_bits(grouped.merge(row), alone)
 
 
 def test_projections_are_those_of_each_group(grouped: Trajectory) -> None:
     gradients = gradients_like(state_dict(STEPS[0]), COMBINED, torch.float64)
-    found = pickle.loads(pickle.dumps(grouped)).project(gradients)
-    for row, projected in enumerate(found):
-        own = {name: gradient for name, gradient in gradients.items() if OF[name] == row}
-        np.testing.assert_allclose(projected, dense(own), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found.sum(axis=0), grouped.in_rows(None).project(gradients), rtol=0, atol=1e-5)
+    projections = pickle.loads(pickle.dumps(grouped)).project(gradients)
+    for row, projected in enumerate(projections):
+        gradients_of_row = {name: gradient for name, gradient in gradients.items() if ROW_OF[name] == row}
+        np.testing.assert_allclose(projected, dense(gradients_of_row), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(projections.sum(axis=0), grouped.in_rows(None).project(gradients), rtol=0, atol=1e-5)
     np.testing.assert_allclose(grouped.gram().sum(axis=0), grouped.in_rows(None).gram(), rtol=1e-9)
 
 

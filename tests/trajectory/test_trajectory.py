@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory import merge as merging
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, tiles
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
@@ -31,12 +30,12 @@ def exact(coefficients, name):
     return sum(a * state_dict(step)[name].double() for a, step in zip(coefficients, STEPS, strict=True))
 
 
-def assert_near(left, right):
+def assert_near(merged, expected):
     """Up to the rounding of sums in another order."""
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        unit = 2e-2 if tensor.dtype in (torch.bfloat16, torch.float16) else 1e-5
-        torch.testing.assert_close(tensor, right[name], rtol=unit, atol=unit)
+    assert merged.keys() == expected.keys()
+    for name, tensor in merged.items():
+        tolerance = 2e-2 if tensor.dtype in (torch.bfloat16, torch.float16) else 1e-5
+        torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("index", range(K))
@@ -57,10 +56,10 @@ def test_merge_is_the_linear_combination(trajectory, values):
 
 def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch):
     row = np.random.default_rng(0).dirichlet(np.ones(K))
-    whole = trajectory.merge(row)
-    monkeypatch.setattr(merging, "TILE_BYTES", 1)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
-    assert_near(whole, trajectory.merge(row))
+    in_one_tile = trajectory.merge(row)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
+    assert_near(in_one_tile, trajectory.merge(row))
 
 
 def test_constant_tensors_are_copied_exactly(trajectory):
@@ -115,20 +114,22 @@ def test_bad_coefficients_are_refused(trajectory, coefficients, message):
         trajectory.merge(coefficients)
 
 
-@pytest.mark.parametrize("change", ["damaged", "truncated"])
-def test_weights_that_changed_on_the_disk_are_refused(trajectory, change):
+@pytest.mark.parametrize(
+    ("change", "message"), [(lambda file: file.write(b"!"), "step 400"), (lambda file: file.truncate(), "truncated")]
+)
+def test_weights_that_changed_on_the_disk_are_refused(trajectory, change, message):
     trajectory.verify()
     with (trajectory.path / "weights.bin").open("r+b") as file:
         file.seek(3 * trajectory.nbytes // K + 5)
-        file.truncate() if change == "truncated" else file.write(b"!")
-    with pytest.raises(TrajectoryError, match="truncated" if change == "truncated" else "step 400"):
+        change(file)
+    with pytest.raises(TrajectoryError, match=message):
         Trajectory.open(trajectory.path).verify()
 
 
-@pytest.mark.parametrize("block", [1, merging.TILE_BYTES])
+@pytest.mark.parametrize("block", [1, tiles.TILE_BYTES])
 def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
-    monkeypatch.setattr(merging, "TILE_BYTES", block)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    monkeypatch.setattr(tiles, "TILE_BYTES", block)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
     names = [spec.name for spec in trajectory.tensors if spec.merged]
     rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
     centered = rows - rows.mean(axis=0)
@@ -160,10 +161,11 @@ def test_merging_needs_its_output_and_one_block(tmp_path):
     checkpoint = {"w": torch.zeros(2_000_000), "h": torch.zeros(4_000_000, dtype=torch.float16)}
     with TrajectoryWriter(tmp_path / "large") as writer:
         for step in range(24):
-            checkpoint["w"][step], checkpoint["h"][step] = 1.0, 1.0
+            for tensor in checkpoint.values():
+                tensor[step] = 1.0
             writer.append(step, checkpoint)
     grown = peak_growth(merge_all, tmp_path / "large", first=merge_one)
-    assert grown < 16_000_000 + 2 * merging.TILE_BYTES < 24 * 16_000_000 / 4
+    assert grown < 16_000_000 + 2 * tiles.TILE_BYTES < 24 * 16_000_000 / 4
 
 
 def test_weights_written_to_after_their_manifest_are_noticed(trajectory):

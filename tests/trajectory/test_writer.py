@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 
@@ -20,7 +21,8 @@ class Averaging(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.online_model, self.ema_model = nn.Linear(2, 1), model
+        self.online_model = nn.Linear(2, 1)
+        self.ema_model = model
         self.register_buffer("step", torch.tensor(3))
 
 
@@ -37,7 +39,9 @@ def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, av
     [
         (1, torch.optim.SGD([torch.ones(3)]), r"not SGD: pass the model"),
         (1, {"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor"),
-        *((step, state_dict(1), "[Ss]tep") for step in (-1, 1.5, 2**63)),
+        (-1, state_dict(1), "[Ss]tep"),
+        (1.5, state_dict(1), "[Ss]tep"),
+        (2**63, state_dict(1), "[Ss]tep"),
     ],
 )
 def test_what_is_no_checkpoint_or_no_step_is_refused(tmp_path, step, weights, message):
@@ -57,8 +61,7 @@ def test_keep_last_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_pat
 
 
 def test_tensor_that_varied_once_stays_varying(tmp_path):
-    constant, (one, two) = torch.tensor(3.0), torch.tensor([1.0, 2.0])
-    rows = [{"w": varying, "c": constant} for varying in (one, two, one)]
+    rows = [{"w": torch.tensor(weight), "c": torch.tensor(3.0)} for weight in (1.0, 2.0, 1.0)]
     trajectory = make_trajectory(tmp_path / "t", range(3), weights=rows.__getitem__)
     assert trajectory.varying == {"w"}
     assert trajectory.merge([1.0, -1.0, 1.0])["w"].item() == 0.0
@@ -84,7 +87,7 @@ def test_resumed_training_may_come_by_a_second_time(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("weight", "nan"), ("bfloat", "inf"), ("half", "-inf"), ("double", "nan")])
 def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # looked at at once
+    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # checked at once
     append(tmp_path / "t", 1)
     broken = state_dict(2)
     broken[name].view(-1)[-1] = float(value)
@@ -102,21 +105,21 @@ def test_what_cannot_be_merged_may_be_kept_but_not_change(tmp_path, dtype):
             writer.append(step, {"w": torch.tensor(float(step)), "frequencies": torch.ones(2).to(dtype)})
         with pytest.raises(TrajectoryError, match=r"'frequencies' is .* and changes"):
             writer.append(3, {"w": torch.tensor(3.0), "frequencies": torch.zeros(2).to(dtype)})
-    kept = Trajectory.open(tmp_path / "t").merge([0.5, 0.5])["frequencies"]
-    assert kept.to(torch.complex64).tolist() == [1, 1]
+    frequencies = Trajectory.open(tmp_path / "t").merge([0.5, 0.5])["frequencies"]
+    assert frequencies.to(torch.complex64).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("dtype", "keep_last"), [("exact", None), ("float16", 3)])
 def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp_path, capsys, dtype, keep_last):
-    kept = make_trajectory(tmp_path / "t", range(1, 6), dtype=dtype, keep_last=keep_last).checkpoint(-2)
+    of_step_4 = make_trajectory(tmp_path / "t", range(1, 6), dtype=dtype, keep_last=keep_last).checkpoint(-2)
     with TrajectoryWriter(tmp_path / "t", resume=4, keep_last=keep_last) as writer:
         assert writer.append(5, state_dict(15))
         assert writer.append(6, state_dict(16), wait=False)
     assert "goes back to step 4, 1 later checkpoints are dropped" in capsys.readouterr().err
     trajectory = Trajectory.open(tmp_path / "t")
     trajectory.verify()
-    assert trajectory.steps == ((1, 2, 3, 4, 5, 6) if keep_last is None else (4, 5, 6))
-    assert same_bits(trajectory.checkpoint(-3), kept)
+    assert trajectory.steps == (1, 2, 3, 4, 5, 6)[-(keep_last or 6) :]
+    assert same_bits(trajectory.checkpoint(-3), of_step_4)
     if dtype == "exact":
         assert same_bits(trajectory.checkpoint(-1), state_dict(16))
 
@@ -149,36 +152,45 @@ CALLS = ("write", "fsync", "replace", "lseek")
 def survivors(path):
     if (path / "manifest.json").exists():
         return Trajectory.open(path).steps
-    with pytest.raises(TrajectoryError, match="no whole checkpoint yet"):
+    with pytest.raises(TrajectoryError, match="no complete checkpoint yet"):
         Trajectory.open(path)
     return ()
 
 
-@pytest.mark.parametrize(("kept", "wait"), [(1, True), (2, False)])
+def write_until_stopped(path, monkeypatch, name, count, *, keep_last, wait):
+    """Append steps 1 to 3, with a crash at the ``count``-th call of ``os.<name>``.
+
+    Gives the last step whose append returned, and whether the crash came.
+    """
+    appended = 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, os, name, count, StopError())
+        try:
+            with TrajectoryWriter(path, keep_last=keep_last) as writer:
+                for step in range(1, 4):
+                    writer.append(step, state_dict(step), wait=wait)
+                    appended = step
+        except StopError:
+            return appended, True
+    return appended, False
+
+
+@pytest.mark.parametrize(("keep_last", "wait"), [(1, True), (2, False)])
 @pytest.mark.parametrize("name", CALLS)
-def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, kept, wait):
-    steps, count, failed = range(1, 4), 0, True
-    while failed:
-        count += 1
-        path, reached, failed = tmp_path / f"{count}", 0, False
-        with monkeypatch.context() as patch:
-            interrupt(patch, os, name, count, StopError())
-            try:
-                with TrajectoryWriter(path, keep_last=kept) as writer:
-                    for step in steps:
-                        writer.append(step, state_dict(step), wait=wait)
-                        reached = step
-            except StopError:
-                failed = True
-        complete = survivors(path)
-        last = complete[-1] if complete else 0
-        assert last in (reached, reached + 1) or (not wait and last <= reached)
-        first = 1 if kept is None else max(1, last - kept + 1)
+def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, keep_last, wait):
+    for count in itertools.count(1):
+        path = tmp_path / f"{count}"
+        appended, crashed = write_until_stopped(path, monkeypatch, name, count, keep_last=keep_last, wait=wait)
+        last = max(survivors(path), default=0)
+        assert last in (appended, appended + 1) or (not wait and last <= appended)
         if last:
-            assert_whole(path, range(first, last + 1))
-        append(path, *range(last + 1, 6), keep_last=kept)
-        assert_whole(path, range(1 if kept is None else 6 - kept, 6))
-    assert count > (len(steps) if wait else 1)
+            assert_whole(path, range(max(1, last - keep_last + 1), last + 1))
+        append(path, *range(last + 1, 6), keep_last=keep_last)
+        assert_whole(path, range(6 - keep_last, 6))
+        if not crashed:
+            break
+    assert count > 3 or not wait, "each append calls it"
+    assert count > 1
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -218,12 +230,13 @@ def test_killed_process_leaves_the_last_whole_checkpoints(tmp_path, how):
     path = tmp_path / "t"
     reported = 0
     for limit in (2, 9):
-        enough, (told, tells) = reported + limit, CONTEXT.Pipe(duplex=False)
-        process = forked(append_for_ever, path, tells, wait=how == "wait")
+        enough = reported + limit
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        process = forked(append_for_ever, path, sender, wait=how == "wait")
         process.start()
-        tells.close()
-        while (reported := told.recv()) < enough:
-            pass
+        sender.close()
+        while reported < enough:
+            reported = receiver.recv()
         process.kill()
         process.join()
         steps = survivors(path)

@@ -18,15 +18,16 @@ from tests.trajectory.ended_writers import append_until_signal, ends_of_interpre
 from tests.trajectory.trajectory_examples import assert_whole, state_dict
 
 
-@pytest.mark.parametrize(("kept", "dtype"), [(None, "exact"), (3, "bfloat16")])
-def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, kept):
+@pytest.mark.parametrize(("keep_last", "dtype"), [(None, "exact"), (3, "bfloat16")])
+def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, keep_last):
     """The loop writes over everything at once, while the disk is slow."""
     plain = os.write
     monkeypatch.setattr(os, "write", lambda *arguments: (time.sleep(0.002), plain(*arguments))[1])
     weight = torch.empty(3, 50).t()
     weights = {"strided": weight, "tied": weight, "half": torch.empty(9).half(), "count": torch.tensor(0)}
-    options = {"dtype": dtype, "keep_last": kept}
-    waited, later = (TrajectoryWriter(tmp_path / name, **options) for name in ("waited", "later"))
+    options = {"dtype": dtype, "keep_last": keep_last}
+    waited = TrajectoryWriter(tmp_path / "waited", **options)
+    later = TrajectoryWriter(tmp_path / "later", **options)
     with waited, later:
         for step in range(6):
             for number, tensor in enumerate(weights.values()):
@@ -39,7 +40,7 @@ def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, kep
     trajectory = Trajectory.open(tmp_path / "later")
     trajectory.verify()
     assert trajectory.sha256 == Trajectory.open(tmp_path / "waited").sha256
-    assert len(trajectory) == (kept or 6)
+    assert len(trajectory) == (keep_last or 6)
 
 
 @pytest.mark.parametrize("told_by", ["append that skips", "flush"])
@@ -49,8 +50,9 @@ def test_what_is_wrong_with_a_checkpoint_is_told_later(tmp_path, told_by):
         assert writer.append(4, state_dict(4) | {"scale": torch.tensor(float("nan"))}, wait=False)
         if told_by == "append that skips":  # it does not wait
             wait_until(lambda: not writer._background.running)
+        tells = {"append that skips": lambda: writer.append(5, state_dict(5), wait=False), "flush": writer.flush}
         with pytest.raises(TrajectoryError, match=r"^Tensor 'scale' at step 4 holds NaN or infinity"):
-            writer.flush() if told_by == "flush" else writer.append(5, state_dict(5), wait=False)
+            tells[told_by]()
         assert writer.steps == (2,)
         assert writer.append(6, state_dict(6), wait=False)  # goes on
     assert_whole(tmp_path / "t", [2, 6])
@@ -59,18 +61,24 @@ def test_what_is_wrong_with_a_checkpoint_is_told_later(tmp_path, told_by):
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_path, name):
-    path, number, at = tmp_path / "t", signal.Signals[name], 7
+    path = tmp_path / "t"
+    number = signal.Signals[name]
+    at = 7
     process = forked(append_until_signal, path, tmp_path / "begun", number, at)
     process.start()
     process.join(SECONDS)
-    assert process.exitcode == (0 if name == "SIGINT" else -number)
+    interrupted = name == "SIGINT"  # others kill it
+    assert process.exitcode == (0 if interrupted else -number)
     begun = int((tmp_path / "begun").read_text().split()[-1])  # the last append that was called
     trajectory = Trajectory.open(path)
     trajectory.verify()
     last = trajectory.steps[-1]
     assert trajectory.steps == tuple(range(last - 3, last + 1))
-    # a row is one write here; killed in the write of the ``at``-th one, or interrupted: those that were taken are saved
-    assert last == at - 1 if name != "SIGINT" else last in (begun - 1, begun) and last >= at
+    if interrupted:  # all that was appended is saved
+        assert last in (begun - 1, begun)
+        assert last >= at
+    else:  # in the write of the ``at``-th row, which is one write here
+        assert last == at - 1
     for index, step in enumerate(trajectory.steps):
         assert all((tensor == step).all() for tensor in trajectory.checkpoint(index).values())
 
@@ -78,12 +86,19 @@ def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_pat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path):
     """Also what a function that runs at the end appends."""
-    cases = ["end", "exception", "fork", "wait before", "later after", "start"]
-    assert ends_of_interpreters(tmp_path, cases) == ([0, 1, 0, 0, 0, 2], "stop\n")
-    for case in cases:
+    steps = {
+        "end": (0, 1, 2),
+        "exception": (0, 1, 2),
+        "fork": (0, 1, 2),
+        "wait before": (0, 1, 2, 3),
+        "later after": (0, 1, 2, 3),
+        "start": (0,),
+    }
+    assert ends_of_interpreters(tmp_path, list(steps)) == ([0, 1, 0, 0, 0, 2], "stop\n")
+    for case, expected in steps.items():
         trajectory = Trajectory.open(tmp_path / case)
         trajectory.verify()
-        assert trajectory.steps == ((0, 1, 2, 3) if " " in case else (0,) if case == "start" else (0, 1, 2))
+        assert trajectory.steps == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -108,5 +123,6 @@ def test_forked_process_neither_writes_nor_keeps_the_lock(tmp_path):
         another.append(2, state_dict(2))
     os.write(ending, b"x")
     assert os.waitpid(worker, 0)[1] == 0
-    os.close(reader), os.close(ending)
+    os.close(reader)
+    os.close(ending)
     assert_whole(tmp_path / "t", [1, 2])

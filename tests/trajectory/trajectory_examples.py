@@ -66,7 +66,8 @@ def assert_whole(path: Path, steps: Iterable[int]) -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, count: int, error: BaseException) -> None:
     """Make the ``count``-th call of ``owner.<name>`` fail; an ``os.write`` has written half of its bytes."""
-    plain, calls = getattr(owner, name), itertools.count(1)
+    plain = getattr(owner, name)
+    calls = itertools.count(1)
 
     def call(*arguments: Any, **options: Any) -> Any:
         if next(calls) == count:
@@ -78,13 +79,16 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, count: 
     monkeypatch.setattr(owner, name, call)
 
 
-def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(
-        left[name].dtype == right[name].dtype
-        and left[name].shape == right[name].shape
-        and bits(left[name]) == bits(right[name])
-        for name in left
-    )
+def same_bits(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether names, dtypes, shapes and all bits are the same."""
+    if tensors.keys() != expected.keys():
+        return False
+    for name, tensor in tensors.items():
+        if (tensor.dtype, tensor.shape) != (expected[name].dtype, expected[name].shape):
+            return False
+        if bits(tensor) != bits(expected[name]):
+            return False
+    return True
 
 
 def bits(tensor: Tensor) -> bytes:

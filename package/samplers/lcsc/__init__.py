@@ -1,6 +1,6 @@
 """LCSC as Optuna samplers: K coefficients that sum to one, searched by lcsc_opt's own optimizers.
 
-Nothing but Optuna's trials is stored. What an optimizer knows follows from them: it asks for the trials of a study
+Nothing but Optuna's trials is stored. The optimizer's state is derived from them: it asks for the trials of a study
 again in their order, and is told what had ended when each of them began.
 """
 
@@ -63,9 +63,14 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         images: int = 0,
         **options: Any,
     ) -> None:
-        self._steps = tuple(range(1, steps + 1)) if isinstance(steps, int) else tuple(steps)
+        if isinstance(steps, int):
+            steps = range(1, steps + 1)
+        self._steps = tuple(steps)
         self._spec = OptimizerSpec(name=self.optimizer, options=options)
-        self._seed, self._budget, self._num_workers, self._images = seed, budget, num_workers, images
+        self._seed = seed
+        self._budget = budget
+        self._num_workers = num_workers
+        self._images = images
         self._names = [f"c{i}" for i in range(len(self._steps))]
         self._begin("")
 
@@ -74,15 +79,14 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         return np.array([trial.suggest_float(name, -_BOUND, _BOUND) for name in self._names])
 
     def request(self, trial: optuna.Trial | FrozenTrial) -> Request:
-        """How a trial whose coefficients were suggested is to be evaluated.
+        """How a trial whose coefficients were suggested should be evaluated.
 
         Returns:
             ``gradient`` (whether the trial's attribute ``gradient`` is wanted), ``images`` (``None``: of a plain
             evaluation) and ``noise``. Losses of those for which ``compares()`` is false do not compare with others:
             report the loss to the trial, and prune it.
         """
-        candidate = self._asked.get(trial.number)
-        return Request() if candidate is None else request_of(candidate)
+        return self._request(self._asked.get(trial.number))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The K coefficients."""
@@ -100,7 +104,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         if "fixed_params" in trial.system_attrs:
             return {}
         with _LOCK, blas_threads(1):
-            return dict(zip(self._names, self._ask(study, trial).value.tolist(), strict=True))
+            return self._parameters(self._ask(study, trial))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -116,16 +120,26 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         )
 
     def _begin(self, study_name: str) -> None:
+        """Make a new optimizer, which knows of no trials."""
         seed = derive_seed(0, study_name) if self._seed is None else self._seed
         space = AffineSpace(self._steps, default_origin(self._steps))
         self._optimizer = build_optimizer(self._spec, space, budget=self._budget, workers=self._num_workers, seed=seed)
-        if (plan := getattr(self._optimizer, "plan_budget", None)) is not None:
-            plan(evaluations=self._budget or _ENDLESS, images=None, images_per_evaluation=self._images)
-        self._study_name, self._next = study_name, 0
+        plan_budget = getattr(self._optimizer, "plan_budget", None)
+        if plan_budget is not None:
+            plan_budget(evaluations=self._budget or _ENDLESS, images=None, images_per_evaluation=self._images)
+        self._study_name = study_name
+        self._next = 0  # the number of the first trial that was not asked for
         self._asked: dict[int, ng.p.Parameter] = {}  # by the trial's number
         self._told: set[int] = set()
         self._lost: set[int] = set()  # told as failed; their results may still come
         self._worst: float | None = None
+
+    def _parameters(self, candidate: ng.p.Parameter) -> dict[str, float]:
+        return dict(zip(self._names, candidate.value.tolist(), strict=True))
+
+    @staticmethod
+    def _request(candidate: ng.p.Parameter | None) -> Request:
+        return Request() if candidate is None else request_of(candidate)
 
     def _ask(self, study: optuna.Study, trial: FrozenTrial) -> ng.p.Parameter:
         """Ask for every trial up to this one that was not asked for yet, in the order of their numbers.
@@ -135,67 +149,84 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         if study.study_name != self._study_name:
             self._begin(study.study_name)
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-        older = [known for known in study.get_trials(deepcopy=False) if known.number < trial.number]
-        for known in (*older, trial):
-            if trial.number in self._asked:  # another trial that began later has asked for it
+        earlier = [stored for stored in study.get_trials(deepcopy=False) if stored.number < trial.number]
+        for stored in earlier:
+            if trial.number in self._asked:
                 break
-            if known is not trial and (known.number < self._next or not self._is_asked(known)):
+            if stored.number < self._next or not self._is_asked(stored):
                 continue
-            self._tell_ended(older, known, sign)
-            candidate = self._optimizer.ask()
-            values = dict(zip(self._names, candidate.value.tolist(), strict=True))
-            if known is not trial and any(known.params.get(name, values[name]) != values[name] for name in values):
+            self._ask_for(stored, earlier, sign)
+            if not self._has_asked_values(stored):
                 self._begin(study.study_name)
-                self._next = trial.number
-                self._tell_ended(older, trial, sign)
-                candidate, known = self._optimizer.ask(), trial
-            self._asked[known.number], self._next = candidate, max(known.number + 1, self._next)
+                break
+        if trial.number not in self._asked:  # else another trial that began later has asked for it
+            self._ask_for(trial, earlier, sign)
         return self._asked[trial.number]
+
+    def _ask_for(self, trial: FrozenTrial, earlier: Sequence[FrozenTrial], sign: int) -> None:
+        """Ask for one trial, after telling what had ended when it began."""
+        self._tell_ended(earlier, trial, sign)
+        self._asked[trial.number] = self._optimizer.ask()
+        self._next = max(trial.number + 1, self._next)
 
     def _is_asked(self, trial: FrozenTrial) -> bool:
         """Whether the coefficients of a trial came from a sampler; a running one may not have them yet."""
         suggested = self._names[0] in trial.params or trial.state == TrialState.RUNNING
         return suggested and trial.datetime_start is not None and "fixed_params" not in trial.system_attrs
 
+    def _has_asked_values(self, trial: FrozenTrial) -> bool:
+        """Whether the coefficients that a trial has so far are those that were asked for it."""
+        asked = self._parameters(self._asked[trial.number])
+        return all(trial.params.get(name, value) == value for name, value in asked.items())
+
     def _tell_ended(self, trials: Sequence[FrozenTrial], before: FrozenTrial, sign: int) -> None:
         """Tell what had ended when a trial began: a function of the stored trials, so that it can be repeated."""
-        older = [trial for trial in trials if trial.number < before.number and trial.number not in self._told]
+        untold = [trial for trial in trials if trial.number < before.number and trial.number not in self._told]
         began = before.datetime_start or datetime.min
-        ended = {trial.number for trial in older if (trial.datetime_complete or datetime.max) <= began}
-        running = [trial.number for trial in older if trial.number not in ended]
-        killed = running[: max(len(running) - self._num_workers + 1, 0)]
-        for trial in older:
-            candidate = None if trial.number in self._lost else self._asked.get(trial.number)
+        ended = {trial.number for trial in untold if (trial.datetime_complete or datetime.max) <= began}
+        running = [trial.number for trial in untold if trial.number not in ended]
+        killed = running[: max(len(running) - self._num_workers + 1, 0)]  # more than run at once
+        for trial in untold:
+            candidate = self._asked.get(trial.number)
+            if trial.number in self._lost:  # its candidate was told; the result is one of another search
+                candidate = None
             if trial.number in ended:
                 self._told.add(trial.number)
                 self._tell(candidate, trial, sign)
             elif trial.number in killed and candidate is not None:
                 self._lost.add(trial.number)
-                self._tell(candidate, None, sign)
+                self._tell_evaluation(candidate, None)
 
-    def _tell(self, candidate: ng.p.Parameter | None, trial: FrozenTrial | None, sign: int) -> None:
-        """Tell a trial's result, or that there is none; without a candidate, as one of another search."""
-        evaluation = None
-        if trial is not None and trial.value is not None:
-            request = Request() if candidate is None else request_of(candidate)
-            is_step = trial.state == TrialState.PRUNED and not request.compares(self._images)
-            if trial.state == TrialState.COMPLETE or is_step:
-                evaluation = self._evaluation(trial, request, sign)
-                self._worst = max(evaluation.loss, evaluation.loss if self._worst is None else self._worst)
+    def _tell(self, candidate: ng.p.Parameter | None, trial: FrozenTrial, sign: int) -> None:
+        """Tell the result of a trial that has ended; without a candidate, as one of another search."""
+        evaluation = self._evaluation(trial, self._request(candidate), sign)
+        if evaluation is not None and (self._worst is None or evaluation.loss > self._worst):
+            self._worst = evaluation.loss
         if candidate is None:
-            if trial is None or evaluation is None or not set(self._names) <= set(trial.params):
+            if evaluation is None or not set(self._names) <= set(trial.params):
                 return
-            value = np.array([trial.params[name] for name in self._names])
-            candidate = self._optimizer.parametrization.spawn_child(new_value=value)
-        attach_evaluation(candidate, evaluation)
-        failure_loss = _FIRST_FAILURE_LOSS if self._worst is None else self._worst
-        self._optimizer.tell(candidate, failure_loss if evaluation is None else evaluation.loss)
+            coefficients = np.array([trial.params[name] for name in self._names])
+            candidate = self._optimizer.parametrization.spawn_child(new_value=coefficients)
+        self._tell_evaluation(candidate, evaluation)
 
-    def _evaluation(self, trial: FrozenTrial, request: Request, sign: int) -> Evaluation:
-        assert trial.value is not None
+    def _tell_evaluation(self, candidate: ng.p.Parameter, evaluation: Evaluation | None) -> None:
+        """Tell an evaluation, or that there is none: then the loss is the worst so far."""
+        attach_evaluation(candidate, evaluation)
+        if evaluation is not None:
+            self._optimizer.tell(candidate, evaluation.loss)
+        elif self._worst is not None:
+            self._optimizer.tell(candidate, self._worst)
+        else:
+            self._optimizer.tell(candidate, _FIRST_FAILURE_LOSS)
+
+    def _evaluation(self, trial: FrozenTrial, request: Request, sign: int) -> Evaluation | None:
+        """What a trial measured; ``None`` if it failed, or was pruned although its loss compares with others."""
+        is_step = trial.state == TrialState.PRUNED and not request.compares(self._images)
+        if trial.value is None or not (trial.state == TrialState.COMPLETE or is_step):
+            return None
         loss = min(max(sign * trial.value, -_LARGEST_LOSS), _LARGEST_LOSS)
         gradient = trial.user_attrs.get("gradient")
-        if np.shape(() if gradient is None else gradient) == (len(self._names),):
+        if gradient is not None and np.shape(gradient) == (len(self._names),):
             return Evaluation(loss, gradient=sign * np.array(gradient, dtype=np.float64))
         if request.gradient:
             raise ValueError(

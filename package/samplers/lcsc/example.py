@@ -14,7 +14,10 @@ import optuna
 import optunahub
 
 Array = npt.NDArray[np.float64]
-CLASSES, FEATURES, EVERY, TRIALS = 5, 20, 10, 200
+CLASSES = 5
+FEATURES = 20
+EVERY = 10  # steps between two checkpoints
+TRIALS = 200
 
 rng = np.random.default_rng(0)
 centres = rng.standard_normal((CLASSES, FEATURES))
@@ -39,20 +42,25 @@ def loss_and_gradient(weights: Array, data: tuple[Array, npt.NDArray[np.int64]])
 def train() -> Array:
     """``[K, D, C]``: the checkpoints of a training with small batches and a large step."""
     points, labels = draw(500)
-    weights, saved = np.zeros((FEATURES, CLASSES)), []
+    weights = np.zeros((FEATURES, CLASSES))
+    saved: list[Array] = []
     for step in range(1, 40 * EVERY + 1):
         batch = rng.integers(len(labels), size=8)
-        weights = weights - 0.2 * loss_and_gradient(weights, (points[batch], labels[batch]))[1]
+        _, gradient = loss_and_gradient(weights, (points[batch], labels[batch]))
+        weights = weights - 0.2 * gradient
         if step % EVERY == 0:
             saved.append(weights)
     return np.stack(saved)
 
 
-checkpoints, search, unseen = train(), draw(2000), draw(20000)
+checkpoints = train()
+search_data = draw(2000)
+unseen_data = draw(20000)
 steps = range(EVERY, EVERY * len(checkpoints) + 1, EVERY)
 package = optunahub.load_local_module("samplers/lcsc", registry_root=str(Path(__file__).parents[2]))
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-print(f"last checkpoint: {loss_and_gradient(checkpoints[-1], unseen)[0]:.4f}")
+last_loss, _ = loss_and_gradient(checkpoints[-1], unseen_data)
+print(f"last checkpoint: {last_loss:.4f}")
 
 for kind in (package.LCSCSampler, package.LCSCQuadraticSampler, package.LCSCGradientSampler):
     sampler = kind(steps, seed=0, budget=TRIALS)
@@ -60,7 +68,7 @@ for kind in (package.LCSCSampler, package.LCSCQuadraticSampler, package.LCSCGrad
     def objective(trial: optuna.Trial, sampler: Any = sampler) -> float:
         """The loss of the merged classifier."""
         merged = np.tensordot(sampler.suggest(trial), checkpoints, axes=1)
-        loss, slope = loss_and_gradient(merged, search)
+        loss, slope = loss_and_gradient(merged, search_data)
         if sampler.request(trial).gradient:
             trial.set_user_attr("gradient", np.tensordot(checkpoints, slope, axes=2).tolist())
         return loss
@@ -68,5 +76,5 @@ for kind in (package.LCSCSampler, package.LCSCQuadraticSampler, package.LCSCGrad
     study = optuna.create_study(sampler=sampler)
     study.optimize(objective, n_trials=TRIALS)
     best = np.array([study.best_params[f"c{i}"] for i in range(len(checkpoints))])
-    loss, _ = loss_and_gradient(np.tensordot(best, checkpoints, axes=1), unseen)
-    print(f"{kind.__name__}: {study.best_value:.4f} searched, {loss:.4f} on unseen data")
+    best_loss, _ = loss_and_gradient(np.tensordot(best, checkpoints, axes=1), unseen_data)
+    print(f"{kind.__name__}: {study.best_value:.4f} searched, {best_loss:.4f} on unseen data")

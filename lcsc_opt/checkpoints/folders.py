@@ -1,0 +1,112 @@
+"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT and torch.distributed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.distributed import METADATA
+from lcsc_opt.checkpoints.pickles import shown
+
+_AVERAGED = ("unet_ema", "transformer_ema", "prior_ema")
+_COMPONENTS = (*_AVERAGED, "unet", "transformer", "prior", "unet_lora", "transformer_lora", "pytorch_model_fsdp_0")
+_STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
+_SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
+_PICKLED_FILES = [f"{stem}.bin" for stem in (*_STEMS, "pytorch_model")]
+_WEIGHTS_FILES = [*_SAFETENSORS_FILES, *_PICKLED_FILES]
+_KEY_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
+
+
+class FolderWeights(NamedTuple):
+    """Where the weights of a folder are.
+
+    Attributes:
+        file: the file, or the index of several.
+        key: the part of the key that chooses this file; ``""`` when it lies in the folder itself.
+        rest: the rest of the key, which finds the state dict in the file; ``None`` is to guess.
+        alternatives: keys of other components; empty where the user has chosen.
+    """
+
+    file: Path
+    key: str
+    rest: str | None = ""
+    alternatives: tuple[str, ...] = ()
+
+
+def find_weights(folder: Path, key: str | None) -> FolderWeights:
+    """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
+
+    Raises:
+        TrajectoryError: there are none, or several of which none can be preferred.
+    """
+    file = _weights_file(folder)
+    if file is not None and key in (None, "", folder.name):
+        return FolderWeights(file, key or "")
+    if not key:
+        return _first_component(folder)
+    subfolder_or_file = _weights_under_key(folder, key)
+    if subfolder_or_file is not None:
+        return subfolder_or_file
+    if file is not None and file.name == METADATA:
+        return FolderWeights(file, "", rest=key)
+    raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether this is the name of a file in a folder, which leads nowhere else."""
+    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+
+
+def _first_component(folder: Path) -> FolderWeights:
+    """The component that is preferred: running averages come before raw weights."""
+    components: dict[str, Path] = {}
+    for name in _COMPONENTS:
+        file = _weights_file(folder / name)
+        if file is not None:
+            components[name] = file
+    if not components:
+        raise TrajectoryError("holds no weights that are known: name the file itself, or pass --key SUBFOLDER.")
+    first, *alternatives = components
+    return FolderWeights(components[first], first, alternatives=tuple(alternatives))
+
+
+def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
+    """The subfolder or file ``key``; or the file of its first part, with the rest of the key inside."""
+    first, _, rest = key.partition(".")
+    for name, rest_of_key in ((key, ""), (first, rest)):
+        if not is_plain_name(name):
+            continue
+        subfolder_file = _weights_file(folder / name)
+        if subfolder_file is not None and not rest_of_key:
+            return FolderWeights(subfolder_file, name)
+        for suffix in _KEY_SUFFIXES:
+            file = folder / f"{name}{suffix}"
+            if file.is_file():
+                return FolderWeights(file, name, rest=rest_of_key or None)
+    return None
+
+
+def _weights_file(folder: Path) -> Path | None:
+    """The file of weights in a folder, or their index, under one of the names that libraries use."""
+    for name in _WEIGHTS_FILES:
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.is_file():
+                return file
+    if any(folder.glob("*.distcp")):
+        return folder / METADATA
+    for name in _WEIGHTS_FILES:
+        variants = _variants(folder, name)
+        if len(variants) > 1:
+            names = ", ".join(sorted(file.name for file in variants)[:4])
+            raise TrajectoryError(f"holds several variants of its weights ({names}): name one of these files.")
+        if variants:
+            return variants[0]
+    return None
+
+
+def _variants(folder: Path, name: str) -> list[Path]:
+    """Files such as ``model.fp16.safetensors`` for ``model.safetensors``, and indexes of them."""
+    stem, _, suffix = name.rpartition(".")
+    files = [*folder.glob(f"{stem}.*.{suffix}"), *folder.glob(f"{stem}.{suffix}.index.*.json")]
+    return [file for file in files if "-of-" not in file.name]  # those are parts that an index lists

@@ -1,0 +1,123 @@
+"""What the name of a checkpoint tells: its training step, its series, and its place in natural order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+# "digits" are the step itself, and "removed" is what a series' name does not have
+_STEP_WITH_WORD = re.compile(
+    r"(?P<removed>(?:step|iter|iteration)s?[=_-]?(?P<digits>[0-9]{1,18}))(?![0-9])", re.IGNORECASE
+)
+_WHOLE_NUMBER = re.compile(
+    r"(?<![0-9.])(?P<removed>(?P<digits>[0-9]{1,18}))(?![0-9]|\.[0-9])"  # not a part of 0.9999
+)
+_WIDTH_AND_STEP = re.compile(
+    r"[0-9]{1,3}(?P<removed>\.(?P<digits>[1-9][0-9]{0,17}))"  # 0.50.pt of ema-pytorch's PostHocEMA
+)
+_SETTING = re.compile(r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?")  # epoch=3, val_loss=0.25
+_PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
+_NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
+
+
+def step_in_name(path: Path) -> int | None:
+    """The training step that a checkpoint's name tells, or ``None``.
+
+    It is the number behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of a folder
+    ``checkpoint-N`` around it.
+    """
+    step = _find_step(_without_suffix(path.name))
+    if step is not None:
+        return int(step["digits"])
+    for folder in path.absolute().parts[-2:-4:-1]:
+        numbered = _NUMBERED_FOLDER.fullmatch(folder)
+        if numbered is not None:
+            return int(numbered[1])
+    return None
+
+
+def checkpoint_series(path: str | Path) -> str:
+    """The series in a folder that a checkpoint belongs to: its name without step, epoch and metrics.
+
+    ``ema_0.9999_012345.pt`` is of ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
+    ``network-snapshot-0.050``, ``0.5000.pt`` of ``0``, ``checkpoint-500/unet`` of ``checkpoint/unet``. Only checkpoints
+    of one series make a trajectory.
+    """
+    path = Path(path)
+    name = _without_suffix(path.name)
+    series = _series_of_name(name)
+    if series is not None:
+        return series
+    depth = _depth_of_numbered_folder(path)
+    if depth is None:
+        return name
+    folder = _without_suffix(path.parts[-1 - depth])
+    inside = path.parts[len(path.parts) - depth : -1]
+    return "/".join((_series_of_name(folder) or "step", *inside, name))
+
+
+def series_glob(path: Path) -> str:
+    """A glob of the series of a checkpoint: its path, with ``*`` for the step and for settings such as ``epoch=3``."""
+    parts = list(path.parts)
+    place = len(parts) - 1
+    if _find_step(_without_suffix(path.name)) is None:
+        place -= _depth_of_numbered_folder(path) or 0
+    stem = _without_suffix(parts[place])
+    suffix = parts[place].removeprefix(stem)
+    step = _find_step(stem)
+    if step is not None:
+        stem = f"{stem[: step.start('digits')]}*{stem[step.end('digits') :]}"
+        stem = _SETTING.sub(lambda setting: f"{setting[0].partition('=')[0]}=*", stem)
+    parts[place] = stem + suffix
+    return str(Path(*parts))
+
+
+def natural_order(path: Path) -> list[object]:
+    """The key that sorts ``model2.pt`` before ``model10.pt``."""
+    texts_and_numbers = re.split("([0-9]+)", str(path))
+    return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
+
+
+def is_numbered(path: Path) -> bool:
+    """Whether there is any number in the name."""
+    return re.search("[0-9]", path.stem) is not None
+
+
+def _find_step(name: str) -> re.Match[str] | None:
+    """The step in a name without its suffix."""
+    width_and_step = _WIDTH_AND_STEP.fullmatch(name)
+    if width_and_step is not None:
+        return width_and_step
+    # the digits of fp16 are no step
+    without_precision = _PRECISION.sub(lambda precision: "x" * len(precision[0]), name)
+    for pattern in (_STEP_WITH_WORD, _WHOLE_NUMBER):
+        matches = list(pattern.finditer(without_precision))
+        if matches:
+            return matches[-1]
+    return None
+
+
+def _series_of_name(name: str) -> str | None:
+    """``name`` without its step, settings such as ``epoch=3``, and the separators that remain; ``None`` without one."""
+    step = _find_step(name)
+    if step is None:
+        return None
+    constant = _SETTING.sub("", name[: step.start("removed")] + name[step.end("removed") :])
+    return re.sub(r"([-_. ])[-_. ]+", r"\1", constant).strip("-_. ") or "step"
+
+
+def _depth_of_numbered_folder(path: Path) -> int | None:
+    """How far above ``path`` a folder such as ``checkpoint-500`` is: 1, 2, or ``None`` for none."""
+    for depth in (1, 2):
+        if len(path.parts) > depth and _NUMBERED_FOLDER.fullmatch(path.parts[-1 - depth]):
+            return depth
+    return None
+
+
+def _without_suffix(name: str) -> str:
+    for suffix in (*CHECKPOINT_SUFFIXES, ".index.json"):
+        name = name.removesuffix(suffix)
+    return name

@@ -1,0 +1,346 @@
+"""Reading a pickle without running it: plain data, and a :class:`Record` of every object, class and call.
+
+A pickle is a program for a small stack machine. :class:`InertUnpickler` is that machine, with the opcodes that writers
+of checkpoints use, and without the two that matter: it imports nothing and calls nothing.
+
+Neither of the standard readers is used, because what a file can make them do happens before any code of ours is asked:
+
+* ``torch.load(weights_only=True)`` does not return from a pickle of 600 bytes (a tuple of tuples as a key of a dict,
+  whose hash takes 2^60 steps), allocates whatever ``bytearray(n)`` asks for, reads the optimizer's tensors of files
+  from before torch 1.6, and refuses the classes of Lightning, argparse and NVlabs that are stored with the weights.
+* :class:`pickle.Unpickler` with a ``find_class`` of one's own hashes the same keys, allocates its memo up to the
+  largest index that a file names (2^32 entries), and copies the weights inside NVlabs' pickles into memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from lcsc_opt.base.errors import TrajectoryError
+
+MALFORMED = "is truncated or is not weights: save or copy it again, or leave it out."
+_TOO_LARGE = "holds too much apart from the weights: save model.state_dict() alone."
+MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam has 600,000
+_MAX_BYTES = 64 * 2**20  # read of one pickle; the bytes of tensors are skipped and do not count
+_MAX_NAME_LENGTH = 512  # of a class or function, with its module
+_SHOWN_CHARACTERS = 80  # of a text from a file that a message may repeat
+_BYTE = [bytes([value]) for value in range(256)]  # faster than a slice
+_NUMBER_SIZES = {layout: struct.calcsize(layout) for layout in ("<B", "<H", "<i", "<I", "<q", "<Q", ">d")}
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Record:
+    """What a pickle says about a class or function, an object, or the result of a call; none of them is ever made.
+
+    Attributes:
+        name: the class or function.
+        args: what it would have been called with.
+        state: what its ``__setstate__`` would have got.
+        items: what would have been put into it by key; ``elements``, by appending.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] | None = None
+    elements: list[Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """``size`` bytes of the file from ``start``, which were not read."""
+
+    start: int
+    size: int
+
+
+class PickleBytes:
+    """The bytes of a file from ``position`` on. Reading is counted, which bounds the cost of a hostile file.
+
+    All methods raise :class:`TrajectoryError` at the end of the bytes, and beyond what any checkpoint needs.
+    """
+
+    def __init__(self, data: memoryview, position: int = 0, *, max_opcodes: int = MAX_OPCODES) -> None:
+        self.data = data
+        self.position = position
+        self._opcodes_left = max_opcodes
+        self._bytes_left = _MAX_BYTES
+
+    def opcode(self) -> bytes:
+        """The next byte, counted as an opcode."""
+        self._opcodes_left -= 1
+        if self._opcodes_left < 0:
+            raise TrajectoryError(_TOO_LARGE)
+        if self.position == len(self.data):
+            raise TrajectoryError(MALFORMED)
+        code = _BYTE[self.data[self.position]]
+        self.position += 1
+        return code
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        start = self.position
+        self._advance(size)
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise TrajectoryError(_TOO_LARGE)
+        return bytes(self.data[start : self.position])
+
+    def number(self, layout: str) -> Any:
+        """The next number, in a layout of :mod:`struct`."""
+        try:
+            (value,) = struct.unpack_from(layout, self.data, self.position)
+        except struct.error as error:
+            raise TrajectoryError(MALFORMED) from error
+        self.position += _NUMBER_SIZES[layout]
+        return value
+
+    def line(self) -> str:
+        """The next line, which is the name of a module, class or function."""
+        start = bytes(self.data[self.position : self.position + _MAX_NAME_LENGTH])
+        line, line_feed, _ = start.partition(b"\n")
+        if not line_feed:
+            raise TrajectoryError(MALFORMED)
+        self.position += len(line) + 1
+        return line.decode("utf-8")
+
+    def skip(self, size: int) -> Span:
+        """The next ``size`` bytes, not read."""
+        start = self.position
+        self._advance(size)
+        return Span(start, size)
+
+    def spend(self, opcodes: int) -> None:
+        """Count work that is as much as this many opcodes."""
+        self._opcodes_left -= opcodes
+        if self._opcodes_left < 0:
+            raise TrajectoryError(_TOO_LARGE)
+
+    def _advance(self, size: int) -> None:
+        if not 0 <= size <= len(self.data) - self.position:
+            raise TrajectoryError(MALFORMED)
+        self.position += size
+
+
+_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
+_NUMBERS = {pickle.BININT: "<i", pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
+_TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+# opcode → layout of the number that follows it: a place in the memo, or a size in bytes
+_MEMO_PUTS = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
+_MEMO_GETS = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
+_TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
+_STRINGS_OF_PYTHON_2 = {pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<i"}
+_BYTES = {pickle.SHORT_BINBYTES: "<B", pickle.BINBYTES: "<I", pickle.BINBYTES8: "<Q", pickle.BYTEARRAY8: "<Q"}
+
+
+class InertUnpickler:
+    """Reads one pickle of protocols 2 to 5. Sets are read as lists, whose elements need no hash.
+
+    Args:
+        source: where the pickle starts; after :meth:`load`, where it ended.
+        resolve: makes an object of its persistent identity, which is a storage in files of torch.
+        call: gives what stands for the result of a call; without it, that is the record of the call.
+    """
+
+    def __init__(
+        self,
+        source: PickleBytes,
+        *,
+        resolve: Callable[[Any], Any] | None = None,
+        call: Callable[[Record], Any] | None = None,
+    ) -> None:
+        self._source = source
+        self._resolve = resolve
+        self._call = call
+        self._memo: dict[int, Any] = {}
+        self._stack: list[Any] = []
+        self._outer_stacks: list[list[Any]] = []  # from below each mark that is still open
+
+    def load(self) -> Any:
+        """The object of the pickle.
+
+        Raises:
+            TrajectoryError: malformed, too large, or made to harm.
+        """
+        try:
+            code = self._source.opcode()
+            while code != pickle.STOP:
+                self._execute(code)
+                code = self._source.opcode()
+            return self._stack.pop()
+        except TrajectoryError:
+            raise
+        except Exception as error:  # a hostile file can raise anything
+            raise TrajectoryError(MALFORMED) from error
+
+    def _execute(self, code: bytes) -> None:
+        """Follow one opcode. The most frequent ones come first."""
+        source = self._source
+        if code in _MEMO_PUTS:
+            self._memo[source.number(_MEMO_PUTS[code])] = self._stack[-1]
+        elif code in _NUMBERS:
+            self._push(source.number(_NUMBERS[code]))
+        elif code in _MEMO_GETS:
+            self._push(self._memo[source.number(_MEMO_GETS[code])])
+        elif code in _TEXTS:
+            text = source.read(source.number(_TEXTS[code]))
+            self._push(text.decode("utf-8", "surrogatepass"))
+        elif code in _TUPLES:
+            self._push(self._pop_tuple(_TUPLES[code]))
+        elif code in _CONSTANTS:
+            self._push(_CONSTANTS[code])
+        elif code in _BYTES:
+            self._push(source.skip(source.number(_BYTES[code])))
+        elif code in _STRINGS_OF_PYTHON_2:
+            text = source.read(source.number(_STRINGS_OF_PYTHON_2[code]))
+            self._push(text.decode("utf-8", "replace"))  # any bytes may be in a string of Python 2
+        else:
+            self._execute_structure(code)
+
+    def _execute_structure(self, code: bytes) -> None:
+        """Follow one opcode that groups, fills, names or calls what is on the stack."""
+        match code:
+            case pickle.MARK:
+                self._outer_stacks.append(self._stack)
+                self._stack = []
+            case pickle.TUPLE:
+                self._push(tuple(self._pop_to_mark()))
+            case pickle.MEMOIZE:
+                self._memo[len(self._memo)] = self._stack[-1]
+            case pickle.BINPERSID:
+                self._push(self._object_of(self._stack.pop()))
+            case pickle.REDUCE:
+                call = self._pop_call()
+                self._push(call if self._call is None else self._call(call))
+            case pickle.GLOBAL:
+                self._push_name(source_module=self._source.line(), name=self._source.line())
+            case pickle.STACK_GLOBAL:
+                name = self._stack.pop()
+                self._push_name(source_module=self._stack.pop(), name=name)
+            case pickle.EMPTY_DICT:
+                self._push({})
+            case pickle.EMPTY_LIST | pickle.EMPTY_SET:
+                self._push([])
+            case pickle.FROZENSET:
+                self._push(self._pop_to_mark())
+            case pickle.SETITEM:
+                value = self._stack.pop()
+                self._set_items([self._stack.pop(), value])
+            case pickle.SETITEMS:
+                self._set_items(self._pop_to_mark())
+            case pickle.APPEND:
+                self._append([self._stack.pop()])
+            case pickle.APPENDS | pickle.ADDITEMS:
+                self._append(self._pop_to_mark())
+            case pickle.NEWOBJ:
+                self._push(self._pop_call())
+            case pickle.NEWOBJ_EX:
+                self._stack.pop()  # the keyword arguments, which nothing here needs
+                self._push(self._pop_call())
+            case pickle.BUILD:
+                self._set_state(self._stack.pop())
+            case pickle.LONG1:
+                digits = self._source.read(self._source.number("<B"))
+                self._push(int.from_bytes(digits, "little", signed=True))
+            case pickle.POP:
+                self._pop()
+            case pickle.POP_MARK:
+                self._pop_to_mark()
+            case pickle.PROTO:
+                self._source.read(1)
+            case pickle.FRAME:
+                self._source.read(8)
+            case _:
+                raise TrajectoryError(MALFORMED)
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:  # an open mark counts as an object
+            self._pop_to_mark()
+
+    def _pop_tuple(self, size: int) -> tuple[Any, ...]:
+        if size == 0:
+            return ()
+        if len(self._stack) < size:
+            raise TrajectoryError(MALFORMED)
+        values = tuple(self._stack[-size:])
+        del self._stack[-size:]
+        return values
+
+    def _pop_to_mark(self) -> list[Any]:
+        values = self._stack
+        self._stack = self._outer_stacks.pop()
+        return values
+
+    def _pop_call(self) -> Record:
+        """A function or class, and its arguments."""
+        args = self._stack.pop()
+        function = self._stack.pop()
+        if type(function) is not Record or type(args) is not tuple:
+            raise TrajectoryError(MALFORMED)
+        return Record(function.name, args)
+
+    def _push_name(self, *, source_module: str, name: str) -> None:
+        if len(source_module) + len(name) > _MAX_NAME_LENGTH:
+            raise TrajectoryError(MALFORMED)
+        self._push(Record(f"{source_module}.{name}"))
+
+    def _object_of(self, identity: Any) -> Any:
+        if self._resolve is None:
+            raise TrajectoryError(MALFORMED)
+        return self._resolve(identity)
+
+    def _append(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is Record:
+            if target.elements is None:
+                target.elements = []
+            target = target.elements
+        if type(target) is not list:
+            raise TrajectoryError(MALFORMED)
+        target.extend(values)
+
+    def _set_items(self, keys_and_values: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is Record:
+            if target.items is None:
+                target.items = {}
+            target = target.items
+        if type(target) is not dict:
+            raise TrajectoryError(MALFORMED)
+        for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
+            target[safe_key(key)] = value
+
+    def _set_state(self, state: Any) -> None:
+        target = self._stack[-1]
+        if type(target) is Record:
+            target.state = state  # the attributes of ordered dicts and of tensors are not needed
+
+
+def safe_key(key: Any) -> Any:
+    """``key``, or a stand-in where hashing it could take for ever.
+
+    Text is hashed with a secret, records by their identity, and whole numbers up to 2^60 cannot collide.
+    """
+    if type(key) in (str, Record):
+        return key
+    if type(key) is int and abs(key) < 2**60:
+        return key
+    return Record("key")
+
+
+def shown(text: object) -> str:
+    """A text out of a file, made fit for one line of a message."""
+    if isinstance(text, Record):
+        text = text.name
+    line = str(text)[: _SHOWN_CHARACTERS + 1]
+    line = line.encode("unicode_escape", "replace").decode("ascii")
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"

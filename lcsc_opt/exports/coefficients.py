@@ -1,0 +1,106 @@
+"""Coefficients that a user names: ``ema:RATE``, ``power:WIDTH``, or a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import SpaceSpec
+from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
+from lcsc_opt.trajectory import Trajectory
+
+CoefficientsOf = Callable[[Trajectory], tuple[Trajectory, Coefficients]]
+"""Checkpoints → their coefficients, with the trajectory in layer groups where each has a row of its own."""
+
+_PROFILES = {"ema": ema_coefficients, "power": power_ema_coefficients}
+
+
+def coefficients_named(source: str) -> CoefficientsOf | None:
+    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the checkpoints.
+
+    A file holds ``[K]`` numbers, or has them under the key ``coefficients``, as what ``lcsc show STUDY --format json``
+    prints; there may be ``[S, K]`` of them then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the
+    ``rows`` of a study file's space.
+
+    Returns:
+        ``None`` for anything else, such as a recipe.
+
+    Raises:
+        StudySpecError: the rate or the width is no number, or a .json file cannot be read or holds something else.
+    """
+    kind, _, text = source.partition(":")
+    if kind in _PROFILES:
+        return _of_profile(kind, text)
+    path = Path(source)
+    if path.suffix != ".json":
+        return None
+    content = _read_json(path)
+    is_recipe = isinstance(content, Mapping) and "checkpoint_sha256" in content
+    if is_recipe:
+        return None
+    if isinstance(content, Mapping) and "coefficients" in content:
+        numbers = content["coefficients"]
+        layer_groups = content.get("layer_groups")
+    else:
+        numbers = content
+        layer_groups = None
+    if not _are_numbers(numbers):
+        raise StudySpecError(
+            f"{path}: expected a list of numbers, one for each checkpoint in the order of the steps, or a mapping with "
+            "such a list under coefficients, as lcsc show STUDY --format json prints it"
+        )
+    if layer_groups is None:
+        return lambda trajectory: (trajectory, check_coefficients(numbers, len(trajectory.steps)))
+    if not isinstance(layer_groups, Mapping) or not isinstance(layer_groups.get("names"), list):
+        raise StudySpecError(f"{path}: layer_groups: expected rows and names, as of lcsc show STUDY --format json")
+    return _in_layer_groups(path, numbers, layer_groups)
+
+
+def _of_profile(kind: str, text: str) -> CoefficientsOf:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise StudySpecError(f"{kind}:{text}: expected a number, as in ema:0.9999 or power:0.1") from error
+    profile = _PROFILES[kind]
+    return lambda trajectory: (trajectory, profile(trajectory.steps, value))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StudySpecError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether this is a list of numbers, or a list of such lists."""
+    if not isinstance(value, list):
+        return False
+    rows = value if all(isinstance(row, list) for row in value) else [value]
+    return all(isinstance(number, (int, float)) for row in rows for number in row)
+
+
+def _in_layer_groups(path: Path, rows: list[Any], layer_groups: Mapping[str, Any]) -> CoefficientsOf:
+    """``rows`` of coefficients for the layer groups of that name."""
+    expected_names = layer_groups["names"]
+
+    def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
+        rule = parse_settings(SpaceSpec, {"rows": layer_groups.get("rows")}, source=str(path)).rows
+        grouped = trajectory.in_rows(rule)
+        names: list[str] = []
+        if grouped.layer_groups is not None:
+            names = list(grouped.layer_groups.names)
+        if names != expected_names:
+            additional = [name for name in names if name not in expected_names]
+            difference = f"they have {len(names)} of {len(expected_names)}"
+            if additional:
+                difference = f"there is no row for {additional[0]}"
+            raise StudySpecError(f"{path}: the layer groups of these checkpoints are other ones: {difference}")
+        return grouped, check_coefficients(rows, len(grouped.steps), rows=len(names))
+
+    return coefficients_of

@@ -1,0 +1,106 @@
+"""The checkpoints of a study that continues: exactly those that it began with, wherever they are now.
+
+A study knows its checkpoints by their steps and their hash. They are opened where they were packed, or found in the
+cache, or packed again; the folder that the study file names may have grown meanwhile, or be gone.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.progress import notice
+from lcsc_opt.trajectory.cached import PackRequest, find_in_cache
+from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.sources import Sources
+from lcsc_opt.trajectory.trajectory import Trajectory
+
+
+def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
+    """Open a study's checkpoints. A notice says if what the study file names has changed.
+
+    Raises:
+        TrajectoryError: they are neither where the study file says nor in the cache.
+    """
+    if checkpoints.packed is not None:
+        trajectory = Trajectory.holding(checkpoints.packed, checkpoints)
+        if trajectory is not None:
+            return trajectory
+    path = request.packed_path
+    if path is not None:
+        trajectory = Trajectory.holding(path, checkpoints)
+        if trajectory is not None:
+            if Manifest.load(path).checkpoints[-1].step != checkpoints.steps[-1]:
+                _notice_change(request, checkpoints)
+            return trajectory
+    return _from_cache_or_files(request, checkpoints)
+
+
+def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
+    """Refuse what :func:`open_again` would refuse before it packs.
+
+    Raises:
+        TrajectoryError: as :func:`open_again`.
+    """
+    if request.packed_path is not None:
+        return
+    if set(checkpoints.steps) <= request.sources_if_any().keys():
+        return
+    if checkpoints.moved or find_in_cache(request.cache, checkpoints) is None:
+        raise _not_there(request, checkpoints)
+
+
+def _from_cache_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
+    sources = request.sources_if_any()
+    study_sources = {step: path for step, path in sources.items() if step in checkpoints.steps}
+    trajectory: Trajectory | None = None
+    if not checkpoints.moved:  # else they have to be at the new place
+        trajectory = find_in_cache(request.cache, checkpoints)
+    if trajectory is None and len(study_sources) == len(checkpoints.steps):
+        trajectory = request.pack_once(study_sources)
+    if trajectory is None or trajectory.sha256 != checkpoints.sha256:
+        raise _not_there(request, checkpoints)
+    if not _unchanged(request, checkpoints, sources, study_sources):
+        _notice_change(request, checkpoints)
+    return trajectory
+
+
+def _unchanged(request: PackRequest, checkpoints: KnownCheckpoints, sources: Sources, study_sources: Sources) -> bool:
+    """Whether the files are those that were packed, and a new study would end at the same step."""
+    last_step = request.selection.last_step
+    steps = [step for step in sources if last_step is None or step <= last_step]
+    if not steps or max(steps) != checkpoints.steps[-1]:
+        return False
+    return Trajectory.holding(request.cached_path(study_sources), checkpoints) is not None
+
+
+def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
+    place = _named(request)
+    notice(
+        f"{place}: has changed; continuing with the {len(checkpoints.steps)} packed checkpoints; to search on the new "
+        f"ones: lcsc fork STUDY NAME --checkpoints {place}"
+    )
+
+
+def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> TrajectoryError:
+    begun_with = f"the {len(checkpoints.steps)} checkpoints that the study was begun with"
+    if any(_exists(pattern) for pattern in request.patterns):
+        span = f"(steps {checkpoints.steps[0]} to {checkpoints.steps[-1]})"
+        problem = f"does not hold {begun_with} {span}, or not with these weights"
+    else:
+        problem = f"is gone, with {begun_with}"
+    return TrajectoryError(
+        f"{_named(request)}: {problem}, and the cache has no packed copy of them: put them back, or say where they are "
+        "now (lcsc run FILE objective.settings.checkpoints=PLACE), or give the study another name"
+    )
+
+
+def _exists(pattern: str | Path) -> bool:
+    """Whether something is at a path; a glob counts as a place that exists."""
+    return glob.has_magic(str(pattern)) or Path(pattern).expanduser().exists()
+
+
+def _named(request: PackRequest) -> str:
+    return ", ".join(map(str, request.patterns))

@@ -1,0 +1,107 @@
+"""Which checkpoints are packed: files and folders by their training steps, selected ones, and their fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints import hub
+from lcsc_opt.checkpoints.finding import Selection, checkpoint_step, step_in_file
+from lcsc_opt.checkpoints.names import checkpoint_series
+from lcsc_opt.trajectory.layout import EXACT
+
+Sources = Mapping[int, Path]
+"""Training step → checkpoint that is not packed yet, in the order of the steps."""
+
+
+def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> dict[int, Path]:
+    """The checkpoints by their steps, in the order of the steps. No weights are read.
+
+    Args:
+        paths: of the checkpoints.
+        steps: of each path; ``None`` reads them from metadata, names and contents.
+
+    Raises:
+        TrajectoryError: a checkpoint does not tell its step, or holds another one than was given; another number of
+            steps than of checkpoints; or a step twice.
+    """
+    if steps is None:
+        steps = [checkpoint_step(path) for path in paths]
+    else:
+        steps = [int(step) for step in steps]
+        _check_steps(paths, steps)
+    sources: dict[int, Path] = {}
+    for step, path in sorted(zip(steps, paths, strict=True)):
+        earlier = sources.get(step)
+        if earlier is not None:
+            same_series = checkpoint_series(earlier) == checkpoint_series(path)
+            advice = "Leave one out." if same_series else "Name the files of one series."
+            raise TrajectoryError(f"Step {step} is there twice: {earlier} and {path}. {advice}")
+        sources[step] = path
+    return sources
+
+
+def _check_steps(paths: Sequence[Path], steps: Sequence[int]) -> None:
+    """Refuse steps that a user gave and the files contradict, as when a shell has put 10.50.pt before 2.50.pt.
+
+    Names do not count: their numbers may mean something else, and ``--steps`` is how a user says so.
+    """
+    if len(steps) != len(paths):
+        raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
+    for step, path in zip(steps, paths, strict=True):
+        saved_step = step_in_file(path)
+        if saved_step not in (None, step):
+            raise TrajectoryError(
+                f"{path}: --steps gives it step {step}, but it was saved at step {saved_step}: name the files in the "
+                "order of the steps, or leave --steps out."
+            )
+
+
+def select_sources(sources: Sources, selection: Selection) -> dict[int, Path]:
+    """The sources that ``selection`` takes, two or more; a notice says which.
+
+    Raises:
+        TrajectoryError: fewer than two are left.
+    """
+    all_steps = list(sources)
+    steps = [all_steps[position] for position in selection.choose(all_steps)]
+    if selection.given:
+        intervals = {later - earlier for earlier, later in itertools.pairwise(steps)}
+        apart = " to ".join(str(interval) for interval in sorted({min(intervals), max(intervals)}))
+        notice(f"of {len(sources)} checkpoints, selected {len(steps)}: steps {steps[0]} to {steps[-1]}, {apart} apart")
+    return {step: sources[step] for step in steps}
+
+
+def sources_fingerprint(sources: Sources, key: str | None, dtype: str) -> str:
+    """SHA-256, in hex, of the paths, sizes, times and steps of the checkpoints, the key and the dtype.
+
+    Raises:
+        TrajectoryError: a checkpoint cannot be read.
+    """
+    described: list[tuple[int, str, int, int]] = []
+    for step, path in sources.items():
+        size, newest = _size_and_time(path)
+        described.append((step, str(path.resolve()), size, newest))
+    content: list[object] = [described, key]
+    if dtype != EXACT:
+        content.append(dtype)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """The bytes of a checkpoint's files, and the latest of their times in nanoseconds; zeros for a hub's revision."""
+    if hub.repository_of(path):  # its path names the revision, whose content never changes
+        return 0, 0
+    try:
+        files = [path, *path.rglob("*")]
+        status = [file.stat() for file in files if file.is_file()]
+    except OSError as error:
+        raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
+    size = sum(entry.st_size for entry in status)
+    newest = max((entry.st_mtime_ns for entry in status), default=0)
+    return size, newest
