@@ -93,8 +93,10 @@ class Content:
             rest = rest[len(name) + 1 :]
         tensors = _parts(content)
         if tensors is None or isinstance(content, (list, tuple)):
-            problem = f"has {kind(content)} under {shown(key)!r}" if key else f"holds {kind(content)}"
-            raise TrajectoryError(f"{problem}, not a state dict: save model.state_dict(), or pass another --key.")
+            place = f" under {shown(key)!r}" if key else ""
+            raise TrajectoryError(
+                f"has {kind(content)}{place}, not a state dict: save model.state_dict(), or pass another --key."
+            )
         if _is_list_of_averages(tensors):
             return _name_averages(tensors[_SHADOW], self._value)
         return tensors

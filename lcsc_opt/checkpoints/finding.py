@@ -223,13 +223,15 @@ class Selection(FrozenModel):
         Raises:
             TrajectoryError: fewer than two remain; the message says which steps there are.
         """
-        final = steps[-1]
+        first = steps[0]
+        last = steps[-1]
+        if self.first_step is not None:
+            first = self.first_step
         if self.last_step is not None:
-            final = max((step for step in steps if step <= self.last_step), default=steps[0])
-        first = steps[0] if self.first_step is None else self.first_step
+            last = self.last_step
+        final = max((step for step in steps if step <= last), default=steps[0])
         if self.window is not None:
             first = max(first, final - self.window)
-        last = steps[-1] if self.last_step is None else self.last_step
         chosen = [position for position, step in enumerate(steps) if first <= step <= last]
         if self.interval is not None:
             ages = [final - steps[position] for position in chosen]

@@ -155,7 +155,7 @@ class InertUnpickler:
     ) -> None:
         self._source = source
         self._resolve = resolve
-        self._call = call
+        self._call = call or (lambda record: record)
         self._memo: dict[int, Any] = {}
         self._stack: list[Any] = []
         self._outer_stacks: list[list[Any]] = []  # from below each mark that is still open
@@ -215,7 +215,7 @@ class InertUnpickler:
                 self._push(self._object_of(self._stack.pop()))
             case pickle.REDUCE:
                 call = self._pop_call()
-                self._push(call if self._call is None else self._call(call))
+                self._push(self._call(call))
             case pickle.GLOBAL:
                 self._push_name(source_module=self._source.line(), name=self._source.line())
             case pickle.STACK_GLOBAL:

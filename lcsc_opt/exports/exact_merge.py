@@ -128,9 +128,9 @@ class _Merge:
     def finish(self, spec: TensorSpec) -> Tensor:
         """The merged tensor; the next sums begin anew."""
         self._has_product = False
-        dtype = self._dtype
-        if dtype is None:
-            dtype = "float32" if self._is_rounded else spec.dtype
+        dtype: str = self._dtype or spec.dtype
+        if self._dtype is None and self._is_rounded:
+            dtype = "float32"
         return _rounded(spec.name, self._sums[: spec.numel], dtype).view(spec.shape)
 
     def copy(self, spec: TensorSpec, content: Tensor) -> Tensor:

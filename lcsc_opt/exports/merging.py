@@ -166,17 +166,22 @@ def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -
     pipeline = getattr(objective.sampler, "pipeline", None)
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
     layers_per_block = getattr(unet_config, "layers_per_block", None)
+    if not isinstance(layers_per_block, int):
+        layers_per_block = None
+    component = "unet"
+    if getattr(pipeline, "transformer", None) is not None:
+        component = "transformer"
     alphas = _searched_alphas(study)
-    return LoraNaming(
-        component="unet" if getattr(pipeline, "transformer", None) is None else "transformer",
-        alphas=trajectory.lora_alphas() if alphas is None else alphas,
-        layers_per_block=layers_per_block if isinstance(layers_per_block, int) else None,
-    )
+    if alphas is None:
+        alphas = trajectory.lora_alphas()
+    return LoraNaming(component=component, alphas=alphas, layers_per_block=layers_per_block)
 
 
 def _searched_alphas(study: StoredStudy) -> LoraAlphas | None:
     """The alphas in the fingerprint of a study, where a text-to-image objective has put them."""
     entry: Any = study.attributes.get("fingerprint")
     for name in ("objective", "sampler", "lora", "alphas"):
-        entry = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            return None
+        entry = entry.get(name)
     return LoraAlphas(**entry) if entry else None

@@ -102,8 +102,10 @@ def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objec
     above, or in their repository at the hub, which is then the base model.
     """
     client = import_extra("huggingface_hub")
+    entries: dict[str, Any] = {}
     sources = [source for source in packed_trajectory(objective).sources if source]
-    entries = _card_of_checkpoints(Path(sources[0])) if sources else {}
+    if sources:  # else a training loop wrote the trajectory
+        entries = _card_of_checkpoints(Path(sources[0]))
     if to.form == "diffusers":
         is_diffusers = "_class_name" in json.loads((to.path / CONFIG).read_text("utf-8"))
         entries["library_name"] = "diffusers" if is_diffusers else "transformers"
@@ -131,9 +133,11 @@ def _card_of_checkpoints(source: Path) -> dict[str, Any]:
         entries["base_model_relation"] = "merge"
         return entries
     for folder in (source, *source.parents[:2]):  # of a file, or of a folder that a trainer wrote next to others
-        entries = _inherited_from(folder / _CARD) if (folder / _CARD).is_file() else {}
-        if entries:
-            return entries
+        card = folder / _CARD
+        if card.is_file():
+            entries = _inherited_from(card)
+            if entries:
+                return entries
     return {}
 
 
@@ -166,7 +170,9 @@ def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
         return str(entries["pipeline_tag"])
     if not objective.images_per_evaluation:
         return "other"
-    return "text-to-image" if hasattr(objective.sampler, "prompts_of") else "unconditional-image-generation"
+    if hasattr(objective.sampler, "prompts_of"):
+        return "text-to-image"
+    return "unconditional-image-generation"
 
 
 def _results(task: str, recipe: Recipe) -> list[Any]:
@@ -194,14 +200,19 @@ def _results(task: str, recipe: Recipe) -> list[Any]:
 def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     """The metrics on the search's noise and on noise that no choice saw, there also the baseline's."""
     measured = _metrics(recipe)
-    report = None if recipe.held_out is None else HeldOut.parse(study.attributes.get("held_out"))
-    baselines: dict[str, float] = {}
     heads = ["metric", "searched", "held-out noise"]
-    for row in report.rows if report else ():
-        if row.baseline is not None:
+    baselines: dict[str, float] = {}
+    warning = ""
+    report = HeldOut.parse(study.attributes.get("held_out"))
+    if recipe.held_out is not None and report is not None:  # the report may be of another trial
+        for row in report.rows:
+            if row.baseline is None:
+                continue
             if not baselines:
                 heads.append(f"{row.against}, held-out noise")
             baselines[row.metric] = row.baseline
+        if report.warning:
+            warning = f"\n{report.warning}\n"
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
         values = [measured["search"].get(metric), measured["held-out"].get(metric)]
@@ -209,12 +220,13 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
             values.append(baselines.get(metric))
         cells = ["" if value is None else f"{value:.6g}" for value in values]
         lines.append([f"`{metric}`", *cells])
-    warning = f"\n{report.warning}\n" if report and report.warning else ""
     return f"## Results\n\n{_table(heads, lines)}{warning}"
 
 
 def _coefficients_table(recipe: Recipe) -> str:
-    rows = [f"`{row}`" for row in recipe.rows] if recipe.rows else ["coefficient"]
+    rows = ["coefficient"]
+    if recipe.rows:
+        rows = [f"`{row}`" for row in recipe.rows]
     _, coefficients = recipe.in_rows()
     lines = []
     for index, step in enumerate(recipe.steps):
