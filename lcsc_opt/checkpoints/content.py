@@ -212,7 +212,10 @@ def _with_dots_of_litema(averages: Mapping[str, Any], parts: Mapping[Any, Any]) 
     for name in _names_under("model", parts):
         dotted = name.removeprefix("model.")
         names[dotted.replace(".", "")] = dotted
-    return {names.get(name, name): value for name, value in averages.items() if name not in ("decay", "num_updates")}
+    tensors = {names.get(name, name): value for name, value in averages.items()}
+    del tensors["num_updates"]
+    tensors.pop("decay", None)
+    return tensors
 
 
 def _averaged_prefix(names: Mapping[Any, Any]) -> str:

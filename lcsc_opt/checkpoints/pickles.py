@@ -134,7 +134,12 @@ _MEMO_PUTS = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GETS = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
 _STRINGS_OF_PYTHON_2 = {pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<i"}
-_BYTES = {pickle.SHORT_BINBYTES: "<B", pickle.BINBYTES: "<I", pickle.BINBYTES8: "<Q", pickle.BYTEARRAY8: "<Q"}
+_BYTES = {
+    pickle.SHORT_BINBYTES: "<B",
+    pickle.BINBYTES: "<I",
+    pickle.BINBYTES8: "<Q",
+    pickle.BYTEARRAY8: "<Q",
+}
 
 
 class InertUnpickler:

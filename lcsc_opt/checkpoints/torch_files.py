@@ -50,7 +50,11 @@ _STORAGE_DTYPES = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-_REBUILD_TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
+_REBUILD_TENSOR = {
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+}
 _RETURN_THEIR_ARGUMENT = {
     "builtins.set",
     "builtins.frozenset",
@@ -156,7 +160,9 @@ def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
     are_possible = all(type(number) is int and 0 <= number < _MAX_NUMBER for number in numbers)
     if not are_possible or len(ref.shape) != len(ref.stride) or math.prod(ref.shape) >= _MAX_NUMBER:
         raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
-    last_element = ref.offset + sum((size - 1) * stride for size, stride in zip(ref.shape, ref.stride, strict=True))
+    last_element = ref.offset
+    for size, stride in zip(ref.shape, ref.stride, strict=True):
+        last_element += (size - 1) * stride
     is_empty = 0 in ref.shape
     if not is_empty and (last_element + 1) * ref.dtype.itemsize > ref.storage.size:
         raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
@@ -221,8 +227,9 @@ def _tensor(call: Record) -> TensorRef | Record:
     if any(args[metadata_place:]):  # a conjugated or negated view, say, which is not what its bytes are
         return call
     storage, offset, shape, stride = args[:4]
-    if not all(type(numbers) is tuple and len(numbers) <= _MAX_DIMENSIONS for numbers in (shape, stride)):
-        return call
+    for numbers in (shape, stride):
+        if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+            return call
     dtype = storage.dtype
     if has_dtype:
         dtype = getattr(torch, args[6].name.removeprefix("torch."), None)

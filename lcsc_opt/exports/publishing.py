@@ -74,10 +74,12 @@ def push_to_hub(name: str, to: Destination, study: StoredStudy, objective: Objec
         api = client.HfApi()
         repository = api.create_repo(name, exist_ok=True)
         card = _model_card(repository.repo_id, to, study, objective, recipe)
-        operations = [client.CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=str(card).encode())]
-        for path_in_repo, path in _files_of(to.path).items():
-            operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=path))
-        api.create_commit(repository.repo_id, operations, commit_message=f"{recipe.title}, merged by lcsc_opt")
+        contents = {_CARD: str(card).encode(), **_files_of(to.path)}
+        operations = []
+        for path_in_repo, content in contents.items():
+            operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=content))
+        message = f"{recipe.title}, merged by lcsc_opt"
+        api.create_commit(repository.repo_id, operations, commit_message=message)
     except Exception as error:  # the client raises what its transport does
         reason = " ".join(str(error).split())[:200]
         raise StudyStoreError(
@@ -92,7 +94,7 @@ def _files_of(export: Path) -> dict[str, Path]:
     if not export.is_dir():
         return {export.name: export}
     files = sorted(path for path in export.rglob("*") if path.is_file())
-    return {path.relative_to(export).as_posix(): path for path in files if path != export / _CARD}
+    return {path.relative_to(export).as_posix(): path for path in files}
 
 
 def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> Any:
@@ -144,17 +146,19 @@ def _card_of_checkpoints(source: Path) -> dict[str, Any]:
 def _inherited_from(card: str | Path) -> dict[str, Any]:
     """``card``: a file, or a repository at the hub; empty if it has no card that can be read."""
     client = import_extra("huggingface_hub")
-    missing = import_extra("huggingface_hub.errors").EntryNotFoundError  # the client imports its modules when named
+    errors = import_extra("huggingface_hub.errors")  # the client imports its modules when they are named
     try:
         entries = client.ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (missing, ValueError, yaml.YAMLError):
+    except (errors.EntryNotFoundError, ValueError, yaml.YAMLError):
         return {}
     return {key: entries[key] for key in _INHERITED if entries.get(key)}
 
 
 def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
     """Kind of noise → metric → value, of the search and, where it was measured, of the report."""
-    measured: dict[str, Mapping[str, Any]] = {"search": {"loss": recipe.loss, **recipe.metrics}, "held-out": {}}
+    measured: dict[str, Mapping[str, Any]] = {}
+    measured["search"] = {"loss": recipe.loss, **recipe.metrics}
+    measured["held-out"] = {}
     if recipe.held_out is not None:
         report: Mapping[str, Any] = recipe.held_out
         measured["held-out"] = {"loss": report["loss"], **report["metrics"]}

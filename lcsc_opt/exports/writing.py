@@ -219,16 +219,17 @@ def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: 
         write_safetensors({name: weights[name] for name in names}, folder / file, texts)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        index_file = folder / f"{stem}.safetensors.index.json"
+        index_file.write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that do not fit the model of a configuration: a library would fill gaps with random numbers."""
     network = _network_on_meta(json.loads(config))
     tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
-    expected = {
-        name: tensor for name, tensor in network.state_dict().items() if name in weights or name not in tied_names
-    }
+    state_dict = network.state_dict()
+    names = [name for name in state_dict if name in weights or name not in tied_names]
+    expected = {name: state_dict[name] for name in names}
     differences = difference(weights, expected)
     if differences is not None:
         raise ObjectiveError(
