@@ -172,7 +172,7 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
 
 
 def _glob_of(path: Path) -> str:
-    """A glob of the series of ``path``, as :func:`find_checkpoints` takes it."""
+    """A glob of the series of ``path``, as :func:`find_checkpoints` reads it."""
     repository = hub.repository_of(path)
     if repository is None:
         return series_glob(path)

@@ -44,7 +44,7 @@ def write_list(checkpoints: Checkpoints, recipe: Recipe, to: Destination) -> Rec
         source = checkpoints.sources[place]
         if not source:
             step = recipe.steps[index]
-            raise ObjectiveError(f"step {step} was written by a training loop into the trajectory: there is no file")
+            raise ObjectiveError(f"step {step} was written by a training loop into the trajectory: it has no file")
         paths[index] = str(Path(source).absolute())
     if to.form == "megatron":
         text = _megatron_list(paths, coefficients)
