@@ -93,8 +93,10 @@ class Content:
             rest = rest[len(name) + 1 :]
         tensors = _parts(content)
         if tensors is None or isinstance(content, (list, tuple)):
-            problem = f"has {kind(content)} under {shown(key)!r}" if key else f"holds {kind(content)}"
-            raise TrajectoryError(f"{problem}, not a state dict: save model.state_dict(), or pass another --key.")
+            place = f" under {shown(key)!r}" if key else ""
+            raise TrajectoryError(
+                f"has {kind(content)}{place}, not a state dict: save model.state_dict(), or pass another --key."
+            )
         if _is_list_of_averages(tensors):
             return _name_averages(tensors[_SHADOW], self._value)
         return tensors
@@ -210,7 +212,10 @@ def _with_dots_of_litema(averages: Mapping[str, Any], parts: Mapping[Any, Any]) 
     for name in _names_under("model", parts):
         dotted = name.removeprefix("model.")
         names[dotted.replace(".", "")] = dotted
-    return {names.get(name, name): value for name, value in averages.items() if name not in ("decay", "num_updates")}
+    tensors = {names.get(name, name): value for name, value in averages.items()}
+    del tensors["num_updates"]
+    tensors.pop("decay", None)
+    return tensors
 
 
 def _averaged_prefix(names: Mapping[Any, Any]) -> str:

@@ -98,8 +98,9 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     except (ValueError, NotImplementedError) as error:  # Python 3.13 has more patterns
         raise TrajectoryError(f"{pattern} is no glob ({error}): ** stands alone between slashes.") from error
-    folders = [path for path in matches if not path.is_file() and not is_packed(path) and _is_checkpoint(path, key)]
-    return _only_series(str(pattern), [*folders, *_weights_files(matches)])
+    folders = [path for path in matches if not path.is_file() and not is_packed(path)]
+    checkpoints = [folder for folder in folders if _is_checkpoint(folder, key)]
+    return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)])
 
 
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
@@ -109,13 +110,10 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
-    numbered_folders = [
-        path
-        for path in entries
-        if not path.is_file() and _CHECKPOINT_FOLDER.fullmatch(path.name) and _is_checkpoint(path, key)
-    ]
-    if numbered_folders:
-        return _only_series(str(folder), numbered_folders)
+    numbered = [path for path in entries if _CHECKPOINT_FOLDER.fullmatch(path.name)]
+    checkpoints = [path for path in numbered if not path.is_file() and _is_checkpoint(path, key)]
+    if checkpoints:
+        return _only_series(str(folder), checkpoints)
     if _is_checkpoint(folder, key):
         return [folder]
     files = _weights_files(entries)
@@ -174,7 +172,7 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
 
 
 def _glob_of(path: Path) -> str:
-    """A glob of the series of ``path``, as :func:`find_checkpoints` takes it."""
+    """A glob of the series of ``path``, as :func:`find_checkpoints` reads it."""
     repository = hub.repository_of(path)
     if repository is None:
         return series_glob(path)
@@ -223,13 +221,15 @@ class Selection(FrozenModel):
         Raises:
             TrajectoryError: fewer than two remain; the message says which steps there are.
         """
-        final = steps[-1]
+        first = steps[0]
+        last = steps[-1]
+        if self.first_step is not None:
+            first = self.first_step
         if self.last_step is not None:
-            final = max((step for step in steps if step <= self.last_step), default=steps[0])
-        first = steps[0] if self.first_step is None else self.first_step
+            last = self.last_step
+        final = max((step for step in steps if step <= last), default=steps[0])
         if self.window is not None:
             first = max(first, final - self.window)
-        last = steps[-1] if self.last_step is None else self.last_step
         chosen = [position for position, step in enumerate(steps) if first <= step <= last]
         if self.interval is not None:
             ages = [final - steps[position] for position in chosen]

@@ -9,13 +9,30 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
 from lcsc_opt.checkpoints.pickles import shown
 
-_AVERAGED = ("unet_ema", "transformer_ema", "prior_ema")
-_COMPONENTS = (*_AVERAGED, "unet", "transformer", "prior", "unet_lora", "transformer_lora", "pytorch_model_fsdp_0")
+_COMPONENTS = (  # running averages come before raw weights
+    "unet_ema",
+    "transformer_ema",
+    "prior_ema",
+    "unet",
+    "transformer",
+    "prior",
+    "unet_lora",
+    "transformer_lora",
+    "pytorch_model_fsdp_0",
+)
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
 _PICKLED_FILES = [f"{stem}.bin" for stem in (*_STEMS, "pytorch_model")]
 _WEIGHTS_FILES = [*_SAFETENSORS_FILES, *_PICKLED_FILES]
-_KEY_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
+_KEY_SUFFIXES = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pkl",
+    ".pt",
+    ".pth",
+)
 
 
 class FolderWeights(NamedTuple):
@@ -59,7 +76,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def _first_component(folder: Path) -> FolderWeights:
-    """The component that is preferred: running averages come before raw weights."""
+    """The first of the usual components."""
     components: dict[str, Path] = {}
     for name in _COMPONENTS:
         file = _weights_file(folder / name)

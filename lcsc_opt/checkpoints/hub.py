@@ -50,7 +50,11 @@ def revisions(pattern: Path) -> list[Path] | None:
         some = ", ".join(sorted(commits)[:4])
         raise TrajectoryError(f"hf://{repository} has no revision {glob}: it has {some}.")
     folder = _hub_directory() / repository.replace("/", "--")
-    return [folder / commits[revision] / urllib.parse.quote(revision, safe="") for revision in matching]
+    paths = []
+    for revision in matching:
+        name = urllib.parse.quote(revision, safe="")
+        paths.append(folder / commits[revision] / name)
+    return paths
 
 
 def fetched(path: Path) -> Path:
@@ -86,7 +90,8 @@ def model_folder(name: str) -> Path:
     try:
         if not _NAME.fullmatch(name):
             raise ValueError("this is no name at the hub")
-        return Path(import_extra("huggingface_hub").snapshot_download(name, allow_patterns=_SMALL_FILES))
+        client = import_extra("huggingface_hub")
+        return Path(client.snapshot_download(name, allow_patterns=_SMALL_FILES))
     except MissingPackageError:
         raise
     except Exception as error:

@@ -191,7 +191,9 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
         up = stem + up_suffix
         if up not in present:
             raise TrajectoryError(f"{down!r} has no partner {up!r}: the LoRA is not whole.")
-        alpha = f"{stem}.alpha" if f"{stem}.alpha" in present else None
+        alpha: str | None = f"{stem}.alpha"
+        if alpha not in present:
+            alpha = None
         component, path = _place(flavour, stem, is_old=down_suffix.startswith("_"))
         modules.append(LoraModule(stem, component, path, down, up, alpha))
         parts |= {down, up, alpha}
@@ -216,7 +218,9 @@ def _place(flavour: Flavour, stem: str, *, is_old: bool) -> tuple[str, str]:
     path = path.replace(".processor.", ".")
     if is_old:
         base, _, projection = path.rpartition(".")
-        renamed = _OLD_TEXT_ATTENTION if base.endswith("self_attn") else _OLD_ATTENTION
+        renamed = _OLD_ATTENTION
+        if base.endswith("self_attn"):
+            renamed = _OLD_TEXT_ATTENTION
         path = f"{base}.{renamed.get(projection, projection)}"
     return component, path
 

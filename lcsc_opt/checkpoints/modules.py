@@ -88,7 +88,8 @@ class _Module(NamedTuple):
         if self.is_script:
             return {name: value for name, value in self.tensors.items() if is_tensor(value)}
         transient = {name for name in self.transient if isinstance(name, str)}
-        return {name: value for name, value in self.tensors.items() if value is not None and name not in transient}
+        saved = {name: value for name, value in self.tensors.items() if name not in transient}
+        return {name: value for name, value in saved.items() if value is not None}
 
     def saved_children(self) -> dict[str, Any]:
         """Name → module."""
@@ -109,7 +110,9 @@ def _module(value: Any) -> _Module:
 
 
 def _is_script(value: Any) -> bool:
-    return isinstance(value, Record) and value.name.startswith("__torch__.") and isinstance(value.state, dict)
+    if not isinstance(value, Record) or not value.name.startswith("__torch__."):
+        return False
+    return isinstance(value.state, dict)
 
 
 def _module_state(value: Any) -> dict[str, Any] | None:

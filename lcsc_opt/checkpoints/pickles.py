@@ -134,7 +134,12 @@ _MEMO_PUTS = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GETS = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
 _STRINGS_OF_PYTHON_2 = {pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<i"}
-_BYTES = {pickle.SHORT_BINBYTES: "<B", pickle.BINBYTES: "<I", pickle.BINBYTES8: "<Q", pickle.BYTEARRAY8: "<Q"}
+_BYTES = {
+    pickle.SHORT_BINBYTES: "<B",
+    pickle.BINBYTES: "<I",
+    pickle.BINBYTES8: "<Q",
+    pickle.BYTEARRAY8: "<Q",
+}
 
 
 class InertUnpickler:
@@ -155,7 +160,7 @@ class InertUnpickler:
     ) -> None:
         self._source = source
         self._resolve = resolve
-        self._call = call
+        self._call = call or (lambda record: record)
         self._memo: dict[int, Any] = {}
         self._stack: list[Any] = []
         self._outer_stacks: list[list[Any]] = []  # from below each mark that is still open
@@ -215,7 +220,7 @@ class InertUnpickler:
                 self._push(self._object_of(self._stack.pop()))
             case pickle.REDUCE:
                 call = self._pop_call()
-                self._push(call if self._call is None else self._call(call))
+                self._push(self._call(call))
             case pickle.GLOBAL:
                 self._push_name(source_module=self._source.line(), name=self._source.line())
             case pickle.STACK_GLOBAL:

@@ -50,7 +50,11 @@ _STORAGE_DTYPES = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-_REBUILD_TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
+_REBUILD_TENSOR = {
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+}
 _RETURN_THEIR_ARGUMENT = {
     "builtins.set",
     "builtins.frozenset",
@@ -156,7 +160,9 @@ def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
     are_possible = all(type(number) is int and 0 <= number < _MAX_NUMBER for number in numbers)
     if not are_possible or len(ref.shape) != len(ref.stride) or math.prod(ref.shape) >= _MAX_NUMBER:
         raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
-    last_element = ref.offset + sum((size - 1) * stride for size, stride in zip(ref.shape, ref.stride, strict=True))
+    last_element = ref.offset
+    for size, stride in zip(ref.shape, ref.stride, strict=True):
+        last_element += (size - 1) * stride
     is_empty = 0 in ref.shape
     if not is_empty and (last_element + 1) * ref.dtype.itemsize > ref.storage.size:
         raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
@@ -183,8 +189,8 @@ class _Calls:
             return call.args[0]
         if call.name == "torch._tensor._rebuild_from_type_v2":
             return self._tensor_with_attributes(call)
-        if call.name == "torch.storage._load_from_bytes" and isinstance(call.args[0], Span):
-            return call if self._file is None else self._nested_file(call.args[0], self._file)
+        if call.name == "torch.storage._load_from_bytes" and self._file is not None:
+            return self._nested_file(call, self._file)
         return call
 
     def _ordered_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
@@ -198,7 +204,10 @@ class _Calls:
             return _tensor(Record(function.name, call.args[2]))
         return call
 
-    def _nested_file(self, span: Span, file: memoryview) -> Any:
+    def _nested_file(self, call: Record, file: memoryview) -> Any:
+        span = call.args[0]
+        if not isinstance(span, Span):
+            return call
         if span.start not in self._nested:
             inner = PickleBytes(file[: span.start + span.size], span.start)
             is_legacy = _is_legacy_magic(InertUnpickler(inner).load())
@@ -210,15 +219,17 @@ def _tensor(call: Record) -> TensorRef | Record:
     """The tensor of ``_rebuild_tensor*(storage, offset, shape, stride, requires_grad, hooks, [dtype,] metadata)``."""
     args = call.args
     has_dtype = call.name.endswith("_v3")
-    min_args = 7 if has_dtype else 4
-    if not min_args <= len(args) <= 8 or not isinstance(args[0], Storage):
+    if has_dtype and len(args) < 7:
         return call
-    metadata = args[7:] if has_dtype else args[6:]
-    if any(metadata):  # a conjugated or negated view, say, which is not what its bytes are
+    if not 4 <= len(args) <= 8 or not isinstance(args[0], Storage):
+        return call
+    metadata_place = 7 if has_dtype else 6
+    if any(args[metadata_place:]):  # a conjugated or negated view, say, which is not what its bytes are
         return call
     storage, offset, shape, stride = args[:4]
-    if not all(type(numbers) is tuple and len(numbers) <= _MAX_DIMENSIONS for numbers in (shape, stride)):
-        return call
+    for numbers in (shape, stride):
+        if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+            return call
     dtype = storage.dtype
     if has_dtype:
         dtype = getattr(torch, args[6].name.removeprefix("torch."), None)

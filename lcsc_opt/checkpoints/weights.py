@@ -84,6 +84,7 @@ def _sort_header(path: Path, texts: Mapping[str, str]) -> None:
         header["__metadata__"] = dict(sorted(texts.items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
         content = text.encode().ljust(header_bytes)
-        if len(content) == header_bytes:  # else safetensors writes its header in another way, which is left as it is
+        # where safetensors writes its header in another way, it is left as it is
+        if len(content) == header_bytes:
             file.seek(8)
             file.write(content)

@@ -70,7 +70,10 @@ class CheckpointFiles:
         return LoraAlphas.read(last_source, key=self._key) or LoraAlphas()
 
 
-def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> StateDict:
+Checkpoints = Trajectory | CheckpointFiles
+
+
+def merge_exactly(checkpoints: Checkpoints, recipe: Recipe) -> StateDict:
     """Merge checkpoints with the same bits as on every other machine; each checkpoint is verified.
 
     A single coefficient of exactly 1 gives that checkpoint. Constant tensors are copied; integers and bools come from
@@ -105,14 +108,15 @@ def merge_exactly(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> 
                 result[spec.name] = merge.copy(spec, content)
             if index == last_index:
                 advance(note=spec.name)
-    _check_digests(checkpoints, recipe, places, {index: digest.hexdigest() for index, digest in digests.items()})
+    sha256_of = {index: digest.hexdigest() for index, digest in digests.items()}
+    _check_digests(checkpoints, recipe, places, sha256_of)
     return result
 
 
 class _Merge:
     """The float64 sums of one tensor at a time, and the dtypes that a recipe asks for."""
 
-    def __init__(self, checkpoints: Trajectory | CheckpointFiles, recipe: Recipe) -> None:
+    def __init__(self, checkpoints: Checkpoints, recipe: Recipe) -> None:
         self._dtype = recipe.dtype
         self._is_rounded = checkpoints.stored is not None  # packed in 16 bits, but merged as float32
         largest = max((spec.numel for spec in checkpoints.layout.tensors if spec.merged), default=0)
@@ -128,9 +132,9 @@ class _Merge:
     def finish(self, spec: TensorSpec) -> Tensor:
         """The merged tensor; the next sums begin anew."""
         self._has_product = False
-        dtype = self._dtype
-        if dtype is None:
-            dtype = "float32" if self._is_rounded else spec.dtype
+        dtype: str = self._dtype or spec.dtype
+        if self._dtype is None and self._is_rounded:
+            dtype = "float32"
         return _rounded(spec.name, self._sums[: spec.numel], dtype).view(spec.shape)
 
     def copy(self, spec: TensorSpec, content: Tensor) -> Tensor:
@@ -142,9 +146,7 @@ class _Merge:
         return cast({spec.name: copied}, self._dtype)[spec.name]
 
 
-def _open_rows(
-    checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, places: Mapping[int, int]
-) -> dict[int, Iterator[RowPart]]:
+def _open_rows(checkpoints: Checkpoints, recipe: Recipe, places: Mapping[int, int]) -> dict[int, Iterator[RowPart]]:
     """The parts of each checkpoint that is needed, by its index in the recipe."""
     rows: dict[int, Iterator[RowPart]] = {}
     for index, place in places.items():
@@ -156,11 +158,11 @@ def _open_rows(
 
 
 def _check_digests(
-    checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, places: Mapping[int, int], digests: Mapping[int, str]
+    checkpoints: Checkpoints, recipe: Recipe, places: Mapping[int, int], sha256_of: Mapping[int, str]
 ) -> None:
     """Refuse other checkpoints than the recipe's, and the same bytes in another layout."""
     for index, place in places.items():
-        sha256 = digests[index]
+        sha256 = sha256_of[index]
         expected = recipe.checkpoint_sha256[index]
         if sha256 != expected:
             raise TrajectoryError(
@@ -176,7 +178,7 @@ def _check_digests(
         )
 
 
-def _name_of(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, index: int, place: int) -> str:
+def _name_of(checkpoints: Checkpoints, recipe: Recipe, index: int, place: int) -> str:
     return f"Step {recipe.steps[index]} {checkpoints.sources[place]}".rstrip()
 
 

@@ -32,8 +32,8 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     if not is_search(study.name):
         return
     reader = HistoryReader(study.storage)
-    ema_grids = (split_name(study.name)[0], EMA_GRID)
-    names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == ema_grids]
+    experiment_grids = (split_name(study.name)[0], EMA_GRID)
+    names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == experiment_grids]
     histories = reader.read_studies(names)
     history = next(history for history in histories if history.study == study.name)
     answer = reader.answer(history)
@@ -52,11 +52,13 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     # images of both models from the same held-out noise, those farthest apart in the features first (App. E)
     ema_images = objective.images(ema_answer, HELD_OUT, PAIRS)
     answer_images = objective.images(answer, HELD_OUT, PAIRS)
-    distance = np.linalg.norm(objective.features(ema_images) - objective.features(answer_images), axis=1)
+    difference = objective.features(ema_images) - objective.features(answer_images)
+    distance = np.linalg.norm(difference, axis=1)
     farthest = np.argsort(-distance, kind="stable")[:SHOWN]
     folder = artifact_directory(study.storage.url)
     folder.mkdir(parents=True, exist_ok=True)
-    images_of_name = {EMA_IMAGES: ema_images, OWN_IMAGES.format(optimizer=history.optimizer): answer_images}
+    answer_name = OWN_IMAGES.format(optimizer=history.optimizer)
+    images_of_name = {EMA_IMAGES: ema_images, answer_name: answer_images}
     with tempfile.TemporaryDirectory() as temporary:
         for name, images in images_of_name.items():
             path = Path(temporary) / name

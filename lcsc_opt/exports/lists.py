@@ -11,15 +11,14 @@ import yaml
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.exports.exact_merge import CheckpointFiles
+from lcsc_opt.exports.exact_merge import Checkpoints
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Destination
-from lcsc_opt.trajectory import Trajectory
 
 LISTS = ("megatron", "mergekit")
 
 
-def write_list(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: Destination) -> Recipe:
+def write_list(checkpoints: Checkpoints, recipe: Recipe, to: Destination) -> Recipe:
     """Write the paths of the checkpoints with their coefficients, in the form of :data:`LISTS`; no weights are read.
 
     ``megatron`` is a line for each checkpoint, for ``weighted_merge.py --merge-inputs``. ``mergekit`` is its method
@@ -45,7 +44,7 @@ def write_list(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: De
         source = checkpoints.sources[place]
         if not source:
             step = recipe.steps[index]
-            raise ObjectiveError(f"step {step} was written by a training loop into the trajectory: there is no file")
+            raise ObjectiveError(f"step {step} was written by a training loop into the trajectory: it has no file")
         paths[index] = str(Path(source).absolute())
     if to.form == "megatron":
         text = _megatron_list(paths, coefficients)

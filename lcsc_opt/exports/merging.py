@@ -18,7 +18,7 @@ from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import CoefficientsOf
-from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
+from lcsc_opt.exports.exact_merge import CheckpointFiles, Checkpoints, cast, merge_exactly
 from lcsc_opt.exports.lists import LISTS, write_list
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import Destination
@@ -79,13 +79,14 @@ def rebuild(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    checkpoints: CheckpointFiles | Trajectory
+    checkpoints: Checkpoints
     if len(patterns) == 1 and is_packed(Path(patterns[0])):
         checkpoints = Trajectory.open(patterns[0])
     else:
         if key is None:
             key = recipe.key
-        checkpoints = CheckpointFiles(find_sources(find_checkpoints(patterns, key=key), steps), key=key)
+        paths = find_sources(find_checkpoints(patterns, key=key), steps)
+        checkpoints = CheckpointFiles(paths, key=key)
     naming = recipe.lora
     if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
         naming = LoraNaming(alphas=checkpoints.lora_alphas())
@@ -121,7 +122,7 @@ def average(
     return _write(trajectory, recipe, to, config)
 
 
-def _write(checkpoints: Trajectory | CheckpointFiles, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
+def _write(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
     """Merge by a recipe and write the model, or only the list; returns the recipe."""
     if to.form in LISTS:
         return write_list(checkpoints, recipe, to)
@@ -166,17 +167,22 @@ def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -
     pipeline = getattr(objective.sampler, "pipeline", None)
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
     layers_per_block = getattr(unet_config, "layers_per_block", None)
+    if not isinstance(layers_per_block, int):
+        layers_per_block = None
+    component = "unet"
+    if getattr(pipeline, "transformer", None) is not None:
+        component = "transformer"
     alphas = _searched_alphas(study)
-    return LoraNaming(
-        component="unet" if getattr(pipeline, "transformer", None) is None else "transformer",
-        alphas=trajectory.lora_alphas() if alphas is None else alphas,
-        layers_per_block=layers_per_block if isinstance(layers_per_block, int) else None,
-    )
+    if alphas is None:
+        alphas = trajectory.lora_alphas()
+    return LoraNaming(component=component, alphas=alphas, layers_per_block=layers_per_block)
 
 
 def _searched_alphas(study: StoredStudy) -> LoraAlphas | None:
     """The alphas in the fingerprint of a study, where a text-to-image objective has put them."""
     entry: Any = study.attributes.get("fingerprint")
     for name in ("objective", "sampler", "lora", "alphas"):
-        entry = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            return None
+        entry = entry.get(name)
     return LoraAlphas(**entry) if entry else None

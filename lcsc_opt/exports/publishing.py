@@ -74,10 +74,12 @@ def push_to_hub(name: str, to: Destination, study: StoredStudy, objective: Objec
         api = client.HfApi()
         repository = api.create_repo(name, exist_ok=True)
         card = _model_card(repository.repo_id, to, study, objective, recipe)
-        operations = [client.CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=str(card).encode())]
-        for path_in_repo, path in _files_of(to.path).items():
-            operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=path))
-        api.create_commit(repository.repo_id, operations, commit_message=f"{recipe.title}, merged by lcsc_opt")
+        contents = {_CARD: str(card).encode(), **_files_of(to.path)}
+        operations = []
+        for path_in_repo, content in contents.items():
+            operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=content))
+        message = f"{recipe.title}, merged by lcsc_opt"
+        api.create_commit(repository.repo_id, operations, commit_message=message)
     except Exception as error:  # the client raises what its transport does
         reason = " ".join(str(error).split())[:200]
         raise StudyStoreError(
@@ -92,7 +94,7 @@ def _files_of(export: Path) -> dict[str, Path]:
     if not export.is_dir():
         return {export.name: export}
     files = sorted(path for path in export.rglob("*") if path.is_file())
-    return {path.relative_to(export).as_posix(): path for path in files if path != export / _CARD}
+    return {path.relative_to(export).as_posix(): path for path in files}
 
 
 def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> Any:
@@ -102,8 +104,10 @@ def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objec
     above, or in their repository at the hub, which is then the base model.
     """
     client = import_extra("huggingface_hub")
+    entries: dict[str, Any] = {}
     sources = [source for source in packed_trajectory(objective).sources if source]
-    entries = _card_of_checkpoints(Path(sources[0])) if sources else {}
+    if sources:  # else a training loop wrote the trajectory
+        entries = _card_of_checkpoints(Path(sources[0]))
     if to.form == "diffusers":
         is_diffusers = "_class_name" in json.loads((to.path / CONFIG).read_text("utf-8"))
         entries["library_name"] = "diffusers" if is_diffusers else "transformers"
@@ -131,26 +135,30 @@ def _card_of_checkpoints(source: Path) -> dict[str, Any]:
         entries["base_model_relation"] = "merge"
         return entries
     for folder in (source, *source.parents[:2]):  # of a file, or of a folder that a trainer wrote next to others
-        entries = _inherited_from(folder / _CARD) if (folder / _CARD).is_file() else {}
-        if entries:
-            return entries
+        card = folder / _CARD
+        if card.is_file():
+            entries = _inherited_from(card)
+            if entries:
+                return entries
     return {}
 
 
 def _inherited_from(card: str | Path) -> dict[str, Any]:
     """``card``: a file, or a repository at the hub; empty if it has no card that can be read."""
     client = import_extra("huggingface_hub")
-    missing = import_extra("huggingface_hub.errors").EntryNotFoundError  # the client imports its modules when named
+    errors = import_extra("huggingface_hub.errors")  # the client imports its modules when they are named
     try:
         entries = client.ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (missing, ValueError, yaml.YAMLError):
+    except (errors.EntryNotFoundError, ValueError, yaml.YAMLError):
         return {}
     return {key: entries[key] for key in _INHERITED if entries.get(key)}
 
 
 def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
     """Kind of noise → metric → value, of the search and, where it was measured, of the report."""
-    measured: dict[str, Mapping[str, Any]] = {"search": {"loss": recipe.loss, **recipe.metrics}, "held-out": {}}
+    measured: dict[str, Mapping[str, Any]] = {}
+    measured["search"] = {"loss": recipe.loss, **recipe.metrics}
+    measured["held-out"] = {}
     if recipe.held_out is not None:
         report: Mapping[str, Any] = recipe.held_out
         measured["held-out"] = {"loss": report["loss"], **report["metrics"]}
@@ -166,7 +174,9 @@ def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
         return str(entries["pipeline_tag"])
     if not objective.images_per_evaluation:
         return "other"
-    return "text-to-image" if hasattr(objective.sampler, "prompts_of") else "unconditional-image-generation"
+    if hasattr(objective.sampler, "prompts_of"):
+        return "text-to-image"
+    return "unconditional-image-generation"
 
 
 def _results(task: str, recipe: Recipe) -> list[Any]:
@@ -194,14 +204,19 @@ def _results(task: str, recipe: Recipe) -> list[Any]:
 def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     """The metrics on the search's noise and on noise that no choice saw, there also the baseline's."""
     measured = _metrics(recipe)
-    report = None if recipe.held_out is None else HeldOut.parse(study.attributes.get("held_out"))
-    baselines: dict[str, float] = {}
     heads = ["metric", "searched", "held-out noise"]
-    for row in report.rows if report else ():
-        if row.baseline is not None:
+    baselines: dict[str, float] = {}
+    warning = ""
+    report = HeldOut.parse(study.attributes.get("held_out"))
+    if recipe.held_out is not None and report is not None:  # the report may be of another trial
+        for row in report.rows:
+            if row.baseline is None:
+                continue
             if not baselines:
                 heads.append(f"{row.against}, held-out noise")
             baselines[row.metric] = row.baseline
+        if report.warning:
+            warning = f"\n{report.warning}\n"
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
         values = [measured["search"].get(metric), measured["held-out"].get(metric)]
@@ -209,12 +224,13 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
             values.append(baselines.get(metric))
         cells = ["" if value is None else f"{value:.6g}" for value in values]
         lines.append([f"`{metric}`", *cells])
-    warning = f"\n{report.warning}\n" if report and report.warning else ""
     return f"## Results\n\n{_table(heads, lines)}{warning}"
 
 
 def _coefficients_table(recipe: Recipe) -> str:
-    rows = [f"`{row}`" for row in recipe.rows] if recipe.rows else ["coefficient"]
+    rows = ["coefficient"]
+    if recipe.rows:
+        rows = [f"`{row}`" for row in recipe.rows]
     _, coefficients = recipe.in_rows()
     lines = []
     for index, step in enumerate(recipe.steps):

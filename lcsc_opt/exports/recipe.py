@@ -104,12 +104,15 @@ class Recipe(pydantic.BaseModel):
         if self.format != _FORMAT:
             raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
         checkpoints = len(self.steps)
-        expected_shape = (checkpoints,) if self.rows is None else (len(self.rows), checkpoints)
+        expected_shape: tuple[int, ...] = (checkpoints,)
+        steps_text = f"{checkpoints} steps"
+        if self.rows is not None:
+            expected_shape = (len(self.rows), checkpoints)
+            steps_text = f"{checkpoints} steps in rows"
         shape = np.array(self.coefficients).shape
         hashes = len(self.checkpoint_sha256)
         if shape != expected_shape or hashes != checkpoints:
-            in_rows = "" if self.rows is None else " in rows"
-            raise ValueError(f"coefficients {list(shape)}, {hashes} hashes for {checkpoints} steps{in_rows}")
+            raise ValueError(f"coefficients {list(shape)}, {hashes} hashes for {steps_text}")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
         return self
@@ -274,8 +277,9 @@ def _recipe_text(path: Path) -> str | bytes | None:
     if not path.is_file():
         return None
     content = read_content(path)
-    text = content.get(ENTRY) if isinstance(content, dict) else None
-    return text if isinstance(text, str) else None
+    if isinstance(content, dict) and isinstance(content.get(ENTRY), str):
+        return str(content[ENTRY])
+    return None
 
 
 def packed_trajectory(objective: Objective) -> Trajectory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -207,8 +208,9 @@ def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> di
 
 def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: Mapping[str, str]) -> None:
     """Write one file; or as ``save_pretrained``, several of :data:`SHARD_BYTES` at most and an index."""
-    is_diffusers = _DIFFUSERS_CLASS in json.loads(config)
-    stem = "diffusion_pytorch_model" if is_diffusers else "model"
+    stem = "model"
+    if _DIFFUSERS_CLASS in json.loads(config):
+        stem = "diffusion_pytorch_model"
     hub = import_extra("huggingface_hub")
     split = hub.split_torch_state_dict_into_shards(
         weights, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
@@ -217,16 +219,17 @@ def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: 
         write_safetensors({name: weights[name] for name in names}, folder / file, texts)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        index_file = folder / f"{stem}.safetensors.index.json"
+        index_file.write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that do not fit the model of a configuration: a library would fill gaps with random numbers."""
     network = _network_on_meta(json.loads(config))
     tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
-    expected = {
-        name: tensor for name, tensor in network.state_dict().items() if name in weights or name not in tied_names
-    }
+    state_dict = network.state_dict()
+    names = [name for name in state_dict if name in weights or name not in tied_names]
+    expected = {name: state_dict[name] for name in names}
     differences = difference(weights, expected)
     if differences is not None:
         raise ObjectiveError(
@@ -246,7 +249,8 @@ def _network_on_meta(settings: dict[str, Any]) -> Any:
         base_class = library.PreTrainedModel
         name = str(next(iter(settings.get("architectures") or ()), None))
     network_class: Any = getattr(library, name, None) if name.isidentifier() else None
-    if not isinstance(network_class, type) or not issubclass(network_class, base_class):
+    is_network: bool = inspect.isclass(network_class) and issubclass(network_class, base_class)
+    if not is_network:
         raise ObjectiveError(
             f"the configuration names {name!r}, which is no model of this version of {library.__name__}"
         )

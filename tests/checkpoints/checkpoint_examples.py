@@ -111,6 +111,16 @@ def lucidrains(folder: Path, step: int) -> Weights:
     return weights(step)
 
 
+def post_hoc_ema(folder: Path, step: int) -> Weights:
+    """Two widths of the average, in half precision except for the whole numbers."""
+    for width in (0, 1):
+        averaged = {name: tensor.clone() for name, tensor in net(step + 1 - width).half().state_dict().items()}
+        content: dict[str, Tensor] = {"initted": torch.tensor(True), "step": torch.tensor(step)}
+        content |= {f"ema_model.{name}": tensor for name, tensor in averaged.items()}
+        torch.save(content, folder / f"{width}.{step}.pt")
+    return averaged
+
+
 def compvis(folder: Path, step: int) -> Weights:
     names = prefixed("model.", step + 1)
     names |= {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights(step).items()}
@@ -274,6 +284,7 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "DDIM": ddim,
     "score_sde, torch-ema": score_sde,
     "denoising-diffusion-pytorch, ema-pytorch": lucidrains,
+    "PostHocEMA of ema-pytorch": post_hoc_ema,
     "latent-diffusion (CompVis)": compvis,
     "NVlabs EDM": edm,
     "NVlabs EDM2": edm2,

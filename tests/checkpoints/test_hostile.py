@@ -133,8 +133,15 @@ ZIPPED: dict[str, Callable[[Path], bytes]] = {
     "many_times_one_tensor": lambda _: PLAIN + b"\x940}(" + texts(map(str, range(30_000)), b"h\0") + b"u",
     # one list of 200,000 numbers is the shape of 50,000 tensors
     "long_shapes": lambda _: (
-        b"](" + b"](" + b"K\x01" * 200_000 + b"e\x94" + REBUILD + storage(16) + b"\x94"
-        + b"h\x01(h\x02K\0h\0h\0\x89NtR" * 50_000 + b"e"
+        b"]("
+        + b"]("
+        + b"K\x01" * 200_000
+        + b"e\x94"
+        + REBUILD
+        + storage(16)
+        + b"\x94"
+        + b"h\x01(h\x02K\0h\0h\0\x89NtR" * 50_000
+        + b"e"
     ),
     "many_arguments": lambda _: (
         b"](" + REBUILD + b"(" + storage(16) + b"K\0))\x89N" + b"N" * 300_000 + b"t\x94" + b"h\0h\x01R" * 100_000 + b"e"
@@ -142,11 +149,15 @@ ZIPPED: dict[str, Callable[[Path], bytes]] = {
     # code
     "system": lambda ran: weights(PLAIN, call("posix.system", text(f"touch {ran}"))),
     "behind_the_weights": lambda ran: (
-        b"}(" + text("ema") + weights(PLAIN) + text("x")
-        + call("functools.partial", b"cposix\nsystem\n", text(f"touch {ran}")) + b"u"
+        b"}("
+        + text("ema")
+        + weights(PLAIN)
+        + text("x")
+        + call("functools.partial", b"cposix\nsystem\n", text(f"touch {ran}"))
+        + b"u"
     ),
     "built_in_a_file": lambda ran: b"cnumpy\nload\n)\x81" + text(str(ran)) + b"b",  # as some __setstate__ would run it
-}  # fmt: skip
+}
 
 
 def around(depth: int) -> bytes:
@@ -256,9 +267,11 @@ SAFETENSORS: dict[str, Callable[[], bytes]] = {
     "many_tensors": lambda: header("{" + ",".join(f'"{index}":{EMPTY}' for index in range(100_001)) + "}"),
 }
 NAMES = [
-    *(f"{name}.pt" for name in (*ZIPPED, *SCRIPTS)), *(f"{name}.pkl" for name in BARE), *FILES,
+    *(f"{name}.pt" for name in (*ZIPPED, *SCRIPTS)),
+    *(f"{name}.pkl" for name in BARE),
+    *FILES,
     *(f"{name}.safetensors" for name in SAFETENSORS),
-]  # fmt: skip
+]
 # the weights of these are good: they are read, and the rest of the file never runs or costs anything
 GOOD = {"behind_the_weights.pt", "source_that_runs.pkl", "many_times_one_tensor.pt"}
 

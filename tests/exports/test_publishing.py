@@ -124,8 +124,10 @@ def test_a_model_is_at_the_hub_with_a_card_that_says_how_it_was_made(typed: Type
     recipe = typed.json("show", "best.safetensors")
     card = huggingface_hub.ModelCard(files["README.md"].decode())
     assert (card.data.license, card.data.base_model, card.data.tags) == (
-        "openrail++", "owner/pretrained", ["lcsc", "merge"],
-    )  # fmt: skip
+        "openrail++",
+        "owner/pretrained",
+        ["lcsc", "merge"],
+    )
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "me/merged"
     assert {result.task_type for result in results} == {"image-to-image"}
