@@ -37,7 +37,7 @@ def export(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
-    from lcsc_opt.search.study import objective_of
+    from lcsc_opt.search.execution import objective_of
 
     alone = out.suffix == ".json"
     to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)

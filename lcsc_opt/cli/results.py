@@ -133,14 +133,14 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
+    from lcsc_opt.search.execution import Executor
     from lcsc_opt.search.held_out import HeldOutPlan
-    from lcsc_opt.search.plan import StudyPlan
-    from lcsc_opt.search.study import StudyRunner
+    from lcsc_opt.search.plan import Plan
 
     stored = find_study(study, storage, write=True)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
     asked = HeldOutPlan.of(stored, **how, keep=keep)
-    with StudyRunner(stored.storage, accept_changes=accept_changes).open(StudyPlan.of(stored)) as searched:
+    with Executor(stored.storage, accept_changes=accept_changes).open(Plan.of(stored)) as searched:
         report = searched.evaluate(asked)
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")

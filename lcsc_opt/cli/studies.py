@@ -77,7 +77,8 @@ def run(
     chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
         rows = []
-        for plan, evaluations in api.dry_run(chosen, url, accept_changes=accept_changes):
+        for resolved, evaluations in api.dry_run(chosen, url, accept_changes=accept_changes):
+            plan = resolved.plan
             options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
             rows.append((plan.name, options, plan.spec.budget, f"{evaluations} evaluations"))
         print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
@@ -96,16 +97,16 @@ def resume(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
-    from lcsc_opt.search.plan import StudyPlan
-    from lcsc_opt.search.study import StudyRunner
+    from lcsc_opt.search.execution import Executor
+    from lcsc_opt.search.plan import Plan
 
     stored = find_study(study, storage, write=True)
-    plan = StudyPlan.of(stored)
+    plan = Plan.of(stored)
     if budget is not None:
         plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    outcome = StudyRunner(stored.storage, accept_changes=accept_changes).run(plan, retry_failed=retry_failed)
+    outcome = Executor(stored.storage, accept_changes=accept_changes).run(plan, retry_failed=retry_failed)
     say(f"{plan.name}: {outcome}")
 
 
@@ -127,13 +128,13 @@ def fork(
 ) -> None:
     """Start a new study from the trials of another one. None of them is evaluated again."""
     from lcsc_opt.search import forking
-    from lcsc_opt.search.study import StudyRunner
+    from lcsc_opt.search.execution import Executor
 
     stored = find_study(source, storage, write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or (), "rows": rows}
     plan = forking.fork(stored, new, optimizer=chosen, accept_changes=accept_changes, **how)
-    say(f"{plan.name}: {StudyRunner(stored.storage).run(plan)}")
+    say(f"{plan.name}: {Executor(stored.storage).run(plan)}")
 
 
 def list_(

@@ -1,7 +1,7 @@
-"""What was changed since a study began: the user's code, the versions, the checkpoints, the objective's settings.
+"""Comparison of fingerprints: the user's code, the versions, the checkpoints, the objective's settings.
 
 A change in any of them could change numbers silently. Studies of one experiment must not differ either, since their
-losses are compared.
+losses are compared. :mod:`lcsc_opt.search.resolving` decides what follows from a difference.
 """
 
 from __future__ import annotations
@@ -10,162 +10,89 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optuna.storages import RDBStorage
+from lcsc_opt.search.plan import CHECKPOINTS
 
-from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import SUCCEEDED, is_search, split_name
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
-
-_NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are known by their hash
-    *(CHECKPOINTS, "metrics", "held_out_metrics"),
-    *("batch_size", "gradient_batch_size", "device", "compile", "channels_last"),
-}
-_ACCEPT = "if that cannot change a loss, continue with --accept-changes"
-
-
-def continued(plan: StudyPlan, stored: Mapping[str, Any] | None) -> StudyPlan:
-    """The plan for the study with these attributes; as it is for a new study.
-
-    If the study file leaves the workers open, the study keeps its number.
-
-    Raises:
-        StudyStoreError: the study was made from another specification.
-    """
-    if stored is None:
-        return plan
-    known = stored.get("specification") or {}
-    if plan.spec.workers == "auto" and known.get("workers"):
-        plan = plan.changed(workers=known["workers"])
-    wanted = plan.specification()
-    settings = wanted["objective"]["settings"]
-    if stored.get("checkpoints") and CHECKPOINTS in settings:  # their hash decides whether they are the same
-        settings[CHECKPOINTS] = known["objective"]["settings"].get(CHECKPOINTS)
-    if found := "; ".join(differences(known, wanted, "specification")):
-        raise StudyStoreError(f"{plan.name}: the stored study differs: {found}. Give the new one another name")
-    return plan
-
-
-def fingerprint(objective: Objective) -> dict[str, Any]:
-    """JSON-able: what results depend on, apart from the specification.
-
-    Raises:
-        TrajectoryError: the weights on the disk are damaged.
-    """
-    if (trajectory := objective.trajectory) is not None and trajectory.touched:
-        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-    return {**objective.fingerprint(), "environment": environment()}
+# Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
+_NEUTRAL = frozenset(
+    (
+        CHECKPOINTS,
+        "metrics",
+        "held_out_metrics",
+        "batch_size",
+        "gradient_batch_size",
+        "device",
+        "compile",
+        "channels_last",
+    )
+)
+_ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
+_MOST_CHARACTERS = 60  # of a value in a message
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Every difference between two fingerprints, in words; what ``now`` lacks is not compared."""
-    found: list[str] = []
+    lines: list[str] = []
     if "environment" in now:
-        for key in ("packages", "blas", "machine"):  # not Python's version or the number of cores: they decide nothing
-            was, here = (known["environment"].get(key) for known in (before, now))
-            found += differences(was, here, f"environment.{key}")
+        for key in _ENVIRONMENT:
+            stored = before["environment"].get(key)
+            current = now["environment"].get(key)
+            lines += differences(stored, current, f"environment.{key}")
     if "code" in now:
-        old, new = before["code"], now["code"]
-        changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
-        kinds = {"changed": changed, "new": sorted(new.keys() - old.keys()), "gone": sorted(old.keys() - new.keys())}
-        found += [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
+        lines += _code_changes(before["code"], now["code"])
     if "objective" in now:
-        found += differences(before["objective"], json.loads(json.dumps(now["objective"])), "objective")
-    return "; ".join(found)
+        current = json.loads(json.dumps(now["objective"]))  # tuples become lists, as in the database
+        lines += differences(before["objective"], current, "objective")
+    return "; ".join(lines)
 
 
-def accepted_changes(study: StoredStudy, now: Mapping[str, Any], *, accept: bool) -> dict[str, Any]:
-    """The attributes to write into a study that continues; empty if nothing changed.
+def _code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Which files changed, which are new, and which are gone; both map names to digests."""
+    changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    kinds = {"changed": changed, "new": now.keys() - before.keys(), "gone": before.keys() - now.keys()}
+    for kind, names in kinds.items():
+        if names:
+            yield f"{', '.join(sorted(names))} {kind}"
 
-    Args:
-        study: as it is stored.
-        now: its fingerprint, or the part of it that is known.
-        accept: allow changes. Before the first success they are always allowed, but never other checkpoints.
 
-    Raises:
-        StudyStoreError: something changed and is not accepted.
+def objective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Differences between the objectives in two fingerprints that make losses incomparable, in words.
+
+    What only one of them describes is left out, such as an extractor that only one of them reports.
     """
-    stored = study.attributes
-    before = stored["fingerprint"]
-    if not (found := changes(before, now)):
-        return {}
-    trials = study.trials()
-    was, here = (known.get("objective", {}).get("trajectory") for known in (before, now))
-    others = "objective" in now and was != here
-    if others or (not accept and any(trial.state in SUCCEEDED for trial in trials)):
-        raise StudyStoreError(
-            f"{study.name}: changed since it began: {found}. Put it back, or give the study another name; "
-            f"{'other checkpoints are another study' if others else _ACCEPT}"
-        )
-    change = {"before_trial": len(trials), "changed": found}
-    return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **now}}
+    stored = without_neutral(before["objective"])
+    current = without_neutral(now["objective"])
+    return changes(
+        {"objective": _common(stored, current)},
+        {"objective": _common(current, stored)},
+    )
 
 
-def compared(
-    plan: StudyPlan, storage: RDBStorage, studies: Mapping[str, Any], now: Mapping[str, Any], *, accept: bool
-) -> dict[str, Any]:
-    """Compare a stored study with what it began with, and a new one with the experiment's other studies.
-
-    Args:
-        plan: of the study.
-        storage: of the studies.
-        studies: name → attributes of all stored studies.
-        now: its fingerprint, or the part of it that is known.
-        accept: allow other code and, for a stored study, other versions and settings; never other checkpoints.
-
-    Returns:
-        The attributes to write into a study that continues; empty if nothing changed.
-
-    Raises:
-        StudyStoreError: something changed and is not accepted, or the losses would not compare; the message says what.
-    """
-    if plan.name in studies:
-        return accepted_changes(StoredStudy.open(storage, plan.name), now, accept=accept)
-    if plan.optimizer.name == LANDSCAPE:
-        return {}
-    wanted = _decisive(plan.specification())
-    others = {name: split_name(name) for name in studies if is_search(name)}
-    siblings = {name: of[1] for name, of in others.items() if of[0] == plan.spec.name}
-    same_optimizer = [name for name, optimizer in siblings.items() if optimizer == plan.optimizer.name]
-    for name in dict.fromkeys([*list(siblings)[:1], *same_optimizer[:1]]):  # the other studies were compared with these
-        stored = studies[name]
-        before = _decisive(stored["specification"])
-        parts = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
-        found = "; ".join(line for part in parts for line in differences(before[part], wanted[part], part))
-        if "objective" in now and not found:
-            here, there = (_decisive(known["objective"]) for known in (now, stored["fingerprint"]))
-            code = {} if accept else {"code": now["code"]}
-            theirs = {**stored["fingerprint"], "objective": _of_both(there, here)}
-            found = changes(theirs, {**code, "objective": _of_both(here, there)})
-        if found:
-            raise StudyStoreError(
-                f"{plan.name}: its losses would not compare with those of {name}: {found}. Give the "
-                f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
-            )
-    return {}
-
-
-def _decisive(value: Any) -> Any:
+def without_neutral(value: Any) -> Any:
+    """A JSON value without the settings that change no loss."""
     if not isinstance(value, Mapping):
         return value
-    return {key: _decisive(part) for key, part in value.items() if key not in _NEUTRAL}
+    return {key: without_neutral(item) for key, item in value.items() if key not in _NEUTRAL}
 
 
-def _of_both(value: Any, other: Any) -> Any:
-    """``value`` without what ``other`` does not have, such as an extractor that only one of them reports."""
-    if not (isinstance(value, Mapping) and isinstance(other, Mapping)):
+def _common(value: Any, reference: Any) -> Any:
+    """``value`` without keys that ``reference`` does not have."""
+    if not (isinstance(value, Mapping) and isinstance(reference, Mapping)):
         return value
-    return {key: _of_both(part, other[key]) for key, part in value.items() if key in other}
+    return {key: _common(item, reference[key]) for key, item in value.items() if key in reference}
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
     """Every place where two JSON values differ, with its path."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
-            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            key_path = f"{path}.{key}" if path else key
+            yield from differences(before.get(key), now.get(key), key_path)
     elif before != now:
-        was, here = (text if len(text) <= 60 else f"{text[:57]}..." for text in map(json.dumps, (before, now)))
-        yield f"{path} was {was}, is now {here}"
+        yield f"{path} was {_shortened(before)}, is now {_shortened(now)}"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[: _MOST_CHARACTERS - 3]}..."

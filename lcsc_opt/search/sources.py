@@ -1,0 +1,175 @@
+"""Reads all that a study is resolved from: the database, the code, the objective. And checks this machine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.connection import in_database
+from lcsc_opt.database.names import SUCCEEDED, split_name
+from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.search.plan import CHECKPOINTS, Plan
+from lcsc_opt.search.resolving import Attributes, Evidence, StoredStudies, StoredTrials
+from lcsc_opt.tracking.trackers import check_reporting
+
+_CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
+
+
+def read_database(storage: RDBStorage, names: Iterable[str]) -> StoredStudies:
+    """What a database holds, with the trials of the studies of these names."""
+    attributes = our_studies(storage)
+    trials = {}
+    for name in names:
+        if name in attributes:
+            trials[name] = read_trials(StoredStudy.open(storage, name))
+    return StoredStudies(attributes, trials)
+
+
+def read_trials(study: StoredStudy) -> StoredTrials:
+    """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
+    storage = study.storage
+    forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
+    many = in_database(storage, lambda: storage.get_n_trials(study.key))
+    successes = in_database(storage, lambda: storage.get_n_trials(study.key, SUCCEEDED))
+    return StoredTrials(many - len(forgotten), successes > 0)
+
+
+def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
+    """What is known of an objective without loading it: its code as far as its settings name it, and the environment.
+
+    Args:
+        plan: whose objective it is.
+        studies: name → attributes of all stored studies.
+    """
+    try:
+        code, why_no_gradient = check_objective(
+            plan.spec.objective,
+            beside=plan.directory,
+            checkpoints=_known_checkpoints(plan, studies),
+        )
+    except LcscError as error:
+        return Evidence({"environment": environment(), "code": {}}, refusal=error)
+    return Evidence({"environment": environment(), "code": code}, why_no_gradient)
+
+
+def evidence_of(objective: Objective) -> Evidence:
+    """What is known once an objective is loaded.
+
+    Raises:
+        TrajectoryError: the weights on the disk are damaged.
+    """
+    trajectory = objective.trajectory
+    if trajectory is not None and trajectory.touched:
+        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
+    fingerprint = {**objective.fingerprint(), "environment": environment()}
+    return Evidence(fingerprint, objective.why_no_gradient, objective)
+
+
+class ObjectiveLoader:
+    """Loads objectives and keeps the last one, so plans of one objective should follow each other."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._objective: Objective | None = None
+
+    def load(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Objective:
+        """The plan's objective; loading it may train or read a model.
+
+        Args:
+            plan: whose objective it is.
+            studies: gives name → attributes of all stored studies; called only to load.
+        """
+        if self._objective is None or self._key != plan.objective_key:
+            self._objective = None  # frees its memory first
+            self._objective = loader_of(plan, studies())()
+            self._key = plan.objective_key
+        return self._objective
+
+
+def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
+    """What loads a plan's objective, here and in workers; picklable."""
+    return functools.partial(
+        load_objective,
+        plan.spec.objective,
+        beside=plan.directory,
+        checkpoints=_known_checkpoints(plan, studies),
+        rows=plan.spec.space.rows,
+    )
+
+
+def _known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCheckpoints | None:
+    """The checkpoints of the first stored study of this experiment with this objective, if there is one.
+
+    All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
+    name the same files use the same checkpoints, too.
+    """
+    objective = plan.spec.objective
+    for name, stored in studies.items():
+        experiment = split_name(name)[0]
+        stored_objective = (stored.get("specification") or {}).get("objective")
+        if split_point(experiment)[0] != plan.spec.sweep or not stored.get("checkpoints"):
+            continue
+        if not stored_objective or stored_objective["file"] != objective.file:
+            continue
+        before: Mapping[str, Any] = stored_objective["settings"]
+        now = objective.settings
+        same_choice = all(before.get(setting) == now.get(setting) for setting in _CHOOSING)
+        moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
+        another_point = experiment != plan.spec.name  # which may be a point on other checkpoints
+        if same_choice and not (moved and another_point):
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved)
+    return None
+
+
+def check_machine(plans: Iterable[Plan]) -> None:
+    """Refuse plans that this machine cannot run: for want of devices, trackers or the Ray cluster.
+
+    Raises:
+        LcscError: a device or a package is missing, or the cluster has too few.
+    """
+    clusters: dict[str, Plan] = {}
+    for plan in plans:
+        worker_environments(plan)
+        check_reporting(plan.spec.log, plan.spec.notify)
+        if plan.ray is not None:
+            clusters[plan.objective_key] = plan
+    for plan in clusters.values():
+        from lcsc_opt.evaluation.ray import check_cluster
+
+        assert plan.ray is not None
+        check_cluster(plan.ray, plan.spec.objective)
+
+
+def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
+    """The environment variables of each worker; empty if none must be set.
+
+    Raises:
+        StudySpecError: both the settings and the workers (or Ray) choose the device.
+        ObjectiveError: a worker's device is not there.
+    """
+    device = str(plan.spec.objective.settings.get("device", "auto"))
+    if plan.ray is not None:
+        if device.partition(":")[2] not in ("", "0"):
+            raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
+        return []
+    devices = plan.spec.workers if isinstance(plan.spec.workers, tuple) else ()
+    settings_choose = device == "cpu" or ":" in device
+    if settings_choose:
+        if devices:
+            names = ", ".join(devices)
+            raise StudySpecError(f"workers: {names} and objective.settings.device {device}: give one of them only")
+        return []
+    if plan.workers == 1 and not devices:
+        return []
+    from lcsc_opt.base import accelerator  # which imports torch
+
+    return [*accelerator.environments(plan.workers, devices)]
