@@ -33,7 +33,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.execution import Executor, objective_of
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
-from lcsc_opt.search.sources import ObjectiveLoader, check_machine, evidence_of, read_code, read_database
+from lcsc_opt.search.sources import ObjectiveLoader, check_machine, read_code, read_database
 from lcsc_opt.views.ranking import comparison_rows, points_of
 
 
@@ -186,7 +186,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        studies = read_database(storage, [plan.name for plan in to_run])
+        studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
         histories = HistoryReader(storage).read_studies([plan.name for plan in to_run])
     evaluations = {study.study: study.evaluations for study in histories}
@@ -216,9 +216,9 @@ def run_plans(
     """
     objectives = ObjectiveLoader()
     with looked_into(url) as storage:
-        studies = read_database(storage, [plan.name for plan in to_run])
-    resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
-    _check_new(resolved, studies, objectives, accept_changes=accept_changes)
+        studies = read_database(storage)
+        resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
+        _check_new(resolved, studies, objectives, accept_changes=accept_changes)
     executor = Executor(open_storage(url, write=True), accept_changes=accept_changes, objectives=objectives)
     failed: list[str] = []
     try:
@@ -254,7 +254,7 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
         if study.state == "finished":
             for line in study.notices:
                 notice(line)
-    check_machine(study.plan for study in resolved if study.state != "finished")
+    check_machine([study.plan for study in resolved if study.state != "finished"])
     return resolved
 
 
@@ -269,7 +269,7 @@ def _check_new(
     new = [study.plan for study in resolved if study.state == "new" and study.plan.objective_key == key]
     if not new:
         return
-    evidence = evidence_of(objectives.load(new[0], lambda: studies.attributes))
+    evidence = objectives.evidence(new[0], lambda: studies.attributes)
     for plan in new:
         resolve(plan, studies, evidence, accept_changes=accept_changes)
 

@@ -35,13 +35,12 @@ from lcsc_opt.exports import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.search.compatibility import differences
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import Attributes, Resolved, is_complete, is_searched, resolve
+from lcsc_opt.search.resolving import Resolved, differences, is_complete, is_searched, resolve
 from lcsc_opt.search.runner import Search
-from lcsc_opt.search.sources import ObjectiveLoader, evidence_of, loader_of, read_database, worker_environments
+from lcsc_opt.search.sources import ObjectiveLoader, loader_of, read_database, worker_environments
 from lcsc_opt.tracking.trackers import Reporting
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
@@ -126,6 +125,10 @@ class Execution:
         if plan.keep:
             attach_images(self.stored, self.objective)
         return report
+
+    def reporting(self) -> Reporting:
+        """Logs the study while this is open, and calls the user's function about it."""
+        return Reporting(self.stored, self.plan.spec.log, self.plan.spec.notify)
 
     def _optimizer(self) -> Optimizer:
         """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
@@ -252,14 +255,22 @@ class Executor:
         """The plan's objective; loading it may train or read a model."""
         return self._objectives.load(plan, lambda: our_studies(self.storage))
 
+    def fingerprint(self, plan: Plan) -> Mapping[str, Any]:
+        """What the results of the plan's objective depend on now.
+
+        Raises:
+            TrajectoryError: the weights on the disk are damaged.
+        """
+        return self._objectives.evidence(plan, lambda: our_studies(self.storage)).fingerprint
+
     def resolve(self, plan: Plan) -> Resolved:
         """The study as the database has it now, compared with the loaded objective.
 
         Raises:
             LcscError: as :meth:`open`.
         """
-        evidence = evidence_of(self.objective(plan))
-        studies = read_database(self.storage, [plan.name])
+        evidence = self._objectives.evidence(plan, lambda: our_studies(self.storage))
+        studies = read_database(self.storage)
         return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
 
     def create(self, resolved: Resolved, attributes: Mapping[str, Any]) -> None:
@@ -285,12 +296,15 @@ class Executor:
         """
         resolved = self.resolve(plan)
         objective = self.objective(plan)
-        for line in resolved.notices:
-            notice(line)
         with self._workers(resolved, objective) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
-                _update(study, resolved.following)
+                stored = study.attributes
+                for name, value in resolved.following.items():
+                    if value != stored.get(name):
+                        study.set_attribute(name, value)
+                for line in resolved.notices:
+                    notice(line)
                 if retry_failed:
                     many = retry_failures(study)
                     notice(f"{study.name}: {many} trials after the last success are asked anew")
@@ -306,21 +320,15 @@ class Executor:
             LcscError: as :meth:`open`.
         """
         stored = our_studies(self.storage).get(plan.name)
-        if stored is not None and is_complete(plan, stored) and not retry_failed:
-            self._log_rest(plan)
-            return f"finished already; {self.outcome(plan)}"
-        with (
-            self.open(plan, retry_failed=retry_failed) as execution,
-            Reporting(execution.stored, plan.spec.log, plan.spec.notify),
-        ):
-            execution.search()
-            execution.report()
-            return self.outcome(plan)
-
-    def _log_rest(self, plan: Plan) -> None:
-        """Give the trackers what they lack of a finished study."""
-        with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):
+        has_work = stored is None or not is_complete(plan, stored)
+        if has_work or retry_failed:
+            with self.open(plan, retry_failed=retry_failed) as execution, execution.reporting():
+                execution.search()
+                execution.report()
+                return self.outcome(plan)
+        with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):  # what its trackers lack
             pass
+        return f"finished already; {self.outcome(plan)}"
 
     def outcome(self, plan: Plan) -> str:
         """One line for people: the result of a study."""
@@ -339,6 +347,8 @@ class Executor:
     def _workers(self, resolved: Resolved, objective: Objective) -> Iterator[WorkerPool | None]:
         """The study's worker processes, which start when they are first used; ``None`` if this process evaluates."""
         plan = resolved.plan
+        # Workers load the checkpoints of this study, which is not stored yet if it is new.
+        load = loader_of(plan, {**our_studies(self.storage), plan.name: resolved.attributes})
         environments = worker_environments(plan)
         if plan.ray is not None:
             from lcsc_opt.evaluation.ray import ray_workers
@@ -348,22 +358,9 @@ class Executor:
         elif plan.workers == 1 and not isinstance(plan.spec.workers, tuple):
             yield None
         else:
-            # Workers load the checkpoints of this study, which is not stored yet if it is new.
-            studies = {**our_studies(self.storage), plan.name: resolved.attributes}
-            load = loader_of(plan, studies)
-            expected = objective.fingerprint()
-            with contextlib.closing(
-                WorkerPool(load, plan.workers, expected=expected, environments=environments)
-            ) as pool:
+            pool = WorkerPool(load, plan.workers, expected=objective.fingerprint(), environments=environments)
+            with contextlib.closing(pool):
                 yield pool
-
-
-def _update(study: StoredStudy, attributes: Attributes) -> None:
-    """Write the attributes that differ from the stored ones."""
-    stored = study.attributes
-    for name, value in attributes.items():
-        if value != stored.get(name):
-            study.set_attribute(name, value)
 
 
 def objective_of(study: StoredStudy) -> Objective:

@@ -31,7 +31,7 @@ from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.search.resolving import accepted_changes
-from lcsc_opt.search.sources import evidence_of, read_trials
+from lcsc_opt.search.sources import read_database
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
@@ -79,8 +79,8 @@ def fork(
     changes = accepted_changes(
         source.name,
         source.attributes,
-        read_trials(source),
-        evidence_of(source_objective).fingerprint,
+        read_database(source.storage).trials,
+        executor.fingerprint(source_plan),
         accept=accept_changes,
     )
     if checkpoints:
@@ -94,7 +94,7 @@ def fork(
     for line in resolved.notices:
         notice(line)
     attributes = {**source.attributes, **changes}
-    attributes |= plan.following()
+    attributes |= plan.following
     attributes |= plan.beginning(executor.objective(plan))
     attributes |= dict.fromkeys(_NOT_INHERITED)
     attributes["forked_from"] = source.name
@@ -188,7 +188,7 @@ def starting_point(
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
     objective = objective_of(study)
     current = {"objective": objective.describe()}
-    accepted_changes(study.name, study.attributes, read_trials(study), current, accept=False)
+    accepted_changes(study.name, study.attributes, read_database(study.storage).trials, current, accept=False)
 
     def start() -> Coefficients:
         if best:

@@ -18,7 +18,7 @@ from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.resolving import accepted_changes
-from lcsc_opt.search.sources import read_trials
+from lcsc_opt.search.sources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
@@ -44,30 +44,30 @@ def run_landscape(
     optimizer = OptimizerSpec(name=LANDSCAPE, options=dict(options))
     configure(optimizer)
     plane = Plane.through(options.get("corners"), source.attributes["steps"])
-    plan = _landscape_plan(Plan.of(source), optimizer, images, seed)
+    points = plane_grid(options.get("size", DEFAULT_SIZE))[1]
+    plan = _landscape_plan(Plan.of(source), optimizer, len(points), images, seed)
     executor = Executor(source.storage)
     if images is None:
         current = {"objective": executor.objective(plan).describe()}
-        accepted_changes(source.name, source.attributes, read_trials(source), current, accept=False)
+        accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
         products = plane.products(executor.objective(plan).gram())
         executor.create(executor.resolve(plan), {"plane": {"products": stored_array(products)}})
     return plan.name, executor.run(plan)
 
 
-def _landscape_plan(searched: Plan, optimizer: OptimizerSpec, images: int | None, seed: int) -> Plan:
+def _landscape_plan(searched: Plan, optimizer: OptimizerSpec, points: int, images: int | None, seed: int) -> Plan:
     """The specification of a landscape: that of the search, with a grid of points as its optimizer."""
     spec = searched.spec
     settings = dict(spec.objective.settings)
     if images is not None:
         settings["images"] = images
-    points = plane_grid(optimizer.options.get("size", DEFAULT_SIZE))[1]
     plan = searched.changed(
         objective=spec.objective.model_copy(update={"settings": settings}),
         optimizers=(optimizer,),
         seeds=(seed,),
         failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
-        budget=BudgetSpec(evaluations=len(points)),
+        budget=BudgetSpec(evaluations=points),
         held_out=None,
         log=(),
         notify=None,

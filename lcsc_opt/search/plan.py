@@ -85,6 +85,11 @@ class Plan:
         return f"{self.spec.name}/{self.optimizer.name}/{self.seed}"
 
     @property
+    def follows_gradients(self) -> bool:
+        """Whether the optimizer needs the gradient of the loss."""
+        return needs_gradient(self.optimizer)
+
+    @property
     def ray(self) -> RayWorkers | None:
         """The workers of a Ray cluster; ``None`` if this machine evaluates."""
         return self.spec.workers if isinstance(self.spec.workers, RayWorkers) else None
@@ -123,6 +128,7 @@ class Plan:
             raise StudySpecError(f"--budget: {self.name} has a budget of {budget}, which cannot be lowered")
         return self.changed(budget=BudgetSpec(**{budget.unit: total}))
 
+    @property
     def specification(self) -> dict[str, Any]:
         """JSON-able: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
@@ -131,11 +137,12 @@ class Plan:
         specification["workers"] = self.workers
         return specification
 
+    @property
     def following(self) -> dict[str, Any]:
         """The study's attributes that follow the study file: it may be edited, and the checkpoints may have moved."""
         held_out = self.spec.held_out
         return {
-            "specification": self.specification(),
+            "specification": self.specification,
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": held_out and held_out.model_dump(),
             "ray": self.ray and self.ray.model_dump(),
@@ -165,7 +172,7 @@ class Plan:
             StudySpecError: the optimizer needs a gradient, and ``why_no_gradient``, which is called only then, says
                 why there is none.
         """
-        if not needs_gradient(self.optimizer):
+        if not self.follows_gradients:
             return
         reason = why_no_gradient()
         if reason is not None:
@@ -209,7 +216,7 @@ class Plan:
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
         images = objective.real_images_per_feature
-        if not needs_gradient(self.optimizer):
+        if not self.follows_gradients:
             yield f"{self.name}: without a gradient, more rows do not pay; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:
             yield (
@@ -263,7 +270,7 @@ class Plan:
         pipelined = spec.pipeline
         if pipelined == "auto":
             pipelined = isinstance(objective, StagedObjective) and objective.overlaps
-        if one_at_a_time or needs_gradient(self.optimizer):  # only one candidate's graph is kept at a time
+        if one_at_a_time or self.follows_gradients:  # only one candidate's graph is kept at a time
             pipelined = False
         sharing_workers = 1 if spread_images else self.workers
         count = most_in_flight(sharing_workers, pipelined=pipelined)

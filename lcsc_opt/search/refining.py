@@ -34,7 +34,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import NOISE_STRIDE, DualAscent, averaging_share
-from lcsc_opt.search.compatibility import differences
+from lcsc_opt.search.resolving import differences
 from lcsc_opt.training.trainer import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
 

@@ -11,20 +11,35 @@ begins with. :mod:`lcsc_opt.search.sources` reads all that is needed, :mod:`lcsc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.compatibility import changes, differences, objective_changes, without_neutral
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.trajectory import Trajectory
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
 
+# Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
+_NEUTRAL = frozenset(
+    (
+        CHECKPOINTS,
+        "metrics",
+        "held_out_metrics",
+        "batch_size",
+        "gradient_batch_size",
+        "device",
+        "compile",
+        "channels_last",
+    )
+)
+_ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
+_MOST_CHARACTERS = 60  # of a value in a message
 _ACCEPT = "if that cannot change a loss, continue with --accept-changes"
 
 
@@ -42,11 +57,11 @@ class StoredStudies:
 
     Attributes:
         attributes: name → attributes of every study, in the order in which they were created.
-        trials: name → trials, of those studies that are resolved.
+        trials: gives the trials of a study of that name; called only where something changed since it began.
     """
 
     attributes: Mapping[str, Attributes]
-    trials: Mapping[str, StoredTrials]
+    trials: Callable[[str], StoredTrials]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +72,7 @@ class Evidence:
         fingerprint: ``environment``, and ``code`` as far as it is known. Once the objective is loaded also
             ``objective``, and the code is known completely.
         why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
-        objective: the loaded objective; ``None`` before it is loaded.
+        objective: once it is loaded.
         refusal: what is wrong with the objective's settings or code.
     """
 
@@ -118,29 +133,30 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     if evidence.refusal is not None:
         raise evidence.refusal
 
+    following = plan.following
+    notices: list[str] = []
+    if stored is None:
+        _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
+    else:
+        current = _completed(evidence, stored)
+        accepted = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
+        if accepted:
+            following |= accepted
+            notices.append(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
+
     if objective is None:
         plan.check_gradient(evidence.why_no_gradient)
     else:
         plan.check(objective)
-    following = plan.following()
-    notices: list[str] = []
     if stored is not None:
-        current = _completed(evidence, stored)
-        accepted = accepted_changes(plan.name, stored, studies.trials[plan.name], current, accept=accept_changes)
-        if accepted:
-            following |= accepted
-            notices.append(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
-        state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
-        return Resolved(plan, state, stored, following=following, notices=tuple(notices))
-
-    _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
+        return Resolved(plan, "finished" if finished else "unfinished", stored, {}, following, tuple(notices))
     beginning: dict[str, Any] = {}
     if objective is not None:
-        trajectory = objective.trajectory
         beginning = plan.beginning(objective)
         beginning["fingerprint"] = evidence.fingerprint
         beginning["checkpoints"] = None
         notices += plan.advice(objective)
+        trajectory = objective.trajectory
         if isinstance(trajectory, Trajectory):
             beginning["checkpoints"] = trajectory.sha256
             notices += trajectory.identical()
@@ -171,7 +187,7 @@ def is_finished(plan: Plan, stored: Attributes) -> bool:
 
 def is_complete(plan: Plan, stored: Attributes) -> bool:
     """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place."""
-    return is_finished(plan, stored) and stored["specification"] == plan.specification()
+    return is_finished(plan, stored) and stored["specification"] == plan.specification
 
 
 def _continued(plan: Plan, stored: Attributes | None) -> Plan:
@@ -185,7 +201,7 @@ def _continued(plan: Plan, stored: Attributes | None) -> Plan:
     before = stored.get("specification") or {}
     if plan.spec.workers == "auto" and before.get("workers"):
         plan = plan.changed(workers=before["workers"])
-    now = plan.specification()
+    now = plan.specification
     settings = now["objective"]["settings"]
     if stored.get("checkpoints") and CHECKPOINTS in settings:
         # Files may move: whether checkpoints are the same is decided by their hash.
@@ -208,21 +224,26 @@ def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple
     """What to say of a finished study: if its code is another one now, its results are of the old code."""
     if evidence.refusal is not None:  # nobody takes the results for those of code that is gone
         return ()
-    changed = changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
+    changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
     if not changed:
         return ()
     return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... searches anew",)
 
 
 def accepted_changes(
-    name: str, stored: Attributes, trials: StoredTrials, current: Mapping[str, Any], *, accept: bool
+    name: str,
+    stored: Attributes,
+    trials: Callable[[str], StoredTrials],
+    current: Mapping[str, Any],
+    *,
+    accept: bool,
 ) -> dict[str, Any]:
     """The attributes to write into a study that continues; empty if nothing changed.
 
     Args:
         name: of the study.
         stored: its attributes.
-        trials: that it has.
+        trials: as of :class:`StoredStudies`.
         current: the fingerprint, or the part of it that is known.
         accept: allow changes. Before the first success they are always allowed, but never other checkpoints.
 
@@ -230,19 +251,20 @@ def accepted_changes(
         StudyStoreError: something changed and is not accepted.
     """
     before = stored["fingerprint"]
-    changed = changes(before, current)
+    changed = _changes(before, current)
     if not changed:
         return {}
+    stored_trials = trials(name)
     other_checkpoints = False
     if "objective" in current:
         stored_trajectory = before["objective"].get("trajectory")
         other_checkpoints = current["objective"].get("trajectory") != stored_trajectory
-    if other_checkpoints or (trials.succeeded and not accept):
+    if other_checkpoints or (stored_trials.succeeded and not accept):
         advice = "other checkpoints are another study" if other_checkpoints else _ACCEPT
         raise StudyStoreError(
             f"{name}: changed since it began: {changed}. Put it back, or give the study another name; {advice}"
         )
-    change = {"before_trial": trials.many, "changed": changed}
+    change = {"before_trial": stored_trials.many, "changed": changed}
     return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
 
 
@@ -267,10 +289,10 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
             if optimizer == plan.optimizer.name:
                 same_optimizer.append(name)
 
-    specification = without_neutral(plan.specification())
+    specification = _without_neutral(plan.specification)
     for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
         sibling = studies.attributes[name]
-        stored_specification = without_neutral(sibling["specification"])
+        stored_specification = _without_neutral(sibling["specification"])
         compared = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
         lines: list[str] = []
         for key in compared:
@@ -288,6 +310,75 @@ def _fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any], 
     """Differences in the code, unless they are accepted, and in the objective."""
     lines = []
     if not accept:
-        lines.append(changes(before, {"code": now["code"]}))
-    lines.append(objective_changes(before, now))
+        lines.append(_changes(before, {"code": now["code"]}))
+    lines.append(_objective_changes(before, now))
     return [line for line in lines if line]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Every difference between two fingerprints, in words; what ``now`` lacks is not compared."""
+    lines: list[str] = []
+    if "environment" in now:
+        for key in _ENVIRONMENT:
+            stored = before["environment"].get(key)
+            current = now["environment"].get(key)
+            lines += differences(stored, current, f"environment.{key}")
+    if "code" in now:
+        lines += _code_changes(before["code"], now["code"])
+    if "objective" in now:
+        current = json.loads(json.dumps(now["objective"]))  # tuples become lists, as in the database
+        lines += differences(before["objective"], current, "objective")
+    return "; ".join(lines)
+
+
+def _code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Which files changed, which are new, and which are gone; both map names to digests."""
+    changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    kinds = {"changed": changed, "new": now.keys() - before.keys(), "gone": before.keys() - now.keys()}
+    for kind, names in kinds.items():
+        if names:
+            yield f"{', '.join(sorted(names))} {kind}"
+
+
+def _objective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Differences between the objectives in two fingerprints that make losses incomparable, in words.
+
+    What only one of them describes is left out, such as an extractor that only one of them reports.
+    """
+    stored = _without_neutral(before["objective"])
+    current = _without_neutral(now["objective"])
+    return _changes(
+        {"objective": _common(stored, current)},
+        {"objective": _common(current, stored)},
+    )
+
+
+def _without_neutral(value: Any) -> Any:
+    """A JSON value without the settings that change no loss."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_neutral(item) for key, item in value.items() if key not in _NEUTRAL}
+
+
+def _common(value: Any, reference: Any) -> Any:
+    """``value`` without keys that ``reference`` does not have."""
+    if not (isinstance(value, Mapping) and isinstance(reference, Mapping)):
+        return value
+    return {key: _common(item, reference[key]) for key, item in value.items() if key in reference}
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Every place where two JSON values differ, with its path."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            key_path = f"{path}.{key}" if path else key
+            yield from differences(before.get(key), now.get(key), key_path)
+    elif before != now:
+        yield f"{path} was {_shortened(before)}, is now {_shortened(now)}"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[: _MOST_CHARACTERS - 3]}..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -24,19 +24,18 @@ from lcsc_opt.tracking.trackers import check_reporting
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
 
-def read_database(storage: RDBStorage, names: Iterable[str]) -> StoredStudies:
-    """What a database holds, with the trials of the studies of these names."""
-    attributes = our_studies(storage)
-    trials = {}
-    for name in names:
-        if name in attributes:
-            trials[name] = read_trials(StoredStudy.open(storage, name))
-    return StoredStudies(attributes, trials)
+def read_database(storage: RDBStorage) -> StoredStudies:
+    """What a database holds; the trials of a study are counted when they are asked for."""
+
+    def trials(name: str) -> StoredTrials:
+        return read_trials(storage, name)
+
+    return StoredStudies(our_studies(storage), trials)
 
 
-def read_trials(study: StoredStudy) -> StoredTrials:
+def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
     """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
-    storage = study.storage
+    study = StoredStudy.open(storage, name)
     forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
     many = in_database(storage, lambda: storage.get_n_trials(study.key))
     successes = in_database(storage, lambda: storage.get_n_trials(study.key, SUCCEEDED))
@@ -50,28 +49,12 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
         plan: whose objective it is.
         studies: name → attributes of all stored studies.
     """
+    checkpoints = _known_checkpoints(plan, studies)
     try:
-        code, why_no_gradient = check_objective(
-            plan.spec.objective,
-            beside=plan.directory,
-            checkpoints=_known_checkpoints(plan, studies),
-        )
+        code, why_no_gradient = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=checkpoints)
     except LcscError as error:
         return Evidence({"environment": environment(), "code": {}}, refusal=error)
     return Evidence({"environment": environment(), "code": code}, why_no_gradient)
-
-
-def evidence_of(objective: Objective) -> Evidence:
-    """What is known once an objective is loaded.
-
-    Raises:
-        TrajectoryError: the weights on the disk are damaged.
-    """
-    trajectory = objective.trajectory
-    if trajectory is not None and trajectory.touched:
-        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-    fingerprint = {**objective.fingerprint(), "environment": environment()}
-    return Evidence(fingerprint, objective.why_no_gradient, objective)
 
 
 class ObjectiveLoader:
@@ -94,14 +77,28 @@ class ObjectiveLoader:
             self._key = plan.objective_key
         return self._objective
 
+    def evidence(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Evidence:
+        """What is known of the plan's objective once it is loaded; arguments as for :meth:`load`.
+
+        Raises:
+            TrajectoryError: the weights on the disk are damaged.
+        """
+        objective = self.load(plan, studies)
+        trajectory = objective.trajectory
+        if trajectory is not None and trajectory.touched:
+            trajectory.verify()  # its hash comes from the manifest; the weights may have changed
+        fingerprint = {**objective.fingerprint(), "environment": environment()}
+        return Evidence(fingerprint, objective.why_no_gradient, objective)
+
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
     """What loads a plan's objective, here and in workers; picklable."""
+    checkpoints = _known_checkpoints(plan, studies)
     return functools.partial(
         load_objective,
         plan.spec.objective,
         beside=plan.directory,
-        checkpoints=_known_checkpoints(plan, studies),
+        checkpoints=checkpoints,
         rows=plan.spec.space.rows,
     )
 
@@ -130,23 +127,21 @@ def _known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCh
     return None
 
 
-def check_machine(plans: Iterable[Plan]) -> None:
+def check_machine(plans: Sequence[Plan]) -> None:
     """Refuse plans that this machine cannot run: for want of devices, trackers or the Ray cluster.
 
     Raises:
         LcscError: a device or a package is missing, or the cluster has too few.
     """
-    clusters: dict[str, Plan] = {}
-    for plan in plans:
-        worker_environments(plan)
-        check_reporting(plan.spec.log, plan.spec.notify)
-        if plan.ray is not None:
-            clusters[plan.objective_key] = plan
+    clusters = {plan.objective_key: plan for plan in plans}
     for plan in clusters.values():
-        from lcsc_opt.evaluation.ray import check_cluster
+        if plan.ray is not None:
+            from lcsc_opt.evaluation.ray import check_cluster
 
-        assert plan.ray is not None
-        check_cluster(plan.ray, plan.spec.objective)
+            check_cluster(plan.ray, plan.spec.objective)
+    for plan in plans:
+        check_reporting(plan.spec.log, plan.spec.notify)
+        worker_environments(plan)
 
 
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
