@@ -39,8 +39,8 @@ from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.resolving import Resolved, differences, is_complete, is_searched, resolve
+from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
 from lcsc_opt.search.runner import Search
-from lcsc_opt.search.sources import ObjectiveLoader, loader_of, read_database, worker_environments
 from lcsc_opt.tracking.trackers import Reporting
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
@@ -270,7 +270,7 @@ class Executor:
             LcscError: as :meth:`open`.
         """
         evidence = self._objectives.evidence(plan, lambda: our_studies(self.storage))
-        studies = read_database(self.storage)
+        studies = read_database(self.storage)  # only now, since loading may have taken hours
         return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
 
     def create(self, resolved: Resolved, attributes: Mapping[str, Any]) -> None:
@@ -295,8 +295,9 @@ class Executor:
                 What a node lacks shows when its worker starts.
         """
         resolved = self.resolve(plan)
-        objective = self.objective(plan)
-        with self._workers(resolved, objective) as pool:
+        objective = resolved.objective
+        assert objective is not None  # the evidence was of the loaded objective
+        with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
                 stored = study.attributes
@@ -342,25 +343,6 @@ class Executor:
         if len(study.failed):
             line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
         return line
-
-    @contextlib.contextmanager
-    def _workers(self, resolved: Resolved, objective: Objective) -> Iterator[WorkerPool | None]:
-        """The study's worker processes, which start when they are first used; ``None`` if this process evaluates."""
-        plan = resolved.plan
-        # Workers load the checkpoints of this study, which is not stored yet if it is new.
-        load = loader_of(plan, {**our_studies(self.storage), plan.name: resolved.attributes})
-        environments = worker_environments(plan)
-        if plan.ray is not None:
-            from lcsc_opt.evaluation.ray import ray_workers
-
-            with ray_workers(plan.ray, plan.spec.objective, objective, study=plan.directory) as pool:
-                yield pool
-        elif plan.workers == 1 and not isinstance(plan.spec.workers, tuple):
-            yield None
-        else:
-            pool = WorkerPool(load, plan.workers, expected=objective.fingerprint(), environments=environments)
-            with contextlib.closing(pool):
-                yield pool
 
 
 def objective_of(study: StoredStudy) -> Objective:

@@ -31,7 +31,7 @@ from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.search.resolving import accepted_changes
-from lcsc_opt.search.sources import read_database
+from lcsc_opt.search.resources import read_database
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory

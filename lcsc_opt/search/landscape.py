@@ -18,7 +18,7 @@ from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.resolving import accepted_changes
-from lcsc_opt.search.sources import read_database
+from lcsc_opt.search.resources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 

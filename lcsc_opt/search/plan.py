@@ -109,6 +109,20 @@ class Plan:
         return len(workers)
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of the workers, if the study file lists them."""
+        return self.spec.workers if isinstance(self.spec.workers, tuple) else ()
+
+    @property
+    def names_device(self) -> bool:
+        """Whether the objective's settings choose the device, which workers then share."""
+        return self._device == "cpu" or ":" in self._device
+
+    @property
+    def _device(self) -> str:
+        return str(self.spec.objective.settings.get("device", "auto"))
+
+    @property
     def objective_key(self) -> str:
         """Plans with the same key have the same objective."""
         return f"{self.directory}:{self.spec.objective.model_dump_json()}:{self.spec.space.rows}"
@@ -164,6 +178,23 @@ class Plan:
             "layer_groups": None if groups is None else list(groups.names),
             "directory": self.directory and str(self.directory),
         }
+
+    def check_devices(self) -> None:
+        """Refuse a device in the objective's settings where the workers, or Ray, choose theirs.
+
+        Raises:
+            StudySpecError: both do.
+        """
+        if self.ray is not None:
+            if self._device.partition(":")[2] not in ("", "0"):
+                raise StudySpecError(
+                    f"objective.settings.device {self._device}: Ray gives each worker its own; leave it out"
+                )
+        elif self.devices and self.names_device:
+            names = ", ".join(self.devices)
+            raise StudySpecError(
+                f"workers: {names} and objective.settings.device {self._device}: give one of them only"
+            )
 
     def check_gradient(self, why_no_gradient: Callable[[], str | None]) -> None:
         """Refuse an optimizer that follows gradients if there are none.

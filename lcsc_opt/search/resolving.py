@@ -5,7 +5,7 @@
 There are two stages of knowledge. Before the objective is loaded, which may train a model, the evidence is the code and
 the environment; that is enough for ``--dry-run``, and to refuse most of what is wrong before anything is loaded or
 written. Once the objective is loaded, the evidence is its whole fingerprint, and it is also known what a new study
-begins with. :mod:`lcsc_opt.search.sources` reads all that is needed, :mod:`lcsc_opt.search.execution` does the work.
+begins with. :mod:`lcsc_opt.search.resources` reads all that is needed, :mod:`lcsc_opt.search.execution` does the work.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Resolved:
         stored: the study's attributes in the database; ``None`` if it is new.
         beginning: attributes that a new study begins with and keeps; empty before the objective is loaded.
         following: attributes that are written into a new study, and into a stored one where they changed.
+        objective: once it is loaded.
         notices: lines for people.
     """
 
@@ -100,6 +101,7 @@ class Resolved:
     stored: Attributes | None
     beginning: Attributes = dataclasses.field(default_factory=dict)
     following: Attributes = dataclasses.field(default_factory=dict)
+    objective: Objective | None = None
     notices: tuple[str, ...] = ()
 
     @property
@@ -144,12 +146,14 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
             following |= accepted
             notices.append(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
 
+    plan.check_devices()
     if objective is None:
         plan.check_gradient(evidence.why_no_gradient)
     else:
         plan.check(objective)
     if stored is not None:
-        return Resolved(plan, "finished" if finished else "unfinished", stored, {}, following, tuple(notices))
+        state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
+        return Resolved(plan, state, stored, {}, following, objective, tuple(notices))
     beginning: dict[str, Any] = {}
     if objective is not None:
         beginning = plan.beginning(objective)
@@ -160,7 +164,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         if isinstance(trajectory, Trajectory):
             beginning["checkpoints"] = trajectory.sha256
             notices += trajectory.identical()
-    return Resolved(plan, "new", None, beginning, following, tuple(notices))
+    return Resolved(plan, "new", None, beginning, following, objective, tuple(notices))
 
 
 def is_searched(plan: Plan, stored: Attributes) -> bool:

@@ -1,24 +1,26 @@
-"""Reads all that a study is resolved from: the database, the code, the objective. And checks this machine."""
+"""What a study needs from outside: the contents of the database, the objective and its code, workers."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import SUCCEEDED, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
-from lcsc_opt.search.resolving import Attributes, Evidence, StoredStudies, StoredTrials
+from lcsc_opt.search.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
 from lcsc_opt.tracking.trackers import check_reporting
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
@@ -145,26 +147,43 @@ def check_machine(plans: Sequence[Plan]) -> None:
 
 
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
-    """The environment variables of each worker; empty if none must be set.
+    """The environment variables of each worker on this machine; empty if none must be set.
 
     Raises:
-        StudySpecError: both the settings and the workers (or Ray) choose the device.
         ObjectiveError: a worker's device is not there.
     """
-    device = str(plan.spec.objective.settings.get("device", "auto"))
-    if plan.ray is not None:
-        if device.partition(":")[2] not in ("", "0"):
-            raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
+    if plan.ray is not None or plan.names_device:
         return []
-    devices = plan.spec.workers if isinstance(plan.spec.workers, tuple) else ()
-    settings_choose = device == "cpu" or ":" in device
-    if settings_choose:
-        if devices:
-            names = ", ".join(devices)
-            raise StudySpecError(f"workers: {names} and objective.settings.device {device}: give one of them only")
-        return []
-    if plan.workers == 1 and not devices:
+    if plan.workers == 1 and not plan.devices:
         return []
     from lcsc_opt.base import accelerator  # which imports torch
 
-    return [*accelerator.environments(plan.workers, devices)]
+    return [*accelerator.environments(plan.workers, plan.devices)]
+
+
+@contextlib.contextmanager
+def open_workers(
+    resolved: Resolved, objective: Objective, studies: Mapping[str, Attributes]
+) -> Iterator[WorkerPool | None]:
+    """The study's worker processes, which start when they are first used; ``None`` if this process evaluates.
+
+    Args:
+        resolved: the study.
+        objective: as this process has loaded it; workers must load the same.
+        studies: name → attributes of all stored studies.
+    """
+    plan = resolved.plan
+    # Workers load the checkpoints of this study, which is not stored yet if it is new.
+    load = loader_of(plan, {**studies, plan.name: resolved.attributes})
+    environments = worker_environments(plan)
+    if plan.ray is not None:
+        from lcsc_opt.evaluation.ray import ray_workers
+
+        with ray_workers(plan.ray, plan.spec.objective, objective, study=plan.directory) as pool:
+            yield pool
+    elif plan.workers == 1 and not plan.devices:
+        yield None
+    else:
+        pool = WorkerPool(load, plan.workers, expected=objective.fingerprint(), environments=environments)
+        with contextlib.closing(pool):
+            yield pool
