@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -15,9 +14,6 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
-
-if TYPE_CHECKING:
-    from lcsc_opt.maintenance.cleaning import Cached
 
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
@@ -33,14 +29,13 @@ def delete(
     from lcsc_opt.database.urls import masked
     from lcsc_opt.maintenance.cleaning import files_of
 
-    database = open_database(storage, write=True)
-    chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
-    running = locked(database, studies)
-    if running:
+    opened = open_database(storage, write=True)
+    chosen = [StoredStudy.open(opened, name) for name in dict.fromkeys(studies)]
+    if running := locked(opened, studies):
         raise StudyStoreError(f"{', '.join(sorted(running))}: is being run; wait for it, or end it")
     for study in chosen:
         say(f"{study.name}: {len(study.trials())} trials and {len(files_of(study))} files")
-    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
+    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(opened.url)}?", yes=yes):
         return
     for study in chosen:
         with study.hold():
@@ -63,52 +58,32 @@ def cache(
     from lcsc_opt.maintenance.cleaning import Cached
 
     folder = cache_directory()
-    studies: Mapping[str, Mapping[str, Any]] = {}
-    if clear or is_there(storage_url(storage)):
-        studies = our_studies(open_database(storage))
-    entries = Cached.all_in(folder, studies)
-    rows = [_row(entry, folder) for entry in entries]
+    known = our_studies(open_database(storage)) if clear or is_there(storage_url(storage)) else {}
+    found = Cached.all_in(folder, known)
+    rows = [
+        {
+            "path": str(entry.path.relative_to(folder)),
+            "kind": entry.kind,
+            "studies": list(entry.studies),
+            "bytes": entry.bytes,
+            "last_used": datetime.datetime.fromtimestamp(entry.used_at).astimezone().isoformat(timespec="seconds"),
+        }
+        for entry in found
+    ]
     if output == "json":
         print_json(rows)
     else:
         cells = [
-            (
-                row["path"],
-                row["kind"],
-                ", ".join(row["studies"]),
-                _size([entry]),
-                row["last_used"][:10],
-            )
-            for row, entry in zip(rows, entries, strict=True)
+            (row["path"], row["kind"], ", ".join(entry.studies), _size([entry]), str(row["last_used"])[:10])
+            for row, entry in zip(rows, found, strict=True)
         ]
-        header = ("", "kind", "studies", "size", "last used")
-        print_table(header, cells, title=f"{folder}: {_size(entries)}", left=3)
-    if clear:
-        _clear([entry for entry in entries if not entry.studies], yes=yes)
-
-
-def _row(entry: Cached, folder: Path) -> dict[str, Any]:
-    used_at = datetime.datetime.fromtimestamp(entry.used_at).astimezone()
-    return {
-        "path": str(entry.path.relative_to(folder)),
-        "kind": entry.kind,
-        "studies": list(entry.studies),
-        "bytes": entry.bytes,
-        "last_used": used_at.isoformat(timespec="seconds"),
-    }
-
-
-def _clear(unused: Sequence[Cached], *, yes: bool) -> None:
-    """Remove these entries, once the user has agreed, and say which could not be removed."""
-    if not unused or not _confirmed(f"Remove {len(unused)} of these, {_size(unused)}?", yes=yes):
-        return
-    remaining = [entry.path for entry in unused if not entry.remove()]
-    say(f"removed: {len(unused) - len(remaining)}")
-    if remaining:
-        say(
-            f"not removed: {len(remaining)}, such as {remaining[0]}; another process writes it now, or you may not "
-            "write its folder"
-        )
+        print_table(("", "kind", "studies", "size", "last used"), cells, title=f"{folder}: {_size(found)}", left=3)
+    entries = [entry for entry in found if not entry.studies]
+    if clear and entries and _confirmed(f"Remove {len(entries)} of these, {_size(entries)}?", yes=yes):
+        kept = [entry.path for entry in entries if not entry.remove()]
+        say(f"removed: {len(entries) - len(kept)}")
+        if kept:
+            say(f"not removed: {len(kept)}, such as {kept[0]}; somebody makes it now, or you may not write its folder")
 
 
 def _confirmed(question: str, *, yes: bool) -> bool:
@@ -120,5 +95,5 @@ def _confirmed(question: str, *, yes: bool) -> bool:
     return typer.confirm(question, err=True)
 
 
-def _size(entries: Sequence[Cached]) -> str:
+def _size(entries: Sequence[Any]) -> str:
     return str(tqdm.format_sizeof(sum(entry.bytes for entry in entries), "B"))

@@ -326,7 +326,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in _ENVIRONMENT:
             stored = before["environment"].get(key)
             current = now["environment"].get(key)
-            lines += differences(stored, current, f"environment.{key}")
+            # an older version recorded fewer packages
+            lines += differences(_common(stored, current), _common(current, stored), f"environment.{key}")
     if "code" in now:
         lines += _code_changes(before["code"], now["code"])
     if "objective" in now:
