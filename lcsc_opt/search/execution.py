@@ -21,14 +21,13 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
@@ -298,8 +297,8 @@ class Executor:
         resolved = self.resolve(plan)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
-        if resolved.state == "new" and plan.spec.held_out is not None:
-            _check_report(plan, objective)
+        if resolved.state == "new":
+            self._objectives.check_report(plan)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
@@ -346,26 +345,6 @@ class Executor:
         if len(study.failed):
             line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
         return line
-
-
-def _check_report(plan: Plan, objective: Objective) -> None:
-    """Refuse a search whose report could not be measured, because its score has no data for that.
-
-    Each group of noise is measured once. Samplers draw their own noise, so they are not asked.
-
-    Raises:
-        ObjectiveError: the score fails on selection or held-out noise; the message says why.
-    """
-    scores_weights = objective.trajectory is not None and objective.sampler is None
-    if not scores_weights or objective.why_nothing_held_out() is not None:
-        return
-    for noise in (SELECTION, HELD_OUT):
-        outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
-        if isinstance(outcome, Failure):
-            raise ObjectiveError(
-                f"{plan.name}: held_out: nothing can be measured on {noise.group} noise: "
-                f"{outcome.reason.rstrip('.')}. Fix that, or leave held_out out"
-            )
 
 
 def objective_of(study: StoredStudy) -> Objective:

@@ -9,13 +9,16 @@ from typing import Any
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import SUCCEEDED, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
@@ -65,6 +68,7 @@ class ObjectiveLoader:
     def __init__(self) -> None:
         self._key: str | None = None
         self._objective: Objective | None = None
+        self._report_checked = False
 
     def load(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Objective:
         """The plan's objective; loading it may train or read a model.
@@ -77,6 +81,7 @@ class ObjectiveLoader:
             self._objective = None  # frees its memory first
             self._objective = loader_of(plan, studies())()
             self._key = plan.objective_key
+            self._report_checked = False
         return self._objective
 
     def evidence(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Evidence:
@@ -91,6 +96,32 @@ class ObjectiveLoader:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
         fingerprint = {**objective.fingerprint(), "environment": environment()}
         return Evidence(fingerprint, objective.why_no_gradient, objective)
+
+    def check_report(self, plan: Plan) -> None:
+        """Refuse a search whose report could not be measured, because the score has no data for it.
+
+        A score of weights is measured once on each group of noise that a report needs. Samplers draw their own noise,
+        so they are not asked.
+
+        Args:
+            plan: whose objective is loaded.
+
+        Raises:
+            ObjectiveError: the score fails on selection or held-out noise; the message says why.
+        """
+        objective = self._objective
+        if objective is None or plan.spec.held_out is None or self._report_checked:
+            return
+        scores_weights = objective.trajectory is not None and objective.sampler is None
+        if scores_weights and objective.why_nothing_held_out() is None:
+            for noise in (SELECTION, HELD_OUT):
+                outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
+                if isinstance(outcome, Failure):
+                    raise ObjectiveError(
+                        f"{plan.name}: held_out: nothing can be measured on {noise.group} noise: "
+                        f"{outcome.reason.rstrip('.')}. Fix that, or leave held_out out"
+                    )
+        self._report_checked = True
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
