@@ -44,14 +44,17 @@ def compare(
     is_sweep = experiment not in points  # then they are all points of it
     if output == "json":
         print_json(comparison_rows(points))
+    elif is_sweep:
+        _print_ranking(experiment, points, varied_keys(points))
     else:
-        _print_ranking(experiment, points, varied_keys(points) if is_sweep else ())
-        metrics = None if is_sweep else comparison_table(studies)
+        _print_ranking(experiment, points)
+        metrics = comparison_table(studies)
         if metrics is not None:
             print_table(*metrics, title="\nevaluation metrics, held out")
-    warning = None if is_sweep else different_samples(studies)
-    if warning is not None:
-        say(warning)
+    if not is_sweep:
+        warning = different_samples(studies)
+        if warning is not None:
+            say(warning)
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")

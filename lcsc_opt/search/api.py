@@ -272,7 +272,6 @@ def _check_new(
     evidence = objectives.evidence(new[0], lambda: studies.attributes)
     for plan in new:
         resolve(plan, studies, evidence, accept_changes=accept_changes)
-        objectives.check_report(plan)
 
 
 def _by_objective(resolved: Sequence[Resolved]) -> list[Resolved]:

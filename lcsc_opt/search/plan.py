@@ -212,6 +212,19 @@ class Plan:
                 f"gives none: {reason}; search it with CMA or LCSC"
             )
 
+    def check_report(self, why_no_report: Callable[[], str | None]) -> None:
+        """Refuse a search whose report could not be measured.
+
+        Raises:
+            ObjectiveError: the study file asks for a report, and ``why_no_report``, which is called only then, says
+                why there could be none.
+        """
+        if self.spec.held_out is None:
+            return
+        reason = why_no_report()
+        if reason is not None:
+            raise ObjectiveError(f"{self.name}: held_out: {reason}. Fix that, or leave held_out out")
+
     def check(self, objective: Objective) -> None:
         """Refuse an objective that this plan cannot search, before any weights are read.
 

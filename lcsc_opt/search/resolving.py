@@ -72,12 +72,15 @@ class Evidence:
         fingerprint: ``environment``, and ``code`` as far as it is known. Once the objective is loaded also
             ``objective``, and the code is known completely.
         why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
+        why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
+            that ask for a report.
         objective: once it is loaded.
         refusal: what is wrong with the objective's settings or code.
     """
 
     fingerprint: Mapping[str, Any]
     why_no_gradient: Callable[[], str | None] = lambda: None
+    why_no_report: Callable[[], str | None] = lambda: None
     objective: Objective | None = None
     refusal: LcscError | None = None
 
@@ -154,6 +157,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     if stored is not None:
         state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
         return Resolved(plan, state, stored, {}, following, objective, tuple(notices))
+    plan.check_report(evidence.why_no_report)
     beginning: dict[str, Any] = {}
     if objective is not None:
         beginning = plan.beginning(objective)

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.base.reproducibility import environment
@@ -68,7 +68,7 @@ class ObjectiveLoader:
     def __init__(self) -> None:
         self._key: str | None = None
         self._objective: Objective | None = None
-        self._report_checked = False
+        self._why_no_report: Callable[[], str | None] = _no_reason
 
     def load(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Objective:
         """The plan's objective; loading it may train or read a model.
@@ -78,10 +78,11 @@ class ObjectiveLoader:
             studies: gives name → attributes of all stored studies; called only to load.
         """
         if self._objective is None or self._key != plan.objective_key:
-            self._objective = None  # frees its memory first
+            self._objective = None  # frees its memory first, and so does the next line
+            self._why_no_report = _no_reason
             self._objective = loader_of(plan, studies())()
             self._key = plan.objective_key
-            self._report_checked = False
+            self._why_no_report = functools.cache(functools.partial(_why_no_report, self._objective))
         return self._objective
 
     def evidence(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Evidence:
@@ -95,33 +96,27 @@ class ObjectiveLoader:
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
         fingerprint = {**objective.fingerprint(), "environment": environment()}
-        return Evidence(fingerprint, objective.why_no_gradient, objective)
+        return Evidence(fingerprint, objective.why_no_gradient, self._why_no_report, objective)
 
-    def check_report(self, plan: Plan) -> None:
-        """Refuse a search whose report could not be measured, because the score has no data for it.
 
-        A score of weights is measured once on each group of noise that a report needs. Samplers draw their own noise,
-        so they are not asked.
+def _no_reason() -> str | None:
+    return None
 
-        Args:
-            plan: whose objective is loaded.
 
-        Raises:
-            ObjectiveError: the score fails on selection or held-out noise; the message says why.
-        """
-        objective = self._objective
-        if objective is None or plan.spec.held_out is None or self._report_checked:
-            return
-        scores_weights = objective.trajectory is not None and objective.sampler is None
-        if scores_weights and objective.why_nothing_held_out() is None:
-            for noise in (SELECTION, HELD_OUT):
-                outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
-                if isinstance(outcome, Failure):
-                    raise ObjectiveError(
-                        f"{plan.name}: held_out: nothing can be measured on {noise.group} noise: "
-                        f"{outcome.reason.rstrip('.')}. Fix that, or leave held_out out"
-                    )
-        self._report_checked = True
+def _why_no_report(objective: Objective) -> str | None:
+    """Why a report on other noise could not be measured, or ``None``.
+
+    A score of weights is measured once on each group of noise that a report needs: it may have no data for them.
+    Samplers draw their own noise, so they are not asked.
+    """
+    scores_weights = objective.trajectory is not None and objective.sampler is None
+    if not scores_weights or objective.why_nothing_held_out() is not None:
+        return None
+    for noise in (SELECTION, HELD_OUT):
+        outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
+        if isinstance(outcome, Failure):
+            return f"nothing can be measured on {noise.group} noise: {outcome.reason.rstrip('.')}"
+    return None
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:

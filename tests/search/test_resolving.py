@@ -37,7 +37,7 @@ def by_code(**digests: str) -> Evidence:
 def by_objective(**digests: str) -> Evidence:
     objective = CoefficientFunction(lambda c: float((c**2).sum()), (1, 2, 3), name="f")
     fingerprint = {"environment": ENVIRONMENT, "code": digests, "objective": objective.describe()}
-    return Evidence(fingerprint, objective.why_no_gradient, objective)
+    return Evidence(fingerprint, objective.why_no_gradient, objective=objective)
 
 
 SUCCEEDED = StoredTrials(4, succeeded=True)
