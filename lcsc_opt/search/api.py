@@ -117,7 +117,7 @@ class Study:
         A network with batch normalization samples some images for this: its statistics are estimated, not merged.
 
         Args:
-            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` takes those of the answer.
+            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` uses those of the answer.
 
         Raises:
             StudySpecError: another number of coefficients, or another sum.
@@ -157,7 +157,7 @@ def run(
         optimizers: only these; one that the file does not list has its defaults.
         seeds: only these.
         budget: another total, in the unit of the file's budget.
-        storage: the database's URL; ``None`` takes ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
+        storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
 
     Returns:

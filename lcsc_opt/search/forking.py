@@ -70,7 +70,15 @@ def fork(
         LcscError: the new study could never be searched; nothing is stored then.
     """
     source_plan = Plan.of(source)
-    plan = _forked_plan(source_plan, source.name, experiment, optimizer, seed, budget, checkpoints, rows)
+    plan = _forked_plan(
+        source_plan,
+        check_experiment(experiment),
+        optimizer=optimizer,
+        seed=seed,
+        budget=budget,
+        checkpoints=checkpoints,
+        rows=rows,
+    )
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
     origin = source.chosen_trial()[1]
@@ -104,8 +112,8 @@ def fork(
 
 def _forked_plan(
     source_plan: Plan,
-    source: str,
     experiment: str,
+    *,
     optimizer: OptimizerSpec | None,
     seed: int | None,
     budget: int | None,
@@ -114,12 +122,14 @@ def _forked_plan(
 ) -> Plan:
     """The specification of a fork: the source's, but for what was given."""
     spec = source_plan.spec
-    changes: dict[str, Any] = {"name": check_experiment(experiment)}
+    changes: dict[str, Any] = {"name": experiment}
     if checkpoints:
         changes["objective"] = _on_checkpoints(spec.objective, checkpoints)
     if rows is not None:
         if spec.space.rows not in (None, rows):
-            raise StudySpecError(f"--rows: {source} has a row for each of its {spec.space.rows}; leave --rows out")
+            raise StudySpecError(
+                f"--rows: {source_plan.name} has a row for each of its {spec.space.rows}; leave --rows out"
+            )
         changes["space"] = spec.space.model_copy(update={"rows": rows})
     if optimizer is not None:
         changes["optimizers"] = (optimizer,)
