@@ -73,8 +73,8 @@ class RefineSettings(FrozenModel):
     def _two_checkpoints(self) -> RefineSettings:
         if self.every > self.steps:
             raise ValueError(
-                f"{self.images:,} images are {self.steps} steps of {self.images_per_step:,}, and a checkpoint is written "
-                f"every {self.every}"
+                f"{self.images:,} images are {self.steps} steps of {self.images_per_step:,}, "
+                f"and a checkpoint is written every {self.every}"
             )
         return self
 
