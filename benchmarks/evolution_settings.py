@@ -18,8 +18,8 @@ from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.search.plan import plans
 from lcsc_opt.search.execution import Executor
+from lcsc_opt.search.plan import plans
 
 START = {"max_parents": 10, "mutation": 0.005, "crossover": 0.5, "generation_size": 10}
 VARIATIONS: dict[str, tuple[Any, ...]] = {

@@ -32,8 +32,8 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics import extract
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.search.plan import plans
 from lcsc_opt.search.execution import Executor
+from lcsc_opt.search.plan import plans
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}
