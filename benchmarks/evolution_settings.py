@@ -18,8 +18,8 @@ from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import plans
-from lcsc_opt.search.study import StudyRunner
 
 START = {"max_parents": 10, "mutation": 0.005, "crossover": 0.5, "generation_size": 10}
 VARIATIONS: dict[str, tuple[Any, ...]] = {
@@ -54,7 +54,7 @@ def run(options: dict[str, Any], seeds: int, evaluations: int) -> list[StudyHist
     storage = open_storage(f"sqlite:///{RESULTS / 'evolution_settings.db'}", write=True)
     studies = []
     for plan in plans([study(options, evaluations)], None, seeds=range(seeds)):
-        StudyRunner(storage).run(plan)
+        Executor(storage).run(plan)
         studies.append(HistoryReader(storage).read_study(plan.name))
     return studies
 

@@ -32,8 +32,8 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics import extract
 from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import plans
-from lcsc_opt.search.study import StudyRunner
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}
@@ -111,7 +111,7 @@ def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
     (plan,) = plans(parse_studies(spec, source="benchmark"), None)
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         storage = open_storage(f"sqlite:///{Path(folder) / 'trial.db'}", write=True)
-        runner = StudyRunner(storage)
+        runner = Executor(storage)
         objective = runner.objective(plan)
         objective(default_origin(objective.steps))  # draws the noise, and reads the pages
         start = time.perf_counter()

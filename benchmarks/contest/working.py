@@ -23,8 +23,8 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.plan import StudyPlan, plans
-from lcsc_opt.search.study import StudyRunner
+from lcsc_opt.search.execution import Executor
+from lcsc_opt.search.plan import Plan, plans
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
@@ -32,7 +32,7 @@ UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group
 
 
 FAILED = "FAILED"
-_RUNNERS: dict[str, StudyRunner] = {}
+_RUNNERS: dict[str, Executor] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Job:
     seed: int
 
     @property
-    def plan(self) -> StudyPlan:
+    def plan(self) -> Plan:
         """The plan of the study."""
         [plan] = plans([study_spec(self.cell, self.contender)], None, seeds=[self.seed])
         return plan
@@ -98,14 +98,14 @@ def _do(job: Job) -> str:
     return "\n".join([f"{job.plan.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
 
 
-def _runner(job: Job, plan: StudyPlan) -> StudyRunner:
+def _runner(job: Job, plan: Plan) -> Executor:
     """The plan's objective in this process, which is loaded once for all studies of a cell.
 
     Loading may train a model. Only one process trains it, and the others wait.
     """
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
     if key not in _RUNNERS:
-        runner = StudyRunner(open_storage(job.url, write=True))
+        runner = Executor(open_storage(job.url, write=True))
         with only_process(cache_directory() / f"contest-{job.cell.name}"):
             runner.objective(plan)
         _RUNNERS.clear()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, Study, find_study
+from lcsc_opt.cli.options import Steps, Storage, StudyName, find_study
 from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
@@ -22,7 +22,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existi
 
 
 def export(
-    study: Study,
+    study: StudyName,
     out: _Out,
     form: _Form = None,
     dtype: _Dtype = None,
@@ -37,23 +37,26 @@ def export(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
-    from lcsc_opt.search.study import objective_of
+    from lcsc_opt.search.execution import objective_of
 
-    alone = out.suffix == ".json"
-    to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    destination = None
+    if out.suffix != ".json":
+        destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     if push_to_hub is not None:
-        publishing.check_repository(push_to_hub, to)
+        publishing.check_repository(push_to_hub, destination)
     stored = find_study(study, storage)
     objective = objective_of(stored)
-    if to is None:
-        made = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
-        write_atomically(out, made.as_text().encode(), error=StudyStoreError)
+    if destination is None:
+        recipe = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
+        write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
     else:
-        made = merging.export(stored, objective, to, number=trial)
-    known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
-    say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
-    if to is not None and push_to_hub is not None:
-        say(publishing.push_to_hub(push_to_hub, to, stored, objective, made))
+        recipe = merging.export(stored, objective, destination, number=trial)
+    line = f"{out}: trial {recipe.trial} of {study}, searched {number(recipe.loss)}"
+    if recipe.held_out is not None:
+        line += f", held-out {recipe.held_out['loss']:.4g}"
+    say(line)
+    if destination is not None and push_to_hub is not None:
+        say(publishing.push_to_hub(push_to_hub, destination, stored, objective, recipe))
 
 
 def apply(
@@ -75,15 +78,16 @@ def apply(
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
 
-    if (named := coefficients_named(recipe)) is not None:
-        to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        made = average(checkpoints, named, to, name=Path(recipe).name, key=key, steps=steps)
+    named = coefficients_named(recipe)
+    if named is not None:
+        destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+        merged = average(checkpoints, named, destination, name=Path(recipe).name, key=key, steps=steps)
     else:
-        followed = Recipe.read(Path(recipe))
-        if form is None and followed.lora is not None and out.suffix == ".safetensors":
+        stored_recipe = Recipe.read(Path(recipe))
+        if form is None and stored_recipe.lora is not None and out.suffix == ".safetensors":
             form = "lora"  # as it was exported before
-        if config is None and (Path(recipe) / "config.json").is_file():  # the recipe was read in a folder of diffusers
+        if config is None and (Path(recipe) / "config.json").is_file():  # the recipe is in a folder of diffusers
             config = Path(recipe)
-        to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        made = rebuild(followed, checkpoints, to, key=key, steps=steps)
-    say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")
+        destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+        merged = rebuild(stored_recipe, checkpoints, destination, key=key, steps=steps)
+    say(f"{out}: {merged.title}, from {len(merged.steps)} checkpoints")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a d
 
     from lcsc_opt.database.store import StoredStudy
 
-Study = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
+StudyName = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
 Experiment = Annotated[str, typer.Argument(help="The name of a study file, such as digits.")]
 Storage = Annotated[
     str | None,
@@ -44,20 +44,20 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: one of them is something else.
     """
-    found = {}
+    values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         try:
-            found[key] = parse_yaml(value)
+            values[key] = parse_yaml(value)
         except ValueError as error:
             raise typer.BadParameter(f"{text}: not valid YAML: {error}") from error
         if not equals:
             raise typer.BadParameter(f"{text}: expected KEY=VALUE")
-    return found
+    return values
 
 
 def open_database(storage: str | None, *, write: bool = False) -> RDBStorage:
-    """The database of ``--storage``, or of a URL; one that is not there is not made.
+    """The database of ``--storage``, or of a URL; a missing one is not created.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
@@ -66,14 +66,16 @@ def open_database(storage: str | None, *, write: bool = False) -> RDBStorage:
     from lcsc_opt.database.urls import is_there, storage_url
 
     url = storage_url(storage)
-    return open_storage(url, write=write and is_there(url))  # opening to read reports a missing one
+    if not is_there(url):
+        write = False  # opening to read reports a missing one
+    return open_storage(url, write=write)
 
 
 def find_study(name: str, storage: str | None, *, write: bool = False) -> StoredStudy:
     """The study of that name in the database of :func:`open_database`.
 
     Raises:
-        StudyStoreError: it is not there, or another program made it.
+        StudyStoreError: there is no such study, or another program made it.
     """
     from lcsc_opt.database.store import StoredStudy
 

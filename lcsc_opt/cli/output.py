@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,17 +12,24 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
+_WIDTH_OF_FILES = 140  # characters, where the output is no terminal
+
 
 class _Table(Table):
     """On a narrow terminal headings break, but no word of a cell is cut: a number without its end is another one."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, as wide as the longest words of its cells need."""
-        wide = options.update(max_width=1000)
+        unlimited = options.update(max_width=1000)
+        needed = 0
         for column in self.columns:
-            found = [Measurement.get(console, wide, cell) for cell in column.cells]
-            column.min_width = max((one.maximum if column.no_wrap else one.minimum for one in found), default=0)
-        needed = sum((column.min_width or 0) + 2 for column in self.columns)
+            measurements = [Measurement.get(console, unlimited, cell) for cell in column.cells]
+            if column.no_wrap:
+                widths = [measurement.maximum for measurement in measurements]
+            else:
+                widths = [measurement.minimum for measurement in measurements]
+            column.min_width = max(widths, default=0)
+            needed += column.min_width + 2
         yield from super().__rich_console__(console, options.update(max_width=max(options.max_width, needed)))
 
 
@@ -29,13 +37,18 @@ def print_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, left: int = 1
 ) -> None:
     """Print a plain table. The first ``left`` columns are left-aligned, and words of the first one stay in a line."""
-    shown = _Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    table = _Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
     for i, column in enumerate(header):
-        shown.add_column(column, justify="left" if i < left else "right", no_wrap=i == 0, overflow="fold")
+        table.add_column(
+            column,
+            justify="left" if i < left else "right",
+            no_wrap=i == 0,
+            overflow="fold",
+        )
     for row in rows:
-        shown.add_row(*map(str, row))
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width, highlight=False, emoji=False, markup=False).print(shown, crop=False)
+        table.add_row(*map(str, row))
+    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
+    Console(width=width, highlight=False, emoji=False, markup=False).print(table, crop=False)
 
 
 def print_described(title: str, described: Mapping[str, Any]) -> None:
@@ -46,17 +59,32 @@ def print_described(title: str, described: Mapping[str, Any]) -> None:
 
 def _readable(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_readable(part)}" for key, part in value.items()) or "-"
+        return ", ".join(f"{key}: {_readable(item)}" for key, item in value.items()) or "-"
     if isinstance(value, (list, tuple)):
-        return "; ".join(_readable(part) for part in value) or "none"
+        return "; ".join(_readable(item) for item in value) or "none"
+    if value is None or value == "":
+        return "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value in (None, "") else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """One JSON document on standard output. JSON has no NaN and no infinity: they become ``null``."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with ``None`` for each number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def say(message: str) -> None:
@@ -69,5 +97,6 @@ def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> N
     from lcsc_opt.database.report import HeldOut
     from lcsc_opt.views.ranking import report_table
 
-    if (report := HeldOut.parse(stored)) is not None and report.rows:
+    report = HeldOut.parse(stored)
+    if report is not None and report.rows:
         print_table(*report_table(report.rows), title=title)

@@ -10,13 +10,16 @@ import typer
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, Study, find_study, open_database
+from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, StudyName, find_study, open_database
 from lcsc_opt.cli.output import print_json, print_report, print_table, say
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 from lcsc_opt.views import number
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory
+    from lcsc_opt.database.store import StoredStudy
+
+_HIDDEN_BY_FID = ("precision", "recall", "fdr")
 
 
 def compare(
@@ -38,47 +41,68 @@ def compare(
 
     points = points_of(HistoryReader(open_database(storage)), experiment)
     studies = [study for point in points.values() for study in point]
-    alone = experiment in points  # else all points of a sweep
+    is_sweep = experiment not in points  # then they are all points of it
     if output == "json":
         print_json(comparison_rows(points))
+    elif is_sweep:
+        _print_ranking(experiment, points, varied_keys(points))
     else:
-        _print_ranking(experiment, points, () if alone else varied_keys(points))
-        if alone and (measured := comparison_table(studies)) is not None:
-            print_table(*measured, title="\nevaluation metrics, held out")
-    if alone and (warning := different_samples(studies)) is not None:
-        say(warning)
-    if unfinished := [study.study for study in studies if not study.ended]:
+        _print_ranking(experiment, points)
+        metrics = comparison_table(studies)
+        if metrics is not None:
+            print_table(*metrics, title="\nevaluation metrics, held out")
+    if not is_sweep:
+        warning = different_samples(studies)
+        if warning is not None:
+            say(warning)
+    unfinished = [study.study for study in studies if not study.ended]
+    if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
     for study in studies:
         if study.warning is not None:
             say(f"{study.study}: {study.warning}")
     if plot is not None:
-        _draw(studies, axis if alone else axis or ":", plot)
+        if is_sweep and not axis:
+            axis = ":"  # the trade-off of the two metrics that are chosen for it
+        _draw(studies, axis, plot)
 
 
 def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], keys: Sequence[str] = ()) -> None:
     """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides."""
     from lcsc_opt.views.ranking import metric_names, ranking
 
-    found = [(split_point(point)[1], row) for point, studies in points.items() for row in ranking(studies)]
-    names = metric_names([row for _, row in found]) if keys else []
-    metrics = [name for name in names if name.partition("@")[0] in ("precision", "recall", "fdr")]
-    sampled = ["on images"] * any(row.held_out_images for _, row in found)
-    header = ("optimizer", "seeds", "searched", "held-out", *sampled, *metrics, "against EMA*")
+    ranked = []
+    for point, studies in points.items():
+        varied = split_point(point)[1]
+        ranked += [(varied, row) for row in ranking(studies)]
+    metrics: list[str] = []
+    if keys:
+        names = metric_names([row for _, row in ranked])
+        metrics = [name for name in names if name.partition("@")[0] in _HIDDEN_BY_FID]
+    samples_images = any(row.held_out_images for _, row in ranked)
+
+    header = [*keys, "optimizer", "seeds", "searched", "held-out"]
+    if samples_images:
+        header.append("on images")
+    header += [*metrics, "against EMA*", "evaluations", "images", "seconds"]
     rows = []
-    for varied, row in found:
-        counts = [", ".join(f"{count:,}" for count in row.held_out_images) or "–"] * len(sampled)
-        measured = [_mean(row.metrics.get(name)) for name in metrics]
-        below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
-        costs = (f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}")
-        losses = (_mean(row.searched), _mean(row.held_out), *counts, *measured, below)
-        rows.append((*(varied.get(key, "–") for key in keys), row.label, row.seeds, *losses, *costs))
-    print_table((*keys, *header, "evaluations", "images", "seconds"), rows, title=title)
+    for varied, row in ranked:
+        cells: list[object] = [varied.get(key, "–") for key in keys]
+        cells += [row.label, row.seeds, _mean(row.searched), _mean(row.held_out)]
+        if samples_images:
+            cells.append(", ".join(f"{count:,}" for count in row.held_out_images) or "–")
+        cells += [_mean(row.metrics.get(name)) for name in metrics]
+        cells.append("–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %")
+        cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
+        rows.append(cells)
+    print_table(header, rows, title=title)
 
 
-def _mean(found: tuple[float | None, float | None] | None) -> str:
+def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:
     """A mean and its spread over seeds."""
-    return number(*(found or (None, None)))
+    if mean_and_spread is None:
+        return number(None, None)
+    return number(*mean_and_spread)
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
@@ -113,7 +137,7 @@ def report(
 
 
 def evaluate(
-    study: Study,
+    study: StudyName,
     images: Annotated[
         int | None, typer.Option(min=2, help="For each trial and group; without it the study file's, else 50,000.")
     ] = None,
@@ -133,33 +157,50 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
+    from lcsc_opt.search.execution import Executor
     from lcsc_opt.search.held_out import HeldOutPlan
-    from lcsc_opt.search.plan import StudyPlan
-    from lcsc_opt.search.study import StudyRunner
+    from lcsc_opt.search.plan import Plan
 
     stored = find_study(study, storage, write=True)
-    how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
-    asked = HeldOutPlan.of(stored, **how, keep=keep)
-    with StudyRunner(stored.storage, accept_changes=accept_changes).open(StudyPlan.of(stored)) as searched:
-        report = searched.evaluate(asked)
-    if not asked.keep:
-        say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
+    plan = HeldOutPlan.of(
+        stored,
+        images=images,
+        top=top,
+        groups=groups,
+        first_group=first_group,
+        keep=keep,
+    )
+    executor = Executor(stored.storage, accept_changes=accept_changes)
+    with executor.open(Plan.of(stored)) as execution:
+        report = execution.evaluate(plan)
+    if not plan.keep:
+        say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":
         print_json(report)
-        return
-    by_number = {trial.number: trial for trial in stored.trials()}
-    rows = [
-        (chosen, number(by_number[chosen].value), number(loss), "chosen" if chosen == report["trial"] else "")
-        for chosen, loss in zip(report["chosen_from"], report["selection"], strict=True)
-    ]
+    else:
+        _print_evaluation(stored, report)
+
+
+def _print_evaluation(stored: StoredStudy, report: Mapping[str, Any]) -> None:
+    """Print the choice on selection noise, and the report on held-out noise."""
     sampled = f", {report['images']:,} images" if report["images"] else ""
+    trials = {trial.number: trial for trial in stored.trials()}
+    rows = []
+    for chosen, loss in zip(report["chosen_from"], report["selection"], strict=True):
+        mark = "chosen" if chosen == report["trial"] else ""
+        rows.append((chosen, number(trials[chosen].value), number(loss), mark))
     print_table(("trial", "searched", f"selection{sampled}", ""), rows, title=stored.name)
-    seeds = ", ".join(str(group["seed"]) for group in report["groups"])
-    noise = f", noise group{'s' * (len(report['groups']) > 1)} {seeds}" if sampled else ""
-    print_report(report, title=f"held out{sampled}{noise}")
-    for name, known in report.get("baselines", {}).items():
-        label = f"{known['label']}: {known['study']}, trial {known['trial']}" if "study" in known else name
-        typer.echo(f"{label}: {number(known['loss'])}")
+
+    title = f"held out{sampled}"
+    if sampled:
+        seeds = [str(group["seed"]) for group in report["groups"]]
+        title += f", noise group{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+    print_report(report, title=title)
+    for name, baseline in report.get("baselines", {}).items():
+        label = name
+        if "study" in baseline:
+            label = f"{baseline['label']}: {baseline['study']}, trial {baseline['trial']}"
+        typer.echo(f"{label}: {number(baseline['loss'])}")
 
 
 def landscape(
@@ -183,15 +224,20 @@ def landscape(
     from lcsc_opt.views.landscape import Landscape
 
     stored = find_study(study, storage, write=True)
-    given = {"corners": corners and corners.split(","), "size": grid}
-    options = {key: value for key, value in given.items() if value}
+    options: dict[str, Any] = {}
+    if corners:
+        options["corners"] = corners.split(",")
+    if grid:
+        options["size"] = grid
     name, outcome = run_landscape(stored, options, images=images, seed=seed)
     say(f"{name}: {outcome}")
     data = Landscape.read(HistoryReader(stored.storage), name)
     if output == "json":
         print_json(data.as_row())
     else:
-        rows = [(p["name"], f"{p['x']:.3g}", f"{p['y']:.3g}", number(p["loss"])) for p in data.points]
+        rows = [
+            (point["name"], f"{point['x']:.3g}", f"{point['y']:.3g}", number(point["loss"])) for point in data.points
+        ]
         print_table(("", "x", "y", data.study.metric), rows, title=name)
     if plot is not None:
         write_figures({plot: data.figure()})
@@ -213,5 +259,5 @@ def dashboard(
     url = storage_url(storage)
     if not is_there(url):  # a missing file is created, without studies
         open_storage(url, write=True).engine.dispose()
-    opened = open_storage(url, write=False)
-    serve(opened, port=port, ready=lambda address: say(f"{address} shows {masked(url)}; Ctrl-C ends it"))
+    database = open_storage(url, write=False)
+    serve(database, port=port, ready=lambda address: say(f"{address} shows {masked(url)}; Ctrl-C ends it"))

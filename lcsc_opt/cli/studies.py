@@ -11,14 +11,17 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, find_study, open_database
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, StudyName, find_study, open_database
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
+    from lcsc_opt.search.resolving import Resolved
 
+_PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
@@ -28,15 +31,15 @@ def init(
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
 ) -> None:
-    """Look at checkpoints and write a study file for them. What cannot be found out is asked, or marked in it."""
+    """Write a study file for checkpoints. What they do not tell is asked, or marked in the file."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
     if out.exists():
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
-    text, found, missing = draft(checkpoints, reference=reference, ask=_ask)
+    text, summary, missing = draft(checkpoints, reference=reference, ask=_ask)
     write_atomically(out, text.encode(), error=StudySpecError)
-    say(f"{out}: {found}")
+    say(f"{out}: {summary}")
     if missing:
         say(f"to be filled in: {', '.join(missing)}; then: lcsc run {out} --dry-run")
     else:
@@ -76,17 +79,26 @@ def run(
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
-        rows = []
-        for plan, evaluations in api.dry_run(chosen, url, accept_changes=accept_changes):
-            options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
-            rows.append((plan.name, options, plan.spec.budget, f"{evaluations} evaluations"))
-        print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
-        return
-    api.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
+        resolved = api.dry_run(chosen, url, accept_changes=accept_changes)
+        _print_resolved(resolved, title=f"would run, in {masked(url)}")
+    else:
+        api.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
+
+
+def _print_resolved(studies: Sequence[tuple[Resolved, int]], *, title: str) -> None:
+    """Print a row for each study with the number of its evaluations; before them, what would be said of it."""
+    rows = []
+    for study, evaluations in studies:
+        for line in study.notices:
+            notice(line)
+        plan = study.plan
+        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
+        rows.append((plan.name, options or "defaults", plan.spec.budget, f"{evaluations} evaluations"))
+    print_table(("study", "optimizer options", "budget", "done"), rows, title=title)
 
 
 def resume(
-    study: Study,
+    study: StudyName,
     budget: Annotated[int | None, typer.Option(min=1, help="A higher total, in the unit of its budget.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask anew what failed after the last success.")
@@ -96,16 +108,17 @@ def resume(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
-    from lcsc_opt.search.plan import StudyPlan
-    from lcsc_opt.search.study import StudyRunner
+    from lcsc_opt.search.execution import Executor
+    from lcsc_opt.search.plan import Plan
 
     stored = find_study(study, storage, write=True)
-    plan = StudyPlan.of(stored)
+    plan = Plan.of(stored)
     if budget is not None:
         plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    outcome = StudyRunner(stored.storage, accept_changes=accept_changes).run(plan, retry_failed=retry_failed)
+    executor = Executor(stored.storage, accept_changes=accept_changes)
+    outcome = executor.run(plan, retry_failed=retry_failed)
     say(f"{plan.name}: {outcome}")
 
 
@@ -127,13 +140,23 @@ def fork(
 ) -> None:
     """Start a new study from the trials of another one. None of them is evaluated again."""
     from lcsc_opt.search import forking
-    from lcsc_opt.search.study import StudyRunner
+    from lcsc_opt.search.execution import Executor
 
     stored = find_study(source, storage, write=True)
-    chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
-    how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or (), "rows": rows}
-    plan = forking.fork(stored, new, optimizer=chosen, accept_changes=accept_changes, **how)
-    say(f"{plan.name}: {StudyRunner(stored.storage).run(plan)}")
+    new_optimizer = None
+    if optimizer is not None:
+        new_optimizer = parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
+    plan = forking.fork(
+        stored,
+        new,
+        optimizer=new_optimizer,
+        seed=seed,
+        budget=budget,
+        checkpoints=checkpoints or (),
+        rows=rows,
+        accept_changes=accept_changes,
+    )
+    say(f"{plan.name}: {Executor(stored.storage).run(plan)}")
 
 
 def list_(
@@ -143,26 +166,32 @@ def list_(
 ) -> None:
     """List the studies of the database, or the catalog."""
     if catalog:
-        found = {kind: {name: str(path) for name, path in entries(kind).items()} for kind in SUFFIXES}
-        if output == "json":
-            print_json(found)
-        else:
-            rows = [(kind, name, path) for kind, files in found.items() for name, path in files.items()]
-            print_table(("kind", "name", "file"), rows, left=3)
+        _print_catalog(output)
         return
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
     from lcsc_opt.views.study_status import studies_table
 
-    opened = open_database(storage)
-    reader = HistoryReader(opened)
-    ours = reader.read_studies(reader.names())
-    if others := len(opened.get_all_studies()) - len(reader.names()):
-        say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
+    database = open_database(storage)
+    reader = HistoryReader(database)
+    names = reader.names()
+    studies = reader.read_studies(names)
+    foreign = len(database.get_all_studies()) - len(names)
+    if foreign:
+        say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
     if output == "json":
-        print_json([study.as_row() for study in ours])
+        print_json([study.as_row() for study in studies])
         return
-    print_table(*studies_table(ours))
+    print_table(*studies_table(studies))
+
+
+def _print_catalog(output: str) -> None:
+    catalog = {kind: entries(kind) for kind in SUFFIXES}
+    if output == "json":
+        print_json({kind: {name: str(path) for name, path in files.items()} for kind, files in catalog.items()})
+        return
+    rows = [(kind, name, path) for kind, files in catalog.items() for name, path in files.items()]
+    print_table(("kind", "name", "file"), rows, left=3)
 
 
 def show(
@@ -177,18 +206,21 @@ def show(
         from lcsc_opt.exports.recipe import Recipe
 
         recipe = Recipe.read(Path(study))
-        print_json(recipe.model_dump()) if output == "json" else _print_recipe(recipe)
+        if output == "json":
+            print_json(recipe.model_dump())
+        else:
+            _print_recipe(recipe)
         return
     stored = find_study(study, storage)
     described = overview(stored)
     if output == "json":
         print_json(described)
         return
-    left_out = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
-    print_described(study, {name: value for name, value in described.items() if name not in left_out})
+    print_described(study, {name: value for name, value in described.items() if name not in _PRINTED_APART})
     print_report(described["held_out_report"])
-    if described["layer_groups"] is not None:
-        _print_groups(described["layer_groups"]["names"], described["coefficients"], stored.attributes["steps"])
+    groups = described["layer_groups"]
+    if groups is not None:
+        _print_groups(groups["names"], described["coefficients"], stored.attributes["steps"])
     for text in described["tracebacks"].values():
         typer.echo(f"\n{text.rstrip()}")
 
@@ -199,14 +231,22 @@ def _print_recipe(shown: Recipe) -> None:
 
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
-    left_out = ("format", "coefficients", "rows", "steps", "checkpoint_sha256", "constant", "statistics", "lora")
-    found = {
-        **shown.model_dump(exclude={*left_out}, exclude_none=True),
-        "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
-        **describe_coefficients(np.array(shown.coefficients), shown.steps),
+    printed_otherwise = {
+        "format",
+        "coefficients",
+        "rows",
+        "steps",
+        "checkpoint_sha256",
+        "constant",
+        "statistics",
+        "lora",
     }
-    print_described(shown.title, found)
-    _print_groups(list(shown.rows or ["all"]), np.atleast_2d(shown.coefficients).tolist(), shown.steps)
+    described: dict[str, Any] = shown.model_dump(exclude=printed_otherwise, exclude_none=True)
+    described["checkpoints"] = f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}"
+    described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
+    print_described(shown.title, described)
+    groups = list(shown.rows or ["all"])
+    _print_groups(groups, np.atleast_2d(shown.coefficients).tolist(), shown.steps)
 
 
 def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequence[int]) -> None:
@@ -219,7 +259,14 @@ def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequ
     for name, row in zip(names, map(np.array, coefficients), strict=True):
         described = describe_coefficients(row, steps)
         largest = np.argsort(-np.abs(row), kind="stable")[:_LARGEST]
-        shape = (f"{described['sum_abs']:.2f}", f"{described['effective']:.1f}", f"{described['negative']:.0%}")
-        cells.append((name, *shape, ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest)))
+        cells.append(
+            (
+                name,
+                f"{described['sum_abs']:.2f}",
+                f"{described['effective']:.1f}",
+                f"{described['negative']:.0%}",
+                ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest),
+            )
+        )
     header = ("layer group", "Σ|a|", "checkpoints that matter", "negative", "largest, by step")
     print_table(header, cells, title="\ncoefficients")

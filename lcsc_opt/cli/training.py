@@ -48,6 +48,8 @@ def train(
     from lcsc_opt.training.preparing import parse_recipe, run
     from lcsc_opt.training.trainer import Training
 
+    if samples_every is None:
+        samples_every = max(steps // _SHEETS, 1)
     training = Training(
         recipe=parse_recipe(recipe, settings or ()),
         data=data,
@@ -60,7 +62,7 @@ def train(
         autoencoder=autoencoder,
         seed=seed,
         precision=precision,
-        samples_every=(max(steps // _SHEETS, 1) if samples_every is None else samples_every) or None,
+        samples_every=samples_every or None,
     )
     study = run(training, resume=resume)
     if study is not None:
@@ -91,9 +93,17 @@ def refine(
     from lcsc_opt.search.forking import starting_point
     from lcsc_opt.search.refining import RefineSettings, refine
 
-    asked = parse_settings(RefineSettings, {"images": images, **assignments(settings or ())}, source="refine")
-    objective, start, held_out = starting_point(source, storage, best=begin == "best")
-    answer, before, after = refine(objective, asked, out, start=start, held_out_images=held_out, resume=resume)
+    values = {"images": images, **assignments(settings or ())}
+    refine_settings = parse_settings(RefineSettings, values, source="refine")
+    objective, start, held_out_images = starting_point(source, storage, best=begin == "best")
+    answer, before, after = refine(
+        objective,
+        refine_settings,
+        out,
+        start=start,
+        held_out_images=held_out_images,
+        resume=resume,
+    )
     if output == "json":
         print_json({"answer": str(answer), "start": _row(before), "refined": _row(after)})
     else:

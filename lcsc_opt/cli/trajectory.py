@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Steps, assignments
 from lcsc_opt.cli.output import print_described, print_json, say
 
-app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
+app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
 
 _KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
 _DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits, which halves what is read."
@@ -35,8 +35,15 @@ def pack(
     from lcsc_opt.trajectory import packing
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
-    how: dict[str, Any] = {"key": key, "selection": chosen, "overwrite": overwrite, "dtype": dtype}
-    trajectory = packing.pack(checkpoints, out, steps=steps, **how)
+    trajectory = packing.pack(
+        checkpoints,
+        out,
+        steps=steps,
+        key=key,
+        selection=chosen,
+        overwrite=overwrite,
+        dtype=dtype,
+    )
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
 
@@ -45,7 +52,7 @@ def pack(
 def show(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A trajectory; or files, globs, folders.")],
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read a trajectory whole, and compare hashes.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of a trajectory, and compare hashes.")] = False,
     output: Output = "table",
 ) -> None:
     """Show what is in a trajectory, and what looks wrong with it. It also shows how far the weights move."""
@@ -55,9 +62,11 @@ def show(
     if output == "json":
         print_json(described)
         return
-    norms, warnings, _steps = (described.pop(name) for name in ("difference_norms", "warnings", "steps"))
-    if moved := [norm for norm in norms if norm is not None]:
-        described["moved"] = f"{min(moved):.3g} to {max(moved):.3g} between checkpoints"
+    norms = [norm for norm in described.pop("difference_norms") if norm is not None]
+    warnings = described.pop("warnings")
+    del described["steps"]  # too many for a table
+    if norms:
+        described["moved"] = f"{min(norms):.3g} to {max(norms):.3g} between checkpoints"
     print_described("trajectory", described)
     for warning in warnings:
         typer.echo(f"warning: {warning}")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from optuna.trial import FrozenTrial
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.progress import said_once
+from lcsc_opt.base.progress import notice, said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -25,12 +26,14 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.plan import StudyPlan, plans
-from lcsc_opt.search.study import StudyRunner, objective_of
+from lcsc_opt.search.execution import Executor, objective_of
+from lcsc_opt.search.plan import Plan, plans
+from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
+from lcsc_opt.search.resources import ObjectiveLoader, check_machine, read_code, read_database
 from lcsc_opt.views.ranking import comparison_rows, points_of
 
 
@@ -114,7 +117,7 @@ class Study:
         A network with batch normalization samples some images for this: its statistics are estimated, not merged.
 
         Args:
-            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` takes those of the answer.
+            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` uses those of the answer.
 
         Raises:
             StudySpecError: another number of coefficients, or another sum.
@@ -124,10 +127,13 @@ class Study:
         trajectory = self.objective.trajectory
         if trajectory is None:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
-        given = self.coefficients if coefficients is None else coefficients
+        if coefficients is None:
+            coefficients = self.coefficients
         groups = trajectory.layer_groups
-        chosen = check_coefficients(given, len(self.steps), rows=None if groups is None else len(groups))
-        return trajectory.merge(chosen) | dict(self.objective.statistics(chosen))
+        rows = None if groups is None else len(groups)
+        checked = check_coefficients(coefficients, len(self.steps), rows=rows)
+        merged = trajectory.merge(checked) | dict(self.objective.statistics(checked))
+        return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU
 
     @property
     def _history(self) -> StudyHistory:
@@ -151,7 +157,7 @@ def run(
         optimizers: only these; one that the file does not list has its defaults.
         seeds: only these.
         budget: another total, in the unit of the file's budget.
-        storage: the database's URL; ``None`` takes ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
+        storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
 
     Returns:
@@ -170,34 +176,25 @@ def run(
     return [Study(plan.name, url) for plan in chosen]
 
 
-def dry_run(to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False) -> list[tuple[StudyPlan, int]]:
+def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -> list[tuple[Resolved, int]]:
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
     Returns:
-        Each plan, and how many evaluations are stored.
+        Each study as it is resolved, and how many evaluations are stored.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        _rehearse(to_run, StudyRunner(storage, accept_changes=accept_changes))
-        stored = HistoryReader(storage).read_studies([plan.name for plan in to_run])
-    done = {study.study: study.evaluations for study in stored}
-    return [(plan, done.get(plan.name, 0)) for plan in to_run]
-
-
-def _rehearse(to_run: Sequence[StudyPlan], runner: StudyRunner) -> None:
-    """Refuse what is quickly known to be wrong with plans, or with the Ray clusters of those that are not finished."""
-    unfinished = runner.rehearse(to_run)
-    for ray, spec in {plan.objective_key: (plan.ray, plan.spec.objective) for plan in unfinished}.values():
-        if ray is not None:
-            from lcsc_opt.evaluation.ray import check_cluster
-
-            check_cluster(ray, spec)
+        studies = read_database(storage)
+        resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
+        histories = HistoryReader(storage).read_studies([plan.name for plan in to_run])
+    evaluations = {study.study: study.evaluations for study in histories}
+    return [(study, evaluations.get(study.plan.name, 0)) for study in resolved]
 
 
 def run_plans(
-    to_run: Sequence[StudyPlan],
+    to_run: Sequence[Plan],
     url: str,
     *,
     on_end: Callable[[str], None] = lambda _: None,
@@ -205,7 +202,7 @@ def run_plans(
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
-    Plans that could never be searched are refused before any runs, and a missing database is made after that.
+    Plans that could never be searched are refused before any runs, and a missing database is created after that.
 
     Args:
         to_run: the plans.
@@ -217,30 +214,72 @@ def run_plans(
         LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them.
     """
-    keys = [plan.objective_key for plan in to_run]
+    objectives = ObjectiveLoader()
     with looked_into(url) as storage:
-        runner, stored = StudyRunner(storage, accept_changes=accept_changes), our_studies(storage)
-        _rehearse(to_run, runner)
-        for plan in to_run:
-            if plan.objective_key == keys[0] and plan.name not in stored:  # only one objective is loaded at a time
-                runner.check(plan)
-    runner.storage = open_storage(url, write=True)
+        studies = read_database(storage)
+        resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
+        _check_new(resolved, studies, objectives, accept_changes=accept_changes)
+    executor = Executor(open_storage(url, write=True), accept_changes=accept_changes, objectives=objectives)
     failed: list[str] = []
     try:
-        for plan in sorted(to_run, key=lambda plan: keys.index(plan.objective_key)):
+        for study in _by_objective(resolved):
+            name = study.plan.name
             try:
-                outcome = runner.run(plan)
+                outcome = executor.run(study.plan)
             except LcscError as error:
                 if len(to_run) == 1:
                     raise
-                failed.append(plan.name)
-                outcome = str(error).removeprefix(f"{plan.name}: ")
-            on_end(f"{plan.name}: {outcome}")
+                failed.append(name)
+                outcome = str(error).removeprefix(f"{name}: ")
+            on_end(f"{name}: {outcome}")
     finally:
         on_end(f"database: {masked(url)}")
     if failed:
-        which = f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}"
-        raise SearchFailedError(f"{which}; the lines above say why, and how they go on")
+        raise SearchFailedError(
+            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
+            "how they go on"
+        )
+
+
+def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_changes: bool) -> list[Resolved]:
+    """Resolve studies as far as that is possible without their objectives, and check this machine for them."""
+    evidence: dict[str, Evidence] = {}
+    resolved = []
+    for plan in to_run:
+        key = plan.objective_key
+        if key not in evidence:
+            evidence[key] = read_code(plan, studies.attributes)
+        resolved.append(resolve(plan, studies, evidence[key], accept_changes=accept_changes))
+    for study in resolved:
+        if study.state == "finished":
+            for line in study.notices:
+                notice(line)
+    check_machine([study.plan for study in resolved if study.state != "finished"])
+    return resolved
+
+
+def _check_new(
+    resolved: Sequence[Resolved], studies: StoredStudies, objectives: ObjectiveLoader, *, accept_changes: bool
+) -> None:
+    """Resolve the new studies of the first objective with that objective, before anything is written.
+
+    The other objectives are loaded when their turn comes: only one is in memory at a time.
+    """
+    key = resolved[0].plan.objective_key
+    new = [study.plan for study in resolved if study.state == "new" and study.plan.objective_key == key]
+    if not new:
+        return
+    evidence = objectives.evidence(new[0], lambda: studies.attributes)
+    for plan in new:
+        resolve(plan, studies, evidence, accept_changes=accept_changes)
+
+
+def _by_objective(resolved: Sequence[Resolved]) -> list[Resolved]:
+    """The studies in their order, but those of one objective together."""
+    groups: dict[str, list[Resolved]] = {}
+    for study in resolved:
+        groups.setdefault(study.plan.objective_key, []).append(study)
+    return [study for group in groups.values() for study in group]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:
@@ -296,16 +335,19 @@ def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[S
     return read_studies(path), path.parent
 
 
-def _row(trial: Any) -> dict[str, Any]:
-    known = trial.user_attrs
-    cost = known.get("cost") or {}
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    cost = attributes.get("cost") or {}
+    coefficients = None
+    if "coefficients" in attributes:
+        coefficients = coefficients_of(trial).tolist()
     return {
         "number": trial.number,
         "state": trial.state.name,
         "loss": trial.value,
-        "coefficients": coefficients_of(trial).tolist() if "coefficients" in known else None,
-        "metrics": known.get("metrics"),
+        "coefficients": coefficients,
+        "metrics": attributes.get("metrics"),
         "images": cost.get("images"),
         "seconds": cost.get("seconds"),
-        "reason": known.get("reason"),
+        "reason": attributes.get("reason"),
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -26,13 +26,18 @@ from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.search.compatibility import accepted_changes, fingerprint
+from lcsc_opt.search.execution import Executor, objective_of
+from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
-from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
-from lcsc_opt.search.study import StudyRunner, objective_of
+from lcsc_opt.search.plan import CHECKPOINTS, Plan
+from lcsc_opt.search.resolving import accepted_changes
+from lcsc_opt.search.resources import read_database
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
+
+# attributes of the source that a fork does not begin with
+_NOT_INHERITED = ("search_ended", "held_out", NODES, HOLDER, LOGGED, "measured", "retry", ACCEPTED_FAILURES)
 
 
 def fork(
@@ -45,7 +50,7 @@ def fork(
     checkpoints: Sequence[str] = (),
     rows: Rule | None = None,
     accept_changes: bool = False,
-) -> StudyPlan:
+) -> Plan:
     """Create a study that begins where another one ended.
 
     The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
@@ -64,35 +69,76 @@ def fork(
             source was searched, or ``checkpoints`` lack some of the source's.
         LcscError: the new study could never be searched; nothing is stored then.
     """
-    origin, of_source = source.chosen_trial()[1], StudyPlan.of(source)
-    known = of_source.spec
-    if rows is not None and known.space.rows not in (None, rows):
-        raise StudySpecError(f"--rows: {source.name} has a row for each of its {known.space.rows}; leave --rows out")
-    plan = of_source.changed(
-        name=check_experiment(experiment),
-        objective=_on_checkpoints(known.objective, checkpoints) if checkpoints else known.objective,
-        space=known.space if rows is None else known.space.model_copy(update={"rows": rows}),
-        optimizers=(optimizer or of_source.optimizer,),
-        seeds=(of_source.seed if seed is None else seed,),
-        budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
+    source_plan = Plan.of(source)
+    plan = _forked_plan(
+        source_plan,
+        check_experiment(experiment),
+        optimizer=optimizer,
+        seed=seed,
+        budget=budget,
+        checkpoints=checkpoints,
+        rows=rows,
     )
-    configure(plan.optimizer)
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
-    runner = StudyRunner(source.storage, accept_changes=accept_changes)
-    before = runner.objective(of_source)
-    changes = accepted_changes(source, fingerprint(before), accept=accept_changes)
-    if not checkpoints:
-        plan = dataclasses.replace(plan, origin=origin.tolist())
-        runner.check(plan)
-        begun = {**plan.following(), **plan.beginning(runner.objective(plan)), "forked_from": source.name}
-        not_taken = dict.fromkeys(("search_ended", "held_out", NODES, HOLDER, LOGGED, "measured", "retry"))
-        source.copy(plan.name, {**source.attributes, **changes, **begun, **not_taken})
+    origin = source.chosen_trial()[1]
+    executor = Executor(source.storage, accept_changes=accept_changes)
+    source_objective = executor.objective(source_plan)
+    changes = accepted_changes(
+        source.name,
+        source.attributes,
+        read_database(source.storage).trials,
+        executor.fingerprint(source_plan),
+        accept=accept_changes,
+    )
+    if checkpoints:
+        before = packed_trajectory(source_objective)
+        now = packed_trajectory(executor.objective(plan))
+        plan = dataclasses.replace(plan, origin=_coefficients_on(origin, before, now, source=source.name))
+        executor.create(executor.resolve(plan), {"forked_from": source.name})
         return plan
-    was = packed_trajectory(before)
-    now = packed_trajectory(runner.objective(plan))
-    plan = dataclasses.replace(plan, origin=_coefficients_on(origin, was, now, source=source.name))
-    runner.create(plan, {"forked_from": source.name})
+    plan = dataclasses.replace(plan, origin=origin.tolist())
+    resolved = executor.resolve(plan)
+    for line in resolved.notices:
+        notice(line)
+    attributes = {**source.attributes, **changes}
+    attributes |= plan.following
+    attributes |= plan.beginning(executor.objective(plan))
+    attributes |= dict.fromkeys(_NOT_INHERITED)
+    attributes["forked_from"] = source.name
+    source.copy(plan.name, attributes)
+    return plan
+
+
+def _forked_plan(
+    source_plan: Plan,
+    experiment: str,
+    *,
+    optimizer: OptimizerSpec | None,
+    seed: int | None,
+    budget: int | None,
+    checkpoints: Sequence[str],
+    rows: Rule | None,
+) -> Plan:
+    """The specification of a fork: the source's, but for what was given."""
+    spec = source_plan.spec
+    changes: dict[str, Any] = {"name": experiment}
+    if checkpoints:
+        changes["objective"] = _on_checkpoints(spec.objective, checkpoints)
+    if rows is not None:
+        if spec.space.rows not in (None, rows):
+            raise StudySpecError(
+                f"--rows: {source_plan.name} has a row for each of its {spec.space.rows}; leave --rows out"
+            )
+        changes["space"] = spec.space.model_copy(update={"rows": rows})
+    if optimizer is not None:
+        changes["optimizers"] = (optimizer,)
+    if seed is not None:
+        changes["seeds"] = (seed,)
+    if budget is not None:
+        changes["budget"] = BudgetSpec(**{spec.budget.unit: budget})
+    plan = source_plan.changed(**changes)
+    configure(plan.optimizer)
     return plan
 
 
@@ -102,7 +148,8 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
         raise StudySpecError(f"--checkpoints: {spec.file} has no setting {CHECKPOINTS}")
     paths: list[Any] = [str(Path(pattern).expanduser().absolute()) for pattern in patterns]
     settings = {name: value for name, value in spec.settings.items() if name != "select"}
-    return spec.model_copy(update={"settings": {**settings, CHECKPOINTS: paths[0] if len(paths) == 1 else paths}})
+    settings[CHECKPOINTS] = paths[0] if len(paths) == 1 else paths
+    return spec.model_copy(update={"settings": settings})
 
 
 def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajectory, *, source: str) -> list[Any]:
@@ -111,15 +158,17 @@ def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajec
     Raises:
         StudyStoreError: ``now`` lacks one of the checkpoints, or has other weights for it.
     """
-    known = dict(zip(now.steps, now.checkpoint_sha256, strict=True))
+    digests = dict(zip(now.steps, now.checkpoint_sha256, strict=True))
     for step, digest in zip(before.steps, before.checkpoint_sha256, strict=True):
-        if known.get(step) != digest:
-            what = "other weights" if step in known else "no checkpoint"
-            missing = f"{what} there for step {step} of {source}"
-            raise StudyStoreError(f"--checkpoints: {missing}; give all checkpoints of that study, and later ones")
-    found = np.zeros((*coefficients.shape[:-1], len(now)))
-    found[..., np.isin(now.steps, before.steps)] = coefficients
-    listed: list[Any] = found.tolist()
+        if digests.get(step) != digest:
+            difference = "other weights" if step in digests else "no checkpoint"
+            raise StudyStoreError(
+                f"--checkpoints: {difference} there for step {step} of {source}; give all checkpoints of that study, "
+                "and later ones"
+            )
+    extended = np.zeros((*coefficients.shape[:-1], len(now)))
+    extended[..., np.isin(now.steps, before.steps)] = coefficients
+    listed: list[Any] = extended.tolist()
     return listed
 
 
@@ -148,12 +197,16 @@ def starting_point(
         return objective, lambda: _best_average(objective), images
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
     objective = objective_of(study)
-    accepted_changes(study, {"objective": objective.describe()}, accept=False)
+    current = {"objective": objective.describe()}
+    accepted_changes(study.name, study.attributes, read_database(study.storage).trials, current, accept=False)
 
     def start() -> Coefficients:
         if best:
             return study.chosen_trial()[1]
-        return _best_average(objective) if (known := known_ema(study)) is None else known[1]
+        ema = known_ema(study)
+        if ema is None:
+            return _best_average(objective)
+        return ema[1]
 
     return objective, start, HeldOutPlan.of(study).images
 

@@ -15,9 +15,10 @@ from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_gr
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.search.compatibility import accepted_changes
-from lcsc_opt.search.plan import StudyPlan
-from lcsc_opt.search.study import StudyRunner
+from lcsc_opt.search.execution import Executor
+from lcsc_opt.search.plan import Plan
+from lcsc_opt.search.resolving import accepted_changes
+from lcsc_opt.search.resources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
@@ -40,27 +41,35 @@ def run_landscape(
         StudyStoreError: the stored landscape has other options, or the objective has changed.
         StudySpecError: the corners span no plane.
     """
-    wanted = OptimizerSpec(name=LANDSCAPE, options=dict(options))
-    configure(wanted)
+    optimizer = OptimizerSpec(name=LANDSCAPE, options=dict(options))
+    configure(optimizer)
     plane = Plane.through(options.get("corners"), source.attributes["steps"])
-    searched = StudyPlan.of(source)
-    fewer = {} if images is None else {"images": images}
-    settings = {**searched.spec.objective.settings, **fewer}
+    points = plane_grid(options.get("size", DEFAULT_SIZE))[1]
+    plan = _landscape_plan(Plan.of(source), optimizer, len(points), images, seed)
+    executor = Executor(source.storage)
+    if images is None:
+        current = {"objective": executor.objective(plan).describe()}
+        accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
+    if plan.name not in our_studies(source.storage):
+        products = plane.products(executor.objective(plan).gram())
+        executor.create(executor.resolve(plan), {"plane": {"products": stored_array(products)}})
+    return plan.name, executor.run(plan)
+
+
+def _landscape_plan(searched: Plan, optimizer: OptimizerSpec, points: int, images: int | None, seed: int) -> Plan:
+    """The specification of a landscape: that of the search, with a grid of points as its optimizer."""
+    spec = searched.spec
+    settings = dict(spec.objective.settings)
+    if images is not None:
+        settings["images"] = images
     plan = searched.changed(
-        objective=searched.spec.objective.model_copy(update={"settings": settings}),
-        optimizers=(wanted,),
+        objective=spec.objective.model_copy(update={"settings": settings}),
+        optimizers=(optimizer,),
         seeds=(seed,),
-        failures=searched.spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
-        budget=BudgetSpec(evaluations=len(plane_grid(options.get("size", DEFAULT_SIZE))[1])),
+        failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
+        budget=BudgetSpec(evaluations=points),
         held_out=None,
         log=(),
         notify=None,
     )
-    plan = dataclasses.replace(plan, origin=None)
-    runner = StudyRunner(source.storage)
-    if images is None:
-        accepted_changes(source, {"objective": runner.objective(plan).describe()}, accept=False)
-    if plan.name not in our_studies(source.storage):
-        products = plane.products(runner.objective(plan).gram())
-        runner.create(plan, {"plane": {"products": stored_array(products)}})
-    return plan.name, runner.run(plan)
+    return dataclasses.replace(plan, origin=None)

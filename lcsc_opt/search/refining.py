@@ -34,14 +34,19 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import NOISE_STRIDE, DualAscent, averaging_share
-from lcsc_opt.search.compatibility import differences
+from lcsc_opt.search.resolving import differences
 from lcsc_opt.training.trainer import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
 
 _NOISE_GROUP = "refine"
-_RATE, _RATE_IMAGES = 1e-4, 200  # Adam's rate with so many images a step
+_RATE = 1e-4  # Adam's, with so many images a step:
+_RATE_IMAGES = 200
 _EPSILON = 1e-15  # Adam's 1e-8 would hide the gradients of a loss in a small unit
 _CHECKPOINTS = 50  # how many, unless the settings say how many steps lie between two
+_STATE = ".state.pt"
+_CURVE = ".jsonl"
+_ANSWER = ".safetensors"
+_SUFFIXES = (_STATE, _CURVE, _ANSWER)
 _STATE_SECONDS = 60.0  # between two states; a crash costs at most this time
 
 
@@ -67,8 +72,10 @@ class RefineSettings(FrozenModel):
     @model_validator(mode="after")
     def _two_checkpoints(self) -> RefineSettings:
         if self.every > self.steps:
-            few = f"{self.images:,} images are {self.steps} steps of {self.images_per_step:,}"
-            raise ValueError(f"{few}, fewer than one checkpoint takes")
+            raise ValueError(
+                f"{self.images:,} images are {self.steps} steps of {self.images_per_step:,}, "
+                f"and a checkpoint is written every {self.every}"
+            )
         return self
 
     @property
@@ -122,22 +129,20 @@ def refine(
     """
     if not isinstance(objective, MergeSampleScore):
         raise ObjectiveError("refine: the objective samples no images with merged weights, so there is none to train")
-    if reason := objective.why_no_gradient():
+    reason = objective.why_no_gradient()
+    if reason is not None:
         raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
     if getattr(objective.sampler, "component", None) == "lora":  # its alphas would have to be written, too
         raise ObjectiveError("refine: trains all weights of a network, and no LoRA; search coefficients")
     if out.suffix != ".trajectory":
-        raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
+        raise StudySpecError(f"{out}: must end in .trajectory")
 
     busy = StudySpecError(f"{out}: another process refines to it; wait until it is done, or give another name")
     with only_process(out, busy=busy):
         if resume:
             run = _Refinement.resumed(objective, settings, out)
         else:
-            for path in (out, *(out.with_suffix(end) for end in (".state.pt", ".jsonl", ".safetensors"))):
-                if path.exists():
-                    go_on = "go on with --resume, or " if out.with_suffix(".state.pt").exists() else ""
-                    raise StudySpecError(f"{path}: exists already; {go_on}give another name")
+            _check_new(out)
             coefficients = start()
             objective.know_constraint()
             objective.release()  # Adam needs the memory now
@@ -145,6 +150,16 @@ def refine(
             run.save()
         run.descend()
         return run.finish(settings.held_out or held_out_images)
+
+
+def _check_new(out: Path) -> None:
+    """Refuse to write over files of another refinement."""
+    for path in (out, *(out.with_suffix(suffix) for suffix in _SUFFIXES)):
+        if path.exists():
+            advice = "give another name"
+            if out.with_suffix(_STATE).exists():
+                advice = f"go on with --resume, or {advice}"
+            raise StudySpecError(f"{path}: exists already; {advice}")
 
 
 class _Refinement:
@@ -161,37 +176,44 @@ class _Refinement:
         self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients, out: Path
     ) -> None:
         assert objective.trajectory is not None  # why_no_gradient would have said so
-        self.settings, self.coefficients, self.out = settings, coefficients, out
-        self._of_checkpoints, self._kept = objective, DualAscent()
+        self.settings = settings
+        self.coefficients = coefficients
+        self.out = out
+        self._of_checkpoints = objective
+        self._kept = DualAscent()
         self.begun: Mapping[str, Tensor] = objective.trajectory.merge(coefficients)
         varying = objective.trajectory.varying
-        trained = sorted(name for name, part in self.begun.items() if name in varying and part.is_floating_point())
-        iterate = {name: _copied(part, objective.device, wide=name in trained) for name, part in self.begun.items()}
+        trained = sorted(name for name, tensor in self.begun.items() if name in varying and tensor.is_floating_point())
+        iterate = {name: _copied(tensor, objective.device, wide=name in trained) for name, tensor in self.begun.items()}
         self.model = OneModel(iterate, frozenset(trained))
         self.objective = objective.on_weights(self.model)
         self._iterate = {name: iterate[name] for name in trained}
-        self._average = {name: part.clone() for name, part in self._iterate.items()}
+        self._average = {name: tensor.clone() for name, tensor in self._iterate.items()}
         self._adam = torch.optim.Adam(list(self._iterate.values()), lr=settings.adam_rate, eps=_EPSILON)
-        self.done, self.seconds = 0, 0.0
+        self.done = 0
+        self.seconds = 0.0
 
     @classmethod
     @torch.no_grad()
     def resumed(cls, objective: MergeSampleScore, settings: RefineSettings, out: Path) -> _Refinement:
         """The run whose state is stored; refused unless it began with the same settings and objective."""
-        file = out.with_suffix(".state.pt")
+        file = out.with_suffix(_STATE)
         if not file.exists():
-            raise StudySpecError(f"{out}: there is nothing to go on with; leave --resume out to begin")
+            raise StudySpecError(f"{out}: there is nothing to resume; leave --resume out to begin")
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             stored = json.loads(state["identity"])
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{file}: is damaged; begin anew under another name") from error
-        if difference := next(differences(stored, json.loads(_identity(objective, settings))), None):
-            raise StudySpecError(f"{out}: was begun otherwise: {difference}; give what was given then")
+        current = json.loads(_identity(objective, settings))
+        difference = next(differences(stored, current), None)
+        if difference is not None:
+            raise StudySpecError(f"{out}: was begun otherwise: {difference}; give the same settings again")
         run = cls(objective, settings, state["coefficients"].numpy(), out)
-        run.done, run.seconds = int(state["done"]), float(state["seconds"])
-        for name, part in run._iterate.items():
-            part.copy_(state["iterate"][name])
+        run.done = int(state["done"])
+        run.seconds = float(state["seconds"])
+        for name, tensor in run._iterate.items():
+            tensor.copy_(state["iterate"][name])
             run._average[name].copy_(state["average"][name])
         run._adam.load_state_dict(state["adam"])
         run._kept = DualAscent(float(state["keep_weight"]))
@@ -201,7 +223,8 @@ class _Refinement:
 
     def save(self) -> None:
         """Replace the stored state by everything that a resumed refinement needs."""
-        constraint, file = self._of_checkpoints.scores.constraint, self.out.with_suffix(".state.pt")
+        file = self.out.with_suffix(_STATE)
+        constraint = self._of_checkpoints.scores.constraint
         state = {
             "done": self.done,
             "seconds": self.seconds,
@@ -221,14 +244,16 @@ class _Refinement:
 
     def descend(self) -> None:
         """Make the remaining steps. An interruption loses no finished step."""
-        settings, curve = self.settings, LearningCurve(self.out.with_suffix(".jsonl"))
+        settings = self.settings
+        curve = LearningCurve(self.out.with_suffix(_CURVE))
         curve.rewind(self.done)
         with (
             TrajectoryWriter(self.out, every=settings.every, resume=self.done) as writer,
             progress("refining", settings.steps, done=self.done) as advance,
         ):
             writer.append(self.done, self.model.weights)
-            saved_at, began = time.monotonic(), time.monotonic() - self.seconds
+            saved_at = time.monotonic()
+            began = time.monotonic() - self.seconds
             while self.done < settings.steps:
                 try:
                     evaluation = self._evaluate()
@@ -257,55 +282,60 @@ class _Refinement:
             if not math.isfinite(evaluation.loss):
                 raise ObjectiveError(f"the loss is {evaluation.loss}; lower the rate")
         except (ObjectiveError, MetricError) as error:
-            before = f"the checkpoints before it are whole in {self.out}"
-            raise TrainingError(f"step {self.done + 1}: {error}; {before}") from error
+            raise TrainingError(
+                f"step {self.done + 1}: {error}; the checkpoints before it are whole in {self.out}"
+            ) from error
         return evaluation
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _step(self, evaluation: Evaluation) -> None:
         """One step of Adam (Kingma and Ba 2015, Algorithm 1) with the evaluated gradient; updates the average, too."""
-        for name, part in self._iterate.items():
+        for name, tensor in self._iterate.items():
             gradient = self.model.gradients.get(name)
-            part.grad = None if gradient is None else gradient.to(part)
+            tensor.grad = None if gradient is None else gradient.to(tensor)
         self._adam.step()
         self._adam.zero_grad()
         self._kept.hear(evaluation)
         self.done += 1
         share = averaging_share(self.done)
-        for name, part in self._average.items():
-            part.lerp_(self._iterate[name], share)
+        for name, tensor in self._average.items():
+            tensor.lerp_(self._iterate[name], share)
 
     def finish(self, held_out_images: int) -> tuple[Path, Evaluation, Evaluation]:
         """Write the average in the dtypes of the checkpoints, and compare it with the start."""
-        answer = {name: self._average.get(name, part).to(part) for name, part in self.begun.items()}
-        objectives = [self._of_checkpoints.on_weights(OneModel(w, frozenset())) for w in (self.begun, answer)]
-        tensors = {**answer, **objectives[1].statistics(ONE)}
-        file = self.out.with_suffix(".safetensors")
+        answer = {name: self._average.get(name, tensor).to(tensor) for name, tensor in self.begun.items()}
+        start_objective = self._of_checkpoints.on_weights(OneModel(self.begun, frozenset()))
+        answer_objective = self._of_checkpoints.on_weights(OneModel(answer, frozenset()))
+        tensors = {**answer, **answer_objective.statistics(ONE)}
+        file = self.out.with_suffix(_ANSWER)
         try:
             with replacing(file) as pending:
-                tensors = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 write_safetensors(tensors, pending, {"format": "pt"})
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"{file}: cannot be written ({error})") from error
+        held_out = Candidate(ONE, held_out_images, HELD_OUT)
         with progress("held out", 2) as advance:
-            found = []
-            for what, objective in zip(("start", "refined"), objectives, strict=True):
-                found.append(objective.evaluate(Candidate(ONE, held_out_images, HELD_OUT)))
-                advance(note=f"{what} {found[-1].loss:.4g}")
-        self.out.with_suffix(".state.pt").unlink()
-        return file, found[0], found[1]
+            start = start_objective.evaluate(held_out)
+            advance(note=f"start {start.loss:.4g}")
+            refined = answer_objective.evaluate(held_out)
+            advance(note=f"refined {refined.loss:.4g}")
+        self.out.with_suffix(_STATE).unlink()
+        return file, start, refined
 
 
 def _identity(objective: MergeSampleScore, settings: RefineSettings) -> str:
     """As JSON: what must stay the same for a refinement to be resumed."""
-    kept = {**settings.model_dump(exclude={"held_out"}), "rate": settings.adam_rate, "checkpoint_every": settings.every}
-    return json.dumps({"settings": kept, **objective.fingerprint()})
+    identity: dict[str, Any] = settings.model_dump(exclude={"held_out"})
+    identity["rate"] = settings.adam_rate
+    identity["checkpoint_every"] = settings.every
+    return json.dumps({"settings": identity, **objective.fingerprint()})
 
 
 @torch.inference_mode(mode=False)
 @torch.no_grad()
-def _copied(part: Tensor, device: torch.device, *, wide: bool) -> Tensor:
+def _copied(tensor: Tensor, device: torch.device, *, wide: bool) -> Tensor:
     """A copy to train. With ``wide``, at least float32: half types would round Adam's steps away."""
-    dtype = torch.promote_types(part.dtype, torch.float32) if wide else part.dtype
-    return part.to(device, dtype, copy=True)
+    dtype = torch.promote_types(tensor.dtype, torch.float32) if wide else tensor.dtype
+    return tensor.to(device, dtype, copy=True)

@@ -32,7 +32,7 @@ from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
-from lcsc_opt.search.failure_policy import FailurePolicy
+from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
@@ -88,23 +88,31 @@ class Search:
         failures: FailureSpec | None = None,
         environment_change: str = "",
     ) -> None:
-        self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
-        self.name, self.budget = study.name, budget
-        self._images_per_evaluation, self._tells = images_per_evaluation, tells
+        self.name = study.name
+        self.budget = budget
+        self._study = study
+        self._optimizer = optimizer
+        self._evaluator = evaluator
+        self._images_per_evaluation = images_per_evaluation
+        self._most_in_flight = in_flight
+        self._tells = tells
         self._policy = FailureSpec() if failures is None else failures
         self._environment_change = environment_change
+
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
-        self._most_in_flight = in_flight
         self._in_flight: list[_Trial] = []
-        places = [place for trial in self._stored if (place := _tell_index(trial)) is not None]
-        self._committed = max(places, default=-1) + 1
-        self._worst: float | None = None
+        self._committed = 0  # the place of the next result that is told as it is completed
+        for trial in self._stored:
+            if trial.state.is_finished():
+                self._committed = max(self._committed, _tell_index(trial) + 1)
         has_results = any(trial.state in SUCCEEDED for trial in trials)
         self._failing = FailurePolicy(study.name, self._policy, has_results=has_results)
+        self._accepted_failures = frozenset(study.attributes.get(ACCEPTED_FAILURES) or ())
+        self._worst: float | None = None
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -135,24 +143,28 @@ class Search:
             SearchFailedError: every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
-        number = asked = 0
+        number = 0
+        asked = 0  # what was spent on asks, in the budget's unit
         while asked < self.budget.total:
             while self._must_tell_before(number):
                 self._tell_next(on_tell)
             if getattr(self._optimizer, "finished", False):
                 break
-            self._in_flight.append(self._ask(number))
-            asked += self._price(self._in_flight[-1].request)
+            trial = self._ask(number)
+            self._in_flight.append(trial)
+            asked += self._price(trial.request)
             number += 1
         while self._in_flight:
             self._tell_next(on_tell)
-        self._failing.judge(self.told, ended=True)
+        self._failing.check_share(self.told, ended=True)
 
     def _price(self, request: Request) -> int:
         """What a candidate costs, in the unit of the budget."""
         if self.budget.unit == "evaluations":
             return 1
-        return self._images_per_evaluation if request.images is None else request.images
+        if request.images is None:
+            return self._images_per_evaluation
+        return request.images
 
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
@@ -168,15 +180,12 @@ class Search:
             attach_request(parameter, request)
             outcome = _stored_outcome(trial)
             loss = self._loss_to_tell(outcome, trial.number, request)
-            told = outcome if isinstance(outcome, Evaluation) else None
-            if told is not None and told.gradient is not None and told.gradient.shape != parameter.value.shape:
-                told = dataclasses.replace(told, gradient=None)  # of one row, where there are several now
-            attach_evaluation(parameter, told)
+            attach_evaluation(parameter, _with_fitting_gradient(outcome, parameter.value.shape))
             try:
                 self._tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
                 raise StudySpecError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
-        self._failing.count = 0  # failures of the other study do not count
+        self._failing.forget()  # failures of the other study do not count
 
     def _must_tell_before(self, number: int) -> bool:
         """Whether a result must be told before the ask of this number."""
@@ -188,32 +197,39 @@ class Search:
         with blas_threads(1):
             parameter = self._optimizer.ask()
         candidate = candidate_of(parameter)
-        if number >= len(self._stored):
-            tells_before = self.told if self._tells == "as-completed" else None
-            added = self._study.add_candidate(candidate, tells_before=tells_before)
-            return self._submit(_Trial(added, candidate, request_of(parameter), parameter))
-        stored = self._stored[number]
-        self._verify(stored, candidate)
-        asked = _Trial(stored.number, candidate, request_of(parameter), parameter)
-        asked.tell_index, asked.attempts = _tell_index(stored), list(stored.user_attrs.get("attempts", ()))
+        request = request_of(parameter)
+        if number < len(self._stored):
+            stored = self._stored[number]
+            self._verify(stored, candidate)
+            return self._resumed(stored, _Trial(stored.number, candidate, request, parameter))
+        tells_before = self.told if self._tells == "as-completed" else None
+        new_number = self._study.add_candidate(candidate, tells_before=tells_before)
+        return self._submit(_Trial(new_number, candidate, request, parameter))
+
+    def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
+        """A stored trial that was asked again: with its result, or evaluated again if it has none."""
+        asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
             asked.outcome = _stored_outcome(stored)
-        elif asked.attempts and asked.attempts[-1].get("last"):
+            asked.tell_index = _tell_index(stored)
+            return asked
+        if asked.attempts and asked.attempts[-1].get("last"):
+            # The last attempt has failed, and a crash came before the trial's state was written.
             last = asked.attempts.pop()
             asked.future = concurrent.futures.Future()
             asked.future.set_result(Failure(last["reason"], last["seconds"], False, last.get("traceback", "")))
-        else:
-            self._submit(asked)
-        return asked
+            return asked
+        return self._submit(asked)
 
     def _submit(self, asked: _Trial) -> _Trial:
         asked.future = self._evaluator.submit(asked.candidate, gradient=asked.request.gradient)
         return asked
 
     def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
-        how = candidate_attributes(asked)
-        same_way = all(stored.user_attrs.get(key) == how.get(key) for key in ("images", "noise"))
-        if same_way and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
+        """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit."""
+        attributes = candidate_attributes(asked)
+        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise"))
+        if same_request and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._environment_change or "the same versions, BLAS and cores as before"
         raise StudyStoreError(
@@ -223,9 +239,11 @@ class Search:
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
         """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
-        while (asked := self._next_to_tell()) is None:
+        asked = self._next_to_tell()
+        while asked is None:
             if not self._commit_finished():
                 on_tell(self)
+            asked = self._next_to_tell()
         self._in_flight.remove(asked)
         assert asked.outcome is not None
         loss = self._loss_to_tell(asked.outcome, asked.number, asked.request)
@@ -235,9 +253,9 @@ class Search:
         self.spent += self._price(asked.request)
         on_tell(self)
         if asked.ended_now:
-            older_run = any(other.number < asked.number and other.outcome is None for other in self._in_flight)
-            self._failing.heed(asked.outcome, asked.attempts, older_run=older_run)
-        self._failing.judge(self.told)
+            older_run = any(trial.number < asked.number and trial.outcome is None for trial in self._in_flight)
+            self._failing.check_repetition(asked.outcome, asked.attempts, older_run=older_run)
+        self._failing.check_share(self.told)
 
     def _tell(self, parameter: Any, loss: float) -> None:
         """Tell the optimizer a loss.
@@ -250,12 +268,15 @@ class Search:
             self._optimizer.tell(parameter, loss)
 
     def _next_to_tell(self) -> _Trial | None:
+        """The trial whose turn it is, if it has a result."""
         if self._tells == "ordered":
-            oldest = self._in_flight[0]
-            return None if oldest.outcome is None else oldest
-        placed = [asked for asked in self._in_flight if asked.tell_index is not None]
-        first = min(placed, key=lambda asked: asked.tell_index or 0, default=None)
-        return first if first is not None and first.outcome is not None else None
+            first = self._in_flight[0]
+        else:
+            placed = [trial for trial in self._in_flight if trial.tell_index is not None]
+            if not placed:
+                return None
+            first = min(placed, key=lambda trial: trial.tell_index or 0)
+        return None if first.outcome is None else first
 
     def _commit_finished(self) -> bool:
         """Whether anything finished in time."""
@@ -273,7 +294,7 @@ class Search:
         if tell_index is None:
             tell_index = asked.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
-            self._failing.say_why(asked.number, outcome)
+            self._failing.print_reason(asked.number, outcome)
             asked.attempts.append(outcome.as_attempt())
             if outcome.retry and len(asked.attempts) <= self._policy.retries:
                 self._study.note_attempts(asked.number, asked.attempts)
@@ -283,39 +304,57 @@ class Search:
         else:
             compares = asked.request.compares(self._images_per_evaluation)
             self._study.finish(asked.number, outcome, tell_index=tell_index, compares=compares)
-        asked.outcome, asked.tell_index, asked.ended_now = outcome, tell_index, True
+        asked.outcome = outcome
+        asked.tell_index = tell_index
+        asked.ended_now = True
         self._committed = max(self._committed, tell_index + 1)
 
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss. For a failed trial the worst loss told so far, so that the optimizer avoids its surroundings."""
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
-            self._worst = loss if self._worst is None else max(self._worst, loss)
+            if self._worst is None or loss > self._worst:
+                self._worst = loss
             if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
                 self.best = (loss, number)
             return loss
-        self._failing.add(outcome)
+        self._failing.add(outcome, accepted=number in self._accepted_failures)
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
+
+
+def _with_fitting_gradient(outcome: Outcome, shape: tuple[int, ...]) -> Evaluation | None:
+    """What to attach for an inherited result: a gradient of one row does not fit where there are several now."""
+    if not isinstance(outcome, Evaluation):
+        return None
+    if outcome.gradient is not None and outcome.gradient.shape != shape:
+        return dataclasses.replace(outcome, gradient=None)
+    return outcome
 
 
 def _stored_outcome(trial: FrozenTrial) -> Outcome:
     """The evaluation or the failure of a finished trial."""
-    cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
+    attributes = trial.user_attrs
+    cost: Mapping[str, Any] = attributes.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
-        gradient = trial.user_attrs.get("gradient")
-        known = None if gradient is None else array_of(gradient)
-        others = {name: trial.user_attrs.get(name) for name in ("violation", "unseen")}
-        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost(**cost), known, **others)
-    return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
+        gradient = attributes.get("gradient")
+        return Evaluation(
+            trial.value,
+            attributes.get("metrics", {}),
+            Cost(**cost),
+            gradient=None if gradient is None else array_of(gradient),
+            violation=attributes.get("violation"),
+            unseen=attributes.get("unseen"),
+        )
+    return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 
 
-def _tell_index(trial: FrozenTrial) -> int | None:
-    """The place of a stored result among those that are told; ``None`` before there is one."""
-    return int(trial.user_attrs.get("tell_index", trial.number)) if trial.state.is_finished() else None
+def _tell_index(trial: FrozenTrial) -> int:
+    """The place of a finished trial among those that are told."""
+    return int(trial.user_attrs.get("tell_index", trial.number))
 
 
 def _request(trial: FrozenTrial) -> Request:
     """How a stored trial was evaluated."""
-    known = trial.user_attrs
-    noise = Noise(**known["noise"]) if "noise" in known else SEARCH
-    return Request(images=known.get("images"), noise=noise, gradient="gradient" in known)
+    attributes = trial.user_attrs
+    noise = Noise(**attributes["noise"]) if "noise" in attributes else SEARCH
+    return Request(images=attributes.get("images"), noise=noise, gradient="gradient" in attributes)

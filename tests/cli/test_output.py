@@ -1,12 +1,14 @@
-"""Tables on terminals of any width."""
+"""Tables on terminals of any width, and JSON that every program reads."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
 
 import pytest
 
-from lcsc_opt.cli.output import print_table
+from lcsc_opt.cli.output import print_json, print_table
 
 
 @pytest.mark.parametrize("width", [140, 80, 60, 40])
@@ -23,3 +25,13 @@ def test_no_table_cuts_a_number_or_a_name(monkeypatch: pytest.MonkeyPatch, width
     assert set(" ".join(cells).split()) <= set(words)
     assert "…" not in written.getvalue()
     assert (len(max(written.getvalue().splitlines(), key=len)) <= width) == (width >= 80)
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"metrics": {"fid": math.nan, "kid": 0.5}, "losses": [(1.0, math.inf), -math.inf]})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert printed == {"metrics": {"fid": None, "kid": 0.5}, "losses": [[1.0, None], None]}

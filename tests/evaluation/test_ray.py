@@ -26,7 +26,7 @@ from lcsc_opt.evaluation import file_shipping
 from lcsc_opt.evaluation.file_shipping import NodeObjective, PackedTrajectory
 from lcsc_opt.evaluation.pool import ProcessEvaluator
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.search.plan import StudyPlan
+from lcsc_opt.search.plan import Plan
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, wait_for
@@ -78,10 +78,10 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
     assert any(node["alive"] and node["name"] in ("one", "two") for node in study.attributes["nodes"]["nodes"])
     more = ["run", file, "--storage", "sqlite:///r.db", "budget.evaluations=7"]
     assert lcsc([*more, "--ray", f"127.0.0.1:{free_port()}"]) == 2
-    assert StudyPlan.of(study).ray == RayWorkers(ray=2, gpus=0, address=cluster.address)  # lcsc resume goes there again
+    assert Plan.of(study).ray == RayWorkers(ray=2, gpus=0, address=cluster.address)  # lcsc resume goes there again
     assert len(study.trials()) == 6
     assert lcsc([*more, "workers=2"]) == 0
-    assert StudyPlan.of(study).ray is None
+    assert Plan.of(study).ray is None
 
 
 def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: Any) -> None:

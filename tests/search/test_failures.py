@@ -19,6 +19,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.runner import Search
 from lcsc_opt.views.study_status import FailureReason, overview
 
@@ -181,6 +182,19 @@ class TestRetryFailed:
         search(study, Breaking(1, 4))
         assert study.retry_failed() == 0
         assert states(study).count("FAIL") == 2
+
+    def test_failures_before_a_success_do_not_end_the_search_again(self, study: StoredStudy) -> None:
+        policy = FailureSpec(retries=0, stop_share=0.5)
+        with pytest.raises(SearchFailedError, match="7 of 10 trials failed"):
+            search(study, Breaking(0, 1, 2, 3, 4, 5, 6), 30, failures=policy)
+        with pytest.raises(SearchFailedError, match="7 of 10"):
+            search(study, bowl, 30, failures=policy)
+        assert retry_failures(study) == 0
+        with pytest.raises(SearchFailedError, match="6 of 11 trials failed"):
+            search(study, Breaking(*range(2, 99)), 30, failures=policy)
+        assert retry_failures(study) == len(study.attributes["retry"]["forgotten"])
+        search(study, bowl, 30, failures=policy)
+        assert states(study) == 7 * ["FAIL"] + 23 * ["COMPLETE"]
 
     def test_a_crash_on_the_way_leaves_a_study_that_goes_on(
         self, study: StoredStudy, monkeypatch: pytest.MonkeyPatch

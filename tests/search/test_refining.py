@@ -243,7 +243,7 @@ def test_what_is_not_finite_ends_it_and_names_the_step(
 
 def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.trajectory"
-    with pytest.raises(StudySpecError, match="there is nothing to go on with; leave --resume out to begin"):
+    with pytest.raises(StudySpecError, match="there is nothing to resume; leave --resume out to begin"):
         run(build(), out, resume=True)
     stopped(build(), out, 3)
     assert "stopped after step 2; with --resume the same command goes on" in capsys.readouterr().err

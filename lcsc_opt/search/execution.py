@@ -1,0 +1,350 @@
+"""Runs resolved studies: the search, then the report on held-out noise.
+
+::
+
+    with Executor(storage).open(plan) as study:
+        study.search()  # ask → write → evaluate → write → tell
+        study.report()  # the answer on held-out noise
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nevergrad.optimization.base import Optimizer
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.study_file import BudgetSpec
+from lcsc_opt.database.history import NODES
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
+from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
+from lcsc_opt.exports import attach_images
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.search.failure_policy import retry_failures
+from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.search.plan import Plan
+from lcsc_opt.search.resolving import Resolved, differences, is_complete, is_searched, resolve
+from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
+from lcsc_opt.search.runner import Search
+from lcsc_opt.tracking.trackers import Reporting
+
+_NODES_SECONDS = 10.0  # between two writes of the workers' state
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Execution:
+    """A resolved study whose lock is held; :meth:`Executor.open` makes it.
+
+    Attributes:
+        plan: its specification.
+        stored: the study in the database.
+        objective: what is searched.
+        pool: the workers; ``None`` if this process evaluates.
+    """
+
+    plan: Plan
+    stored: StoredStudy
+    objective: Objective
+    pool: WorkerPool | None
+
+    def search(self) -> None:
+        """Search until the budget is spent. A search that has ended is left as it is."""
+        plan = self.plan
+        study = self.stored
+        before = study.attributes
+        if is_searched(plan, before):
+            return
+        optimizer = self._optimizer()
+        budget = plan.most(self.objective)
+        if budget.model_dump() != before["budget"]:
+            study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
+            study.set_attribute("held_out", None)
+            study.set_attribute("budget", budget.model_dump())
+        starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
+        with contextlib.closing(self._evaluator()) as evaluator:
+            search = Search(
+                study,
+                optimizer,
+                evaluator,
+                budget=budget,
+                first=plan.origin if starts_at_origin else None,
+                images_per_evaluation=self.objective.images_per_evaluation,
+                in_flight=before["parallelism"]["in_flight"],
+                tells=plan.spec.tells,
+                failures=plan.spec.failures,
+                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment())),
+            )
+            with self._reporting(search) as on_tell:
+                search.run(on_tell)
+        exhausted = getattr(optimizer, "finished", False)
+        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
+
+    def report(self) -> None:
+        """Report on held-out noise as the study file asks, unless there is a report."""
+        held_out = self.plan.spec.held_out
+        if held_out is None or self.stored.attributes.get("held_out") is not None:
+            return
+        reason = self.objective.why_nothing_held_out()
+        if reason is not None:
+            notice(f"{self.plan.spec.name}: nothing is held out: {reason}")
+            return
+        self.evaluate(HeldOutPlan(held_out.images, held_out.top))
+
+    def evaluate(self, plan: HeldOutPlan) -> dict[str, Any]:
+        """Choose among the best trials on selection noise, and report the chosen one on held-out noise.
+
+        This is the last work of the workers.
+
+        Raises:
+            ObjectiveError: this objective has no held-out loss.
+        """
+        reason = self.objective.why_nothing_held_out()
+        if reason is not None:
+            raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
+        if not self.objective.images_per_evaluation:
+            plan = dataclasses.replace(plan, images=0)
+        with self._one_by_one() as evaluate:
+            report = score_held_out(self.stored, self.objective, plan, evaluate)
+        if self.pool is not None:
+            self.pool.close()  # which frees the devices
+        if plan.keep:
+            attach_images(self.stored, self.objective)
+        return report
+
+    def reporting(self) -> Reporting:
+        """Logs the study while this is open, and calls the user's function about it."""
+        return Reporting(self.stored, self.plan.spec.log, self.plan.spec.notify)
+
+    def _optimizer(self) -> Optimizer:
+        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
+        stored = self.stored.attributes
+        images = self.objective.images_per_evaluation
+        first_budget = BudgetSpec(**stored["optimizer_budget"])
+        evaluations = first_budget.total
+        if first_budget.unit == "images":
+            evaluations = math.ceil(first_budget.total / images)
+        workers = 1
+        if not stored["parallelism"]["spread_images"]:
+            workers = min(self.plan.workers, stored["parallelism"]["in_flight"])
+        space = self.plan.space(self.objective)
+        optimizer = build_optimizer(
+            self.plan.optimizer, space, budget=evaluations, workers=workers, seed=self.plan.seed
+        )
+        plan_budget = getattr(optimizer, "plan_budget", None)
+        if plan_budget is not None:
+            plan_budget(
+                evaluations=first_budget.evaluations,
+                images=first_budget.images,
+                images_per_evaluation=images,
+            )
+        return optimizer
+
+    def _evaluator(self) -> Evaluator:
+        parallelism = self.stored.attributes["parallelism"]
+        in_flight = parallelism["in_flight"]
+        if self.pool is None:
+            if in_flight > 1 and isinstance(self.objective, StagedObjective):
+                return Pipeline(self.objective)
+            return InProcessEvaluator(self.objective)
+        if parallelism["spread_images"]:
+            return SpreadEvaluator(self.objective, self.pool)
+        # If stages overlap, each worker has two candidates; else fewer than two for each worker are in flight.
+        depth = 2 if in_flight >= 2 * len(self.pool) else 1
+        return ProcessEvaluator(self.pool, depth=depth)
+
+    @contextlib.contextmanager
+    def _one_by_one(self) -> Iterator[Callable[[Candidate], Outcome]]:
+        """Evaluates one candidate at a time, by all workers together if the objective allows it; tries again."""
+        evaluator: Evaluator
+        if self.pool is not None and isinstance(self.objective, StagedObjective):
+            evaluator = SpreadEvaluator(self.objective, self.pool)
+        else:
+            evaluator = InProcessEvaluator(self.objective)
+
+        def evaluate(candidate: Candidate) -> Outcome:
+            for _ in range(self.plan.spec.failures.retries + 1):
+                outcome = evaluator.submit(candidate).result()
+                if not (isinstance(outcome, Failure) and outcome.retry):
+                    break
+            return outcome
+
+        with contextlib.closing(evaluator):
+            yield evaluate
+
+    @contextlib.contextmanager
+    def _reporting(self, search: Search) -> Iterator[Callable[[Search], None]]:
+        """A progress line while this is open; yields what :meth:`Search.run` calls.
+
+        The state of each machine's workers is written now and then, and at the end.
+        """
+        if search.last_stored is not None:
+            notice(f"{search.name}: continuing after trial {search.last_stored}")
+        shown = search.stored_spent
+        nodes_written_at = -math.inf
+
+        with progress(search.name, search.budget.total, done=shown) as advance:
+
+            def on_tell(search: Search) -> None:
+                nonlocal shown, nodes_written_at
+                advance(max(search.spent - shown, 0), note=self._progress_note(search))
+                shown = max(shown, search.spent)
+                if time.monotonic() - nodes_written_at >= _NODES_SECONDS:
+                    nodes_written_at = time.monotonic()
+                    self._write_nodes()
+
+            on_tell(search)
+            yield on_tell
+            self._write_nodes()
+
+    def _progress_note(self, search: Search) -> str:
+        notes = []
+        if search.best is not None:
+            loss, number = search.best
+            notes.append(f"best {loss:.4g} in trial {number}")
+        if search.failures:
+            notes.append(f"{search.failures} failed")
+        if self.pool is not None and self.plan.ray is not None:
+            notes.append(f"{self.pool.alive} of {len(self.pool)} workers")
+        return ", ".join(notes)
+
+    def _write_nodes(self) -> None:
+        """Write what the workers of each machine do."""
+        if self.pool is not None:
+            nodes = [dataclasses.asdict(node) for node in self.pool.nodes()]
+            self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
+
+
+class Executor:
+    """Opens and runs the studies of one database.
+
+    It keeps the objective that it loaded last, which studies share, so plans of one objective should follow each other.
+
+    Args:
+        storage: of the studies.
+        accept_changes: continue studies although the code, the versions or the reference have changed.
+        objectives: what loads objectives; one that is loaded already is not loaded again.
+    """
+
+    def __init__(
+        self,
+        storage: RDBStorage,
+        *,
+        accept_changes: bool = False,
+        objectives: ObjectiveLoader | None = None,
+    ) -> None:
+        self.storage = storage
+        self._accept_changes = accept_changes
+        self._objectives = ObjectiveLoader() if objectives is None else objectives
+
+    def objective(self, plan: Plan) -> Objective:
+        """The plan's objective; loading it may train or read a model."""
+        return self._objectives.load(plan, lambda: our_studies(self.storage))
+
+    def fingerprint(self, plan: Plan) -> Mapping[str, Any]:
+        """What the results of the plan's objective depend on now.
+
+        Raises:
+            TrajectoryError: the weights on the disk are damaged.
+        """
+        return self._objectives.evidence(plan, lambda: our_studies(self.storage)).fingerprint
+
+    def resolve(self, plan: Plan) -> Resolved:
+        """The study as the database has it now, compared with the loaded objective.
+
+        Raises:
+            LcscError: as :meth:`open`.
+        """
+        evidence = self._objectives.evidence(plan, lambda: our_studies(self.storage))
+        studies = read_database(self.storage)  # only now, since loading may have taken hours
+        return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
+
+    def create(self, resolved: Resolved, attributes: Mapping[str, Any]) -> None:
+        """Store a new study, with further attributes."""
+        for line in resolved.notices:
+            notice(line)
+        StoredStudy.open_or_create(self.storage, resolved.plan.name, {**resolved.attributes, **attributes})
+
+    @contextlib.contextmanager
+    def open(self, plan: Plan, *, retry_failed: bool = False) -> Iterator[Execution]:
+        """Create or open a study, and hold its lock while this is open.
+
+        Args:
+            plan: of the study.
+            retry_failed: trials that failed after the last success are asked anew, and earlier failures do not end
+                the search.
+
+        Raises:
+            StudyStoreError: another process runs the study, it was made with something else than there is now, or its
+                losses would not compare with those of the experiment's other studies.
+            LcscError: the objective, this machine or the Ray cluster does not allow the plan; nothing is stored then.
+                What a node lacks shows when its worker starts.
+        """
+        resolved = self.resolve(plan)
+        objective = resolved.objective
+        assert objective is not None  # the evidence was of the loaded objective
+        with open_workers(resolved, objective, our_studies(self.storage)) as pool:
+            study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
+            with study.hold():
+                stored = study.attributes
+                for name, value in resolved.following.items():
+                    if value != stored.get(name):
+                        study.set_attribute(name, value)
+                for line in resolved.notices:
+                    notice(line)
+                if retry_failed:
+                    many = retry_failures(study)
+                    notice(f"{study.name}: {many} trials after the last success are asked anew")
+                yield Execution(resolved.plan, study, objective, pool)
+
+    def run(self, plan: Plan, *, retry_failed: bool = False) -> str:
+        """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
+
+        Returns:
+            One line for people: the result.
+
+        Raises:
+            LcscError: as :meth:`open`.
+        """
+        stored = our_studies(self.storage).get(plan.name)
+        has_work = stored is None or not is_complete(plan, stored)
+        if has_work or retry_failed:
+            with self.open(plan, retry_failed=retry_failed) as execution, execution.reporting():
+                execution.search()
+                execution.report()
+                return self.outcome(plan)
+        with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):  # what its trackers lack
+            pass
+        return f"finished already; {self.outcome(plan)}"
+
+    def outcome(self, plan: Plan) -> str:
+        """One line for people: the result of a study."""
+        study = HistoryReader(self.storage).read_study(plan.name)
+        line = "no result on the search's noise"
+        if study.searched is not None:
+            line = f"best {study.searched:.4g}"
+        if study.held_out_loss is not None:
+            line += f", held-out {study.held_out_loss:.4g}"
+        line += f" after {study.evaluations} evaluations"
+        if len(study.failed):
+            line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
+        return line
+
+
+def objective_of(study: StoredStudy) -> Objective:
+    """The objective of a stored study. Loading it may train or read a model."""
+    return Executor(study.storage).objective(Plan.of(study))

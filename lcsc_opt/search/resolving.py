@@ -1,0 +1,393 @@
+"""What a study is and what running it will do, decided once from data that were read before. Nothing is read here.
+
+``specification + stored studies + evidence of the code → Resolved``
+
+There are two stages of knowledge. Before the objective is loaded, which may train a model, the evidence is the code and
+the environment; that is enough for ``--dry-run``, and to refuse most of what is wrong before anything is loaded or
+written. Once the objective is loaded, the evidence is its whole fingerprint, and it is also known what a new study
+begins with. :mod:`lcsc_opt.search.resources` reads all that is needed, :mod:`lcsc_opt.search.execution` does the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from lcsc_opt.base.errors import LcscError, StudyStoreError
+from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.plan import CHECKPOINTS, Plan
+from lcsc_opt.trajectory import Trajectory
+
+Attributes = Mapping[str, Any]
+"""User attributes of a stored study."""
+
+# Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
+_NEUTRAL = frozenset(
+    (
+        CHECKPOINTS,
+        "metrics",
+        "held_out_metrics",
+        "batch_size",
+        "gradient_batch_size",
+        "device",
+        "compile",
+        "channels_last",
+    )
+)
+_ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
+_MOST_CHARACTERS = 60  # of a value in a message
+_ACCEPT = "if that cannot change a loss, continue with --accept-changes"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTrials:
+    """The trials of a stored study: how ``many``, and whether any of them ``succeeded``."""
+
+    many: int
+    succeeded: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredStudies:
+    """What a database holds.
+
+    Attributes:
+        attributes: name → attributes of every study, in the order in which they were created.
+        trials: gives the trials of a study of that name; called only where something changed since it began.
+    """
+
+    attributes: Mapping[str, Attributes]
+    trials: Callable[[str], StoredTrials]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of the code that would run.
+
+    Attributes:
+        fingerprint: ``environment``, and ``code`` as far as it is known. Once the objective is loaded also
+            ``objective``, and the code is known completely.
+        why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
+        why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
+            that ask for a report.
+        objective: once it is loaded.
+        refusal: what is wrong with the objective's settings or code.
+    """
+
+    fingerprint: Mapping[str, Any]
+    why_no_gradient: Callable[[], str | None] = lambda: None
+    why_no_report: Callable[[], str | None] = lambda: None
+    objective: Objective | None = None
+    refusal: LcscError | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resolved:
+    """A study, and what running it will do.
+
+    Attributes:
+        plan: the specification; where a study file leaves the workers open, as the stored study has them.
+        state: ``finished`` if neither the search nor the report has anything left to do.
+        stored: the study's attributes in the database; ``None`` if it is new.
+        beginning: attributes that a new study begins with and keeps; empty before the objective is loaded.
+        following: attributes that are written into a new study, and into a stored one where they changed.
+        objective: once it is loaded.
+        notices: lines for people.
+    """
+
+    plan: Plan
+    state: Literal["new", "unfinished", "finished"]
+    stored: Attributes | None
+    beginning: Attributes = dataclasses.field(default_factory=dict)
+    following: Attributes = dataclasses.field(default_factory=dict)
+    objective: Objective | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The study's attributes when it runs."""
+        stored = self.beginning if self.stored is None else self.stored
+        return {**stored, **self.following}
+
+
+def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_changes: bool = False) -> Resolved:
+    """Decide whether a study is new, goes on or is finished, what changed, and what will be written.
+
+    Args:
+        plan: what was asked for.
+        studies: what the database holds.
+        evidence: what is known of the code; with the objective if it is loaded.
+        accept_changes: allow other code and, for a stored study, other versions and settings; never other checkpoints.
+
+    Raises:
+        StudyStoreError: the stored study was made with something else, or the losses of a new one would not compare
+            with those of the experiment's other studies.
+        LcscError: the objective does not allow the plan, or is refused itself.
+    """
+    stored = studies.attributes.get(plan.name)
+    plan = _continued(plan, stored)
+    objective = evidence.objective
+    finished = stored is not None and is_finished(plan, stored)
+    if stored is not None and finished and objective is None:
+        # Nobody has to load the objective of a finished study, whose code may even be gone.
+        return Resolved(plan, "finished", stored, notices=_since_finished(plan, stored, evidence))
+    if evidence.refusal is not None:
+        raise evidence.refusal
+
+    following = plan.following
+    notices: list[str] = []
+    if stored is None:
+        _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
+    else:
+        current = _completed(evidence, stored)
+        accepted = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
+        if accepted:
+            following |= accepted
+            notices.append(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
+
+    plan.check_devices()
+    if objective is None:
+        plan.check_gradient(evidence.why_no_gradient)
+    else:
+        plan.check(objective)
+    if stored is not None:
+        state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
+        return Resolved(plan, state, stored, {}, following, objective, tuple(notices))
+    plan.check_report(evidence.why_no_report)
+    beginning: dict[str, Any] = {}
+    if objective is not None:
+        beginning = plan.beginning(objective)
+        beginning["fingerprint"] = evidence.fingerprint
+        beginning["checkpoints"] = None
+        notices += plan.advice(objective)
+        trajectory = objective.trajectory
+        if isinstance(trajectory, Trajectory):
+            beginning["checkpoints"] = trajectory.sha256
+            notices += trajectory.identical()
+    return Resolved(plan, "new", None, beginning, following, objective, tuple(notices))
+
+
+def is_searched(plan: Plan, stored: Attributes) -> bool:
+    """Whether the search of a stored study has nothing left to do for this plan's budget."""
+    ended = stored.get("search_ended")
+    if ended is None:
+        return False
+    if ended["exhausted"]:
+        return True
+    budget = plan.spec.budget
+    if budget.evaluations is not None:
+        return bool(ended["evaluations"] >= budget.evaluations)
+    stored_images = stored["budget"].get("images") or 0
+    return bool(stored_images >= budget.total)
+
+
+def is_finished(plan: Plan, stored: Attributes) -> bool:
+    """Whether nothing is left to do, neither of the search nor of the held-out report."""
+    must_report = plan.spec.held_out is not None and stored.get("holds_out") is not False
+    if must_report and stored.get("held_out") is None:
+        return False
+    return is_searched(plan, stored)
+
+
+def is_complete(plan: Plan, stored: Attributes) -> bool:
+    """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place."""
+    return is_finished(plan, stored) and stored["specification"] == plan.specification
+
+
+def _continued(plan: Plan, stored: Attributes | None) -> Plan:
+    """The plan as a stored study continues it: if the study file leaves the workers open, it keeps their number.
+
+    Raises:
+        StudyStoreError: the study was made from another specification.
+    """
+    if stored is None:
+        return plan
+    before = stored.get("specification") or {}
+    if plan.spec.workers == "auto" and before.get("workers"):
+        plan = plan.changed(workers=before["workers"])
+    now = plan.specification
+    settings = now["objective"]["settings"]
+    if stored.get("checkpoints") and CHECKPOINTS in settings:
+        # Files may move: whether checkpoints are the same is decided by their hash.
+        settings[CHECKPOINTS] = before["objective"]["settings"].get(CHECKPOINTS)
+    changed = "; ".join(differences(before, now, "specification"))
+    if changed:
+        raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
+    return plan
+
+
+def _completed(evidence: Evidence, stored: Attributes) -> Mapping[str, Any]:
+    """The current fingerprint. Before the objective is loaded, code that is not known yet counts as unchanged."""
+    if evidence.objective is not None:
+        return evidence.fingerprint
+    stored_code = stored["fingerprint"]["code"]
+    return {**evidence.fingerprint, "code": {**stored_code, **evidence.fingerprint["code"]}}
+
+
+def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple[str, ...]:
+    """What to say of a finished study: if its code is another one now, its results are of the old code."""
+    if evidence.refusal is not None:  # nobody takes the results for those of code that is gone
+        return ()
+    changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
+    if not changed:
+        return ()
+    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... searches anew",)
+
+
+def accepted_changes(
+    name: str,
+    stored: Attributes,
+    trials: Callable[[str], StoredTrials],
+    current: Mapping[str, Any],
+    *,
+    accept: bool,
+) -> dict[str, Any]:
+    """The attributes to write into a study that continues; empty if nothing changed.
+
+    Args:
+        name: of the study.
+        stored: its attributes.
+        trials: as of :class:`StoredStudies`.
+        current: the fingerprint, or the part of it that is known.
+        accept: allow changes. Before the first success they are always allowed, but never other checkpoints.
+
+    Raises:
+        StudyStoreError: something changed and is not accepted.
+    """
+    before = stored["fingerprint"]
+    changed = _changes(before, current)
+    if not changed:
+        return {}
+    stored_trials = trials(name)
+    other_checkpoints = False
+    if "objective" in current:
+        stored_trajectory = before["objective"].get("trajectory")
+        other_checkpoints = current["objective"].get("trajectory") != stored_trajectory
+    if other_checkpoints or (stored_trials.succeeded and not accept):
+        advice = "other checkpoints are another study" if other_checkpoints else _ACCEPT
+        raise StudyStoreError(
+            f"{name}: changed since it began: {changed}. Put it back, or give the study another name; {advice}"
+        )
+    change = {"before_trial": stored_trials.many, "changed": changed}
+    return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
+
+
+def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, Any], *, accept: bool) -> None:
+    """Compare a new study with the experiment's other studies, before its losses stand next to theirs.
+
+    It is compared with the first of them and the first with the same optimizer: the others were compared with these.
+
+    Raises:
+        StudyStoreError: the losses would not compare; the message says why.
+    """
+    if plan.optimizer.name == LANDSCAPE:
+        return
+    same_experiment = []
+    same_optimizer = []
+    for name in studies.attributes:
+        if not is_search(name):
+            continue
+        experiment, optimizer, _ = split_name(name)
+        if experiment == plan.spec.name:
+            same_experiment.append(name)
+            if optimizer == plan.optimizer.name:
+                same_optimizer.append(name)
+
+    specification = _without_neutral(plan.specification)
+    for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
+        sibling = studies.attributes[name]
+        stored_specification = _without_neutral(sibling["specification"])
+        compared = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
+        lines: list[str] = []
+        for key in compared:
+            lines += differences(stored_specification[key], specification[key], key)
+        if not lines and "objective" in current:
+            lines = _fingerprint_differences(sibling["fingerprint"], current, accept=accept)
+        if lines:
+            raise StudyStoreError(
+                f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(lines)}. Give the "
+                f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
+            )
+
+
+def _fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any], *, accept: bool) -> list[str]:
+    """Differences in the code, unless they are accepted, and in the objective."""
+    lines = []
+    if not accept:
+        lines.append(_changes(before, {"code": now["code"]}))
+    lines.append(_objective_changes(before, now))
+    return [line for line in lines if line]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Every difference between two fingerprints, in words; what ``now`` lacks is not compared."""
+    lines: list[str] = []
+    if "environment" in now:
+        for key in _ENVIRONMENT:
+            stored = before["environment"].get(key)
+            current = now["environment"].get(key)
+            # an older version recorded fewer packages
+            lines += differences(_common(stored, current), _common(current, stored), f"environment.{key}")
+    if "code" in now:
+        lines += _code_changes(before["code"], now["code"])
+    if "objective" in now:
+        current = json.loads(json.dumps(now["objective"]))  # tuples become lists, as in the database
+        lines += differences(before["objective"], current, "objective")
+    return "; ".join(lines)
+
+
+def _code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Which files changed, which are new, and which are gone; both map names to digests."""
+    changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    kinds = {"changed": changed, "new": now.keys() - before.keys(), "gone": before.keys() - now.keys()}
+    for kind, names in kinds.items():
+        if names:
+            yield f"{', '.join(sorted(names))} {kind}"
+
+
+def _objective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Differences between the objectives in two fingerprints that make losses incomparable, in words.
+
+    What only one of them describes is left out, such as an extractor that only one of them reports.
+    """
+    stored = _without_neutral(before["objective"])
+    current = _without_neutral(now["objective"])
+    return _changes(
+        {"objective": _common(stored, current)},
+        {"objective": _common(current, stored)},
+    )
+
+
+def _without_neutral(value: Any) -> Any:
+    """A JSON value without the settings that change no loss."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_neutral(item) for key, item in value.items() if key not in _NEUTRAL}
+
+
+def _common(value: Any, reference: Any) -> Any:
+    """``value`` without keys that ``reference`` does not have."""
+    if not (isinstance(value, Mapping) and isinstance(reference, Mapping)):
+        return value
+    return {key: _common(item, reference[key]) for key, item in value.items() if key in reference}
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Every place where two JSON values differ, with its path."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            key_path = f"{path}.{key}" if path else key
+            yield from differences(before.get(key), now.get(key), key_path)
+    elif before != now:
+        yield f"{path} was {_shortened(before)}, is now {_shortened(now)}"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[: _MOST_CHARACTERS - 3]}..."

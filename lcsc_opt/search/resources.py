@@ -1,0 +1,215 @@
+"""What a study needs from outside: the contents of the database, the objective and its code, workers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.connection import in_database
+from lcsc_opt.database.names import SUCCEEDED, split_name
+from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.evaluation.base import Failure, evaluate_safely
+from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.search.plan import CHECKPOINTS, Plan
+from lcsc_opt.search.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
+from lcsc_opt.tracking.trackers import check_reporting
+
+_CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
+
+
+def read_database(storage: RDBStorage) -> StoredStudies:
+    """What a database holds; the trials of a study are counted when they are asked for."""
+
+    def trials(name: str) -> StoredTrials:
+        return read_trials(storage, name)
+
+    return StoredStudies(our_studies(storage), trials)
+
+
+def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
+    """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
+    study = StoredStudy.open(storage, name)
+    forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
+    many = in_database(storage, lambda: storage.get_n_trials(study.key))
+    successes = in_database(storage, lambda: storage.get_n_trials(study.key, SUCCEEDED))
+    return StoredTrials(many - len(forgotten), successes > 0)
+
+
+def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
+    """What is known of an objective without loading it: its code as far as its settings name it, and the environment.
+
+    Args:
+        plan: whose objective it is.
+        studies: name → attributes of all stored studies.
+    """
+    checkpoints = _known_checkpoints(plan, studies)
+    try:
+        code, why_no_gradient = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=checkpoints)
+    except LcscError as error:
+        return Evidence({"environment": environment(), "code": {}}, refusal=error)
+    return Evidence({"environment": environment(), "code": code}, why_no_gradient)
+
+
+class ObjectiveLoader:
+    """Loads objectives and keeps the last one, so plans of one objective should follow each other."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._objective: Objective | None = None
+        self._why_no_report: Callable[[], str | None] = _no_reason
+
+    def load(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Objective:
+        """The plan's objective; loading it may train or read a model.
+
+        Args:
+            plan: whose objective it is.
+            studies: gives name → attributes of all stored studies; called only to load.
+        """
+        if self._objective is None or self._key != plan.objective_key:
+            self._objective = None  # frees its memory first, and so does the next line
+            self._why_no_report = _no_reason
+            self._objective = loader_of(plan, studies())()
+            self._key = plan.objective_key
+            self._why_no_report = functools.cache(functools.partial(_why_no_report, self._objective))
+        return self._objective
+
+    def evidence(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Evidence:
+        """What is known of the plan's objective once it is loaded; arguments as for :meth:`load`.
+
+        Raises:
+            TrajectoryError: the weights on the disk are damaged.
+        """
+        objective = self.load(plan, studies)
+        trajectory = objective.trajectory
+        if trajectory is not None and trajectory.touched:
+            trajectory.verify()  # its hash comes from the manifest; the weights may have changed
+        fingerprint = {**objective.fingerprint(), "environment": environment()}
+        return Evidence(fingerprint, objective.why_no_gradient, self._why_no_report, objective)
+
+
+def _no_reason() -> str | None:
+    return None
+
+
+def _why_no_report(objective: Objective) -> str | None:
+    """Why a report on other noise could not be measured, or ``None``.
+
+    A score of weights is measured once on each group of noise that a report needs: it may have no data for them.
+    Samplers draw their own noise, so they are not asked.
+    """
+    scores_weights = objective.trajectory is not None and objective.sampler is None
+    if not scores_weights or objective.why_nothing_held_out() is not None:
+        return None
+    for noise in (SELECTION, HELD_OUT):
+        outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
+        if isinstance(outcome, Failure):
+            return f"nothing can be measured on {noise.group} noise: {outcome.reason.rstrip('.')}"
+    return None
+
+
+def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
+    """What loads a plan's objective, here and in workers; picklable."""
+    checkpoints = _known_checkpoints(plan, studies)
+    return functools.partial(
+        load_objective,
+        plan.spec.objective,
+        beside=plan.directory,
+        checkpoints=checkpoints,
+        rows=plan.spec.space.rows,
+    )
+
+
+def _known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCheckpoints | None:
+    """The checkpoints of the first stored study of this experiment with this objective, if there is one.
+
+    All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
+    name the same files use the same checkpoints, too.
+    """
+    objective = plan.spec.objective
+    for name, stored in studies.items():
+        experiment = split_name(name)[0]
+        stored_objective = (stored.get("specification") or {}).get("objective")
+        if split_point(experiment)[0] != plan.spec.sweep or not stored.get("checkpoints"):
+            continue
+        if not stored_objective or stored_objective["file"] != objective.file:
+            continue
+        before: Mapping[str, Any] = stored_objective["settings"]
+        now = objective.settings
+        same_choice = all(before.get(setting) == now.get(setting) for setting in _CHOOSING)
+        moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
+        another_point = experiment != plan.spec.name  # which may be a point on other checkpoints
+        if same_choice and not (moved and another_point):
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved)
+    return None
+
+
+def check_machine(plans: Sequence[Plan]) -> None:
+    """Refuse plans that this machine cannot run: for want of devices, trackers or the Ray cluster.
+
+    Raises:
+        LcscError: a device or a package is missing, or the cluster has too few.
+    """
+    clusters = {plan.objective_key: plan for plan in plans}
+    for plan in clusters.values():
+        if plan.ray is not None:
+            from lcsc_opt.evaluation.ray import check_cluster
+
+            check_cluster(plan.ray, plan.spec.objective)
+    for plan in plans:
+        check_reporting(plan.spec.log, plan.spec.notify)
+        worker_environments(plan)
+
+
+def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
+    """The environment variables of each worker on this machine; empty if none must be set.
+
+    Raises:
+        ObjectiveError: a worker's device is not there.
+    """
+    if plan.ray is not None or plan.names_device:
+        return []
+    if plan.workers == 1 and not plan.devices:
+        return []
+    from lcsc_opt.base import accelerator  # which imports torch
+
+    return [*accelerator.environments(plan.workers, plan.devices)]
+
+
+@contextlib.contextmanager
+def open_workers(
+    resolved: Resolved, objective: Objective, studies: Mapping[str, Attributes]
+) -> Iterator[WorkerPool | None]:
+    """The study's worker processes, which start when they are first used; ``None`` if this process evaluates.
+
+    Args:
+        resolved: the study.
+        objective: as this process has loaded it; workers must load the same.
+        studies: name → attributes of all stored studies.
+    """
+    plan = resolved.plan
+    # Workers load the checkpoints of this study, which is not stored yet if it is new.
+    load = loader_of(plan, {**studies, plan.name: resolved.attributes})
+    environments = worker_environments(plan)
+    if plan.ray is not None:
+        from lcsc_opt.evaluation.ray import ray_workers
+
+        with ray_workers(plan.ray, plan.spec.objective, objective, study=plan.directory) as pool:
+            yield pool
+    elif plan.workers == 1 and not plan.devices:
+        yield None
+    else:
+        pool = WorkerPool(load, plan.workers, expected=objective.fingerprint(), environments=environments)
+        with contextlib.closing(pool):
+            yield pool
