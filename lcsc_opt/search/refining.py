@@ -270,7 +270,7 @@ class _Refinement:
             part.grad = None if gradient is None else gradient.to(part)
         self._adam.step()
         self._adam.zero_grad()
-        self._kept.hear(evaluation)
+        self._kept.update(evaluation)
         self.done += 1
         share = averaging_share(self.done)
         for name, part in self._average.items():

@@ -219,7 +219,7 @@ def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path)
     kept = DualAscent()
     for step, row in enumerate(rows(out)[: state["done"]], start=1):
         candidate = Candidate(ONE, 40, noise_of(step), kept.weight)
-        kept.hear(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
+        kept.update(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
     assert state["keep_weight"] == kept.weight != FIRST_KEEP_WEIGHT
     answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory")[0]]
     assert not torch.equal(*(load_file(answer)["first.weight"] for answer in answers))
