@@ -26,7 +26,8 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.suite import REPORTED, MetricSuite
+from lcsc_opt.metrics.report_metrics import REPORTED
+from lcsc_opt.metrics.suite import MetricSuite
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 

@@ -112,8 +112,8 @@ def _configure_ours(spec: OptimizerSpec) -> ConfiguredOptimizer:
 def _configure_nevergrads(name: str, options_json: str) -> Any:
     """An optimizer of Nevergrad's registry, with options in place of those it is registered with.
 
-    It is cached, and its options are text therefore: a study configures its optimizer a dozen times, and checking options
-    costs 10 to 30 ms.
+    It is cached, which is why its options are text: a study configures its optimizer a dozen times, and checking
+    options costs 10 to 30 ms.
     """
     options: dict[str, Any] = json.loads(options_json)
     registry = ng.optimizers.registry

@@ -18,7 +18,7 @@ from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -269,7 +269,7 @@ def test_objectives_without_a_gradient_in_weights_are_refused(
     with pytest.raises(ObjectiveError, match="refine: the objective samples no images"):
         run(objective, tmp_path / "r.trajectory")
     without = build()
-    without.scores.weights = {MetricName("precision"): 1.0}
+    without.scores.loss = Loss.parse("precision")
     with pytest.raises(ObjectiveError, match=r"precision.* in the loss has no gradient.*; search coefficients"):
         run(without, tmp_path / "r.trajectory")
     assert not (tmp_path / "r.trajectory").exists()
