@@ -2,16 +2,18 @@
 
 ::
 
-    names.py            fid, kid@clip, precision@module:factory, and weighted sums of them
+    names.py            fid, kid@clip, precision@module:factory
+    loss.py             weighted sums of metrics, and the metric that is kept
     from_settings.py    the settings of a study file → MetricSuite
-    scores.py           the loss, the metrics of searches and reports, and the references
+    suite.py            the loss, the metrics, and their references
+    report_metrics.py   the metrics of held-out reports
     image_metrics.py    images of one evaluation → loss, metrics, gradients: update, merge, compute
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
 
     frechet.py          moments of features, which merge; two means and covariances → FID
-    distances.py        KID, precision and recall, shares of copies; what sees single samples, projections
+    distances.py        KID, precision and recall, shares of copies, metrics of single samples, projections
     extractors/         images → features [N, D]: published networks, and those of users
-    reference/          the real images, as an extractor sees them; kept by content
+    reference/          the real images, in the features of an extractor; cached by content
 
 torch-fidelity, transformers, torchvision and scikit-learn are imported only when they are used, so that importing this
 package stays cheap.

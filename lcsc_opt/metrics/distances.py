@@ -4,9 +4,9 @@ shares of copies, and what FID does not see.
 torch-fidelity computes the kernel distance of KID (Bińkowski et al. 2018) in numpy. Here it runs on the device of the
 features: on a GPU it is then fast enough to be the loss of a search.
 
-FID pays for diversity with fidelity: it falls while single images get worse. ``near`` and ``hinge`` measure single
-samples; ``sliced`` and ``cmmd`` see more of the distribution than its first two moments. All are differentiable in the
-samples, and their gradients come from automatic differentiation.
+FID trades fidelity for diversity: it falls while single images get worse. ``near`` and ``hinge`` measure single
+samples; ``sliced`` and ``cmmd`` measure more of the distribution than its first two moments. All are differentiable in
+the samples, and their gradients come from automatic differentiation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from lcsc_opt.metrics.names import Formula
 if TYPE_CHECKING:
     from lcsc_opt.metrics.reference.reference import Reference
 
-SUBSET_SIZE = 1000  # torch-fidelity's defaults, which published numbers are computed with
-SUBSETS, SUBSET_SEED = 100, 2020
+# torch-fidelity's defaults, which published numbers are computed with.
+SUBSET_SIZE = 1000
+SUBSETS = 100
+SUBSET_SEED = 2020
 
 
 def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) -> tuple[float, Tensor]:
@@ -35,27 +37,38 @@ def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) ->
     ``[M, D]``, on one device. Returns the distance, and its derivative in the samples: ``[N, D]`` float64 on their
     device, zero without ``gradient``.
     """
-    m, dimension = min(SUBSET_SIZE, len(samples), len(real)), samples.shape[1]
+    m = min(SUBSET_SIZE, len(samples), len(real))
+    dimension = samples.shape[1]
     # Subsets as large as both sets are the sets themselves: the same value every time.
     subsets = 1 if m == len(samples) == len(real) else SUBSETS
-    generator = np.random.RandomState(SUBSET_SEED)  # the one that torch-fidelity draws its subsets from
-    distances, total = [], torch.zeros_like(samples, dtype=torch.float64)
+    generator = np.random.RandomState(SUBSET_SEED)  # as torch-fidelity draws its subsets
+    distances = []
+    total = torch.zeros_like(samples, dtype=torch.float64)
     for _ in range(subsets):
-        rows, real_rows = (
-            torch.from_numpy(generator.choice(len(features), m, replace=False)).to(features.device)
-            for features in (samples, real)
-        )
-        x, y = samples[rows], real[real_rows]
-        bases = (a @ b.T / dimension + 1 for a, b in ((x, x), (y, y), (x, y)))  # the kernel is their third power
-        inside, inside_real, across = bases
-        within = sum(_sum(kernel) - _sum(kernel.diagonal()) for kernel in (inside**3, inside_real**3))
+        rows = _drawn_rows(generator, samples, m)
+        x = samples[rows]
+        y = real[_drawn_rows(generator, real, m)]
+        # The kernel is the third power of these.
+        inside = x @ x.T / dimension + 1
+        inside_real = y @ y.T / dimension + 1
+        across = x @ y.T / dimension + 1
+        within = _off_diagonal_sum(inside**3) + _off_diagonal_sum(inside_real**3)
         distances.append(within / (m * (m - 1)) - 2 * _sum(across**3) / m**2)
         if gradient:  # ∂ (xᵀy / D + 1)³ / ∂x = 3 (…)² y / D
             weights = inside**2
             weights.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
-            # the rows of a subset are different ones
+            # The rows of a subset are distinct, so the indexed sum loses none.
             total[rows] += (6 / dimension) * (weights @ x / (m * (m - 1)) - across**2 @ y / m**2)
     return float(torch.stack(distances).mean()), total / len(distances)
+
+
+def _drawn_rows(generator: np.random.RandomState, features: Tensor, count: int) -> Tensor:
+    """``[count]`` indices of distinct rows, on the device of ``features``."""
+    return torch.from_numpy(generator.choice(len(features), count, replace=False)).to(features.device)
+
+
+def _off_diagonal_sum(kernel: Tensor) -> Tensor:
+    return _sum(kernel) - _sum(kernel.diagonal())
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -68,11 +81,11 @@ BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 def _radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
     """``[N]``: distance of each of ``[N, D]`` features to its k-th nearest other; k is ``neighbour``, below N."""
-    found = [
+    radii = [
         torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
         for rows in torch.split(features, _rows_at_once(len(features)))
     ]
-    return torch.cat(found)
+    return torch.cat(radii)
 
 
 def _real_radii(samples: Tensor, reference: Reference) -> Tensor:
@@ -84,7 +97,9 @@ def precision_and_recall(samples: Tensor, reference: Reference) -> tuple[float, 
     """The fraction of samples inside the sphere of some real image, and of real images inside the sphere of some sample
     (Kynkäänniemi et al. 2019, Eq. 1 and 2). There are at least four of both.
     """
-    real, real_radii, sample_radii = _real(samples, reference), _real_radii(samples, reference), _radii(samples)
+    real = _real(samples, reference)
+    real_radii = _real_radii(samples, reference)
+    sample_radii = _radii(samples)
     realistic = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     step = _rows_at_once(len(real))
@@ -97,9 +112,13 @@ def precision_and_recall(samples: Tensor, reference: Reference) -> tuple[float, 
 
 def _nearer_train(samples: Tensor, reference: Reference) -> Tensor:
     """The share of samples that are nearer to a real image of the loss than to any held-out one."""
-    real, other = _real(samples, reference), _real(samples, reference.unseen)
-    parts = torch.split(samples, _rows_at_once(max(len(real), len(other))))
-    nearer = [torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1) for rows in parts]
+    train = _real(samples, reference)
+    held_out = _real(samples, reference.unseen)
+    nearer = []
+    for rows in torch.split(samples, _rows_at_once(max(len(train), len(held_out)))):
+        train_distances = torch.cdist(rows, train).amin(dim=1)
+        held_out_distances = torch.cdist(rows, held_out).amin(dim=1)
+        nearer.append(train_distances < held_out_distances)
     return torch.cat(nearer).cpu().double().mean()
 
 
@@ -108,11 +127,12 @@ def _authenticity(samples: Tensor, reference: Reference) -> Tensor:
 
     Alaa et al. 2022 (arXiv 2102.08921), Eq. 7, as dgm-eval computes it.
     """
-    real, authentic = _real(samples, reference), []
-    apart = reference.once("nearest", samples.device, lambda features: _radii(features, 1))
+    real = _real(samples, reference)
+    real_distances = reference.once("nearest", samples.device, lambda features: _radii(features, 1))
+    authentic = []
     for rows in torch.split(samples, _rows_at_once(len(real))):
         distances, nearest = torch.cdist(rows, real).min(dim=1)
-        authentic.append(apart[nearest] < distances)
+        authentic.append(real_distances[nearest] < distances)
     return torch.cat(authentic).cpu().double().mean()
 
 
@@ -122,8 +142,9 @@ def _rows_at_once(columns: int) -> int:
 
 
 DIRECTIONS = 256  # of the sliced distance, drawn once from one seed
-SMALLEST_RADIUS = 1e-9  # in place of zero, as of a real image that is there four times
-KERNEL_WIDTH, KERNEL_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, Section 4
+SMALLEST_RADIUS = 1e-9  # in place of zero, as for four copies of one real image
+KERNEL_WIDTH = 10.0  # Jayasumana et al. 2024, Section 4
+KERNEL_SCALE = 1000.0
 
 Distance = Callable[[Tensor, "Reference"], Tensor]
 """Samples ``[N, D]`` and the reference → a number, with a graph back to the samples."""
@@ -156,13 +177,17 @@ def _sliced(samples: Tensor, reference: Reference) -> Tensor:
     makes a shift of the mean count as in FID.
     """
     real = reference.once("projections", samples.device, _sorted_projections).to(samples.dtype)  # [M, P]
-    own = _sorted_projections(samples)  # [N, P]
-    ends, real_ends = (torch.arange(1, count + 1, dtype=torch.float64) / count for count in (len(own), len(real)))
-    pieces = torch.unique(torch.cat([ends, real_ends]))  # where they end: on each, both quantiles are constant
+    projections = _sorted_projections(samples)  # [N, P]
+    # Both quantile functions are steps. They are integrated over the pieces on which both are constant.
+    ends = torch.arange(1, len(projections) + 1, dtype=torch.float64) / len(projections)
+    real_ends = torch.arange(1, len(real) + 1, dtype=torch.float64) / len(real)
+    pieces = torch.unique(torch.cat([ends, real_ends]))  # where they end
     widths = torch.diff(pieces, prepend=pieces.new_zeros(1))
-    index, real_index = (torch.searchsorted(some, pieces - widths / 2).to(samples.device) for some in (ends, real_ends))
-    apart = (own[index] - real[real_index]).square().mean(dim=1)
-    return samples.shape[1] * (widths.to(samples) * apart).sum()
+    middles = pieces - widths / 2
+    index = torch.searchsorted(ends, middles).to(samples.device)
+    real_index = torch.searchsorted(real_ends, middles).to(samples.device)
+    squares = (projections[index] - real[real_index]).square().mean(dim=1)
+    return samples.shape[1] * (widths.to(samples) * squares).sum()
 
 
 def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
@@ -170,15 +195,16 @@ def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
 
     ``cmmd@clip`` is the metric of Jayasumana et al. 2024, in the features of CLIP ViT-B/32 in place of ViT-L/14@336.
     """
-    own = F.normalize(samples, dim=1)
+    unit_samples = F.normalize(samples, dim=1)
     real = F.normalize(_real(samples, reference), dim=1)
 
-    def of_reference(features: Tensor) -> float:
+    def mean_inside_reference(features: Tensor) -> float:
         unit = F.normalize(features.cpu().double(), dim=1)
         return float(_kernel_mean(unit, unit))
 
-    inside = reference.once("kernel", samples.device, of_reference)
-    return KERNEL_SCALE * (_kernel_mean(own, own) + inside - 2 * _kernel_mean(own, real))
+    inside_reference = reference.once("kernel", samples.device, mean_inside_reference)
+    inside_samples = _kernel_mean(unit_samples, unit_samples)
+    return KERNEL_SCALE * (inside_samples + inside_reference - 2 * _kernel_mean(unit_samples, real))
 
 
 EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}  # of single samples; the metric is their mean
@@ -210,5 +236,6 @@ def _sorted_projections(features: Tensor) -> Tensor:
 
 def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
     """Mean over all pairs of ``exp(−|x − y|² / 2σ²) − 1``, of rows of length one; the ones cancel in the distance."""
-    sums = [torch.expm1((rows @ y.T - 1) / KERNEL_WIDTH**2).sum() for rows in torch.split(x, _rows_at_once(len(y)))]
+    blocks = torch.split(x, _rows_at_once(len(y)))
+    sums = [torch.expm1((rows @ y.T - 1) / KERNEL_WIDTH**2).sum() for rows in blocks]
     return torch.stack(sums).sum() / (len(x) * len(y))

@@ -31,18 +31,18 @@ from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 FeatureState = tuple[Moments, Features | None, Features | None]
-"""What some images gave: moments, features ``[n, D]``, logits ``[n, classes]``; what is not needed is missing. It can
-be pickled, and merges with that of other images."""
+"""The state of some images: moments, features ``[n, D]``, logits ``[n, classes]``; what is not needed is empty or
+``None``. It can be pickled, and merges with that of further images."""
 
 SCORE_SPLITS = 10  # torch-fidelity's default
 
 
 class FeatureMetrics:
-    """The metrics of one set of samples against the reference, each computed when it is asked for.
+    """The metrics of one set of samples against the reference, each computed when it is first needed.
 
-    If FID alone is wanted, and there are at least D images, features are reduced to their moments on their device,
-    batch by batch. Else they are kept: the gradient and metrics of single images need them, and fewer than D of them
-    take less memory than a scatter.
+    If only FID is computed, and there are at least D images, features are reduced to their moments on their device,
+    batch by batch. Otherwise they are kept: the gradient and metrics of single images need them, and fewer than D of
+    them use less memory than a scatter.
 
     Args:
         reference: the real images.
@@ -61,9 +61,10 @@ class FeatureMetrics:
         gradient: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.reference, self._device = reference, device
-        few = total < reference.extractor.dimension
-        self._keeps = gradient or few or bool(formulas & OF_REFERENCE_FEATURES)
+        self.reference = reference
+        self._device = device
+        is_small = total < reference.extractor.dimension
+        self._keeps_rows = gradient or is_small or bool(formulas & OF_REFERENCE_FEATURES)
         self._moments = Moments()
         self._rows: list[Features] = []
         self._logits: list[Features] = []
@@ -74,9 +75,11 @@ class FeatureMetrics:
         """Add features ``[B, D]`` and logits ``[B, classes]`` of float32 or float64, whichever are needed."""
         if logits is not None:
             self._logits.append(logits.detach().cpu().numpy())
-        if features is not None and self._keeps:
+        if features is None:
+            return
+        if self._keeps_rows:
             self._rows.append(features.detach().cpu().numpy())
-        elif features is not None:
+        else:
             self._moments.update(features.detach())
 
     @property
@@ -88,44 +91,60 @@ class FeatureMetrics:
         """Add the images of another part, in the order of all images."""
         moments, rows, logits = state
         self._moments = self._moments.merge(moments)
-        self._rows += [] if rows is None else [rows]
-        self._logits += [] if logits is None else [logits]
+        if rows is not None:
+            self._rows.append(rows)
+        if logits is not None:
+            self._logits.append(logits)
 
     def compute(self, formula: Formula) -> float:
         """The value of one metric. Raises MetricError if the features do not allow it."""
         if formula in self._values:
             return self._values[formula]
         if formula in ("precision", "recall"):
-            both = precision_and_recall(self._samples(NEIGHBOURHOOD + 1), self.reference)
-            self._values["precision"], self._values["recall"] = both
+            precision, recall = precision_and_recall(self._samples(NEIGHBOURHOOD + 1), self.reference)
+            self._values["precision"] = precision
+            self._values["recall"] = recall
         else:
             self._values[formula] = self._computed(formula)
         return self._values[formula]
 
     def _computed(self, formula: Formula) -> float:
         match formula:
-            case "fid" | "fid_held_out":
-                known = (self.reference if formula == "fid" else self.reference.unseen).frechet
-                if self._moments.count:
-                    return known.distance_from_moments(self._moments)
-                return known.distance_from_features(self._kept())
-            case "reward" | "held_out_reward" | "spread":
-                moments = self._moments if self._moments.count else Moments.of(self._kept())
-                if formula == "spread":  # from the mean image, root mean square over pixels
-                    return math.sqrt(float(np.trace(moments.scatter)) / moments.count / len(moments.mean))
-                return float(moments.mean[0])
+            case "fid":
+                return self._frechet_distance(self.reference)
+            case "fid_held_out":
+                return self._frechet_distance(self.reference.unseen)
+            case "reward" | "held_out_reward":
+                return float(self._merged_moments().mean[0])
+            case "spread":  # from the mean image, root mean square over pixels
+                moments = self._merged_moments()
+                return math.sqrt(float(np.trace(moments.scatter)) / moments.count / len(moments.mean))
             case "kid":
-                return self._kernel_distance()[0]
-            case "is":  # mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)
-                logits = _joined(self._logits)
-                if logits is None or len(logits) < SCORE_SPLITS:
-                    raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
-                metric_isc = import_extra("torch_fidelity.metric_isc")
-                found = metric_isc.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
-                return float(found[metric_isc.KEY_METRIC_ISC_MEAN])
+                distance, _ = self._kernel_distance()
+                return distance
+            case "is":
+                return self._inception_score()
             case _:
+                distances = {**FIDELITY, **COPIES}
                 with torch.no_grad():
-                    return float({**FIDELITY, **COPIES}[formula](self._samples(), self.reference))
+                    return float(distances[formula](self._samples(), self.reference))
+
+    def _frechet_distance(self, reference: Reference) -> float:
+        if self._moments.count:
+            return reference.frechet.distance_from_moments(self._moments)
+        return reference.frechet.distance_from_features(self._all_rows())
+
+    def _merged_moments(self) -> Moments:
+        return self._moments if self._moments.count else Moments.of(self._all_rows())
+
+    def _inception_score(self) -> float:
+        """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
+        logits = _joined(self._logits)
+        if logits is None or len(logits) < SCORE_SPLITS:
+            raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
+        metric_isc = import_extra("torch_fidelity.metric_isc")
+        scores = metric_isc.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
+        return float(scores[metric_isc.KEY_METRIC_ISC_MEAN])
 
     @torch.inference_mode(mode=False)
     def gradient(self, formula: Formula) -> Array:
@@ -137,20 +156,23 @@ class FeatureMetrics:
             return self._gradients[formula]
         match formula:
             case "fid":
-                value, gradient = self.reference.frechet.distance_and_gradient(self._kept())
+                value, gradient = self.reference.frechet.distance_and_gradient(self._all_rows())
             case "reward":
-                rewards = self._kept()
-                value, gradient = float(rewards.mean(dtype=np.float64)), np.full(rewards.shape, 1 / len(rewards))
+                rewards = self._all_rows()
+                value = float(rewards.mean(dtype=np.float64))
+                gradient = np.full(rewards.shape, 1 / len(rewards))
             case "kid":
-                value, tensor = self._kernel_distance(gradient=True)
-                gradient = tensor.cpu().numpy()
+                value, derivative = self._kernel_distance(gradient=True)
+                gradient = derivative.cpu().numpy()
             case _:
                 with torch.enable_grad():
                     leaf = self._samples().detach().clone().requires_grad_()
-                    found = FIDELITY[formula](leaf, self.reference)
-                    [tensor] = torch.autograd.grad(found, leaf)
-                value, gradient = float(found.detach()), tensor.cpu().double().numpy()
-        self._values[formula], self._gradients[formula] = value, gradient
+                    distance = FIDELITY[formula](leaf, self.reference)
+                    [derivative] = torch.autograd.grad(distance, leaf)
+                value = float(distance.detach())
+                gradient = derivative.cpu().double().numpy()
+        self._values[formula] = value
+        self._gradients[formula] = gradient
         return gradient
 
     def deviation(self, formula: Formula) -> float:
@@ -161,10 +183,13 @@ class FeatureMetrics:
             return float(EACH[formula](self._samples(), self.reference).cpu().double().std())
 
     def _samples(self, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
-        """The features where distances are computed; there are at least so many of both sets."""
+        """``[N, D]`` features on the device where distances are computed.
+
+        Raises MetricError for fewer than ``fewest`` samples, or ``fewest_real`` real images.
+        """
         if len(self.reference.known_features) < fewest_real:
             raise MetricError(f"this metric needs more than {fewest_real - 1} reference images")
-        samples = torch.from_numpy(self._kept()).to(self._device)
+        samples = torch.from_numpy(self._all_rows()).to(self._device)
         if len(samples) < fewest:
             raise MetricError(f"this metric needs at least {fewest} images, got {len(samples)}")
         return samples
@@ -174,14 +199,18 @@ class FeatureMetrics:
         real = self.reference.features_on(self._device).to(samples.dtype)
         return kernel_distance(samples, real, gradient=gradient)
 
-    def _kept(self) -> Features:
-        self._rows = [] if not self._rows else [_joined(self._rows)]  # type: ignore[list-item]
-        if not self._rows:
+    def _all_rows(self) -> Features:
+        """``[N, D]``: all kept features, joined once."""
+        rows = _joined(self._rows)
+        if rows is None:
             raise MetricError("no features were kept; make this with gradient=True")
-        return self._rows[0]
+        self._rows = [rows]
+        return rows
 
 
 def _joined(arrays: list[Features]) -> Features | None:
-    if len(arrays) < 2:
-        return arrays[0] if arrays else None
+    if not arrays:
+        return None
+    if len(arrays) == 1:
+        return arrays[0]
     return np.concatenate(arrays, dtype=np.result_type(*arrays))

@@ -1,10 +1,9 @@
-"""MetricSuite from the settings of a study file."""
+"""The settings of a study file → a metric suite."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -26,13 +25,14 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.suite import REPORTED, MetricSuite
+from lcsc_opt.metrics.report_metrics import REPORTED
+from lcsc_opt.metrics.suite import MetricSuite
 
 MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
 
 class ScoreSettings(FrozenModel):
-    """What every objective over images may be told about its loss and its metrics.
+    """The settings of the loss and the metrics that all objectives over images have.
 
     Attributes:
         loss: a metric, or metrics with their weights in a sum.
@@ -44,7 +44,7 @@ class ScoreSettings(FrozenModel):
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
             ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. With it in the
             loss, the default metrics are reported whatever ``held_out_metrics`` names.
-        held_out_reward: another one, which only held-out reports see.
+        held_out_reward: another reward, which only held-out reports use.
         unguarded: allows a loss of a reward without a distance between distributions.
     """
 
@@ -58,16 +58,18 @@ class ScoreSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _rewards_are_given(self) -> ScoreSettings:
-        named = {*([self.loss] if isinstance(self.loss, str) else self.loss), *self.metrics}
-        for name in {*named, *(self.held_out_metrics or ())} & {REWARD, HELD_OUT_REWARD} - {*self.rewards}:
-            raise ValueError(f"{name} is a metric here, so give {name}: module:function, or {', '.join(PUBLISHED)}")
+        loss_metrics = [self.loss] if isinstance(self.loss, str) else list(self.loss)
+        named_metrics = {*loss_metrics, *self.metrics, *(self.held_out_metrics or ())}
+        for name in (REWARD, HELD_OUT_REWARD):
+            if name in named_metrics and name not in self.rewards:
+                raise ValueError(f"{name} is a metric here, so give {name}: module:function, or {', '.join(PUBLISHED)}")
         return self
 
     @property
     def rewards(self) -> dict[str, str]:
-        """``reward`` and ``held_out_reward`` → the function, of those that are given."""
-        given = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
-        return {name: function for name, function in given.items() if function is not None}
+        """``reward`` and ``held_out_reward`` → the function, of those that are set."""
+        functions = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
+        return {name: function for name, function in functions.items() if function is not None}
 
     def why_no_gradient(self) -> str | None:
         """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
@@ -75,7 +77,7 @@ class ScoreSettings(FrozenModel):
 
 
 class ReferenceScoreSettings(ScoreSettings):
-    """Also of real images, in the features of published networks or of a user's own.
+    """With real images, in the features of published networks or of a user's own.
 
     Attributes:
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
@@ -92,10 +94,13 @@ def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue
     if isinstance(reference, str):
         path = given_path(reference)
         return str(path) if path.exists() else reference
-    return {name: _located(value) if isinstance(value, (str, dict)) else value for name, value in reference.items()}
+    located: dict[str, JsonValue] = {}
+    for name, value in reference.items():
+        located[name] = _located(value) if isinstance(value, (str, dict)) else value
+    return located
 
 
-class ScoresBuilder:
+class MetricSuiteBuilder:
     """The metrics, references and weights that settings name, checked without reading images or networks.
 
     By default, held-out reports compare with the features of the real images, if the reference has images, and have FID
@@ -107,45 +112,58 @@ class ScoresBuilder:
     """
 
     def __init__(self, settings: ReferenceScoreSettings) -> None:
-        self._settings, self._rewards = settings, settings.rewards
-        parsed = self._loss = MetricName.parse_loss(settings.loss, unguarded=settings.unguarded)
-        kept = () if settings.keep is None else (MetricName.parse_kept(settings.keep, parsed),)
-        others = [*settings.metrics, *(settings.held_out_metrics or ())]
-        self._names = (*parsed, *MetricName.parse_all(others), *kept)
-        self._extractors = [*dict.fromkeys([name.extractor for name in self._names] + [*self._rewards])]
-        self._given = None if settings.reference is None else _located(settings.reference)
-        searched = {name.extractor for name in parsed}
-        self._only_reward = searched == {REWARD} and self._given is not None
-        # Inception, CLIP and DINOv2 suit the images if the loss uses one of them, or nothing but a reward
-        suited = self._only_reward or bool(searched & {*EXTRACTORS})
-        others = [name for name in EXTRACTORS if name not in searched] if suited else []
-        named = any(name.extractor not in searched and name.formula in DISTANCES for name in self._names)
-        self._default = settings.held_out_metrics is None or REWARD in searched
-        self._cross_check = others[0] if others and self._default and not named else None
-        known = [*dict.fromkeys([*self._extractors, *others[: self._cross_check is not None]])]
-        self._references = ReferenceSettings.by_extractor(self._given, known)
-        for name in self._names:
-            if name.needs_reference and name.extractor not in self._references:
+        self._settings = settings
+        self._rewards = settings.rewards
+        self._loss = MetricName.parse_loss(settings.loss, unguarded=settings.unguarded)
+        metrics = [*self._loss, *MetricName.parse_all([*settings.metrics, *(settings.held_out_metrics or ())])]
+        if settings.keep is not None:
+            metrics.append(MetricName.parse_kept(settings.keep, self._loss))
+        self._metrics = tuple(metrics)
+        self._extractors = list(dict.fromkeys([metric.extractor for metric in metrics] + list(self._rewards)))
+
+        self._reference = None if settings.reference is None else _located(settings.reference)
+        loss_extractors = {metric.extractor for metric in self._loss}
+        self._only_reward = loss_extractors == {REWARD} and self._reference is not None
+        self._adds_defaults = settings.held_out_metrics is None or REWARD in loss_extractors
+        self._cross_check = self._cross_check_extractor(loss_extractors) if self._adds_defaults else None
+
+        extractors = list(self._extractors)
+        if self._cross_check is not None and self._cross_check not in extractors:
+            extractors.append(self._cross_check)
+        self._references = ReferenceSettings.by_extractor(self._reference, extractors)
+        for metric in self._metrics:
+            if metric.needs_reference and metric.extractor not in self._references:
                 raise MetricError(
-                    f"reference: is missing for {name.extractor}; give a folder of images, a file or a data set"
+                    f"reference: is missing for {metric.extractor}; give a folder of images, a file or a data set"
                 )
         for extractor in settings.weights:
             if extractor not in PUBLISHED:
-                MetricName.parse(f"fid@{extractor}")
+                MetricName.parse(f"fid@{extractor}")  # refuses a name that is no extractor
         self._weights = {extractor: given_path(path) for extractor, path in settings.weights.items()}
 
+    def _cross_check_extractor(self, loss_extractors: Set[str]) -> str | None:
+        """The extractor of the default cross-check; ``None`` if none suits, or the settings name a distance for it."""
+        for metric in self._metrics:
+            if metric.extractor not in loss_extractors and metric.formula in DISTANCES:
+                return None
+        # Inception, CLIP and DINOv2 suit the images if the loss uses one of them, or nothing but a reward.
+        if not self._only_reward and loss_extractors.isdisjoint(EXTRACTORS):
+            return None
+        unused = [name for name in EXTRACTORS if name not in loss_extractors]
+        return unused[0] if unused else None
+
     def check(self) -> None:
-        """Raise MetricError if a reference, a file of weights or a factory is not there; nothing is read."""
+        """Raise MetricError if a reference, a file of weights or a factory is missing; nothing is read."""
         for settings in self._references.values():
             settings.check()
         for reward in self._rewards.values():
             find_reward(reward, weights=self._weights.get(reward))
         for extractor in dict.fromkeys([*self._extractors, *self._weights]):
-            if extractor not in (*self._rewards, *PUBLISHED):
+            if extractor not in self._rewards and extractor not in PUBLISHED:
                 find_extractor(extractor, weights=self._weights.get(extractor))
 
     def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, cache: Path) -> MetricSuite:
-        """Load the networks, and look at the reference images.
+        """Load the networks, and read the reference images.
 
         Args:
             device: where networks run and distances are computed.
@@ -155,72 +173,96 @@ class ScoresBuilder:
         Raises:
             MetricError: weights or a reference cannot be used.
         """
-        place: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
         references: dict[str, Reference] = {}
-        for alias in self._extractors:
-            if (reward := self._rewards.get(alias)) is not None:
-                references[alias] = Reference(find_reward(reward, weights=self._weights.get(reward))(device))
-                continue
-            extractor = find_extractor(alias, weights=self._weights.get(alias))(device)
-            named = [name for name in self._names if name.extractor == alias]
-            formulas = {name.formula for name in named}
-            if not any(name.needs_reference for name in named):
-                references[alias] = Reference(extractor)
-                continue
-            held_out = bool(formulas & OF_HELD_OUT) or MetricName("fid", alias) in self._loss
-            features = bool(formulas & OF_REFERENCE_FEATURES)
-            settings = self._references[alias]
-            references[alias] = settings.build(alias, extractor, features=features, held_out=held_out, **place)
+        for name in self._extractors:
+            references[name] = self._search_reference(name, device, batch_size, cache)
 
-        def for_reports() -> dict[str, Reference]:
-            found = self._of_the_loss({alias: references[alias] for alias in scores.extractors}, place)
-            return {**found, **self._of_other_features(device, place)}
+        def report_references() -> dict[str, Reference]:
+            loss_references = {name: references[name] for name in suite.extractors}
+            return {
+                **self._loss_references_with_features(loss_references, batch_size, cache),
+                **self._cross_check_reference(device, batch_size, cache),
+            }
 
-        scores = MetricSuite(
+        suite = MetricSuite(
             references,
             loss=self._settings.loss,
             metrics=self._settings.metrics,
             held_out_metrics=self._settings.held_out_metrics or (),
             keep=self._settings.keep,
             device=device,
-            report_references=for_reports if self._default else None,
+            report_references=report_references if self._adds_defaults else None,
         )
-        return scores
+        return suite
 
-    def _of_the_loss(self, references: Mapping[str, Reference], place: Mapping[str, Any]) -> dict[str, Reference]:
+    def _search_reference(self, name: str, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
+        """The reference of one extractor or reward, with no more than the metrics of the settings need."""
+        reward = self._rewards.get(name)
+        if reward is not None:
+            return Reference(find_reward(reward, weights=self._weights.get(reward))(device))
+        extractor = find_extractor(name, weights=self._weights.get(name))(device)
+        metrics = [metric for metric in self._metrics if metric.extractor == name]
+        if not any(metric.needs_reference for metric in metrics):
+            return Reference(extractor)
+        formulas = {metric.formula for metric in metrics}
+        return self._references[name].build(
+            name,
+            extractor,
+            features=not formulas.isdisjoint(OF_REFERENCE_FEATURES),
+            held_out=not formulas.isdisjoint(OF_HELD_OUT) or MetricName("fid", name) in self._loss,
+            batch_size=batch_size,
+            cache=cache,
+        )
+
+    def _loss_references_with_features(
+        self, references: Mapping[str, Reference], batch_size: int, cache: Path
+    ) -> dict[str, Reference]:
         """The references of the loss with their features, and with the held-out images, if that does not take long."""
-        found: dict[str, Reference] = {}
-        for alias, known in references.items():
-            if known.gaussian is None or (known.features is None and not self._references[alias].holds_images):
+        complete: dict[str, Reference] = {}
+        for name, reference in references.items():
+            if reference.gaussian is None:
                 continue
-            if known.features is None and (known.count or 0) > MOST_IMAGES:
-                notice(
-                    f"{alias}: held-out reports have no {', '.join(REPORTED)}, since the reference has {known.count:,} "
-                    f"images and more than {MOST_IMAGES:,} take long; name them in held_out_metrics all the same"
-                )
-                continue
-            settings = self._references[alias]
-            found[alias] = settings.build(alias, known.extractor, features=True, held_out=True, **place)
-        return found
+            settings = self._references[name]
+            if reference.features is None:
+                if not settings.holds_images:
+                    continue
+                if (reference.count or 0) > MOST_IMAGES:
+                    notice(
+                        f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has "
+                        f"{reference.count:,} images and more than {MOST_IMAGES:,} take long; name them in "
+                        "held_out_metrics all the same"
+                    )
+                    continue
+            complete[name] = settings.build(
+                name, reference.extractor, features=True, held_out=True, batch_size=batch_size, cache=cache
+            )
+        return complete
 
-    def _of_other_features(self, device: torch.device | str, place: Mapping[str, Any]) -> dict[str, Reference]:
-        """The reference of the cross-check; a line says why it cannot be had."""
-        if (other := self._cross_check) is None:
+    def _cross_check_reference(self, device: torch.device | str, batch_size: int, cache: Path) -> dict[str, Reference]:
+        """The reference of the cross-check; a notice says why it is unavailable."""
+        name = self._cross_check
+        if name is None:
             return {}
         try:
-            own = isinstance(self._given, Mapping) and other in self._given  # it may hold numbers only
-            images = [found for found in self._references.values() if found.holds_images] if not own else []
-            settings = self._references[other] if own else next(iter(images), None)
-            if settings is None:
-                raise MetricError(
-                    f"it needs reference images; give them under reference: {{{other}: a folder, a .zip, ...}}"
-                )
-            extractor = find_extractor(other, weights=self._weights.get(other))(device)
-            return {other: settings.build(other, extractor, features=self._only_reward, held_out=True, **place)}
+            settings = self._cross_check_settings(name)
+            extractor = find_extractor(name, weights=self._weights.get(name))(device)
+            reference = settings.build(
+                name, extractor, features=self._only_reward, held_out=True, batch_size=batch_size, cache=cache
+            )
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             reason = str(error).partition("\n")[0]
             notice(
-                f"no cross-check: {MetricName('fid', other)}, which would confirm a gain in features that the loss "
+                f"no cross-check: {MetricName('fid', name)}, which would confirm a gain in features that the loss "
                 f"does not use, is left out: {reason}. Name a metric in held_out_metrics of the study file, or none: []"
             )
             return {}
+        return {name: reference}
+
+    def _cross_check_settings(self, name: str) -> ReferenceSettings:
+        """Those of this extractor, which may be numbers only, else the first that are images."""
+        if isinstance(self._reference, Mapping) and name in self._reference:
+            return self._references[name]
+        for settings in self._references.values():
+            if settings.holds_images:
+                return settings
+        raise MetricError(f"it needs reference images; give them under reference: {{{name}: a folder, a .zip, ...}}")

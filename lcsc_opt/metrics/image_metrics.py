@@ -2,137 +2,128 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.base import checked_features
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
+from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
+from lcsc_opt.metrics.loss import PENALTY, Constraint, Loss
 from lcsc_opt.metrics.names import FDR, Formula, MetricName
-
-if TYPE_CHECKING:
-    from lcsc_opt.metrics.suite import MetricSuite
+from lcsc_opt.metrics.reference.reference import Reference
 
 ImageState = dict[str, FeatureState]
-"""Extractor's name → what a part of the images gave."""
-
-PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
+"""Extractor's name → the state of its features."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Constraint:
-    """The bound of the kept metric, and what is measured at EMA* on the noise of the search.
-
-    Attributes:
-        loss: EMA*'s loss.
-        value: EMA*'s value of the kept metric, or the bound that was given.
-        deviation: the standard deviation of the kept metric between images.
-        guide: EMA*'s value of the metric whose gradient is followed.
-        sign: −1 if higher values of the kept metric are better, else 1.
-    """
-
-    loss: float
-    value: float
-    deviation: float
-    guide: float
-    sign: float = 1.0
-
-    @property
-    def scale(self) -> float:
-        """The loss at EMA* divided by the guide there: the factor between their units."""
-        return abs(self.loss) / (self.guide or 1.0)
-
-    def violation(self, value: float, images: int) -> float:
-        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
-        worse, error = self.sign * (value - self.value), self.deviation / math.sqrt(images)
-        return worse / error if error > 0 else float(worse > 0)
-
-    def penalty(self, value: float) -> float:
-        """What is added to the loss."""
-        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
+def extractor_for(reference: Reference, prompts: Sequence[str] | None) -> FeatureExtractor:
+    """The extractor of a reference; a reward for images of these prompts."""
+    extractor = reference.extractor
+    if isinstance(extractor, Reward):
+        return extractor.about(prompts)
+    return extractor
 
 
 class ImageMetrics:
-    """Takes the images of one evaluation, or of a part of it; every extractor sees each image once.
+    """Collects the images of one evaluation, or of a part of it; every extractor sees each image once.
 
-    Several processes or devices may take a part of the images each::
+    Several processes or devices may process a part of the images each::
 
-        whole = scores.image_metrics(total)
-        for state in [part.state for part in parts]:  # in the order of their images
-            whole.merge(state)
-        loss, metrics = whole.compute()
+        metrics = suite.image_metrics(total)
+        for state in states:  # of the parts, in the order of their images
+            metrics.merge(state)
+        loss, values = metrics.compute()
 
     The gradient of the loss needs two passes. The features of all images give :meth:`gradients`, d loss / d features.
-    Then images are sampled again with a graph, and :meth:`MetricSuite.image_gradient` leads the gradient back to them.
+    Then images are sampled again with a graph, and ``MetricSuite.image_gradient`` leads the gradient back to them.
 
     Args:
-        scores: the loss, the metrics, and the references.
+        loss: the loss.
+        metrics: all metrics to compute, those of the loss among them.
+        references: extractor's name in the metrics → its reference.
         total: how many images the whole evaluation has.
-        held_out: whether held-out metrics are computed, too.
+        constraint: the bound of the kept metric; ``None`` while it was not measured.
+        real_fids: extractor's name → FID of real images to real images, for ``fdr``; empty leaves it out.
         gradient: keep the features that the gradient of the loss needs.
+        device: where distances between features are computed.
     """
 
-    def __init__(self, scores: MetricSuite, total: int, *, held_out: bool = False, gradient: bool = False) -> None:
-        self._scores, self._total = scores, total
-        self.metrics = scores.computed(held_out=held_out)
-        self._splits = scores.splits if held_out else {}
+    def __init__(
+        self,
+        loss: Loss,
+        metrics: Sequence[MetricName],
+        references: Mapping[str, Reference],
+        *,
+        total: int,
+        constraint: Constraint | None = None,
+        real_fids: Mapping[str, float] | None = None,
+        gradient: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.metrics = tuple(metrics)
+        self._loss = loss
+        self._total = total
+        self._constraint = constraint
+        self._real_fids = real_fids or {}
         self._formulas: dict[str, set[Formula]] = {}
         for metric in self.metrics:
             self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
         self._features: dict[str, FeatureMetrics] = {}
-        for name, wanted in self._formulas.items():
-            options: Any = {"total": total, "gradient": gradient and name in scores.extractors, "device": scores.device}
-            self._features[name] = FeatureMetrics(scores.references[name], wanted, **options)
+        for name, formulas in self._formulas.items():
+            self._features[name] = FeatureMetrics(
+                references[name],
+                formulas,
+                total=total,
+                gradient=gradient and name in loss.extractors,
+                device=device,
+            )
 
     def update(self, images: Tensor, *, prompts: Sequence[str] | None = None) -> None:
-        """Take the features of ``[B, C, H, W]`` in [−1, 1], and of their ``prompts`` if they have some.
+        """Add the features of images ``[B, C, H, W]`` in [−1, 1], and of their ``prompts`` if they have some.
 
         Raises MetricError if features are not finite.
         """
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
-            for name, metrics in self._features.items():
-                extractor: Any = self._scores.extractor_of(name, prompts)
+            for name, feature_metrics in self._features.items():
+                extractor: Any = extractor_for(feature_metrics.reference, prompts)
                 logits = None
                 if "is" in self._formulas[name]:
-                    features, logits = extractor.features_and_logits(images)
-                    if not bool(torch.isfinite(logits).all()):
-                        raise MetricError(f"extractor {extractor.name}: logits are not finite")
-                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                    features, logits = _features_and_logits(extractor, images)
                 else:
                     features = extractor(images)
-                wanted = self._formulas[name] != {"is"}
-                metrics.update(checked_features(extractor, features, len(images)) if wanted else None, logits)
+                if self._formulas[name] == {"is"}:  # of logits alone
+                    feature_metrics.update(None, logits)
+                else:
+                    feature_metrics.update(checked_features(extractor, features, len(images)), logits)
 
     @property
     def state(self) -> ImageState:
-        """Everything that was taken so far, for :meth:`merge` in another process."""
-        return {name: metrics.state for name, metrics in self._features.items()}
+        """Everything that was added so far, for :meth:`merge` in another process."""
+        return {name: feature_metrics.state for name, feature_metrics in self._features.items()}
 
     def merge(self, state: ImageState) -> None:
         """Add the images of another part, in the order of all images."""
-        for name, metrics in self._features.items():
-            metrics.merge(state[name])
+        for name, feature_metrics in self._features.items():
+            feature_metrics.merge(state[name])
 
     def compute(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
-        scores = self._scores
-        values = {m: self._features[m.extractor].compute(m.formula) for m in self.metrics}
-        penalty = 0.0
-        if scores.keep is not None and scores.constraint is not None:
-            penalty = scores.constraint.penalty(values[scores.keep])
-        loss = sum(weight * metric.sign * values[metric] for metric, weight in scores.weights.items()) + penalty
-        metrics = {str(metric): value for metric, value in values.items()}
-        if self._splits:
-            splits = self._splits.items()
-            metrics[FDR] = statistics.fmean(self._features[name].compute("fid") / split for name, split in splits)
-        return loss, metrics
+        values = {metric: self._value(metric) for metric in self.metrics}
+        loss = self._loss.value(values, self._constraint)
+        named_values = {str(metric): value for metric, value in values.items()}
+        if self._real_fids:
+            ratios = [self._features[name].compute("fid") / real_fid for name, real_fid in self._real_fids.items()]
+            named_values[FDR] = statistics.fmean(ratios)
+        return loss, named_values
+
+    def _value(self, metric: MetricName) -> float:
+        return self._features[metric.extractor].compute(metric.formula)
 
     def gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
@@ -146,44 +137,64 @@ class ImageMetrics:
         Raises:
             MetricError: a metric of the loss has no gradient, or its features were not kept.
         """
-        scores = self._scores
-        if reason := MetricName.why_no_gradient(scores.weights):
-            raise MetricError(f"{reason}; take another loss, or search without gradients")
-        weights = dict(scores.weights)
-        if scores.keep is not None and scores.constraint is not None:
-            guide, kept = scores.keep.guide, self._features[scores.keep.extractor]
-            kept.gradient(guide.formula)  # it computes the value, too
-            if keep_weight is None:
-                penalty = scores.constraint.penalty(kept.compute(scores.keep.formula))
-                keep_weight = PENALTY if penalty > 0 else 0.0
-            weights[guide] = weights.get(guide, 0.0) + keep_weight * scores.constraint.scale
+        reason = MetricName.why_no_gradient(self._loss.weights)
+        if reason:
+            raise MetricError(f"{reason}; use another loss, or search without gradients")
+        weights = self._gradient_weights(keep_weight)
         gradients: dict[str, Array] = {}
         for metric, weight in weights.items():
-            part = weight * metric.sign * self._features[metric.extractor].gradient(metric.formula)
-            gradients[metric.extractor] = gradients.get(metric.extractor, 0) + part
+            term = weight * metric.sign * self._features[metric.extractor].gradient(metric.formula)
+            gradients[metric.extractor] = gradients.get(metric.extractor, 0) + term
         return gradients
+
+    def _gradient_weights(self, keep_weight: float | None) -> dict[MetricName, float]:
+        """Metric → its weight in the gradient: the weights of the loss, and that of the kept metric's guide."""
+        weights = dict(self._loss.weights)
+        keep = self._loss.keep
+        if keep is None or self._constraint is None:
+            return weights
+        self._features[keep.extractor].gradient(keep.guide.formula)  # first, since it computes the value, too
+        if keep_weight is None:
+            penalty = self._constraint.penalty(self._value(keep))
+            keep_weight = PENALTY if penalty > 0 else 0.0
+        weights[keep.guide] = weights.get(keep.guide, 0.0) + keep_weight * self._constraint.scale
+        return weights
 
     def violation(self) -> float | None:
         """By how many standard errors the kept metric is worse than its bound; ``None`` if none is kept."""
-        keep, constraint = self._scores.keep, self._scores.constraint
-        if keep is None or constraint is None:
+        if self._loss.keep is None or self._constraint is None:
             return None
-        return constraint.violation(self._features[keep.extractor].compute(keep.formula), self._total)
+        return self._constraint.violation(self._value(self._loss.keep), self._total)
 
     def unseen(self, loss: float) -> float | None:
         """The loss of :meth:`compute` with each FID to the held-out real images in place of that to the reference.
 
         ``None`` if it has no FID, or no real images are held out.
         """
-        weights = [(self._features[m.extractor], w) for m, w in self._scores.weights.items() if m.formula == "fid"]
-        if not weights or any(features.reference.held_out is None for features, _ in weights):
+        changes = []
+        for metric, weight in self._loss.weights.items():
+            if metric.formula != "fid":
+                continue
+            feature_metrics = self._features[metric.extractor]
+            if feature_metrics.reference.held_out is None:
+                return None
+            changes.append(weight * (feature_metrics.compute("fid_held_out") - feature_metrics.compute("fid")))
+        if not changes:
             return None
-        return loss + sum(w * (found.compute("fid_held_out") - found.compute("fid")) for found, w in weights)
+        return loss + sum(changes)
 
     def constraint(self) -> Constraint:
         """The bound of the kept metric; these must be the images of EMA*."""
-        keep = self._scores.keep
+        keep = self._loss.keep
         assert keep is not None
-        kept, loss = self._features[keep.extractor], self.compute()[0]
-        value, guide = kept.compute(keep.formula), kept.compute(keep.guide.formula)
-        return Constraint(loss, value, kept.deviation(keep.formula), guide, keep.sign)
+        loss, _ = self.compute()
+        deviation = self._features[keep.extractor].deviation(keep.formula)
+        return Constraint(loss, self._value(keep), deviation, self._value(keep.guide), keep.sign)
+
+
+def _features_and_logits(extractor: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """``[B, D]`` features, and ``[B, classes]`` logits of float32 or float64."""
+    features, logits = extractor.features_and_logits(images)
+    if not bool(torch.isfinite(logits).all()):
+        raise MetricError(f"extractor {extractor.name}: logits are not finite")
+    return features, logits.to(torch.promote_types(logits.dtype, torch.float32))

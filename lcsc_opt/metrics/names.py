@@ -15,17 +15,30 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import near_miss
 
 Formula = Literal[
-    "fid", "kid", "is", "precision", "recall", "near", "hinge", "sliced", "cmmd",
-    "authenticity", "fid_held_out", "nearer_train", "reward", "held_out_reward", "spread",
-]  # fmt: skip
+    "fid",
+    "kid",
+    "is",
+    "precision",
+    "recall",
+    "near",
+    "hinge",
+    "sliced",
+    "cmmd",
+    "authenticity",
+    "fid_held_out",
+    "nearer_train",
+    "reward",
+    "held_out_reward",
+    "spread",
+]
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
     {"is", "precision", "recall", "authenticity", "reward", "held_out_reward", "spread"}
 )
 OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "held_out_reward", "spread": "pixels"}
-# for which mean and covariance of the reference are not enough
+# Those for which mean and covariance of the reference are not enough.
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
-OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
+OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # of held-out images: never in a loss
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
 
 KEPT = ("precision", "near", "hinge")  # of single images
@@ -34,12 +47,17 @@ Kept = str | Mapping[str, float]
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
-TRAINED = ("digits", "photographs", "characters")  # classifiers of such images; the second ones have a 2 behind it
+TRAINED = ("digits", "photographs", "characters")  # classifiers of such images; each has a second one, as digits2
+
+# Short names of factories, for study files and tables: networks that nobody published, made without a download.
 MADE = {
     "random": "lcsc_opt.metrics.extractors.published:RandomInception",
     "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
-    **{f"{name}{second}": "lcsc_opt.training.images:feature_network" for name in TRAINED for second in ("", "2")},
-}  # short names of factories, for study files and tables: networks that nobody published, made without a download
+}
+for _name in TRAINED:
+    MADE[_name] = "lcsc_opt.training.images:feature_network"
+    MADE[f"{_name}2"] = "lcsc_opt.training.images:feature_network"
+
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # of all feature spaces together, so it has no extractor
 DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
@@ -65,52 +83,52 @@ class MetricName:
         if formula not in FORMULAS:
             hint = near_miss(formula, FORMULAS)
             raise MetricError(f"{text!r} is no metric{hint}; known: {', '.join(FORMULAS)}, each with @extractor or not")
-        if at and formula in (REWARD, HELD_OUT_REWARD):
+        if not at:
+            return cls(formula, OWN_FEATURES.get(formula, INCEPTION))
+        if formula in (REWARD, HELD_OUT_REWARD):
             raise MetricError(f"{text!r}: the setting {formula} names the function, as module:function")
-        module, colon, factory = extractor.partition(":")
-        known = (*EXTRACTORS, *MADE)
-        if at and extractor not in known and not (colon and module and factory):
-            hint = near_miss(extractor, known)
+        module, _, factory = extractor.partition(":")
+        is_factory = bool(module and factory)
+        names = (*EXTRACTORS, *MADE)
+        if extractor not in names and not is_factory:
+            hint = near_miss(extractor, names)
             raise MetricError(
-                f"{extractor!r} is no extractor{hint}; known: {', '.join(known)}, or your own as module:factory"
+                f"{extractor!r} is no extractor{hint}; known: {', '.join(names)}, or your own as module:factory"
             )
-        return cls(formula, extractor if at else OWN_FEATURES.get(formula, INCEPTION))
+        return cls(formula, extractor)
 
     @classmethod
     def parse_loss(cls, loss: str | Mapping[str, float], *, unguarded: bool = True) -> dict[MetricName, float]:
         """One metric with the weight 1, or the metrics of a weighted sum.
 
         Metrics where higher is better are subtracted, whether their weight is written with its minus or without. A
-        reward alone makes all images one; ``unguarded`` says that one wants a reward without a distance.
+        reward alone collapses diversity; ``unguarded`` allows it without a distance between distributions.
 
         Raises:
-            MetricError: for an unknown or repeated metric, one of held-out images, a weight that is none, or a reward
-                without a guard.
+            MetricError: for an unknown or repeated metric, one of held-out images, a weight that is no number, or a
+                reward without a guard.
         """
-        parsed: dict[MetricName, float] = {}
-        for text, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
-            name = cls.parse(text)
-            if name.formula in (*OF_HELD_OUT, HELD_OUT_REWARD):
-                raise MetricError(f"loss: {name} is held out, and decides nothing; move it to held_out_metrics")
-            if name in parsed:
-                raise MetricError(f"loss: {name} is there twice")
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
-                raise MetricError(f"loss: the weight of {name} is {weight!r}, expected a number")
-            if weight < 0 < name.sign:
-                raise MetricError(
-                    f"loss: the weight of {name} is {weight!r}; lower is better, so expected a positive one"
-                )
-            parsed[name] = abs(float(weight))
-        parsed = {name: weight for name, weight in parsed.items() if weight}  # a sweep may begin at zero
-        if not parsed:
-            raise MetricError("loss: names no metric; the usual one is fid")
-        formulas = {name.formula for name in parsed}
+        if isinstance(loss, str):
+            loss = {loss: 1.0}
+        weights: dict[MetricName, float] = {}
+        for text, weight in loss.items():
+            metric = cls.parse(text)
+            if metric.formula in OF_HELD_OUT or metric.formula == HELD_OUT_REWARD:
+                raise MetricError(f"loss: {metric} is held out, and decides nothing; move it to held_out_metrics")
+            if metric in weights:
+                raise MetricError(f"loss: {metric} is named twice")
+            weights[metric] = abs(_checked_weight(metric, weight))
+        weights = {metric: weight for metric, weight in weights.items() if weight}  # a sweep may begin at zero
+        if not weights:
+            raise MetricError("loss: names no metric; the default is fid")
+        formulas = {metric.formula for metric in weights}
         if REWARD in formulas and not unguarded and formulas.isdisjoint(DISTANCES):
             raise MetricError(
-                "loss: a reward alone makes all images one; add a distance between distributions, as loss: "
+                "loss: a reward alone collapses diversity; add a distance between distributions, as loss: "
                 "{reward: -1, fid: 1}, or write unguarded: true"
             )
-        return dict(sorted(parsed.items(), key=lambda pair: pair[0].formula == REWARD))  # its features are no images'
+        # The first metric's features order image pairs; a reward has none of images, so it comes last.
+        return dict(sorted(weights.items(), key=lambda pair: pair[0].formula == REWARD))
 
     @classmethod
     def parse_all(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
@@ -128,14 +146,24 @@ class MetricName:
         Raises:
             MetricError: it cannot be kept.
         """
-        pairs = [(keep, 1.0)] if isinstance(keep, str) else [*keep.items()]
-        text, bound = pairs[0] if len(pairs) == 1 else ("", 0.0)
+        bounds = {keep: 1.0} if isinstance(keep, str) else keep
+        text = ""
+        bound = 0.0
+        if len(bounds) == 1:
+            [(text, bound)] = bounds.items()
         formula, at, extractor = text.partition("@")
-        if formula not in KEPT or not 0 < bound < math.inf or (formula == "precision" and bound > 1):
-            known = f"{', '.join(KEPT)}, each with @extractor or not; or a bound, as {{precision: 0.7}}"
-            raise MetricError(f"keep: {keep!r} cannot be kept; known: {known}")
-        first = next(iter(loss)).extractor
-        return cls.parse(f"{formula}@{extractor if at else INCEPTION if first == REWARD else first}")
+        largest = 1.0 if formula == "precision" else math.inf
+        if formula not in KEPT or not 0 < bound <= largest or bound == math.inf:
+            names = ", ".join(KEPT)
+            raise MetricError(
+                f"keep: {keep!r} cannot be kept; known: {names}, each with @extractor or not; or a bound, as "
+                "{precision: 0.7}"
+            )
+        if not at:
+            extractor = next(iter(loss)).extractor
+            if extractor == REWARD:
+                extractor = INCEPTION
+        return cls.parse(f"{formula}@{extractor}")
 
     @staticmethod
     def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
@@ -148,11 +176,14 @@ class MetricName:
     @property
     def guide(self) -> MetricName:
         """What has a gradient in place of this metric: ``hinge`` is zero exactly for samples that are precise."""
-        return dataclasses.replace(self, formula="hinge") if self.formula == "precision" else self
+        if self.formula == "precision":
+            return dataclasses.replace(self, formula="hinge")
+        return self
 
     def __str__(self) -> str:
-        usual = OWN_FEATURES.get(self.formula, INCEPTION)
-        return self.formula if self.extractor == usual else f"{self.formula}@{self.extractor}"
+        if self.extractor == OWN_FEATURES.get(self.formula, INCEPTION):
+            return self.formula
+        return f"{self.formula}@{self.extractor}"
 
     @property
     def sign(self) -> int:
@@ -163,3 +194,12 @@ class MetricName:
     def needs_reference(self) -> bool:
         """Whether it compares with real images; the Inception Score, rewards and the spread do not."""
         return self.formula not in ("is", *OWN_FEATURES)
+
+
+def _checked_weight(metric: MetricName, weight: object) -> float:
+    """The weight of a metric in a loss. Raises MetricError if it is no finite number, or has the wrong sign."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
+        raise MetricError(f"loss: the weight of {metric} is {weight!r}, expected a number")
+    if weight < 0 < metric.sign:
+        raise MetricError(f"loss: the weight of {metric} is {weight!r}; lower is better, so expected a positive one")
+    return float(weight)

@@ -21,7 +21,8 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evalu
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import MetricSuite, extract
-from lcsc_opt.metrics.image_metrics import Constraint, ImageMetrics, ImageState
+from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
+from lcsc_opt.metrics.loss import Constraint
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient

@@ -12,7 +12,7 @@ from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import MetricSuite
-from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
+from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
@@ -93,7 +93,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
         """
         super().check()
-        ScoresBuilder(self).check()
+        MetricSuiteBuilder(self).check()
 
     def noise(self) -> ImageNoise:
         """All sampling noise."""
@@ -105,7 +105,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        return ScoresBuilder(self).build(
+        return MetricSuiteBuilder(self).build(
             device=self.torch_device(),
             batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
             cache=cache_directory(),

@@ -28,7 +28,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, config: LCSC | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._options = (LCSC() if config is None else config).config()
+        self._options = (config or LCSC()).config()
         steps = steps_of(self.parametrization)
         rates = self._options["rates"] or window_ema_rates(steps)
         self._initial = [ema_coefficients(steps, rate) for rate in rates]  # line 2
@@ -45,7 +45,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         member = (loss, self.num_tell, candidate.value)
-        bisect.insort(self._population, member, key=lambda known: known[:2])
+        bisect.insort(self._population, member, key=lambda stored: stored[:2])
         del self._population[self._options["max_parents"] :]
 
     def _child(self) -> Coefficients:
@@ -55,11 +55,12 @@ class _LCSC(Optimizer):  # type: ignore[misc]
             self._children_left = self._options["generation_size"]
         self._children_left -= 1
         rng: np.random.RandomState = self._rng
-        while True:  # mix two parents at random coefficient by coefficient, or take one of them whole
-            one, other = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
-            mixes = rng.random_sample() < self._options["crossover"]
-            mixed = np.where(rng.random_sample(self._shape) < 0.5, one, other) if mixes else one
-            child = mixed + self._options["mutation"] * rng.standard_normal(self._shape)
+        while True:
+            first, second = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
+            child = first
+            if rng.random_sample() < self._options["crossover"]:  # mix both, coefficient by coefficient
+                child = np.where(rng.random_sample(self._shape) < 0.5, first, second)
+            child = child + self._options["mutation"] * rng.standard_normal(self._shape)
             if child.sum(axis=-1).min() >= _SMALLEST_SUM:
                 return normalize(child)  # line 10
 
@@ -70,7 +71,7 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
     Args:
         max_parents: M_CP, how many of the best are parents.
         mutation: standard deviation of the Gaussian noise on each coefficient.
-        crossover: chance that a child's parents are mixed; otherwise it takes one of them whole.
+        crossover: chance that a child's parents are mixed; otherwise it is a mutation of one of them.
         generation_size: children that share one set of parents; with 1, each child joins the population at once.
         rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or seven
             others that the window of checkpoints can tell apart.

@@ -8,6 +8,7 @@ directions, a little better than single coefficients (``docs/optimizers.md``), a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -29,18 +30,26 @@ from lcsc_opt.optimizers.parametrization import (
     failed,
     request_of,
     space_of,
+    start_of,
     steps_of,
 )
 
 _Free = npt.NDArray[np.float64]
 """``[d]`` or ``[S, d]``: the free vector of a coefficient space; that of a plain array ``[K]`` is the affine one."""
 
-_MOMENTUM, _MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
+# Adam's beta_1 and beta_2: shorter than usual, since a search has only some hundred steps.
+_MOMENTUM = 0.8
+_MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 _FEWEST_CHECKS = 20  # before the search may end by itself
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
-FIRST_KEEP_WEIGHT, _LEAST_KEEP_WEIGHT = 0.1, 0.01  # of what is kept, in units of the loss; from zero it cannot return
-_KEEP_RATE, _MOST_VIOLATION = 0.05, 3.0  # of its dual ascent: rate per standard error, most standard errors
+
+# The weight of a kept metric, in units of the loss. Its dual ascent multiplies it, so from zero it could not return.
+FIRST_KEEP_WEIGHT = 0.1
+_LEAST_KEEP_WEIGHT = 0.01
+_KEEP_RATE = 0.05  # of the dual ascent, per standard error of the violation
+_MOST_VIOLATION = 3.0  # standard errors
+
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
 
@@ -55,18 +64,33 @@ def averaging_share(step: int) -> float:
 class DualAscent:
     """The weight of a kept metric: grows when the metric was worse than its bound, and falls when it was better.
 
-    It hears the iterates, on fresh images. Their average, which is the answer, is mostly better; but a short search may
-    end before the weight has grown enough. Checks measure the average, but have a quarter of the images, of one noise.
+    It follows the iterates, which are evaluated on fresh images. Their average, which is the answer, is mostly better;
+    but a short search may end before the weight has grown enough. Checks measure the average, but have a quarter of the
+    images, of one noise.
     """
 
     def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:
         self.weight = weight
 
-    def hear(self, evaluation: Evaluation | None) -> None:
+    def update(self, evaluation: Evaluation | None) -> None:
         """Adjust the weight after a step; without a kept metric nothing changes."""
-        if evaluation is not None and evaluation.violation is not None:
-            violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
-            self.weight = max(self.weight * math.exp(_KEEP_RATE * violation), _LEAST_KEEP_WEIGHT)
+        if evaluation is None or evaluation.violation is None:
+            return
+        violation = min(max(evaluation.violation, -_MOST_VIOLATION), _MOST_VIOLATION)
+        self.weight = max(self.weight * math.exp(_KEEP_RATE * violation), _LEAST_KEEP_WEIGHT)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PendingAsk:
+    """A candidate between ask and tell.
+
+    Attributes:
+        number: of the ask.
+        steps: the steps that the path had made by then.
+    """
+
+    number: int
+    steps: int
 
 
 class _LCSCGradient(Optimizer):  # type: ignore[misc]
@@ -82,31 +106,32 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, config: LCSCGradient | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._options = (LCSCGradient() if config is None else config).config()
-        start = np.asarray(self.parametrization.value, dtype=np.float64)
-        space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
-        self._space: CoefficientSpace = space
-        self._path = _Path(space, start, self._options["step_size"])
+        self._options = (config or LCSCGradient()).config()
+        start = start_of(self.parametrization)
+        self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
+        self._path = _Path(self._space, start, self._options["step_size"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
-        self._images_asked = 0  # by gradients
+        self._gradient_images = 0  # asked so far
         self._cost_since_check = 0
         self._check_images = 0  # 0: every candidate costs the same
-        self._samples = True  # whether the objective samples images
-        self._left: int | None = None  # of the planned budget
-        self._left_in_images = False
-        self._checks: list[float] = []
-        self._asked_at: dict[str, tuple[int, int]] = {}  # uid → number of the ask, steps before it; while not told
+        self._samples_images = True
+        self._budget_left: int | None = None
+        self._budget_in_images = False
+        self._check_losses: list[float] = []
+        self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
         self._best_inherited = np.inf
-        self._kept = DualAscent()
+        self._dual_ascent = DualAscent()
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Plan the checks, so that the last one ends the budget; exactly one of the two numbers is given.
 
         The steps themselves do not depend on a budget, which may be raised later.
         """
-        self._check_images, self._samples = images_per_evaluation, images_per_evaluation > 0
-        self._left, self._left_in_images = (evaluations, False) if images is None else (images, True)
+        self._check_images = images_per_evaluation
+        self._samples_images = images_per_evaluation > 0
+        self._budget_in_images = images is not None
+        self._budget_left = evaluations if images is None else images
 
     @property
     def finished(self) -> bool:
@@ -116,29 +141,38 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
         This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a
         trend rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the
-        noise. It looks at half of all checks, so that a search that slows down gets more time.
+        noise. It uses half of all checks, so that a search that slows down gets more time.
         """
-        if len(self._checks) < _FEWEST_CHECKS:
+        if len(self._check_losses) < _FEWEST_CHECKS:
             return False
-        recent = np.asarray(self._checks[-max(_FEWEST_CHECKS, len(self._checks) // 2) :])
-        differences = recent[None, :] - recent[:, None]  # [i, j]: what came between check i and check j
+        recent_count = max(_FEWEST_CHECKS, len(self._check_losses) // 2)
+        recent = np.asarray(self._check_losses[-recent_count:])
+        differences = recent[None, :] - recent[:, None]  # [i, j]: the change from check i to check j
         return bool(np.sign(np.triu(differences, 1)).sum() >= 0)
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        check = self._check_is_due()
-        free, request = (self._path.average, Request()) if check else (self._path.free, self._gradient_request())
+        if self._check_is_due():
+            free = self._path.average
+            request = Request()
+        else:
+            free = self._path.free
+            request = self._gradient_request()
         candidate = self.parametrization.spawn_child(new_value=self._space.to_coefficients(free))
         attach_request(candidate, request)
-        self._asked_at[candidate.uid] = (self.num_ask, self._path.steps)
+        self._pending[candidate.uid] = _PendingAsk(self.num_ask, self._path.steps)
+        self._charge(request)
+        return candidate
+
+    def _charge(self, request: Request) -> None:
+        """Count what a request costs: checks have a share of the images, and the last one ends the budget."""
         images = self._check_images if request.images is None else request.images
         if request.gradient:
-            self._images_asked += images
+            self._gradient_images += images
             self._cost_since_check += images if self._check_images else 1
         else:
             self._cost_since_check = 0
-        if self._left is not None:
-            self._left -= images if self._left_in_images else 1
-        return candidate
+        if self._budget_left is not None:
+            self._budget_left -= images if self._budget_in_images else 1
 
     def _check_is_due(self) -> bool:
         """Whether the checks' share of images allows a check now, or it is the last one of the budget.
@@ -146,12 +180,14 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         The last one is made even where no step was told yet, as with many workers: else the study would end without a
         number.
         """
-        cost = self._check_images or 1
-        if self._left is not None and self._left > 0:
-            price = cost if self._left_in_images else 1
-            if self._left <= 2 * price:
-                return self._left <= price and self._cost_since_check > 0
-        return self._path.steps > 0 and self._options["checks"] * (self._cost_since_check + cost) >= cost
+        check_cost = self._check_images or 1
+        if self._budget_left is not None and self._budget_left > 0:
+            price = check_cost if self._budget_in_images else 1
+            if self._budget_left <= 2 * price:
+                return self._budget_left <= price and self._cost_since_check > 0
+        if self._path.steps == 0:
+            return False
+        return bool(self._options["checks"] * (self._cost_since_check + check_cost) >= check_cost)
 
     def _gradient_request(self) -> Request:
         """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
@@ -159,49 +195,65 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         Never more than a check has.
         """
         noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
-        if not self._samples:
-            return Request(noise=noise, gradient=True, keep_weight=self._kept.weight)
-        most = self._check_images or np.inf
-        first = int(min(self._options["images"], most))
-        multiple = max(1, int(min(self._options["growth"] * self._images_asked, most) / first))
-        return Request(multiple * first, noise, gradient=True, keep_weight=self._kept.weight)
+        images = None
+        if self._samples_images:
+            most = self._check_images or np.inf
+            first = int(min(self._options["images"], most))
+            growing = min(self._options["growth"] * self._gradient_images, most)
+            images = max(1, int(growing / first)) * first
+        return Request(images, noise, gradient=True, keep_weight=self._dual_ascent.weight)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        asked_at, steps_before = self._asked_at.pop(candidate.uid)
+        pending = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
         if not request_of(candidate).gradient:
-            if not failed(candidate):
-                unseen = None if evaluation is None else evaluation.unseen
-                self._checks.append(loss if unseen is None else unseen)
+            self._tell_check(candidate, loss)
             return
-        if not failed(candidate) and (evaluation is None or evaluation.gradient is None):
+        if failed(candidate):
+            self._retreat(pending)
+            return
+        if evaluation is None or evaluation.gradient is None:
             raise StudySpecError(
-                "LCSCGradient was told a loss without a gradient: before the tell, hand what "
-                "objective.evaluate(candidate_of(candidate), gradient=True) gives to attach_evaluation"
+                "LCSCGradient was told a loss without a gradient: before the tell, pass the result of "
+                "objective.evaluate(candidate_of(candidate), gradient=True) to attach_evaluation"
             )
-        gradient = None if evaluation is None else evaluation.gradient
-        if gradient is None or not np.isfinite(gradient).all():
-            if asked_at >= self._retreated_at:  # once for all candidates that were asked before
-                self._path.retreat()
-                self._retreated_at = self.num_ask
-        else:
-            self._path.step(candidate.value, gradient, delay=self._path.steps - steps_before)
-            self._kept.hear(evaluation)
+        if not np.isfinite(evaluation.gradient).all():
+            self._retreat(pending)
+            return
+        self._path.step(candidate.value, evaluation.gradient, delay=self._path.steps - pending.steps)
+        self._dual_ascent.update(evaluation)
+
+    def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
+        """Remember the loss of a check: where real images are held out, its loss against these."""
+        if failed(candidate):
+            return
+        evaluation = evaluation_of(candidate)
+        if evaluation is not None and evaluation.unseen is not None:
+            loss = evaluation.unseen
+        self._check_losses.append(loss)
+
+    def _retreat(self, pending: _PendingAsk) -> None:
+        """Retreat once for all candidates that were asked before the retreat."""
+        if pending.number >= self._retreated_at:
+            self._path.retreat()
+            self._retreated_at = self.num_ask
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Go on where another search ended: at its last gradient, or at its best loss where it has no gradients."""
         if failed(candidate):
             return
-        evaluation, request = evaluation_of(candidate), request_of(candidate)
+        evaluation = evaluation_of(candidate)
+        request = request_of(candidate)
         free = self._space.to_free(candidate.value)
         if evaluation is not None and evaluation.gradient is not None:
-            self._images_asked += self._check_images if request.images is None else request.images
+            self._gradient_images += self._check_images if request.images is None else request.images
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
-            self._kept.hear(evaluation)
+            self._dual_ascent.update(evaluation)
         elif self._path.steps == 0 and loss < self._best_inherited and request.compares():
             self._best_inherited = loss
-            self._path.free = self._path.average = free
+            self._path.free = free
+            self._path.average = free
 
     def _internal_provide_recommendation(self) -> _Free:
         """The average of the iterates, in Nevergrad's form."""
@@ -248,15 +300,12 @@ class _Path:
     """
 
     def __init__(self, space: CoefficientSpace, start: Coefficients, step_size: float) -> None:
-        free = space.to_free(start)
-        self.free, self.average, self.steps = free, free, 0
+        self.free = space.to_free(start)
+        self.average = self.free
+        self.steps = 0
         self._space = space
-        origin = space.to_coefficients(np.zeros(space.shape))
-        zero, cosines = space.to_free(origin), cosine_directions(start.shape[-1])
-        # [S, d, K - 1]: what one unit of each cosine direction does to the free vector of each row
-        each = np.stack([np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T], axis=-1)
-        same = np.allclose(each, each[:1], rtol=0, atol=1e-12)  # but for principal directions
-        self._directions = np.broadcast_to(each[:1].copy(), each.shape) if same else each
+        cosines = cosine_directions(start.shape[-1])
+        self._directions = _directions_of_rows(space, cosines)
         count = cosines.shape[1]
         self._step_size = step_size / np.sqrt(count)  # in each direction
         self._momentum = np.zeros((*space.shape[:-1], count))  # m
@@ -286,8 +335,10 @@ class _Path:
 
     def _by_row(self, product: Callable[[_Free, _Free], _Free], rows: _Free) -> _Free:
         """The product with the directions of each row. No BLAS: its bits depend on its threads."""
-        found = [product(*pair) for pair in zip(self._directions, np.atleast_2d(rows), strict=True)]
-        return np.stack(found) if rows.ndim > 1 else found[0]
+        row_products = [
+            product(directions, row) for directions, row in zip(self._directions, np.atleast_2d(rows), strict=True)
+        ]
+        return np.stack(row_products) if rows.ndim > 1 else row_products[0]
 
     def retreat(self) -> None:
         """Go back to the average, without momentum, with half the step."""
@@ -297,8 +348,21 @@ class _Path:
         self._since_retreat = 0
 
 
+def _directions_of_rows(space: CoefficientSpace, cosines: _Free) -> _Free:
+    """``[S, d, K - 1]``: what one unit of each cosine direction does to the free vector of each row."""
+    origin = space.to_coefficients(np.zeros(space.shape))
+    zero = space.to_free(origin)
+    columns = [np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T]
+    directions = np.stack(columns, axis=-1)
+    # All rows have the same directions, but for the principal ones: then one copy is enough.
+    if np.allclose(directions, directions[:1], rtol=0, atol=1e-12):
+        return np.broadcast_to(directions[:1].copy(), directions.shape)
+    return directions
+
+
 def cosine_directions(count: int) -> npt.NDArray[np.float64]:
     """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform II without its constant."""
-    waves, places = np.arange(1, count), np.arange(count)[:, None] + 0.5
+    waves = np.arange(1, count)
+    places = np.arange(count)[:, None] + 0.5
     directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * places * waves)
     return directions

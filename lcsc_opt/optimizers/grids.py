@@ -30,8 +30,8 @@ class _ProfileGrid(Optimizer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        config = EMAGrid() if config is None else config
-        self._to_ask = deque(config.profiles(steps_of(self.parametrization)))
+        grid = config or EMAGrid()
+        self._to_ask = deque(grid.profiles(steps_of(self.parametrization)))
 
     @property
     def finished(self) -> bool:
@@ -76,16 +76,18 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
         return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.config()["sigma_rels"]]
 
 
-def _windows(asked: Sequence[int] | None, count: int) -> list[int]:
-    """The windows that were asked for, each at most ``count``; by default 2, 4, 8 … and all."""
-    return sorted({min(window, count) for window in asked or [*(2**power for power in range(1, count)), count]})
+def _windows(windows: Sequence[int] | None, count: int) -> list[int]:
+    """The windows of a setting, each at most ``count``; by default 2, 4, 8 … and all."""
+    if not windows:
+        windows = [2**power for power in range(1, count)] + [count]
+    return sorted({min(window, count) for window in windows})
 
 
 class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
     """A grid over the uniform averages of the last checkpoints.
 
     Args:
-        windows: of how many; more than there are is all of them. By default 2, 4, 8 … and all.
+        windows: numbers of checkpoints; a larger one than all of them means all. By default 2, 4, 8 … and all.
     """
 
     def __init__(self, *, windows: _Windows | None = None) -> None:
@@ -93,7 +95,8 @@ class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each window."""
-        return [decay_coefficients(len(steps), last) for last in _windows(self.config()["windows"], len(steps))]
+        windows = _windows(self.config()["windows"], len(steps))
+        return [decay_coefficients(len(steps), window) for window in windows]
 
 
 class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
@@ -101,7 +104,7 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     Args:
         decays: ``linear``, which is the uniform average, and ``1-sqrt``.
-        windows: over how many of the last checkpoints, as for :class:`UniformGrid`.
+        windows: numbers of last checkpoints, as for :class:`UniformGrid`.
     """
 
     def __init__(
@@ -114,9 +117,9 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each window, for one decay after the other."""
-        count, options = len(steps), self.config()
-        windows = _windows(options["windows"], count)
-        return [decay_coefficients(count, last, decay) for decay in options["decays"] for last in windows]
+        options = self.config()
+        windows = _windows(options["windows"], len(steps))
+        return [decay_coefficients(len(steps), window, decay) for decay in options["decays"] for window in windows]
 
 
 class EachCheckpoint(ConfiguredOptimizer):  # type: ignore[misc]
@@ -138,10 +141,11 @@ class _GreedySoup(Optimizer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:  # noqa: ARG002 - it has no options
         super().__init__(*arguments, **options)
         self._count = len(steps_of(self.parametrization))
-        self._to_ask: deque[tuple[int, ...]] = deque((index,) for index in range(self._count))  # whose averages
-        self._single: list[tuple[float, int]] = []  # loss and index of each checkpoint that has not joined yet
+        # Checkpoints by their index: averages to ask next, first of each checkpoint alone.
+        self._to_ask: deque[tuple[int, ...]] = deque((index,) for index in range(self._count))
+        self._candidates: list[tuple[float, int]] = []  # loss and index of each checkpoint that was not yet added
         self._soup: tuple[int, ...] = ()
-        self._loss = np.inf
+        self._soup_loss = np.inf
 
     @property
     def finished(self) -> bool:
@@ -151,35 +155,41 @@ class _GreedySoup(Optimizer):  # type: ignore[misc]
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self.finished:
             return self.parametrization.spawn_child(new_value=self.recommend().value)
-        chosen = np.isin(np.arange(self._count), self._to_ask[0])
-        return self.parametrization.spawn_child(new_value=normalize(chosen))
+        is_member = np.isin(np.arange(self._count), self._to_ask[0])
+        return self.parametrization.spawn_child(new_value=normalize(is_member))
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         if self.finished:
             return
-        tried = self._to_ask.popleft()
-        if not self._soup and not failed(candidate):
-            self._single.append((loss, tried[0]))
-        elif not failed(candidate) and loss <= self._loss:
-            self._soup, self._loss = tried, loss
-        if self._to_ask or not self._single:
-            return
-        if not self._soup:
-            self._single.sort(reverse=True)
-            self._loss, best = self._single.pop()
+        members = self._to_ask.popleft()
+        if not failed(candidate):
+            if not self._soup:
+                self._candidates.append((loss, members[0]))
+            elif loss <= self._soup_loss:
+                self._soup = members
+                self._soup_loss = loss
+        if not self._to_ask:
+            self._choose_next()
+
+    def _choose_next(self) -> None:
+        """Begin the soup with the best checkpoint, if all of them were tried alone; then add the next best one."""
+        if not self._soup and self._candidates:
+            self._candidates.sort(reverse=True)
+            self._soup_loss, best = self._candidates.pop()
             self._soup = (best,)
-        if self._single:
-            self._to_ask.append((*self._soup, self._single.pop()[1]))
+        if self._candidates:
+            _, next_best = self._candidates.pop()
+            self._to_ask.append((*self._soup, next_best))
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """What another search evaluated is no part of the recipe."""
+        """Ignore what another search evaluated: the recipe evaluates every checkpoint itself."""
 
 
 class GreedySoup(ConfiguredOptimizer):  # type: ignore[misc]
     """The greedy soup (Wortsman et al. 2022, Recipe 1): K single checkpoints, then at most K - 1 averages.
 
-    The best checkpoint begins the soup. The others, sorted by their own loss, join it one after the other, each if the
-    average of the soup does not get worse with it.
+    The soup begins with the best checkpoint. The others are tried one by one, sorted by their own loss, and each is
+    added if the average of the soup does not get worse with it.
     """
 
     def __init__(self) -> None:
@@ -187,11 +197,11 @@ class GreedySoup(ConfiguredOptimizer):  # type: ignore[misc]
 
 
 class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over the plane through three models, in the registry as ``Landscape``; it is no search.
+    """A grid over the plane through three models, in the registry as ``Landscape``; it searches nothing.
 
     Args:
-        corners: three training steps, or ``ema:RATE``; by default the fastest, the middle and the slowest one of the
-            window's EMA rates.
+        corners: three models, each a training step or ``ema:RATE``; by default the fastest, the middle and the slowest
+            of the window's EMA rates.
         size: points on each side.
     """
 
@@ -207,4 +217,5 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
         """``[K]`` coefficients of each point, from coarse to fine."""
         options = self.config()
         plane = Plane.through(options["corners"], steps)
-        return [plane.at(x, y) for x, y in plane_grid(options["size"])[1]]
+        _, points = plane_grid(options["size"])
+        return [plane.at(x, y) for x, y in points]

@@ -7,6 +7,7 @@ attaches a :class:`Request` to the candidate that it asks, and finds the whole e
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.coefficients.profiles import close_sum, default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
@@ -29,7 +31,11 @@ Positive = Annotated[Finite, pydantic.Field(gt=0)]
 Numbers = Annotated[Sequence[Finite], pydantic.Field(min_length=1)]
 """Types of options. :func:`lcsc_opt.optimizers.registry.configure` checks the options of study files against them."""
 
-_REQUEST, _EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's metadata, where optimizers keep theirs
+# Keys of a candidate's metadata, where Nevergrad's optimizers also store theirs.
+_REQUEST = "lcsc_request"
+_EVALUATION = "lcsc_evaluation"
+
+_SUM_TOLERANCE = 1e-9  # of the initial value of a plain array
 
 
 class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
@@ -55,7 +61,7 @@ def coefficient_array(
 
     Args:
         space: which coefficients it reaches; the array starts at the space's origin.
-        step_size: what every optimizer takes for one standard deviation of a coefficient.
+        step_size: one standard deviation of a coefficient, for every optimizer.
         seed: of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
     """
     array = ng.p.Array(shape=space.shape)
@@ -68,7 +74,7 @@ def coefficient_array(
 
 def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     """The space behind a parameter made by :func:`coefficient_array`; ``None`` for a plain array."""
-    layers = _CoefficientLayer.filter_from(parametrization)
+    layers: list[_CoefficientLayer] = _CoefficientLayer.filter_from(parametrization)
     return layers[0].space if layers else None
 
 
@@ -78,21 +84,46 @@ def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:
     Raises:
         StudySpecError: the parameter is not a vector.
     """
-    value = parametrization.value
     space = space_of(parametrization)
-    if not isinstance(value, np.ndarray) or (space is None and value.ndim != 1):
+    if space is not None:
+        return space.steps
+    value = parametrization.value
+    if not isinstance(value, np.ndarray) or value.ndim != 1:
         raise StudySpecError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
-    return tuple(range(1, value.shape[-1] + 1)) if space is None else space.steps
+    return tuple(range(1, len(value) + 1))
+
+
+def start_of(parametrization: ng.p.Parameter) -> Coefficients:
+    """The coefficients ``[K]`` or ``[S, K]``, each row with a sum of one, where a search starts.
+
+    They are the value of the parameter. A plain array whose value is all zero, Nevergrad's default, starts at the
+    default origin.
+
+    Raises:
+        StudySpecError: the parameter is not a vector, or its value is neither zero nor sums to one.
+    """
+    steps = steps_of(parametrization)
+    value = np.asarray(parametrization.value, dtype=np.float64)
+    if space_of(parametrization) is not None:
+        return value
+    if not value.any():
+        return default_origin(steps)
+    total = math.fsum(value)
+    if not abs(total - 1) <= _SUM_TOLERANCE:
+        raise StudySpecError(
+            f"expected an array of coefficients whose initial values sum to one, or all zero, got a sum of {total:.6g}"
+        )
+    return close_sum(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How a candidate is to be evaluated.
+    """How an optimizer wants a candidate evaluated.
 
     Attributes:
         images: how many; ``None`` leaves it to the objective's settings.
         noise: which group of noise.
-        gradient: whether the gradient of the loss in the coefficients is wanted, too.
+        gradient: whether to compute the gradient of the loss in the coefficients, too.
         keep_weight: the weight of the kept metric in that gradient; ``None`` uses the penalty of the loss.
     """
 
@@ -102,21 +133,21 @@ class Request:
     keep_weight: float | None = None
 
     def compares(self, images: int | None = None) -> bool:
-        """Whether its loss compares with others: on the search's noise, with as many images as plain evaluations have.
+        """Whether its loss compares with those of plain evaluations: same noise, same number of images.
 
         Args:
-            images: of a plain evaluation, where known: a request for exactly that many compares, too.
+            images: of a plain evaluation; a request for exactly that many compares, too. ``None``: not known.
         """
         return self.images in (None, images) and self.noise == SEARCH
 
 
 def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
-    """Say how a candidate is to be evaluated, before it is asked."""
+    """Attach a request to a candidate, before it is asked."""
     parameter._meta[_REQUEST] = request
 
 
 def request_of(parameter: ng.p.Parameter) -> Request:
-    """How a candidate is to be evaluated; plainly if its optimizer said nothing."""
+    """A candidate's request; plain Nevergrad's optimizers attach none, and get plain evaluations."""
     request: Request = parameter._meta.get(_REQUEST, Request())
     return request
 

@@ -22,20 +22,23 @@ from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.optimizers.gradient import cosine_directions
-from lcsc_opt.optimizers.parametrization import Count, Positive, Request, attach_request, failed, request_of, steps_of
+from lcsc_opt.optimizers.parametrization import Count, Positive, Request, attach_request, failed, request_of, start_of
 
 _Vector = npt.NDArray[np.float64]
 
 NOISE_GROUP = "quadratic"
 _DEFAULT_DIRECTIONS = 80
 _PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
-_FIRST_SHARE = 5  # the first stage takes a fifth of the budget at most, its checks not counted
-_FEWEST_IMAGES = 2  # a covariance needs them
-_FEWEST_PROBES = 3  # of a first stage with one wave; with more workers, others are asked before these are told
+_FIRST_SHARE = 5  # the first stage gets a fifth of the budget at most, its checks not counted
+_FEWEST_IMAGES = 2  # for a covariance
+_FEWEST_PROBES = 3  # of a first stage with one wave; several workers ask further ones before these are told
 _POINTS = 5  # losses that the model is learned from, for each wave
 _CHECKS = 0.2  # largest share of the first stage's images that is spent on checks
 _SHORTEST_STEP = 1e-3  # in probes; instead of a shorter step, a random point is asked, from which the model learns
-_FIRST_RADIUS, _SMALLEST_RADIUS, _LARGEST_RADIUS = 2.0, 0.2, 6.0  # of the trust region, in probes
+# Radius of the trust region, in probes.
+_FIRST_RADIUS = 2.0
+_SMALLEST_RADIUS = 0.2
+_LARGEST_RADIUS = 6.0
 _SLOPE_SPREAD = 30.0  # of the slope before anything was measured, in units of the scale: as good as unknown
 _CURVATURE_SPREAD = 0.5  # of each entry of the curvature around the prior's, in units of the scale
 _MISFIT = 0.05  # how far a loss departs from a quadratic, as a share of scale * distance²
@@ -65,7 +68,7 @@ class _Quadratic:
 def _fitted(prior: _Quadratic, offsets: _Vector, changes: _Vector, *, scale: float, reach: float) -> _Quadratic:
     """The quadratic that explains the measured changes and differs least from ``prior`` (Powell 2004).
 
-    It is the mean of a Gaussian process, so that losses need not be met exactly: far from the centre none is quadratic.
+    It is the mean of a Gaussian process, which need not meet the losses exactly: far from the centre none is quadratic.
 
     Args:
         prior: the model before, around the same centre.
@@ -77,63 +80,120 @@ def _fitted(prior: _Quadratic, offsets: _Vector, changes: _Vector, *, scale: flo
     """
     if not len(offsets):
         return prior
-    rest = changes - offsets @ prior.slope - np.sum((offsets @ prior.curvature) * offsets, axis=1) / 2
+    residuals = changes - offsets @ prior.slope - np.sum((offsets @ prior.curvature) * offsets, axis=1) / 2
     products = offsets @ offsets.T
     misfit = _MISFIT * scale * np.maximum(np.diag(products), (reach / 100) ** 2)
-    covariance = (_SLOPE_SPREAD * scale) ** 2 * products + (_CURVATURE_SPREAD * scale * products) ** 2 / 2
-    weights = np.linalg.solve(covariance + np.diag(misfit**2), rest)
-    slope = prior.slope + (_SLOPE_SPREAD * scale) ** 2 * (weights @ offsets)
+    slope_variance = (_SLOPE_SPREAD * scale) ** 2
+    covariance = slope_variance * products + (_CURVATURE_SPREAD * scale * products) ** 2 / 2
+    weights = np.linalg.solve(covariance + np.diag(misfit**2), residuals)
+    slope = prior.slope + slope_variance * (weights @ offsets)
     curvature = prior.curvature + (_CURVATURE_SPREAD * scale) ** 2 * (offsets.T * weights) @ offsets
     return _Quadratic(slope, (curvature + curvature.T) / 2)
 
 
-def _step_within(model: _Quadratic, radius: float, *, floor: float) -> _Vector:
-    """``[r]``: the way to the model's minimum, no longer than ``radius``, with curvatures of at least ``floor``.
+def _step_within(model: _Quadratic, radius: float, *, least_curvature: float) -> _Vector:
+    """``[r]``: the way to the model's minimum, no longer than ``radius``, with no curvature below ``least_curvature``.
 
-    Moré and Sorensen 1983, in the basis of eigenvectors. The floor keeps steps short where the loss is flat: there the
-    model's error, and the noise of few images, are larger than any gain.
+    Moré and Sorensen 1983, in the basis of eigenvectors. The least curvature keeps steps short where the loss is flat:
+    there the model's error, and the noise of few images, are larger than any gain.
     """
-    values, vectors = np.linalg.eigh(model.curvature)
-    values, slope = np.maximum(values, floor), vectors.T @ model.slope
-    damping = 0.0
-    if np.linalg.norm(slope / values) > radius:
-        low, high = 0.0, float(np.linalg.norm(slope)) / radius
-        for _ in range(60):
-            damping = (low + high) / 2
-            low, high = (damping, high) if np.linalg.norm(slope / (values + damping)) > radius else (low, damping)
-        damping = high
-    step: _Vector = -(vectors @ (slope / (values + damping)))
+    eigenvalues, eigenvectors = np.linalg.eigh(model.curvature)
+    curvatures = np.maximum(eigenvalues, least_curvature)
+    slope = eigenvectors.T @ model.slope
+    damping = _damping(curvatures, slope, radius)
+    step: _Vector = -(eigenvectors @ (slope / (curvatures + damping)))
     return step
+
+
+def _damping(curvatures: _Vector, slope: _Vector, radius: float) -> float:
+    """What to add to the curvatures so that the step is no longer than ``radius``; by bisection."""
+    if not np.linalg.norm(slope / curvatures) > radius:
+        return 0.0
+    low = 0.0
+    high = float(np.linalg.norm(slope)) / radius
+    for _ in range(60):
+        middle = (low + high) / 2
+        if np.linalg.norm(slope / (curvatures + middle)) > radius:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 @dataclasses.dataclass
 class _Stage:
-    """Evaluations that compare with each other: with the same number of images, on the same noise."""
+    """Evaluations that compare with each other: with the same number of images, on the same noise.
+
+    Attributes:
+        request: how its points are evaluated.
+        start: ``[r]``, where it begins.
+        prior: the model around the start; ``None`` while the size of a curvature is not known.
+        length: how many evaluations, also failed ones, end the stage; ``None`` for the last stage.
+        points: ``[r]`` each, where losses were measured.
+        losses: one for each point.
+        told: how many of its evaluations have ended, also failed ones.
+    """
 
     request: Request
-    start: _Vector  # [r], where it begins
-    prior: _Quadratic | None  # around the start; None while the size of a curvature is not known
+    start: _Vector
+    prior: _Quadratic | None
+    length: int | None = None
     points: list[_Vector] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
-    told: int = 0  # failed ones count
+    told: int = 0
 
     @property
     def best(self) -> int:
+        """The index of the lowest loss."""
         return int(np.argmin(self.losses))
 
     @property
     def centre(self) -> _Vector:
+        """The best point, around which the model is learned; before the first loss the start."""
         return self.points[self.best] if self.points else self.start
+
+    def two_sided_changes(self) -> list[float]:
+        """loss(x) + loss(-x) - 2 loss(start) of the waves that were probed on both sides.
+
+        Empty where the start's evaluation failed.
+        """
+        loss_at = {_key(point): loss for point, loss in zip(self.points, self.losses, strict=True)}
+        start_loss = loss_at.get(_key(self.start))
+        if start_loss is None:
+            return []
+        changes = []
+        for point in self.points:
+            opposite_loss = loss_at.get(_key(-point))
+            if point.any() and opposite_loss is not None:
+                changes.append(loss_at[_key(point)] + opposite_loss - 2 * start_loss)
+        return changes
+
+
+def _key(point: _Vector) -> bytes:
+    """Equal points have equal keys: adding zero turns -0 into 0."""
+    return (point + 0.0).tobytes()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A point between ask and tell: its stage, the point, and for a step the gain that the model promised."""
+    """A point between ask and tell.
 
-    stage: _Stage | None  # None: a check
+    Attributes:
+        stage: its stage; ``None`` for a check.
+        point: ``[r]``.
+        base_loss: for a step, the centre's loss when it was asked; NaN if the stage had no loss yet.
+        promised_gain: for a step, by how much the model says that the loss falls.
+    """
+
+    stage: _Stage | None
     point: _Vector
-    base: float = math.nan
-    promised: float = math.nan
+    base_loss: float = math.nan
+    promised_gain: float = math.nan
+
+    @property
+    def is_step(self) -> bool:
+        """Whether the model chose the point; all others are probes, random points and checks."""
+        return not math.isnan(self.promised_gain)
 
 
 class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
@@ -141,64 +201,93 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, config: LCSCQuadratic | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._options = (LCSCQuadratic() if config is None else config).config()
-        self._count = len(steps_of(self.parametrization))
-        self._origin = np.asarray(self.parametrization.value, dtype=np.float64)  # [K] or [S, K]
+        self._options = (config or LCSCQuadratic()).config()
+        self._origin = start_of(self.parametrization)  # [K] or [S, K]
         self._best_inherited = math.inf
         self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))
         self._pending: dict[str, _Asked] = {}  # by uid
-        self._radius, self._scale = _FIRST_RADIUS, math.nan
-        self._images = 0  # of a plain evaluation; 0: there is only one kind
+        self._radius = _FIRST_RADIUS
+        self._scale = math.nan
+        self._plain_images = 0  # of a plain evaluation; 0 if all evaluations are plain
         self._since_check = 0
         self._checked: _Vector | None = None
         self._begin(self._options["directions"])
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
-        """Take fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
-        few = images_per_evaluation and max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
-        affordable = (evaluations or 0) if images is None else images // max(few, 1)
-        in_two_stages = few < images_per_evaluation and affordable > _FEWEST_PROBES + 2 * self.num_workers
-        self._images = images_per_evaluation if in_two_stages else 0
-        most = max(affordable // (2 * _FIRST_SHARE), 1)
-        self._begin(min(self._options["directions"], most), few if in_two_stages else None)
+        """Use fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
+        few_images = 0
+        if images_per_evaluation:
+            few_images = max(math.ceil(self._options["share"] * images_per_evaluation), _FEWEST_IMAGES)
+        affordable = evaluations or 0
+        if images is not None:
+            affordable = images // max(few_images, 1)
+        directions = min(self._options["directions"], max(affordable // (2 * _FIRST_SHARE), 1))
 
-    def _begin(self, directions: int, images: int | None = None) -> None:
-        """Begin the first stage: a probe along every wave, on both sides for some of them."""
+        saves_images = few_images < images_per_evaluation
+        if saves_images and affordable > _FEWEST_PROBES + 2 * self.num_workers:
+            self._plain_images = images_per_evaluation
+            self._begin(directions, few_images)
+        else:
+            self._plain_images = 0
+            self._begin(directions)
+
+    def _begin(self, directions: int, few_images: int | None = None) -> None:
+        """Begin the first stage: a probe along every wave, on both sides for some of them.
+
+        Without ``few_images`` it has plain evaluations, and is the only stage.
+        """
         # Along a random walk of checkpoints the k-th wave's variance falls as 1/k². The k-th is k times as large here,
         # so that all of them move the merged weights about equally far.
-        cosines = cosine_directions(self._count)[:, :directions]
+        cosines = cosine_directions(self._origin.shape[-1])[:, :directions]
         count = cosines.shape[1]
         length = self._options["step_size"] / float(np.abs(cosines[:, 0]).sum())
         self._basis = cosines * np.arange(1, count + 1) * length  # [K, r]
+
         start = np.zeros(count)
-        request = Request() if images is None else Request(images=images, noise=self._noise)
-        self._stage, self._first = _Stage(request, start, None), 2 * count if images is not None else None
-        unit = np.eye(count)
-        both = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).astype(int))
-        pairs = [sign * unit[i] for i in both for sign in (1, -1)]
-        self._queue = deque([start, *pairs, *(unit[i] for i in range(count) if i not in both)])
+        if few_images is None:
+            self._stage = _Stage(Request(), start, prior=None)
+        else:
+            request = Request(images=few_images, noise=self._noise)
+            self._stage = _Stage(request, start, prior=None, length=2 * count)
+
+        probes = np.eye(count)
+        two_sided = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).astype(int))
+        one_sided = np.setdiff1d(np.arange(count), two_sided)
+        self._queue = deque([start])
+        for wave in two_sided:
+            self._queue.append(probes[wave])
+            self._queue.append(-probes[wave])
+        self._queue.extend(probes[wave] for wave in one_sided)
 
     # ask
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        images, centre = self._stage.request.images, self._stage.centre
-        is_new = bool(self._stage.points) and self._checked is not centre
-        # in the first stage the best so far is checked where that costs no more than its share
-        if images is not None and is_new and (1 - _CHECKS) * self._images <= _CHECKS * self._since_check * images:
-            self._since_check, self._checked = 0, centre
-            asked, request = _Asked(None, centre), Request()
+        if self._check_is_due():
+            self._since_check = 0
+            self._checked = self._stage.centre
+            asked = _Asked(None, self._stage.centre)
+            request = Request()
         else:
             self._since_check += 1
-            asked, request = self._next(), self._stage.request
+            asked = self._next()
+            request = self._stage.request
         candidate = self.parametrization.spawn_child(new_value=self._coefficients(asked.point))
         attach_request(candidate, request)
         self._pending[candidate.uid] = asked
         return candidate
 
+    def _check_is_due(self) -> bool:
+        """Whether to check a new best point of the first stage, where that costs no more than its share."""
+        few_images = self._stage.request.images
+        is_new = bool(self._stage.points) and self._checked is not self._stage.centre
+        if few_images is None or not is_new:
+            return False
+        return (1 - _CHECKS) * self._plain_images <= _CHECKS * self._since_check * few_images
+
     def _coefficients(self, point: _Vector) -> Coefficients:
         """``[r]`` → ``[K]``; in a space with rows ``[S, K]``, with the same change in each.
 
-        Where these lie outside the space, the parametrization takes the nearest inside.
+        Where these lie outside the space, the parametrization uses the nearest inside.
         The model then maps the points as they were asked to the losses of the nearest ones. If it were learned over the
         nearest points instead, a search in the convex hull would stay at the first wall that it meets: there every step
         leads back to where it began.
@@ -207,49 +296,53 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         return value
 
     def _next(self) -> _Asked:
+        """The next point of the stage: a probe of the queue, a random point, or a step."""
         stage = self._stage
         if self._queue:
             return _Asked(stage, self._queue.popleft())
-        if not self._know_scale():
+        if not self._learn_scale():
             return _Asked(stage, stage.centre + self._random(1.0))
         model = self._model()
-        step = _step_within(model, self._radius, floor=self._options["damping"] * self._scale)
-        if any(asked.stage is stage and not math.isnan(asked.promised) for asked in self._pending.values()):
-            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # next to a step not told yet
+        step = _step_within(model, self._radius, least_curvature=self._options["damping"] * self._scale)
+        if any(asked.stage is stage and asked.is_step for asked in self._pending.values()):
+            # The model would choose the pending step again.
+            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))
         if np.linalg.norm(step) < _SHORTEST_STEP:
-            return _Asked(stage, stage.centre + self._random(_SMALLEST_RADIUS))  # nothing left to gain by the model
-        base = stage.losses[stage.best] if stage.points else math.nan
-        return _Asked(stage, stage.centre + step, base, -model.change(step))
+            # By the model there is nothing to gain; a point nearby corrects it.
+            return _Asked(stage, stage.centre + self._random(_SMALLEST_RADIUS))
+        base_loss = stage.losses[stage.best] if stage.points else math.nan
+        return _Asked(stage, stage.centre + step, base_loss, -model.change(step))
 
     def _random(self, length: float) -> _Vector:
+        """``[r]``: a random offset of this length."""
         direction: _Vector = self._rng.standard_normal(self._basis.shape[1])
         return length / float(np.linalg.norm(direction)) * direction
 
-    def _know_scale(self) -> bool:
-        """Find the size of a curvature, and return whether it is known.
+    def _learn_scale(self) -> bool:
+        """Learn the size of a curvature, once there are losses for it, and return whether it is known.
 
         It comes from the waves that were probed on both sides; where these failed, from the changes of any losses.
         """
         stage = self._stage
-        losses = stage.losses
         if stage.prior is not None:
             return True
-        at = {(point + 0.0).tobytes(): loss for point, loss in zip(stage.points, losses, strict=True)}  # no -0
-        middle = at.get((stage.start + 0.0).tobytes())
-        sides = [(at[(p + 0.0).tobytes()], at.get((0.0 - p).tobytes())) for p in stage.points if p.any()]
-        sizes = [one + other - 2 * middle for one, other in sides if None not in (other, middle)]  # type: ignore[operator]
-        if not sizes and len(losses) > _PAIRS:
-            sizes = [abs(loss - losses[stage.best]) for loss in losses]
-        if sizes:
-            typical = float(np.median(sizes))
-            self._scale = typical if typical > 0 else float(np.max(np.abs(sizes))) or 1.0
-            count = len(stage.start)
-            stage.prior = _Quadratic(np.zeros(count), self._scale * np.eye(count))  # the same in all directions
-        return stage.prior is not None
+        sizes = stage.two_sided_changes()
+        if not sizes and len(stage.losses) > _PAIRS:
+            best_loss = stage.losses[stage.best]
+            sizes = [abs(loss - best_loss) for loss in stage.losses]
+        if not sizes:
+            return False
+        self._scale = float(np.median(sizes))
+        if self._scale <= 0:
+            self._scale = float(np.max(np.abs(sizes))) or 1.0
+        count = len(stage.start)
+        stage.prior = _Quadratic(np.zeros(count), self._scale * np.eye(count))  # the same in all directions
+        return True
 
     def _model(self) -> _Quadratic:
         """The model around the centre, learned from the losses next to it."""
-        stage, centre = self._stage, self._stage.centre
+        stage = self._stage
+        centre = stage.centre
         assert stage.prior is not None
         prior = stage.prior.around(centre - stage.start)
         if not stage.points:
@@ -266,37 +359,51 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         asked = self._pending.pop(candidate.uid)
         stage = self._stage
-        if asked.stage is not stage:
+        if asked.stage is not stage:  # a check, or a point of the first stage told late
             return
         stage.told += 1
-        is_lost = failed(candidate)
-        if not math.isnan(asked.promised):
-            self._judge(asked, math.inf if is_lost else loss)
-            if is_lost:  # without a loss the model learns nothing, and would ask the same again
-                self._radius = min(self._radius, float(np.linalg.norm(asked.point - stage.centre)) / 2)
-        if not is_lost:
+        if failed(candidate):
+            self._tell_failed(asked)
+        else:
+            if asked.is_step:
+                self._adapt_radius(asked, loss)
             stage.points.append(asked.point)
             stage.losses.append(loss)
-        if self._first is not None and stage.told >= self._first and self._know_scale():
-            centre = stage.centre  # on to plain evaluations, with the model of the first stage as their prior
-            self._stage, self._first = _Stage(Request(), centre, self._model()), None
-            self._queue = deque([centre])
+        if stage.length is not None and stage.told >= stage.length and self._learn_scale():
+            self._begin_last_stage()
 
-    def _judge(self, asked: _Asked, loss: float) -> None:
-        """Trust the model further where it kept its promise, less far where it did not (Conn et al. 2000, 6.1)."""
-        gained = asked.base - loss
-        if math.isnan(gained):  # the stage had no loss yet to compare with
+    def _tell_failed(self, asked: _Asked) -> None:
+        """Make the next step shorter. Without a loss the model learns nothing, and would ask the same again."""
+        if not asked.is_step:
             return
-        if gained > 0.7 * asked.promised and np.linalg.norm(asked.point - self._stage.centre) > 0.9 * self._radius:
+        self._adapt_radius(asked, math.inf)
+        step_length = float(np.linalg.norm(asked.point - self._stage.centre))
+        self._radius = min(self._radius, step_length / 2)
+
+    def _begin_last_stage(self) -> None:
+        """Go on with plain evaluations, from the best point, with the model of the first stage as their prior."""
+        centre = self._stage.centre
+        self._stage = _Stage(Request(), centre, prior=self._model())
+        self._queue = deque([centre])
+
+    def _adapt_radius(self, asked: _Asked, loss: float) -> None:
+        """Trust the model further where it kept its promise, less far where it did not (Conn et al. 2000, 6.1)."""
+        gain = asked.base_loss - loss
+        if math.isnan(gain):  # the stage had no loss yet to compare with
+            return
+        step_length = np.linalg.norm(asked.point - self._stage.centre)
+        if gain > 0.7 * asked.promised_gain and step_length > 0.9 * self._radius:
             self._radius = min(1.5 * self._radius, _LARGEST_RADIUS)
-        elif gained < 0.25 * asked.promised:
+        elif gain < 0.25 * asked.promised_gain:
             self._radius = max(0.7 * self._radius, _SMALLEST_RADIUS)
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Begin at the best candidate that another search evaluated plainly."""
-        plain = request_of(candidate).compares() and not failed(candidate)
-        if not self.num_ask and plain and loss < self._best_inherited:
-            self._best_inherited, self._origin = loss, np.asarray(candidate.value, dtype=np.float64)
+        if self.num_ask or failed(candidate) or not request_of(candidate).compares():
+            return
+        if loss < self._best_inherited:
+            self._best_inherited = loss
+            self._origin = np.asarray(candidate.value, dtype=np.float64)
 
     def _internal_provide_recommendation(self) -> _Vector:
         """The best of the stage, in Nevergrad's form."""

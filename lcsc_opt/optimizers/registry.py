@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import nevergrad as ng
+import numpy as np
 import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
+from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
@@ -37,14 +40,19 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     LANDSCAPE: grids.PlaneGrid,
 }
 
-_STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
+_STEP_SIZE = "step_size"  # the one option that we add to every optimizer of Nevergrad's
 _StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
 
+# Options are checked by a short search. Fifty candidates are more than one generation of most
+# optimizers (CMA 12, DE 30, PSO 40): some options are used only when the second one is made.
+_CHECK_DIMENSION = 20
+_CHECK_ASKS = 50
 
-with warnings.catch_warnings():  # pycma's, without matplotlib; Nevergrad imports it later
+
+with warnings.catch_warnings():  # pycma warns where matplotlib is missing; Nevergrad would import it later
     warnings.simplefilter("ignore", UserWarning)
     importlib.import_module("cma")
-for _name, _configured in OURS.items():  # with their defaults; a second import replaces those of the first
+for _name, _configured in OURS.items():  # importing this module again replaces them
     ng.optimizers.registry[_name] = _configured().set_name(_name)
 
 
@@ -77,45 +85,103 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """The optimizer with its options, to be called with a parametrization, and its step size.
 
     Raises:
-        StudySpecError: an unknown optimizer or option; the message names it.
+        StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """
-    options = dict(spec.options)
     if spec.name in OURS:
-        signature = inspect.signature(OURS[spec.name], eval_str=True).parameters.values()
-        allowed: dict[str, Any] = {one.name: (one.annotation, one.default) for one in signature}
-        model = pydantic.create_model(spec.name, __base__=FrozenModel, **allowed)
-        parse_settings(model, options, source=f"optimizers.{spec.name}")
-        return OURS[spec.name](**options), DEFAULT_STEP_SIZE
-    given = {_STEP_SIZE: options.pop(_STEP_SIZE)} if _STEP_SIZE in options else {}
-    step_size: Any = dict(parse_settings(_StepSize, given, source=f"optimizers.{spec.name}"))[_STEP_SIZE]
-    known = ng.optimizers.registry
-    if spec.name not in known:
+        return _configure_ours(spec), DEFAULT_STEP_SIZE
+    options = dict(spec.options)
+    step_size_option = {}
+    if _STEP_SIZE in options:
+        step_size_option[_STEP_SIZE] = options.pop(_STEP_SIZE)
+    settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{spec.name}")
+    return _configure_nevergrads(spec.name, json.dumps(options)), float(settings.step_size)
+
+
+def _configure_ours(spec: OptimizerSpec) -> ConfiguredOptimizer:
+    """One of our optimizers, its options checked against the annotations of its constructor."""
+    signature = inspect.signature(OURS[spec.name], eval_str=True)
+    fields: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        fields[parameter.name] = (parameter.annotation, parameter.default)
+    model = pydantic.create_model(spec.name, __base__=FrozenModel, **fields)
+    parse_settings(model, spec.options, source=f"optimizers.{spec.name}")
+    return OURS[spec.name](**spec.options)
+
+
+@functools.cache
+def _configure_nevergrads(name: str, options_json: str) -> Any:
+    """An optimizer of Nevergrad's registry, with options in place of those it is registered with.
+
+    It is cached, which is why its options are text: a study configures its optimizer a dozen times, and checking
+    options costs 10 to 30 ms.
+    """
+    options: dict[str, Any] = json.loads(options_json)
+    registry = ng.optimizers.registry
+    if name not in registry:
         raise StudySpecError(
-            f"optimizers.{spec.name}: no such optimizer{near_miss(spec.name, list(known))}; "
+            f"optimizers.{name}: no such optimizer{near_miss(name, list(registry))}; "
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
-    entry, factory = known[spec.name], None
-    if spec.name == "CMA":  # which Nevergrad registers without its settings
-        factory = ng.families.ParametrizedCMA
-    elif isinstance(entry, ConfiguredOptimizer):
-        factory, options = type(entry), {**entry.config(), **options} if options else options
-    names = [*(inspect.signature(factory).parameters if factory else ()), _STEP_SIZE]
+    registered = registry[name]
+    family: Callable[..., Any] | None = None
+    defaults: dict[str, Any] = {}
+    if name == "CMA":  # registered as a class without settings
+        family = ng.families.ParametrizedCMA
+    elif isinstance(registered, ConfiguredOptimizer):
+        family = type(registered)
+        defaults = registered.config()
+
+    option_names = [_STEP_SIZE]
+    if family is not None:
+        option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
     for option in options:
-        if option not in names:
-            no_such = f"no such option{near_miss(option, names)}; it has {', '.join(names)}"
-            raise StudySpecError(f"optimizers.{spec.name}.{option}: {no_such}")
-    if factory is not None and options:
-        try:
-            entry = factory(**options)
-        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            reason = str(error) or "it does not take these options"
-            raise StudySpecError(f"optimizers.{spec.name}: {reason}") from error
-    return entry, float(step_size)
+        if option not in option_names:
+            hint = near_miss(option, option_names)
+            raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
+    if family is None or not options:
+        return registered
+    _check_options(name, family, defaults, options)
+    merged_options = {**defaults, **options}
+    return family(**merged_options)
+
+
+def _check_options(
+    name: str, family: Callable[..., Any], defaults: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Refuse options with which a short search fails. Most of Nevergrad's optimizers use them unchecked.
+
+    Raises:
+        StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
+    """
+    joint_reason = _why_not(family, {**defaults, **options})
+    if joint_reason is None:
+        return
+    for option, value in options.items():
+        reason = _why_not(family, {**defaults, option: value})
+        if reason is not None:
+            raise StudySpecError(f"optimizers.{name}.{option}: {excerpt(value)} does not work ({reason})")
+    raise StudySpecError(f"optimizers.{name}: these options do not work together ({joint_reason})")
+
+
+def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+    """The error, on one line, that ends a short search with these options; ``None`` if there is none."""
+    array = ng.p.Array(shape=(_CHECK_DIMENSION,))
+    array.random_state = np.random.RandomState(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = family(**options)(array, budget=2 * _CHECK_ASKS, num_workers=1)
+            for loss in range(_CHECK_ASKS):
+                optimizer.tell(optimizer.ask(), float(loss))
+    except Exception as error:  # whatever the code of an optimizer runs into
+        first_line = str(error).partition("\n")[0]
+        return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    return None
 
 
 def needs_gradient(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can search only objectives that give gradients."""
-    return _says(spec, "needs_gradient")
+    return _has_flag(spec, "needs_gradient")
 
 
 def asks_one_at_a_time(spec: OptimizerSpec, *, strictly: bool = False) -> bool:
@@ -124,14 +190,16 @@ def asks_one_at_a_time(spec: OptimizerSpec, *, strictly: bool = False) -> bool:
     More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
     refuse to be asked again before they are told, and cannot be built for several workers; ``strictly`` is only these.
     """
-    return _says(spec, "no_parallelization") or (not strictly and _says(spec, "asks_one_at_a_time"))
+    if _has_flag(spec, "no_parallelization"):
+        return True
+    return not strictly and _has_flag(spec, "asks_one_at_a_time")
 
 
-def _says(spec: OptimizerSpec, attribute: str) -> bool:
-    """Whether an optimizer, or whatever it configures, has this attribute set."""
+def _has_flag(spec: OptimizerSpec, attribute: str) -> bool:
+    """Whether an optimizer has this attribute set, or any optimizer class that it wraps."""
     layer, _ = configure(spec)
-    while not getattr(layer, attribute, False):
-        if (inner := getattr(layer, "_OptimizerClass", None)) is None:
-            return False
-        layer = inner
-    return True
+    while layer is not None:
+        if getattr(layer, attribute, False):
+            return True
+        layer = getattr(layer, "_OptimizerClass", None)
+    return False

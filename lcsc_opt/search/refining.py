@@ -29,7 +29,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import write_safetensors
-from lcsc_opt.metrics.image_metrics import Constraint
+from lcsc_opt.metrics.loss import Constraint
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -296,7 +296,7 @@ class _Refinement:
             tensor.grad = None if gradient is None else gradient.to(tensor)
         self._adam.step()
         self._adam.zero_grad()
-        self._kept.hear(evaluation)
+        self._kept.update(evaluation)
         self.done += 1
         share = averaging_share(self.done)
         for name, tensor in self._average.items():

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
+from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 
 IMAGES = 40
 
@@ -106,4 +106,4 @@ class Explosive:
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
     given = ReferenceScoreSettings(**{"held_out_metrics": [], "unguarded": True, **settings})
-    return ScoresBuilder(given).build(cache=cache, batch_size=batch_size, device=device)
+    return MetricSuiteBuilder(given).build(cache=cache, batch_size=batch_size, device=device)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.metrics.image_metrics import PENALTY, Constraint, ImageMetrics
+from lcsc_opt.metrics.image_metrics import ImageMetrics
+from lcsc_opt.metrics.loss import PENALTY, Constraint
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import Pixels, differences, fill
 

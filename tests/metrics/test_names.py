@@ -42,7 +42,7 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
     ("loss", "message"),
     [
         ({}, "names no metric"),
-        ({"fid": 1, "fid@inception": 1}, "there twice"),
+        ({"fid": 1, "fid@inception": 1}, "named twice"),
         ({"fid": -1}, "lower is better"),
         ({"fid": True}, "expected a number"),
         ({"fid": 1, "nearer_train@clip": 1}, "decides nothing; move it to held_out_metrics"),

@@ -56,7 +56,7 @@ def reported(real: Reference, **changes: Any) -> MetricSuite:
 
 
 def names(scores: MetricSuite) -> list[str]:
-    return [str(metric) for metric in scores.evaluation_metrics]
+    return [str(metric) for metric in scores.reports.evaluation_metrics]
 
 
 def test_other_features_are_built_and_computed_for_reports_only() -> None:
@@ -161,7 +161,7 @@ def test_fdr_is_fid_over_that_of_real_images_mean_over_all_spaces() -> None:
     real, own = flat(80, 1), flat(50, 2)
     ratio = direct_fid(own, real) / direct_fid(real[::2], real[1::2])  # the same in both spaces
     assert score(found, images(50, 2), held_out=True)[1]["fdr"] == pytest.approx(ratio, rel=1e-4)
-    assert list(found.splits) == ["inception", "cross_check"]
+    assert list(found.reports.real_fids) == ["inception", "cross_check"]
     assert found.signs["fdr"] == 1
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import HELD_OUT, Evaluation, Noise
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.optimizers import Request, attach_evaluation, coefficient_array, space_of
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, steps_of
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, start_of, steps_of
 from tests.optimizers.asking import AFFINE, STEPS
 
 ORIGIN = AFFINE.origin
@@ -62,6 +63,23 @@ def test_steps_are_those_of_the_space_or_counted() -> None:
 def test_only_a_vector_can_be_coefficients(parametrization: ng.p.Parameter) -> None:
     with pytest.raises(StudySpecError, match="one vector of coefficients"):
         steps_of(parametrization)
+
+
+@SPACES
+def test_a_search_starts_where_its_array_does(space: CoefficientSpace) -> None:
+    array = coefficient_array(space)
+    np.testing.assert_array_equal(start_of(array), array.value)
+
+
+def test_a_search_of_a_plain_array_starts_at_the_default_origin_or_at_coefficients_of_ones_choice() -> None:
+    np.testing.assert_array_equal(start_of(ng.p.Array(shape=(20,))), default_origin(range(1, 21)))
+    np.testing.assert_allclose(start_of(ng.p.Array(init=ORIGIN)), ORIGIN, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("value", [np.ones(20), np.linspace(-1, 1, 20)])
+def test_a_plain_array_whose_value_does_not_sum_to_one_is_refused(value: np.ndarray) -> None:
+    with pytest.raises(StudySpecError, match=r"sum to one, or all zero.*got a sum of"):
+        start_of(ng.p.Array(init=value))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.optimizers import build_optimizer, coefficient_array, request_of
@@ -125,6 +125,22 @@ def test_ours_run_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
         assert distance(recommended) < min(map(distance, emas))
 
 
+@pytest.mark.parametrize("name", ["LCSCGradient", "LCSCQuadratic"])
+def test_ours_that_follow_a_model_start_at_coefficients_that_sum_to_one_on_a_plain_array(name: str) -> None:
+    optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=60)
+    asked = asking.run(optimizer, Distance, 60)
+    np.testing.assert_array_equal(asked[0].value, default_origin(range(1, 21)))
+    assert max(abs(math.fsum(candidate.value) - 1) for candidate in asked) < 1e-12
+    assert distance(optimizer.recommend().value) < 0.8 * distance(asked[0].value)
+
+
+@pytest.mark.parametrize("parametrization", [ng.p.Dict(a=ng.p.Scalar()), ng.p.Choice(["a", "b"]), ng.p.Scalar()])
+@pytest.mark.parametrize("name", OURS)
+def test_ours_refuse_a_parametrization_that_is_no_vector(name: str, parametrization: ng.p.Parameter) -> None:
+    with pytest.raises(StudySpecError, match="one vector of coefficients"):
+        ng.optimizers.registry[name](parametrization, budget=50)
+
+
 @pytest.mark.parametrize(
     ("name", "one_at_a_time", "workers"),
     [
@@ -160,7 +176,12 @@ def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_
         ("UniformGrid", {"windows": [0]}, "UniformGrid: windows[0]: expected greater than or equal to 1, got 0"),
         ("DecayGrid", {"decays": ["sqrt"]}, "DecayGrid: decays[0]: expected 'linear' or '1-sqrt', got 'sqrt'"),
         ("DE", {"popsiz": 3}, "DE.popsiz: no such option (did you mean 'popsize'?); it has"),
-        ("DE", {"crossover": "nope"}, "DE: it does not take these options"),
+        ("DE", {"crossover": "nope"}, "DE.crossover: 'nope' does not work"),
+        ("DE", {"popsize": -3}, "DE.popsize: -3 does not work (RuntimeError: "),
+        ("DE", {"F1": "a", "popsize": 7}, "DE.F1: 'a' does not work ("),
+        ("CMA", {"scale": "a"}, "CMA.scale: 'a' does not work (TypeError: can't multiply"),
+        ("CMA", {"scale": 2.0, "popsize": 0}, "CMA.popsize: 0 does not work (ValueError: number of weights"),
+        ("CMA", {"inopts": {"foo": 1}}, "CMA.inopts: {'foo': 1} does not work (ValueError: foo is not a valid option"),
         ("CMA", {"step_size": "big"}, "CMA: step_size: expected a valid number, got 'big'"),
     ],
 )

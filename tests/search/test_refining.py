@@ -18,7 +18,7 @@ from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -219,7 +219,7 @@ def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path)
     kept = DualAscent()
     for step, row in enumerate(rows(out)[: state["done"]], start=1):
         candidate = Candidate(ONE, 40, noise_of(step), kept.weight)
-        kept.hear(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
+        kept.update(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
     assert state["keep_weight"] == kept.weight != FIRST_KEEP_WEIGHT
     answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory")[0]]
     assert not torch.equal(*(load_file(answer)["first.weight"] for answer in answers))
@@ -269,7 +269,7 @@ def test_objectives_without_a_gradient_in_weights_are_refused(
     with pytest.raises(ObjectiveError, match="refine: the objective samples no images"):
         run(objective, tmp_path / "r.trajectory")
     without = build()
-    without.scores.weights = {MetricName("precision"): 1.0}
+    without.scores.loss = Loss.parse("precision")
     with pytest.raises(ObjectiveError, match=r"precision.* in the loss has no gradient.*; search coefficients"):
         run(without, tmp_path / "r.trajectory")
     assert not (tmp_path / "r.trajectory").exists()

@@ -36,7 +36,7 @@ class FeatureExtractor(Protocol):
         """Features ``[B, D]`` float32 of images ``[B, C, H, W]`` in [−1, 1].
 
         Raises:
-            MetricError: the images have a shape that the network does not take.
+            MetricError: the images have a shape that the network does not support.
         """
 
 
@@ -55,15 +55,18 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
         MetricError: there are no images, or the extractor answers with another shape than it promises or with features
             that are not finite.
     """
-    parts: list[Array] = []
+    parts = [images] if isinstance(images, Tensor) else images
+    rows: list[Array] = []
     with torch.no_grad():  # tensors that an extractor keeps from inference mode could not be used in a graph
-        for part in [images] if isinstance(images, Tensor) else images:
-            for batch in part.split(batch_size) if len(part) else ():
+        for part in parts:
+            if not len(part):  # split() would give one empty batch
+                continue
+            for batch in part.split(batch_size):
                 features = checked_features(extractor, extractor(batch), len(batch))
-                parts.append(features.to("cpu", torch.float64).numpy())
-    if not parts:
+                rows.append(features.to("cpu", torch.float64).numpy())
+    if not rows:
         raise MetricError("images: there are none to extract features from")
-    return np.concatenate(parts)
+    return np.concatenate(rows)
 
 
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
@@ -99,7 +102,7 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
         MetricError: the extractor cuts the graph, and as :func:`extract`.
     """
     size = int(getattr(extractor, "images_with_graph", len(images)))
-    found: list[Tensor] = []
+    gradients: list[Tensor] = []
     for part, rows in zip(torch.split(images.detach(), size), torch.split(gradient, size), strict=True):
         leaf = part.clone().requires_grad_()
         with torch.enable_grad():
@@ -109,5 +112,5 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
                 f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; "
                 "let it compute with torch alone, without no_grad, detach or bytes, or search without gradients"
             )
-        found += torch.autograd.grad(features, leaf, rows.to(features))
-    return torch.cat(found)
+        gradients += torch.autograd.grad(features, leaf, rows.to(features))
+    return torch.cat(gradients)

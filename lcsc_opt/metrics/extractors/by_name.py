@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
 
     Args:
         name: as it stands behind the ``@`` of a metric; a user's own is ``module:factory``.
-        weights: a file; ``None`` takes the published weights.
+        weights: a file; ``None`` uses the published weights.
 
     Raises:
         MetricError: the file does not exist, weights cannot be downloaded, or a factory cannot be imported; and later,
@@ -51,50 +51,70 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
         factory = functools.partial(factory, name.removesuffix("2"), second=name.endswith("2"))
 
     def make(device: torch.device | str) -> FeatureExtractor:
-        made = factory(device=device) if "device" in inspect.signature(factory).parameters else factory()
-        if not isinstance(made, FeatureExtractor):
-            kind = type(made).__name__
+        options = {"device": device} if "device" in inspect.signature(factory).parameters else {}
+        extractor = factory(**options)
+        if not isinstance(extractor, FeatureExtractor):
+            kind = type(extractor).__name__
             raise MetricError(
                 f"extractor {name}: made {kind}, which lacks name, dimension or the call images → features"
             )
         module = MADE.get(name, name).partition(":")[0]
         file = module_file(module)
-        return _OwnExtractor(made, {} if file is None else {module: file})
+        sources = {} if file is None else {module: file}
+        return _FactoryExtractor(extractor, sources)
 
     return make
 
 
-class _OwnExtractor:
-    """A user's extractor under a name of its own: references from other weights or code do not fit it.
-
-    Weights are the tensors, arrays and modules that it is or has as attributes, or in a list or a mapping there.
+class _FactoryExtractor:
+    """A factory's extractor under a name of its own: references from other weights or code do not fit it.
 
     Args:
-        made: what the factory returned.
+        extractor: the factory's result.
         sources: name → file of the factory's module.
 
     Attributes:
-        name: that of ``made``, with a hash of its weights and its code.
-        made_name: that of ``made``.
+        name: that of ``extractor``, with a hash of its weights and its code.
+        made_name: that of ``extractor``.
         dimension: the number of features, D.
     """
 
-    def __init__(self, made: FeatureExtractor, sources: Mapping[str, Path]) -> None:
-        self.made, self.made_name, self.dimension = made, made.name, made.dimension
+    def __init__(self, extractor: FeatureExtractor, sources: Mapping[str, Path]) -> None:
+        self.made_name = extractor.name
+        self.dimension = extractor.dimension
+        self._extractor = extractor
         digest = hashlib.sha256(repr(local_code(sources)).encode())
-        held: dict[str, object] = {"": made}
-        for name, one in getattr(made, "__dict__", {}).items():
-            several = one.values() if isinstance(one, Mapping) else one if isinstance(one, (list, tuple)) else (one,)
-            held |= {f"{name}.{index}": part for index, part in enumerate(several)}
-        weights = {name: torch.as_tensor(one) for name, one in held.items() if isinstance(one, (Tensor, np.ndarray))}
-        states = [one.state_dict() for one in held.values() if isinstance(one, nn.Module)]
-        for tensors in (weights, *states):
+        for tensors in _weights_of(extractor):
             digest.update(weights_sha256(tensors).encode())
-        self.name = f"{made.name}-{digest.hexdigest()[:16]}"
+        self.name = f"{extractor.name}-{digest.hexdigest()[:16]}"
         for optional in ("images_with_graph", "features_and_logits"):
-            if hasattr(made, optional):
-                setattr(self, optional, getattr(made, optional))
+            if hasattr(extractor, optional):
+                setattr(self, optional, getattr(extractor, optional))
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` in [-1, 1] → ``[B, D]``."""
-        return self.made(images)
+        return self._extractor(images)
+
+
+def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
+    """The tensors, arrays and modules that it is or has as attributes, or in a list or a mapping there.
+
+    First all single tensors and arrays, then the state dict of each module.
+    """
+    values: dict[str, object] = {"": extractor}
+    for name, attribute in getattr(extractor, "__dict__", {}).items():
+        members: Iterable[object] = (attribute,)
+        if isinstance(attribute, Mapping):
+            members = attribute.values()
+        elif isinstance(attribute, (list, tuple)):
+            members = attribute
+        for index, member in enumerate(members):
+            values[f"{name}.{index}"] = member
+    tensors: dict[str, Tensor] = {}
+    states: list[Mapping[str, Tensor]] = []
+    for name, value in values.items():
+        if isinstance(value, (Tensor, np.ndarray)):
+            tensors[name] = torch.as_tensor(value)
+        elif isinstance(value, nn.Module):
+            states.append(value.state_dict())
+    return [tensors, *states]

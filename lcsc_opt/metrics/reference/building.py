@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ ReferenceSetting = str | Mapping[str, Any]
 
 
 class ReferenceSettings(FrozenModel):
-    """Real images that the loss compares with, and others that only reports look at.
+    """Real images that the loss compares with, and further ones for reports only.
 
     Attributes:
         train: the images that the loss sees: a folder, a file or a data set's name.
@@ -61,7 +61,9 @@ class ReferenceSettings(FrozenModel):
         Raises:
             StudySpecError: for settings that do not exist.
         """
-        return parse_settings(cls, {"train": setting} if isinstance(setting, str) else setting, source="reference")
+        if isinstance(setting, str):
+            setting = {"train": setting}
+        return parse_settings(cls, setting, source="reference")
 
     @classmethod
     def by_extractor(cls, reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSettings]:
@@ -84,9 +86,9 @@ class ReferenceSettings(FrozenModel):
 
     def check(self) -> None:
         """Raise MetricError for a path that does not exist or a file of no known kind, without reading it."""
-        for part in (self.train, self.held_out):
-            if part is not None:
-                _path(part)
+        _path(self.train)
+        if self.held_out is not None:
+            _path(self.held_out)
 
     @property
     def holds_images(self) -> bool:
@@ -108,9 +110,9 @@ class ReferenceSettings(FrozenModel):
             alias: the extractor's name in metrics.
             extractor: the network.
             features: whether a metric needs the features, and not only their mean and covariance.
-            held_out: whether the held-out images, if there are any, are wanted, too.
+            held_out: whether a metric needs the held-out images, if there are any.
             batch_size: images through the network at once.
-            cache: a folder for what was computed.
+            cache: a folder for statistics and features.
 
         Raises:
             MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
@@ -124,11 +126,13 @@ class ReferenceSettings(FrozenModel):
                 "give train: and held_out:"
             )
         fraction = 0.0 if images is None else self._fraction(images)
+        unseen: Reference | None = None
         if images is not None and fraction:
             seen = builder.of_images(images.part(fraction, held_out=False), features=features)
-            unseen = builder.of_images(images.part(fraction, held_out=True), features=True) if held_out else None
+            if held_out:
+                unseen = builder.of_images(images.part(fraction, held_out=True), features=True)
         else:
-            seen, unseen = builder.of(self.train, images, features=features), None
+            seen = builder.of(self.train, images, features=features)
             if held_out and self.held_out is not None:
                 unseen = builder.of(self.held_out, builder.image_set(self.held_out), features=True)
         return dataclasses.replace(seen, held_out=unseen)
@@ -141,7 +145,7 @@ class ReferenceSettings(FrozenModel):
             return 0.0
         notice(
             f"reference: a fifth of the {images.count:,} images of {self.train} is held out from the loss, for "
-            "reports; {train: ..., held_out_fraction: 0} takes all into the loss, as published FIDs do"
+            "reports; {train: ..., held_out_fraction: 0} uses all of them in the loss, as published FIDs do"
         )
         return DEFAULT_FRACTION
 
@@ -152,9 +156,7 @@ def _path(source: str) -> Path | None:
     if not path.exists():
         if source.lower() in DATASETS:
             return None
-        raise MetricError(
-            f"reference: {path} does not exist, and no data set is called so; known: {', '.join(DATASETS)}"
-        )
+        raise MetricError(f"reference: {path} does not exist, and is no data set; known: {', '.join(DATASETS)}")
     if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
         raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
     return path
@@ -164,79 +166,105 @@ class _Builder:
     """Makes references in the features of one extractor."""
 
     def __init__(self, alias: str, extractor: FeatureExtractor, batch_size: int, cache: Path) -> None:
-        self._alias, self._extractor, self._batch_size, self._cache = alias, extractor, batch_size, cache
+        self._alias = alias
+        self._extractor = extractor
+        self._batch_size = batch_size
+        self._cache = cache
 
     def image_set(self, source: str) -> ImageSet | None:
         """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
         path = _path(source)
         if path is None:
             return ImageSet.of_dataset(source, root=self._cache.parent / "datasets")
-        whole = path.is_dir() or path.suffix.lower() == ".zip"
-        return ImageSet.of_files(path, cache=self._cache) if whole else None
+        if path.is_dir() or path.suffix.lower() == ".zip":
+            return ImageSet.of_files(path, cache=self._cache)
+        return None
 
     def of(self, source: str, images: ImageSet | None, *, features: bool) -> Reference:
         """The reference of images, or of the file that ``source`` names."""
         if images is not None:
             return self.of_images(images, features=features)
-        path, extractor = Path(source).expanduser(), self._extractor
+        path = Path(source).expanduser()
         statistics, rows, pixels = read_reference_file(path, self._alias, images=features)
-        gaussian, count, name = statistics or (None, None, None)
-        if name not in (None, extractor.name, getattr(extractor, "made_name", None)):
+        if rows is not None:
+            return self._of_rows(rows)
+        if statistics is not None:
+            self._check_extractor(path, statistics.extractor)
+        if pixels is None:
+            if statistics is None or features:
+                raise MetricError(f"{path}: {NO_FEATURES}")
+            return Reference.of_gaussian(self._extractor, statistics.gaussian, statistics.count)
+        of_pixels = self.of_images(pixels, features=features)
+        if statistics is None:
+            return of_pixels
+        # ADM's files hold both: FID compares with their statistics, and other metrics with their images.
+        reference = Reference.of_gaussian(self._extractor, statistics.gaussian, statistics.count)
+        identity = _digest(str(reference.identity), str(of_pixels.identity))
+        return dataclasses.replace(reference, identity=identity, features=of_pixels.features)
+
+    def _check_extractor(self, path: Path, name: str | None) -> None:
+        """Raise MetricError if a file says that its statistics are of another extractor."""
+        made_name = getattr(self._extractor, "made_name", None)
+        if name not in (None, self._extractor.name, made_name):
             raise MetricError(
-                f"{path}: was computed with {name} and not with {extractor.name}; "
+                f"{path}: was computed with {name} and not with {self._extractor.name}; "
                 "give the images, or statistics of the same extractor"
             )
-        if rows is not None:
-            moments = _moments(rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
-            identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), extractor.name)
-            known = FrechetReference(moments.mean, moments.covariance)
-            return Reference(extractor, known, moments.count, identity, rows)
-        if pixels is None and (gaussian is None or features):
-            raise MetricError(f"{path}: {NO_FEATURES}")
-        seen = None if pixels is None else self.of_images(pixels, features=features)
-        if gaussian is None:
-            assert seen is not None  # a file holds one of the three
-            return seen
-        found = Reference.of_gaussian(extractor, gaussian, count)
-        if seen is None:
-            return found
-        identity = _digest(str(found.identity), str(seen.identity))
-        return dataclasses.replace(found, identity=identity, features=seen.features)
+
+    def _of_rows(self, rows: Rows) -> Reference:
+        """The reference of the features ``[M, D]`` of a file."""
+        moments = _moments(rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
+        identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), self._extractor.name)
+        gaussian = FrechetReference(moments.mean, moments.covariance)
+        return Reference(self._extractor, gaussian, moments.count, identity, rows)
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept in the cache."""
         if images.count < 2:
             raise MetricError("reference: one image is no distribution; give at least two")
-        name, dimension = self._extractor.name, self._extractor.dimension
-        identity = _digest(images.content, name)
-        statistics_file, features_file = (self._cache / f"{identity[:32]}{suffix}" for suffix in (".npz", ".npy"))
+        identity = _digest(images.content, self._extractor.name)
+        statistics_file = self._cache / f"{identity[:32]}.npz"
+        features_file = self._cache / f"{identity[:32]}.npy"
         if not statistics_file.exists() or (features and not features_file.exists()):
-            kept: Rows = np.empty((images.count if features else 0, dimension), dtype=np.float32)
-            moments = _moments(self._extracted(images, kept))
-            if features:
-                header = io.BytesIO()
-                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(kept))
-                write_atomically(features_file, header.getvalue(), kept.data.cast("B"), error=MetricError)
-            if not statistics_file.exists():  # FID stays what it was, to the last bit
-                content, mean, cov = io.BytesIO(), moments.mean, moments.covariance
-                np.savez(content, mu=mean, sigma=cov, count=np.array(moments.count), extractor=np.array(name))
-                write_atomically(statistics_file, content.getvalue(), error=MetricError)
-        # mapped: the workers of one machine share the memory
-        rows = np.load(features_file, mmap_mode="c", allow_pickle=False) if features else None
+            self._compute(images, statistics_file, features_file if features else None)
+        rows: Rows | None = None
+        if features:  # mapped: the workers of one machine share the memory
+            rows = np.load(features_file, mmap_mode="c", allow_pickle=False)
         statistics, _, _ = read_reference_file(statistics_file, self._alias, images=False)
-        gaussian, count, _ = statistics or (None, None, None)
-        return Reference(self._extractor, gaussian, count, identity, rows)
+        assert statistics is not None  # written by _compute
+        return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows)
 
-    def _extracted(self, images: ImageSet, kept: Rows) -> Iterable[Rows]:
-        """Features of all images, batch by batch; also written into ``kept``, unless that is empty."""
+    def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
+        """Write the statistics of images, and their features if there is a file for them."""
+        feature_count = images.count if features_file is not None else 0
+        rows: Rows = np.empty((feature_count, self._extractor.dimension), dtype=np.float32)
+        moments = _moments(self._extracted(images, rows))
+        if features_file is not None:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
+            write_atomically(features_file, header.getvalue(), rows.data.cast("B"), error=MetricError)
+        if statistics_file.exists():  # FID stays what it was, to the last bit
+            return
+        content = io.BytesIO()
+        np.savez(
+            content,
+            mu=moments.mean,
+            sigma=moments.covariance,
+            count=np.array(moments.count),
+            extractor=np.array(self._extractor.name),
+        )
+        write_atomically(statistics_file, content.getvalue(), error=MetricError)
+
+    def _extracted(self, images: ImageSet, all_rows: Rows) -> Iterator[Rows]:
+        """Features of all images, batch by batch; also written into ``all_rows``, unless that is empty."""
         done = 0
         with progress(f"features of the reference ({self._extractor.name})", images.count) as advance:
             for batch in images.batches(self._batch_size):
                 with torch.no_grad():
-                    answered = checked_features(self._extractor, self._extractor(batch), len(batch))
-                rows: Rows = answered.float().cpu().numpy()
-                if len(kept):
-                    kept[done : done + len(rows)] = rows
+                    features = checked_features(self._extractor, self._extractor(batch), len(batch))
+                rows: Rows = features.float().cpu().numpy()
+                if len(all_rows):
+                    all_rows[done : done + len(rows)] = rows
                 done += len(rows)
                 advance(len(rows))
                 yield rows
@@ -244,13 +272,19 @@ class _Builder:
 
 def _moments(batches: Iterable[Rows]) -> Moments:
     """The moments of all batches, merged a few thousand rows at a time."""
-    merged, waiting, count = Moments(), list[Rows](), 0
+    merged = Moments()
+    pending: list[Rows] = []
+    pending_count = 0
     for batch in batches:
-        waiting.append(batch)
-        count += len(batch)
-        if count >= ROWS:
-            merged, waiting, count = merged.merge(Moments.of(np.concatenate(waiting))), [], 0
-    return merged.merge(Moments.of(np.concatenate(waiting))) if waiting else merged
+        pending.append(batch)
+        pending_count += len(batch)
+        if pending_count >= ROWS:
+            merged = merged.merge(Moments.of(np.concatenate(pending)))
+            pending = []
+            pending_count = 0
+    if pending:
+        merged = merged.merge(Moments.of(np.concatenate(pending)))
+    return merged
 
 
 def _digest(*parts: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,20 @@ SUFFIXES = (".npz", ".npy")
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
 
 Rows = npt.NDArray[np.float32]
-Statistics = tuple[FrechetReference, int | None, str | None]
-"""Mean and covariance, the number of images, and the name of the extractor that they are of, if the file says these."""
+
+
+class Statistics(NamedTuple):
+    """Mean and covariance of features; the number of images and the extractor's name, if the file has them."""
+
+    gaussian: FrechetReference
+    count: int | None
+    extractor: str | None
 
 
 def read_reference_file(
     path: Path, extractor: str, *, images: bool
 ) -> tuple[Statistics | None, Rows | None, ImageSet | None]:
-    """What ``path`` holds for one extractor: statistics, features ``[N, D]``, images; at least one of these.
+    """The content of ``path`` for one extractor: statistics, features ``[N, D]``, images; at least one of these.
 
     Args:
         path: one of the formats above.
@@ -46,12 +52,14 @@ def read_reference_file(
     """
     with _named(path):
         if path.suffix.lower() == ".npy":
-            return None, _features(np.array(np.load(path, mmap_mode="r", allow_pickle=False))), None  # fails if cut off
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return None, _features(np.array(array)), None  # the copy fails if the file is cut off
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            own = extractor == INCEPTION and "mu" in archive
-            if IMAGES in archive and (images or not own):
+            has_statistics = extractor == INCEPTION and "mu" in archive
+            if IMAGES in archive and (images or not has_statistics):
                 pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
-                return _statistics(archive) if own else None, None, pixels
+                statistics = _statistics(archive) if has_statistics else None
+                return statistics, None, pixels
             if "features" in archive:
                 return None, _features(archive["features"]), None
             return _statistics(archive), None, None
@@ -62,11 +70,14 @@ def _named(path: Path) -> Iterator[None]:
     """Errors while this is open become one line that names the file."""
     try:
         yield
-    except Exception as error:  # whatever strangers' bytes provoke in a parser
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, MetricError):
-            raise MetricError(reason if reason.startswith(str(path)) else f"{path}: {reason}") from error
-        raise MetricError(f"{path}: cannot be read ({reason})") from error
+    except Exception as error:  # a parser of foreign bytes may raise anything
+        lines = str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if not isinstance(error, MetricError):
+            reason = f"{path}: cannot be read ({reason})"
+        elif not reason.startswith(str(path)):
+            reason = f"{path}: {reason}"
+        raise MetricError(reason) from error
 
 
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:
@@ -75,8 +86,8 @@ def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     count = int(arrays["count"]) if "count" in arrays else None
     if count is not None and count < 2:
         raise MetricError(f"count: a covariance needs at least 2 images, got {count}")
-    gaussian = FrechetReference(arrays["mu"], arrays["sigma"])
-    return gaussian, count, str(arrays["extractor"]) if "extractor" in arrays else None
+    extractor = str(arrays["extractor"]) if "extractor" in arrays else None
+    return Statistics(FrechetReference(arrays["mu"], arrays["sigma"]), count, extractor)
 
 
 def _features(array: npt.NDArray[Any]) -> Rows:

@@ -31,9 +31,16 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel
 GREY_MODES = frozenset({"1", "L"})
 UNREADABLE = (
-    OSError, EOFError, SyntaxError, ValueError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    zlib.error,
+    zipfile.BadZipFile,
     Image.DecompressionBombError,
-)  # fmt: skip
+)
 DATASETS = {
     f"{kind}-{split}".lower(): (kind, split == "train")
     for kind in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
@@ -52,9 +59,9 @@ class ImageSet:
     Attributes:
         size: height and width.
         content: a SHA-256 of all images in their order.
-        marks: ``[M]``, four bytes of the hash of each image's content; those of files and of arrays are different ones.
+        marks: ``[M]``, four bytes of the hash of each image's content; of files and of arrays these differ.
         pixels: indices → these images, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
-        on_disk: whether these are the files of a user, and not an array.
+        on_disk: whether these are files of a user, and not an array.
         chosen: the indices of a part; all by default.
     """
 
@@ -98,23 +105,25 @@ class ImageSet:
         listing = hashlib.sha256(str(path.resolve()).encode())
         for entry in entries:
             listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
-        remembered = cache / f"images-{listing.hexdigest()[:32]}.json"
+        cache_file = cache / f"images-{listing.hexdigest()[:32]}.json"
         try:
-            (height, width), grey, content, marks = json.loads(remembered.read_text())
-        except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
-            (height, width), grey, content, marks = facts = _look_at(path, entries)
-            write_atomically(remembered, json.dumps(facts).encode(), error=MetricError)
-        mode = "L" if grey else "RGB"
+            scan = _Scan(*json.loads(cache_file.read_text()))
+            height, width = scan.size
+        except (OSError, ValueError, TypeError):  # not cached yet, or damaged
+            scan = _scan(path, entries)
+            height, width = scan.size
+            write_atomically(cache_file, json.dumps(scan).encode(), error=MetricError)
+        mode = "L" if scan.grey else "RGB"
 
         def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
             with ThreadPoolExecutor(THREADS) as threads:
                 return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
-        return cls((height, width), content, _as_marks(bytes.fromhex(marks)), pixels)
+        return cls((height, width), scan.content, _as_marks(bytes.fromhex(scan.marks)), pixels)
 
     @classmethod
     def of_dataset(cls, name: str, *, root: Path) -> ImageSet:
-        """The images of one of :data:`DATASETS`, which torchvision keeps in ``root``; it downloads what is not there.
+        """The images of one of :data:`DATASETS`, which torchvision stores in ``root``, and downloads if necessary.
 
         Raises:
             MetricError: its files cannot be downloaded, or are broken.
@@ -122,10 +131,12 @@ class ImageSet:
         kind, train = DATASETS[name.lower()]
         try:
             dataset = getattr(import_extra("torchvision.datasets"), kind)(str(root), train=train, download=True)
-        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: missing, or with another MD5
             raise MetricError(f"reference: {name} cannot be read from {root} ({error})") from error
         pixels = np.asarray(dataset.data)
-        return cls.of_array(pixels if pixels.ndim == 4 else pixels[..., None], source=name)  # MNIST's are grey
+        if pixels.ndim == 3:  # grey, as MNIST's
+            pixels = pixels[..., None]
+        return cls.of_array(pixels, source=name)
 
     @staticmethod
     def is_image(name: PurePath | str) -> bool:
@@ -139,7 +150,7 @@ class ImageSet:
         return len(self.marks)
 
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
-        """The held-out images, about this fraction of all, or the others.
+        """The held-out images, about this fraction of all, or the rest.
 
         The hash of each image's content decides, so that copies are in one part.
         """
@@ -190,20 +201,39 @@ def _in_zip(path: Path) -> list[_Entry]:
     ]
 
 
-def _look_at(path: Path, entries: Sequence[_Entry]) -> tuple[tuple[int, int], bool, str, str]:
-    """Height and width, whether all are grey, content, and marks in hexadecimal; every file is read once."""
-    digest, marks, grey = hashlib.sha256(), bytearray(), True
-    first: tuple[str, tuple[int, int]] | None = None
-    with progress(f"looking at {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
+class _Scan(NamedTuple):
+    """What reading all files of a set once gives.
+
+    Attributes:
+        size: height and width.
+        grey: whether all images are grey.
+        content: a SHA-256 of all images.
+        marks: in hexadecimal.
+    """
+
+    size: tuple[int, int]
+    grey: bool
+    content: str
+    marks: str
+
+
+def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
+    """Read every file once; there is at least one. Raises MetricError if they differ in size, or one is unreadable."""
+    digest = hashlib.sha256()
+    marks = bytearray()
+    grey = True
+    first_size: tuple[int, int] | None = None
+    with progress(f"reading {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(entries), SCANNED):
             part = entries[start : start + SCANNED]
             for entry, (file_digest, size, mode) in zip(part, threads.map(_header, part), strict=True):
-                first = first or (entry.name, size)
-                if size != first[1]:
+                if first_size is None:
+                    first_size = size
+                if size != first_size:
                     raise MetricError(
-                        f"{path}: images differ in size: {first[0]} is {first[1][0]}x{first[1][1]} and {entry.name} "
-                        f"{size[0]}x{size[1]}; bring them to the size of the samples first, since how they are scaled "
-                        "changes FID"
+                        f"{path}: images differ in size: {entries[0].name} is {first_size[0]}x{first_size[1]} and "
+                        f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first, since how "
+                        "they are scaled changes FID"
                     )
                 if mode.startswith(DEEP_MODES):
                     raise MetricError(f"{path}: {entry.name} has more than 8 bits a channel; write it with 8 first")
@@ -211,7 +241,7 @@ def _look_at(path: Path, entries: Sequence[_Entry]) -> tuple[tuple[int, int], bo
                 digest.update(file_digest)
                 marks += file_digest[:4]
             advance(len(part))
-    return first[1] if first else (0, 0), grey, digest.hexdigest(), marks.hex()
+    return _Scan(first_size or (0, 0), grey, digest.hexdigest(), marks.hex())
 
 
 def _header(entry: _Entry) -> tuple[bytes, tuple[int, int], str]:

@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """An extractor, and what is known of the real images in its features.
+    """An extractor, and the statistics or features of the real images in it.
 
     Mean and covariance are enough for FID, other metrics need the features, the Inception Score neither. Values that
     all evaluations share are computed once, when they are first needed.
 
     Attributes:
         extractor: the network.
-        gaussian: mean and covariance; ``None`` if nothing is known.
+        gaussian: mean and covariance; ``None`` without real images.
         count: how many real images; ``None`` if a file of statistics does not say.
         identity: names the images and the extractor by their content, for the fingerprint of a study.
-        features: ``[M, D]`` float32; ``None`` if nothing but mean and covariance is known or needed.
-        held_out: other real images, which no loss sees, with their features.
+        features: ``[M, D]`` float32; ``None`` if only mean and covariance are known or needed.
+        held_out: further real images, which no loss uses, with their features.
 
     Raises:
         MetricError: the statistics are of another number of features than the extractor has.
@@ -73,12 +73,12 @@ class Reference:
     def of_features(cls, extractor: FeatureExtractor, features: npt.ArrayLike) -> Reference:
         """A reference of the features ``[M, D]`` that ``extractor`` gave: finite ones, M at least 2."""
         moments = Moments.of(features)
-        found = cls.of_gaussian(extractor, FrechetReference(moments.mean, moments.covariance), moments.count)
-        return dataclasses.replace(found, features=np.asarray(features, dtype=np.float32))
+        reference = cls.of_gaussian(extractor, FrechetReference(moments.mean, moments.covariance), moments.count)
+        return dataclasses.replace(reference, features=np.asarray(features, dtype=np.float32))
 
     @property
     def frechet(self) -> FrechetReference:
-        """Distances to the mean and covariance. Raises MetricError if nothing is known of the real images."""
+        """Distances to the mean and covariance. Raises MetricError without real images."""
         if self.gaussian is None:
             raise MetricError("needs a reference; only the Inception Score (is) does without")
         return self.gaussian
@@ -103,18 +103,18 @@ class Reference:
 
     def features_on(self, device: torch.device | str) -> Tensor:
         """``[M, D]`` float32, kept on ``device``. Raises MetricError if only mean and covariance are known."""
-        place = ("features", str(device))
-        if place not in self._computed:
-            self._computed[place] = torch.from_numpy(self.known_features).to(device)
-        return cast("Tensor", self._computed[place])
+        key = ("features", str(device))
+        if key not in self._computed:
+            self._computed[key] = torch.from_numpy(self.known_features).to(device)
+        return cast("Tensor", self._computed[key])
 
     @torch.no_grad()
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
         """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept."""
-        place = (name, str(device))
-        if place not in self._computed:
-            self._computed[place] = compute(self.features_on(device))
-        return cast("T", self._computed[place])
+        key = (name, str(device))
+        if key not in self._computed:
+            self._computed[key] = compute(self.features_on(device))
+        return cast("T", self._computed[key])
 
 
 NO_FEATURES = (

@@ -73,7 +73,7 @@ def test_scores_are_those_of_transformers_own_processor(
     assert float(scores.detach().std()) > 0.02 * scale, "they tell images apart"
     [gradient] = torch.autograd.grad(scores.sum(), leaf)
     assert gradient.abs().sum() > 0
-    with pytest.raises(MetricError, match="takes prompts, and the sampler has none"):
+    with pytest.raises(MetricError, match="needs prompts, and the sampler has none"):
         reward.about(None)(batch)
 
 
@@ -148,7 +148,7 @@ def test_lists_are_scores_without_a_graph() -> None:
     [
         ("pickscore", None, "weights: {pickscore: FOLDER} is missing; .*PickScore_v1"),
         ("pickscore", "nowhere", "nowhere does not exist"),
-        ("pick_score", None, "one of one's own, or clip_score, pickscore, hpsv2.*'pick_score'"),
+        ("pick_score", None, "a function of your own, or clip_score, pickscore, hpsv2.*'pick_score'"),
     ],
 )
 def test_a_reward_that_is_not_there_is_refused(name: str, weights: str | None, message: str) -> None:

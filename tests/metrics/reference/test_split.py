@@ -67,7 +67,7 @@ def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
     assert build(str(small), tmp_path).held_out is None
     assert "held out" not in capsys.readouterr().err
     found = build(str(large), tmp_path)
-    assert "held_out_fraction: 0} takes all" in capsys.readouterr().err
+    assert "held_out_fraction: 0} uses all of them" in capsys.readouterr().err
     asked = build({"train": str(large), "held_out_fraction": 0.2}, tmp_path)
     assert (rows(found), rows(found.held_out)) == (rows(asked), rows(asked.held_out))
     whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
