@@ -35,9 +35,9 @@ from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.hub import model_folder
-from lcsc_opt.objective.command import CommandScore
-from lcsc_opt.objective.network_score import NetworkScore
-from lcsc_opt.objective.score import WeightScore
+from lcsc_opt.objective.command_scorer import CommandScorer
+from lcsc_opt.objective.network_scorer import NetworkScorer
+from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 
@@ -91,7 +91,7 @@ class Settings(CheckpointSettings):
                 import_dotted(name, setting=setting)
         _network_of(self.model or "")
 
-    def scorer(self) -> NetworkScore | CommandScore:
+    def scorer(self) -> NetworkScorer | CommandScorer:
         """What scores merged weights.
 
         Raises:
@@ -99,9 +99,9 @@ class Settings(CheckpointSettings):
         """
         if self.command is not None:
             folder = None if self.model is None else _folder(self.model)
-            return CommandScore(self.command, read=self.read, folder=folder)
+            return CommandScorer(self.command, read=self.read, folder=folder)
         batch_norm = None if self.batch_norm is None else import_dotted(self.batch_norm, setting="batch_norm")
-        return NetworkScore(
+        return NetworkScorer(
             _network(self.model or ""),
             import_dotted(self.score or "", setting="score"),
             self,
@@ -120,7 +120,7 @@ def build(settings: dict[str, Any]) -> WeightScore:
     scorer, trajectory = checked.scorer(), checked.trajectory()
     if checked.size is not None and not scorer.takes_draw:
         raise ObjectiveError("size: the score takes no draw, which would say it; leave size out")
-    if isinstance(scorer, NetworkScore):
+    if isinstance(scorer, NetworkScorer):
         scorer.load(trajectory.merge(np.eye(len(trajectory.steps))[-1]))
         if merged := scorer.merged_statistics(trajectory.varying):
             notice(

@@ -19,7 +19,8 @@ from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import check_objective as check_objective_settings
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.objective.score import Draw, WeightScore
+from lcsc_opt.objective.scorer import Draw
+from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.testing import check_objective
 from tests.objectives.image_objectives import one_line
 
