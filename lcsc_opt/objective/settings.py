@@ -13,8 +13,9 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoresBuilder
+from lcsc_opt.objective.batch_sizes import AUTO
 from lcsc_opt.objective.contract import Mergeable
-from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings

@@ -21,7 +21,7 @@ from tests.unet_examples import unet
 
 @pytest.fixture(autouse=True)
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 50)  # of keep: precision
+    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 50)  # of keep: precision
 
 
 def plain() -> None:
