@@ -114,7 +114,7 @@ class CommandScorer:
                 digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return {"command": self._command, "read": self._read, "files": digests}
 
-    def _write_model(self, weights: Mapping[str, Tensor], folder: Path) -> Path:
+    def _write_model(self, weights: dict[str, Tensor], folder: Path) -> Path:
         """Write the merged model into a new folder. Returns what ``{model}`` stands for."""
         folder.mkdir()
         for file in self._copied_files:

@@ -348,7 +348,7 @@ class MergeSampleScore(StagedObjective):
             return metrics.constraint()
 
 
-def _divided(gradients: FeatureGradients, counts: Sequence[int]) -> list[FeatureGradients]:
+def _divided(gradients: Mapping[str, npt.NDArray[Any]], counts: Sequence[int]) -> list[FeatureGradients]:
     """The rows of ``gradients`` for consecutive parts of ``counts`` images."""
     ends = np.cumsum(counts)
     starts = ends - counts

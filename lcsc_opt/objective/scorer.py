@@ -104,7 +104,7 @@ def metrics_of(returned: Any, name: str) -> dict[str, float]:
         ObjectiveError: a value is neither a number nor outcomes.
         MetricError: a value is not finite.
     """
-    entries = {name: returned}
+    entries: Mapping[Any, Any] = {name: returned}
     if isinstance(returned, Mapping) and returned:
         entries = returned
     metrics: dict[str, float] = {}
