@@ -351,7 +351,7 @@ class CoefficientFunction(Objective):
 
     def describe(self) -> dict[str, Any]:
         """The functions' names and the steps."""
-        described = {"callable": self._name, "steps": list(self._steps)}
+        described: dict[str, Any] = {"callable": self._name, "steps": list(self._steps)}
         if self._held_out is not None:
             described["held_out"] = self._held_out_name
         return described

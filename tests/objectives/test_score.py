@@ -199,6 +199,11 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
         ({"command": "true {model}"}, StudySpecError, "either score or command"),
         ({"model": None}, StudySpecError, "score needs a model"),
         ({"read": "a"}, StudySpecError, "read belongs to a command"),
+        (
+            {"score": None, "model": None, "command": "true {model}", "read": "a.{size}"},
+            StudySpecError,
+            "asks for a .size.; give size",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(

@@ -230,7 +230,7 @@ OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
 ]
 OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
-    ({"recipe": "slct"}, TrainingError, "slct: is of latents"),
+    ({"recipe": "slct"}, TrainingError, "slct: trains on latents"),
     ({"recipe": "cd"}, TrainingError, "teacher: cd needs a model"),
     ({"teacher": EDM}, TrainingError, "teacher: ct needs no model"),
     ({"recipe_settings": {"sigma_mx": 3}}, StudySpecError, "sigma_mx: unknown key"),
