@@ -188,11 +188,9 @@ def _first_snapshot(checked: Settings) -> Path | None:
     """The snapshot with the network's arguments; ``None`` if the checkpoints are packed, or no snapshots."""
     if checked.arguments_from is not None:
         return given_path(checked.arguments_from)
-    patterns = [checked.checkpoints] if isinstance(checked.checkpoints, str) else checked.checkpoints
-    paths = [given_path(pattern) for pattern in patterns]
-    if any(is_packed(path) for path in paths):
+    if any(is_packed(path) for path in checked.checkpoint_paths):
         return None
-    first = find_checkpoints(paths, key=checked.key)[0]
+    first = find_checkpoints(checked.checkpoint_paths, key=checked.key)[0]
     return first if first.suffix == ".pkl" else None
 
 

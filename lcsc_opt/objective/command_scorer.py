@@ -120,7 +120,9 @@ class CommandScorer:
         for file in self._copied_files:
             shutil.copyfile(file, folder / file.name)
         write_safetensors(weights, folder / self._weights_name, {"format": "pt"})
-        return folder if self._is_folder else folder / self._weights_name
+        if self._is_folder:
+            return folder
+        return folder / self._weights_name
 
 
 def _placeholders(setting: str, text: str, allowed: Collection[str]) -> set[str]:
@@ -152,9 +154,11 @@ def _located(word: str) -> str:
     """A word of the command; the absolute path if it names a file."""
     try:
         path = given_path(word)
-        return str(path.absolute()) if path.is_file() else word
+        if path.is_file():
+            return str(path.absolute())
     except OSError:  # too long for a file name
-        return word
+        pass
+    return word
 
 
 def _model_files(folder: Path) -> tuple[str, list[Path]]:
@@ -163,7 +167,9 @@ def _model_files(folder: Path) -> tuple[str, list[Path]]:
     Raises:
         ObjectiveError: the folder has no readable configuration.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    files: list[Path] = []
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.is_file())
     copied = [path for path in files if path.suffix not in _WEIGHT_SUFFIXES and ".index." not in path.name]
     if folder / ADAPTER_CONFIG in files:
         return "adapter_model.safetensors", copied

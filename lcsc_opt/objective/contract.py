@@ -183,12 +183,16 @@ class Objective(abc.ABC):
 
     def gram(self) -> npt.NDArray[np.float64] | None:
         """Inner products of the checkpoints minus their mean, ``[K, K]`` or ``[S, K, K]``; ``None`` without weights."""
-        return None if self.trajectory is None else self.trajectory.gram()
+        if self.trajectory is None:
+            return None
+        return self.trajectory.gram()
 
     @property
     def layer_groups(self) -> LayerGroups | None:
         """The S groups of tensors with a row of coefficients each; ``None`` for one row."""
-        return None if self.trajectory is None else self.trajectory.layer_groups
+        if self.trajectory is None:
+            return None
+        return self.trajectory.layer_groups
 
     def merge_in_rows(self, rule: Rule | None) -> None:
         """From now on coefficients may be ``[S, K]``, a row for each layer group; ``None`` goes back to one row.
@@ -326,11 +330,15 @@ class CoefficientFunction(Objective):
 
     def why_no_gradient(self) -> str | None:
         """``None`` if a gradient was given."""
-        return f"no gradient of {self._name} was given" if self._gradient is None else None
+        if self._gradient is None:
+            return f"no gradient of {self._name} was given"
+        return None
 
     def why_nothing_held_out(self) -> str | None:
         """``None`` if a held-out function was given."""
-        return f"no held_out function was given with {self._name}" if self._held_out is None else None
+        if self._held_out is None:
+            return f"no held_out function was given with {self._name}"
+        return None
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Call the function, or in the final report ``held_out``; and its gradient if that is asked for.
@@ -347,7 +355,9 @@ class CoefficientFunction(Objective):
         if hasattr(value, "detach"):  # a tensor
             value = value.detach()
         loss = float(value)
-        return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients) if gradient else None)
+        if not gradient:
+            return Evaluation(loss)
+        return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
 
     def describe(self) -> dict[str, Any]:
         """The functions' names and the steps."""

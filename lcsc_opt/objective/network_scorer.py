@@ -117,18 +117,19 @@ class NetworkScorer:
         weights = self._network.weights.differentiable(varying)
         with contextlib.closing(WeightGradient(weights)) as total, self._network.arithmetic():
             returned = self._call(draw)
-            scores = returned if isinstance(returned, Iterator) else [_score_in(returned)]
             batches: list[Floats] = []
-            for score in scores:
+            for score in _scores_in(returned):
                 stop_if_told()
                 if not _has_graph(score):
                     raise ObjectiveError(f"a gradient was asked for, and {self._metric} returned {_no_graph(score)}")
                 batches.append(outcomes(self._metric, score))
                 total.add(score, torch.ones_like(score))
         values = _joined(batches)
-        metrics = metrics_of(values if isinstance(returned, Iterator) else returned, self._metric)
-        # the sums of all outcomes, while the score is their mean
-        return metrics, {name: gradient / len(values) for name, gradient in total.sums.items()}
+        if isinstance(returned, Iterator):
+            returned = values
+        # total has the sums over all outcomes, and the score is their mean
+        gradients = {name: gradient / len(values) for name, gradient in total.sums.items()}
+        return metrics_of(returned, self._metric), gradients
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -153,8 +154,7 @@ class NetworkScorer:
         draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
         try:
             with self._network.weights.differentiable(varying), self._network.arithmetic():
-                returned = self._call(draw)
-                score = next(returned, None) if isinstance(returned, Iterator) else _score_in(returned)
+                score = next(_scores_in(self._call(draw)), None)
         except LcscError:
             raise
         except Exception as error:
@@ -198,11 +198,13 @@ def _takes_draw(function: Callable[..., Any]) -> bool:
     return "draw" in inspect.signature(function).parameters
 
 
-def _score_in(returned: Any) -> Any:
-    """The score among what a function returned: the first entry of a mapping, or all of it."""
+def _scores_in(returned: Any) -> Iterator[Any]:
+    """The batches of a generator; else the score: the first entry of a mapping, or what was returned itself."""
+    if isinstance(returned, Iterator):
+        return returned
     if isinstance(returned, Mapping):
-        return next(iter(returned.values()), None)
-    return returned
+        return iter([next(iter(returned.values()), None)])
+    return iter([returned])
 
 
 def _joined(batches: list[Floats]) -> Floats:

@@ -51,7 +51,7 @@ class CheckpointSettings(NetworkSettings):
             TrajectoryError: there are no checkpoints that can be merged.
         """
         return open_or_pack(
-            self._patterns,
+            self.checkpoint_paths,
             selection=self.select,
             cache=cache_directory(),
             key=self.key,
@@ -66,7 +66,7 @@ class CheckpointSettings(NetworkSettings):
         """
         self.torch_device()
         check_checkpoints(
-            self._patterns,
+            self.checkpoint_paths,
             selection=self.select,
             cache=cache_directory(),
             key=self.key,
@@ -74,7 +74,8 @@ class CheckpointSettings(NetworkSettings):
         )
 
     @property
-    def _patterns(self) -> list[Path]:
+    def checkpoint_paths(self) -> list[Path]:
+        """The files, folders and globs of ``checkpoints``."""
         patterns = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
         return [given_path(pattern) for pattern in patterns]
 
