@@ -9,9 +9,9 @@
         labels: balanced
         reference: fid-refs/cifar10-32x32.npz
 
-No code in a snapshot is run. So the network's class comes from your copy of the code that trained it, which is looked
-for in the working directory and next to the study file. The class's arguments are read from the first snapshot. Packed
-checkpoints have no arguments; there ``arguments_from`` names a snapshot, or ``arguments`` gives them all:
+No code in a snapshot is run. So the network's class comes from your copy of the code that trained it, in the working
+directory or next to the study file. The class's arguments are read from the first snapshot. Packed checkpoints have no
+arguments: name a snapshot in ``arguments_from``, or write them all into ``arguments``:
 
     arguments: {img_resolution: 32, img_channels: 3, label_dim: 10, model_type: SongUNet}
 

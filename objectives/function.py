@@ -7,7 +7,7 @@
 ``my_function(coefficients)`` gets a float64 array ``[K]`` that sums to one and returns a number, lower is better.
 With ``gradient: "my_module:my_gradient"``, which returns ``[K]`` numbers, gradients can be followed, too.
 With ``held_out: "my_module:my_function_on_other_data"`` the answer has a held-out loss; without it there is none.
-``my_module`` is looked for where Python looks, in the working directory, and next to the study file.
+``my_module`` is imported like any module; it may also be in the working directory or next to the study file.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ or with a command in place of ``score``, which gets each merged model on the dis
         read: results.arc_easy.acc
         maximize: true
 
-``my`` is looked for where Python looks, in the working directory, and next to the study file. docs/score.md has more.
+``my`` is imported like any module; it may also be in the working directory or next to the study file. docs/score.md has
+more.
 """
 
 from __future__ import annotations

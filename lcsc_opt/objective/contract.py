@@ -212,7 +212,7 @@ class StagedObjective(Objective):
 
     The stages of one candidate follow each other. Stages of different candidates run at the same time in different
     threads, but never two of the same kind. The images of one candidate can be divided into parts, which different
-    processes sample. A stage that takes long calls :func:`stop_if_told` now and then.
+    processes sample. A stage that runs for long calls :func:`stop_if_told` now and then.
 
     Attributes:
         overlaps: whether stages use different parts of the machine, so that overlapping saves time.

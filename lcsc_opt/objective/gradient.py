@@ -1,4 +1,4 @@
-"""The gradient in the merged weights, from that in what a graph of theirs computed: images, or a score."""
+"""The gradient in the merged weights, from that in the images or the score that were computed with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OneModel:
 
     Args:
         weights: name → tensor, on the device of the sampler; they may change between evaluations.
-        varying: the names of the tensors to take gradients in.
+        varying: the names of the tensors to differentiate in.
 
     Attributes:
         gradients: name → gradient from the last evaluation with one, of the tensor's shape. Tensors that no image
@@ -75,7 +75,7 @@ class WeightGradient:
     half types do not round small numbers to zero. In wider types that changes no bit.
 
     Args:
-        differentiable: makes the weights require gradients until it is closed, and gives them: name → leaf.
+        differentiable: makes the weights require gradients until it is closed, and returns them: name → leaf.
 
     Attributes:
         sums: name → gradient, of the leaf's shape. Leaves that no image depends on are missing.

@@ -16,7 +16,7 @@ from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.checkpoints.reading import read_init_arguments
 
 SCORE = "score.py"
-"""The objective for everything that is not judged by its images."""
+"""The objective for models that do not make images."""
 
 _NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
 _DIFFUSERS_NETWORK = re.compile(r"UNet\w+|\w+Transformer\w*")

@@ -159,10 +159,10 @@ def _answer(setting: Setting, ask: Ask) -> JsonValue:
 
 
 def _as_yaml(value: JsonValue) -> str:
-    """A value as one line of YAML, which a study file gives back unchanged.
+    """A value as one line of YAML, which is read back unchanged.
 
-    Text is in double quotes where our reader, but not PyYAML's dumper, finds a number in it (1e-4), or where the dumper
-    would use several lines.
+    PyYAML's dumper leaves text without quotes that our reader takes for a number (1e-4), and writes text with line
+    breaks in several lines. Such text is in double quotes.
     """
     text = _dumped(value, style=None)
     try:

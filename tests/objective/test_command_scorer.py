@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextvars
 import json
 import shlex
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,10 +13,8 @@ from safetensors.torch import load_file
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.objective.command_scorer import CommandScorer
-from lcsc_opt.objective.contract import stop_flag
 from lcsc_opt.objective.scorer import Draw
 from tests.objectives.image_objectives import one_line
-from tests.processes import wait_until
 
 WEIGHTS = {"a": torch.tensor([0.25, 0.5])}
 DRAW = Draw.of(Noise("held-out", 3), 7)
@@ -157,55 +150,3 @@ def test_files_that_it_names_belong_to_the_study(tmp_path: Path, monkeypatch: py
     script.write_text("echo 2")
     assert before == again
     assert before != CommandScorer("sh judge.sh {model}").describe()
-
-
-GRANDCHILD = "(trap '' TERM; sleep 300) & echo $! >$2; wait"
-"""The second argument is the file for its process id; the grandchild ignores the polite signal."""
-
-
-def is_alive(process: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def grandchild_in(file: Path) -> int:
-    wait_until(lambda: file.exists() and file.read_text().strip())
-    return int(file.read_text())
-
-
-@pytest.fixture
-def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.command_process._GRACE_SECONDS", 1)
-
-
-@pytest.mark.usefixtures("quick_end")
-def test_an_interrupted_evaluation_ends_the_command_and_everything_it_started(tmp_path: Path) -> None:
-    file, stop = tmp_path / "pid", threading.Event()
-    token = stop_flag.set(stop)
-    try:
-        with ThreadPoolExecutor(1) as thread:
-            command = sh(GRANDCHILD, f"{{model}} {{out}} {file}")
-            running = thread.submit(contextvars.copy_context().run, measured, command)
-            grandchild = grandchild_in(file)
-            assert is_alive(grandchild)
-            stop.set()
-            assert isinstance(running.exception(timeout=60), KeyboardInterrupt)
-    finally:
-        stop_flag.reset(token)
-    wait_until(lambda: not is_alive(grandchild))
-
-
-def test_a_killed_evaluation_leaves_no_command_behind(tmp_path: Path) -> None:
-    file = tmp_path / "pid"
-    script = (
-        "import sys; from lcsc_opt.objective import command_process, command_scorer, scorer; "
-        "command_process._GRACE_SECONDS = 1; draw = scorer.Draw('search', 0, None); "
-        "command_scorer.CommandScorer(sys.argv[1]).measure({}, draw)"
-    )
-    command = sh(GRANDCHILD, f"{{model}} {{out}} {file}")
-    with subprocess.Popen([sys.executable, "-c", script, command]) as evaluation:
-        grandchild = grandchild_in(file)
-        evaluation.kill()
-    wait_until(lambda: not is_alive(grandchild))
