@@ -281,7 +281,7 @@ class MergeSampleScore(StagedObjective):
         return blas_threads(1 if self.scores.dimension <= SMALL_MATRICES else None)
 
     def _metrics(self, candidate: Candidate, *, gradient: bool) -> ImageMetrics:
-        """The metrics of a candidate, or of a part of its images, which has no images yet."""
+        """Metrics without images, for those of a candidate or for a part of them."""
         held_out = candidate.noise.group == HELD_OUT.group
         return self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
 
