@@ -1,9 +1,9 @@
 """The model of ``make demo``: a flow of drawn 16×16 letters, trained here, sampled in four steps, scored by FID.
 
 Nothing is downloaded: Pillow draws the letters with its own font, shifted, turned and shaded, and the U-Net is
-diffusers'. A third of the letters trains the model and the network whose features judge it, another third is what
-searches compare with, and the last is for reports, and says when a gradient's search ends. The first use trains both
-networks; afterwards they come from the cache.
+diffusers'. A third of the letters trains the model and the network whose features score it. Searches compare with
+another third. The last is for reports, and decides when a gradient's search ends. The first use trains both networks;
+afterwards they come from the cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODEL = SmallModel(
 
 
 class Settings(TrainedSettings):
-    """Those of all models that are trained here."""
+    """The settings of all models that are trained here, with other defaults."""
 
     data: Literal["all", "half", "thirds"] = "thirds"
     nfe: Annotated[int, Field(ge=2, le=100)] = 4

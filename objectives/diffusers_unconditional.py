@@ -38,6 +38,7 @@ from lcsc_opt.sampling import (
     DecoderSettings,
     DiffusersFolder,
     DiffusersSampler,
+    ImageNoise,
     Labels,
     SchedulerSettings,
     build_scheduler,
@@ -45,7 +46,12 @@ from lcsc_opt.sampling import (
 
 
 class GuidanceSettings(FrozenModel):
-    """``scale``: 1 is the conditional model alone; ``null_label``: the class that stands for no class."""
+    """Classifier-free guidance.
+
+    Attributes:
+        scale: 1 is the conditional model alone.
+        null_label: the class that stands for no class.
+    """
 
     scale: float
     null_label: Annotated[int, Field(ge=0)]
@@ -76,25 +82,35 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 
 
 def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
-    chosen, noise = checked.sampler, checked.noise()
-    if folder.scheduler is None and not chosen.scheduler:
+    settings = checked.sampler
+    if folder.scheduler is None and not settings.scheduler:
         notice(
-            f"{folder.path} has no scheduler_config.json: the scheduler's defaults are taken for betas and prediction "
-            "type; sampler.scheduler says others"
+            f"{folder.path} has no scheduler_config.json: using the scheduler's defaults for betas and prediction "
+            "type; set others in sampler.scheduler"
         )
-    network = folder.network()
-    guidance = None if checked.guidance is None else (checked.guidance.scale, checked.guidance.null_label)
     image_shape = checked.image_shape or folder.image_shape()
+    decoder = None
+    if checked.decoder is not None:
+        decoder = checked.decoder.build(image_shape[0])
+    noise = checked.noise()
     return DiffusersSampler(
-        network,
-        build_scheduler(chosen.name, folder.scheduler, chosen.scheduler),
-        steps=chosen.steps,
-        timesteps=chosen.timesteps,
+        folder.network(),
+        build_scheduler(settings.name, folder.scheduler, settings.scheduler),
+        steps=settings.steps,
+        timesteps=settings.timesteps,
         image_shape=image_shape,
         noise=noise,
-        labels=ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance),
-        decoder=None if checked.decoder is None else checked.decoder.build(image_shape[0]),
+        labels=_labels(checked, folder, noise),
+        decoder=decoder,
         timestep_scale=folder.timestep_scale,
-        step_options=chosen.step,
+        step_options=settings.step,
         settings=checked,
     )
+
+
+def _labels(checked: Settings, folder: DiffusersFolder, noise: ImageNoise) -> ClassLabels | None:
+    """The class of each image; ``None`` if the model has no classes."""
+    guidance = None
+    if checked.guidance is not None:
+        guidance = (checked.guidance.scale, checked.guidance.null_label)
+    return ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)

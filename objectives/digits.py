@@ -29,7 +29,7 @@ MODEL = SmallModel(
 
 
 class Settings(TrainedSettings):
-    """Those of all models that are trained here."""
+    """The settings of all models that are trained here, with other defaults."""
 
     nfe: Annotated[int, Field(ge=1, le=4)] = 1
     training_steps: Annotated[int, Field(ge=2)] = 4000

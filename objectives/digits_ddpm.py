@@ -2,7 +2,7 @@
 
 Data, features and the U-Net are those of ``digits.py``; here the U-Net predicts noise. The first use trains it, in half
 a minute; afterwards it comes from the cache. With four times the steps and twice the images in each step, the best EMA
-would be so close to the digits themselves that a search has nothing left to find.
+would be so close to the digits themselves that a search could hardly improve it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL = SmallModel(
 
 
 class Settings(TrainedSettings):
-    """Those of all models that are trained here."""
+    """The settings of all models that are trained here, with other defaults."""
 
     nfe: Annotated[int, Field(ge=2, le=100)] = 10
 

@@ -9,9 +9,9 @@
         labels: balanced
         reference: fid-refs/cifar10-32x32.npz
 
-No code in a snapshot is run. So the network's class comes from your copy of the code that trained it, which is looked
-for in the working directory and next to the study file. The class's arguments are read from the first snapshot. Packed
-checkpoints have no arguments; there ``arguments_from`` names a snapshot, or ``arguments`` gives them all:
+No code in a snapshot is run. So the network's class comes from your copy of the code that trained it, in the working
+directory or next to the study file. The class's arguments are read from the first snapshot. Packed checkpoints have no
+arguments: name a snapshot in ``arguments_from``, or write them all into ``arguments``:
 
     arguments: {img_resolution: 32, img_channels: 3, label_dim: 10, model_type: SongUNet}
 
@@ -82,9 +82,10 @@ class SamplerSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _of_this_sampler(self) -> SamplerSettings:
-        others = STOCHASTIC if self.name == "dpm-solver++" else ("scheduler",)
-        if wrong := [name for name in others if name in self.model_fields_set]:
-            raise ValueError(f"{self.name} has no {wrong[0]}")
+        unused = STOCHASTIC if self.name == "dpm-solver++" else ("scheduler",)
+        for name in unused:
+            if name in self.model_fields_set:
+                raise ValueError(f"{self.name} has no {name}")
         return self
 
 
@@ -125,40 +126,60 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 
 
 def _sampler(checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | None) -> Sampler:
-    chosen, network = checked.sampler, denoiser.network
-    parts: dict[str, Any] = {
+    settings = checked.sampler
+    network = denoiser.network
+    shared: dict[str, Any] = {
         "image_shape": _image_shape(network),
         "noise": checked.noise(),
         "labels": labels,
         "decoder": _decoder(checked, network),
-        "settings": checked.model_copy(update={"dtype": "fp32"}),  # the networks choose
+        "settings": checked.model_copy(update={"dtype": "fp32"}),  # EDM's networks choose their arithmetic
     }
-    levels: dict[str, float] = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "rho": chosen.rho}
-    levels["sigma_min"] = max(levels["sigma_min"], float(getattr(network, "sigma_min", 0)))
-    levels["sigma_max"] = min(levels["sigma_max"], float(getattr(network, "sigma_max", "inf")))
-    if chosen.name == "heun":
-        s_max = float("inf") if chosen.s_max is None else chosen.s_max
-        stochastic = {"s_churn": chosen.s_churn, "s_min": chosen.s_min, "s_max": s_max, "s_noise": chosen.s_noise}
-        return HeunSampler(denoiser, schedule=HeunSchedule(chosen.steps, **levels, **stochastic), **parts)
+    # the network may be limited to fewer noise levels
+    levels: dict[str, float] = {
+        "sigma_min": max(settings.sigma_min, float(getattr(network, "sigma_min", 0))),
+        "sigma_max": min(settings.sigma_max, float(getattr(network, "sigma_max", "inf"))),
+        "rho": settings.rho,
+    }
+    if settings.name == "heun":
+        schedule = HeunSchedule(
+            settings.steps,
+            **levels,
+            s_churn=settings.s_churn,
+            s_min=settings.s_min,
+            s_max=float("inf") if settings.s_max is None else settings.s_max,
+            s_noise=settings.s_noise,
+        )
+        return HeunSampler(denoiser, schedule=schedule, **shared)
     sigma_data = float(getattr(network, "sigma_data", 0.5))
-    options = {**levels, "sigma_data": sigma_data, **chosen.scheduler}
-    scheduler = build_scheduler(None, {"_class_name": "EDMDPMSolverMultistepScheduler"}, options)
-    raw = RawOutput(denoiser, sigma_data=sigma_data)
-    return DiffusersSampler(raw, scheduler, steps=chosen.steps, trained=network, calls=denoiser.calls, **parts)
+    scheduler = build_scheduler(
+        None,
+        {"_class_name": "EDMDPMSolverMultistepScheduler"},
+        {**levels, "sigma_data": sigma_data, **settings.scheduler},
+    )
+    return DiffusersSampler(
+        RawOutput(denoiser, sigma_data=sigma_data),
+        scheduler,
+        steps=settings.steps,
+        trained=network,
+        calls=denoiser.calls,
+        **shared,
+    )
 
 
 def _denoiser(checked: Settings) -> EdmDenoiser:
     snapshot = _first_snapshot(checked)
-    arguments = {} if snapshot is None else read_init_arguments(snapshot, key=checked.key or "ema")
+    arguments: Mapping[str, Any] = {}
+    if snapshot is not None:
+        arguments = read_init_arguments(snapshot, key=checked.key or "ema")
     network = _network(checked.network, arguments, checked.arguments)
-    guide = None if checked.guide is None else _guide(checked.guide, checked.network)
-    for part in (network, guide):
-        if part is not None:
-            _use_fp16(part, checked.dtype)
+    _use_fp16(network, checked.dtype)
     label_dim = int(getattr(network, "label_dim", 0))
     config: dict[str, object] = {"made_with": [arguments, checked.arguments], "dtype": checked.dtype}
-    if checked.guide is None or guide is None:
+    if checked.guide is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
+    guide = _guide(checked.guide, checked.network)
+    _use_fp16(guide, checked.dtype)
     config["guide"] = weights_sha256(guide.state_dict())
     return EdmDenoiser(network, label_dim=label_dim, guide=guide, guidance=checked.guide.scale, config=config)
 
@@ -167,11 +188,9 @@ def _first_snapshot(checked: Settings) -> Path | None:
     """The snapshot with the network's arguments; ``None`` if the checkpoints are packed, or no snapshots."""
     if checked.arguments_from is not None:
         return given_path(checked.arguments_from)
-    patterns = [checked.checkpoints] if isinstance(checked.checkpoints, str) else checked.checkpoints
-    paths = [given_path(pattern) for pattern in patterns]
-    if any(is_packed(path) for path in paths):
+    if any(is_packed(path) for path in checked.checkpoint_paths):
         return None
-    first = find_checkpoints(paths, key=checked.key)[0]
+    first = find_checkpoints(checked.checkpoint_paths, key=checked.key)[0]
     return first if first.suffix == ".pkl" else None
 
 
@@ -180,13 +199,15 @@ def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Mod
     factory = import_dotted(name, setting="network")
     class_name = stored.get("class_name", factory.__name__)
     if class_name != factory.__name__:
-        notice(f"network: the snapshot holds a {class_name}, and {name} is taken for it")
+        notice(f"network: the snapshot contains a {class_name}; using {name} in its place")
+    positional = stored.get("init_args", ())
+    keywords = {**stored.get("init_kwargs", {}), **changes}
     try:
-        network = factory(*stored.get("init_args", ()), **{**stored.get("init_kwargs", {}), **changes})
+        network = factory(*positional, **keywords)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise ObjectiveError(
             f"arguments: {name} cannot be made with these: {type(error).__name__}: {' '.join(str(error).split())}; "
-            "the checkpoints' own are read from snapshots, or from the one that arguments_from names"
+            "they are read from the first snapshot, or from the one that arguments_from names"
         ) from error
     if not isinstance(network, nn.Module):
         raise ObjectiveError(f"network: {name} made a {type(network).__name__}; expected a torch.nn.Module")
@@ -194,8 +215,11 @@ def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Mod
 
 
 def _guide(guide: GuideSettings, network: str) -> nn.Module:
+    """The network that guidance leads away from, with its weights."""
     path = given_path(guide.checkpoint)
-    stored = read_init_arguments(path, key=guide.key or "ema") if path.suffix == ".pkl" else {}
+    stored: Mapping[str, Any] = {}
+    if path.suffix == ".pkl":
+        stored = read_init_arguments(path, key=guide.key or "ema")
     module = _network(guide.network or network, stored, guide.arguments)
     load_weights(module, read_checkpoint(path, key=guide.key).tensors)
     return module
@@ -203,22 +227,26 @@ def _guide(guide: GuideSettings, network: str) -> nn.Module:
 
 def _use_fp16(network: nn.Module, dtype: str) -> None:
     """Set the network's own ``use_fp16``: EDM's networks choose and check their arithmetic themselves."""
-    own = hasattr(network, "use_fp16")
-    if dtype == "bf16" or (dtype == "fp16" and not own):
-        raise ObjectiveError(f"dtype: EDM's networks have fp32, and fp16 where they have use_fp16; got {dtype}")
-    if own:
+    has_fp16 = hasattr(network, "use_fp16")
+    if dtype == "bf16" or (dtype == "fp16" and not has_fp16):
+        raise ObjectiveError(f"dtype: EDM's networks have fp32, and fp16 if they have use_fp16; got {dtype}")
+    if has_fp16:
         cast("Any", network).use_fp16 = dtype == "fp16"
 
 
 def _image_shape(network: nn.Module) -> tuple[int, int, int]:
-    channels, size = getattr(network, "img_channels", None), getattr(network, "img_resolution", None)
+    channels = getattr(network, "img_channels", None)
+    size = getattr(network, "img_resolution", None)
     if not isinstance(channels, int) or not isinstance(size, int):
         raise ObjectiveError(
-            f"network: {type(network).__name__} does not say img_channels and img_resolution, as EDM's networks do"
+            f"network: {type(network).__name__} has no img_channels and img_resolution, as EDM's networks have"
         )
     return channels, size, size
 
 
 def _decoder(checked: Settings, network: nn.Module) -> LatentDecoder | None:
     """The decoder of the settings. EDM2's latents have mean 0 and spread ``final_std``; its images lie in [0, 1]."""
-    return None if checked.decoder is None else checked.decoder.build(_image_shape(network)[0])
+    if checked.decoder is None:
+        return None
+    channels, _, _ = _image_shape(network)
+    return checked.decoder.build(channels)

@@ -7,11 +7,12 @@
 ``my_function(coefficients)`` gets a float64 array ``[K]`` that sums to one and returns a number, lower is better.
 With ``gradient: "my_module:my_gradient"``, which returns ``[K]`` numbers, gradients can be followed, too.
 With ``held_out: "my_module:my_function_on_other_data"`` the answer has a held-out loss; without it there is none.
-``my_module`` is looked for where Python looks, in the working directory, and next to the study file.
+``my_module`` is imported like any module; it may also be in the working directory or next to the study file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lcsc_opt.base.imports import import_dotted
@@ -32,21 +33,25 @@ class Settings(FrozenModel):
         build(self.model_dump())
 
     def why_no_gradient(self) -> str | None:
-        """Why there is no gradient, as the end of a sentence; ``None`` where ``gradient`` names one."""
+        """Why there is no gradient, as the end of a sentence; ``None`` if ``gradient`` names one."""
         return build(self.model_dump()).why_no_gradient()
 
 
 def build(settings: dict[str, Any]) -> Objective:
     """Import the function and wrap it."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    function = import_dotted(checked.callable, setting="callable")
-    gradient = None if checked.gradient is None else import_dotted(checked.gradient, setting="gradient")
-    held_out = None if checked.held_out is None else import_dotted(checked.held_out, setting="held_out")
     return CoefficientFunction(
-        function,
+        import_dotted(checked.callable, setting="callable"),
         checked.steps,
         name=checked.callable,
-        gradient=gradient,
-        held_out=held_out,
+        gradient=_optional(checked.gradient, setting="gradient"),
+        held_out=_optional(checked.held_out, setting="held_out"),
         held_out_name=checked.held_out,
     )
+
+
+def _optional(name: str | None, *, setting: str) -> Callable[..., Any] | None:
+    """The function of that name, ``module:function``; ``None`` without a name."""
+    if name is None:
+        return None
+    return import_dotted(name, setting=setting)

@@ -27,6 +27,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
+from lcsc_opt.trajectory import Trajectory
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
 
@@ -37,13 +38,13 @@ class Settings(ImageObjectiveSettings):
     Attributes:
         pipeline: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
         component: what the checkpoints hold: the pipeline's ``unet`` or ``transformer``, or a ``lora``.
-        lora_alpha: of LoRA checkpoints, if neither they nor a configuration next to them tell it.
+        lora_alpha: of LoRA checkpoints, if neither they nor a configuration next to them contain it.
         sampler: scheduler and steps; without a name the pipeline's own scheduler.
-        guidance_scale: above 1 every step takes two model calls (one for a latent consistency model).
-        negative_prompt: guidance leads away from it; without it the pipeline's default.
-        prompts: a text file, one prompt a line; image i is of prompt i mod n.
-        held_out_prompts: the same, for the held-out images.
-        height: of the images, in pixels; without it the height that the model was trained on.
+        guidance_scale: above 1 every step needs two model calls (one for a latent consistency model).
+        negative_prompt: guidance leads away from it; by default the pipeline's.
+        prompts: a text file, one prompt a line; image i has prompt i mod n.
+        held_out_prompts: the same, for held-out images.
+        height: of the images, in pixels; by default the height that the model was trained on.
         width: of the images, likewise.
         dtype: of the network's arithmetic, and of the pipeline's weights.
     """
@@ -78,18 +79,16 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     prompts = read_prompts(given_path(checked.prompts))
-    held_out = None if checked.held_out_prompts is None else read_prompts(given_path(checked.held_out_prompts))
+    held_out_prompts = None
+    if checked.held_out_prompts is not None:
+        held_out_prompts = read_prompts(given_path(checked.held_out_prompts))
     trajectory = checked.trajectory()
-    alphas = None
-    if checked.component == "lora":
-        given = checked.lora_alpha
-        alphas = trajectory.lora_alphas() if given is None else LoraAlphas.constant(given)
-    pipeline = _pipeline(checked)
+    alphas = _alphas(checked, trajectory)
     sampler = LatentDiffusionSampler(
-        pipeline,
+        _pipeline(checked),
         component=checked.component,
         prompts=prompts,
-        held_out_prompts=held_out,
+        held_out_prompts=held_out_prompts,
         noise=checked.noise(),
         steps=checked.sampler.steps,
         timesteps=checked.sampler.timesteps,
@@ -103,12 +102,22 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     return checked.objective(sampler, trajectory)
 
 
-def _pipeline(settings: Settings) -> Any:
-    path = given_path(settings.pipeline)
-    name = str(path) if path.exists() else settings.pipeline
-    pipeline = load_pipeline(name, settings, lora=settings.component == "lora")
-    chosen = settings.sampler
-    if chosen.name or chosen.scheduler:
-        own = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
-        pipeline.scheduler = build_scheduler(chosen.name, own, chosen.scheduler)
+def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
+    """What scales the LoRA's matrices; ``None`` for whole networks."""
+    if checked.component != "lora":
+        return None
+    if checked.lora_alpha is not None:
+        return LoraAlphas.constant(checked.lora_alpha)
+    return trajectory.lora_alphas()
+
+
+def _pipeline(checked: Settings) -> Any:
+    """The pipeline, from a folder or the hub, with the scheduler of the settings."""
+    path = given_path(checked.pipeline)
+    name = str(path) if path.exists() else checked.pipeline
+    pipeline = load_pipeline(name, checked, lora=checked.component == "lora")
+    sampler = checked.sampler
+    if sampler.name or sampler.scheduler:
+        trained_with = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+        pipeline.scheduler = build_scheduler(sampler.name, trained_with, sampler.scheduler)
     return pipeline

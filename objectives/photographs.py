@@ -32,7 +32,7 @@ MODEL = SmallModel(
 
 
 class Settings(TrainedSettings):
-    """Those of all models that are trained here."""
+    """The settings of all models that are trained here, with other defaults."""
 
     batch_size: Annotated[int, Field(ge=1)] = 250
     nfe: Annotated[int, Field(ge=1, le=4)] = 1

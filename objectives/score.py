@@ -15,7 +15,8 @@ or with a command in place of ``score``, which gets each merged model on the dis
         read: results.arc_easy.acc
         maximize: true
 
-``my`` is looked for where Python looks, in the working directory, and next to the study file. docs/score.md has more.
+``my`` is imported like any module; it may also be in the working directory or next to the study file. docs/score.md has
+more.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.hub import model_folder
-from lcsc_opt.objective.command import CommandScore
-from lcsc_opt.objective.network_score import NetworkScore
-from lcsc_opt.objective.score import WeightScore
+from lcsc_opt.objective.command_scorer import CommandScorer
+from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
+from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 
 
@@ -46,14 +47,14 @@ class Settings(CheckpointSettings):
     """The settings of all objectives that merge checkpoints, and these.
 
     Attributes:
-        model: ``module:function``, which gives the network; or a folder that ``save_pretrained`` of transformers or
-            diffusers wrote, or a model's name at the Hugging Face hub, whose configuration is taken. For a command a
+        model: ``module:function``, which returns the network; or a folder that ``save_pretrained`` of transformers or
+            diffusers wrote, or a model's name at the Hugging Face hub, whose configuration is used. For a command a
             folder, or nothing.
         score: ``module:function``, called with the model, and with ``draw`` if it has a parameter of that name.
         command: scores a model on the disk.
-        read: where in the JSON that the command writes its number is.
+        read: where its number is in the JSON that the command writes.
         maximize: whether higher is better.
-        size: how many items a ``draw`` of the search has, if the score asks for that.
+        size: the number of items of a ``draw`` of the search, if the score asks for it.
         batch_norm: ``module:function``, called like ``score``; passes data through the model, from which the statistics
             of batch normalization are estimated again.
     """
@@ -76,71 +77,80 @@ class Settings(CheckpointSettings):
             raise ValueError("read belongs to a command")
         if self.batch_norm is not None and self.score is None:
             raise ValueError("batch_norm belongs to a score")
-        if self.command is not None and "{size}" in self.command and self.size is None:
+        asks_for_size = "{size}" in (self.command or "") or "{size}" in (self.read or "")
+        if asks_for_size and self.size is None:
             raise ValueError("the command asks for a {size}; give size")
         return self
 
     def check(self) -> None:
-        """The checks of all objectives that merge checkpoints; also that functions, folder and command are there."""
+        """The checks of all objectives that merge checkpoints; also that functions, folder and command exist."""
         super().check()
         if self.command is not None:
             self.scorer()
             return
-        for setting in ("score", "batch_norm"):
-            if (name := getattr(self, setting)) is not None:
-                import_dotted(name, setting=setting)
-        _network_of(self.model or "")
+        import_dotted(self.score or "", setting="score")
+        if self.batch_norm is not None:
+            import_dotted(self.batch_norm, setting="batch_norm")
+        _network_factory(self.model or "")
 
-    def scorer(self) -> NetworkScore | CommandScore:
+    def scorer(self) -> NetworkScorer | CommandScorer:
         """What scores merged weights.
 
         Raises:
-            ObjectiveError: functions, folder, command or device are missing, or do not give what they should.
+            ObjectiveError: functions, folder, command or device are missing, or are not what they should be.
         """
         if self.command is not None:
             folder = None if self.model is None else _folder(self.model)
-            return CommandScore(self.command, read=self.read, folder=folder)
-        batch_norm = None if self.batch_norm is None else import_dotted(self.batch_norm, setting="batch_norm")
-        return NetworkScore(
+            return CommandScorer(self.command, read=self.read, folder=folder)
+        batch_norm = None
+        if self.batch_norm is not None:
+            batch_norm = import_dotted(self.batch_norm, setting="batch_norm")
+        names = (self.model, self.score, self.batch_norm)
+        return NetworkScorer(
             _network(self.model or ""),
             import_dotted(self.score or "", setting="score"),
             self,
             batch_norm=batch_norm,
-            name=", ".join(filter(None, (self.model, self.score, self.batch_norm))),
+            name=", ".join(name for name in names if name),
         )
 
     def why_no_gradient(self) -> str | None:
-        """Why there is no gradient; a score is called once to see it, with the weights that the model begins with."""
+        """Why there is no gradient. This calls the score once, with the weights that the model begins with."""
         return self.scorer().why_no_gradient(None, self.size)
 
 
 def build(settings: dict[str, Any]) -> WeightScore:
     """Build the model, and load the last checkpoint into it, so that a misfit fails now."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    scorer, trajectory = checked.scorer(), checked.trajectory()
+    scorer = checked.scorer()
+    trajectory = checked.trajectory()
     if checked.size is not None and not scorer.takes_draw:
-        raise ObjectiveError("size: the score takes no draw, which would say it; leave size out")
-    if isinstance(scorer, NetworkScore):
-        scorer.load(trajectory.merge(np.eye(len(trajectory.steps))[-1]))
-        if merged := scorer.merged_statistics(trajectory.varying):
+        raise ObjectiveError("size: the score takes no draw, which would contain it; leave size out")
+    if isinstance(scorer, NetworkScorer):
+        last_checkpoint = np.zeros(len(trajectory.steps))
+        last_checkpoint[-1] = 1.0
+        scorer.load(trajectory.merge(last_checkpoint))
+        merged_statistics = scorer.merged_statistics(trajectory.varying)
+        if merged_statistics:
             notice(
-                f"{merged[0]}: statistics of batch normalization are merged, and merged variances may be negative; "
+                f"{merged_statistics[0]}: statistics of batch normalization are merged, "
+                "and merged variances may be negative; "
                 "batch_norm: module:function in the objective's settings estimates them again"
             )
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
 
 
 def _folder(model: str) -> Path:
-    """A model's folder that is there, or that is fetched from the hub without its weights."""
+    """A model's folder; one at the hub is downloaded, without its weights."""
     path = given_path(model)
     return path if path.is_dir() else model_folder(model)
 
 
-def _network_of(model: str) -> Callable[[], Any]:
-    """What makes the network: the user's function; or a folder's class with its configuration, and random weights.
+def _network_factory(model: str) -> Callable[[], Any]:
+    """The function that makes the network: the user's; or one for a folder's class, with random weights.
 
     Raises:
-        ObjectiveError: it is not there, or it is no model that the installed transformers or diffusers has.
+        ObjectiveError: the model does not exist, or the installed transformers or diffusers lacks its class.
     """
     if ":" in model and not given_path(model).exists():
         return import_dotted(model, setting="model")
@@ -149,24 +159,32 @@ def _network_of(model: str) -> Callable[[], Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = {}
-    if not config.get("model_type"):
-        return DiffusersFolder.read(folder).network
+    if config.get("model_type"):
+        architectures = config.get("architectures") or [None]
+        return _transformers_factory(folder, architectures[0], model)
+    return DiffusersFolder.read(folder).network
+
+
+def _transformers_factory(folder: Path, architecture: str | None, model: str) -> Callable[[], Any]:
+    """The function that makes a network of transformers, without running any code in its folder."""
     transformers = import_extra("transformers")
-    name = next(iter(config.get("architectures") or ()), None)
-    kind: Any = getattr(transformers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    network_class: Any = getattr(transformers, str(architecture), None)
+    if not (isinstance(network_class, type) and issubclass(network_class, transformers.PreTrainedModel)):
         version = transformers.__version__
-        raise ObjectiveError(f"model: {model}: expected architectures that transformers {version} has, got {name!r}")
+        raise ObjectiveError(
+            f"model: {model}: expected architectures that transformers {version} has, got {architecture!r}"
+        )
 
     def make() -> Any:
         with quiet_libraries():
-            return kind(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return network_class(config)
 
     return make
 
 
 def _network(model: str) -> nn.Module:
-    make = _network_of(model)
+    make = _network_factory(model)
     try:
         network = make()
     except LcscError:

@@ -12,11 +12,13 @@
         nfe: 4
         reference: cifar10-train.npz
 
-Both are looked for where Python looks, in the working directory, and next to the study file. ``sample`` gets standard
-normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. If it has parameters of these
-names, it also gets ``labels``, the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
-``nfe``, how many model calls an image may take; and ``draw``. ``draw(1)``, ``draw(2)``, … give more noise of the same
-shape, for samplers that add noise in every step.
+Both modules are imported like any other; they may also be in the working directory or next to the study file.
+``sample`` gets standard normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. If it has
+parameters of these names, it also gets
+
+* ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
+* ``nfe``: the number of model calls per image;
+* ``draw``: ``draw(1)``, ``draw(2)``, … return more noise of the same shape, for samplers that add noise in every step.
 """
 
 from __future__ import annotations

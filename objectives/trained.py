@@ -60,16 +60,17 @@ class TrainedModel(FrozenModel):
             TrainingError: there is no such recipe, or it trains on latents.
             StudySpecError: it has no such setting, or the value is wrong.
         """
-        recipe = preparing.parse_recipe(
-            self.recipe, [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
-        )
+        overrides = [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
+        recipe = preparing.parse_recipe(self.recipe, overrides)
         if recipe.latent:
-            raise TrainingError(f"{self.recipe}: is of latents; lcsc train {self.recipe} leaves a study file for it")
+            raise TrainingError(
+                f"{self.recipe}: trains on latents; run lcsc train {self.recipe}, which writes a study file"
+            )
         return recipe
 
 
 class Settings(TrainedSettings, TrainedModel):
-    """Those of all models that are trained here, and the recipe with its teacher."""
+    """The settings of all models that are trained here, and the recipe with its teacher."""
 
     data: Literal["all"] = "all"
     dataset: Bundled = "digits"
@@ -78,11 +79,15 @@ class Settings(TrainedSettings, TrainedModel):
     def check(self) -> None:
         """Refuse settings that cannot be trained or measured, before any training."""
         super().check()
-        recipe = self.parsed()
-        if (recipe.needs is None) != (self.teacher is None):
-            wanted = "needs no" if recipe.needs is None else "needs a"
-            raise TrainingError(f"teacher: {self.recipe} {wanted} model that was trained before it")
-        if self.teacher is not None and (needs := self.teacher.parsed().needs) is not None:
+        needs_teacher = self.parsed().needs is not None
+        if needs_teacher and self.teacher is None:
+            raise TrainingError(f"teacher: {self.recipe} needs a model that was trained before it")
+        if self.teacher is None:
+            return
+        if not needs_teacher:
+            raise TrainingError(f"teacher: {self.recipe} needs no model that was trained before it")
+        needs = self.teacher.parsed().needs
+        if needs is not None:
             raise TrainingError(
                 f"teacher: {self.teacher.recipe} needs a model before it ({needs}); name another recipe"
             )
@@ -109,19 +114,21 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 def trained(checked: Settings, cache: Path) -> Path:
     """The path of the trajectory. If it does not exist, it is trained first, and its teacher before it."""
     path = place(checked, cache)
-    if _is_whole(path):
+    if _is_complete(path):
         return path
-    folder = None
+    teacher = None
     if checked.teacher is not None:
-        folder = beside(trained(_alone(checked.teacher, checked.dataset), cache), ".model")
+        settings_of_teacher = Settings.model_validate({**checked.teacher.model_dump(), "dataset": checked.dataset})
+        teacher = beside(trained(settings_of_teacher, cache), ".model")
     cache.mkdir(parents=True, exist_ok=True)
-    with only_process(path, busy=f"{path} is trained by another process: waiting for it"):
-        if not _is_whole(path):
-            _train(checked, path, folder)
+    with only_process(path, busy=f"{path}: another process is training it; waiting"):
+        if not _is_complete(path):
+            _train(checked, path, teacher)
     return path
 
 
-def _train(checked: Settings, path: Path, before: Path | None) -> None:
+def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
+    """Train, or continue an interrupted training; ``teacher`` is a model's folder."""
     recipe = checked.parsed()
     training = Training(
         recipe=recipe,
@@ -129,8 +136,8 @@ def _train(checked: Settings, path: Path, before: Path | None) -> None:
         out=path,
         steps=checked.training_steps,
         checkpoint_every=checked.checkpoint_every,
-        teacher=before if recipe.needs == "teacher" else None,
-        begin=before if recipe.needs == "from" else None,
+        teacher=teacher if recipe.needs == "teacher" else None,
+        begin=teacher if recipe.needs == "from" else None,
         seed=checked.training_seed,
     )
     resume = (beside(path, ".state") / "latest").is_file()
@@ -141,7 +148,7 @@ def _train(checked: Settings, path: Path, before: Path | None) -> None:
         preparing.run(training, resume=resume)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     return (beside(path, ".model") / WEIGHTS).is_file()
 
 
@@ -156,21 +163,25 @@ def training_seconds(settings: dict[str, Any], cache: Path) -> float | None:
     curve = beside(place(checked, cache), ".jsonl")
     if not curve.is_file():
         return None
-    until = checked.select.last_step or checked.training_steps
-    lines = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
-    known: list[float] = [line["seconds"] for line in lines if line["step"] <= until]
-    return known[-1] if known else None
+    last_step = checked.select.last_step or checked.training_steps
+    seconds = None
+    for line in curve.read_text(encoding="utf-8").splitlines():
+        point = json.loads(line)
+        if point["step"] <= last_step:
+            seconds = float(point["seconds"])
+    return seconds
 
 
 def place(checked: Settings, cache: Path) -> Path:
     """The path of the trajectory that these settings train."""
     described = {
         "version": VERSION,
-        **({} if checked.dataset == "digits" else {"images": FORMATS[checked.dataset]}),
         "dataset": checked.dataset,
         "model": _description(checked),
         "teacher": None if checked.teacher is None else _description(checked.teacher),
     }
+    if checked.dataset != "digits":
+        described["images"] = FORMATS[checked.dataset]
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     return cache / f"{checked.dataset}-{checked.recipe}-{key}.trajectory"
 
@@ -178,7 +189,3 @@ def place(checked: Settings, cache: Path) -> Path:
 def _description(model: TrainedModel) -> dict[str, Any]:
     lengths = model.model_dump(include={"recipe", "training_steps", "checkpoint_every", "training_seed"})
     return {**lengths, "settings": model.parsed().model_dump()}
-
-
-def _alone(teacher: TrainedModel, dataset: str) -> Settings:
-    return Settings.model_validate({**teacher.model_dump(), "dataset": dataset})

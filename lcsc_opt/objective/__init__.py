@@ -1,7 +1,9 @@
 """Coefficients to an evaluation: the contract, and merge → sample → score behind it.
 
-``contract`` is what searches know. ``merge_sample_score`` is the objective of this project, ``gradient`` the way back
-through it. ``loading`` makes the objective that a study file names.
+``contract`` is all that searches know. ``merge_sample_score`` is the objective over images: ``image_stages`` computes,
+``gradient_pass`` leads the gradient back. ``weight_score`` is the objective for any other score, which a ``scorer``
+measures: a function (``network_scorer``) or a command (``command_scorer``). ``loading`` builds the objective that a
+study file names, and ``starting`` drafts a first study file.
 """
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise

@@ -1,4 +1,20 @@
-"""The contract of objectives, and any Python callable over coefficients as one."""
+"""The contract of objectives. This is all that searches, optimizers and the database know about models.
+
+An objective is a black box over the K coefficients of a linear combination of checkpoints: :class:`Objective`. The
+shortest one needs three members::
+
+    class Distance(Objective):
+        steps = (100, 200, 300)                        # of K = 3 checkpoints
+
+        def evaluate(self, candidate, *, gradient=False):
+            return Evaluation(loss=float(np.abs(candidate.coefficients - 1 / 3).sum()))
+
+        def describe(self):
+            return {"distance": "L1"}                  # whatever changes results
+
+All other members have defaults. :class:`CoefficientFunction` makes an objective of a Python function, and
+:class:`StagedObjective` divides an evaluation into stages that may overlap and be spread over workers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +47,8 @@ stop_flag: contextvars.ContextVar[threading.Event | None] = contextvars.ContextV
 class Mergeable(Protocol):
     """Checkpoints that can be merged: a trajectory, or anything else that merges linearly in the coefficients.
 
-    After :meth:`in_rows`, coefficients and gradients may have a row for each layer group, ``[S, K]``.
+    Coefficients and gradients have the shape ``[K]``; after :meth:`in_rows` also ``[S, K]``, a row for each of S layer
+    groups.
     """
 
     @property
@@ -40,45 +57,53 @@ class Mergeable(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Identifies what is merged, and how."""
+        """Identifies the checkpoints, and how they are merged."""
 
     @property
     def touched(self) -> bool:
-        """Whether the weights were written again since the identity was computed."""
+        """Whether the weights were written again after :attr:`sha256` was computed."""
 
     @property
     def layer_groups(self) -> LayerGroups | None:
-        """The S groups of tensors that may be merged with a row of coefficients each; ``None`` for one row."""
+        """The S groups of tensors with a row of coefficients each; ``None`` for one row."""
 
     def in_rows(self, rule: Rule | None) -> Mergeable:
-        """The same checkpoints for coefficients ``[S, K]``; StudySpecError if the rule does not fit their tensors."""
+        """The same checkpoints, merged by layer groups; ``None`` goes back to one row.
+
+        Raises:
+            StudySpecError: the rule does not fit the tensors.
+        """
 
     def verify(self) -> None:
-        """Compare the weights with the hashes in the identity; TrajectoryError if they differ."""
+        """Compare the weights with the hashes behind :attr:`sha256`.
+
+        Raises:
+            TrajectoryError: they differ.
+        """
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
-        """The linear combination for ``[K]`` coefficients that sum to one."""
+        """The linear combination, name → tensor, for coefficients that sum to one in each row."""
 
     def gram(self) -> npt.NDArray[np.float64]:
-        """``[K, K]`` inner products of the centered checkpoints; ``[S, K, K]`` in rows."""
+        """Inner products of the checkpoints minus their mean: ``[K, K]``; in rows ``[S, K, K]``."""
 
     @property
     def varying(self) -> frozenset[str]:
-        """The names of the tensors that are not the same in all checkpoints."""
+        """The names of the tensors that differ between checkpoints."""
 
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
-        """The gradient in the merged tensors, by name → the gradient in the coefficients, ``[K]`` or ``[S, K]``."""
+        """The gradient in the coefficients, from that in the merged tensors, name → gradient."""
 
 
 class Objective(abc.ABC):
     """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
 
-    Nothing in the runner, the optimizers or the database knows about images; they know this class.
+    A subclass defines :attr:`steps`, :meth:`evaluate` and :meth:`describe`.
 
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
         sampler: samples images with the merged weights; ``None`` without images.
-        code: name → digest, of each of the user's modules that the objective was loaded from.
+        code: name → digest of each of the user's modules that the objective was loaded from.
     """
 
     trajectory: Mergeable | None = None
@@ -92,26 +117,33 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Evaluate one candidate; with ``gradient``, also the gradient of the loss in its coefficients.
+        """Evaluate a candidate; with ``gradient``, also the gradient of the loss in its coefficients.
 
         Raises:
-            Exception: any exception fails this trial, with its text as the reason; the study goes on.
+            Exception: any exception fails this trial, with its text as the reason; the search goes on.
         """
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-able: everything that changes results. A study resumes only while this stays the same."""
+        """JSON-able: everything that changes results. A study continues only while this stays the same."""
+
+    def __call__(self, coefficients: npt.ArrayLike) -> float:
+        """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
+        groups = self.layer_groups
+        rows = None if groups is None else len(groups)
+        checked = check_coefficients(coefficients, len(self.steps), rows=rows)
+        return self.evaluate(Candidate(checked, noise=SEARCH)).loss
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: :meth:`describe` and the code."""
         return {"objective": self.describe(), "code": dict(self.code)}
 
     def why_no_gradient(self) -> str | None:
-        """Why gradients are unavailable, as the end of a sentence, or ``None``."""
+        """Why gradients are unavailable, as the end of a sentence; ``None`` if they are available."""
         return "it gives a loss without a gradient"
 
     def why_nothing_held_out(self) -> str | None:
-        """Why answers have no held-out loss, as the end of a sentence; ``None`` if ``candidate.noise`` matters."""
+        """Why reports have no held-out loss, as the end of a sentence; ``None`` if ``candidate.noise`` matters."""
         return None
 
     @property
@@ -124,11 +156,12 @@ class Objective(abc.ABC):
 
     @property
     def evaluation_metrics(self) -> Mapping[str, int]:
-        """Held-out metrics that are not the loss → 1, or -1 where higher is better.
+        """Held-out metric, other than the loss → 1 if lower is better, −1 if higher is better.
 
-        Reports compare each with its value at EMA*, and warn if the loss got better and one of these got worse.
+        Reports compare each with its value at EMA*, and warn if the loss improved and one of these got worse.
         """
-        return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
+        metric = self.cross_check_metric
+        return {} if metric is None else {metric: 1}
 
     def real_halves(self) -> Mapping[str, float]:
         """Metric → its value for held-out real images in place of samples; empty if none are held out."""
@@ -136,60 +169,60 @@ class Objective(abc.ABC):
 
     @property
     def images_per_evaluation(self) -> int:
-        """How many images one evaluation of a search samples; 0 where there are none."""
+        """The number of images that an evaluation of a search samples; 0 without images."""
         return 0
 
     @property
     def real_images_per_feature(self) -> float | None:
-        """How many real images the loss compares with, for each dimension of its features; ``None`` if unknown."""
+        """Real images that the loss compares with, divided by the dimension of its features; ``None`` if unknown."""
         return None
 
-    def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - of those who have some
-        """Tensors of the merged model that are computed, not merged, by name in the state dict. Exports hold them."""
+    def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses
+        """Name → tensor of the merged model that is computed, not merged; exports contain them."""
         return {}
 
     def gram(self) -> npt.NDArray[np.float64] | None:
-        """``[K, K]`` or ``[S, K, K]`` inner products of the centered checkpoints, or ``None`` without weights."""
-        return None if self.trajectory is None else self.trajectory.gram()
+        """Inner products of the checkpoints minus their mean, ``[K, K]`` or ``[S, K, K]``; ``None`` without weights."""
+        if self.trajectory is None:
+            return None
+        return self.trajectory.gram()
 
     @property
     def layer_groups(self) -> LayerGroups | None:
-        """The S groups of tensors that may have a row of coefficients each; ``None`` for one row."""
-        return None if self.trajectory is None else self.trajectory.layer_groups
+        """The S groups of tensors with a row of coefficients each; ``None`` for one row."""
+        if self.trajectory is None:
+            return None
+        return self.trajectory.layer_groups
 
     def merge_in_rows(self, rule: Rule | None) -> None:
         """From now on coefficients may be ``[S, K]``, a row for each layer group; ``None`` goes back to one row.
 
         Raises:
-            StudySpecError: the objective merges no weights, or the rule does not divide them.
+            StudySpecError: the objective merges no weights, or the rule does not fit them.
         """
         if self.trajectory is not None:
-            object.__setattr__(self, "trajectory", self.trajectory.in_rows(rule))  # it may be a frozen dataclass
+            # an objective may be a frozen dataclass
+            object.__setattr__(self, "trajectory", self.trajectory.in_rows(rule))
         elif rule is not None:
             raise StudySpecError("space.rows: this objective merges no weights; leave the key out")
 
-    def __call__(self, coefficients: npt.ArrayLike) -> float:
-        """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
-        groups = self.layer_groups
-        checked = check_coefficients(coefficients, len(self.steps), rows=None if groups is None else len(groups))
-        return self.evaluate(Candidate(checked, noise=SEARCH)).loss
-
 
 class StagedObjective(Objective):
-    """An objective in stages. Stages of different candidates overlap, and images can be divided among workers.
+    """An objective in stages: ``prepare``, ``sample``, ``score``, and ``vjp`` for a gradient.
 
     The stages of one candidate follow each other. Stages of different candidates run at the same time in different
-    threads, but never two of the same kind. A stage that takes long calls :func:`stop_if_told` now and then.
+    threads, but never two of the same kind. The images of one candidate can be divided into parts, which different
+    processes sample. A stage that runs for long calls :func:`stop_if_told` now and then.
 
     Attributes:
-        overlaps: whether the stages use different parts of the machine, so that overlapping saves time.
+        overlaps: whether stages use different parts of the machine, so that overlapping saves time.
     """
 
     overlaps: bool = False
 
     @abc.abstractmethod
     def images_of(self, candidate: Candidate) -> int:
-        """How many images a candidate is evaluated on."""
+        """The number of images that a candidate is evaluated on."""
 
     @abc.abstractmethod
     def prepare(self, candidate: Candidate) -> Any:
@@ -197,50 +230,60 @@ class StagedObjective(Objective):
 
     @abc.abstractmethod
     def sample(self, candidate: Candidate, prepared: Any, first: int, last: int, *, gradient: bool = False) -> Any:
-        """Sample the images ``[first, last)`` and reduce them to something small and picklable."""
+        """Sample the images ``[first, last)`` and reduce them to a part: something small and picklable."""
 
     @abc.abstractmethod
     def score(
         self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False
     ) -> tuple[Evaluation, Sequence[Any]]:
-        """The evaluation, from all parts in the order of their images; with ``gradient`` also what :meth:`vjp` needs.
+        """The evaluation, from all parts in the order of their images.
 
         Returns:
-            The :class:`Evaluation`, still without its gradient, and one picklable object for each part; ``None`` for
-            each without ``gradient``.
+            The evaluation, still without its gradient; and for each part what :meth:`vjp` needs, picklable, or ``None``
+            without ``gradient``.
         """
 
     @abc.abstractmethod
     def vjp(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
-        """The vector-Jacobian product of the images ``[first, last)``: their part of the gradient ``[K]``; its cost.
+        """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient; its cost.
 
-        Usually called in the process that has just sampled this part with ``gradient``. If that process has died, or
-        had several parts, what it kept must be computed again: bit for bit, if trials are to be repeatable.
+        It is usually called in the process that has just sampled this part with ``gradient``. If that process died, or
+        sampled other parts since, what it kept must be computed again: bit for bit, so that trials can be repeated.
+
+        Args:
+            candidate: the candidate.
+            first: the index of the first image.
+            last: the index after the last image.
+            back: what :meth:`score` returned for this part.
         """
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Evaluate in one stage after the other, on all images.
+        """Evaluate in one stage after the other, with all images in one part.
 
         Raises:
-            ObjectiveError: a gradient is wanted and unavailable.
+            ObjectiveError: a gradient is asked for and unavailable.
             Exception: any that a stage raises.
         """
         start = time.perf_counter()
-        if gradient and (reason := self.why_no_gradient()):
-            raise ObjectiveError(f"a gradient was asked for, and {reason}")
-        count = self.images_of(candidate)
-        part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
-        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
-        cost, product = evaluation.cost, None
         if gradient:
-            product, extra = self.vjp(candidate, 0, count, back)
-            cost += extra
+            reason = self.why_no_gradient()
+            if reason:
+                raise ObjectiveError(f"a gradient was asked for, and {reason}")
+        count = self.images_of(candidate)
+        prepared = self.prepare(candidate)
+        part = self.sample(candidate, prepared, 0, count, gradient=gradient)
+        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
+        cost = evaluation.cost
+        product = None
+        if gradient:
+            product, gradient_cost = self.vjp(candidate, 0, count, back)
+            cost += gradient_cost
         cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
         return dataclasses.replace(evaluation, cost=cost, gradient=product)
 
 
 def stop_if_told() -> None:
-    """Stop here, between two batches, if nobody waits for this evaluation any more.
+    """End this evaluation, between two batches, if nobody waits for it any more.
 
     Raises:
         KeyboardInterrupt: nobody waits for it.
@@ -251,14 +294,14 @@ def stop_if_told() -> None:
 
 
 class CoefficientFunction(Objective):
-    """Any Python callable over coefficients as an objective.
+    """A Python function of the coefficients as an objective.
 
     Args:
         function: ``[K]`` float64 → float, lower is better.
         steps: ``[K]`` training steps.
         name: its name in the study's fingerprint.
         gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that need one.
-        held_out: ``[K]`` float64 → float, lower is better: the final loss of the answer, on data that the search does
+        held_out: ``[K]`` float64 → float, lower is better: the loss of the final report, on data that the search does
             not see. The answer is still chosen by ``function``.
         held_out_name: the name of ``held_out`` in the study's fingerprint.
     """
@@ -273,8 +316,12 @@ class CoefficientFunction(Objective):
         held_out: Callable[[Coefficients], float] | None = None,
         held_out_name: str | None = None,
     ) -> None:
-        self._function, self._steps, self._name = function, check_steps(steps), name
-        self._gradient, self._held_out, self._held_out_name = gradient, held_out, held_out_name
+        self._function = function
+        self._steps = check_steps(steps)
+        self._name = name
+        self._gradient = gradient
+        self._held_out = held_out
+        self._held_out_name = held_out_name
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -283,41 +330,55 @@ class CoefficientFunction(Objective):
 
     def why_no_gradient(self) -> str | None:
         """``None`` if a gradient was given."""
-        return f"no gradient of {self._name} was given" if self._gradient is None else None
+        if self._gradient is None:
+            return f"no gradient of {self._name} was given"
+        return None
 
     def why_nothing_held_out(self) -> str | None:
         """``None`` if a held-out function was given."""
-        return f"no held_out function was given with {self._name}" if self._held_out is None else None
+        if self._held_out is None:
+            return f"no held_out function was given with {self._name}"
+        return None
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Call the function, and its gradient if wanted, on copies of the coefficients.
-
-        The final loss of the answer is that of ``held_out``; else the function has no noise.
+        """Call the function, or in the final report ``held_out``; and its gradient if that is asked for.
 
         Raises:
-            TypeError, ValueError, RuntimeError: the function does not give a number.
-            ObjectiveError: the gradient does not give K numbers, or a held-out loss is wanted and there is no held-out
-                function.
+            TypeError, ValueError, RuntimeError: the function does not return a number.
+            ObjectiveError: the gradient is not K numbers, or a held-out loss or a gradient is asked for and there is no
+                function for it.
         """
-        function, coefficients = self._function, candidate.coefficients
+        function = self._function
         if candidate.noise.group == HELD_OUT.group:
-            if self._held_out is None:
-                raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
-            if candidate.noise.seed != HELD_OUT.seed:
-                raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
-            function = self._held_out
-        value: Any = function(coefficients.copy())
-        loss = float(value.detach() if hasattr(value, "detach") else value)
+            function = self._held_out_function(candidate)
+        value: Any = function(candidate.coefficients.copy())  # a copy, which the function may change
+        if hasattr(value, "detach"):  # a tensor
+            value = value.detach()
+        loss = float(value)
         if not gradient:
             return Evaluation(loss)
-        if self._gradient is None:
-            raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
-        found = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
-        if found.shape != coefficients.shape:
-            raise ObjectiveError(f"the gradient has the shape {list(found.shape)}, expected {list(coefficients.shape)}")
-        return Evaluation(loss, gradient=found)
+        return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
 
     def describe(self) -> dict[str, Any]:
-        """The callables' names and the steps."""
-        held_out = {} if self._held_out is None else {"held_out": self._held_out_name}
-        return {"callable": self._name, "steps": list(self._steps), **held_out}
+        """The functions' names and the steps."""
+        described: dict[str, Any] = {"callable": self._name, "steps": list(self._steps)}
+        if self._held_out is not None:
+            described["held_out"] = self._held_out_name
+        return described
+
+    def _held_out_function(self, candidate: Candidate) -> Callable[[Coefficients], float]:
+        if self._held_out is None:
+            raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
+        if candidate.noise.seed != HELD_OUT.seed:
+            raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
+        return self._held_out
+
+    def _gradient_at(self, coefficients: Coefficients) -> Coefficients:
+        if self._gradient is None:
+            raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
+        gradient = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
+        if gradient.shape != coefficients.shape:
+            raise ObjectiveError(
+                f"the gradient has the shape {list(gradient.shape)}, expected {list(coefficients.shape)}"
+            )
+        return gradient

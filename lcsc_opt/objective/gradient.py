@@ -1,4 +1,4 @@
-"""The way back from the gradient in the images of one batch to the gradient in the merged weights."""
+"""The gradient in the merged weights, from that in the images or the score that were computed with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import Candidate, Coefficients
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.layer_groups import Rule
 
 HEADROOM = 4  # the largest gradient in a pixel is scaled below 2**-4, so that sums in half types do not overflow
@@ -27,17 +27,21 @@ class OneModel:
 
     Args:
         weights: name → tensor, on the device of the sampler; they may change between evaluations.
-        varying: the names of the tensors to take gradients in.
+        varying: the names of the tensors to differentiate in.
 
     Attributes:
         gradients: name → gradient from the last evaluation with one, of the tensor's shape. Tensors that no image
             depends on are missing.
     """
 
-    steps, sha256, touched, layer_groups = (0,), "", False, None
+    steps = (0,)
+    sha256 = ""
+    touched = False
+    layer_groups = None
 
     def __init__(self, weights: Mapping[str, Tensor], varying: frozenset[str]) -> None:
-        self.weights, self.varying = weights, varying
+        self.weights = weights
+        self.varying = varying
         self.gradients: Mapping[str, Tensor] = {}
 
     def in_rows(self, rule: Rule | None) -> OneModel:  # noqa: ARG002 - there is nothing to combine
@@ -58,28 +62,24 @@ class OneModel:
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
         """Keep the gradient in the weights. Returns its length, ``[1]``, which is finite if the whole gradient is."""
         self.gradients = dict(gradients)
-        lengths = [torch.linalg.vector_norm(part).float() for part in self.gradients.values()]
-        return np.array([float(torch.stack(lengths).norm()) if lengths else 0.0])
+        if not self.gradients:
+            return np.zeros(1)
+        lengths = [torch.linalg.vector_norm(gradient).float() for gradient in self.gradients.values()]
+        return np.array([float(torch.stack(lengths).norm())])
 
 
 class WeightGradient:
     """The gradient of one candidate's images in each weight that they depend on, summed over batches.
 
     Nothing is written to the weights' ``.grad``. The gradient in the images is first scaled by a power of two, so that
-    half types do not round small numbers to zero. In wider types that changes no bit. Between the two passes of a
-    gradient it can keep the graph of the last batch, so that this is sampled once.
+    half types do not round small numbers to zero. In wider types that changes no bit.
 
     Args:
-        differentiable: makes the weights require gradients until it is closed, and gives them: name → leaf.
+        differentiable: makes the weights require gradients until it is closed, and returns them: name → leaf.
 
     Attributes:
         sums: name → gradient, of the leaf's shape. Leaves that no image depends on are missing.
-        first: index of the kept batch's first image.
-        images: the kept batch, ``[n, C, H, W]``, with the graph back to the weights.
     """
-
-    first: int
-    images: Tensor
 
     def __init__(self, differentiable: contextlib.AbstractContextManager[Mapping[str, Tensor]]) -> None:
         self._open = contextlib.ExitStack()
@@ -105,23 +105,13 @@ class WeightGradient:
             )
         exponent = math.frexp(float(gradient.abs().max()))[1] + HEADROOM
         scaled = gradient.to(images.dtype) * 2.0**-exponent
-        found = torch.autograd.grad(images, tuple(self._leaves.values()), scaled, allow_unused=True)
-        for name, part in zip(self._leaves, cast("Sequence[Tensor | None]", found), strict=True):
-            if part is None:
+        leaves = tuple(self._leaves.values())
+        gradients = cast("Sequence[Tensor | None]", torch.autograd.grad(images, leaves, scaled, allow_unused=True))
+        for name, part in zip(self._leaves, gradients, strict=True):
+            if part is None:  # no image depends on this leaf
                 continue
             if name in self.sums:
                 self.sums[name].add_(part, alpha=2.0**exponent)
             else:
                 wide = torch.promote_types(part.dtype, torch.float32)
                 self.sums[name] = part.to(wide) * 2.0**exponent
-
-    def keep(self, candidate: Candidate, part: tuple[int, int], images: Tensor) -> None:
-        """Keep the last ``images`` ``[n, C, H, W]`` of the part ``[first, last)`` of a candidate, with their graph."""
-        self.first, self.images = part[1] - len(images), images
-        self._kept = candidate, part
-
-    def keeps(self, candidate: Candidate, first: int, last: int) -> bool:
-        """Whether it kept the last batch of that part of that candidate, maybe a copy from another process."""
-        own, part = self._kept
-        same_way = (own.images, own.noise, part) == (candidate.images, candidate.noise, (first, last))
-        return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()

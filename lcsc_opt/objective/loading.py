@@ -40,7 +40,8 @@ def load_objective(
         rows: how layers are divided into groups with coefficients of their own.
 
     Raises:
-        StudySpecError: the file cannot be loaded, its ``build`` does not give an objective, or ``rows`` do not fit it.
+        StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
+            it.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints):
@@ -64,42 +65,51 @@ def check_objective(
 ) -> tuple[dict[str, str], Callable[[], str | None]]:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
-    The objective's file takes part if it has a class ``Settings`` with a method ``check``, and perhaps
+    The objective's file takes part if it has a class ``Settings`` with a method ``check``, and perhaps a method
     ``why_no_gradient``. Arguments and errors are those of :func:`load_objective`.
 
     Returns:
-        The objective's code, as far as its settings name it, and what says why it has no gradient, as far as that is
-        known then; ``None`` if it may have one.
+        The digests of the objective's code, as far as its settings name it; and a function that says why there is no
+        gradient, or ``None`` if there may be one.
     """
     path = find("objectives", spec.file, beside=beside)
+    settings: Any = None
     with _loading(beside, checkpoints):
-        kind: Any = getattr(load_file(path), "Settings", None)
-        settings: Any = None
-        if isinstance(kind, type) and issubclass(kind, FrozenModel):
-            settings = parse_settings(kind, dict(spec.settings), source="objective.settings")
+        settings_class: Any = getattr(load_file(path), "Settings", None)
+        if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
+            settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
         if hasattr(settings, "check"):
             settings.check()
 
     @functools.cache
     def why_no_gradient() -> str | None:
+        if not hasattr(settings, "why_no_gradient"):
+            return None
         with _loading(beside, checkpoints):
-            found: str | None = getattr(settings, "why_no_gradient", lambda: None)()
-        return found
+            reason: str | None = settings.why_no_gradient()
+        return reason
 
     return _code(path, spec.settings), why_no_gradient
 
 
 @contextlib.contextmanager
 def _loading(beside: Path | None, checkpoints: KnownCheckpoints | None) -> Iterator[None]:
+    """While this is open, the study's paths are found; its modules can be imported from then on."""
     for folder in (beside, Path()):
-        if folder is not None and str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
+        if folder is None:
+            continue
+        resolved = str(folder.resolve())
+        if resolved not in sys.path:
+            sys.path.append(resolved)
     with study_directory(beside, checkpoints):
         yield
 
 
 def _code(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Of the objective's file, and of the modules that settings name as ``module:function``."""
-    called = re.findall(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"", json.dumps(settings))
-    files = {name: module_file(name) for name in called}
-    return local_code({path.name: path, **{name: file for name, file in files.items() if file is not None}})
+    """The digests of the objective's file, and of the modules that settings name as ``module:function``."""
+    sources = {path.name: path}
+    for module in re.findall(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"", json.dumps(settings)):
+        file = module_file(module)
+        if file is not None:
+            sources[module] = file
+    return local_code(sources)

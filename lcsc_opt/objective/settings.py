@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,9 +12,10 @@ from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import MetricSuite
-from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
+from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, MetricSuiteBuilder
+from lcsc_opt.objective.batch_sizes import AUTO
 from lcsc_opt.objective.contract import Mergeable
-from lcsc_opt.objective.merge_sample_score import AUTO, DEFAULT_IMAGES, MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
@@ -27,15 +28,15 @@ REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through
 
 
 class CheckpointSettings(NetworkSettings):
-    """What every objective that merges checkpoints may be told about them, and how its network is run.
+    """The settings of every objective that merges checkpoints: which ones, and how the network is run.
 
     Attributes:
         checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once; or
             revisions at the Hugging Face hub, ``hf://owner/name@step-*``.
         select: which of the checkpoints are combined.
         key: which state dict of each file.
-        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
-            to ``float16`` or ``bfloat16``.
+        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact`` (the default), or rounded to
+            ``float16`` or ``bfloat16``.
     """
 
     checkpoints: Annotated[str | list[str], Field(min_length=1)]
@@ -49,7 +50,13 @@ class CheckpointSettings(NetworkSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        return open_or_pack(self._patterns, selection=self.select, **self._packing)
+        return open_or_pack(
+            self.checkpoint_paths,
+            selection=self.select,
+            cache=cache_directory(),
+            key=self.key,
+            dtype=self.stored,
+        )
 
     def check(self) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading all weights.
@@ -58,26 +65,29 @@ class CheckpointSettings(NetworkSettings):
             TrajectoryError, ObjectiveError: checkpoints or a device are missing.
         """
         self.torch_device()
-        check_checkpoints(self._patterns, selection=self.select, **self._packing)
+        check_checkpoints(
+            self.checkpoint_paths,
+            selection=self.select,
+            cache=cache_directory(),
+            key=self.key,
+            dtype=self.stored,
+        )
 
     @property
-    def _patterns(self) -> list[Path]:
-        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
-        return [given_path(pattern) for pattern in given]
-
-    @property
-    def _packing(self) -> dict[str, Any]:
-        return {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
+    def checkpoint_paths(self) -> list[Path]:
+        """The files, folders and globs of ``checkpoints``."""
+        patterns = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
+        return [given_path(pattern) for pattern in patterns]
 
 
 class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
-    """What a study file may say under ``objective.settings``, without the settings of the model.
+    """The settings of every objective over images; a subclass adds those of its model and sampler.
 
     Attributes:
         images: the number of images in an evaluation of a search.
         noise_seed: of all sampling noise.
-        batch_size: images at once; ``auto`` halves 500 whenever memory runs out.
-        gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
+        batch_size: images at once; ``auto`` begins with 500, halved whenever memory runs out.
+        gradient_batch_size: images at once in a backward pass, which needs as much memory as training does. The default
             is ``batch_size``, or a quarter of ``auto``.
     """
 
@@ -105,11 +115,8 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        return MetricSuiteBuilder(self).build(
-            device=self.torch_device(),
-            batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
-            cache=cache_directory(),
-        )
+        batch_size = REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size
+        return MetricSuiteBuilder(self).build(device=self.torch_device(), batch_size=batch_size, cache=cache_directory())
 
     def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.
@@ -133,11 +140,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
 
     @staticmethod
     def _batch_norm(sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
-        """For statistics that differ between checkpoints: merged variances may be negative."""
+        """Estimates statistics that differ between checkpoints: merged variances may be negative."""
         if not isinstance(sampler, DifferentiableSampler):
             return None
         statistics = BatchNormStatistics.of_samples(sampler)
-        if not (merged := statistics.merged(trajectory.varying)):
+        merged_names = statistics.merged(trajectory.varying)
+        if not merged_names:
             return None
-        notice(f"{merged[0]}: statistics of batch normalization are estimated again for each candidate")
+        notice(f"{merged_names[0]}: statistics of batch normalization are estimated again for each candidate")
         return statistics

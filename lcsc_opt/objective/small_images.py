@@ -1,7 +1,7 @@
 """Objectives whose models are trained here, on small images, when a study first needs them.
 
-``objectives/digits.py``, ``digits_ddpm.py``, ``photographs.py`` and ``trained.py`` are made of this. Models are sampled
-as :class:`SmallModel` says, and scored by networks that are trained here, too.
+``objectives/digits.py``, ``digits_ddpm.py``, ``characters.py``, ``photographs.py`` and ``trained.py`` use this. The
+networks whose features score the images are trained here, too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from lcsc_opt.training.recipes import Batch, TrainingRecipe
 from lcsc_opt.training.recipes.consistency import ConsistencyRecipe
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
-THREADS = 2  # the README's numbers are of weights that two threads trained, on any number of cores
+THREADS = 2  # two threads trained the weights of the README's numbers; another number trains other weights
 
 
 class TrainedSettings(ScoreSettings):
@@ -52,11 +52,14 @@ class TrainedSettings(ScoreSettings):
     Attributes:
         select: which of the checkpoints are combined.
         noise_seed: of all sampling noise.
-        data: ``half`` trains on half of the images, and keeps the other half for held-out reports; ``thirds`` trains on
-            a third, searches with another, and keeps the last.
-        images: in an evaluation; with 64 or fewer, the covariance of 64 features has no full rank.
-        nfe: model calls an image.
+        data: ``half`` trains on half of the images, and leaves the other half for held-out reports; ``thirds`` trains
+            on a third, searches with another, and leaves the last for reports.
+        images: of an evaluation; more than 64, so that the covariance of 64 features has full rank.
+        batch_size: images at once.
+        nfe: model calls per image.
         training_steps: length of the training.
+        checkpoint_every: training steps between two checkpoints.
+        training_seed: of weights, batches and noise of the training.
     """
 
     select: Selection = Selection()
@@ -73,20 +76,22 @@ class TrainedSettings(ScoreSettings):
         """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training.
 
         Raises:
-            MetricError: a metric is not known, needs another network, or cannot be kept.
-            TrajectoryError: fewer than two checkpoints are left.
+            MetricError: a metric is unknown, needs another network, or cannot be kept.
+            TrajectoryError: fewer than two checkpoints are selected.
         """
         loss = MetricName.parse_loss(self.loss, unguarded=self.unguarded)
         metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
-        for metric in [*metrics, *([] if self.keep is None else [MetricName.parse_kept(self.keep, loss)])]:
+        if self.keep is not None:
+            metrics.append(MetricName.parse_kept(self.keep, loss))
+        for metric in metrics:
             if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
-                raise MetricError(f"{metric}: these images are seen by one network only; leave out what follows @")
+                raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
         for reward in self.rewards.values():
             find_reward(reward, weights=None)
         self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
     def parts(self, dataset: Bundled) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images ``[n, C, H, W]`` to train on, for the loss, and those that only held-out reports look at."""
+        """Images ``[n, C, H, W]``: to train on, to compare with in searches, and for held-out reports only."""
         images, _ = bundled_images(dataset)
         if self.data == "all":
             return images, images, None
@@ -97,32 +102,47 @@ class TrainedSettings(ScoreSettings):
     def objective(self, dataset: Bundled, trajectory: Trajectory, sampler: Sampler) -> MergeSampleScore:
         """Merge the selected checkpoints, sample, and score by the networks of ``dataset``."""
         device = accelerator.find("auto")  # where the sampler is, too
-        _, searched, unseen = self.parts(dataset)
+        if self.select.given:
+            chosen = self.select.choose(trajectory.steps)
+            trajectory = Trajectory.open(trajectory.path, steps=[trajectory.steps[index] for index in chosen])
+        return MergeSampleScore(
+            trajectory,
+            sampler,
+            self._scores(dataset, device),
+            images=self.images,
+            batch_size=self.batch_size,
+            device=device,
+        )
+
+    def _scores(self, dataset: Bundled, device: torch.device) -> MetricSuite:
+        """The metrics, by the networks of ``dataset`` and the user's rewards."""
+        _, searched_images, held_out_images = self.parts(dataset)
 
         def reference(extractor: FeatureExtractor) -> Reference:
-            held_out = None if unseen is None else Reference.of_images(extractor, unseen)
-            return dataclasses.replace(Reference.of_images(extractor, searched), held_out=held_out)
+            searched = Reference.of_images(extractor, searched_images)
+            if held_out_images is None:
+                return searched
+            return dataclasses.replace(searched, held_out=Reference.of_images(extractor, held_out_images))
 
-        def for_reports() -> dict[str, Reference]:
-            own = {INCEPTION: known} if self.held_out_metrics is None or self.reward else {}
-            return {**own, CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}
+        loss_reference = reference(feature_network(dataset).to(device))
+        references = {INCEPTION: loss_reference}
+        for name, setting in self.rewards.items():
+            references[name] = Reference(find_reward(setting, weights=None)(device))
 
-        known = reference(feature_network(dataset).to(device))
-        rewards = {name: find_reward(one, weights=None)(device) for name, one in self.rewards.items()}
-        scores = MetricSuite(
-            {INCEPTION: known, **{name: Reference(reward) for name, reward in rewards.items()}},
+        def report_references() -> dict[str, Reference]:
+            references_of_reports = {}
+            if self.held_out_metrics is None or self.reward:
+                references_of_reports[INCEPTION] = loss_reference
+            references_of_reports[CROSS_CHECK] = reference(feature_network(dataset, second=True).to(device))
+            return references_of_reports
+
+        return MetricSuite(
+            references,
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            report_references=for_reports,
-        )
-        steps = trajectory.steps
-        if self.select.given:
-            chosen = self.select.choose(steps)
-            trajectory = Trajectory.open(trajectory.path, steps=[steps[i] for i in chosen])
-        return MergeSampleScore(
-            trajectory, sampler, scores, images=self.images, batch_size=self.batch_size, device=device
+            report_references=report_references,
         )
 
 
@@ -138,7 +158,7 @@ class SmallModel:
         architecture: names the network in the cache; change it with the network.
         network: makes the network.
         spacing: ratio of the noise levels of a consistency model that is sampled in several steps.
-        threads: of the training; ``None`` for :data:`THREADS`. One hardly waits on a busy machine.
+        threads: of the training; ``None`` for :data:`THREADS`. A single thread hardly waits on a busy machine.
     """
 
     name: str
@@ -156,7 +176,9 @@ class SmallModel:
         return settings.objective(self.dataset, self.trajectory(settings), self._sampler(settings))
 
     def _sampler(self, settings: TrainedSettings) -> Sampler:
-        network, recipe, noise = self.network(), self.recipe, ImageNoise(settings.noise_seed)
+        network = self.network()
+        recipe = self.recipe
+        noise = ImageNoise(settings.noise_seed)
         if isinstance(recipe, ConsistencyRecipe):
             function = ConsistencyFunction(network, sigma_data=recipe.sigma_data, sigma_min=recipe.sigma_min)
             sigmas = [recipe.sigma_max * self.spacing**step for step in range(settings.nfe)]
@@ -171,30 +193,39 @@ class SmallModel:
             TrainingError: the training diverged.
             TrajectoryError: the cache cannot be written.
         """
-        described = {
-            "steps": settings.training_steps,
-            "checkpoint_every": settings.checkpoint_every,
-            "seed": settings.training_seed,
-            **({} if self.dataset == "digits" else {"images": FORMATS[self.dataset]}),
-        }
-        # 1 and "diffusion 1" are versions: raise them when the same settings would train another model
-        version = 1 if self.recipe.kind == "consistency" else "diffusion 1"
-        text = json.dumps([version, self.architecture, {**self.recipe.model_dump(), **described}], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16] + ("" if settings.data == "all" else f"-{settings.data}")
-        path = cache_directory() / f"{self.name}-{key}.trajectory"
+        path = self._path(settings)
         if not path.exists():
-            with only_process(path, busy=f"{path} is trained by another process: waiting"):
+            with only_process(path, busy=f"{path}: another process is training it; waiting"):
                 if not path.exists():
                     self._train(settings, path)
         return Trajectory.open(path)
 
+    def _path(self, settings: TrainedSettings) -> Path:
+        """Where the trajectory is in the cache: its name is a hash of all that changes the training."""
+        described = {
+            **self.recipe.model_dump(),
+            "steps": settings.training_steps,
+            "checkpoint_every": settings.checkpoint_every,
+            "seed": settings.training_seed,
+        }
+        if self.dataset != "digits":
+            described["images"] = FORMATS[self.dataset]
+        # versions: raise them when the same settings would train another model
+        version = 1 if self.recipe.kind == "consistency" else "diffusion 1"
+        text = json.dumps([version, self.architecture, described], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if settings.data != "all":
+            key = f"{key}-{settings.data}"
+        return cache_directory() / f"{self.name}-{key}.trajectory"
+
     def _train(self, settings: TrainedSettings, path: Path) -> None:
-        """Train, and leave the trajectory; a training that was interrupted begins again."""
-        (images, _, _), network = settings.parts(self.dataset), self.network()
+        """Train, and leave the trajectory at ``path``; a training that was interrupted begins again."""
+        images, _, _ = settings.parts(self.dataset)
+        network = self.network()
         generator = torch.Generator().manual_seed(derive_seed(settings.training_seed, "training"))
         initialize(network, generator)
         optimizer = torch.optim.RAdam(network.train().parameters(), lr=self.recipe.learning_rate)
-        steps, every = settings.training_steps, settings.checkpoint_every
+        steps = settings.training_steps
 
         def loss(step: int) -> Tensor:
             chosen = torch.randint(len(images), (self.recipe.batch_size,), generator=generator)
@@ -205,7 +236,7 @@ class SmallModel:
         with torch_threads(self.threads or THREADS), TrajectoryWriter(partial) as writer:
 
             def save(step: int) -> None:
-                if step % every == 0:
+                if step % settings.checkpoint_every == 0:
                     writer.append(step, network)
 
             descend(loss, optimizer, steps=steps, description=f"training {self.name}", after=save)

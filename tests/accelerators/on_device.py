@@ -294,7 +294,7 @@ def test_a_published_extractor_has_the_features_and_the_gradient_of_the_cpu(
 
 
 def test_what_is_kept_and_every_metric_agree_with_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 40)
+    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 40)
     monkeypatch.setattr("lcsc_opt.metrics.distances.SUBSETS", 3)
     images = np.random.default_rng(0).integers(90, 170, (30, 8, 8, 1), dtype=np.uint8)
     np.savez(folder / "images.npz", images)
@@ -319,13 +319,13 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
         objective = small("pretend", folder, batch_size="auto")
         assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
         assert COUNTS["out_of_memory"] > 0 or memory == 2**20
-        sizes.append(objective._batch_size)
+        sizes.append(objective._batch_sizes.plain)
         COUNTS.clear()
     assert sizes[0] < sizes[1] == 24
     torch.accelerator.empty_cache()
     monkeypatch.setattr(Options, "memory", pretend.used(0) + 8_000)  # others take the rest
     assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
-    assert objective._batch_size < sizes[1]
+    assert objective._batch_sizes.plain < sizes[1]
     assert COUNTS["out_of_memory"] > 0
 
 

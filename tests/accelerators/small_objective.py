@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.score import Draw
+from lcsc_opt.objective.scorer import Draw
 from tests.objectives.image_objectives import build
 
 

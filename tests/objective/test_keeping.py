@@ -22,7 +22,7 @@ IMAGES, FEWEST_KEPT = 60, 500
 
 @pytest.fixture(autouse=True)
 def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", FEWEST_KEPT)
+    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", FEWEST_KEPT)
 
 
 def objective(folder: Path, keep: Any) -> MergeSampleScore:

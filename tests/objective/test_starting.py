@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
@@ -18,7 +21,7 @@ from tests.unet_examples import unet
 
 @pytest.fixture(autouse=True)
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 50)  # of keep: precision
+    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 50)  # of keep: precision
 
 
 def plain() -> None:
@@ -62,27 +65,27 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcsc_opt.cli.studies._ask", lambda name, what: next(answers, "") or None)
     assert lcsc(["init", "runs"]) == 0
     text = Path("study.yaml").read_text()
-    for line in ("model: models:build", "image_shape: [3, 8, 8]", 'reference: "FILL IN: a folder of real images'):
+    for line in ("model: models:build", "image_shape: [3, 8, 8]", "reference: 'FILL IN: a folder of real images"):
         assert line in text
     assert lcsc(["trajectory", "pack", "runs", "-o", "letters.trajectory"]) == 0
     assert lcsc(["init", "letters.trajectory", "-o", "letters.yaml"]) == 0
-    assert 'name: "letters"' in Path("letters.yaml").read_text()
+    assert "name: letters" in Path("letters.yaml").read_text()
 
 
 @pytest.mark.parametrize(
     ("config", "tensors", "lines"),
     [
         ({"config.json": {"model_type": "llama"}}, ["lm_head.weight"], ["model: ", "score: ", "- LCSCGradient"]),
-        ({}, ["conv.weight", "fc.weight"], ['model: "FILL IN', 'score: "FILL IN', "- LCSCGradient"]),
+        ({}, ["conv.weight", "fc.weight"], ["model: 'FILL IN", "score: 'FILL IN", "- LCSCGradient"]),
         (
             {"adapter_config.json": {"task_type": "CAUSAL_LM", "base_model_name_or_path": "me/base"}},
             ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
-            ['command: "FILL IN: ', "pretrained=me/base,peft={model}", "- LCSCQuadratic"],
+            ["command: 'FILL IN: ", "pretrained=me/base,peft={model}", "- LCSCQuadratic"],
         ),
         (  # what peft writes where no task was named
             {"adapter_config.json": {"auto_mapping": {"parent_library": "transformers.models.gpt2.modeling_gpt2"}}},
             ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
-            ['command: "FILL IN: ', "- LCSCQuadratic"],
+            ["command: 'FILL IN: ", "- LCSCQuadratic"],
         ),
     ],
     ids=["transformers", "classifier", "adapter", "adapter without a task"],
@@ -115,3 +118,62 @@ def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     for line in ("file: latent_diffusion.py", "component: lora", "- LCSCGradient"):
         assert line in text
     assert text.count("FILL IN") == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["photos #1", "2024", "a: b", "1e-4", "null", "it's", "[x", "ünï", "a\nb", "2024-01-01"]
+)
+def test_names_of_files_are_written_as_text(name: str) -> None:
+    Path(name).mkdir()
+    for step in (1, 2):
+        save_file({"w": torch.ones(2) * step}, Path(name) / f"model{step}.safetensors")
+    assert lcsc(["init", name, "--reference", name]) == 0
+    study = parse_yaml(Path("study.yaml").read_text(encoding="utf-8"))
+    assert study["objective"]["settings"]["checkpoints"] == name
+    assert study["objective"]["settings"]["reference"] == name
+    assert isinstance(study["name"], str)
+
+
+def test_an_answer_is_text_unless_the_setting_is_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain()
+    answers = {"model": "2024", "sampler": "photos #1", "image_shape": "[3, 8, 8]", "reference": "a: b"}
+    monkeypatch.setattr("lcsc_opt.cli.studies._ask", lambda name, what: answers[name])
+    assert lcsc(["init", "runs"]) == 0
+    settings = parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]
+    assert {name: settings[name] for name in answers} == {**answers, "image_shape": [3, 8, 8]}
+
+
+def test_an_answer_that_is_no_yaml_is_written_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain()
+    monkeypatch.setattr("lcsc_opt.cli.studies._ask", lambda name, what: "[3, 8" if name == "image_shape" else None)
+    assert lcsc(["init", "runs"]) == 0
+    assert parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]["image_shape"] == "[3, 8"
+
+
+def test_folders_without_permission_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain()
+    Path("locked").mkdir()
+    Path("real").mkdir()
+    for i in range(2):
+        Image.new("L", (8, 8)).save(Path("real") / f"{i}.png")
+    iterdir = Path.iterdir
+
+    def refuse_locked(path: Path) -> Iterator[Path]:
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_locked)
+    assert lcsc(["init", "runs"]) == 0
+    assert parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]["reference"] == "real"
+
+
+@pytest.mark.parametrize("page", ["start.md", "tutorials/digits.ipynb"])
+def test_the_documentation_runs_the_file_that_init_writes(page: str) -> None:
+    plain()
+    assert lcsc(["init", "runs"]) == 0
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    commands = text[text.index("lcsc init") :].split("lcsc init", 2)[1]  # up to where it is shown once more
+    files = re.findall(r"lcsc run (\S+\.yaml)", commands)
+    assert files
+    assert all(Path(file).is_file() for file in files), files

@@ -19,7 +19,8 @@ from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import check_objective as check_objective_settings
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.objective.score import Draw, WeightScore
+from lcsc_opt.objective.scorer import Draw
+from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.testing import check_objective
 from tests.objectives.image_objectives import one_line
 
@@ -198,6 +199,11 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
         ({"command": "true {model}"}, StudySpecError, "either score or command"),
         ({"model": None}, StudySpecError, "score needs a model"),
         ({"read": "a"}, StudySpecError, "read belongs to a command"),
+        (
+            {"score": None, "model": None, "command": "true {model}", "read": "a.{size}"},
+            StudySpecError,
+            "asks for a .size.; give size",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(

@@ -226,11 +226,11 @@ OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"loss": {"reward": -1, "fid": 1}}, StudySpecError, "reward is a metric here, so give reward: module:function"),
     ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
     ({"keep": {"precision": 70}}, MetricError, "keep: {'precision': 70.0} cannot be kept"),
-    ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images are seen by one network only"),
+    ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images have features of one network only"),
 ]
 OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
-    ({"recipe": "slct"}, TrainingError, "slct: is of latents"),
+    ({"recipe": "slct"}, TrainingError, "slct: trains on latents"),
     ({"recipe": "cd"}, TrainingError, "teacher: cd needs a model"),
     ({"teacher": EDM}, TrainingError, "teacher: ct needs no model"),
     ({"recipe_settings": {"sigma_mx": 3}}, StudySpecError, "sigma_mx: unknown key"),

@@ -68,7 +68,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # sums over several threads 
 
 @pytest.fixture(autouse=True)
 def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 500)
+    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 500)
 
 
 @pytest.fixture

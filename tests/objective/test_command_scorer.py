@@ -1,4 +1,4 @@
-"""MetricSuite that a command gives of a model on the disk."""
+"""The score that a command gives a model on the disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.objective.command import CommandScore
-from lcsc_opt.objective.score import Draw
+from lcsc_opt.objective.command_scorer import CommandScorer
+from lcsc_opt.objective.scorer import Draw
 from tests.objectives.image_objectives import one_line
 
 WEIGHTS = {"a": torch.tensor([0.25, 0.5])}
@@ -26,7 +26,7 @@ def sh(script: str, arguments: str = "{model} {out}") -> str:
 
 
 def measured(command: str, read: str | None = None, folder: Path | None = None) -> dict[str, float]:
-    return CommandScore(command, read=read, folder=folder).measure(WEIGHTS, DRAW)[0]
+    return CommandScorer(command, read=read, folder=folder).measure(WEIGHTS, DRAW)[0]
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,21 @@ def measured(command: str, read: str | None = None, folder: Path | None = None) 
         ("step 3: loss 0.5", 0.5),
         ("accuracy=-1.5e-3.", -0.0015),
         ("1.5\nsaved model7 as v2.x", 1.5),
+        ("perplexity 1,234.5", 1234.5),
+        ("points: -12,345,678", -12345678.0),
+        ("arc,0.75", 0.75),
+        ("epoch,loss\n3,0.25", 0.25),
+        ("0.5, 7", 7.0),
     ],
 )
 def test_the_last_number_that_it_prints_is_the_score(printed: str, number: float) -> None:
     assert measured(sh(f"printf {shlex.quote(printed.replace('%', '%%'))}")) == {"score": number}
+
+
+@pytest.mark.parametrize("printed", ["loss 0,5", "1,2,3", "12,3456"])
+def test_a_comma_that_may_be_a_decimal_point_is_refused(printed: str) -> None:
+    ambiguous = printed.split()[-1]
+    one_line(ObjectiveError, f"printed {ambiguous}, which may be", lambda: measured(sh(f"echo {printed}")))
 
 
 LM_EVAL = '{"results": {"arc": {"acc,none": 0.75, "acc_stderr,none": 0.01, "alias": "arc"}}}'
@@ -64,6 +75,16 @@ def test_the_number_is_read_from_json(script: str, read: str, found: dict[str, f
     assert measured(sh(script), read) == found
 
 
+@pytest.mark.parametrize(
+    ("read", "metrics"),
+    [("{group}.acc", {"acc": 0.75}), ("sizes.{size}", {"score": 0.5}), ("acc_of_{group}", {"score": 0.25})],
+)
+def test_the_path_of_the_number_may_depend_on_the_draw(read: str, metrics: dict[str, float]) -> None:
+    content = {"held-out": {"acc": 0.75}, "sizes": {"7": 0.5}, "acc_of_held-out": 0.25}
+    assert measured(sh(f"echo {shlex.quote(json.dumps(content))}"), read) == metrics
+    assert CommandScorer(sh(""), read=read).takes_draw
+
+
 def test_a_file_inside_the_output_has_its_folder() -> None:
     assert measured(sh("echo '{\"a\": 1}' > $1", "{model} {out}/r.json"), "a") == {"a": 1.0}
 
@@ -76,8 +97,8 @@ def test_it_gets_the_weights_and_the_draw_and_leaves_nothing(tmp_path: Path, mon
     assert found == {"score": DRAW.seed}
     assert torch.equal(load_file(kept)["a"], WEIGHTS["a"])
     assert [*tmp_path.iterdir()] == [kept]
-    assert CommandScore(sh("", "{model} {seed}")).takes_draw
-    assert not CommandScore(sh("")).takes_draw
+    assert CommandScorer(sh("", "{model} {seed}")).takes_draw
+    assert not CommandScorer(sh("")).takes_draw
 
 
 @pytest.mark.parametrize(
@@ -101,7 +122,7 @@ def test_a_folder_has_the_models_own_files_and_the_merged_weights(
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("half")
-    one_line(ObjectiveError, "no config.json that can be read", lambda: measured(sh("echo 1"), folder=tmp_path))
+    one_line(ObjectiveError, "no readable config.json", lambda: measured(sh("echo 1"), folder=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +130,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     [
         ("sh -c 'true {model}", None, "cannot be split"),
         ("true {model} {modle}", None, "{modle} is unknown"),
+        ("true {model}", "{model}.acc", "read: {model} is unknown; expected group, seed, size"),
         (sh("echo out; echo no tokens >&2; echo >&2; exit 3"), None, "ended with 3: no tokens"),
         (sh("echo loss nan"), None, "not finite: score is nan"),
         (sh('echo \'{"a": {"b": 1}}\''), "a.c", "a.c: its JSON has no 'c' in b"),
@@ -124,7 +146,7 @@ def test_files_that_it_names_belong_to_the_study(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     script = Path("judge.sh")
     script.write_text("echo 1")
-    before, again = (CommandScore("sh judge.sh {model}").describe() for _ in range(2))
+    before, again = (CommandScorer("sh judge.sh {model}").describe() for _ in range(2))
     script.write_text("echo 2")
     assert before == again
-    assert before != CommandScore("sh judge.sh {model}").describe()
+    assert before != CommandScorer("sh judge.sh {model}").describe()

@@ -1,0 +1,86 @@
+"""How many images are sampled at once, and smaller batches when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
+
+import torch
+
+from lcsc_opt.base.machine import free_memory
+from lcsc_opt.base.progress import notice
+
+AUTO: Literal["auto"] = "auto"
+DEFAULT_BATCH = 500
+GRAPH_MEMORY = 4  # a graph multiplies the memory of a batch by about this
+
+Range = tuple[int, int]
+"""The images ``[first, last)``."""
+
+T = TypeVar("T")
+
+
+class BatchSizes:
+    """The number of images of a batch, with and without a graph.
+
+    Args:
+        size: of a batch without a graph; ``auto`` begins with :data:`DEFAULT_BATCH`, and is halved whenever memory runs
+            out.
+        with_graph: of a batch with a graph; ``None`` uses ``size``, or a quarter of an automatic one.
+        images: of an evaluation; an automatic batch is not larger.
+
+    Attributes:
+        automatic: whether sizes are halved when memory runs out.
+        plain: the size of a batch without a graph.
+        with_graph: the size of a batch with a graph, at most ``plain``.
+    """
+
+    def __init__(self, size: int | Literal["auto"], *, with_graph: int | None, images: int) -> None:
+        self.automatic = size == AUTO
+        if size == AUTO:
+            self.plain = min(DEFAULT_BATCH, images)
+            default_with_graph = max(self.plain // GRAPH_MEMORY, 1)
+        else:
+            self.plain = size
+            default_with_graph = size
+        self.with_graph = min(with_graph or default_with_graph, self.plain)
+
+    def describe(self) -> int | Literal["auto"]:
+        """The ``size`` that was asked for."""
+        return AUTO if self.automatic else self.plain
+
+    def batches(self, first: int, last: int) -> Iterator[Range]:
+        """``[first, last)`` in batches without a graph."""
+        return _ranges(first, last, self.plain)
+
+    def batches_with_graph(self, first: int, last: int) -> Iterator[Range]:
+        """``[first, last)`` in batches with a graph."""
+        return _ranges(first, last, self.with_graph)
+
+    def start_of_last(self, first: int, last: int) -> int:
+        """The first image of the last batch of ``[first, last)``, if that batch has a graph."""
+        images_in_last = (last - first - 1) % self.plain + 1
+        return last - min(images_in_last, self.with_graph)
+
+    def fitting(self, stage: Callable[[], T]) -> T:
+        """The result of ``stage``, which is repeated with smaller batches when memory runs out.
+
+        Raises:
+            torch.OutOfMemoryError: a batch of one image does not fit, or the size is not automatic.
+        """
+        while True:
+            try:
+                return stage()
+            except torch.OutOfMemoryError:
+                if not self.automatic or self.plain == 1:
+                    raise
+            # outside of the except clause, where nothing refers to the stage's tensors any more
+            free_memory()
+            self.plain //= 2
+            self.with_graph = max(self.with_graph // 2, 1)
+            notice(f"batch_size: auto: out of memory; continuing with {self.plain} images at once")
+
+
+def _ranges(first: int, last: int, size: int) -> Iterator[Range]:
+    for start in range(first, last, size):
+        yield start, min(start + size, last)

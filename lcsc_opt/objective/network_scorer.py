@@ -1,0 +1,227 @@
+"""Scores a model by a Python function of its network, with the gradient in the weights if the score has a graph."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.records import SEARCH, Noise
+from lcsc_opt.objective.contract import stop_if_told
+from lcsc_opt.objective.gradient import WeightGradient
+from lcsc_opt.objective.scorer import Draw, Floats, metrics_of, outcomes
+from lcsc_opt.sampling.batch_norm import BatchNormStatistics
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
+
+TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
+
+
+class NetworkScorer:
+    """Calls a function with the network that has the merged weights: ``function(model)`` or ``function(model, draw)``.
+
+    The network is in evaluation mode, on the device. The function returns a number; a mapping of metrics, the first of
+    which is the score; or single outcomes in one dimension, whose mean is the score. A generator may yield outcomes
+    batch by batch. A tensor with a graph, or several from a generator, has a gradient, also inside a mapping.
+
+    Args:
+        network: gets the merged weights.
+        function: scores it.
+        settings: how the network is run.
+        batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
+            called like ``function``. ``None`` merges them.
+        name: of network and functions in the study's fingerprint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        function: Callable[..., Any],
+        settings: NetworkSettings | None = None,
+        *,
+        batch_norm: Callable[..., Any] | None = None,
+        name: str,
+    ) -> None:
+        self._network = PreparedNetwork(network, settings)
+        self.device = self._network.device
+        self._function = function
+        self._name = name
+        self._metric = getattr(function, "__name__", "score")
+        self.takes_draw = _takes_draw(function)
+        self.batch_norm: BatchNormStatistics | None = None
+        if batch_norm is not None:
+            self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Put merged weights into the network.
+
+        Raises:
+            ObjectiveError: they do not fit it.
+        """
+        load_weights(self._network.module, weights)
+        if self.batch_norm is not None:
+            self.batch_norm.estimate()
+
+    def merged_statistics(self, varying: Collection[str]) -> list[str]:
+        """The running statistics of batch normalization among ``varying`` that are merged, not estimated again."""
+        if self.batch_norm is not None:
+            return []
+        return BatchNormStatistics(self._network.module, lambda: None).merged(varying)
+
+    def measure(
+        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
+    ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
+        """The metrics, of which the first one is the score, and the gradient of the score: name → tensor.
+
+        The gradient follows the graph of what the function returned, or that of each batch in turn.
+
+        Args:
+            weights: name → tensor; they are used once, and the dictionary is cleared.
+            draw: on which data.
+            varying: the names of the weights to differentiate in; ``None`` computes no gradient.
+
+        Raises:
+            ObjectiveError: there is no score, or a gradient is asked for and the score has no graph.
+            MetricError: a metric is not finite.
+        """
+        self.load(weights)
+        weights.clear()  # frees their memory
+        if varying is None:
+            return self._metrics(draw), {}
+        return self._metrics_and_gradient(draw, varying)
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def _metrics(self, draw: Draw) -> dict[str, float]:
+        with self._network.arithmetic():
+            returned = self._call(draw)
+            if not isinstance(returned, Iterator):
+                stop_if_told()
+                return metrics_of(returned, self._metric)
+            batches: list[Floats] = []
+            for batch in returned:
+                stop_if_told()
+                batches.append(outcomes(self._metric, batch))
+        return metrics_of(_joined(batches), self._metric)
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def _metrics_and_gradient(
+        self, draw: Draw, varying: Collection[str]
+    ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
+        weights = self._network.weights.differentiable(varying)
+        with contextlib.closing(WeightGradient(weights)) as total, self._network.arithmetic():
+            returned = self._call(draw)
+            batches: list[Floats] = []
+            for score in _scores_in(returned):
+                stop_if_told()
+                if not _has_graph(score):
+                    raise ObjectiveError(f"a gradient was asked for, and {self._metric} returned {_no_graph(score)}")
+                batches.append(outcomes(self._metric, score))
+                total.add(score, torch.ones_like(score))
+        values = _joined(batches)
+        if isinstance(returned, Iterator):
+            returned = values
+        # total has the sums over all outcomes, and the score is their mean
+        gradients = {name: gradient / len(values) for name, gradient in total.sums.items()}
+        return metrics_of(returned, self._metric), gradients
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def why_no_gradient(self, varying: Collection[str] | None, size: int | None) -> str | None:
+        """Call the function once, with the weights that are in the network, and check the score for a graph.
+
+        Args:
+            varying: the names of the weights to differentiate in; ``None`` stands for all.
+            size: the number of items of an evaluation; this call uses at most :data:`TRIAL_SIZE`.
+
+        Raises:
+            ObjectiveError: the function raised an error.
+        """
+        if varying is None:
+            # running statistics have no gradient, and may be the same in all checkpoints
+            names = self._network.module.state_dict().keys()
+            varying = {name for name in names if not name.endswith(("running_mean", "running_var"))}
+        else:
+            reason = self._network.weights.why_no_gradient(varying)
+            if reason:
+                return reason
+        draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
+        try:
+            with self._network.weights.differentiable(varying), self._network.arithmetic():
+                score = next(_scores_in(self._call(draw)), None)
+        except LcscError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ObjectiveError(f"score: {self._name}: raised {reason}") from error
+        if _has_graph(score):
+            return None
+        return f"{self._metric} returned {_no_graph(score)}"
+
+    def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Statistics of batch normalization, if they are estimated again."""
+        if self.batch_norm is None:
+            return {}
+        self.load(weights)
+        return self.batch_norm.values()
+
+    def describe(self) -> dict[str, Any]:
+        """The names of the functions, and the arithmetic; their code is in :attr:`Objective.code`."""
+        return {"score": self._name, "dtype": self._network.settings.dtype}
+
+    def _call(self, draw: Draw) -> Any:
+        if self.takes_draw:
+            return self._function(self._network.module, draw=draw)
+        return self._function(self._network.module)
+
+    def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:
+        """The user's function of batch normalization, without arguments."""
+        arguments: dict[str, Draw] = {}
+        if _takes_draw(function):
+            # always the same data, so that the same candidate has the same statistics
+            arguments["draw"] = Draw.of(Noise("batch-norm"), None)
+
+        def passes() -> None:
+            with self._network.arithmetic():
+                function(self._network.module, **arguments)
+
+        return passes
+
+
+def _takes_draw(function: Callable[..., Any]) -> bool:
+    return "draw" in inspect.signature(function).parameters
+
+
+def _scores_in(returned: Any) -> Iterator[Any]:
+    """The batches of a generator; else the score: the first entry of a mapping, or what was returned itself."""
+    if isinstance(returned, Iterator):
+        return returned
+    if isinstance(returned, Mapping):
+        return iter([next(iter(returned.values()), None)])
+    return iter([returned])
+
+
+def _joined(batches: list[Floats]) -> Floats:
+    if not batches:
+        raise ObjectiveError("score: the generator yielded nothing; expected outcomes, batch by batch")
+    return np.concatenate(batches)
+
+
+def _has_graph(value: Any) -> bool:
+    """Whether a value is a number or single outcomes with a graph back to the weights."""
+    return isinstance(value, Tensor) and value.requires_grad and value.ndim <= 1
+
+
+def _no_graph(value: Any) -> str:
+    """What is wrong with a value for which :func:`_has_graph` is false, and what to do."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} without a graph; let it return a tensor"
+    if value.ndim > 1:
+        return f"a tensor of the shape {list(value.shape)}; let it return a number, or one dimension"
+    return "a tensor without a graph; let it compute without no_grad, inference_mode, detach and item"

@@ -1,0 +1,210 @@
+"""Which of the shipped objectives fits some checkpoints, and which of its settings follow from their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.lora import lora_flavour
+from lcsc_opt.checkpoints.reading import read_init_arguments
+
+SCORE = "score.py"
+"""The objective for models that do not make images."""
+
+_NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
+_DIFFUSERS_NETWORK = re.compile(r"UNet\w+|\w+Transformer\w*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting of an objective.
+
+    Attributes:
+        name: its key below ``objective.settings``.
+        meaning: the comment behind its value, or the question for it.
+        value: ``None`` if only the user knows it.
+        is_list: whether the value is a list; most are text.
+    """
+
+    name: str
+    meaning: str
+    value: JsonValue = None
+    is_list: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """An objective that fits the checkpoints.
+
+    Attributes:
+        file: its name in ``objectives/``.
+        settings: those of the model and its sampler or score, in the order of the study file.
+    """
+
+    file: str
+    settings: tuple[Setting, ...]
+
+
+def propose(folder: Path, first: Path, tensors: Mapping[str, Tensor], *, has_reference: bool) -> Proposal:
+    """Choose an objective by the configurations near the checkpoints, else by the tensors.
+
+    Args:
+        folder: of the checkpoints, a glob, or a packed trajectory.
+        first: one of the checkpoints.
+        tensors: of one of the checkpoints.
+        has_reference: whether the user named real images; then the model makes images.
+    """
+    base = folder if folder.is_dir() else folder.parent
+    places = (first, first.parent, base, base.parent)
+    adapter = _first(places, _adapts_transformers)
+    if adapter is not None:
+        return _scored_by_command(adapter)
+    language_model = _first(places, _is_of_transformers)
+    if language_model is not None:
+        return _scored_by_function(language_model)
+    if lora_flavour(tensors) is not None:
+        return _text_to_image("lora", pipeline=None)
+    network = _first((inside for place in places for inside in (place / "unet", place)), _is_of_diffusers)
+    if network is not None and _diffusers_class(network) == "UNet2DConditionModel":
+        return _text_to_image("unet", pipeline=network.parent)
+    if network is not None:
+        return _unconditional(network)
+    if _is_edm_snapshot(first):
+        return _edm()
+    if has_reference or _may_make_images(tensors):
+        return _torch_module()
+    return _scored_by_function(None)
+
+
+def _scored_by_function(model: Path | None) -> Proposal:
+    network = Setting("model", "module:function that makes your network")
+    if model is not None:
+        network = Setting("model", "its config.json; weights come from the checkpoints", str(model))
+    score = Setting(
+        "score", "module:function, called as score(model, draw); gives losses of single items, docs/score.md"
+    )
+    size = Setting("size", "items of an evaluation; leave it out where the score takes no draw", 500)
+    return Proposal(SCORE, (network, score, size))
+
+
+def _scored_by_command(adapter: Path) -> Proposal:
+    base = _text_in_json(adapter / "adapter_config.json", "base_model_name_or_path") or "BASE"
+    example = f"lm_eval --model hf --model_args pretrained={base},peft={{model}} --tasks arc_easy --output_path {{out}}"
+    return Proposal(
+        SCORE,
+        (
+            Setting("model", "the adapter's configuration", str(adapter)),
+            Setting("command", f"scores the adapter in {{model}}, such as {example}"),
+            Setting("read", "where in the JSON of the command its number is, such as results.arc_easy.acc"),
+            Setting("maximize", "whether higher is better", True),
+        ),
+    )
+
+
+def _text_to_image(component: str, *, pipeline: Path | None) -> Proposal:
+    source = Setting("pipeline", "the folder of the pipeline that the LoRA is for, or its name at the hub")
+    if pipeline is not None:
+        source = Setting("pipeline", "where the rest of the pipeline is", str(pipeline))
+    return Proposal(
+        "latent_diffusion.py",
+        (
+            Setting("component", "what they are", component),
+            source,
+            Setting("prompts", "a text file, one prompt a line"),
+            Setting("sampler", "the pipeline's own scheduler; {name: lcm, steps: 4} uses another", {"steps": 20}),
+        ),
+    )
+
+
+def _unconditional(network: Path) -> Proposal:
+    sampler: JsonValue = {"name": "dpm-solver++", "steps": 10}
+    return Proposal(
+        "diffusers_unconditional.py",
+        (
+            Setting("model", "its config.json; weights come from the checkpoints", str(network)),
+            Setting("sampler", "ddim, heun, consistency, ...: docs/formats.md", sampler),
+        ),
+    )
+
+
+def _edm() -> Proposal:
+    network = Setting("network", "the class of the network, as training.networks:EDMPrecond")
+    return Proposal("edm.py", (network, Setting("sampler", "EDM's own", {"name": "heun", "steps": 18})))
+
+
+def _torch_module() -> Proposal:
+    called = "module:function that is called as sample(model, noise) and returns images in [-1, 1]"
+    return Proposal(
+        "torch_module.py",
+        (
+            Setting("model", "module:function that makes your network"),
+            Setting("sampler", called),
+            Setting("image_shape", "of the noise of one image, as [3, 32, 32]", is_list=True),
+        ),
+    )
+
+
+def _first(places: Iterable[Path], fits: Callable[[Path], bool]) -> Path | None:
+    return next((place for place in places if fits(place)), None)
+
+
+def _adapts_transformers(folder: Path) -> bool:
+    """Whether it holds an adapter of a model of transformers.
+
+    peft writes the task; or, if none was named, the library of the model.
+    """
+    config = folder / "adapter_config.json"
+    if _text_in_json(config, "task_type") is not None:
+        return True
+    library = _text_in_json(config, "auto_mapping", "parent_library")
+    return library is not None and library.startswith("transformers.")
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    return _text_in_json(folder / "config.json", "model_type") is not None
+
+
+def _is_of_diffusers(folder: Path) -> bool:
+    name = _diffusers_class(folder)
+    return name is not None and _DIFFUSERS_NETWORK.fullmatch(name) is not None
+
+
+def _diffusers_class(folder: Path) -> str | None:
+    return _text_in_json(folder / "config.json", "_class_name")
+
+
+def _is_edm_snapshot(file: Path) -> bool:
+    if file.suffix != ".pkl":
+        return False
+    try:
+        return bool(read_init_arguments(file))
+    except TrajectoryError:
+        return False
+
+
+def _may_make_images(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a network gets a noise level, or ends in few channels; true also if nothing can be concluded."""
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim > 1]
+    if not matrices:
+        return True
+    if any(tensor.ndim > 2 and len(tensor) <= 4 for tensor in matrices):
+        return True  # a convolution to RGB, or to latents
+    return any(_NOISE_LEVEL.search(name) for name in tensors)
+
+
+def _text_in_json(file: Path, *keys: str) -> str | None:
+    """The text at nested keys of a JSON file; ``None`` if there is no such file, key or text."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,112 @@
+"""The objective that scores merged weights by any :class:`Scorer`: accuracy, perplexity, a loss with its gradient."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.objective.contract import Mergeable, Objective, stop_if_told
+from lcsc_opt.objective.scorer import Draw, Scorer
+from lcsc_opt.trajectory import Trajectory
+
+
+class WeightScore(Objective):
+    """The score of the merged weights, and its gradient in the coefficients if the scorer has one.
+
+    Args:
+        trajectory: K checkpoints.
+        scorer: weights → metrics.
+        maximize: whether a higher score is better; the loss is then the score times −1.
+        size: the number of items of an evaluation of a search; ``None`` leaves it to the score.
+    """
+
+    trajectory: Mergeable
+
+    def __init__(
+        self,
+        trajectory: Mergeable,
+        scorer: Scorer,
+        *,
+        maximize: bool = False,
+        size: int | None = None,
+    ) -> None:
+        self.trajectory = trajectory
+        self.scorer = scorer
+        self._sign = -1.0 if maximize else 1.0
+        self._size = size
+        self._on_device = False
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the trajectory."""
+        return self.trajectory.steps
+
+    @property
+    def images_per_evaluation(self) -> int:
+        """The number of items of an evaluation of a search; 0 if the score decides it."""
+        return self._size or 0
+
+    def why_no_gradient(self) -> str | None:
+        """Why gradients are unavailable, or ``None``. This may call the score once, with few items."""
+        return self.scorer.why_no_gradient(self.trajectory.varying, self._size)
+
+    def why_nothing_held_out(self) -> str | None:
+        """A score without a draw measures searches and reports on the same data."""
+        if self.scorer.takes_draw:
+            return None
+        return "the score takes no draw, so its data are always those of the search"
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        """Merge, and call the score.
+
+        Raises:
+            MetricError: the score is not finite.
+            ObjectiveError: it is no number; or a gradient is asked for and it has no graph.
+            Exception: whatever the score raises.
+        """
+        start = time.perf_counter()
+        draw = Draw.of(candidate.noise, candidate.images or self._size)
+        weights = self._merged(candidate.coefficients)
+        merged = time.perf_counter()
+        stop_if_told()
+        varying = self.trajectory.varying if gradient else None
+        metrics, weight_gradients = self.scorer.measure(weights, draw, varying)
+        coefficient_gradient = None
+        if gradient:
+            coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
+            if coefficient_gradient.ndim > candidate.coefficients.ndim:
+                # a trajectory in rows, and coefficients that all rows share
+                coefficient_gradient = coefficient_gradient.sum(axis=0)
+        end = time.perf_counter()
+        cost = Cost(
+            images=draw.size or 0,
+            seconds=end - start,
+            merge_seconds=merged - start,
+            metric_seconds=end - merged,
+        )
+        score = next(iter(metrics.values()))
+        return Evaluation(self._sign * score, metrics, cost, gradient=coefficient_gradient)
+
+    def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
+        """Statistics of batch normalization, if the scorer estimates them again."""
+        return self.scorer.statistics(self._merged(coefficients))
+
+    def describe(self) -> dict[str, Any]:
+        """The trajectory's hash, the scorer's settings, the score's direction, and the number of items."""
+        return {
+            "trajectory": self.trajectory.sha256,
+            "maximize": self._sign < 0,
+            "size": self._size,
+            **self.scorer.describe(),
+        }
+
+    def _merged(self, coefficients: Coefficients) -> dict[str, Tensor]:
+        """The merged weights, on the scorer's device if the trajectory can be merged there."""
+        if not self._on_device and isinstance(self.trajectory, Trajectory):
+            self.trajectory = self.trajectory.on(self.scorer.device)
+        self._on_device = True
+        return self.trajectory.merge(coefficients)
