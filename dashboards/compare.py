@@ -22,17 +22,9 @@ from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
-from lcsc_opt.views.ranking import (
-    CONFIDENCE,
-    Ranked,
-    comparison_table,
-    headline,
-    points_of,
-    ranking,
-    settings_table,
-    varied_keys,
-)
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, points_of, ranking, varied_keys
 from lcsc_opt.views.study_status import Progress, duration
+from lcsc_opt.views.tables import comparison_table, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")

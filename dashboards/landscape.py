@@ -33,7 +33,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
         data = Landscape.read(reader, name)
-        shown = [data.study, *(study for study, *_ in data.searches)]
+        shown = [data.study, *(search.study for search in data.searches)]
         now, interval = parts.signature(shown, theme), parts.refresh_interval(shown)
         if now == seen:
             return *[no_update] * 4, interval, no_update
@@ -63,13 +63,10 @@ def _headline(data: Landscape) -> str:
     done = "" if finished >= total else f", after {finished:,} of {total:,} points"
     if lowest is None:
         return f"{name} has no value yet{done}. Continue it: lcsc resume {name}"
-    place = f"({lowest['x']:.3g}, {lowest['y']:.3g})"
-    return f"{name}: lowest {data.study.metric} on the plane {lowest['loss']:.4g} at {place}{done}"
+    place = f"({lowest.x:.3g}, {lowest.y:.3g})"
+    return f"{name}: lowest {data.study.metric} on the plane {lowest.loss:.4g} at {place}{done}"
 
 
 def _points(data: Landscape) -> Any:
-    rows = [
-        [point["name"], f"{point['x']:.3g}", f"{point['y']:.3g}", number(point["loss"]), point["trial"]]
-        for point in data.points
-    ]
+    rows = [[point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss), point.trial] for point in data.points]
     return parts.table(("", "x", "y", data.study.metric, "trial"), rows)

@@ -18,8 +18,8 @@ from lcsc_opt.views import number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.ranking import report_table
 from lcsc_opt.views.study_status import FailureReason, Progress, duration
+from lcsc_opt.views.tables import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from lcsc_opt.database.report import HeldOutReport
 
 
 class _Table(Table):
@@ -64,10 +67,9 @@ def say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> None:
+def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
     """Print the rows of a held-out report as a table; nothing if there is none."""
-    from lcsc_opt.database.report import HeldOut
-    from lcsc_opt.views.ranking import report_table
+    from lcsc_opt.views.tables import report_table
 
-    if (report := HeldOut.parse(stored)) is not None and report.rows:
+    if report is not None and report.rows:
         print_table(*report_table(report.rows), title=title)

@@ -34,7 +34,8 @@ def compare(
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, points_of, varied_keys
+    from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
+    from lcsc_opt.views.tables import comparison_rows, comparison_table
 
     points = points_of(HistoryReader(open_database(storage)), experiment)
     studies = [study for point in points.values() for study in point]
@@ -58,7 +59,8 @@ def compare(
 
 def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], keys: Sequence[str] = ()) -> None:
     """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides."""
-    from lcsc_opt.views.ranking import metric_names, ranking
+    from lcsc_opt.views.ranking import ranking
+    from lcsc_opt.views.tables import metric_names
 
     found = [(split_point(point)[1], row) for point, studies in points.items() for row in ranking(studies)]
     names = metric_names([row for _, row in found]) if keys else []
@@ -145,21 +147,23 @@ def evaluate(
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
     if output == "json":
-        print_json(report)
+        print_json(report.to_json())
         return
     by_number = {trial.number: trial for trial in stored.trials()}
     rows = [
-        (chosen, number(by_number[chosen].value), number(loss), "chosen" if chosen == report["trial"] else "")
-        for chosen, loss in zip(report["chosen_from"], report["selection"], strict=True)
+        (chosen, number(by_number[chosen].value), number(loss), "chosen" if chosen == report.trial else "")
+        for chosen, loss in report.selection.items()
     ]
-    sampled = f", {report['images']:,} images" if report["images"] else ""
+    sampled = f", {report.images:,} images" if report.images else ""
     print_table(("trial", "searched", f"selection{sampled}", ""), rows, title=stored.name)
-    seeds = ", ".join(str(group["seed"]) for group in report["groups"])
-    noise = f", noise group{'s' * (len(report['groups']) > 1)} {seeds}" if sampled else ""
+    seeds = ", ".join(str(seed) for seed in report.seeds)
+    noise = f", noise group{'s' * (len(report.seeds) > 1)} {seeds}" if sampled else ""
     print_report(report, title=f"held out{sampled}{noise}")
-    for name, known in report.get("baselines", {}).items():
-        label = f"{known['label']}: {known['study']}, trial {known['trial']}" if "study" in known else name
-        typer.echo(f"{label}: {number(known['loss'])}")
+    for baseline in report.baselines:
+        label = baseline.name
+        if baseline.study is not None:
+            label = f"{baseline.label}: {baseline.study}, trial {baseline.trial}"
+        typer.echo(f"{label}: {number(baseline.measured.loss)}")
 
 
 def landscape(
@@ -191,7 +195,7 @@ def landscape(
     if output == "json":
         print_json(data.as_row())
     else:
-        rows = [(p["name"], f"{p['x']:.3g}", f"{p['y']:.3g}", number(p["loss"])) for p in data.points]
+        rows = [(point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss)) for point in data.points]
         print_table(("", "x", "y", data.study.metric), rows, title=name)
     if plot is not None:
         write_figures({plot: data.figure()})

@@ -171,6 +171,7 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
+    from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.views.study_status import overview
 
     if Path(study).exists() or Path(study).suffix:
@@ -186,7 +187,7 @@ def show(
         return
     left_out = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
     print_described(study, {name: value for name, value in described.items() if name not in left_out})
-    print_report(described["held_out_report"])
+    print_report(HeldOutReport.from_json(described["held_out_report"]))
     if described["layer_groups"] is not None:
         _print_groups(described["layer_groups"]["names"], described["coefficients"], stored.attributes["steps"])
     for text in described["tracebacks"].values():

@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.checkpoints.hub import repository_of
-from lcsc_opt.database.report import HeldOut
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.lists import LISTS
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
@@ -143,7 +143,7 @@ def _results(objective: Objective, recipe: Recipe, known: Mapping[str, Any]) -> 
 def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     """The metrics on the search's noise and on noise that no choice saw, there also the baseline's."""
     measured = _metrics(recipe)
-    report = None if recipe.held_out is None else HeldOut.parse(study.attributes.get("held_out"))
+    report = None if recipe.held_out is None else HeldOutReport.from_json(study.attributes.get("held_out"))
     baselines = {row.metric: row for row in (report.rows if report else ()) if row.baseline is not None}
     against = next((row.against for row in baselines.values()), None)
     lines = []

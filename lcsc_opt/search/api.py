@@ -31,7 +31,8 @@ from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import StudyPlan, plans
 from lcsc_opt.search.study import StudyRunner, objective_of
-from lcsc_opt.views.ranking import comparison_rows, points_of
+from lcsc_opt.views.ranking import points_of
+from lcsc_opt.views.tables import comparison_rows
 
 
 @dataclasses.dataclass(frozen=True)
