@@ -200,6 +200,28 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
 
 
+def test_labels_of_a_logarithmic_axis_do_not_overlap(page: Any, dashboard: Switched, url: str) -> None:
+    spans = (1.1, 3, 9, 11, 40, 150, 3000)
+    for span in spans:
+        write_study(url, f"times {span}/LCSC/0", [0.11 * span, 0.11])
+    home = dashboard.show(url)
+    tick_labels = (
+        "[...document.querySelectorAll('#curves .ytick text')].map(label => "
+        "({text: label.textContent, top: label.getBoundingClientRect().top,"
+        " bottom: label.getBoundingClientRect().bottom}))"
+    )
+    with watched(page, home) as view:
+        for span in spans:
+            page.goto(f"{home}/lcsc/compare?experiment=times {span}&scale=y")
+            view.drawn("curves")
+            view.until("document.querySelector('#curves .ytick text')")
+            labels = sorted(page.evaluate(tick_labels), key=lambda label: label["top"])
+            assert len(labels) > 1
+            for upper, lower in zip(labels, labels[1:], strict=False):
+                assert upper["bottom"] <= lower["top"], (span, upper["text"], lower["text"])
+        assert view.problems == []
+
+
 def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page = view.page
     page.goto(f"{home}/lcsc/images?study=digits/LCSC/1&zoom=200")

@@ -17,7 +17,7 @@ _FRAME = 180  # pixels around the panels: titles, labels of axes, a legend
 _GAP = 25  # pixels between two panels
 _GAP_WITH_TITLE = 50
 _LONGEST_COLORBAR = 240  # pixels, of one among several panels
-_TICKS_OF_LOGARITHMS = 3
+_LOGARITHMIC_TICKS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Axis:
         if self.tick_format is not None:
             layout["tickformat"] = self.tick_format
         if self.logarithmic:
-            # Plotly labels all of 1 to 9 where it has room for more than three ticks in a decade, and the labels 0.08,
-            # 0.09 and 0.1 overlap. With this few it chooses 1, 2 and 5, and linear ticks within a decade.
+            # Where there is room for four ticks in a decade, plotly labels all of 1 to 9, and the labels 0.08, 0.09
+            # and 0.1 overlap. Asked for this few, it labels 1, 2 and 5, and within a decade some linear ticks.
             layout["type"] = "log"
-            layout["nticks"] = _TICKS_OF_LOGARITHMS
+            layout["nticks"] = _LOGARITHMIC_TICKS
+            layout["minor"] = {"ticks": "outside", "ticklen": 3}
         return layout
 
 
