@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ def test_labels_of_a_logarithmic_axis_do_not_overlap(page: Any, dashboard: Switc
             view.until("document.querySelector('#curves .ytick text')")
             labels = sorted(page.evaluate(tick_labels), key=lambda label: label["top"])
             assert len(labels) > 1
-            for upper, lower in zip(labels, labels[1:], strict=False):
+            for upper, lower in itertools.pairwise(labels):
                 assert upper["bottom"] <= lower["top"], (span, upper["text"], lower["text"])
         assert view.problems == []
 

@@ -94,7 +94,7 @@ def test_the_warning_says_what_moved_and_what_to_do() -> None:
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
     answer = model([29.0], precision=[0.60], near=[2.8])
-    found = rows(*(dataclasses.replace(each, images=images) for each in (answer, EMA)))
+    found = rows(dataclasses.replace(answer, images=images), dataclasses.replace(EMA, images=images))
     line = "keep: precision did not hold: precision 0.6, {}, beyond its error; continue"
     expected = ("none" if held else line.format("against 0.62"), line.format("the bound is 0.7"), "none")
     for keep, told in zip(("precision@inception", {"precision": 0.7}, {"precision": 0.605}), expected, strict=True):
