@@ -149,8 +149,7 @@ def build(storage: RDBStorage) -> dash.Dash:
 def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
     """The values of the controls that the query of an address asks for."""
     experiments = reader.experiments()
-    newest = experiments[-1] if experiments else None
-    experiment = query.get("experiment") or newest
+    experiment = query.get("experiment") or next(reversed(experiments), None)
     axis = query.get("axis")
     if axis not in AXES:
         studies = reader.read(experiment) if experiment in experiments else ()
@@ -337,7 +336,9 @@ def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str, theme:
     for point, studies in points.items():
         varied = split_point(point)[1]
         values = [varied.get(key, UNKNOWN) for key in keys]
-        link: Any = "shown" if point == experiment else html.A("show", href=f"?experiment={quote(point)}")
+        link: Any = "shown"
+        if point != experiment:
+            link = html.A("show", href=f"?experiment={quote(point)}")
         for row in ranking(studies):
             results = [spread_text(row.held_out), percent(row.below_ema), spread_text(row.searched)]
             rows.append([*values, row.label, row.seeds, *results, link])

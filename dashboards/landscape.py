@@ -23,7 +23,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     def chosen(query: Mapping[str, str]) -> tuple[str | None]:
         """The landscape that the address asks for, else the newest one of its experiment, if it names one."""
         names = Landscape.names(reader, query.get("experiment"))
-        newest = names[-1] if names else None
+        newest = next(reversed(names), None)
         return (query.get("landscape", newest),)
 
     page.choose(["landscape"], chosen, lambda: Landscape.names(reader))

@@ -136,9 +136,12 @@ def _signatures(study: StudyHistory, studies: Sequence[StudyHistory], theme: The
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
     answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
-    ema_answer = None if ema is None else (ema.study, ema.chosen)
+    ema_answer = None
+    compared = [study]
+    if ema is not None:
+        ema_answer = (ema.study, ema.chosen)
+        compared.append(ema)
     answers = [(other.study, other.chosen) for other in studies]
-    compared = [study] if ema is None else [study, ema]
     return {
         "best_so_far": parts.signature(compared, theme),
         "coefficients": repr((ema_answer, answer)),

@@ -31,8 +31,8 @@ def build(storage: RDBStorage) -> dash.Dash:
 
     def chosen(query: Mapping[str, str]) -> tuple[str | None]:
         """The training that the address asks for, else the newest one."""
-        newest = names()[-1:]
-        return (query.get("training") or next(iter(newest), None),)
+        newest = next(reversed(names()), None)
+        return (query.get("training") or newest,)
 
     page.choose(["training"], chosen, names)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.report import SINGLE_GROUP_NOISE, Baseline, MeasuredModel, MetricRow, doubted_rows
 
+_NO_VALUES: Mapping[str, float] = {}
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
 
@@ -35,7 +36,7 @@ def metric_rows(
     baseline: Baseline | None = None,
     *,
     signs: Mapping[str, int],
-    real_halves: Mapping[str, float] | None = None,
+    real_halves: Mapping[str, float] = _NO_VALUES,
     cross_check: str | None = None,
 ) -> tuple[MetricRow, ...]:
     """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
@@ -53,8 +54,7 @@ def metric_rows(
     negative_losses = {seed: -loss for seed, loss in losses.items()}
     measured = list(answer.groups[0].metrics)
     # the standard error of the loss is that of the metric which it equals, up to the sign
-    scores = [name for name in measured if answer.values(name) in (losses, negative_losses)]
-    score = scores[0] if scores else "loss"
+    score = next((name for name in measured if answer.values(name) in (losses, negative_losses)), "loss")
     rows = []
     for metric in dict.fromkeys(("loss", *signs, *measured)):
         values = answer.values(metric)
@@ -74,16 +74,15 @@ def metric_rows(
             sign=sign,
             value=column.mean,
             spread=column.spread,
-            real_halves=None if real_halves is None else real_halves.get(metric),
+            real_halves=real_halves.get(metric),
             cross_check=metric == cross_check,
         )
-        baseline_values = {} if baseline is None else baseline.measured.values(metric)
-        if baseline is not None and baseline_values:
-            baseline_column = _Column(baseline_values, _standard_error(baseline.measured, error_of))
-            row = dataclasses.replace(
-                row, against=baseline.name, baseline=baseline_column.mean, baseline_spread=baseline_column.spread
+        if baseline is not None:
+            baseline_column = _Column(
+                values=baseline.measured.values(metric), error=_standard_error(baseline.measured, error_of)
             )
-            row = _with_gain(row, column, baseline_column)
+            if baseline_column.values:
+                row = _compared(row, column, baseline_column, against=baseline.name)
         rows.append(row)
     return tuple(rows)
 
@@ -92,8 +91,9 @@ def _is_standard_error(metric: str, measured: Sequence[str]) -> bool:
     return metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in measured
 
 
-def _with_gain(row: MetricRow, answer: _Column, baseline: _Column) -> MetricRow:
-    """The row with the gain over the baseline, whose spread is that of differences on the same noise."""
+def _compared(row: MetricRow, answer: _Column, baseline: _Column, *, against: str) -> MetricRow:
+    """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
+    row = dataclasses.replace(row, against=against, baseline=baseline.mean, baseline_spread=baseline.spread)
     sign = row.sign
     if sign is None:
         return row
@@ -102,7 +102,9 @@ def _with_gain(row: MetricRow, answer: _Column, baseline: _Column) -> MetricRow:
     spread = _deviation(sign * (baseline.values[seed] - answer.values[seed]) for seed in common_seeds)
     if not spread and answer.error is not None and baseline.error is not None:
         spread = math.hypot(answer.error, baseline.error)
-    noise = SINGLE_GROUP_NOISE * abs(baseline.mean) if spread is None else spread
+    noise = spread
+    if noise is None:
+        noise = SINGLE_GROUP_NOISE * abs(baseline.mean)
     real = row.real_halves
     is_as_good_as_real = real is not None and sign * row.value <= sign * real
     is_lost = gain < -noise and not is_as_good_as_real
@@ -152,10 +154,14 @@ def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None]) -
 
 def _broken_bound(row: MetricRow, bound: float | None) -> str | None:
     """The warning that ``keep`` did not hold a metric at its bound; ``None`` if it did."""
-    is_broken = row.lost if bound is None else row.misses(bound)
-    if not is_broken:
-        return None
-    limit = f"against {row.baseline:.4g}" if bound is None else f"the bound is {bound:.4g}"
+    if bound is None:
+        if not row.lost:
+            return None
+        limit = f"against {row.baseline:.4g}"
+    else:
+        if not row.misses(bound):
+            return None
+        limit = f"the bound is {bound:.4g}"
     value = f"{row.metric} {row.value:.4g}, {limit}, beyond its error"
     advice = "continue the search, or search with more images in an evaluation"
     return f"keep: {row.metric} did not hold: {value}; {advice}"

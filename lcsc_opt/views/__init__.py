@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 UNKNOWN = "–"  # in place of a number
 
 
@@ -20,6 +22,14 @@ def percent(share: float | None) -> str:
     if share is None:
         return UNKNOWN
     return f"{100 * share:+.1f} %"
+
+
+def metric_place(metric: str, order: Sequence[str]) -> int:
+    """Where a metric, in whatever features, is in an order of metrics; those that it does not name come last."""
+    formula = metric.partition("@")[0]
+    if formula not in order:
+        return len(order)
+    return order.index(formula)
 
 
 def count(amount: int, total: int | None) -> str:

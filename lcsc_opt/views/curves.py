@@ -122,9 +122,9 @@ def comparison_figure(
     :func:`default_axis`. The loss is linear where one is not positive.
     """
     axis = axis or default_axis(studies)
-    experiment = studies[0].experiment if studies else "this experiment"
     lines = curves(studies, axis)
     if not lines:
+        experiment = next((study.experiment for study in studies), "this experiment")
         return empty_figure(f"No result yet in {experiment}. Start a search: lcsc run STUDY_FILE", theme)
     lowest = min(line.lowest_loss for line in lines)
     level = None
@@ -147,7 +147,7 @@ def comparison_figure(
         y=Axis(f"best {inert(metric)} so far<br>(marks: held out)", logarithmic=log_y, tick_format="~g"),
         level=level,
     )
-    name = f"comparison/{experiment}/{axis}/{log_x}/{log_y}"
+    name = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
     x = Axis(AXES[axis], logarithmic=log_x, tick_format="~s", options=x_options)
     return draw([panel], x=x, theme=theme, name=name, hovermode="x unified")
 
@@ -229,6 +229,8 @@ def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
 def best_so_far(study: StudyHistory, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
     trials = study.compared
+    if not len(trials):
+        return _Steps(np.zeros(0), np.zeros(0), 0.0)
     if axis == "evaluations":
         positions = np.arange(1, len(trials) + 1, dtype=np.float64)
     elif axis == "seconds":
@@ -236,12 +238,12 @@ def best_so_far(study: StudyHistory, axis: str) -> _Steps:
         order = np.argsort(positions, kind="stable")  # with several workers not the order of the tells
         positions = positions[order]
         trials = trials[order]
+    elif axis == "evaluation_seconds":
+        positions = np.cumsum(trials["seconds"], dtype=np.float64)
     else:
-        column = "seconds" if axis == "evaluation_seconds" else axis
-        positions = np.cumsum(trials[column], dtype=np.float64)
+        positions = np.cumsum(trials[axis], dtype=np.float64)
     improved = improvements(trials["loss"])
-    end = float(positions[-1]) if len(positions) else 0.0
-    return _Steps(positions[improved], trials["loss"][improved], end)
+    return _Steps(positions[improved], trials["loss"][improved], end=float(positions[-1]))
 
 
 def improvements(losses: Floats) -> npt.NDArray[np.intp]:

@@ -54,8 +54,7 @@ class Point:
         x, y = place
         if trial is None:
             return cls(name, x, y, None, None)
-        loss = float(trial["loss"])
-        return cls(name, x, y, None if math.isnan(loss) else loss, int(trial["number"]))
+        return cls(name, x, y, _known(float(trial["loss"])), int(trial["number"]))
 
     @property
     def text(self) -> str:
@@ -173,8 +172,10 @@ class Landscape:
     @property
     def points(self) -> list[Point]:
         """The corners, the lowest point, and the searches' answers."""
-        lowest = [] if self.lowest is None else [self.lowest]
-        return [*self.corners, *lowest, *(search.answer for search in self.searches)]
+        points = list(self.corners)
+        if self.lowest is not None:
+            points.append(self.lowest)
+        return points + [search.answer for search in self.searches]
 
     def as_row(self) -> dict[str, Any]:
         """JSON-able: what ``lcsc landscape --format json`` prints."""
@@ -185,7 +186,7 @@ class Landscape:
             "total": self.total,
             "points": [dataclasses.asdict(point) for point in self.points],
             "axis": self.axis.tolist(),
-            "values": [[None if math.isnan(value) else value for value in row] for row in self.values.tolist()],
+            "values": [[_known(value) for value in row] for row in self.values.tolist()],
         }
 
     def figure(self, *, theme: Theme = "light") -> go.Figure:
@@ -199,15 +200,17 @@ class Landscape:
         if evaluated < self.total:
             title += f": {evaluated} of {self.total} points"
         (left, right), (bottom, top) = self._ranges()
-        traces = [_contours(self), *_candidates(self.searches), _corners(self.corners)]
+        notes = []
+        if self.lowest is not None:
+            notes.append(_lowest_note(self.lowest))
         panel = Panel(
-            traces,
+            [_contours(self), *_candidates(self.searches), _corners(self.corners)],
             y=Axis(
                 f"y: from {first} (0) to {third} (1)",
                 options={"range": [bottom, top], "scaleanchor": "x", "constrain": "domain"},
             ),
             height=540,
-            notes=[] if self.lowest is None else [_lowest_note(self.lowest)],
+            notes=notes,
         )
         return draw(
             [panel],
@@ -231,14 +234,21 @@ class Landscape:
         return (start[0], end[0]), (start[1], end[1])
 
 
+def _known(loss: float) -> float | None:
+    """The loss; ``None`` where it is NaN, which JSON does not have."""
+    if math.isnan(loss):
+        return None
+    return loss
+
+
 def _contours(landscape: Landscape) -> go.Contour:
     """The plane; colours are logarithms of the losses if all are above zero."""
     values = landscape.values
     metric = inert(landscape.study.metric)
-    is_positive = bool(np.nanmin(values) > 0)
-    heights = np.log10(values) if is_positive else values
+    is_logarithmic = bool(np.nanmin(values) > 0)
+    heights = np.log10(values) if is_logarithmic else values
     ticks = np.linspace(np.nanmin(heights), np.nanmax(heights), _COLOUR_TICKS)
-    tick_losses = 10**ticks if is_positive else ticks
+    tick_losses = 10**ticks if is_logarithmic else ticks
     return go.Contour(
         x=landscape.axis,
         y=landscape.axis,
@@ -270,7 +280,8 @@ def _candidates(searches: Sequence[ProjectedSearch]) -> list[go.Scatter]:
         look = style(search.study.optimizer)
         label = inert(search.study.label)
         study_name = inert(search.study.study)
-        answers = (search.trials["number"] == search.study.chosen).tolist()
+        is_answer = search.trials["number"] == search.study.chosen
+        colours = np.where(is_answer, with_alpha(look.colour, 1.0), with_alpha(look.colour, 0.55))
         traces.append(
             go.Scatter(
                 x=search.positions[:, 0],
@@ -281,9 +292,9 @@ def _candidates(searches: Sequence[ProjectedSearch]) -> list[go.Scatter]:
                 showlegend=label not in in_legend,
                 marker={
                     "symbol": look.marker,
-                    "size": [15 if is_answer else 5 for is_answer in answers],
-                    "color": [with_alpha(look.colour, 1.0 if is_answer else 0.55) for is_answer in answers],
-                    "line": {**_OUTLINE, "width": [1.5 if is_answer else 0 for is_answer in answers]},
+                    "size": np.where(is_answer, 15, 5),
+                    "color": colours.tolist(),
+                    "line": {**_OUTLINE, "width": np.where(is_answer, 1.5, 0)},
                 },
                 text=[f"{study_name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in search.trials],
                 hovertemplate="%{text}<extra></extra>",

@@ -16,7 +16,7 @@ from lcsc_opt.database.history import Floats, StudyHistory, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.views import UNKNOWN, number
+from lcsc_opt.views import UNKNOWN, metric_place, number
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
@@ -184,12 +184,17 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
 
 def _rank(group: Sequence[StudyHistory]) -> tuple[float, float]:
     """Sorts by held-out loss, then by searched loss; what is not known comes last."""
-    held_out = Spread.of(study.held_out_loss for study in group)
-    searched = Spread.of(study.searched for study in group)
-    return (
-        math.inf if held_out is None else held_out.mean,
-        math.inf if searched is None else searched.mean,
-    )
+    held_out = _mean_or_infinite(study.held_out_loss for study in group)
+    searched = _mean_or_infinite(study.searched for study in group)
+    return held_out, searched
+
+
+def _mean_or_infinite(losses: Iterable[float | None]) -> float:
+    """The mean of the losses that are known; infinite if none is."""
+    spread = Spread.of(losses)
+    if spread is None:
+        return math.inf
+    return spread.mean
 
 
 def _ranked(
@@ -206,9 +211,15 @@ def _ranked(
         verdict = "held out on other noise"
     else:
         verdict = "no held-out value"
+    ema_report = None
     to_ema = {}
-    if ema is not None and ema.searched is not None:
-        to_ema = _cost_to_reach(group, ema.searched)
+    if ema is not None:
+        ema_report = ema.held_out
+        if ema.searched is not None:
+            to_ema = _cost_to_reach(group, ema.searched)
+    to_value = {}
+    if value is not None:
+        to_value = _cost_to_reach(group, value)
     return Ranked(
         optimizer=group[0].optimizer,
         label=_common_label(group),
@@ -221,9 +232,9 @@ def _ranked(
         held_out=Spread.of(losses.values()),
         held_out_images=tuple(sorted({report.images for report in reports if report.images})),
         metrics=_metrics(reports),
-        below_ema=_below_ema(reports, None if ema is None else ema.held_out),
+        below_ema=_below_ema(reports, ema_report),
         to_ema=to_ema,
-        to_value={} if value is None else _cost_to_reach(group, value),
+        to_value=to_value,
         difference=difference,
         verdict=verdict,
         doubtful=sum(report.warning is not None for report in reports),
@@ -266,16 +277,11 @@ def _metrics(reports: Sequence[HeldOutReport]) -> dict[str, Spread]:
         for row in report.rows[1:]:
             values.setdefault(row.metric, []).append(row.value)
     spreads = {}
-    for metric in sorted(values, key=_metric_place):
+    for metric in sorted(values, key=lambda metric: metric_place(metric, _METRIC_ORDER)):
         spread = Spread.of(values[metric])
         if spread is not None:
             spreads[metric] = spread
     return spreads
-
-
-def _metric_place(metric: str) -> int:
-    formula = metric.partition("@")[0]
-    return _METRIC_ORDER.index(formula) if formula in _METRIC_ORDER else len(_METRIC_ORDER)
 
 
 def _below_ema(reports: Sequence[HeldOutReport], ema: HeldOutReport | None) -> float | None:
@@ -298,10 +304,13 @@ def _cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, 
     reaches = {}
     for axis in AXES:
         costs = [best_so_far(study, axis).first_below(target) for study in studies]
-        reached = sum(cost is not None for cost in costs)
-        # a seed that did not reach it costs more than any other
-        median = statistics.median(math.inf if cost is None else cost for cost in costs)
-        reaches[axis] = Reach(None if math.isinf(median) else median, reached, len(costs))
+        reached = [cost for cost in costs if cost is not None]
+        missed = len(costs) - len(reached)
+        median = None
+        if len(reached) > missed:
+            # a seed that did not reach it costs more than any other
+            median = statistics.median([*reached, *[math.inf] * missed])
+        reaches[axis] = Reach(median, len(reached), len(costs))
     return reaches
 
 
@@ -381,7 +390,9 @@ def _doubt(winner: Ranked) -> str:
     """Which metrics did not follow the winner's loss, and in how many seeds; empty if all did."""
     if not winner.doubtful:
         return ""
-    reason = f"{_listed(winner.doubted)} gained nothing" if winner.doubted else "see its warning"
+    reason = "see its warning"
+    if winner.doubted:
+        reason = f"{_listed(winner.doubted)} gained nothing"
     if winner.seeds > 1:
         reason += f" in {winner.doubtful} of {winner.seeds} seeds"
     return f" (but {reason}: compare the images)"

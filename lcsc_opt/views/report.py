@@ -84,7 +84,9 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
 
 
 def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
-    axes = ("images", "evaluations") if sampled else ("evaluations",)
+    axes = ["evaluations"]
+    if sampled:
+        axes.insert(0, "images")
     header = ["optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict"]
     header += [f"{axis} to EMA*" for axis in axes]
     rows: list[list[object]] = []
@@ -92,7 +94,9 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
         difference = UNKNOWN if row.difference is None else row.difference.text()
         cells: list[object] = [row.label, row.seeds, spread_text(row.held_out), spread_text(row.searched)]
         cells += [percent(row.below_ema), difference, row.verdict]
-        cells += [row.to_ema[axis].text if axis in row.to_ema else "" for axis in axes]
+        for axis in axes:
+            reach = row.to_ema.get(axis)
+            cells.append("" if reach is None else reach.text)
         rows.append(cells)
     has_best = bool(ranked) and ranked[0].verdict == "best"
     return tuple(header), rows, 0 if has_best else None
@@ -109,7 +113,9 @@ def _trade_off(reader: HistoryReader, experiment: str) -> _Drawn | None:
     """Two metrics of all points of the experiment's sweep; ``None`` where no two were measured."""
     points = points_of(reader, experiment, siblings=True)
     figure = trade_off_figure([study for studies in points.values() for study in studies])
-    return None if figure is None else _drawn(figure)
+    if figure is None:
+        return None
+    return _drawn(figure)
 
 
 def _distances(reader: HistoryReader, studies: Sequence[StudyHistory]) -> _Drawn | None:

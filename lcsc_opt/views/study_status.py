@@ -47,7 +47,9 @@ class Progress:
     @property
     def share(self) -> float | None:
         """The share of the budget that was spent, from 0 to 1."""
-        return min(self.done / self.total, 1.0) if self.total else None
+        if not self.total:
+            return None
+        return min(self.done / self.total, 1.0)
 
     @classmethod
     def of(cls, study: StudyHistory) -> Progress:
@@ -82,7 +84,9 @@ def _state(study: StudyHistory) -> str:
         return "finished"
     if study.running:
         return "running"
-    return "interrupted" if len(study.trials) else "empty"
+    if len(study.trials):
+        return "interrupted"
+    return "empty"
 
 
 def _rate(trials: Trials, done: int) -> float | None:
@@ -173,8 +177,9 @@ def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
 
     With one worker a trial lasts until the next one starts. With several it lasts from its ask to its result.
     """
-    next_started = np.append(trials["started"][1:], trials["ended"][-1:])
-    until = next_started if study.workers == 1 else trials["ended"]
+    until = trials["ended"]
+    if study.workers == 1:
+        until = np.append(trials["started"][1:], trials["ended"][-1:])
     outside = np.nan_to_num(until - trials["started"] - trials["seconds"])
     is_interrupted = outside > longest_pause(trials)
     return np.where((outside < 0) | is_interrupted, 0.0, outside)

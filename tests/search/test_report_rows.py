@@ -28,7 +28,7 @@ EMA = model([28.0], precision=[0.62], near=[2.87])
 
 def rows(answer: MeasuredModel, ema: MeasuredModel = EMA, real: dict[str, float] | None = None) -> list[MetricRow]:
     signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in answer.metrics}
-    return [*metric_rows(answer, Baseline("EMA*", ema), signs=signs, real_halves=real, cross_check=CLIP)]
+    return [*metric_rows(answer, Baseline("EMA*", ema), signs=signs, real_halves=real or {}, cross_check=CLIP)]
 
 
 def report(rows: list[MetricRow]) -> HeldOutReport:

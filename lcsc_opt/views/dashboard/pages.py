@@ -75,8 +75,9 @@ def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Applicatio
     try:
         with _mounted_at(name):
             built = load_file(file).build(storage)
-        is_dash = hasattr(built, "index_string")
-        server = _with_menu(built, name, header) if is_dash else built
+        server = built
+        if hasattr(built, "index_string"):  # a dash.Dash, which is imported only by files that need it
+            server = _with_menu(built, name, header)
         if not callable(server):
             return _broken(header, name, f"{file}: build(storage) gave {type(built).__name__}, expected a dash.Dash")
     except LcscError as error:
@@ -86,7 +87,8 @@ def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Applicatio
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer at the page's address with a slash at its end, and without."""
-        return server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
+        content: Iterable[bytes] = server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
+        return content
 
     return answer
 
@@ -145,8 +147,10 @@ def _header(menu: Mapping[str, str], current: str, source: str) -> str:
     """The menu: real links, the current page marked, and the switch between light and dark."""
     links = ""
     for name, path in menu.items():
-        marked = " aria-current=page" if name == current else ""
-        links += f'<a href="{path}" data-page{marked}>{html.escape(_title(name))}</a>'
+        attributes = f'href="{path}" data-page'
+        if name == current:
+            attributes += " aria-current=page"
+        links += f"<a {attributes}>{html.escape(_title(name))}</a>"
     return (
         '<a class="skip" href="#content">Skip to the content</a>'
         f'<header class="site"><nav aria-label="Pages">{links}<a href="{ROOT_PATH}">{_ROOT_TITLE}</a></nav>'

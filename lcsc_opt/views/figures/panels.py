@@ -94,7 +94,8 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: st
     """
     heights = [panel.height for panel in panels]
     height = _FRAME + sum(heights)
-    gap = _GAP_WITH_TITLE if any(panel.title for panel in panels[1:]) else _GAP
+    has_titles_inside = any(panel.title for panel in panels[1:])
+    gap = _GAP_WITH_TITLE if has_titles_inside else _GAP
     drawn = make_subplots(
         rows=len(panels),
         cols=1,

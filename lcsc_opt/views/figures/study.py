@@ -40,6 +40,7 @@ MOST_IMPROVEMENTS = 60  # rows of the heat map
 _MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 _OTHER = "other"
+_OTHER_TITLE = "other: optimizer, database, waiting"
 
 
 def own_figures(
@@ -208,10 +209,14 @@ def _heading(study: StudyHistory, coefficients: Floats) -> str:
 
 def _coefficient_title(study: StudyHistory, *, is_mean: bool) -> str:
     """The title of the axis of bars, in two lines above a heat map, where there is little height."""
-    title = "mean coefficient" if is_mean else "coefficient"
-    if not _is_irregular(study.steps):
-        return title
-    return f"{title}<br>per training step" if is_mean else f"{title} per training step"
+    title = "coefficient"
+    separator = " "
+    if is_mean:
+        title = "mean coefficient"
+        separator = "<br>"
+    if _is_irregular(study.steps):
+        title += f"{separator}per training step"
+    return title
 
 
 def _is_irregular(steps: Sequence[int]) -> bool:
@@ -248,7 +253,9 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
         [_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")],
         y=Axis("trial", options={"type": "category", "autorange": "reversed", "nticks": 12}),
     )
-    title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
+    title = ""
+    if len(improved) > len(shown):
+        title = f"{len(shown)} of {len(improved)} improvements"
     x = Axis(_STEP_TITLE, tick_format="~s")
     return draw([panel], x=x, theme=theme, name=f"movement/{study.study}", title=title)
 
@@ -277,12 +284,14 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
                 y=np.add.reduceat(values, starts) / sizes,
                 width=group_size,
                 offset=0,
-                name="other: optimizer, database, waiting" if part == _OTHER else part,
+                name=_OTHER_TITLE if part == _OTHER else part,
                 marker={"color": PART_COLOURS[part], "line": {"width": 0}},
                 hovertemplate="%{y:.3g} s",
             )
         )
-    x_title = f"trial (mean of {group_size})" if group_size > 1 else "trial"
+    x_title = "trial"
+    if group_size > 1:
+        x_title += f" (mean of {group_size})"
     return draw(
         [Panel(bars, y=Axis("time per trial (s)"), height=160)],
         x=Axis(x_title),
@@ -303,8 +312,8 @@ def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, 
     answers = _comparable_answers(reader, studies)
     if len(answers) < 2:
         return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
-    row_counts = [len(answer) for _, answer in answers if answer.ndim > 1]
-    shape = (row_counts[0] if row_counts else 1, len(answers[0][0].steps))
+    rows = max(len(np.atleast_2d(answer)) for _, answer in answers)
+    shape = (rows, len(answers[0][0].steps))
     stacked = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
     squares = np.square(stacked[:, None] - stacked[None]).sum(axis=-1)
     labels = [inert(f"{study.label}/{study.seed}") for study, _ in answers]

@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import label, short_metric
-from lcsc_opt.views import number
+from lcsc_opt.views import metric_place, number
 from lcsc_opt.views.figures.look import Theme, inert, style
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 
@@ -23,7 +23,7 @@ _LOSS_AXIS = "held-out loss"
 def metrics_of(studies: Iterable[StudyHistory]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
     names = dict.fromkeys(name for study in studies for name in _values(study))
-    return sorted(names, key=lambda name: (_place(name, _FIRST_ACROSS), name == "loss"))
+    return sorted(names, key=lambda name: (metric_place(name, _FIRST_ACROSS), name == "loss"))
 
 
 def trade_off_figure(
@@ -47,7 +47,7 @@ def trade_off_figure(
     for name in (x, y):
         if name is not None and name not in names:
             raise LcscError(f"{name}: no answer has this held-out metric; there are {', '.join(names) or 'none'}")
-    y = y or min(names, key=lambda name: (name == x, _place(name, _FIRST_UP)), default=None)
+    y = y or min(names, key=lambda name: (name == x, metric_place(name, _FIRST_UP)), default=None)
     x = x or next((name for name in names if name != y), None)
     if x is None or y is None:
         return None
@@ -161,8 +161,3 @@ def _values(study: StudyHistory) -> dict[str, float]:
     if study.held_out is None:
         return {}
     return {"loss": study.held_out.loss, **study.held_out.metrics}
-
-
-def _place(name: str, order: Sequence[str]) -> int:
-    formula = name.partition("@")[0]
-    return order.index(formula) if formula in order else len(order)

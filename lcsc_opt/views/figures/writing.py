@@ -31,7 +31,9 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
         if path.suffix not in _SUFFIXES:
             raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
     images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
-    contents = _draw(images) if images else {}
+    contents: dict[Path, bytes] = {}
+    if images:
+        contents = _draw(images)
     for path, figure in figures.items():
         if path.suffix == ".json":
             contents[path] = str(figure.to_json()).encode()
@@ -73,7 +75,9 @@ async def _draw_in_browser(figures: Mapping[Path, go.Figure]) -> dict[Path, byte
                 "format": path.suffix.lstrip("."),
                 "width": figure.layout.width or _WIDTH,
                 "height": figure.layout.height or _WIDTH // 2,
-                "scale": _PNG_SCALE if path.suffix == ".png" else 1,
+                "scale": 1,
             }
+            if path.suffix == ".png":
+                options["scale"] = _PNG_SCALE
             contents[path] = await browser.calc_fig(figure.to_dict(), opts=options)
     return contents
