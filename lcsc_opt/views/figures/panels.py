@@ -112,9 +112,9 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: st
         number = "" if row == 1 else str(row)
         drawn.update_yaxes(panel.y.layout(), row=row, col=1)
         for trace in panel.traces:
-            if len(panels) > 1:
-                _place_colorbar(trace, panel, top=drawn.layout[f"yaxis{number}"].domain[1])
             drawn.add_trace(trace, row=row, col=1)
+            if len(panels) > 1:
+                _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{number}"].domain[1])
         if panel.shares_y:
             if shared_y is None:
                 shared_y = f"y{number}"
@@ -123,7 +123,7 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: st
         for note in panel.notes:
             drawn.add_annotation({"xref": f"x{number}", "yref": f"y{number}", **note})
         if panel.level is not None:
-            _add_level(drawn, panel, number)
+            _add_level(drawn, panel.level, number, logarithmic=panel.y.logarithmic)
     drawn.update_layout(figure_layout(theme, name=name, title=title, height=height))
     return drawn.update_layout(layout)
 
@@ -135,25 +135,24 @@ def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:
         trace.update(colorbar={"lenmode": "pixels", "len": length, "yanchor": "top", "y": top})
 
 
-def _add_level(drawn: go.Figure, panel: Panel, number: str) -> None:
-    assert panel.level is not None
-    y = panel.level.y
+def _add_level(drawn: go.Figure, level: Level, number: str, *, logarithmic: bool) -> None:
+    """Draw a level over the axes of this number; plotly expects the logarithm in annotations, and not in shapes."""
     drawn.add_shape(
         type="line",
         xref=f"x{number} domain",
         yref=f"y{number}",
         x0=0,
         x1=1,
-        y0=y,
-        y1=y,
+        y0=level.y,
+        y1=level.y,
         line={"color": GREY, "dash": "dash", "width": 1},
     )
     drawn.add_annotation(
-        text=panel.level.name,
+        text=level.name,
         xref=f"x{number} domain",
         yref=f"y{number}",
         x=1,
-        y=math.log10(y) if panel.y.logarithmic else y,  # which plotly expects of annotations, and not of shapes
+        y=math.log10(level.y) if logarithmic else level.y,
         xanchor="right",
         yanchor="bottom",
         showarrow=False,
