@@ -61,13 +61,13 @@ def metric_rows(
         is_loss_again = metric not in ("loss", *signs) and values == losses
         if not values or is_loss_again or _is_standard_error(metric, measured):
             continue
+        sign = signs.get(metric)
+        error_of = metric
         if metric == "loss":
-            sign: int | None = 1
-        elif values == negative_losses:
-            sign = signs.get(metric, -1)
-        else:
-            sign = signs.get(metric)
-        error_of = score if metric == "loss" else metric
+            sign = 1
+            error_of = score
+        elif sign is None and values == negative_losses:
+            sign = -1
         column = _Column(values, _standard_error(answer, error_of))
         row = MetricRow(
             metric=metric,
