@@ -17,40 +17,53 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import number
+from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.ranking import (
     CONFIDENCE,
+    Difference,
     Ranked,
-    comparison_table,
+    Reach,
+    Spread,
     headline,
     points_of,
     ranking,
-    settings_table,
+    spread_text,
     varied_keys,
 )
 from lcsc_opt.views.study_status import Progress, duration
+from lcsc_opt.views.tables import comparison_table, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
 ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/studies.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
-    **{"sortable": True, "resizable": True, "filter": True, "floatingFilter": True, "minWidth": 110, "flex": 1},
-    **{"wrapHeaderText": True, "autoHeaderHeight": True},
+    "sortable": True,
+    "resizable": True,
+    "filter": True,
+    "floatingFilter": True,
+    "minWidth": 110,
+    "flex": 1,
+    "wrapHeaderText": True,
+    "autoHeaderHeight": True,
 }
-LOSS = {"minWidth": 150}  # fits "0.08138 ± 0.0023"
-LINES = {"wrapText": True, "autoHeight": True}  # "1,234,000 (not reached 1 of 5)" takes two lines
+LOSS_WIDTH = 150  # fits "0.08138 ± 0.0023"
+SEVERAL_LINES: dict[str, Any] = {
+    "wrapText": True,
+    "autoHeight": True,
+}  # "1,234,000 (not reached 1 of 5)" takes two lines
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Compare", storage, _content())
     reader = page.reader
-    page.choose(CONTROLS, lambda asked: _chosen(reader, asked), reader.experiments)
+    page.choose(CONTROLS, lambda query: _chosen(reader, query), reader.experiments)
 
     @page.refreshes(
         page.drawn("curves"),
@@ -83,29 +96,40 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
             return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
-        everyone = reader.read(experiment)
-        offered = list(dict.fromkeys(study.optimizer for study in everyone if study.optimizer != EMA_GRID))
-        only = [name for name in only or () if name in offered]  # another experiment may not have them
-        studies = _pinned(everyone, only)
-        points = points_of(reader, experiment, siblings=True)
-        points = {point: _pinned(group, only) for point, group in points.items()}
-        sweep, traded = _sweep(points, experiment, theme), [study for point in points.values() for study in point]
-        now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up, offered)
-        if now == seen:
-            return *[no_update] * 13, parts.refresh_interval(studies), no_update
+        all_studies = reader.read(experiment)
+        optimizers = list(dict.fromkeys(study.optimizer for study in all_studies if study.optimizer != EMA_GRID))
+        shown = [name for name in only or () if name in optimizers]  # another experiment may not have them
+        studies = _of_optimizers(all_studies, shown)
+        points = {
+            point: _of_optimizers(group, shown) for point, group in points_of(reader, experiment, siblings=True).items()
+        }
+        sweep_studies = [study for group in points.values() for study in group]
+        interval = parts.refresh_interval(studies)
+        controls = (axis, scale, target, across, up, optimizers)
+        signature = parts.signature([*studies, *sweep_studies], theme, *controls)
+        if signature == seen:
+            return *[no_update] * 13, interval, no_update
         ranked = ranking(studies, value=target)
-        figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
         metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-        listed = _columns(metric, axis, target)
-        sent = no_update if listed == columns else listed  # a reader may have made them wider
-        metrics = metrics_of(traded)
-        chosen = (name if name in metrics else None for name in (across, up))
-        drawn = trade_off_figure(traded, *chosen, theme=theme) or empty_figure(ONE_METRIC, theme)
-        measured = comparison_table(studies)
-        table = "" if measured is None else parts.section("Evaluation metrics, held out", parts.table(*measured))
-        above = ("", headline(ranked, metric), figure, sent, [_row(row, axis) for row in ranked])
-        below = (table, drawn, metrics, metrics, offered, sweep, _settings(studies), _studies(studies))
-        return *above, *below, parts.refresh_interval(studies), now
+        new_columns = _columns(metric, axis, target)
+        metrics = metrics_of(sweep_studies)
+        return (
+            "",
+            headline(ranked, metric),
+            comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
+            no_update if new_columns == columns else new_columns,  # a reader may have made them wider
+            [_row(row, axis) for row in ranked],
+            _metrics(studies),
+            _trade_off(sweep_studies, across, up, theme),
+            metrics,
+            metrics,
+            optimizers,
+            _sweep(points, experiment, theme),
+            _settings(studies),
+            _studies(studies),
+            interval,
+            signature,
+        )
 
     @page.app.callback(
         Output("download", "data"),
@@ -122,21 +146,27 @@ def build(storage: RDBStorage) -> dash.Dash:
     return page.app
 
 
-def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
-    """The values of the controls that an address asks for."""
-    known = reader.experiments()
-    experiment = asked.get("experiment") or (known[-1] if known else None)
-    studies = reader.read(experiment) if experiment in known else ()
-    axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
-    scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
-    traded = asked.get("across") or None, asked.get("up") or None
-    only = [name for name in asked.get("only", "").split(",") if name]
-    return experiment, axis, only, scale, _number(asked.get("target")), *traded
+def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
+    """The values of the controls that the query of an address asks for."""
+    experiments = reader.experiments()
+    experiment = query.get("experiment") or next(reversed(experiments), None)
+    axis = query.get("axis")
+    if axis not in AXES:
+        studies = reader.read(experiment) if experiment in experiments else ()
+        axis = default_axis(studies)
+    only = [name for name in query.get("only", "").split(",") if name]
+    scale = [name for name in query.get("scale", "y").split(",") if name in SCALES]
+    target = _number(query.get("target", ""))
+    across = query.get("across") or None
+    up = query.get("up") or None
+    return experiment, axis, only, scale, target, across, up
 
 
-def _pinned(studies: Sequence[StudyHistory], only: Sequence[str]) -> tuple[StudyHistory, ...]:
-    """Those of these optimizers, if any are named, and EMA*, with which everything is compared."""
-    return tuple(study for study in studies if not only or study.optimizer in {*only, EMA_GRID})
+def _of_optimizers(studies: Sequence[StudyHistory], names: Sequence[str]) -> tuple[StudyHistory, ...]:
+    """The studies of these optimizers, if any are named, and EMA*, with which everything is compared."""
+    if not names:
+        return tuple(studies)
+    return tuple(study for study in studies if study.optimizer in {*names, EMA_GRID})
 
 
 def _content() -> list[Any]:
@@ -199,79 +229,131 @@ def _content() -> list[Any]:
     ]
 
 
+def _metrics(studies: Sequence[StudyHistory]) -> Any:
+    table = comparison_table(studies)
+    if table is None:
+        return ""
+    return parts.section("Evaluation metrics, held out", parts.table(*table))
+
+
+def _trade_off(studies: Sequence[StudyHistory], across: str | None, up: str | None, theme: Theme) -> Any:
+    """The figure of these two metrics; those that no answer has are chosen by the figure."""
+    metrics = metrics_of(studies)
+    x = across if across in metrics else None
+    y = up if up in metrics else None
+    return trade_off_figure(studies, x, y, theme=theme) or empty_figure(ONE_METRIC, theme)
+
+
 def _row(row: Ranked, axis: str) -> dict[str, Any]:
     """The numbers that the table sorts by and that are downloaded, and the texts that it shows for them."""
-    found: dict[str, Any] = {"optimizer": row.label, "seeds": row.seeds, "unfinished": row.seeds - row.finished}
-    for name in ("held_out", "searched"):
-        mean, deviation = getattr(row, name) or (None, None)
-        found |= {name: mean, f"{name}_sd": deviation, f"{name}_text": number(mean, deviation)}
-    for name, costs in (("to_ema", row.to_ema), ("to_value", row.to_value)):
-        reach = costs.get(axis)
-        found |= {name: None if reach is None else reach.median, f"{name}_text": "" if reach is None else reach.text}
-    below, apart = row.below_ema, row.difference
-    ends = (None, None) if apart is None else (apart.low, apart.high)
-    interval = "" if None in ends else f" [{ends[0]:+.3g}, {ends[1]:+.3g}]"
     return {
-        **found,
-        **{"doubtful": row.doubtful, "verdict": row.verdict},
-        **{"difference": None if apart is None else apart.mean, "difference_low": ends[0], "difference_high": ends[1]},
-        "difference_text": "–" if apart is None else f"{apart.mean:+.3g}{interval}",
-        "below_ema_percent": None if below is None else 100 * below,
-        "below_ema_text": "–" if below is None else f"{100 * below:+.1f} %",
+        "optimizer": row.label,
+        "seeds": row.seeds,
+        "unfinished": row.seeds - row.finished,
+        **_spread_cells("held_out", row.held_out),
+        **_spread_cells("searched", row.searched),
+        **_cost_cells("to_ema", row.to_ema.get(axis)),
+        **_cost_cells("to_value", row.to_value.get(axis)),
+        "doubtful": row.doubtful,
+        "verdict": row.verdict,
+        **_difference_cells(row.difference),
+        "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,
+        "below_ema_text": percent(row.below_ema),
         "colour": style(row.optimizer).colour,
     }
 
 
+def _spread_cells(name: str, spread: Spread | None) -> dict[str, Any]:
+    mean, deviation = spread or (None, None)
+    return {name: mean, f"{name}_sd": deviation, f"{name}_text": spread_text(spread)}
+
+
+def _cost_cells(name: str, reach: Reach | None) -> dict[str, Any]:
+    if reach is None:
+        return {name: None, f"{name}_text": ""}
+    return {name: reach.median, f"{name}_text": reach.text}
+
+
+def _difference_cells(difference: Difference | None) -> dict[str, Any]:
+    if difference is None:
+        return {
+            "difference": None,
+            "difference_low": None,
+            "difference_high": None,
+            "difference_text": UNKNOWN,
+        }
+    return {
+        "difference": difference.mean,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "difference_text": difference.text("+.3g"),
+    }
+
+
 def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any]]:
+    """The columns of the ranking, as ag-grid describes them."""
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
-    costs = [{**_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*"), **LINES}]
-    if target is not None:
-        costs.append({**_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"), **LINES})
-    return [
-        {"field": "optimizer", "headerName": "Optimizer", **LINES, "minWidth": 150, "cellStyle": swatch},
-        {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
-        {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 170},
-        {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
-        {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 185},
-        *costs,
-        {**_quantity("searched", f"Searched {metric}"), **LOSS},
-        {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70},
+    cost = AXES[axis].capitalize()
+    columns: list[dict[str, Any]] = [
+        {
+            "field": "optimizer",
+            "headerName": "Optimizer",
+            "minWidth": 150,
+            "cellStyle": swatch,
+            **SEVERAL_LINES,
+        },
+        _quantity("held_out", f"Held-out {metric}", minWidth=LOSS_WIDTH),
+        {"field": "verdict", "headerName": "Verdict", "minWidth": 170, **SEVERAL_LINES},
+        _quantity("below_ema_percent", "Against EMA*", text="below_ema_text", minWidth=95),
+        _quantity("difference", "Difference from the best", minWidth=185, **SEVERAL_LINES),
+        _quantity("to_ema", f"{cost} to EMA*", **SEVERAL_LINES),
     ]
+    if target is not None:
+        columns.append(_quantity("to_value", f"{cost} to {target:g}", **SEVERAL_LINES))
+    columns.append(_quantity("searched", f"Searched {metric}", minWidth=LOSS_WIDTH))
+    columns.append({"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70})
+    return columns
 
 
-def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, Any]:
-    """A column that sorts and filters by a number and shows a text."""
+def _quantity(field: str, title: str, *, text: str | None = None, **options: Any) -> dict[str, Any]:
+    """A column that sorts and filters by a number and shows a text; ``options`` are ag-grid's."""
     return {
         "field": field,
         "headerName": title,
         "type": "rightAligned",
         "filter": "agNumberColumnFilter",
         "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
+        **options,
     }
 
 
 def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str, theme: Theme) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
-    if not (keys := varied_keys(points)):
+    keys = varied_keys(points)
+    if not keys:
         return ""
     rows = []
     for point, studies in points.items():
-        here = "shown" if point == experiment else html.A("show", href=f"?experiment={quote(point)}")
         varied = split_point(point)[1]
+        values = [varied.get(key, UNKNOWN) for key in keys]
+        link: Any = "shown"
+        if point != experiment:
+            link = html.A("show", href=f"?experiment={quote(point)}")
         for row in ranking(studies):
-            below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
-            held_out, searched = (number(*(value or (None, None))) for value in (row.held_out, row.searched))
-            values = [varied.get(key, "–") for key in keys]
-            rows.append([*values, row.label, row.seeds, held_out, below, searched, here])
+            results = [spread_text(row.held_out), percent(row.below_ema), spread_text(row.searched)]
+            rows.append([*values, row.label, row.seeds, *results, link])
     header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
-    drawn: Any = dcc.Graph(figure=parallel_figure(points, theme), config=cast("Any", CONFIG))
-    return parts.section("Sweep", drawn, parts.table(header, rows, text=len(keys) + 1))
+    figure: Any = dcc.Graph(figure=parallel_figure(points, theme), config=cast("Any", CONFIG))
+    return parts.section("Sweep", figure, parts.table(header, rows, text=len(keys) + 1))
 
 
 def _settings(studies: Sequence[StudyHistory]) -> Any:
     """The settings in which these studies differ; those that a sweep varies are in its own table."""
-    differ = settings_table(studies)
-    return "" if differ is None else parts.section("Settings that differ", parts.table(*differ, text=len(differ[0])))
+    table = settings_table(studies)
+    if table is None:
+        return ""
+    header, rows = table
+    return parts.section("Settings that differ", parts.table(header, rows, text=len(header)))
 
 
 def _studies(studies: Sequence[StudyHistory]) -> Any:
@@ -280,15 +362,14 @@ def _studies(studies: Sequence[StudyHistory]) -> Any:
 
 
 def _study(study: StudyHistory) -> list[Any]:
-    state = Progress.of(study)
+    progress = Progress.of(study)
     finished = study.finished
-    done = f"{state.done:,}" + ("" if state.total is None else f" of {state.total:,}") + f" {state.unit}"
     return [
         parts.study_link(study),
-        state.state,
-        done,
-        state.failed,
-        number(None if study.held_out is None else study.held_out.loss),
+        progress.state,
+        f"{count(progress.done, progress.total)} {progress.unit}",
+        progress.failed,
+        number(study.held_out_loss),
         number(study.searched),
         f"{finished['images'].sum():,.0f}",
         duration(float(finished["seconds"].sum())),
@@ -298,7 +379,8 @@ def _study(study: StudyHistory) -> list[Any]:
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as the table shows them now, numbers in full. Texts are escaped so that no spreadsheet computes them."""
-    names = [name for name in (rows[0] if rows else {}) if name != "colour" and not name.endswith("_text")]
+    first = rows[0] if rows else {}
+    names = [name for name in first if name != "colour" and not name.endswith("_text")]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(names)
@@ -307,11 +389,14 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return value
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str) -> float | None:
+    """A number of an address; ``None`` for any other text."""
     try:
-        return float(text) if text else None
+        return float(text)
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""Images of a found model and of EMA* from the same noise; pairs that differ most come first (App. E)."""
+"""Images of a study's answer and of EMA* from the same noise; pairs that differ most come first (App. E)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flask import Response, request
 from optuna.storages import RDBStorage
 
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import number
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
@@ -23,10 +24,11 @@ ZOOM = (100, 600)  # percent of the pane's width
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    page, folder = parts.Page(__name__, "Images", storage, _content()), artifact_directory(storage.url)
+    page = parts.Page(__name__, "Images", storage, _content())
     reader = page.reader
+    folder = artifact_directory(storage.url)
     page.in_browser("zoom", Output("zoomed", "children"), Input("zoom", "value"))
-    page.choose(["study", "zoom"], lambda asked: (page.chosen_study(asked), _zoom(asked)), reader.searches)
+    page.choose(["study", "zoom"], lambda query: (page.chosen_study(query), _zoom(query)), reader.searches)
     page.app.server.add_url_rule("/file", view_func=lambda: _file(reader, folder))
 
     @page.refreshes(Output("links", "children"), Output("images", "children"), controls=["study"])
@@ -36,29 +38,44 @@ def build(storage: RDBStorage) -> dash.Dash:
         studies = reader.read_studies([name])
         if not studies:
             return f"{name}: no such study; choose another one", "", "", "", parts.IDLE_MS, ""
-        (study,) = studies
-        shown = StoredImage.of_answer(reader, study, folder)
-        now = repr((name, study.study_id, study.chosen, [image.artifact_id for image in shown]))
-        if now == seen:
-            return *[no_update] * 4, parts.refresh_interval(studies), no_update
-        links = [parts.study_link(study, text="This study"), parts.optuna_link(study, "Its trials in optuna-dashboard")]
-        return "", _headline(study), links, _panes(study, shown), parts.refresh_interval(studies), now
+        [study] = studies
+        images = StoredImage.of_answer(reader, study, folder)
+        signature = repr((name, study.study_id, study.chosen, [image.artifact_id for image in images]))
+        interval = parts.refresh_interval(studies)
+        if signature == seen:
+            return *[no_update] * 4, interval, no_update
+        return "", _headline(study), _links(study), _panes(study, images), interval, signature
 
     return page.app
 
 
-def _zoom(asked: Mapping[str, str]) -> int:
-    zoom = int(asked["zoom"]) if asked.get("zoom", "").isdecimal() else ZOOM[0]
-    return min(max(zoom, ZOOM[0]), ZOOM[1])
+def _zoom(query: Mapping[str, str]) -> int:
+    """Percent, within its limits."""
+    smallest, largest = ZOOM
+    text = query.get("zoom", "")
+    if not text.isdecimal():
+        return smallest
+    return min(max(int(text), smallest), largest)
 
 
 def _file(reader: HistoryReader, folder: Path) -> Response:
     """Serve an image that the database names for this study's answer, and no other file of the folder."""
     name = request.args.get("study", "")
-    studies = reader.read_studies([name]) if name in reader.names() else ()
-    images = {image.artifact_id: image for study in studies for image in StoredImage.of_answer(reader, study, folder)}
-    found = images.get(request.args.get("artifact", ""))
-    return parts.image_response(None if found is None else found.content)
+    if name not in reader.names():
+        return parts.image_response(None)
+    asked_id = request.args.get("artifact", "")
+    for study in reader.read_studies([name]):
+        for image in StoredImage.of_answer(reader, study, folder):
+            if image.artifact_id == asked_id:
+                return parts.image_response(image.content)
+    return parts.image_response(None)
+
+
+def _links(study: StudyHistory) -> list[Any]:
+    return [
+        parts.study_link(study, text="This study"),
+        parts.optuna_link(study, "Its trials in optuna-dashboard"),
+    ]
 
 
 def _content() -> list[Any]:
@@ -81,26 +98,35 @@ def _content() -> list[Any]:
 def _headline(study: StudyHistory) -> str:
     if study.chosen is None:
         return f"{study.study} has no complete trial yet"
-    if study.held_out is not None and study.held_out.loss is not None:
-        return f"{study.study}, trial {study.chosen}: held-out {study.metric} {study.held_out.loss:.4g}"
-    return f"{study.study}, trial {study.chosen}: searched {study.metric} {number(study.searched)}"
+    answer = f"{study.study}, trial {study.chosen}"
+    if study.held_out is not None:
+        return f"{answer}: held-out {study.metric} {study.held_out.loss:.4g}"
+    return f"{answer}: searched {study.metric} {number(study.searched)}"
 
 
-def _panes(study: StudyHistory, shown: Sequence[StoredImage]) -> Any:
+def _panes(study: StudyHistory, images: Sequence[StoredImage]) -> Any:
     """The images; if there are none, why, and which command makes them."""
-    if shown:
-        listed = [("images/file", {"study": study.study, "artifact": one.artifact_id}, one.caption) for one in shown]
-        panes = parts.panes(
-            listed,
-            "Images at the same place come from the same noise; those whose features differ most come first. "
-            "Open one to see it in full.",
-        )
-        return [*panes, *parts.before_and_after(*listed)] if len(listed) == 2 else panes
+    if not images:
+        return html.P(_why_no_images(study))
+    served: list[parts.ServedImage] = [
+        ("images/file", {"study": study.study, "artifact": image.artifact_id}, image.caption) for image in images
+    ]
+    panes = parts.panes(
+        served,
+        "Images at the same place come from the same noise; those whose features differ most come first. "
+        "Open one to see it in full.",
+    )
+    if len(served) != 2:
+        return panes
+    return [*panes, *parts.before_and_after(*served)]
+
+
+def _why_no_images(study: StudyHistory) -> str:
     if study.chosen is None:
-        return html.P("No complete trial yet. Images are stored when the search ends.")
-    if study.label != study.optimizer:
-        return html.P("A baseline has no images of its own: those of each search show it, too. Choose another study.")
-    return html.P(
+        return "No complete trial yet. Images are stored when the search ends."
+    if study.optimizer in BASELINES:
+        return "A baseline has no images of its own: those of each search show it, too. Choose another study."
+    return (
         "No images are stored with the answer of this study. An objective that samples images stores them "
         "when the search ends and an EMAGrid study of the same experiment is finished: lcsc run STUDY_FILE"
     )

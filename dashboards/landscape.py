@@ -20,9 +20,11 @@ def build(storage: RDBStorage) -> dash.Dash:
     page = parts.Page(__name__, "Landscape", storage, _content())
     reader = page.reader
 
-    def chosen(asked: Mapping[str, str]) -> tuple[str | None]:
-        near = Landscape.names(reader, asked.get("experiment"))
-        return (asked.get("landscape", near[-1] if near else None),)
+    def chosen(query: Mapping[str, str]) -> tuple[str | None]:
+        """The landscape that the address asks for, else the newest one of its experiment, if it names one."""
+        names = Landscape.names(reader, query.get("experiment"))
+        newest = next(reversed(names), None)
+        return (query.get("landscape", newest),)
 
     page.choose(["landscape"], chosen, lambda: Landscape.names(reader))
 
@@ -32,12 +34,14 @@ def build(storage: RDBStorage) -> dash.Dash:
             study = page.chosen_study({}) or "experiment/optimizer/seed"
             nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
-        data = Landscape.read(reader, name)
-        shown = [data.study, *(study for study, *_ in data.searches)]
-        now, interval = parts.signature(shown, theme), parts.refresh_interval(shown)
-        if now == seen:
+        landscape = Landscape.read(reader, name)
+        studies = [landscape.study, *(search.study for search in landscape.searches)]
+        signature = parts.signature(studies, theme)
+        interval = parts.refresh_interval(studies)
+        if signature == seen:
             return *[no_update] * 4, interval, no_update
-        return "", _headline(data), _points(data), data.figure(theme=theme), interval, now
+        figure = landscape.figure(theme=theme)
+        return "", _headline(landscape), _points(landscape), figure, interval, signature
 
     return page.app
 
@@ -50,26 +54,29 @@ def _content() -> list[Any]:
         parts.graph("plane", label="The loss on the plane through three models, with candidates"),
         parts.section("Named points", html.Div(id="points")),
         html.P(
-            "The plane and the searches are evaluated on the same noise, so the lowest values flatter themselves a "
-            "little: lcsc evaluate measures a study's answer on held-out noise.",
+            "The plane and the searches are evaluated on the same noise, so the lowest values are optimistically "
+            "biased: lcsc evaluate measures a study's answer on held-out noise.",
             className="note",
         ),
     ]
 
 
-def _headline(data: Landscape) -> str:
+def _headline(landscape: Landscape) -> str:
     """The result of the plane, in one line."""
-    name, lowest, finished, total = data.study.study, data.lowest, len(data.study.finished), data.total
-    done = "" if finished >= total else f", after {finished:,} of {total:,} points"
+    name = landscape.study.study
+    evaluated = len(landscape.study.finished)
+    progress = ""
+    if evaluated < landscape.total:
+        progress = f", after {evaluated:,} of {landscape.total:,} points"
+    lowest = landscape.lowest
     if lowest is None:
-        return f"{name} has no value yet{done}. Continue it: lcsc resume {name}"
-    place = f"({lowest['x']:.3g}, {lowest['y']:.3g})"
-    return f"{name}: lowest {data.study.metric} on the plane {lowest['loss']:.4g} at {place}{done}"
+        return f"{name} has no value yet{progress}. Continue it: lcsc resume {name}"
+    place = f"({lowest.x:.3g}, {lowest.y:.3g})"
+    return f"{name}: lowest {landscape.study.metric} on the plane {lowest.loss:.4g} at {place}{progress}"
 
 
-def _points(data: Landscape) -> Any:
+def _points(landscape: Landscape) -> Any:
     rows = [
-        [point["name"], f"{point['x']:.3g}", f"{point['y']:.3g}", number(point["loss"]), point["trial"]]
-        for point in data.points
+        [point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss), point.trial] for point in landscape.points
     ]
-    return parts.table(("", "x", "y", data.study.metric, "trial"), rows)
+    return parts.table(("", "x", "y", landscape.study.metric, "trial"), rows)

@@ -14,12 +14,12 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
-from lcsc_opt.views import number
+from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.ranking import report_table
 from lcsc_opt.views.study_status import FailureReason, Progress, duration
+from lcsc_opt.views.tables import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -31,6 +31,7 @@ FIGURES = {
 }
 TEXTS = ("metrics", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
+MOST_WAITING = 8  # trials that are listed
 OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than this
 
 
@@ -38,33 +39,45 @@ def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Study", storage, _content())
     reader = page.reader
-    page.choose(["study"], lambda asked: (page.chosen_study(asked),), reader.searches)
-    places = (*(Output(name, "children") for name in TEXTS), *(page.drawn(name) for name in FIGURES))
+    page.choose(["study"], lambda query: (page.chosen_study(query),), reader.searches)
+    outputs = [Output(name, "children") for name in TEXTS]
+    outputs += [page.drawn(name) for name in FIGURES]
 
-    @page.refreshes(*places, controls=["study"])
+    @page.refreshes(*outputs, controls=["study"])
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
-        studies = reader.read(split_name(name)[0]) if name else ()
+        if not name:
+            return "", NOTHING, *_blank(NOTHING, theme), parts.RUNNING_MS, None
+        studies = reader.read(split_name(name)[0])
         study = next((study for study in studies if study.study == name), None)
         if study is None:
-            said = f"{name}: no such study; choose another one" if name else NOTHING
-            problem = (said, "") if name else ("", said)
-            nothing = [*[""] * len(TEXTS), *[empty_figure(said, theme)] * len(FIGURES)]
-            return *problem, *nothing, parts.IDLE_MS if name else parts.RUNNING_MS, None
-        state = Progress.of(study)
-        now = _seen(study, studies, theme)
-        wanted = {key for key in now if now[key] != (seen or {}).get(key)}
-        figures = own_figures(reader, study, studies, wanted, theme=theme)
-        if "distances" in wanted:
+            problem = f"{name}: no such study; choose another one"
+            return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
+        progress = Progress.of(study)
+        signatures = _signatures(study, studies, theme)
+        changed = {key for key in signatures if signatures[key] != (seen or {}).get(key)}
+        figures = own_figures(reader, study, studies, changed, theme=theme)
+        if "distances" in changed:
             figures["distances"] = distances_figure(reader, studies, theme=theme)
-        links = [
-            parts.optuna_link(study, "This study in optuna-dashboard"),
-            parts.study_link(study, "images", "Its images"),
-        ]
-        texts = (_metrics(study), _progress(study, state), _nodes(study), _failures(study), links)
-        drawn = (figures.get(key, no_update) for key in FIGURES)
-        return "", _headline(study, state), *texts, *drawn, parts.refresh_interval([study]), now
+        return (
+            "",
+            _headline(study, progress),
+            _metrics(study),
+            _progress(study, progress),
+            _nodes(study),
+            _failures(study),
+            _links(study),
+            *(figures.get(key, no_update) for key in FIGURES),
+            parts.refresh_interval([study]),
+            signatures,
+        )
 
     return page.app
+
+
+def _blank(message: str, theme: Theme) -> list[Any]:
+    """The texts and figures where there is no study to show."""
+    texts: list[Any] = [""] * len(TEXTS)
+    return texts + [empty_figure(message, theme)] * len(FIGURES)
 
 
 def _content() -> list[Any]:
@@ -84,93 +97,134 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: StudyHistory, state: Progress) -> str:
+def _links(study: StudyHistory) -> list[Any]:
+    return [
+        parts.optuna_link(study, "This study in optuna-dashboard"),
+        parts.study_link(study, "images", "Its images"),
+    ]
+
+
+def _headline(study: StudyHistory, progress: Progress) -> str:
     """The state of a study, in one line."""
-    best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
-    if study.held_out is not None and study.held_out.loss is not None:
+    state = f"{study.study} is {progress.state}"
+    if progress.seconds_left is not None:
+        state += f", {duration(progress.seconds_left)} left"
+    return f"{state}: {_best(study)}"
+
+
+def _best(study: StudyHistory) -> str:
+    """The study's best loss, on held-out noise where it was measured there."""
+    if study.held_out is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {number(study.searched)} searched"
         if study.held_out.warning is not None:
             best += f". Warning: {study.held_out.warning}"
-    left = "" if state.seconds_left is None else f", {duration(state.seconds_left)} left"
-    return f"{study.study} is {state.state}{left}: {best}"
+        return best
+    if study.searched is None:
+        return "no result yet"
+    return f"best {study.metric} {study.searched:.4g} searched"
 
 
 def _metrics(study: StudyHistory) -> Any:
     """The report on held-out noise, if there is one."""
     if study.held_out is None or not study.held_out.rows:
         return ""
-    return parts.section("Evaluation metrics, held out", parts.table(*report_table(study.held_out.rows), text=2))
+    header, rows = report_table(study.held_out.rows)
+    return parts.section("Evaluation metrics, held out", parts.table(header, rows, text=2))
 
 
-def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
+def _signatures(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
+    answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
+    ema_answer = None
+    compared = [study]
+    if ema is not None:
+        ema_answer = (ema.study, ema.chosen)
+        compared.append(ema)
     answers = [(other.study, other.chosen) for other in studies]
-    found = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
-    against = repr((None if ema is None else (ema.study, ema.chosen), found))
-    new = parts.signature([study], theme)
     return {
-        "best_so_far": parts.signature([study, *([] if ema is None else [ema])], theme),
-        "coefficients": against,
-        "movement": found,
-        "times": new,
+        "best_so_far": parts.signature(compared, theme),
+        "coefficients": repr((ema_answer, answer)),
+        "movement": answer,
+        "times": parts.signature([study], theme),
         "distances": repr((answers, theme)),
     }
 
 
-def _progress(study: StudyHistory, state: Progress) -> list[Any]:
-    total = "" if state.total is None else f" of {state.total:,}"
-    rate = "–" if state.per_hour is None else f"{state.per_hour:,.0f} an hour"
+def _progress(study: StudyHistory, progress: Progress) -> list[Any]:
+    """The state of a study in numbers, and what it is evaluating."""
     tiles = {
-        "State": state.state,
-        state.unit.capitalize(): f"{state.done:,}{total}",
-        "Rate": rate,
-        "Time left": "–" if state.seconds_left is None else duration(state.seconds_left),
-        "Workers": f"{study.workers}, " + (f"run from {study.holder}" if study.holder else "not running"),
-        "Failed trials": f"{state.failed:,}" + (f", {state.retried} tried again" if state.retried else ""),
+        "State": progress.state,
+        progress.unit.capitalize(): count(progress.done, progress.total),
+        "Rate": UNKNOWN if progress.per_hour is None else f"{progress.per_hour:,.0f} an hour",
+        "Time left": UNKNOWN if progress.seconds_left is None else duration(progress.seconds_left),
+        "Workers": f"{study.workers}, {_coordinator(study)}",
+        "Failed trials": _failed_trials(progress),
     }
     shown = [html.Div([html.Dt(name), html.Dd(value)], className="tile") for name, value in tiles.items()]
-    label: Any = {"aria-label": "progress"}
-    bar = [] if state.share is None else [html.Progress(value=str(state.share), max="1", **label)]
-    return [*bar, html.Dl(shown, className="tiles"), *_evaluating(study)]
+    content: list[Any] = []
+    if progress.share is not None:
+        label: Any = {"aria-label": "progress"}
+        content.append(html.Progress(value=str(progress.share), max="1", **label))
+    return [*content, html.Dl(shown, className="tiles"), *_evaluating(study)]
+
+
+def _coordinator(study: StudyHistory) -> str:
+    return f"run from {study.holder}" if study.holder else "not running"
+
+
+def _failed_trials(progress: Progress) -> str:
+    if not progress.retried:
+        return f"{progress.failed:,}"
+    return f"{progress.failed:,}, {progress.retried} tried again"
 
 
 def _evaluating(study: StudyHistory) -> list[Any]:
     """Which trials have no result yet, the one that was asked first in front."""
-    rows = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
-    waiting = sorted((float(row["started"]), int(row["number"])) for row in rows)[:8]
+    unfinished = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
+    waiting = sorted((float(trial["started"]), int(trial["number"])) for trial in unfinished)[:MOST_WAITING]
     if not waiting:
         return []
     if not study.running:
-        listed = ", ".join(str(trial) for _, trial in waiting)
-        return [html.P(f"No result of trial {listed} yet; lcsc resume evaluates it again.", className="note")]
+        numbers = ", ".join(str(trial) for _, trial in waiting)
+        return [html.P(f"No result of trial {numbers} yet; lcsc resume evaluates it again.", className="note")]
     now = time.time()
-    listed = ", ".join(f"trial {trial} for {duration(max(now - asked, 0.0))}" for asked, trial in waiting)
-    return [html.P(f"Evaluating {listed}.", className="note")]
+    ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
+    return [html.P(f"Evaluating {ages}.", className="note")]
 
 
 def _nodes(study: StudyHistory) -> Any:
     """A row for each machine, while the study runs. The process that searches may be the worker itself."""
     if study.holder is None:
         return ""
-    old = ""
+    nodes: Sequence[NodeWork] = ()
+    age = ""
     if study.nodes_seen_at >= study.held_since:  # not from an earlier run
-        nodes, seconds = study.nodes, time.time() - study.nodes_seen_at
-        old = f", {duration(seconds)} ago" if seconds > OLD_SECONDS else ""
-    else:
-        nodes = (NodeWork(study.holder, 1, 0),) if study.workers == 1 else ()
+        nodes = study.nodes
+        seconds = time.time() - study.nodes_seen_at
+        if seconds > OLD_SECONDS:
+            age = f", {duration(seconds)} ago"
+    elif study.workers == 1:
+        nodes = [NodeWork(study.holder, 1, 0)]
     rows = [[node.name or "before they began", node.alive, node.deaths] for node in nodes]
-    said = f"{sum(node.alive for node in nodes)} of {study.workers} workers answer{old}."
-    table = parts.table(("machine", "alive", "died"), rows)
-    return parts.section("Workers", html.P(said, className="note"), table)
+    alive = sum(node.alive for node in nodes)
+    summary = html.P(f"{alive} of {study.workers} workers answer{age}.", className="note")
+    return parts.section("Workers", summary, parts.table(("machine", "alive", "died"), rows))
 
 
 def _failures(study: StudyHistory) -> Any:
-    found = FailureReason.of(study)
-    if not found:
+    """The most frequent reasons of failures, with their tracebacks."""
+    failures = FailureReason.of(study)
+    if not failures:
         return ""
-    shown = found[:MOST_REASONS]
+    shown = failures[:MOST_REASONS]
     rows = [[failure.reason, failure.attempts, failure.lost] for failure in shown]
-    more = [html.P(f"and {len(found) - MOST_REASONS} more reasons", className="note")] * (len(found) > MOST_REASONS)
-    where = [html.Details([html.Summary(one.reason), html.Pre(one.traceback)]) for one in shown if one.traceback]
-    return parts.section("Failures", parts.table(("reason", "attempts", "trials lost"), rows), *more, *where)
+    content: list[Any] = [parts.table(("reason", "attempts", "trials lost"), rows)]
+    if len(failures) > MOST_REASONS:
+        content.append(html.P(f"and {len(failures) - MOST_REASONS} more reasons", className="note"))
+    content += [
+        html.Details([html.Summary(failure.reason), html.Pre(failure.traceback)])
+        for failure in shown
+        if failure.traceback
+    ]
+    return parts.section("Failures", *content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import dash
@@ -14,8 +15,9 @@ from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure
 from lcsc_opt.views.trainings import TrainingHistory
 
-SHOWN = 12  # sheets, the newest ones
-NOTE = "Images at the same place come from the same noise, of the weights at that step, which are no average."
+MOST_SHEETS = 12  # the newest ones
+LONGEST_STEP = 12  # digits
+NOTE = "Images at the same place come from the same noise. They are of the weights at that step, not of an average."
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -24,18 +26,23 @@ def build(storage: RDBStorage) -> dash.Dash:
     nothing = f"No training in {folder}: start one with lcsc train"
     page = parts.Page(__name__, "Training", storage, _content())
 
-    def newest() -> str | None:
-        return next(reversed(list(TrainingHistory.find(folder))), None)
+    def names() -> list[str]:
+        return list(TrainingHistory.find(folder))
 
-    page.choose(
-        ["training"], lambda asked: (asked.get("training") or newest(),), lambda: list(TrainingHistory.find(folder))
-    )
+    def chosen(query: Mapping[str, str]) -> tuple[str | None]:
+        """The training that the address asks for, else the newest one."""
+        newest = next(reversed(names()), None)
+        return (query.get("training") or newest,)
+
+    page.choose(["training"], chosen, names)
 
     def sheet() -> Response:
         """Serve the samples of a step of a shown training, and no other file."""
-        found, step = TrainingHistory.find(folder).get(request.args.get("training", "")), request.args.get("step", "")
-        content = None if found is None or not step.isdecimal() or len(step) > 12 else found.sheet(int(step))
-        return parts.image_response(content)
+        training = TrainingHistory.find(folder).get(request.args.get("training", ""))
+        step = request.args.get("step", "")
+        if training is None or not step.isdecimal() or len(step) > LONGEST_STEP:
+            return parts.image_response(None)
+        return parts.image_response(training.sheet(int(step)))
 
     page.app.server.add_url_rule("/sheet", view_func=sheet)
 
@@ -45,13 +52,13 @@ def build(storage: RDBStorage) -> dash.Dash:
             return "", nothing, empty_figure(nothing, theme), "", parts.RUNNING_MS, ""
         training = TrainingHistory.find(folder).get(name)
         if training is None:
-            gone = f"{name}: no such training; choose another one"
-            return gone, "", empty_figure(gone, theme), "", parts.IDLE_MS, ""
+            problem = f"{name}: no such training; choose another one"
+            return problem, "", empty_figure(problem, theme), "", parts.IDLE_MS, ""
         interval = parts.RUNNING_MS if training.running else parts.IDLE_MS
-        now = repr((training, theme))
-        if now == seen:
+        signature = repr((training, theme))
+        if signature == seen:
             return *[no_update] * 4, interval, no_update
-        return "", training.headline, training.figure(theme), _sheets(training), interval, now
+        return "", training.headline, training.figure(theme), _sheets(training), interval, signature
 
     return page.app
 
@@ -69,6 +76,8 @@ def _content() -> list[Any]:
 def _sheets(training: TrainingHistory) -> Any:
     if not training.sheets:
         return html.P("No samples yet: lcsc train --samples-every says how often they are written.")
-    newest = reversed(training.sheets[-SHOWN:])
-    images = [("training/sheet", {"training": training.name, "step": step}, f"step {step:,}") for step in newest]
+    images: list[parts.ServedImage] = [
+        ("training/sheet", {"training": training.name, "step": step}, f"step {step:,}")
+        for step in reversed(training.sheets[-MOST_SHEETS:])
+    ]
     return parts.panes(images, NOTE)

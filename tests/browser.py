@@ -25,6 +25,7 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
+COMPLAINTS = ("error", "warning", "trace")  # plotly.js warns with console.trace
 SECONDS = 60_000.0  # milliseconds; a shared machine may be slow
 
 
@@ -128,7 +129,7 @@ def watched(page: Any, home: str) -> Iterator[Watched]:
     page.emulate_media(color_scheme="light")
     page.set_default_timeout(SECONDS)
     listeners = {
-        "console": lambda message: problems.append(message.text) if message.type == "error" else None,
+        "console": lambda message: problems.append(message.text) if message.type in COMPLAINTS else None,
         "pageerror": lambda error: problems.append(str(error)),
         "dialog": lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()),
         "response": lambda got: problems.append(f"{got.status} {got.url}") if got.status >= 400 else None,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.database.history import TRIAL, StudyHistory
-from lcsc_opt.database.report import HeldOut
+from lcsc_opt.database.report import HeldOutReport, MeasuredModel
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
 
@@ -43,7 +43,7 @@ def history(
         **{
             **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
             **{"seed": seed, "trials": trials, "ended": ended, "metric": "FID", "steps": (100, 200, 300)},
-            **{"held_out": None if held_out is None else HeldOut(None, held_out)},
+            **{"held_out": None if held_out is None else HeldOutReport(None, MeasuredModel(held_out))},
             **{"budget": {"evaluations": len(losses)}, **changes},
         }
     )

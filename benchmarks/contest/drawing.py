@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from contest.entries import EMA, Cell
 from contest.numbers import Curves
 from lcsc_opt.database.names import label
-from lcsc_opt.views.figures.look import GREY, Style, figure, inert, style, template, with_alpha
+from lcsc_opt.views.figures.look import GREY, Style, figure_layout, inert, style, template, with_alpha
 
 AXES = {"images": "images sampled by the search", "seconds": "seconds of evaluations, on one core"}
 FID = "FID on held-out noise"
@@ -22,7 +22,7 @@ Field = Mapping[Cell, Sequence[Curves]]
 
 def cost_curve(cell: Cell, contenders: Sequence[Curves]) -> go.Figure:
     """One cell: held-out FID against images, means and ranges over seeds, with EMA* as a line."""
-    made = figure("light", name=f"cost/{cell.name}", height=480)
+    made = go.Figure(layout=figure_layout("light", name=f"cost/{cell.name}", height=480))
     _draw(made, contenders, "images", set())
     made.update_xaxes(title_text=AXES["images"], **_log_axis("~s")).update_yaxes(title_text=FID, **_log_axis())
     return made

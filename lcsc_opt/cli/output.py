@@ -6,11 +6,14 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from lcsc_opt.database.report import HeldOutReport
 
 _WIDTH_OF_FILES = 140  # characters, where the output is no terminal
 
@@ -92,11 +95,9 @@ def say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> None:
+def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
     """Print the rows of a held-out report as a table; nothing if there is none."""
-    from lcsc_opt.database.report import HeldOut
-    from lcsc_opt.views.ranking import report_table
+    from lcsc_opt.views.tables import report_table
 
-    report = HeldOut.parse(stored)
     if report is not None and report.rows:
         print_table(*report_table(report.rows), title=title)

@@ -17,6 +17,7 @@ from lcsc_opt.views import number
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import StudyHistory
+    from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.database.store import StoredStudy
 
 _HIDDEN_BY_FID = ("precision", "recall", "fdr")
@@ -37,7 +38,8 @@ def compare(
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.views.ranking import comparison_rows, comparison_table, different_samples, points_of, varied_keys
+    from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
+    from lcsc_opt.views.tables import comparison_rows, comparison_table
 
     points = points_of(HistoryReader(open_database(storage)), experiment)
     studies = [study for point in points.values() for study in point]
@@ -69,7 +71,8 @@ def compare(
 
 def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], keys: Sequence[str] = ()) -> None:
     """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides."""
-    from lcsc_opt.views.ranking import metric_names, ranking
+    from lcsc_opt.views.ranking import ranking
+    from lcsc_opt.views.tables import metric_names
 
     ranked = []
     for point, studies in points.items():
@@ -176,31 +179,33 @@ def evaluate(
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":
-        print_json(report)
+        print_json(report.to_json())
     else:
         _print_evaluation(stored, report)
 
 
-def _print_evaluation(stored: StoredStudy, report: Mapping[str, Any]) -> None:
+def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     """Print the choice on selection noise, and the report on held-out noise."""
-    sampled = f", {report['images']:,} images" if report["images"] else ""
+    sampled = ""
+    if report.images:
+        sampled = f", {report.images:,} images"
     trials = {trial.number: trial for trial in stored.trials()}
     rows = []
-    for chosen, loss in zip(report["chosen_from"], report["selection"], strict=True):
-        mark = "chosen" if chosen == report["trial"] else ""
+    for chosen, loss in report.selection.items():
+        mark = "chosen" if chosen == report.trial else ""
         rows.append((chosen, number(trials[chosen].value), number(loss), mark))
     print_table(("trial", "searched", f"selection{sampled}", ""), rows, title=stored.name)
 
     title = f"held out{sampled}"
     if sampled:
-        seeds = [str(group["seed"]) for group in report["groups"]]
-        title += f", noise group{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+        seeds = ", ".join(str(seed) for seed in report.seeds)
+        title += f", noise group{'s' * (len(report.seeds) > 1)} {seeds}"
     print_report(report, title=title)
-    for name, baseline in report.get("baselines", {}).items():
-        label = name
-        if "study" in baseline:
-            label = f"{baseline['label']}: {baseline['study']}, trial {baseline['trial']}"
-        typer.echo(f"{label}: {number(baseline['loss'])}")
+    for baseline in report.baselines:
+        label = baseline.name
+        if baseline.study is not None:
+            label = f"{baseline.label}: {baseline.study}, trial {baseline.trial}"
+        typer.echo(f"{label}: {number(baseline.measured.loss)}")
 
 
 def landscape(
@@ -235,9 +240,7 @@ def landscape(
     if output == "json":
         print_json(data.as_row())
     else:
-        rows = [
-            (point["name"], f"{point['x']:.3g}", f"{point['y']:.3g}", number(point["loss"])) for point in data.points
-        ]
+        rows = [(point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss)) for point in data.points]
         print_table(("", "x", "y", data.study.metric), rows, title=name)
     if plot is not None:
         write_figures({plot: data.figure()})

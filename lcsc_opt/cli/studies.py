@@ -200,6 +200,7 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
+    from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.views.study_status import overview
 
     if Path(study).exists() or Path(study).suffix:
@@ -217,7 +218,7 @@ def show(
         print_json(described)
         return
     print_described(study, {name: value for name, value in described.items() if name not in _PRINTED_APART})
-    print_report(described["held_out_report"])
+    print_report(HeldOutReport.from_json(described["held_out_report"]))
     groups = described["layer_groups"]
     if groups is not None:
         _print_groups(groups["names"], described["coefficients"], stored.attributes["steps"])

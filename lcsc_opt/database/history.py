@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.names import EMA_GRID, label
-from lcsc_opt.database.report import HeldOut
+from lcsc_opt.database.report import HeldOutReport
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
 
@@ -89,7 +89,7 @@ class StudyHistory:
     ordered: bool = True
     ended: bool = False
     forked_from: str | None = None
-    held_out: HeldOut | None = None
+    held_out: HeldOutReport | None = None
     average: str | None = None
     metric: str = "loss"
     keeps: bool = False
@@ -121,7 +121,7 @@ class StudyHistory:
 
     @property
     def warning(self) -> str | None:
-        """The warning of the held-out report, see :class:`HeldOut`, or ``None``."""
+        """The warning of the held-out report, see :class:`HeldOutReport`, or ``None``."""
         return None if self.held_out is None else self.held_out.warning
 
     @property

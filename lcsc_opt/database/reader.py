@@ -26,7 +26,7 @@ from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import COSTS, NODES, TRIAL, Floats, StudyHistory, Trials, kept_metric
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, SUCCEEDED, is_search, short_metric, split_name
-from lcsc_opt.database.report import HeldOut
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
@@ -218,7 +218,7 @@ def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Stud
         keeps=bool(kept_metric(specification)),
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
-        held_out=HeldOut.parse(attributes.get("held_out")),
+        held_out=HeldOutReport.from_json(attributes.get("held_out")),
         nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in seen.get("nodes", ())),
         nodes_seen_at=float(seen.get("seen_at", 0.0)),
     )

@@ -1,4 +1,4 @@
-"""The report of a study's answer on held-out noise: a row for each metric, the loss first; plain data.
+"""The report of a study's answer on held-out noise: frozen records, and how they are stored as JSON.
 
 A loss can fall while single images get worse. So the rows after the loss are other metrics. One of them is the
 cross-check: a distance in features that the search did not see.
@@ -7,18 +7,185 @@ cross-check: a distance in features that the search did not see.
 from __future__ import annotations
 
 import dataclasses
-import math
+import hashlib
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.database.names import EMA
 
-_OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # the metrics that keep: precision guards
-_SINGLE_GROUP_NOISE = 0.02  # of the baseline's value; with one group, which has no spread, a smaller change is noise
-_Values = Mapping[int, float]
-"""Seed of a group of noise → value."""
+MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
+HELD_OUT_REPORT = "held_out"  # the one with the report
+SINGLE_GROUP_NOISE = 0.02  # of the value; one group has no spread, and a smaller change counts as noise
+_NO_METRICS: Mapping[str, float] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The loss and the metrics of one model on one group of noise.
+
+    Attributes:
+        seed: of the group of noise.
+        loss: on this noise.
+        metrics: name → value.
+    """
+
+    seed: int
+    loss: float
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], *, seed: int | None = None) -> Measurement:
+        """A stored measurement; ``seed`` is needed where it is stored without one."""
+        return cls(
+            seed=int(stored["seed"]) if seed is None else seed,
+            loss=stored["loss"],
+            metrics=stored.get("metrics") or _NO_METRICS,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_json`."""
+        return {"seed": self.seed, "loss": self.loss, "metrics": dict(self.metrics)}
+
+    def value(self, metric: str) -> float | None:
+        """The value of a metric, or of ``loss``; ``None`` if it was not measured."""
+        if metric == "loss":
+            return self.loss
+        return self.metrics.get(metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasurementKey:
+    """What a measurement is stored under in the study attribute ``measured``: the model, and images and noise.
+
+    Attributes:
+        model: a hash of the coefficients.
+        sample: number of images, group and seed of the noise.
+    """
+
+    model: str
+    sample: str
+
+    @classmethod
+    def of(cls, coefficients: Coefficients, images: int, noise: Noise) -> MeasurementKey:
+        """The key of a model with these coefficients; ``images`` is 0 where the objective samples none."""
+        return cls(
+            model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16],
+            sample=f"{images} {noise.group} {noise.seed}",
+        )
+
+    def find(self, measured: Mapping[str, Any] | None, *, seed: int) -> Measurement | None:
+        """The measurement on noise of this seed among those of the attribute; ``None`` if it is not there."""
+        stored = (measured or {}).get(self.model, {}).get(self.sample)
+        if stored is None:
+            return None
+        return Measurement.from_json(stored, seed=seed)
+
+    def added(self, measured: Mapping[str, Any] | None, measurement: Measurement) -> dict[str, Any]:
+        """The attribute with one more measurement."""
+        models = dict(measured or {})
+        samples = dict(models.get(self.model, {}))
+        samples[self.sample] = {"loss": measurement.loss, "metrics": dict(measurement.metrics)}
+        models[self.model] = samples
+        return models
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredModel:
+    """One model on one or more groups of noise.
+
+    Attributes:
+        loss: mean over the groups of noise.
+        metrics: name → mean over the groups, of the metrics that all groups have.
+        images: images of each group; 0 where the objective samples none, ``None`` if that is not stored.
+        groups: a measurement for each group of noise.
+    """
+
+    loss: float
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    images: int | None = None
+    groups: tuple[Measurement, ...] = ()
+
+    @classmethod
+    def mean_of(cls, groups: Sequence[Measurement], *, images: int) -> MeasuredModel:
+        """The means of these measurements."""
+        common = [name for name in groups[0].metrics if all(name in group.metrics for group in groups)]
+        return cls(
+            loss=statistics.fmean(group.loss for group in groups),
+            metrics={name: statistics.fmean(group.metrics[name] for group in groups) for name in common},
+            images=images,
+            groups=tuple(groups),
+        )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> MeasuredModel:
+        """A stored model; everything but the loss may be missing."""
+        return cls(
+            loss=stored["loss"],
+            metrics=stored.get("metrics") or _NO_METRICS,
+            images=stored.get("images"),
+            groups=tuple(Measurement.from_json(group) for group in stored.get("groups") or ()),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_json`."""
+        return {
+            "loss": self.loss,
+            "metrics": dict(self.metrics),
+            "images": self.images,
+            "groups": [group.to_json() for group in self.groups],
+        }
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the groups of noise; reports that store no groups are of seed 0."""
+        return tuple(group.seed for group in self.groups) or (0,)
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed of a group of noise → value of a metric, or of ``loss``; empty if a group does not have it."""
+        by_seed = {}
+        for group in self.groups:
+            value = group.value(metric)
+            if value is None:
+                return {}
+            by_seed[group.seed] = float(value)
+        return by_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """A plain average of the checkpoints, measured on the same noise as the answer.
+
+    Attributes:
+        name: ``EMA*``, or what stands in for it.
+        measured: its loss and metrics.
+        study: the study whose answer it is; ``None`` of a baseline that was not searched for.
+        trial: the number of the trial in that study.
+        label: which average it is, for people.
+    """
+
+    name: str
+    measured: MeasuredModel
+    study: str | None = None
+    trial: int | None = None
+    label: str | None = None
+
+    @classmethod
+    def from_json(cls, name: str, stored: Mapping[str, Any]) -> Baseline:
+        """A stored baseline of this name."""
+        return cls(
+            name=name,
+            measured=MeasuredModel.from_json(stored),
+            study=stored.get("study"),
+            trial=stored.get("trial"),
+            label=stored.get("label"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_json`, without the name."""
+        origin = {"study": self.study, "trial": self.trial, "label": self.label} if self.study else {}
+        return {**origin, **self.measured.to_json()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,45 +230,79 @@ class MetricRow:
 
     def misses(self, bound: float) -> bool:
         """Whether the value is worse than ``bound`` by more than its spread, or by 2 % if that is not known."""
-        return (self.sign or 0) * (self.value - bound) > (self.spread or _SINGLE_GROUP_NOISE * bound)
+        tolerance = self.spread or SINGLE_GROUP_NOISE * bound
+        return (self.sign or 0) * (self.value - bound) > tolerance
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOut:
+class HeldOutReport:
     """A study's answer on noise that the search never saw.
 
     Attributes:
-        trial: the number of the chosen trial.
-        loss: mean over the groups of noise.
-        images: images of each group, or ``None`` if that is not stored.
-        seeds: the seeds of the groups of noise.
+        trial: the number of the chosen trial; ``None`` if it is not stored.
+        answer: what was measured of it.
+        selection: the trials that it was chosen from → their losses on the selection noise.
+        baselines: what was measured on the same noise, too.
         rows: the loss, and all metrics that are not the loss itself.
-        metrics: everything that was measured of the answer, each the mean over the groups of noise.
         warning: one line if the loss is below its baseline, but other metrics did not follow.
     """
 
     trial: int | None
-    loss: float | None
-    images: int | None = None
-    seeds: tuple[int, ...] = (0,)
+    answer: MeasuredModel
+    selection: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
     rows: tuple[MetricRow, ...] = ()
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warning: str | None = None
 
     @classmethod
-    def parse(cls, stored: Any) -> HeldOut | None:
+    def from_json(cls, stored: Mapping[str, Any] | None) -> HeldOutReport | None:
         """The study attribute ``held_out``; ``None`` before there is one."""
-        if not isinstance(stored, Mapping):
+        if stored is None:
             return None
+        baselines = stored.get("baselines") or {}
         return cls(
             trial=stored.get("trial"),
-            loss=stored.get("loss"),
-            images=stored.get("images"),
-            seeds=tuple(int(group["seed"]) for group in stored.get("groups") or ()) or (0,),
+            answer=MeasuredModel.from_json(stored),
+            selection=dict(zip(stored.get("chosen_from", ()), stored.get("selection", ()), strict=True)),
+            baselines=tuple(Baseline.from_json(name, baseline) for name, baseline in baselines.items()),
             rows=tuple(MetricRow(**row) for row in stored.get("rows") or ()),
-            metrics=stored.get("metrics") or {},
             warning=stored.get("warning"),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored with the study, and printed by ``lcsc evaluate --format json``."""
+        stored = {
+            "trial": self.trial,
+            **self.answer.to_json(),
+            "chosen_from": list(self.selection),
+            "selection": list(self.selection.values()),
+        }
+        if self.baselines:
+            stored["baselines"] = {baseline.name: baseline.to_json() for baseline in self.baselines}
+        stored["rows"] = [dataclasses.asdict(row) for row in self.rows]
+        if self.warning is not None:
+            stored["warning"] = self.warning
+        return stored
+
+    @property
+    def loss(self) -> float:
+        """The answer's loss, the mean over the groups of noise."""
+        return self.answer.loss
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Everything that was measured of the answer, each the mean over the groups of noise."""
+        return self.answer.metrics
+
+    @property
+    def images(self) -> int | None:
+        """Images of each group of noise, or ``None`` if that is not stored."""
+        return self.answer.images
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the groups of noise."""
+        return self.answer.seeds
 
     @property
     def sample(self) -> tuple[int | None, tuple[int, ...]]:
@@ -111,9 +312,9 @@ class HeldOut:
     @property
     def doubted(self) -> tuple[str, ...]:
         """The metrics that did not improve with the loss."""
-        return tuple(row.metric for row in _doubted(self.rows))
+        return tuple(row.metric for row in doubted_rows(self.rows))
 
-    def ema(self, grid: HeldOut | None) -> float | None:
+    def ema(self, grid: HeldOutReport | None) -> float | None:
         """EMA*'s loss on this noise; ``None`` if it was not measured there.
 
         Args:
@@ -121,118 +322,25 @@ class HeldOut:
         """
         if self.rows and self.rows[0].against == EMA:
             return self.rows[0].baseline
-        return grid.loss if grid is not None and grid.sample == self.sample else None
+        if grid is None or grid.sample != self.sample:
+            return None
+        return grid.loss
 
 
-def report_rows(
-    report: Mapping[str, Any],
-    signs: Mapping[str, int],
-    against: str | None = None,
-    real_halves: Mapping[str, float] | None = None,
-    cross_check: str | None = None,
-) -> tuple[MetricRow, ...]:
-    """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
-
-    Standard errors have no rows. A metric that is the loss times −1 is better where it is higher.
-
-    Args:
-        report: with ``groups`` (each with its ``seed``, ``loss`` and ``metrics``), and ``baselines`` of the same form.
-        signs: evaluation metric → 1, or -1 if higher is better.
-        against: the baseline's name.
-        real_halves: metric → value of held-out real images.
-        cross_check: the metric in features that the search did not see.
-    """
-    groups, baseline = report["groups"], (report.get("baselines") or {}).get(against, {}).get("groups", ())
-    losses, names = _by_seed(groups, "loss"), list(groups[0]["metrics"])
-    negative = {seed: -loss for seed, loss in losses.items()}
-    score = next((name for name in names if _by_seed(groups, name) in (losses, negative)), "loss")
-    rows = []
-    for metric in dict.fromkeys(("loss", *signs, *names)):
-        values, before = _by_seed(groups, metric), _by_seed(baseline, metric)
-        is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in names
-        if not values or is_error or (metric not in ("loss", *signs) and values == losses):
-            continue
-        sign = 1 if metric == "loss" else signs.get(metric, -1 if values == negative else None)
-        named = score if metric == "loss" else metric
-        errors = [_error(part, named, report.get("images")) for part in (groups, baseline)]
-        value, spread = statistics.fmean(values.values()), _spread(values.values()) or errors[0]
-        row = MetricRow(metric, sign, value, spread, real_halves=(real_halves or {}).get(metric))
-        row = dataclasses.replace(row, cross_check=metric == cross_check)
-        rows.append(_compared(row, values, before, errors, against) if before else row)
-    return tuple(rows)
-
-
-def _compared(
-    row: MetricRow,
-    values: _Values,
-    before: _Values,
-    errors: Sequence[float | None],
-    against: str | None,
-) -> MetricRow:
-    """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
-    baseline, sign, real = statistics.fmean(before.values()), row.sign, row.real_halves
-    row = dataclasses.replace(
-        row, against=against, baseline=baseline, baseline_spread=_spread(before.values()) or errors[1]
-    )
-    if sign is None:
-        return row
-    gain = sign * (baseline - row.value)
-    spread = _spread(sign * (before[seed] - values[seed]) for seed in values if seed in before)
-    if not spread and None not in errors:
-        spread = math.hypot(*filter(None, errors))
-    noise = _SINGLE_GROUP_NOISE * abs(baseline) if spread is None else spread
-    as_good_as_real = real is not None and sign * row.value <= sign * real
-    return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=gain < -noise and not as_good_as_real)
-
-
-def _error(groups: Sequence[Mapping[str, Any]], metric: str, images: int | None) -> float | None:
-    """The mean of a metric's standard errors over the groups; of precision, a share, that of one group is binomial."""
-    known = list(_by_seed(groups, f"{metric}{STANDARD_ERROR}").values())
-    shares = _by_seed(groups, metric).values() if metric.partition("@")[0] == "precision" else ()
-    if not known and images and len(groups) == 1 and all(0 <= share <= 1 for share in shares):
-        known = [math.sqrt(share * (1 - share) / images) for share in shares]
-    return statistics.fmean(known) if known else None
-
-
-def _by_seed(groups: Sequence[Mapping[str, Any]], metric: str) -> _Values:
-    """Seed of the group of noise → value; empty if a group does not have the metric."""
-    found = {group["seed"]: group["loss"] if metric == "loss" else group["metrics"].get(metric) for group in groups}
-    known = {seed: float(value) for seed, value in found.items() if value is not None}
-    return known if len(known) == len(found) else {}
-
-
-def _spread(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return statistics.stdev(known) if len(known) > 1 else None
-
-
-def _doubted(rows: Sequence[MetricRow]) -> list[MetricRow]:
+def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
     """The rows that did not improve with the loss, the cross-check first; none if the loss is not below the baseline's.
 
     With several groups of noise, a gain of the cross-check within its spread does not count.
+
+    Args:
+        rows: of a report, the loss first.
     """
-    if not rows or rows[0].gain is None or rows[0].gain <= 0:
+    if not rows:
         return []
-    cheated = [row for row in rows if row.cross_check and row.gain is not None and not row.is_certain]
-    return [*cheated, *(row for row in rows[1:] if row.lost and not row.cross_check)]
-
-
-def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None] | None = None) -> str | None:
-    """One line if a metric of ``kept`` is beyond its bound; or if the loss gained, and other metrics did not."""
-    for row in rows:
-        bound = (kept or {}).get(row.metric)
-        if row.metric in (kept or {}) and (row.lost if bound is None else row.misses(bound)):
-            asked = f"against {row.baseline:.4g}" if bound is None else f"the bound is {bound:.4g}"
-            what = f"{row.metric} {row.value:.4g}, {asked}, beyond its error"
-            return f"keep: {row.metric} did not hold: {what}; search on, or with more images in an evaluation"
-    if not (doubts := _doubted(rows)):
-        return None
-    doubt = "what it gained there it lost here; compare the images of both before you use it"
-    if not rows[0].is_certain:
-        doubt = "neither is a certain gain; measure with more --groups, or search on"
-    elif doubts[0].cross_check:
-        doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
-    elif not kept and any(row.metric.partition("@")[0] in _OF_SINGLE_IMAGES for row in doubts):
-        doubt += ", or search with keep: precision"
-    loss, *others = (f"{row.metric} {row.baseline:.4g} → {row.value:.4g}" for row in (rows[0], *doubts))
-    return f"against {rows[0].against} the {loss}, but {' and '.join(others)}: {doubt}"
+    loss, *metrics = rows
+    if loss.gain is None or loss.gain <= 0:
+        return []
+    cross_checks = [row for row in metrics if row.cross_check]
+    uncertain = [row for row in cross_checks if row.gain is not None and not row.is_certain]
+    worse = [row for row in metrics if row.lost and not row.cross_check]
+    return uncertain + worse

@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.checkpoints.hub import repository_of
-from lcsc_opt.database.report import HeldOut
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.lists import LISTS
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
@@ -207,7 +207,7 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     heads = ["metric", "searched", "held-out noise"]
     baselines: dict[str, float] = {}
     warning = ""
-    report = HeldOut.parse(study.attributes.get("held_out"))
+    report = HeldOutReport.from_json(study.attributes.get("held_out"))
     if recipe.held_out is not None and report is not None:  # the report may be of another trial
         for row in report.rows:
             if row.baseline is None:

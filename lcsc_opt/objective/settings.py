@@ -12,7 +12,7 @@ from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import MetricSuite
-from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, MetricSuiteBuilder
+from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.objective.batch_sizes import AUTO
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore

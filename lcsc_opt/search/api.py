@@ -34,7 +34,8 @@ from lcsc_opt.search.execution import Executor, objective_of
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
 from lcsc_opt.search.resources import ObjectiveLoader, check_machine, read_code, read_database
-from lcsc_opt.views.ranking import comparison_rows, points_of
+from lcsc_opt.views.ranking import points_of
+from lcsc_opt.views.tables import comparison_rows
 
 
 @dataclasses.dataclass(frozen=True)

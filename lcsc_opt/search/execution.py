@@ -26,6 +26,7 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
 from lcsc_opt.evaluation.pipeline import Pipeline
@@ -105,7 +106,7 @@ class Execution:
             return
         self.evaluate(HeldOutPlan(held_out.images, held_out.top))
 
-    def evaluate(self, plan: HeldOutPlan) -> dict[str, Any]:
+    def evaluate(self, plan: HeldOutPlan) -> HeldOutReport:
         """Choose among the best trials on selection noise, and report the chosen one on held-out noise.
 
         This is the last work of the workers.

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import statistics
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -30,18 +28,27 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import StudyHistory, best_ema, kept_metric
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import report_rows, warning_of
+from lcsc_opt.database.report import (
+    HELD_OUT_REPORT,
+    MEASURED,
+    Baseline,
+    HeldOutReport,
+    MeasuredModel,
+    Measurement,
+    MeasurementKey,
+)
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.report_rows import metric_rows, warning_of
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5
-_LAST, _DEFAULT_EMA = "last checkpoint", "default EMA"
-_FEWEST_OF_TREND, _TREND_LEVEL = 10, 0.05
-_MEASURED = "measured"  # the attribute of a study that keeps all measurements on other noise than the search's
+_LAST_CHECKPOINT = "last checkpoint"
+_DEFAULT_EMA = "default EMA"
+_LEAST_TREND = 10  # trials
+_TREND_LEVEL = 0.05
 
-Report = dict[str, Any]
 Evaluate = Callable[[Candidate], Outcome]
 
 
@@ -55,8 +62,8 @@ class HeldOutPlan:
         groups: how many groups of held-out noise.
         first_group: the seed of the first of them; the others follow.
         baselines: whether EMA* is measured on the same noise, too.
-        keep: whether the report becomes the study's result. Otherwise it is a *look*: it is remembered, and changes
-            nothing.
+        keep: whether the report becomes the study's result. Otherwise it is a preview: its measurements are stored,
+            and nothing else changes.
     """
 
     images: int = DEFAULT_IMAGES
@@ -84,75 +91,86 @@ class HeldOutPlan:
         Raises:
             StudySpecError: fewer images are to be kept than the study file asks for.
         """
-        asked = study.attributes.get("held_out_plan")
-        planned = HeldOutSpec(images=DEFAULT_IMAGES, top=_DEFAULT_TOP) if asked is None else HeldOutSpec(**asked)
+        attributes = study.attributes
+        stored_plan = attributes.get("held_out_plan")
+        planned = HeldOutSpec(images=DEFAULT_IMAGES, top=_DEFAULT_TOP)
+        if stored_plan is not None:
+            planned = HeldOutSpec(**stored_plan)
         images = images or planned.images
-        if keep and asked is not None and images < planned.images:
+        if keep and stored_plan is not None and images < planned.images:
             fewer = f"{images:,} images are fewer than the {planned.images:,} that the study file asks for"
-            raise StudySpecError(f"--keep: {fewer}; leave --keep out for a look, or --images")
-        first = study.attributes.get("held_out") is None and images >= planned.images
-        return cls(images, top or planned.top, groups, first_group, baselines=True, keep=keep or first)
+            raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
+        is_first = attributes.get(HELD_OUT_REPORT) is None and images >= planned.images
+        return cls(
+            images=images,
+            top=top or planned.top,
+            groups=groups,
+            first_group=first_group,
+            baselines=True,
+            keep=keep or is_first,
+        )
 
 
 def score_held_out(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan, evaluate: Evaluate | None = None
-) -> Report:
+) -> HeldOutReport:
     """Choose among the best trials and report the chosen one; write both into the database.
 
     Each measurement is stored with the study as soon as it is known and never repeated, also after an interruption.
 
     Args:
-        study: its ``held_out`` gets the report, but not for a look.
+        study: its ``held_out`` attribute gets the report of a plan with ``keep``.
         objective: the study's.
         plan: how many images, and which noise.
         evaluate: evaluates one candidate; ``None`` does it in this process.
-
-    Returns:
-        The report, which a plan with ``keep`` stores as the study's ``held_out`` attribute: ``trial``, ``loss``,
-        ``metrics`` (means over the groups), ``images``, ``groups`` (each with its ``seed``, ``loss`` and ``metrics``),
-        ``chosen_from`` with its ``selection`` losses; ``baselines``, if some were measured: name → the same and its
-        origin; ``rows``, see :class:`lcsc_opt.database.report.MetricRow`; ``warning``, if metrics did not follow the
-        loss.
 
     Raises:
         StudyStoreError: no trial is complete, or none of them on the search's noise.
         SearchFailedError: one of them cannot be evaluated.
     """
-    found = study.trials()
-    trials = _best_trials(found, plan.top)
-    if not trials:
+    trials = study.trials()
+    best_trials = _best_trials(trials, plan.top)
+    if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it search on")
     signs = objective.evaluation_metrics
-    baselines = _baselines(study, objective, plan, needed=bool(signs))
-    asked = {trial.number: coefficients_of(trial) for trial in trials}
-    where = {number: f"{study.name}: trial {number}" for number in asked}
-    with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
+    models = _baseline_models(study, objective, plan, needed=bool(signs))
+    steps = len(best_trials) + plan.groups * (1 + len(models))
+    with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
         measurements = _Measurements(study, plan, evaluate, signs, advance)
-        selection = [measurements.of(asked[number], SELECTION, where[number])["loss"] for number in asked]
-        _, number = min(zip(selection, asked, strict=True))
-        groups = measurements.of_groups(asked[number], where[number])
-        report = {"trial": number, **_means(groups, plan.images), "chosen_from": [*asked], "selection": selection}
-        if baselines:
-            report["baselines"] = {}
-        for name, (coefficients, origin) in baselines.items():
-            try:
-                groups = measurements.of_groups(coefficients, name, origin.get("study"))
-                report["baselines"][name] = {**origin, **_means(groups, plan.images)}
-            except SearchFailedError as error:
-                notice(f"{error}; it is left out")
-    against = next((name for name in (EMA, _DEFAULT_EMA) if name in report.get("baselines", {})), None)
-    real = objective.real_halves() if signs else {}
-    rows = report_rows(report, signs, against, real, objective.cross_check_metric)
-    report["rows"] = [dataclasses.asdict(row) for row in rows]
-    kept = kept_metric(study.attributes.get("specification") or {}) if baselines else {}
-    warnings = (warning_of(rows, kept=kept), _overfits(found))
-    if warning := "; ".join(filter(None, warnings)):
-        report["warning"] = warning
-        notice(f"{study.name}: {warning}")
+        selection = {}
+        for trial in best_trials:
+            measured = measurements.on(SELECTION, coefficients_of(trial), _trial_name(study, trial))
+            selection[trial.number] = measured.loss
+        chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
+        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen))
+        baselines = _measure_baselines(models, measurements)
+    rows = metric_rows(
+        answer,
+        _compared_baseline(baselines),
+        signs=signs,
+        real_halves=objective.real_halves() if signs else {},
+        cross_check=objective.cross_check_metric,
+    )
+    kept = kept_metric(study.attributes.get("specification") or {}) if models else {}
+    warnings = [warning for warning in (warning_of(rows, kept=kept), _overfitting(trials)) if warning is not None]
+    report = HeldOutReport(
+        trial=chosen.number,
+        answer=answer,
+        selection=selection,
+        baselines=baselines,
+        rows=rows,
+        warning="; ".join(warnings) or None,
+    )
+    if report.warning is not None:
+        notice(f"{study.name}: {report.warning}")
     if plan.keep:
-        study.set_attribute("held_out", report)
+        study.set_attribute(HELD_OUT_REPORT, report.to_json())
     return report
+
+
+def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
+    return f"{study.name}: trial {trial.number}"
 
 
 def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
@@ -163,7 +181,7 @@ def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     return list(distinct.values())[:top]
 
 
-def _overfits(trials: Sequence[FrozenTrial]) -> str | None:
+def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:
     """One line if, in the later half of the search, the loss fell and that to held-out real images rose.
 
     Both are trends of Kendall's rank correlation with time (Mann 1945) at a level of 5 %.
@@ -171,17 +189,19 @@ def _overfits(trials: Sequence[FrozenTrial]) -> str | None:
     from scipy.stats import kendalltau  # takes a second
 
     pairs = [(trial.value, trial.user_attrs.get("unseen")) for trial in compared_trials(trials)]
-    known = [pair for pair in pairs if pair[1] is not None]
-    recent = np.array(known[len(known) // 2 :])
-    if len(recent) < _FEWEST_OF_TREND:
+    complete_pairs = [pair for pair in pairs if pair[1] is not None]
+    recent = np.array(complete_pairs[len(complete_pairs) // 2 :])
+    if len(recent) < _LEAST_TREND:
         return None
-    loss, unseen = (kendalltau(np.arange(len(recent)), column) for column in recent.T)
-    if not (max(loss.pvalue, unseen.pvalue) < _TREND_LEVEL and loss.statistic < 0 < unseen.statistic):
+    loss_trend, unseen_trend = (kendalltau(np.arange(len(recent)), column) for column in recent.T)
+    is_certain = max(loss_trend.pvalue, unseen_trend.pvalue) < _TREND_LEVEL
+    if not is_certain or not loss_trend.statistic < 0 < unseen_trend.statistic:
         return None
-    rose = f"{recent[:, 1].min():.4g} → {recent[-1, 1]:.4g}"
+    rise = f"{recent[:, 1].min():.4g} → {recent[-1, 1]:.4g}"
     return (
-        f"the loss fell, but that to held-out real images rose in the later half of the search ({rose}): it fits the "
-        "images of the reference. Take more of these, one row of coefficients, or a smaller budget"
+        "the loss fell, but the distance to held-out real images rose in the later half of the search "
+        f"({rise}): the search is overfitting the reference images. Use more of them, one row of coefficients, or "
+        "a smaller budget"
     )
 
 
@@ -199,72 +219,110 @@ class _Measurements:
         metrics: Collection[str],
         advance: Callable[..., None],
     ) -> None:
-        self._study, self._images, self._evaluate, self._metrics = study, plan.images, evaluate, set(metrics)
-        self._noises = [Noise(HELD_OUT.group, plan.first_group + group) for group in range(plan.groups)]
+        self._study = study
+        self._images = plan.images
+        self._evaluate = evaluate
+        self._metrics = set(metrics)
         self._advance = advance
+        self._seeds = range(plan.first_group, plan.first_group + plan.groups)
 
-    def of(self, coefficients: Coefficients, noise: Noise, where: str, also: StoredStudy | None = None) -> Report:
-        """``loss`` and ``metrics`` of one model, which the study ``also`` may have measured, too.
+    def on(
+        self, noise: Noise, coefficients: Coefficients, model_name: str, *, also_in: StoredStudy | None = None
+    ) -> Measurement:
+        """One model on one group of noise; the study ``also_in`` may have measured it, too.
 
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        model = hashlib.sha256(coefficients.tobytes()).hexdigest()[:16]
-        key = f"{self._images} {noise.group} {noise.seed}"
-        needed = self._metrics if noise.group == HELD_OUT.group else set()
-        for one in (self._study, *([] if also is None else [also])):
-            found: Report | None = (one.attributes.get(_MEASURED) or {}).get(model, {}).get(key)
-            if found is not None and needed <= set(found["metrics"]):
-                break
-        else:
+        key = MeasurementKey.of(coefficients, self._images, noise)
+        measurement = self._stored(key, noise, also_in)
+        if measurement is None:
             outcome = self._evaluate(Candidate(coefficients, images=self._images or None, noise=noise))
             if isinstance(outcome, Failure):
-                raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
-            found = {"loss": outcome.loss, "metrics": dict(outcome.metrics)}
-            stored = self._study.attributes.get(_MEASURED) or {}
-            self._study.set_attribute(_MEASURED, {**stored, model: {**stored.get(model, {}), key: found}})
-        self._advance(note=f"{found['loss']:.4g}")
-        return found
+                raise SearchFailedError(f"{model_name} on {noise.group} noise: {outcome.reason}")
+            measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics))
+            measured = self._study.attributes.get(MEASURED)
+            self._study.set_attribute(MEASURED, key.added(measured, measurement))
+        self._advance(note=f"{measurement.loss:.4g}")
+        return measurement
 
-    def of_groups(self, coefficients: Coefficients, where: str, study: str | None = None) -> list[Report]:
-        """The same for each group of noise, with its ``seed``; the study of that name may have measured it, too."""
-        also = None if study is None else StoredStudy.open(self._study.storage, study)
-        return [{"seed": noise.seed, **self.of(coefficients, noise, where, also)} for noise in self._noises]
+    def held_out(self, coefficients: Coefficients, model_name: str, *, also_in: str | None = None) -> MeasuredModel:
+        """One model on each group of held-out noise, as :meth:`on`; ``also_in`` is the name of a study."""
+        other_study = None if also_in is None else StoredStudy.open(self._study.storage, also_in)
+        groups = []
+        for seed in self._seeds:
+            noise = Noise(HELD_OUT.group, seed)
+            groups.append(self.on(noise, coefficients, model_name, also_in=other_study))
+        return MeasuredModel.mean_of(groups, images=self._images)
+
+    def _stored(self, key: MeasurementKey, noise: Noise, also_in: StoredStudy | None) -> Measurement | None:
+        """What was measured earlier, in this study or the other, if it has all metrics that are needed."""
+        needed = self._metrics if noise.group == HELD_OUT.group else set()
+        for study in (self._study, also_in):
+            if study is None:
+                continue
+            measurement = key.find(study.attributes.get(MEASURED), seed=noise.seed)
+            if measurement is not None and needed <= set(measurement.metrics):
+                return measurement
+        return None
 
 
-def _means(groups: Sequence[Report], images: int) -> Report:
-    """The means over groups of noise, of the metrics that all of them have."""
-    names = [name for name in groups[0]["metrics"] if all(name in group["metrics"] for group in groups)]
-    return {
-        "loss": statistics.fmean(group["loss"] for group in groups),
-        "metrics": {name: statistics.fmean(group["metrics"][name] for group in groups) for name in names},
-        "images": images,
-        "groups": groups,
-    }
+@dataclasses.dataclass(frozen=True, eq=False)
+class _BaselineModel:
+    """What the answer is compared with, before it is measured; the same as :class:`Baseline` afterwards."""
+
+    name: str
+    coefficients: Coefficients
+    study: str | None = None
+    trial: int | None = None
+    label: str | None = None
 
 
-def _baselines(
+def _baseline_models(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, needed: bool
-) -> dict[str, tuple[Coefficients, Report]]:
-    """Name → coefficients and origin of what the answer is compared with: EMA* of the same experiment.
+) -> list[_BaselineModel]:
+    """What the answer is compared with: EMA* of the same experiment.
 
     Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if neither
     ``plan.baselines`` nor the objective's metrics need one.
     """
     experiment, optimizer, _ = split_name(study.name)
     if optimizer == EMA_GRID or not (plan.baselines or needed):
-        return {}
-    if (found := known_ema(study)) is not None:
-        ema, coefficients = found
-        return {EMA: (coefficients, {"study": ema.study, "trial": ema.chosen, "label": ema.label})}
-    default = {_DEFAULT_EMA: (default_origin(objective.steps), Report())}
+        return []
+    known_best = known_ema(study)
+    if known_best is not None:
+        ema, coefficients = known_best
+        return [_BaselineModel(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)]
+    default_ema = _BaselineModel(_DEFAULT_EMA, default_origin(objective.steps))
     if not plan.baselines:
-        return default
+        return [default_ema]
     notice(
         f"{experiment} has no finished EMAGrid study of the same objective, so EMA* is not known: the last checkpoint "
         "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
-    return {_LAST: (np.eye(len(objective.steps))[-1], Report()), **default}
+    last_checkpoint = np.eye(len(objective.steps))[-1]
+    return [_BaselineModel(_LAST_CHECKPOINT, last_checkpoint), default_ema]
+
+
+def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurements) -> tuple[Baseline, ...]:
+    """The baselines on held-out noise, without those that cannot be evaluated."""
+    baselines = []
+    for model in models:
+        try:
+            measured = measurements.held_out(model.coefficients, model.name, also_in=model.study)
+        except SearchFailedError as error:
+            notice(f"{error}; it is left out")
+        else:
+            baselines.append(Baseline(model.name, measured, study=model.study, trial=model.trial, label=model.label))
+    return tuple(baselines)
+
+
+def _compared_baseline(baselines: Sequence[Baseline]) -> Baseline | None:
+    """The baseline that the report's rows compare with: EMA*, or the default EMA."""
+    for baseline in baselines:
+        if baseline.name in (EMA, _DEFAULT_EMA):
+            return baseline
+    return None
 
 
 def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
@@ -275,8 +333,15 @@ def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
         return fingerprint["objective"], fingerprint.get("code")
 
     reader = HistoryReader(study.storage)
-    grids = [found for found in reader.read(split_name(study.name)[0]) if found.optimizer == EMA_GRID]
-    searched = function_of(study.name) if grids else None
-    ema = best_ema([found for found in grids if function_of(found.study) == searched])
-    coefficients = None if ema is None else reader.answer(ema)
-    return None if ema is None or coefficients is None else (ema, coefficients)
+    experiment = split_name(study.name)[0]
+    grids = [history for history in reader.read(experiment) if history.optimizer == EMA_GRID]
+    if not grids:
+        return None
+    searched = function_of(study.name)
+    ema = best_ema([grid for grid in grids if function_of(grid.study) == searched])
+    if ema is None:
+        return None
+    coefficients = reader.answer(ema)
+    if coefficients is None:
+        return None
+    return ema, coefficients

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+UNKNOWN = "–"  # in place of a number
+
 
 def number(value: float | None, deviation: float | None = None, form: str = ".4g") -> str:
     """A number with its standard deviation, for people."""
     if value is None:
-        return "–"
-    return f"{value:{form}}" + ("" if deviation is None else f" ± {deviation:.2g}")
+        return UNKNOWN
+    text = f"{value:{form}}"
+    if deviation is None:
+        return text
+    return f"{text} ± {deviation:.2g}"
+
+
+def percent(share: float | None) -> str:
+    """A share with its sign, in percent: ``-0.6`` → ``-60.0 %``."""
+    if share is None:
+        return UNKNOWN
+    return f"{100 * share:+.1f} %"
+
+
+def metric_place(metric: str, order: Sequence[str]) -> int:
+    """Where a metric, in whatever features, is in an order of metrics; those that it does not name come last."""
+    formula = metric.partition("@")[0]
+    if formula not in order:
+        return len(order)
+    return order.index(formula)
+
+
+def count(amount: int, total: int | None) -> str:
+    """An amount of a total, if that is known: ``30 of 1,000``."""
+    if total is None:
+        return f"{amount:,}"
+    return f"{amount:,} of {total:,}"

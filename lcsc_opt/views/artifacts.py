@@ -15,8 +15,10 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
 
 PREFIX = "images"
-EMA_IMAGES, OWN_IMAGES = f"{PREFIX}_1_EMA.png", f"{PREFIX}_2_{{optimizer}}.png"  # of EMA*, and of a study's answer
-_MOST_BYTES = 32 * 2**20  # of one image
+EMA_IMAGES = f"{PREFIX}_1_EMA.png"
+OWN_IMAGES = f"{PREFIX}_2_{{optimizer}}.png"  # of a study's answer
+_LARGEST_IMAGE = 32 * 2**20  # bytes
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +38,22 @@ class StoredImage:
     @classmethod
     def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
         """The images of a study's answer; what :func:`read_png` refuses is left out."""
+        if study.chosen is None:
+            return []
         captions = {
             EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
             OWN_IMAGES.format(optimizer=study.optimizer): f"{study.study}, trial {study.chosen}",
         }
-        stored, found = StoredStudy(reader.storage, study.study, study.study_id), []
-        for meta in [] if study.chosen is None else stored.artifacts(study.chosen):
-            name, path = str(meta.get("filename")), artifact_path(folder, meta.get("artifact_id"))
-            if path is not None and name.startswith(PREFIX) and (content := read_png(path)) is not None:
-                found.append(cls(path.name, captions.get(name, name), content))
-        return found
+        images = []
+        for artifact in StoredStudy(reader.storage, study.study, study.study_id).artifacts(study.chosen):
+            name = str(artifact.get("filename"))
+            path = artifact_path(folder, artifact.get("artifact_id"))
+            if path is None or not name.startswith(PREFIX):
+                continue
+            content = read_png(path)
+            if content is not None:
+                images.append(cls(path.name, captions.get(name, name), content))
+        return images
 
     @property
     def data_url(self) -> str:
@@ -56,21 +64,28 @@ class StoredImage:
 def artifact_directory(url: str) -> Path:
     """The artifacts folder of a study database: next to an SQLite file, else in the working directory."""
     file = sqlite_file(sa.make_url(url))
-    return Path("lcsc.artifacts") if file is None else file.with_suffix(".artifacts")
+    if file is None:
+        return Path("lcsc.artifacts")
+    return file.with_suffix(".artifacts")
 
 
 def artifact_path(folder: Path, artifact_id: object) -> Path | None:
     """The file of an artifact; ``None`` if it is no id of ours, since a database may name anything."""
     try:
-        return folder / str(artifact_id) if str(uuid.UUID(str(artifact_id))) == artifact_id else None
+        canonical_id = str(uuid.UUID(str(artifact_id)))
     except ValueError:
         return None
+    if canonical_id != artifact_id:
+        return None
+    return folder / canonical_id
 
 
 def read_png(path: Path) -> bytes | None:
-    """The bytes of a PNG; ``None`` for a file that is not there, a link, another kind of file, or one above 32 MiB."""
+    """The bytes of a PNG; ``None`` for a missing file, a link, another kind of file, or one above 32 MiB."""
     try:
-        content = b"" if path.is_symlink() or path.stat().st_size > _MOST_BYTES else path.read_bytes()
+        if path.is_symlink() or path.stat().st_size > _LARGEST_IMAGE:
+            return None
+        content = path.read_bytes()
     except OSError:
         return None
-    return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None
+    return content if content.startswith(_PNG_SIGNATURE) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,8 @@ import plotly.graph_objects as go
 
 from lcsc_opt.database.history import Floats, StudyHistory, Trials, best_ema
 from lcsc_opt.database.names import label
-from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
+from lcsc_opt.views.figures.look import Theme, empty_figure, inert, style, with_alpha
+from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
 
 AXES = {
     "evaluations": "evaluations",
@@ -24,10 +24,10 @@ AXES = {
 }
 """What a search spends. ``seconds`` count while it runs, not between two runs of it."""
 
-_NUMBER = "%{y:.4g}"
-_FEW = 10  # evaluations
+_HOVER = "%{y:.4g}"
+_FEW_EVALUATIONS = 10
 MOST_POINTS = 1000  # of one curve; about the width of a screen in pixels
-LEAST_PAUSE = 30.0  # seconds without an evaluation that may be an interruption
+_SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,13 +40,15 @@ class _Steps:
 
     def at(self, positions: Floats) -> Floats:
         """``[n]`` values, NaN before the first step."""
-        known = np.concatenate([[np.nan], self.values])
-        return np.asarray(known[np.searchsorted(self.positions, positions, side="right")])
+        values = np.concatenate([[np.nan], self.values])
+        return np.asarray(values[np.searchsorted(self.positions, positions, side="right")])
 
     def first_below(self, target: float) -> float | None:
         """Where the value is at most ``target`` for the first time."""
         reached = np.flatnonzero(self.values <= target)
-        return float(self.positions[reached[0]]) if len(reached) else None
+        if not len(reached):
+            return None
+        return float(self.positions[reached[0]])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,24 +78,34 @@ class _Curve:
     @property
     def label(self) -> str:
         """The name of the curve in legends."""
+        name = label(self.optimizer)
         if not self.finished:
-            return f"{label(self.optimizer)}, seed {self.seeds[0]}, unfinished"
-        return label(self.optimizer) + (f" ({len(self.seeds)} seeds)" if len(self.seeds) > 1 else "")
+            return f"{name}, seed {self.seeds[0]}, unfinished"
+        if len(self.seeds) > 1:
+            return f"{name} ({len(self.seeds)} seeds)"
+        return name
+
+    @property
+    def lowest_loss(self) -> float:
+        """The lowest value that is drawn."""
+        return min([float(self.lowest.min()), *(loss for _, loss in self.held_out)])
 
 
 def default_axis(studies: Sequence[StudyHistory]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
-    return "images" if any(study.trials["images"].any() for study in studies) else "evaluations"
+    has_images = any(study.trials["images"].any() for study in studies)
+    return "images" if has_images else "evaluations"
 
 
 def curves(studies: Sequence[StudyHistory], axis: str) -> list[_Curve]:
     """The curves of an experiment over one of :data:`AXES`; optimizers in the order in which they were created."""
-    grouped: dict[str, list[StudyHistory]] = {}
+    groups: dict[str, list[StudyHistory]] = {}
     for study in studies:
         if study.best is not None:
-            key = study.optimizer if study.ended else study.study  # unique: only names of studies have slashes
-            grouped.setdefault(key, []).append(study)
-    return [_curve(group, axis) for group in grouped.values()]
+            # an unfinished study is a curve of its own; only names of studies have slashes, so keys are unique
+            key = study.optimizer if study.ended else study.study
+            groups.setdefault(key, []).append(study)
+    return [_curve(group, axis) for group in groups.values()]
 
 
 def comparison_figure(
@@ -110,35 +122,84 @@ def comparison_figure(
     :func:`default_axis`. The loss is linear where one is not positive.
     """
     axis = axis or default_axis(studies)
-    drawn = curves(studies, axis)
-    experiment = studies[0].experiment if studies else "this experiment"
-    if not drawn:
+    lines = curves(studies, axis)
+    if not lines:
+        experiment = next((study.experiment for study in studies), "this experiment")
         return empty_figure(f"No result yet in {experiment}. Start a search: lcsc run STUDY_FILE", theme)
-    ema = None if (grid := best_ema(studies)) is None else grid.searched
-    lowest = [*(float(one.lowest.min()) for one in drawn), *(value for one in drawn for _, value in one.held_out)]
-    log_y = log_y and min(lowest) > 0 and (ema is None or ema > 0)
-    made = figure(theme, name=f"comparison/{experiment}/{axis}/{log_x}/{log_y}", hovermode="x unified")
-    for one in drawn:
-        if len(one.seeds) > 1:
-            shared = {
-                **{"x": one.positions, "mode": "lines", "legendgroup": inert(one.optimizer), "showlegend": False},
-                **{"hoverinfo": "skip", "line": {"width": 0, "shape": "hv"}},
-            }
-            colour = with_alpha(style(one.optimizer).colour, 0.18)
-            made.add_scatter(y=one.lowest, **shared)
-            made.add_scatter(y=one.highest, fill="tonexty", fillcolor=colour, **shared)
-    for one in drawn:
-        _add_line(made, one)
-    if ema is not None:
-        made.add_hline(y=ema, line={"color": GREY, "dash": "dash", "width": 1})
-        place = {"x": 1, "xref": "paper", "y": math.log10(ema) if log_y else ema, "xanchor": "right"}
-        made.add_annotation(text="EMA*", **place, yanchor="bottom", showarrow=False, font={"color": GREY})
-    made.update_xaxes(title_text=AXES[axis], type="log" if log_x else "linear", tickformat="~s")
-    if axis == "evaluations" and not log_x and max(one.positions[-1] for one in drawn) < _FEW:
-        made.update_xaxes(dtick=1)  # no ticks between whole numbers
+    lowest = min(line.lowest_loss for line in lines)
+    level = None
+    ema = best_ema(studies)
+    if ema is not None and ema.searched is not None:
+        level = Level(ema.searched, "EMA*")
+        lowest = min(lowest, level.y)
+    log_y = log_y and lowest > 0
+    traces: list[go.Scatter] = []
+    for line in lines:  # under all lines
+        traces += _range_traces(line)
+    for line in lines:
+        traces += _line_traces(line)
     metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
-    made.update_yaxes(title_text=f"best {inert(metric)} so far<br>(marks: held out)")
-    return made.update_yaxes(type="log" if log_y else "linear", tickformat="~g")
+    x_options: dict[str, Any] = {}
+    if axis == "evaluations" and not log_x and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
+        x_options["dtick"] = 1  # no ticks between whole numbers
+    panel = Panel(
+        traces,
+        y=Axis(f"best {inert(metric)} so far<br>(marks: held out)", logarithmic=log_y, tick_format="~g"),
+        level=level,
+    )
+    name = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
+    x = Axis(AXES[axis], logarithmic=log_x, tick_format="~s", options=x_options)
+    return draw([panel], x=x, theme=theme, name=name, hovermode="x unified")
+
+
+def _range_traces(curve: _Curve) -> list[go.Scatter]:
+    """The band between the lowest and the highest seed."""
+    if len(curve.seeds) < 2:
+        return []
+    shared: dict[str, Any] = {
+        "x": curve.positions,
+        "mode": "lines",
+        "legendgroup": inert(curve.optimizer),
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "line": {"width": 0, "shape": "hv"},
+    }
+    colour = with_alpha(style(curve.optimizer).colour, 0.18)
+    return [
+        go.Scatter(y=curve.lowest, **shared),
+        go.Scatter(y=curve.highest, fill="tonexty", fillcolor=colour, **shared),
+    ]
+
+
+def _line_traces(curve: _Curve) -> list[go.Scatter]:
+    """The mean over seeds, and a mark for each held-out loss."""
+    look = style(curve.optimizer)
+    name = inert(curve.label)
+    group = inert(curve.optimizer)
+    width = 2.5 if curve.finished else 1.2
+    mean = go.Scatter(
+        x=curve.positions,
+        y=curve.mean,
+        mode="lines" if len(curve.positions) > 1 else "lines+markers",  # a line of one point cannot be seen
+        name=name,
+        legendgroup=group,
+        line={"color": look.colour, "dash": look.dash, "width": width, "shape": "hv"},
+        hovertemplate=_HOVER,
+    )
+    if not curve.held_out:
+        return [mean]
+    marks = go.Scatter(
+        x=[end for end, _ in curve.held_out],
+        y=[loss for _, loss in curve.held_out],
+        mode="markers",
+        name=f"{name}, held out",
+        legendgroup=group,
+        showlegend=False,
+        cliponaxis=False,
+        marker={"symbol": look.marker, "size": 10, "color": look.colour, "line": {"width": 1, "color": "#FFFFFF"}},
+        hovertemplate=_HOVER,
+    )
+    return [mean, marks]
 
 
 def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
@@ -149,7 +210,10 @@ def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
     positions = np.unique(np.concatenate([*(step.positions for step in steps), ends]))
     positions = thinned(positions[positions >= start])
     values = np.stack([step.at(positions) for step in steps])
-    measured = zip(ends, (study.held_out_loss for study in studies), strict=True)
+    held_out = []
+    for study, end in zip(studies, ends, strict=True):
+        if study.held_out_loss is not None:
+            held_out.append((end, study.held_out_loss))
     return _Curve(
         optimizer=studies[0].optimizer,
         seeds=tuple(study.seed for study in studies),
@@ -158,38 +222,41 @@ def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
         mean=values.mean(axis=0),
         lowest=values.min(axis=0),
         highest=values.max(axis=0),
-        held_out=tuple((end, loss) for end, loss in measured if loss is not None),
+        held_out=tuple(held_out),
     )
 
 
 def best_so_far(study: StudyHistory, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
     trials = study.compared
+    if not len(trials):
+        return _Steps(np.zeros(0), np.zeros(0), 0.0)
     if axis == "evaluations":
         positions = np.arange(1, len(trials) + 1, dtype=np.float64)
-    elif axis != "seconds":
-        positions = np.cumsum(trials["seconds" if axis == "evaluation_seconds" else axis], dtype=np.float64)
-    else:  # with several workers, only seconds are not in the order of tells
+    elif axis == "seconds":
         positions = wall_clock(trials)
-        order = np.argsort(positions, kind="stable")
-        trials, positions = trials[order], positions[order]
+        order = np.argsort(positions, kind="stable")  # with several workers not the order of the tells
+        positions = positions[order]
+        trials = trials[order]
+    elif axis == "evaluation_seconds":
+        positions = np.cumsum(trials["seconds"], dtype=np.float64)
+    else:
+        positions = np.cumsum(trials[axis], dtype=np.float64)
     improved = improvements(trials["loss"])
-    end = float(positions[-1]) if len(positions) else 0.0
-    return _Steps(positions[improved], trials["loss"][improved], end)
+    return _Steps(positions[improved], trials["loss"][improved], end=float(positions[-1]))
 
 
 def improvements(losses: Floats) -> npt.NDArray[np.intp]:
     """The indices at which a loss is lower than all before it; NaN is not."""
-    before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
-    return np.flatnonzero(losses < before)
+    lowest_before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
+    return np.flatnonzero(losses < lowest_before)
 
 
 def wall_clock(trials: Trials) -> Floats:
     """``[n]`` seconds for which the search had run when each trial ended.
 
-    A short pause between evaluations counts: it is the time of the optimizer and the database. A pause longer than
-    three evaluations and than ``LEAST_PAUSE`` does not count: then the search was interrupted. A trial that was
-    interrupted and evaluated again counts with its last evaluation only.
+    A pause between evaluations counts up to :func:`longest_pause`: it is the time of the optimizer and the database.
+    A trial that was interrupted and evaluated again counts with its last evaluation only.
     """
     if not len(trials):
         return np.zeros(0)
@@ -197,12 +264,19 @@ def wall_clock(trials: Trials) -> Floats:
     began = np.fmax(trials["started"], ended - trials["seconds"])
     order = np.argsort(began, kind="stable")
     busy_until = np.maximum.accumulate(ended[order])
-    pause = max(LEAST_PAUSE, 3 * float(np.median(trials["seconds"])))
     idle = began[order][1:] - busy_until[:-1]
-    left_out = np.concatenate([[0.0], np.cumsum(np.where(idle > pause, idle, 0.0))])
-    block = np.empty(len(trials), dtype=np.int64)
-    block[order] = np.arange(len(trials))
-    return np.asarray(ended - began[order[0]] - left_out[block])
+    interruptions = np.where(idle > longest_pause(trials), idle, 0.0)
+    interrupted = np.concatenate([[0.0], np.cumsum(interruptions)])  # seconds until each trial began, in this order
+    place = np.empty(len(trials), dtype=np.int64)
+    place[order] = np.arange(len(trials))
+    return np.asarray(ended - began[order[0]] - interrupted[place])
+
+
+def longest_pause(trials: Trials) -> float:
+    """Seconds without an evaluation after which a search of these trials counts as interrupted."""
+    if not len(trials):
+        return 0.0
+    return max(_SHORTEST_INTERRUPTION, 3 * float(np.median(trials["seconds"])))
 
 
 def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray[Any]:
@@ -210,30 +284,3 @@ def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray
     if len(positions) <= most:
         return positions
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])
-
-
-def _add_line(made: go.Figure, one: _Curve) -> None:
-    drawn = style(one.optimizer)
-    width = 2.5 if one.finished else 1.2
-    made.add_scatter(
-        x=one.positions,
-        y=one.mean,
-        mode="lines" if len(one.positions) > 1 else "lines+markers",  # a line of one point is not seen
-        name=inert(one.label),
-        legendgroup=inert(one.optimizer),
-        line={"color": drawn.colour, "dash": drawn.dash, "width": width, "shape": "hv"},
-        hovertemplate=_NUMBER,
-    )
-    if not one.held_out:
-        return
-    made.add_scatter(
-        x=[end for end, _ in one.held_out],
-        y=[value for _, value in one.held_out],
-        mode="markers",
-        name=f"{inert(one.label)}, held out",
-        legendgroup=inert(one.optimizer),
-        showlegend=False,
-        cliponaxis=False,
-        marker={"symbol": drawn.marker, "size": 10, "color": drawn.colour, "line": {"width": 1, "color": "#FFFFFF"}},
-        hovertemplate=_NUMBER,
-    )

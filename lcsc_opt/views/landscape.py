@@ -21,11 +21,86 @@ from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import thinned
-from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
+from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, inert, style, with_alpha
+from lcsc_opt.views.figures.panels import Axis, Panel, draw
 
 MOST_CANDIDATES = 150  # of one study
-_TICKS = 6
+_COLOUR_TICKS = 6
 _OUTLINE = {"width": 1.5, "color": "#FFFFFF"}
+_CAPTION = "Candidates are where the plane is nearest; their own loss is another one."
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point of the plane, or a candidate at the point of the plane that is nearest to it.
+
+    Attributes:
+        name: for people.
+        x: where it is between the first corner, 0, and the second, 1.
+        y: the same to the third corner.
+        loss: of the point or of the candidate; ``None`` where there is none, or none yet.
+        trial: its number; ``None`` if there is none yet.
+    """
+
+    name: str
+    x: float
+    y: float
+    loss: float | None
+    trial: int | None
+
+    @classmethod
+    def of_trial(cls, name: str, place: Sequence[float], trial: Any) -> Point:
+        """The point of a trial, a row of :data:`TRIAL` or ``None``."""
+        x, y = place
+        if trial is None:
+            return cls(name, x, y, None, None)
+        return cls(name, x, y, _known(float(trial["loss"])), int(trial["number"]))
+
+    @property
+    def text(self) -> str:
+        """The name with the loss, as plotly shows it."""
+        if self.loss is None:
+            return inert(self.name)
+        return inert(f"{self.name}: {self.loss:.4g}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProjectedSearch:
+    """A search beside the plane.
+
+    Attributes:
+        study: its history.
+        trials: ``[m]``, some of its trials, its answer among them.
+        positions: ``[m, 2]``, the nearest points of the plane.
+    """
+
+    study: StudyHistory
+    trials: Trials
+    positions: Floats
+
+    @classmethod
+    def of(cls, reader: HistoryReader, study: StudyHistory, plane: Plane, products: Floats) -> ProjectedSearch:
+        """At most about 150 complete trials of a search, chosen evenly.
+
+        Args:
+            reader: of the study.
+            study: with a complete trial.
+            plane: that it is projected to.
+            products: scalar products of the plane's directions with the checkpoints, see :meth:`Plane.project`.
+        """
+        complete = study.finished[~np.isnan(study.finished["loss"])]
+        evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
+        answer = np.flatnonzero(complete["number"] == study.chosen)
+        trials = complete[np.union1d(evenly, answer)]
+        coefficients = reader.coefficients(study, trials["number"].tolist())
+        return cls(study, trials, plane.project(coefficients, products))
+
+    @property
+    def answer(self) -> Point:
+        """The search's answer."""
+        [index] = np.flatnonzero(self.trials["number"] == self.study.chosen)
+        name = f"{self.study.label}/{self.study.seed}, trial {self.study.chosen}"
+        return Point.of_trial(name, self.positions[index].tolist(), self.trials[index])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,19 +112,18 @@ class Landscape:
         axis: ``[n]`` values of x, and of y, on the grid.
         total: how many points there are, evaluated or not.
         values: ``[n, n]`` losses, a row for each y; NaN where a point has none, or none yet.
-        lowest: the point with the lowest loss, as one of the points; ``None`` before a point has one.
-        points: name, x, y, loss and trial of the corners, of the lowest point, and of the searches' answers.
-        searches: of the same experiment and checkpoints, each with at most about 150 of its trials ``[m]`` and their
-            positions ``[m, 2]``.
+        corners: the three models.
+        lowest: the point with the lowest loss; ``None`` before a point has one.
+        searches: of the same experiment and checkpoints.
     """
 
     study: StudyHistory
     axis: Floats
     total: int
     values: Floats
-    lowest: dict[str, Any] | None
-    points: list[dict[str, Any]]
-    searches: tuple[tuple[StudyHistory, Trials, Floats], ...]
+    corners: tuple[Point, ...]
+    lowest: Point | None
+    searches: tuple[ProjectedSearch, ...]
 
     @staticmethod
     def names(reader: HistoryReader, experiment: str | None = None) -> list[str]:
@@ -66,41 +140,53 @@ class Landscape:
         """
         if name not in cls.names(reader):
             raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
-        siblings = [other for other in reader.searches() if split_name(other)[0] == split_name(name)[0]]
-        own, *others = reader.read_studies([name, *siblings])
+        experiment = split_name(name)[0]
+        searches = [search for search in reader.searches() if split_name(search)[0] == experiment]
+        landscape, *histories = reader.read_studies([name, *searches])
         attributes = StoredStudy.open(reader.storage, name).attributes
         options = attributes["specification"]["optimizer"]["options"]
-        plane, size = Plane.through(options.get("corners"), own.steps), options.get("size", DEFAULT_SIZE)
-        axis, planned = plane_grid(size)
+        plane = Plane.through(options.get("corners"), landscape.steps)
         products = array_of(attributes["plane"]["products"])
-        trials = dict(zip(planned, own.trials, strict=False))
+        axis, planned = plane_grid(options.get("size", DEFAULT_SIZE))
+        trials = dict(zip(planned, landscape.trials, strict=False))  # those that are not asked for yet are missing
         losses = {place: float(trial["loss"]) for place, trial in trials.items()}
-        values = np.array([[losses.get((x, y), math.nan) for x in axis.tolist()] for y in axis.tolist()])
-        points = [_point(label, place, trials.get(place)) for label, place in zip(plane.labels, planned, strict=False)]
-        known = [place for place, loss in losses.items() if not math.isnan(loss)]
-        first = min(known, key=losses.__getitem__, default=None)
-        lowest = None if first is None else _point("lowest on the plane", first, trials[first])
-        points += [lowest] if lowest else []
-        searches = []
-        for study in others:
-            if study.steps == own.steps and study.best is not None:
-                complete = study.finished[~np.isnan(study.finished["loss"])]
-                evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
-                shown = complete[np.union1d(evenly, np.flatnonzero(complete["number"] == study.chosen))]
-                positions = plane.project(reader.coefficients(study, shown["number"].tolist()), products)
-                searches.append((study, shown, positions))
-                [answer] = np.flatnonzero(shown["number"] == study.chosen)
-                label = f"{study.label}/{study.seed}, trial {study.chosen}"
-                points.append(_point(label, positions[answer].tolist(), shown[answer]))
-        return cls(own, axis, len(planned), values, lowest, points, tuple(searches))
+        evaluated = [place for place, loss in losses.items() if not math.isnan(loss)]
+        lowest = None
+        if evaluated:
+            place = min(evaluated, key=losses.__getitem__)
+            lowest = Point.of_trial("lowest on the plane", place, trials[place])
+        comparable = [study for study in histories if study.steps == landscape.steps and study.best is not None]
+        return cls(
+            study=landscape,
+            axis=axis,
+            total=len(planned),
+            values=np.array([[losses.get((x, y), math.nan) for x in axis.tolist()] for y in axis.tolist()]),
+            corners=tuple(
+                Point.of_trial(label, place, trials.get(place))
+                for label, place in zip(plane.labels, planned, strict=False)  # the corners are planned first
+            ),
+            lowest=lowest,
+            searches=tuple(ProjectedSearch.of(reader, study, plane, products) for study in comparable),
+        )
+
+    @property
+    def points(self) -> list[Point]:
+        """The corners, the lowest point, and the searches' answers."""
+        points = list(self.corners)
+        if self.lowest is not None:
+            points.append(self.lowest)
+        return points + [search.answer for search in self.searches]
 
     def as_row(self) -> dict[str, Any]:
         """JSON-able: what ``lcsc landscape --format json`` prints."""
         return {
-            **{"study": self.study.study, "metric": self.study.metric},
-            **{"evaluated": len(self.study.finished), "total": self.total},
-            **{"points": self.points, "axis": self.axis.tolist()},
-            "values": [[None if math.isnan(value) else value for value in row] for row in self.values.tolist()],
+            "study": self.study.study,
+            "metric": self.study.metric,
+            "evaluated": len(self.study.finished),
+            "total": self.total,
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "axis": self.axis.tolist(),
+            "values": [[_known(value) for value in row] for row in self.values.tolist()],
         }
 
     def figure(self, *, theme: Theme = "light") -> go.Figure:
@@ -108,57 +194,66 @@ class Landscape:
         name = self.study.study
         if np.isnan(self.values).all():
             return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
-        done, corners = len(self.study.finished), self.points[:3]
-        first, second, third = (inert(point["name"]) for point in corners)
+        first, second, third = (inert(corner.name) for corner in self.corners)
         title = f"{inert(self.study.metric)} on the plane through {first}, {second}, {third}"
-        title += f": {done} of {self.total} points" if done < self.total else ""
-        title += "<br><sub>Candidates are where the plane is nearest; their own loss is another one.</sub>"
-        made = figure(theme, name=f"landscape/{name}", title=title, height=720)
-        _add_contours(made, self)
-        for search in self.searches:
-            _add_candidates(made, *search)
-        made.add_scatter(
-            x=[point["x"] for point in [*corners, corners[0]]],
-            y=[point["y"] for point in [*corners, corners[0]]],
-            mode="lines+markers+text",
-            name="corners",
-            text=[*(_with_loss(point) for point in corners), ""],
-            textposition=["bottom right", "bottom right", "top right", "middle center"],
-            line={"width": 1, "dash": "dot", "color": GREY},
-            marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
-            hovertemplate="%{text}<extra></extra>",
-        )
+        evaluated = len(self.study.finished)
+        if evaluated < self.total:
+            title += f": {evaluated} of {self.total} points"
+        (left, right), (bottom, top) = self._ranges()
+        notes = []
         if self.lowest is not None:
-            place = {"x": self.lowest["x"], "y": self.lowest["y"]}
-            made.add_annotation(text=_with_loss(self.lowest), **place, ax=70, ay=-45, arrowhead=2)
-        # the grid, and answers up to its side beyond it
-        low, high = self.axis[0], self.axis[-1]
-        side, places = high - low, np.array([[point["x"], point["y"]] for point in self.points])
+            notes.append(_lowest_note(self.lowest))
+        panel = Panel(
+            [_contours(self), *_candidates(self.searches), _corners(self.corners)],
+            y=Axis(
+                f"y: from {first} (0) to {third} (1)",
+                options={"range": [bottom, top], "scaleanchor": "x", "constrain": "domain"},
+            ),
+            height=540,
+            notes=notes,
+        )
+        return draw(
+            [panel],
+            x=Axis(f"x: from {first} (0) to {second} (1)", options={"range": [left, right], "constrain": "domain"}),
+            theme=theme,
+            name=f"landscape/{name}",
+            title=f"{title}<br><sub>{_CAPTION}</sub>",
+            legend={"orientation": "h", "y": -0.12},
+            hovermode="closest",
+            margin={"t": 110},
+        )
+
+    def _ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Of x and y: the grid, and answers up to its side beyond it."""
+        low = self.axis[0]
+        high = self.axis[-1]
+        side = high - low
+        places = np.array([[point.x, point.y] for point in self.points])
         start = np.clip(places.min(axis=0), low - side, low) - 0.03 * side
         end = np.clip(places.max(axis=0), high, high + side) + 0.03 * side
-        made.update_xaxes(title_text=f"x: from {first} (0) to {second} (1)", range=[start[0], end[0]])
-        made.update_yaxes(title_text=f"y: from {first} (0) to {third} (1)", range=[start[1], end[1]], scaleanchor="x")
-        made.update_xaxes(constrain="domain").update_yaxes(constrain="domain")
-        made.update_annotations(bgcolor="rgba(255,255,255,0.85)", font={"color": "#000000"})
-        return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 110})
+        return (start[0], end[0]), (start[1], end[1])
 
 
-def _point(name: str, place: Sequence[float], trial: Any) -> dict[str, Any]:
-    loss = math.nan if trial is None else float(trial["loss"])
-    number = None if trial is None else int(trial["number"])
-    return {"name": name, "x": place[0], "y": place[1], "loss": None if math.isnan(loss) else loss, "trial": number}
+def _known(loss: float) -> float | None:
+    """The loss; ``None`` where it is NaN, which JSON does not have."""
+    if math.isnan(loss):
+        return None
+    return loss
 
 
-def _add_contours(made: go.Figure, data: Landscape) -> None:
-    """Colours are logarithms of the losses if all are above zero."""
-    positive, metric = bool(np.nanmin(data.values) > 0), inert(data.study.metric)
-    heights = np.log10(data.values) if positive else data.values
-    ticks = np.linspace(np.nanmin(heights), np.nanmax(heights), _TICKS)
-    made.add_contour(
-        x=data.axis,
-        y=data.axis,
+def _contours(landscape: Landscape) -> go.Contour:
+    """The plane; colours are logarithms of the losses if all are above zero."""
+    values = landscape.values
+    metric = inert(landscape.study.metric)
+    is_logarithmic = bool(np.nanmin(values) > 0)
+    heights = np.log10(values) if is_logarithmic else values
+    ticks = np.linspace(np.nanmin(heights), np.nanmax(heights), _COLOUR_TICKS)
+    tick_losses = 10**ticks if is_logarithmic else ticks
+    return go.Contour(
+        x=landscape.axis,
+        y=landscape.axis,
         z=heights,
-        text=[["" if np.isnan(value) else f"{value:.4g}" for value in row] for row in data.values],
+        text=[["" if np.isnan(value) else f"{value:.4g}" for value in row] for row in values],
         colorscale=[[0.0, with_alpha(GREY, 0.0)], [1.0, with_alpha(GREY, 0.9)]],  # over a light or a dark page
         connectgaps=True,
         ncontours=20,
@@ -167,34 +262,72 @@ def _add_contours(made: go.Figure, data: Landscape) -> None:
         name="plane",
         showlegend=False,
         colorbar={
-            **{"title": {"text": metric}, "thickness": 12, "tickvals": ticks.tolist()},
-            "ticktext": [f"{loss:.3g}" for loss in (10**ticks if positive else ticks)],
+            "title": {"text": metric},
+            "thickness": 12,
+            "tickvals": ticks.tolist(),
+            "ticktext": [f"{loss:.3g}" for loss in tick_losses],
         },
+        # a name must not be read as a part of the template
         hovertemplate="(%{x:.3g}, %{y:.3g}): " + metric.replace("%{", "% {") + " %{text}<extra></extra>",
     )
 
 
-def _add_candidates(made: go.Figure, study: StudyHistory, trials: Trials, positions: Floats) -> None:
+def _candidates(searches: Sequence[ProjectedSearch]) -> list[go.Scatter]:
     """A dot for each candidate, and a large mark for the answer."""
-    drawn, label, name = style(study.optimizer), inert(study.label), inert(study.study)
-    answers = (trials["number"] == study.chosen).tolist()
-    made.add_scatter(
-        x=positions[:, 0],
-        y=positions[:, 1],
-        mode="markers",
-        name=label,
-        legendgroup=label,
-        showlegend=not any(trace.name == label for trace in made.data),
-        marker={
-            "symbol": drawn.marker,
-            "size": [15 if answer else 5 for answer in answers],
-            "color": [with_alpha(drawn.colour, 1.0 if answer else 0.55) for answer in answers],
-            "line": {**_OUTLINE, "width": [1.5 if answer else 0 for answer in answers]},
-        },
-        text=[f"{name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in trials],
+    traces: list[go.Scatter] = []
+    in_legend = set[str]()
+    for search in searches:
+        look = style(search.study.optimizer)
+        label = inert(search.study.label)
+        study_name = inert(search.study.study)
+        is_answer = search.trials["number"] == search.study.chosen
+        colours = np.where(is_answer, with_alpha(look.colour, 1.0), with_alpha(look.colour, 0.55))
+        traces.append(
+            go.Scatter(
+                x=search.positions[:, 0],
+                y=search.positions[:, 1],
+                mode="markers",
+                name=label,
+                legendgroup=label,
+                showlegend=label not in in_legend,
+                marker={
+                    "symbol": look.marker,
+                    "size": np.where(is_answer, 15, 5),
+                    "color": colours.tolist(),
+                    "line": {**_OUTLINE, "width": np.where(is_answer, 1.5, 0)},
+                },
+                text=[f"{study_name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in search.trials],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+        in_legend.add(label)
+    return traces
+
+
+def _corners(corners: Sequence[Point]) -> go.Scatter:
+    """The three models, joined."""
+    first = corners[0]
+    return go.Scatter(
+        x=[*(corner.x for corner in corners), first.x],
+        y=[*(corner.y for corner in corners), first.y],
+        mode="lines+markers+text",
+        name="corners",
+        text=[*(corner.text for corner in corners), ""],
+        textposition=["bottom right", "bottom right", "top right", "middle center"],
+        line={"width": 1, "dash": "dot", "color": GREY},
+        marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
         hovertemplate="%{text}<extra></extra>",
     )
 
 
-def _with_loss(point: dict[str, Any]) -> str:
-    return inert(point["name"] if point["loss"] is None else f"{point['name']}: {point['loss']:.4g}")
+def _lowest_note(lowest: Point) -> dict[str, Any]:
+    return {
+        "text": lowest.text,
+        "x": lowest.x,
+        "y": lowest.y,
+        "ax": 70,
+        "ay": -45,
+        "arrowhead": 2,
+        "bgcolor": "rgba(255,255,255,0.85)",
+        "font": {"color": "#000000"},
+    }

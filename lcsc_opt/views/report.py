@@ -22,18 +22,21 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import number
+from lcsc_opt.views import UNKNOWN, count, percent
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, points_of, ranking, report_table
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, points_of, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
+from lcsc_opt.views.tables import comparison_table, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
+_Drawn = dict[str, Any]
+"""A figure for the page: what plotly draws, and its height."""
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
     "movement": "How the best coefficients moved",
@@ -50,17 +53,9 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     """
     if path.suffix != ".html":
         raise LcscError(f"{path}: expected a file that ends in .html")
-    reader, folder = HistoryReader(storage), artifact_directory(storage.url)
+    reader = HistoryReader(storage)
     studies = reader.read(experiment)
     ranked = ranking(studies)
-    order = [row.optimizer for row in ranked]
-    images = [
-        (study.study, StoredImage.of_answer(reader, study, folder))
-        for study in sorted(studies, key=lambda study: order.index(study.optimizer))
-    ]
-    first = default_axis(studies)
-    answered = sum(study.chosen is not None for study in studies) > 1
-    traded = trade_off_figure(sum(points_of(reader, experiment, siblings=True).values(), ()))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters["short_metric"] = short_metric
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
@@ -72,17 +67,12 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
         metrics=comparison_table(studies),
         confidence=f"{CONFIDENCE:.0%}",
-        curves=[
-            (AXES[axis], _figure(comparison_figure(studies, axis)))
-            for axis in sorted(AXES, key=lambda axis: axis != first)
-        ],
+        curves=_curves(studies),
         summaries=studies_table(studies),
-        trade_off=None if traded is None else _figure(traded),
-        distances=_figure(distances_figure(reader, studies)) if answered else None,
-        landscapes=[
-            (name, _figure(Landscape.read(reader, name).figure())) for name in Landscape.names(reader, experiment)
-        ],
-        images=[(study, sheets) for study, sheets in images if sheets],
+        trade_off=_trade_off(reader, experiment),
+        distances=_distances(reader, studies),
+        landscapes=_landscapes(reader, experiment),
+        images=_images(reader, studies, ranked, artifact_directory(storage.url)),
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
@@ -94,41 +84,94 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
 
 
 def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
-    header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
-    axes = ("images", "evaluations") if sampled else ("evaluations",)
+    axes = ["evaluations"]
+    if sampled:
+        axes.insert(0, "images")
+    header = ["optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict"]
+    header += [f"{axis} to EMA*" for axis in axes]
     rows: list[list[object]] = []
     for row in ranked:
-        measured = [number(*(value or (None,))) for value in (row.held_out, row.searched)]
-        below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
-        reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in axes]
-        apart = row.difference
-        interval = "" if apart is None or apart.low is None else f" [{number(apart.low)}, {number(apart.high)}]"
-        difference = "–" if apart is None else f"{apart.mean:+.3g}{interval}"
-        rows.append([row.label, row.seeds, *measured, below, difference, row.verdict, *reach])
-    best = 0 if ranked and ranked[0].verdict == "best" else None
-    return (*header, *(f"{axis} to EMA*" for axis in axes)), rows, best
+        difference = UNKNOWN if row.difference is None else row.difference.text()
+        cells: list[object] = [row.label, row.seeds, spread_text(row.held_out), spread_text(row.searched)]
+        cells += [percent(row.below_ema), difference, row.verdict]
+        for axis in axes:
+            reach = row.to_ema.get(axis)
+            cells.append("" if reach is None else reach.text)
+        rows.append(cells)
+    has_best = bool(ranked) and ranked[0].verdict == "best"
+    return tuple(header), rows, 0 if has_best else None
+
+
+def _curves(studies: Sequence[StudyHistory]) -> list[tuple[str, _Drawn]]:
+    """Title and figure of each axis, the default one first."""
+    first = default_axis(studies)
+    axes = sorted(AXES, key=lambda axis: axis != first)
+    return [(AXES[axis], _drawn(comparison_figure(studies, axis))) for axis in axes]
+
+
+def _trade_off(reader: HistoryReader, experiment: str) -> _Drawn | None:
+    """Two metrics of all points of the experiment's sweep; ``None`` where no two were measured."""
+    points = points_of(reader, experiment, siblings=True)
+    figure = trade_off_figure([study for studies in points.values() for study in studies])
+    if figure is None:
+        return None
+    return _drawn(figure)
+
+
+def _distances(reader: HistoryReader, studies: Sequence[StudyHistory]) -> _Drawn | None:
+    """The distances between the answers; ``None`` unless there are at least two."""
+    answers = sum(study.chosen is not None for study in studies)
+    if answers < 2:
+        return None
+    return _drawn(distances_figure(reader, studies))
+
+
+def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Drawn]]:
+    names = Landscape.names(reader, experiment)
+    return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
+
+
+def _images(
+    reader: HistoryReader, studies: Sequence[StudyHistory], ranked: Sequence[Ranked], folder: Path
+) -> list[tuple[str, list[StoredImage]]]:
+    """Study → its stored images, the best optimizer's first; only studies that have some."""
+    order = [row.optimizer for row in ranked]
+    images = []
+    for study in sorted(studies, key=lambda study: order.index(study.optimizer)):
+        sheets = StoredImage.of_answer(reader, study, folder)
+        if sheets:
+            images.append((study.study, sheets))
+    return images
 
 
 def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
-    progress, held_out = Progress.of(study), study.held_out
-    total = "" if progress.total is None else f" of {progress.total:,}"
-    rate = "" if progress.per_hour is None else f", {progress.per_hour:,.0f} an hour"
-    failed = f", {progress.failed} trials failed" if progress.failed else ""
+    held_out = study.held_out
+    metrics = None
+    if held_out is not None and held_out.rows:
+        metrics = report_table(held_out.rows)
+    figures = own_figures(reader, study, studies, _SECTION_TITLES)
     return {
         "name": study.study,
-        "state": f"{progress.state}: {progress.done:,}{total} {progress.unit}{rate}{failed}.",
+        "state": _state(Progress.of(study)),
         "warning": study.warning,
-        "metrics": report_table(held_out.rows) if held_out is not None and held_out.rows else None,
-        "figures": [
-            (_SECTION_TITLES[name], _figure(figure))
-            for name, figure in own_figures(reader, study, studies, _SECTION_TITLES).items()
-        ],
+        "metrics": metrics,
+        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in FailureReason.of(study)],
     }
 
 
-def _figure(figure: go.Figure) -> dict[str, Any]:
+def _state(progress: Progress) -> str:
+    """A study's progress as a sentence."""
+    state = f"{progress.state}: {count(progress.done, progress.total)} {progress.unit}"
+    if progress.per_hour is not None:
+        state += f", {progress.per_hour:,.0f} an hour"
+    if progress.failed:
+        state += f", {progress.failed} trials failed"
+    return f"{state}."
+
+
+def _drawn(figure: go.Figure) -> _Drawn:
     content = json.loads(str(figure.to_json()))
     content["layout"].pop("template")  # the page sets its own
     return {"content": content, "height": int(figure.layout.height or 420)}

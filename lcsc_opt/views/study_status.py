@@ -1,10 +1,10 @@
-"""One study during and after its run, as plain data: progress, where its time went, what failed, everything."""
+"""One study during and after its run, as plain data: progress, where its time went, what failed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HELD_OUT_REPORT
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views import number
-from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
+from lcsc_opt.views.curves import longest_pause, wall_clock
 
 RECENT = 50  # trials that the rate is computed from
 
@@ -46,42 +47,75 @@ class Progress:
     @property
     def share(self) -> float | None:
         """The share of the budget that was spent, from 0 to 1."""
-        return min(self.done / self.total, 1.0) if self.total else None
+        if not self.total:
+            return None
+        return min(self.done / self.total, 1.0)
 
     @classmethod
     def of(cls, study: StudyHistory) -> Progress:
         """The progress of a study, its rate, and the time that it still needs."""
         unit, total = next(iter(study.budget.items()), ("evaluations", None))
         finished = study.finished
-        is_own = ~finished["inherited"]
-        own = finished[is_own]
-        done = len(own) if unit == "evaluations" else int(_images_taken(study)[is_own].sum())
-        unfinished = "running" if study.running else "interrupted" if len(study.trials) else "empty"
-        state = "finished" if study.ended else unfinished
-        clock = np.sort(wall_clock(own))[-RECENT:]
-        elapsed = float(clock[-1] - clock[0]) if len(clock) > 1 else 0.0
-        rate = (len(clock) - 1) * (done / len(own)) / elapsed if elapsed > 0 else None
+        is_inherited = finished["inherited"]
+        searched = finished[~is_inherited]
+        done = len(searched)
+        if unit == "images":
+            done = int(_images_charged(study)[~is_inherited].sum())
+        state = _state(study)
+        rate = _rate(searched, done)
+        seconds_left = None
+        if state == "running" and total and rate:
+            seconds_left = max((total - done) / rate, 0.0)
         return cls(
             state=state,
             unit=unit,
             done=done,
             total=total,
             per_hour=None if rate is None else 3600 * rate,
-            seconds_left=max((total - done) / rate, 0.0) if state == "running" and total and rate else None,
+            seconds_left=seconds_left,
             failed=len(study.failed),
             retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
         )
 
 
-def _images_taken(study: StudyHistory) -> Floats:
+def _state(study: StudyHistory) -> str:
+    """``running``, ``finished``, ``interrupted`` or ``empty``."""
+    if study.ended:
+        return "finished"
+    if study.running:
+        return "running"
+    if len(study.trials):
+        return "interrupted"
+    return "empty"
+
+
+def _rate(trials: Trials, done: int) -> float | None:
+    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
+
+    Args:
+        trials: ``[n]``, those that count.
+        done: units that they were charged, all together.
+    """
+    clock = np.sort(wall_clock(trials))[-RECENT:]
+    if len(clock) < 2:
+        return None
+    elapsed = float(clock[-1] - clock[0])
+    if elapsed <= 0:
+        return None
+    return (len(clock) - 1) * (done / len(trials)) / elapsed
+
+
+def _images_charged(study: StudyHistory) -> Floats:
     """``[n]`` images that each finished trial took of the budget: those it sampled, or if it failed, was asked for.
 
     A failed trial that names no number took as many as a complete trial.
     """
     trials = study.finished
-    plain = trials["images"][~np.isnan(study.compared["loss"])].max(initial=0.0)
-    asked = np.where(trials["asked"] > 0, trials["asked"], plain)
-    return np.where(np.isin(trials["number"], study.failed["number"]), asked, trials["images"])
+    is_comparable = ~np.isnan(study.compared["loss"])
+    images_of_complete = trials["images"][is_comparable].max(initial=0.0)
+    asked = np.where(trials["asked"] > 0, trials["asked"], images_of_complete)
+    is_failed = np.isin(trials["number"], study.failed["number"])
+    return np.where(is_failed, asked, trials["images"])
 
 
 def duration(seconds: float) -> str:
@@ -92,7 +126,9 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +147,13 @@ class FailureReason:
     def of(cls, study: StudyHistory) -> list[FailureReason]:
         """Why attempts of a study failed, the most frequent reason first."""
         attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
-        failed = [set(study.reasons.get(number, ())) for number in study.failed["number"].tolist()]
-        lost = Counter(reason for reasons in failed for reason in reasons)
-        return [cls(why, count, lost[why], study.tracebacks.get(why, "")) for why, count in attempts.most_common()]
+        lost: Counter[str] = Counter()
+        for trial in study.failed["number"].tolist():
+            lost.update(set(study.reasons.get(trial, ())))
+        return [
+            cls(reason, count, lost[reason], study.tracebacks.get(reason, ""))
+            for reason, count in attempts.most_common()
+        ]
 
 
 def studies_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[object]]]:
@@ -121,10 +161,14 @@ def studies_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], lis
     header = ("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
     rows: list[list[object]] = []
     for study in studies:
-        total, costs = study.budget.get("evaluations"), (f"{study.images:,}", f"{study.seconds:,.0f}")
-        done = f"{Progress.of(study).done}/{total}" if total else study.evaluations
-        losses = (number(study.searched), number(study.held_out_loss))
-        rows.append([study.study, study.state, done, len(study.failed), *losses, *costs])
+        evaluations: object = study.evaluations
+        total = study.budget.get("evaluations")
+        if total:
+            evaluations = f"{Progress.of(study).done}/{total}"
+        row = [study.study, study.state, evaluations, len(study.failed)]
+        row += [number(study.searched), number(study.held_out_loss)]
+        row += [f"{study.images:,}", f"{study.seconds:,.0f}"]
+        rows.append(row)
     return header, rows
 
 
@@ -133,11 +177,12 @@ def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
 
     With one worker a trial lasts until the next one starts. With several it lasts from its ask to its result.
     """
-    following = np.append(trials["started"][1:], trials["ended"][-1:])
-    until = following if study.workers == 1 else trials["ended"]
+    until = trials["ended"]
+    if study.workers == 1:
+        until = np.append(trials["started"][1:], trials["ended"][-1:])
     outside = np.nan_to_num(until - trials["started"] - trials["seconds"])
-    pause = max(LEAST_PAUSE, 3 * float(np.median(trials["seconds"]))) if len(trials) else 0.0
-    return np.where((outside < 0) | (outside > pause), 0.0, outside)
+    is_interrupted = outside > longest_pause(trials)
+    return np.where((outside < 0) | is_interrupted, 0.0, outside)
 
 
 def overview(study: StoredStudy) -> dict[str, Any]:
@@ -149,32 +194,45 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     Raises:
         StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
     """
-    reader, attributes = HistoryReader(study.storage), study.attributes
-    found = reader.read_study(study.name)
-    best, specification = reader.answer(found), attributes.get("specification", {})
-    lost = Counter(found.reasons[number][-1] for number in found.failed["number"].tolist())
+    reader = HistoryReader(study.storage)
+    attributes = study.attributes
+    history = reader.read_study(study.name)
+    specification = attributes.get("specification", {})
+    space = specification.get("space", {})
+    # a trial counts with the reason of its last attempt
+    last_reasons = Counter(history.reasons[trial][-1] for trial in history.failed["number"].tolist())
     return {
-        **found.as_row(),
-        "budget": dict(found.budget),
-        "checkpoints": len(found.steps),
+        **history.as_row(),
+        "budget": dict(history.budget),
+        "checkpoints": len(history.steps),
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
-        "space": {key: value for key, value in specification.get("space", {}).items() if value is not None},
+        "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "code_changes": attributes.get("changes", []),
-        "compared_trials": int(np.count_nonzero(~np.isnan(found.compared["loss"]))),
-        "best_trial": found.best,
-        "chosen_trial": found.chosen,
-        "best_coefficients": None if best is None else describe_coefficients(best, found.steps),
-        "coefficients": None if best is None else best.tolist(),
-        "layer_groups": None
-        if best is None or best.ndim == 1
-        else {"rows": specification["space"]["rows"], "names": list(found.layer_groups)},
-        "held_out_report": attributes.get("held_out"),
-        "warning": found.warning,
-        "failed": len(found.failed),
-        "failure_reasons": dict(lost.most_common()),  # by the last attempt of each trial
-        "tracebacks": dict(found.tracebacks),
-        "seconds_per_trial": _seconds_per_trial(found),
+        "compared_trials": int(np.count_nonzero(~np.isnan(history.compared["loss"]))),
+        "best_trial": history.best,
+        "chosen_trial": history.chosen,
+        **_coefficients(history, reader.answer(history), space),
+        "held_out_report": attributes.get(HELD_OUT_REPORT),
+        "warning": history.warning,
+        "failed": len(history.failed),
+        "failure_reasons": dict(last_reasons.most_common()),
+        "tracebacks": dict(history.tracebacks),
+        "seconds_per_trial": _seconds_per_trial(history),
+    }
+
+
+def _coefficients(study: StudyHistory, answer: Floats | None, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer's coefficients, described and as numbers, and the layer groups that their rows are of."""
+    if answer is None:
+        return {"best_coefficients": None, "coefficients": None, "layer_groups": None}
+    layer_groups = None
+    if answer.ndim > 1:
+        layer_groups = {"rows": space["rows"], "names": list(study.layer_groups)}
+    return {
+        "best_coefficients": describe_coefficients(answer, study.steps),
+        "coefficients": answer.tolist(),
+        "layer_groups": layer_groups,
     }
 
 
@@ -186,7 +244,12 @@ def _seconds_per_trial(study: StudyHistory) -> dict[str, float]:
     complete = study.trials[~np.isnan(study.trials["loss"])]
     if not len(complete):
         return {}
-    means = {part.removesuffix("_seconds"): float(complete[part].mean()) for part in PARTS}
-    named = {part: seconds for part, seconds in means.items() if seconds}
+    seconds = {}
+    for part in PARTS:
+        mean = float(complete[part].mean())
+        if mean:
+            seconds[part.removesuffix("_seconds")] = mean
     outside = seconds_outside(study, complete)[:-1]  # the last trial has no trial after it
-    return {**named, **({"other": float(np.median(outside))} if len(outside) else {})}
+    if len(outside):
+        seconds["other"] = float(np.median(outside))
+    return seconds

@@ -17,11 +17,21 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lcsc_opt.views.artifacts import read_png
-from lcsc_opt.views.figures.look import BLUE, Theme, figure
+from lcsc_opt.views.figures.look import BLUE, Theme
+from lcsc_opt.views.figures.panels import Axis, Panel, draw
 
 _SHEET = re.compile(r"step(\d{1,12})\.png")
-_CURVE = ".jsonl"
+_CURVE_SUFFIX = ".jsonl"
 ALIVE_SECONDS = 900.0  # after so long without a new line, a training does not count as running
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """One line of a learning curve."""
+
+    step: int
+    loss: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,36 +65,47 @@ class TrainingHistory:
     @staticmethod
     def find(folder: Path) -> dict[str, TrainingHistory]:
         """Name → training, of those in this folder or one level below, newest last."""
-        found: list[tuple[float, TrainingHistory]] = []
-        for curve in (*folder.glob(f"*{_CURVE}"), *folder.glob(f"*/*{_CURVE}")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone, or of something else
+        trainings: list[tuple[float, str, TrainingHistory]] = []
+        for curve in (*folder.glob(f"*{_CURVE_SUFFIX}"), *folder.glob(f"*/*{_CURVE_SUFFIX}")):
+            # a file may be deleted meanwhile, and others than a training's may have this suffix
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 changed = curve.stat().st_mtime
-                found.append((changed, _read(folder, curve, changed)))
-        return {training.name: training for _, training in sorted(found, key=lambda pair: (pair[0], pair[1].name))}
+                training = _read(folder, curve, changed)
+                trainings.append((changed, training.name, training))
+        trainings.sort(key=lambda entry: entry[:2])
+        return {name: training for _, name, training in trainings}
 
     @property
     def headline(self) -> str:
         """The training's progress, in one line."""
-        what = f"{self.name}: {self.recipe} on {self.data}"
+        title = f"{self.name}: {self.recipe} on {self.data}"
         if not self.steps:
-            return f"{what}, {self.total:,} steps; no checkpoint yet"
-        done = f"{what}, step {self.steps[-1]:,} of {self.total:,}, loss {self.losses[-1]:.4g}"
-        rate = self.steps[-1] / self.seconds[-1] if self.seconds[-1] > 0 else 0.0
-        speed = f", {rate:.3g} steps a second" if rate else ""
-        if self.steps[-1] >= self.total:
-            return f"{done}: finished{speed}"
-        left = f", {(self.total - self.steps[-1]) / rate:,.0f} s left" if rate and self.running else ""
-        return f"{done}{speed}{left}" if self.running else f"{done}: stopped; --resume goes on"
+            return f"{title}, {self.total:,} steps; no checkpoint yet"
+        step = self.steps[-1]
+        progress = f"{title}, step {step:,} of {self.total:,}, loss {self.losses[-1]:.4g}"
+        is_finished = step >= self.total
+        if not is_finished and not self.running:
+            return f"{progress}: stopped; --resume continues it"
+        if is_finished:
+            progress += ": finished"
+        seconds = self.seconds[-1]
+        rate = step / seconds if seconds > 0 else 0.0
+        if rate:
+            progress += f", {rate:.3g} steps a second"
+            if not is_finished:
+                progress += f", {(self.total - step) / rate:,.0f} s left"
+        return progress
 
     def sheet(self, step: int) -> bytes | None:
-        """The samples of a step as a PNG; ``None`` if there are none, or they are none that may be read."""
+        """The samples of a step as a PNG; ``None`` if there are none, or :func:`read_png` refuses them."""
         path = _sheets(self.place).get(step)
-        return None if path is None else read_png(path)
+        if path is None:
+            return None
+        return read_png(path)
 
     def figure(self, theme: Theme) -> go.Figure:
         """The loss against the step; logarithmic if all losses are above zero."""
-        drawn = figure(theme, name=self.name)
-        drawn.add_scatter(
+        curve = go.Scatter(
             x=list(self.steps),
             y=list(self.losses),
             mode="lines",
@@ -92,33 +113,54 @@ class TrainingHistory:
             line={"color": BLUE, "width": 1.5},
             hovertemplate="step %{x:,}<br>loss %{y:.4g}<extra></extra>",
         )
-        drawn.update_xaxes(title_text="training step", range=[0, self.total])
-        scale = "log" if all(loss > 0 for loss in self.losses) else "linear"
-        drawn.update_yaxes(title_text="mean loss since the checkpoint before", type=scale)
-        return drawn
+        is_positive = all(loss > 0 for loss in self.losses)
+        panel = Panel([curve], y=Axis("mean loss since the checkpoint before", logarithmic=is_positive))
+        x = Axis("training step", options={"range": [0, self.total]})
+        return draw([panel], x=x, theme=theme, name=self.name)
 
 
 def _read(folder: Path, curve: Path, changed: float) -> TrainingHistory:
     """The training of a curve that was last written then; raises where nothing valid describes it."""
-    place = curve.with_name(curve.name.removesuffix(_CURVE))
-    described = json.loads((place.with_name(f"{place.name}.model") / "training.json").read_text(encoding="utf-8"))
-    total, recipe, data = int(described["steps"]), str(described["recipe"]), str(described["data"])
+    place = curve.with_name(curve.name.removesuffix(_CURVE_SUFFIX))
+    description = json.loads((place.with_name(f"{place.name}.model") / "training.json").read_text(encoding="utf-8"))
+    total = int(description["steps"])
+    lines = _lines(curve)
+    is_finished = bool(lines) and lines[-1].step >= total
+    return TrainingHistory(
+        name=str(place.relative_to(folder)),
+        place=place,
+        recipe=str(description["recipe"]),
+        data=str(description["data"]),
+        total=total,
+        steps=tuple(line.step for line in lines),
+        losses=tuple(line.loss for line in lines),
+        seconds=tuple(line.seconds for line in lines),
+        sheets=tuple(sorted(_sheets(place))),
+        running=time.time() - changed < ALIVE_SECONDS and not is_finished,
+    )
+
+
+def _lines(curve: Path) -> list[_Line]:
+    """The valid lines of a curve; the last one may be half-written."""
     lines = []
-    for line in curve.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):  # half a line
-            content = json.loads(line)
-            lines.append((int(content["step"]), float(content["loss"]), float(content["seconds"])))
-    lines = [line for line in lines if math.isfinite(line[1]) and math.isfinite(line[2])]
-    steps, losses, seconds = zip(*lines, strict=True) if lines else ((), (), ())
-    running = time.time() - changed < ALIVE_SECONDS and not (steps and steps[-1] >= total)
-    name, sheets = str(place.relative_to(folder)), tuple(sorted(_sheets(place)))
-    return TrainingHistory(name, place, recipe, data, total, steps, losses, seconds, sheets, running)
+    for text in curve.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+            content = json.loads(text)
+            line = _Line(int(content["step"]), float(content["loss"]), float(content["seconds"]))
+            if math.isfinite(line.loss) and math.isfinite(line.seconds):
+                lines.append(line)
+    return lines
 
 
 def _sheets(place: Path) -> dict[int, Path]:
+    """Step → the file of its samples."""
     try:
-        entries = list(place.with_name(f"{place.name}.samples").iterdir())
+        files = list(place.with_name(f"{place.name}.samples").iterdir())
     except OSError:
         return {}
-    named = ((_SHEET.fullmatch(path.name), path) for path in entries)
-    return {int(match[1]): path for match, path in named if match is not None}
+    sheets = {}
+    for file in files:
+        match = _SHEET.fullmatch(file.name)
+        if match is not None:
+            sheets[int(match[1])] = file
+    return sheets

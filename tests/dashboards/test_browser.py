@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,28 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     compare.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
     assert compare.figure("curves")["type"] == "log"
     assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
+
+
+def test_labels_of_a_logarithmic_axis_do_not_overlap(page: Any, dashboard: Switched, url: str) -> None:
+    spans = (1.1, 3, 9, 11, 40, 150, 3000)
+    for span in spans:
+        write_study(url, f"times {span}/LCSC/0", [0.11 * span, 0.11])
+    home = dashboard.show(url)
+    tick_labels = (
+        "[...document.querySelectorAll('#curves .ytick text')].map(label => "
+        "({text: label.textContent, top: label.getBoundingClientRect().top,"
+        " bottom: label.getBoundingClientRect().bottom}))"
+    )
+    with watched(page, home) as view:
+        for span in spans:
+            page.goto(f"{home}/lcsc/compare?experiment=times {span}&scale=y")
+            view.drawn("curves")
+            view.until("document.querySelector('#curves .ytick text')")
+            labels = sorted(page.evaluate(tick_labels), key=lambda label: label["top"])
+            assert len(labels) > 1
+            for upper, lower in itertools.pairwise(labels):
+                assert upper["bottom"] <= lower["top"], (span, upper["text"], lower["text"])
+        assert view.problems == []
 
 
 def test_images_zoom_and_scroll(view: Watched, home: str) -> None:

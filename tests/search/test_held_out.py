@@ -17,6 +17,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coeffi
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
@@ -89,8 +90,12 @@ def grid(study: StoredStudy) -> StoredStudy:
     return write_study(study.storage, EMA_STUDY, [5.0, 6.0, 4.0])
 
 
-def row(report: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    return next(row for row in report["rows"] if row["metric"] == metric)
+def row(report: HeldOutReport, metric: str) -> Any:
+    return next(row for row in report.rows if row.metric == metric)
+
+
+def stored(study: StoredStudy) -> HeldOutReport | None:
+    return HeldOutReport.from_json(study.attributes["held_out"])
 
 
 def test_several_groups_are_reported_with_their_spread(study: StoredStudy) -> None:
@@ -98,14 +103,14 @@ def test_several_groups_are_reported_with_their_spread(study: StoredStudy) -> No
     report = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=3))
     assert objective.groups() == [("selection", 0)] * 2 + [("held-out", 0), ("held-out", 1), ("held-out", 2)]
     assert {images for *_, images in objective.asked} == {20}
-    losses = [group["loss"] for group in report["groups"]]
-    assert [group["seed"] for group in report["groups"]] == [0, 1, 2]
-    assert report["loss"] == pytest.approx(statistics.fmean(losses))
-    assert report["metrics"]["kid"] == pytest.approx(report["loss"] / 2)
-    loss, kid = report["rows"]
-    assert (loss["metric"], loss["spread"]) == ("loss", pytest.approx(statistics.stdev(losses)))
-    assert (kid["metric"], kid["spread"]) == ("kid", pytest.approx(loss["spread"] / 2))
-    assert study.attributes["held_out"] == report
+    losses = [group.loss for group in report.answer.groups]
+    assert [group.seed for group in report.answer.groups] == [0, 1, 2]
+    assert report.loss == pytest.approx(statistics.fmean(losses))
+    assert report.metrics["kid"] == pytest.approx(report.loss / 2)
+    loss, kid = report.rows
+    assert (loss.metric, loss.spread) == ("loss", pytest.approx(statistics.stdev(losses)))
+    assert (kid.metric, kid.spread) == ("kid", pytest.approx(loss.spread / 2))
+    assert stored(study) == report
 
 
 def test_more_groups_do_not_measure_the_known_ones_again(study: StoredStudy) -> None:
@@ -113,11 +118,11 @@ def test_more_groups_do_not_measure_the_known_ones_again(study: StoredStudy) -> 
     objective = Recording()
     report = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=2))
     assert objective.groups() == [("held-out", 1)]
-    assert report["groups"][0]["loss"] == first["loss"]
+    assert report.answer.groups[0].loss == first.loss
     objective = Recording()
     again = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=1, first_group=1))
     assert objective.asked == []
-    assert (again["groups"][0]["seed"], again["loss"]) == (1, report["groups"][1]["loss"])
+    assert (again.seeds, again.loss) == ((1,), report.answer.groups[1].loss)
     objective = Recording()
     score_held_out(study, objective, HeldOutPlan(images=30, top=2))
     assert objective.groups() == [("selection", 0)] * 2 + [("held-out", 0)]  # other images are another measurement
@@ -138,11 +143,11 @@ def test_ema_star_is_measured_on_the_same_noise(study: StoredStudy) -> None:
     plan = HeldOutPlan(images=20, top=1, groups=2, baselines=True)
     report = score_held_out(study, objective, plan)
     assert objective.groups() == [("selection", 0), *([("held-out", 0), ("held-out", 1)] * 2)]
-    star = report["baselines"]["EMA*"]
-    assert (star["label"], star["study"], star["trial"]) == ("EMA*", EMA_STUDY, 2)
+    [star] = report.baselines
+    assert (star.label, star.study, star.trial) == ("EMA*", EMA_STUDY, 2)
     assert objective.asked[-1][0] == tuple(coefficients(2))
-    assert [group["seed"] for group in star["groups"]] == [0, 1]
-    assert study.attributes["held_out"] == report
+    assert star.measured.seeds == (0, 1)
+    assert stored(study) == report
     assert (ema.attributes, [trial.user_attrs for trial in ema.trials()]) == before  # another study's lease
 
 
@@ -151,13 +156,14 @@ def test_without_a_grid_others_stand_in_and_one_that_fails_does_not_lose_the_rep
 ) -> None:
     plan = dataclasses.replace(PLAN, baselines=True)
     report = score_held_out(study, Recording(), plan)
-    assert list(report["baselines"]) == ["last checkpoint", "default EMA"]
-    assert report["baselines"]["last checkpoint"]["loss"] == 0.625  # coefficients 0, 0, 1
+    last, default = report.baselines
+    assert (last.name, default.name) == ("last checkpoint", "default EMA")
+    assert last.measured.loss == 0.625  # coefficients 0, 0, 1
     assert "--optimizer EMAGrid" in capsys.readouterr().err
     grid(study)
     report = score_held_out(study, Recording(broken=-0.5), plan)
-    assert report["baselines"] == {}
-    assert study.attributes["held_out"] == report
+    assert report.baselines == ()
+    assert stored(study) == report
     assert "out of memory; it is left out" in capsys.readouterr().err
 
 
@@ -186,8 +192,8 @@ def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) ->
     before, rows = study.attributes, [dict(trial.user_attrs) for trial in study.trials()]
     look = HeldOutPlan(images=30, top=4, groups=2, baselines=True, keep=False)
     report = score_held_out(study, Recording(), look)
-    assert (report["images"], len(report["chosen_from"])) == (30, 4)
-    assert study.attributes["held_out"] == kept
+    assert (report.images, len(report.selection)) == (30, 4)
+    assert stored(study) == kept
     del before["measured"]
     assert {name: study.attributes.get(name) for name in before} == before
     for trial, known in zip(study.trials(), rows, strict=True):
@@ -195,7 +201,7 @@ def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) ->
     again = Recording()
     assert score_held_out(study, again, look) == report
     assert again.asked == []
-    assert score_held_out(study, again, dataclasses.replace(look, keep=True)) == report == study.attributes["held_out"]
+    assert score_held_out(study, again, dataclasses.replace(look, keep=True)) == report == stored(study)
     assert again.asked == []
 
 
@@ -204,11 +210,13 @@ def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured_once
     report = score_held_out(study, objective, PLAN)
     assert objective.groups(EMA) == [("held-out", 0)]
     assert set(objective.groups()) == {(SELECTION.group, SELECTION.seed), (HELD_OUT.group, HELD_OUT.seed)}
-    found, before = row(report, CROSS_CHECK), report["baselines"]["default EMA"]["metrics"][CROSS_CHECK]
-    assert (found["value"], found["against"]) == (report["metrics"][CROSS_CHECK], "default EMA")
-    assert found["cross_check"]
-    assert (found["baseline"], found["gain"]) == (before, pytest.approx(before - found["value"]))
-    assert study.attributes["held_out"] == report
+    [ema] = report.baselines
+    found, before = row(report, CROSS_CHECK), ema.measured.metrics[CROSS_CHECK]
+    assert ema.name == "default EMA"
+    assert (found.value, found.against) == (report.metrics[CROSS_CHECK], "default EMA")
+    assert found.cross_check
+    assert (found.baseline, found.gain) == (before, pytest.approx(before - found.value))
+    assert stored(study) == report
     study.set_attribute("held_out", None)  # as a higher budget does
     again = Measured()
     assert score_held_out(study, again, PLAN) == report
@@ -217,12 +225,12 @@ def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured_once
 
 def test_ema_star_comes_before_it_and_costs_nothing_where_it_was_reported(study: StoredStudy) -> None:
     measured = score_held_out(grid(study), Measured(), PLAN)
-    assert "baselines" not in measured, "a grid has none but itself"
-    assert row(measured, CROSS_CHECK)["against"] is None
+    assert measured.baselines == (), "a grid has none but itself"
+    assert row(measured, CROSS_CHECK).against is None
     objective = Measured()
     report = score_held_out(study, objective, PLAN)
-    assert {found["against"] for found in report["rows"]} == {"EMA*"}
-    assert report["baselines"]["EMA*"]["loss"] == measured["loss"]
+    assert {found.against for found in report.rows} == {"EMA*"}
+    assert report.baselines[0].measured.loss == measured.loss
     assert {known for known, *_ in objective.asked} == {tuple(coefficients(1))}, "no model but the answer was sampled"
     objective = Measured()
     score_held_out(study, objective, HeldOutPlan(images=20, top=1, groups=2, baselines=True))
@@ -231,13 +239,13 @@ def test_ema_star_comes_before_it_and_costs_nothing_where_it_was_reported(study:
 
 def test_what_was_measured_without_a_metric_is_measured_again(study: StoredStudy) -> None:
     before = score_held_out(study, Measured(lambda _: {}), PLAN)
-    assert not {"baselines", "warning"} & set(before)
-    assert [found["metric"] for found in before["rows"]] == ["loss"]
+    assert (before.baselines, before.warning) == ((), None)
+    assert [found.metric for found in before.rows] == ["loss"]
     objective = Measured()
     report = score_held_out(study, objective, PLAN)
     assert objective.groups(coefficients(1)) == [("held-out", 0)], "and not chosen again"
     kept = score_held_out(study, Measured(lambda _: {}), PLAN)
-    assert kept["metrics"] == report["metrics"], "what cannot be measured now is not lost"
+    assert kept.metrics == report.metrics, "what cannot be measured now is not lost"
 
 
 def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
@@ -254,22 +262,22 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
         key = study.add_candidate(Candidate(coefficients(number), images=images, noise=noise))
         compares = images == 10 and noise == SEARCH
         study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=compares)
-    assert score_held_out(study, Measured(), HeldOutPlan(images=20, top=5))["chosen_from"] == [4, 1]
+    assert list(score_held_out(study, Measured(), HeldOutPlan(images=20, top=5)).selection) == [4, 1]
 
 
 def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
     report = score_held_out(study, Measured(trades), PLAN)
     precision, near = row(report, "precision"), row(report, "near")
-    assert (precision["against"], precision["lost"], precision["real_halves"]) == ("default EMA", True, 0.9)
-    assert precision["gain"] == pytest.approx(precision["value"] - precision["baseline"])
-    assert (near["lost"], near["real_halves"]) == (False, None)
-    assert near["gain"] == pytest.approx(near["baseline"] - near["value"])
+    assert (precision.against, precision.lost, precision.real_halves) == ("default EMA", True, 0.9)
+    assert precision.gain == pytest.approx(precision.value - precision.baseline)
+    assert (near.lost, near.real_halves) == (False, None)
+    assert near.gain == pytest.approx(near.baseline - near.value)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "compare the images" in line]
-    assert line == f"lcsc: {STUDY}: {report['warning']}"
+    assert line == f"lcsc: {STUDY}: {report.warning}"
     assert line.endswith("search with keep: precision")
     spread = row(score_held_out(study, Measured(trades), dataclasses.replace(PLAN, groups=3)), "precision")
-    assert spread["spread"] == spread["baseline_spread"] == pytest.approx(0.01)
-    assert spread["gain_spread"] == pytest.approx(0, abs=1e-12), "both move alike"
+    assert spread.spread == spread.baseline_spread == pytest.approx(0.01)
+    assert spread.gain_spread == pytest.approx(0, abs=1e-12), "both move alike"
 
 
 @pytest.mark.parametrize("rises", [True, False])
@@ -279,8 +287,8 @@ def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(study: Stor
         unseen = 3 + (number - 10) ** 2 / 100 if rises else 2.0
         study.finish(key, Evaluation(1 / number, unseen=unseen), tell_index=number)
     for metrics in (follows, trades):  # of which the second has a warning of its own
-        warning = score_held_out(study, Measured(metrics), PLAN).get("warning", "")
-        assert ("fits the images of the reference" in warning) == rises
+        warning = score_held_out(study, Measured(metrics), PLAN).warning or ""
+        assert ("overfitting the reference images" in warning) == rises
         assert ("keep: precision" in warning) == (metrics is trades)
 
 

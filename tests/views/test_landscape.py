@@ -61,10 +61,10 @@ def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> No
     write_landscape(storage, size=size)
     found = read(storage)
     np.testing.assert_allclose(found.values, [[bowl(x, y) for x in found.axis] for y in found.axis])
-    corners = {point["name"]: point["loss"] for point in found.points[:3]}
+    corners = {point.name: point.loss for point in found.corners}
     assert corners == {"step 100": bowl(0, 0), "step 200": bowl(1, 0), "step 300": bowl(0, 1)}
     assert found.lowest is not None
-    assert found.lowest["loss"] == np.nanmin([*found.values.ravel(), bowl(0, 1)])
+    assert found.lowest.loss == np.nanmin([*found.values.ravel(), bowl(0, 1)])
 
 
 def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
@@ -82,12 +82,12 @@ def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
     write_landscape(storage)
     write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out={"trial": 0, "loss": 2.75})
     found = read(storage)
-    ((_, trials, positions),) = found.searches
+    (search,) = found.searches
     # with three checkpoints as corners x and y are the coefficients of the second and the third one
-    np.testing.assert_allclose(positions, [coefficients(n)[1:] for n in (0, 2, 3)], atol=1e-12)
-    assert trials["number"].tolist() == [0, 2, 3]
-    assert found.points[-1]["name"] == "LCSC/0, trial 0", "the answer was chosen on other noise"
-    assert found.points[-1]["loss"] == 4.0
+    np.testing.assert_allclose(search.positions, [coefficients(n)[1:] for n in (0, 2, 3)], atol=1e-12)
+    assert search.trials["number"].tolist() == [0, 2, 3]
+    assert found.points[-1].name == "LCSC/0, trial 0", "the answer was chosen on other noise"
+    assert found.points[-1].loss == 4.0
 
 
 def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBStorage) -> None:
@@ -97,7 +97,7 @@ def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBSto
     write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     found = read(storage)
     expected = [np.linalg.lstsq(directions.T, coefficients(n) @ theta - theta[0], rcond=None)[0] for n in (0, 1)]
-    np.testing.assert_allclose(found.searches[0][2], expected, atol=1e-9)
+    np.testing.assert_allclose(found.searches[0].positions, expected, atol=1e-9)
 
 
 def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
@@ -110,8 +110,8 @@ def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
         write_study(storage, name, losses)
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
     found = read(storage)
-    assert [study.study for study, *_ in found.searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
-    assert len(found.searches[1][1]) == 5
+    assert [search.study.study for search in found.searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
+    assert len(found.searches[1].trials) == 5
     assert Landscape.names(HistoryReader(storage), "faces") == []
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.report import HeldOut, MetricRow
+from lcsc_opt.database.report import HeldOutReport, MeasuredModel, Measurement, MetricRow
 from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
 from tests.history_examples import history
 
@@ -102,7 +102,8 @@ def measured(
 ) -> StudyHistory:
     """A study whose answer was measured with so many images on these groups of noise, with EMA* beside it or not."""
     row = MetricRow("loss", 1, loss, against=None if ema is None else "EMA*", baseline=ema)
-    held_out = HeldOut(0, loss, images, seeds, (row,))
+    answer = MeasuredModel(loss, {}, images, tuple(Measurement(seed, loss) for seed in seeds))
+    held_out = HeldOutReport(0, answer, rows=(row,))
     return dataclasses.replace(history([loss], optimizer=optimizer), held_out=held_out)
 
 

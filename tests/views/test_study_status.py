@@ -8,7 +8,7 @@ import pytest
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import HeldOut
+from lcsc_opt.database.report import HeldOutReport, MeasuredModel
 from lcsc_opt.views.study_status import FailureReason, Progress, overview, seconds_outside
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
@@ -68,7 +68,7 @@ def test_failures_are_grouped_by_reason() -> None:
 
 @pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0), (9, 1), (3, 1)])
 def test_the_answer_is_the_chosen_trial_and_without_a_complete_one_the_best(trial: int | None, answer: int) -> None:
-    study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=HeldOut(trial, 5.0))
+    study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=HeldOutReport(trial, MeasuredModel(5.0)))
     assert (study.chosen, study.best) == (answer, 1)
 
 

@@ -52,7 +52,7 @@ def test_a_headline_says_where_a_training_is(tmp_path: Path) -> None:
         write_training(tmp_path, name, lines=lines)
     found = TrainingHistory.find(tmp_path)
     assert {name: (one.running, one.headline.partition("digits, ")[2]) for name, one in found.items()} == {
-        "stopped": (False, "step 20 of 40, loss 2: stopped; --resume goes on"),
+        "stopped": (False, "step 20 of 40, loss 2: stopped; --resume continues it"),
         "running": (True, "step 20 of 40, loss 2, 10 steps a second, 2 s left"),
         "finished": (False, "step 40 of 40, loss 1: finished, 10 steps a second"),
         "new": (True, "40 steps; no checkpoint yet"),

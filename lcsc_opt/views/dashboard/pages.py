@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     import dash
 
 HOME = "/lcsc/"
-_FIRST = ("compare", "study", "images", "landscape")  # in the menu; others follow by name
-_ROOT = "optuna"  # the one that is not under HOME, since it links to itself from the root
-_ROOT_TITLE, ROOT_PATH = "optuna-dashboard", "/dashboard/"
+_MENU_START = ("compare", "study", "images", "landscape")  # other pages follow by name
+_ROOT = "optuna"  # the page that is not under HOME, since it links to itself from the root
+_ROOT_TITLE = "optuna-dashboard"
+ROOT_PATH = "/dashboard/"
 _STATIC = f"{HOME}_static"
 _POLICY = {
     "default-src": "'self'",
@@ -50,15 +51,19 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 def site(storage: RDBStorage) -> Application:
     """Every page over ``storage``, as one WSGI application."""
     files = {name: file.resolve() for name, file in entries("dashboards").items()}
-    others = sorted(files.keys() - {_ROOT, *_FIRST})
-    menu = {name: f"{HOME}{quote(name)}" for name in (*_FIRST, *others) if name in files}
+    names = [name for name in _MENU_START if name in files]
+    names += sorted(files.keys() - {_ROOT, *_MENU_START})
+    menu = {name: f"{HOME}{quote(name)}" for name in names}
     source = masked(storage.url)
-    mounts = {path: _page(storage, name, files[name], _header(menu, name, source)) for name, path in menu.items()}
-    home = _redirect(next(iter(menu.values()), ROOT_PATH))
-    static = SharedDataMiddleware(home, {"/_static": str(Path(__file__).parent / "static")}, cache=False)
+    mounts: dict[str, Any] = {}
+    for name, path in menu.items():
+        mounts[path] = _page(storage, name, files[name], _header(menu, name, source))
+    first_page = next(iter(menu.values()), ROOT_PATH)
+    static_files = {"/_static": str(Path(__file__).parent / "static")}
+    mounts[HOME.rstrip("/")] = SharedDataMiddleware(_redirect(first_page), static_files, cache=False)
     root = _root(storage, files[_ROOT]) if _ROOT in files else _redirect(HOME)
-    mounted: Application = DispatcherMiddleware(root, {**mounts, HOME.rstrip("/"): static})
-    return mounted
+    application: Application = DispatcherMiddleware(root, mounts)
+    return application
 
 
 def _title(name: str) -> str:
@@ -68,9 +73,11 @@ def _title(name: str) -> str:
 def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Application:
     """One page of ours; a file that fails becomes a page that says so."""
     try:
-        with _addressed(name):
+        with _mounted_at(name):
             built = load_file(file).build(storage)
-        server = _dressed(built, name, header) if hasattr(built, "index_string") else built
+        server = built
+        if hasattr(built, "index_string"):  # a dash.Dash, which is imported only by files that need it
+            server = _with_menu(built, name, header)
         if not callable(server):
             return _broken(header, name, f"{file}: build(storage) gave {type(built).__name__}, expected a dash.Dash")
     except LcscError as error:
@@ -79,29 +86,33 @@ def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Applicatio
         return _broken(header, name, f"{file}: build(storage) raised {type(error).__name__}: {error}")
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """The address of a page without a slash at its end is that of the page."""
-        return server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
+        """Answer at the page's address with a slash at its end, and without."""
+        content: Iterable[bytes] = server({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
+        return content
 
     return answer
 
 
 @contextlib.contextmanager
-def _addressed(name: str) -> Iterator[None]:
-    """Dash apps that are made meanwhile know where they are mounted: they read it from the environment."""
-    prefixes = {"DASH_ROUTES_PATHNAME_PREFIX": "/", "DASH_REQUESTS_PATHNAME_PREFIX": f"{HOME}{quote(name)}/"}
-    before = {key: os.environ.pop(key, None) for key in (*prefixes, "DASH_URL_BASE_PATHNAME")}
+def _mounted_at(name: str) -> Iterator[None]:
+    """Tell Dash apps that are made meanwhile where they are mounted: they read it from the environment."""
+    prefixes = {
+        "DASH_ROUTES_PATHNAME_PREFIX": "/",
+        "DASH_REQUESTS_PATHNAME_PREFIX": f"{HOME}{quote(name)}/",
+    }
+    previous = {key: os.environ.pop(key, None) for key in (*prefixes, "DASH_URL_BASE_PATHNAME")}
     os.environ.update(prefixes)
     try:
         yield
     finally:
-        for key, value in before.items():
+        for key, value in previous.items():
             os.environ.pop(key, None)
             if value is not None:
                 os.environ[key] = value
 
 
-def _dressed(app: dash.Dash, name: str, header: str) -> Application:
-    """Give a Dash app the menu, the look and a policy; what it sets itself stays."""
+def _with_menu(app: dash.Dash, name: str, header: str) -> Application:
+    """Give a Dash app the menu, the styles and a content policy; a policy of its own stays."""
     if app.title == "Dash":
         app.title = _title(name)
     app.title = f"{app.title} · lcsc"
@@ -111,7 +122,8 @@ def _dressed(app: dash.Dash, name: str, header: str) -> Application:
     server: Any = app.server
 
     def protect(answer: Any) -> Any:
-        answer.headers.setdefault("Content-Security-Policy", _policy(" ".join(["'self'", *app.csp_hashes()])))
+        scripts = " ".join(["'self'", *app.csp_hashes()])
+        answer.headers.setdefault("Content-Security-Policy", _policy(scripts))
         return answer
 
     server.after_request(protect)
@@ -120,7 +132,8 @@ def _dressed(app: dash.Dash, name: str, header: str) -> Application:
 
 
 def _policy(scripts: str = "'self'") -> str:
-    return "; ".join(f"{name} {value}" for name, value in {**_POLICY, "script-src": scripts}.items())
+    directives = {**_POLICY, "script-src": scripts}
+    return "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
 def _head() -> str:
@@ -132,10 +145,12 @@ def _head() -> str:
 
 def _header(menu: Mapping[str, str], current: str, source: str) -> str:
     """The menu: real links, the current page marked, and the switch between light and dark."""
-    links = "".join(
-        f'<a href="{path}" data-page{" aria-current=page" if name == current else ""}>{html.escape(_title(name))}</a>'
-        for name, path in menu.items()
-    )
+    links = ""
+    for name, path in menu.items():
+        attributes = f'href="{path}" data-page'
+        if name == current:
+            attributes += " aria-current=page"
+        links += f"<a {attributes}>{html.escape(_title(name))}</a>"
     return (
         '<a class="skip" href="#content">Skip to the content</a>'
         f'<header class="site"><nav aria-label="Pages">{links}<a href="{ROOT_PATH}">{_ROOT_TITLE}</a></nav>'
@@ -148,9 +163,10 @@ def _broken(header: str, name: str, problem: str) -> Application:
     """A page that says what is wrong with its file."""
     line = " ".join(problem.split())
     notice(f"dashboard: {line}")
+    title = html.escape(_title(name))
     text = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(_title(name))} · lcsc</title>'
-        f'{_head()}</head><body>{header}<main id="content"><h1>{html.escape(_title(name))}</h1>'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title} · lcsc</title>'
+        f'{_head()}</head><body>{header}<main id="content"><h1>{title}</h1>'
         f'<p class="problem" role="alert">{html.escape(line)}</p>'
         "<p>The other pages work. Correct the file, and start lcsc dashboard again.</p></main></body></html>"
     )
@@ -159,7 +175,7 @@ def _broken(header: str, name: str, problem: str) -> Application:
 
 
 def _redirect(path: str) -> Application:
-    """To the first page from the address that leads to none; nothing else is there."""
+    """Redirect the bare address to this path; any other address is not found."""
 
     @Request.application
     def answer(request: Request) -> Response:
@@ -183,10 +199,10 @@ def _root(storage: RDBStorage, file: Path) -> Application:
     def answer(request: Request) -> Response:
         if request.path == "/":
             return Response(status=HTTPStatus.FOUND, headers={"Location": HOME}, mimetype="text/plain")
-        found = Response.from_app(inner, request.environ, buffered=True)
+        response = Response.from_app(inner, request.environ, buffered=True)
         if request.path.startswith("/artifacts/"):
-            found.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
-        return found
+            response.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
+        return response
 
     application: Application = answer
     return application

@@ -25,16 +25,22 @@ from lcsc_opt.views.dashboard.pages import HOME, ROOT_PATH
 from lcsc_opt.views.figures.look import CONFIG
 from lcsc_opt.views.ranking import ranking
 
-RUNNING_MS, IDLE_MS = 2000, 15_000  # between refreshes, while something runs and while nothing does
-_BLANK = {  # until the first figure is there: as high as one, and nothing to see
+RUNNING_MS = 2000  # between refreshes while something runs
+IDLE_MS = 15_000
+_BLANK = {  # invisible, and as high as the figure that will be drawn there
     "data": [],
     "layout": {
-        **{"xaxis": {"visible": False}, "yaxis": {"visible": False}, "height": 420},
-        **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"},
+        "xaxis": {"visible": False},
+        "yaxis": {"visible": False},
+        "height": 420,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
     },
 }
 
 Content = Any  # of Dash: a component, a text, or a list of them
+ServedImage = tuple[str, Mapping[str, object], str]
+"""An image that a page serves: the path below the pages, the query, the caption."""
 _Decorator = Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]
 
 
@@ -60,7 +66,7 @@ class Page:
         self.app.layout = html.Main(
             [
                 dcc.Location(id="url", refresh=False),
-                *(dcc.Store(id=kept) for kept in ("theme", "refresh", "seen", "remembered")),
+                *(dcc.Store(id=name) for name in ("theme", "refresh", "seen", "remembered")),
                 dcc.Interval(id="tick", interval=IDLE_MS),
                 html.P(id="problem", className="problem", role="alert"),
                 *content,
@@ -78,8 +84,8 @@ class Page:
     def choose(
         self,
         controls: Sequence[str],
-        asked: Callable[[Mapping[str, str]], tuple[Any, ...]],
-        known: Callable[[], list[str]],
+        values_of: Callable[[Mapping[str, str]], tuple[Any, ...]],
+        options_now: Callable[[], list[str]],
     ) -> None:
         """Keep the values of the controls in the address, and fill them from it when the page opens.
 
@@ -87,9 +93,9 @@ class Page:
         its headline, which says what to run.
 
         Args:
-            controls: the first one is a dropdown of ``known``.
-            asked: the query of the address, name → value → a value for each control.
-            known: what there is to choose from now.
+            controls: the first one is a dropdown.
+            values_of: the query of the address, name → value → a value for each control.
+            options_now: the options of the dropdown at the moment.
         """
         self.in_browser("remember", Output("remembered", "data"), *(Input(control, "value") for control in controls))
         first = controls[0]
@@ -103,36 +109,47 @@ class Page:
             State(first, "value"),
             State(first, "options"),
         )
-        def fill(search: str | None, _: int, chosen: str | None, offered: list[str] | None) -> tuple[Any, ...]:
-            now = known()
-            shown = "" if now else "nothing"
-            if ctx.triggered_id != "refresh" or (now and not chosen):
+        def fill(search: str | None, _: int, chosen: str | None, shown: list[str] | None) -> tuple[Any, ...]:
+            options = options_now()
+            page_class = "" if options else "nothing"
+            is_opened = ctx.triggered_id != "refresh"
+            is_first_choice = options and not chosen
+            if is_opened or is_first_choice:
                 query = parse_qs((search or "").lstrip("?"), keep_blank_values=True)
-                return *asked({name: values[0] for name, values in query.items()}), now, shown
-            return *[no_update] * len(controls), *([no_update] * 2 if now == offered else (now, shown))
+                values = values_of({name: texts[0] for name, texts in query.items()})
+                return *values, options, page_class
+            same_values = [no_update] * len(controls)
+            if options == shown:
+                return *same_values, no_update, no_update
+            return *same_values, options, page_class
 
-    def chosen_study(self, asked: Mapping[str, str]) -> str | None:
-        """The study that an address asks for; else, of its experiment or of the newest one, the best search.
+    def chosen_study(self, query: Mapping[str, str]) -> str | None:
+        """The study that the query of an address asks for; else one of its experiment, or of the newest one.
 
-        One that runs comes before the best one; a search before a baseline.
+        It is one that runs, else the first seed of the best optimizer; a search comes before a baseline.
         """
-        if asked.get("study"):
-            return asked["study"]
-        known = self.reader.experiments()
-        if not known:
+        if query.get("study"):
+            return query["study"]
+        experiments = self.reader.experiments()
+        if not experiments:
             return None
-        studies = self.reader.read(asked["experiment"] if asked.get("experiment") in known else known[-1])
-        running = [study.study for study in studies if study.running and not study.ended]
+        experiment = query.get("experiment", "")
+        if experiment not in experiments:
+            experiment = experiments[-1]
+        studies = self.reader.read(experiment)
+        for study in studies:
+            if study.running and not study.ended:
+                return study.study
         searches = [study for study in studies if study.optimizer not in BASELINES] or studies
         best = ranking(searches)[0].optimizer
-        return next(iter([*running, *(study.study for study in searches if study.optimizer == best)]))
+        return next(study.study for study in searches if study.optimizer == best)
 
     def refreshes(self, *outputs: Output, controls: Sequence[str], states: Sequence[State] = ()) -> _Decorator:
         """Decorates the one callback that draws a page: when it opens, at each refresh, and when a control changes.
 
-        The callback takes the number of the refresh, the theme, the controls' values, what it returned last about
-        what is shown, and the ``states``. It returns the problem, the headline, the outputs, the milliseconds until
-        the next refresh, and what is shown now.
+        The callback takes the number of the refresh, the theme, the controls' values, the signature of what is shown,
+        and the ``states``. It returns the problem, the headline, the outputs, the milliseconds until the next refresh,
+        and the signature of what is shown then.
         """
         decorator: _Decorator = self.app.callback(
             *(Output(name, "children") for name in ("problem", "headline")),
@@ -184,14 +201,15 @@ def section(title: str, *content: Content) -> html.Section:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int = 1) -> html.Div:
     """A plain table; the first ``text`` columns are text, the others numbers."""
-    kinds = ["text" if i < text else "" for i in range(len(header))]
-    head = [
-        html.Th(
-            short_metric(name).replace("@", "\u200b@").replace(".", ".\u200b"), title=name, scope="col", className=kind
-        )
-        for name, kind in zip(header, kinds, strict=True)
-    ]
-    body = [html.Tr([html.Td(cell, className=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in rows]
+    classes = ["text"] * text + [""] * (len(header) - text)
+    head = []
+    for name, css_class in zip(header, classes, strict=True):
+        breakable = short_metric(name).replace("@", "\u200b@").replace(".", ".\u200b")
+        head.append(html.Th(breakable, title=name, scope="col", className=css_class))
+    body = []
+    for row in rows:
+        cells = [html.Td(cell, className=css_class) for cell, css_class in zip(row, classes, strict=True)]
+        body.append(html.Tr(cells))
     return html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]), className="wide")
 
 
@@ -205,25 +223,23 @@ def optuna_link(study: StudyHistory, text: str = "optuna-dashboard") -> html.A:
     return html.A(text, href=f"{ROOT_PATH}studies/{study.study_id}")
 
 
-def panes(images: Iterable[tuple[str, Mapping[str, object], str]], note: str) -> Content:
-    """Images that scroll, each with a link to it in full: (path below the pages, query, caption); and a note."""
-    found = []
-    for path, query, described in images:
+def panes(images: Iterable[ServedImage], note: str) -> Content:
+    """Images that scroll, each with a link to it in full, and a note; an image is a :data:`ServedImage`."""
+    figures = []
+    for path, query, caption in images:
         address = _address(path, query)
-        label: Any = {"aria-label": f"{described}; scrolls"}
-        picture = html.Div(html.Img(src=address, alt=described), className="pane", tabIndex=0, role="group", **label)
-        found.append(html.Figure([picture, html.Figcaption(html.A(described, href=address, target="_blank"))]))
-    return [html.Div(found, className="panes"), html.P(note, className="note")]
+        label: Any = {"aria-label": f"{caption}; scrolls"}
+        picture = html.Div(html.Img(src=address, alt=caption), className="pane", tabIndex=0, role="group", **label)
+        figures.append(html.Figure([picture, html.Figcaption(html.A(caption, href=address, target="_blank"))]))
+    return [html.Div(figures, className="panes"), html.P(note, className="note")]
 
 
-def before_and_after(*two: tuple[str, Mapping[str, object], str]) -> Content:
-    """Two images of one size, as those of :func:`panes`, at the same place: a slider moves the edge between them."""
-    images = [html.Img(src=_address(path, query), alt=described) for path, query, described in two]
+def before_and_after(left: ServedImage, right: ServedImage) -> Content:
+    """Two images of one size at the same place: a slider moves the edge between them."""
+    images = [html.Img(src=_address(path, query), alt=caption) for path, query, caption in (left, right)]
     slider = dcc.Input(id="edge", type="range", min=0, max=100, value=50)
-    said = "; ".join(
-        f"{side} of the edge: {described}" for side, (*_, described) in zip(("left", "right"), two, strict=True)
-    )
-    return [html.H2("One over the other"), field(said, slider), html.Div(images, className="over")]
+    label = f"left of the edge: {left[-1]}; right of the edge: {right[-1]}"
+    return [html.H2("One over the other"), field(label, slider), html.Div(images, className="over")]
 
 
 def _address(path: str, query: Mapping[str, object]) -> str:
@@ -241,11 +257,11 @@ def image_response(content: bytes | None) -> Response:
 def _show_problem(error: Exception) -> None:
     """Where a callback failed: our own errors say what to do; of others the browser is told nothing."""
     if isinstance(error, LcscError):
-        shown = str(error)
+        message = str(error)
     else:
         notice(f"dashboard: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        shown = "This could not be drawn; the terminal of lcsc dashboard says why."
-    dash.set_props("problem", {"children": shown})
+        message = "This could not be drawn; the terminal of lcsc dashboard says why."
+    dash.set_props("problem", {"children": message})
 
 
 @functools.lru_cache(maxsize=4)

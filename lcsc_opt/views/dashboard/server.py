@@ -53,8 +53,15 @@ def serve(storage: RDBStorage, *, port: int, ready: Callable[[str], None] | None
     except OSError as error:
         raise StudyStoreError(f"port {port} of {_HOST}: {error.strerror}; give another --port") from error
     with contextlib.closing(opened) as listening:
-        port, guarded = int(listening.getsockname()[1]), application(storage)
-        server = make_server(_HOST, port, guarded, threaded=True, request_handler=_QuietHandler, fd=listening.fileno())
+        port = int(listening.getsockname()[1])  # which one is free, where 0 was asked for
+        server = make_server(
+            _HOST,
+            port,
+            application(storage),
+            threaded=True,
+            request_handler=_QuietHandler,
+            fd=listening.fileno(),
+        )
         if ready is not None:
             ready(f"http://{_HOST}:{port}{HOME}")
         with contextlib.closing(server.socket):
@@ -78,14 +85,14 @@ def application(storage: RDBStorage) -> Application:
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """A request is no news, and who serves is nobody's business."""
+    """Suppresses request logs and the Server header."""
 
     protocol_version = "HTTP/1.1"
     server_version = "lcsc"
     sys_version = ""
 
     def log(self, type: str, message: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def guarded(inner: Application) -> Application:
@@ -98,22 +105,24 @@ def guarded(inner: Application) -> Application:
 
     @Request.application
     def answer(request: Request) -> Response:
-        if (refusal := _refusal(request)) is not None:
-            return _headed(refusal)
+        refusal = _refusal(request)
+        if refusal is not None:
+            return _with_headers(refusal)
         try:
-            found = Response.from_app(inner, request.environ, buffered=True)
+            response = Response.from_app(inner, request.environ, buffered=True)
         except Exception as error:
             notice(f"dashboard: {request.path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-            said = "this failed; the terminal of lcsc dashboard says why\n"
-            found = Response(said, status=HTTPStatus.INTERNAL_SERVER_ERROR, mimetype="text/plain")
-        return _headed(found)
+            text = "this failed; the terminal of lcsc dashboard says why\n"
+            response = Response(text, status=HTTPStatus.INTERNAL_SERVER_ERROR, mimetype="text/plain")
+        return _with_headers(response)
 
     application: Application = answer
     return application
 
 
 def _refusal(request: Request) -> Response | None:
-    is_callback = request.method == "POST" and request.path.startswith("/lcsc/") and request.path.endswith(_CALLBACKS)
+    is_of_page = request.path.startswith(HOME) and request.path.endswith(_CALLBACKS)
+    is_callback = request.method == "POST" and is_of_page
     if _host_name(request) not in _LOOPBACK_NAMES:
         reason = "this Host is not served; open the address that lcsc dashboard printed"
     elif not _is_same_site(request):
@@ -142,7 +151,7 @@ def _host_name(request: Request) -> str | None:
         return None
 
 
-def _headed(answer: Response) -> Response:
+def _with_headers(answer: Response) -> Response:
     for name, value in _HEADERS.items():
         answer.headers.setdefault(name, value)
     answer.headers.pop("Access-Control-Allow-Origin", None)  # which optuna-dashboard sends with artifacts

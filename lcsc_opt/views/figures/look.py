@@ -12,7 +12,7 @@ Theme = Literal["light", "dark"]
 
 
 class Style(NamedTuple):
-    """How an optimizer is drawn; the dash and the marker tell it from others for those who see no colours."""
+    """How an optimizer is drawn; dash and marker distinguish it for readers who cannot see its colour."""
 
     colour: str
     dash: str
@@ -21,8 +21,13 @@ class Style(NamedTuple):
 
 # Okabe and Ito 2008: distinguishable for colour-blind readers; without the black and the yellow, one of which cannot be
 # seen on either a dark or a light page.
-GREY, ORANGE, SKY, GREEN = "#7F7F7F", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#7F7F7F"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+PURPLE = "#CC79A7"
 STYLES = {
     "EMAGrid": Style(GREY, "dash", "square"),
     "PowerEMAGrid": Style(SKY, "dash", "square"),
@@ -46,7 +51,7 @@ CONFIG: dict[str, Any] = {
     "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["select2d", "lasso2d"],
 }
-"""Of plotly.js, on every page: no link to its maker, and no button that sends a figure's data to them."""
+"""Options of plotly.js on every page: no link to its maker, and no button that uploads a figure's data."""
 
 PART_COLOURS = {"merge": BLUE, "sample": ORANGE, "features": GREEN, "metric": PURPLE, "other": GREY}
 
@@ -55,13 +60,14 @@ DARK = {"paper": "#14171A", "text": "#E6EAEE", "grid": "#2C3238", "line": "#7D85
 
 
 def style(optimizer: str) -> Style:
-    """How an optimizer is drawn, told by its name alone, whatever else is shown."""
+    """How an optimizer is drawn, which depends on its name alone and not on what else is shown."""
     if optimizer in STYLES:
         return STYLES[optimizer]
-    index = zlib.crc32(optimizer.encode())
-    index, colour = divmod(index, len(_OTHER_COLOURS))
-    index, dash = divmod(index, len(_OTHER_DASHES))
-    return Style(_OTHER_COLOURS[colour], _OTHER_DASHES[dash], _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
+    rest = zlib.crc32(optimizer.encode())
+    rest, colour = divmod(rest, len(_OTHER_COLOURS))
+    rest, dash = divmod(rest, len(_OTHER_DASHES))
+    marker = rest % len(_OTHER_MARKERS)
+    return Style(_OTHER_COLOURS[colour], _OTHER_DASHES[dash], _OTHER_MARKERS[marker])
 
 
 def with_alpha(colour: str, alpha: float) -> str:
@@ -79,18 +85,26 @@ def template(theme: Theme) -> go.layout.Template:
     """Fonts, grid and page colour; what an axis is called and where its ticks are belongs to the figure."""
     colours = DARK if theme == "dark" else LIGHT
     axis = {
-        **{"gridcolor": colours["grid"], "linecolor": colours["line"], "zerolinecolor": colours["line"]},
-        **{"ticks": "outside", "tickcolor": colours["line"], "automargin": True, "showline": True, "zeroline": False},
+        "gridcolor": colours["grid"],
+        "linecolor": colours["line"],
+        "zerolinecolor": colours["line"],
+        "ticks": "outside",
+        "tickcolor": colours["line"],
+        "automargin": True,
+        "showline": True,
+        "zeroline": False,
         "title": {"standoff": 8},
     }
-    diverging = [[0.0, BLUE], [0.5, colours["middle"]], [1.0, VERMILLION]]
     return go.layout.Template(
         layout={
             "paper_bgcolor": colours["paper"],
             "plot_bgcolor": colours["paper"],
             "font": {"color": colours["text"], "family": "system-ui, 'Liberation Sans', Arial, sans-serif", "size": 13},
             "hoverlabel": {"bgcolor": colours["paper"], "font": {"color": colours["text"]}},
-            "colorscale": {"diverging": diverging, "sequential": [[0.0, colours["middle"]], [1.0, BLUE]]},
+            "colorscale": {
+                "diverging": [[0.0, BLUE], [0.5, colours["middle"]], [1.0, VERMILLION]],
+                "sequential": [[0.0, colours["middle"]], [1.0, BLUE]],
+            },
             "xaxis": axis,
             "yaxis": axis,
             "legend": {"bgcolor": with_alpha(colours["paper"], 0.6)},
@@ -99,16 +113,24 @@ def template(theme: Theme) -> go.layout.Template:
     )
 
 
-def figure(theme: Theme, *, name: str, title: str = "", height: int = 420, **layout: Any) -> go.Figure:
-    """A figure without traces. While ``name`` stays the same, a refresh keeps what a reader zoomed or switched off."""
-    made = go.Figure()
-    made.update_layout(template=template(theme), uirevision=inert(name), height=height, **layout)
-    return made.update_layout(title={"text": title, "font": {"size": 14}})
+def figure_layout(theme: Theme, *, name: str, height: int, title: str = "") -> dict[str, Any]:
+    """What all figures have in common.
+
+    While ``name`` stays the same, a refresh keeps what a reader zoomed or switched off.
+    """
+    return {
+        "template": template(theme),
+        "uirevision": inert(name),
+        "height": height,
+        "title": {"text": title, "font": {"size": 14}},
+    }
 
 
 def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> go.Figure:
     """What is shown in place of a figure that has no data yet: a sentence that says what to do."""
-    made = figure(theme, name="empty", height=height)
-    made.update_xaxes(visible=False).update_yaxes(visible=False)
-    place: dict[str, Any] = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
-    return made.add_annotation(text=inert(message), showarrow=False, font={"size": 15}, **place)
+    drawn = go.Figure(layout=figure_layout(theme, name="empty", height=height))
+    drawn.update_xaxes(visible=False)
+    drawn.update_yaxes(visible=False)
+    return drawn.add_annotation(
+        text=inert(message), showarrow=False, font={"size": 15}, x=0.5, y=0.5, xref="paper", yref="paper"
+    )

@@ -5,56 +5,67 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure, improvements, thinned
-from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
+from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, inert, style
+from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.study_status import seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 _STEP_TITLE = "training step of the checkpoint"
-_COEFFICIENT = "step %{x:,}: %{customdata:.4g}"
-_WAY = re.compile(  # through a network, by the first of these words in the name of a layer
+_COEFFICIENT_HOVER = "step %{x:,}: %{customdata:.4g}"
+# where a layer is on the way through the network, by the first of these words in its name
+_LAYER_WORDS = re.compile(
     r"(?:^|[._])(?:(?P<first>conv_in|input(?!_block)|embed|time|map|[a-z]_embed)|(?P<second>down|input_block|enc)"
     r"|(?P<middle>mid|block|layer)|(?P<fourth>up|output_block|dec)|(?P<last>out|final|head))"
 )
-_BARS, _MEANS = 240, 150  # pixels: panels of bars, alone and over a heat map
-_ROW, _LEAST, _MOST = 13, 120, 780  # pixels: a row of a heat map with its label, and all of them
-_MOST_NUMBERS = 12  # studies up to which distances are written into their cells
-MOST_IMPROVEMENTS = 60  # rows of the heatmap
+_LAYER_PLACES = {"first": 0, "second": 1, "middle": 2, "fourth": 3, "last": 4}
+# pixels
+_BARS_HEIGHT = 240
+_MEANS_HEIGHT = 150  # of bars above a heat map
+_HEAT_MAP_ROW = 13  # with its label
+_LOWEST_HEAT_MAP = 120
+_HIGHEST_HEAT_MAP = 780
+_DISTANCES_ROW = 28
+_HIGHEST_DISTANCES = 500
+
+_MOST_DISTANCES_IN_CELLS = 12  # studies
+MOST_IMPROVEMENTS = 60  # rows of the heat map
 _MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 _OTHER = "other"
+_OTHER_TITLE = "other: optimizer, database, waiting"
 
 
 def own_figures(
     reader: HistoryReader,
     study: StudyHistory,
     studies: Sequence[StudyHistory],
-    wanted: Collection[str],
+    names: Collection[str],
     *,
     theme: Theme = "light",
 ) -> dict[str, go.Figure]:
     """What is drawn of one study of these studies of an experiment.
 
-    The ``wanted`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
+    The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
     ema = best_ema(studies)
-    both = [study] if ema is None or ema.study == study.study else [study, ema]
-    draw: dict[str, Callable[[], go.Figure]] = {
-        "best_so_far": lambda: comparison_figure(both, theme=theme),
+    compared = [study]
+    if ema is not None and ema.study != study.study:
+        compared.append(ema)
+    draw_figure: dict[str, Callable[[], go.Figure]] = {
+        "best_so_far": lambda: comparison_figure(compared, theme=theme),
         "coefficients": lambda: coefficients_figure(reader, [study], ema, theme=theme),
         "movement": lambda: _movement_figure(reader, study, theme),
         "times": lambda: _times_figure(study, theme),
     }
-    return {name: draw[name]() for name in draw if name in wanted}
+    return {name: draw_figure[name]() for name in draw_figure if name in names}
 
 
 def coefficients_figure(
@@ -67,70 +78,101 @@ def coefficients_figure(
     layer group, bars are their mean, and a heat map under them has the rows, in the order of the way through the
     network where names tell it.
     """
-    found = [(study, answer) for study in studies if (answer := reader.answer(study)) is not None]
-    if not found:
-        return empty_figure(_NO_RESULT, theme)
-    against = None if ema is None else reader.answer(ema)
-    titles, panels = list[str](), list[int]()
-    for study, coefficients in found:
-        titles.append(_heading(study, coefficients))
-        panels.append(_BARS if coefficients.ndim == 1 else _MEANS)
-        if coefficients.ndim > 1:
-            titles.append("")
-            panels.append(min(max(_ROW * len(coefficients), _LEAST), _MOST))
-    height = 180 + sum(panels)
-    spacing = (50 if any(titles[1:]) else 25) / height
-    how: dict[str, Any] = {"row_heights": panels, "subplot_titles": titles, "vertical_spacing": spacing}
-    made = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, **how)
-    row = 0
-    for study, rows in found:
-        row, coefficients = row + 1, rows.reshape(-1, len(study.steps)).mean(axis=0)
-        heights, per_step = _as_heights(coefficients, np.array(study.steps, dtype=np.float64))
-        intervals = np.diff(study.steps, prepend=2 * study.steps[0] - study.steps[1])
-        made.add_bar(
-            x=study.steps,
-            y=heights,
-            width=intervals,
-            offset=-intervals,
-            name=inert(f"{study.label}/{study.seed}"),
-            customdata=coefficients,
-            marker={"color": style(study.optimizer).colour, "line": {"width": 0}},
-            hovertemplate=_COEFFICIENT,
-            row=row,
-            col=1,
-        )
-        if ema is not None and against is not None and ema.study != study.study:
-            made.add_scatter(
-                **{"x": ema.steps, "y": _as_heights(against, np.array(ema.steps, dtype=np.float64))[0]},
-                **{"mode": "lines", "line": {"color": GREY, "width": 2, "shape": "vh"}},
-                **{"name": "EMA*", "legendgroup": "EMA*", "showlegend": row == 1},
-                **{"customdata": against, "hovertemplate": _COEFFICIENT, "row": row, "col": 1},
+    ema_coefficients = None if ema is None else reader.answer(ema)
+    panels: list[Panel] = []
+    drawn_studies = []
+    for study in studies:
+        rows = reader.answer(study)
+        if rows is None:
+            continue
+        drawn_studies.append(study)
+        bars = [_bars(study, rows.reshape(-1, len(study.steps)).mean(axis=0))]
+        if ema is not None and ema_coefficients is not None and ema.study != study.study:
+            bars.append(_ema_line(ema, ema_coefficients, in_legend=len(drawn_studies) == 1))
+        has_rows = rows.ndim > 1
+        panels.append(
+            Panel(
+                bars,
+                y=Axis(_coefficient_title(study, is_mean=has_rows)),
+                title=_heading(study, rows),
+                height=_MEANS_HEIGHT if has_rows else _BARS_HEIGHT,
+                shares_y=True,
             )
-        title = "mean " * (rows.ndim > 1) + "coefficient" + ("<br>" if rows.ndim > 1 else " ") * per_step
-        made.update_yaxes(title_text=title + "per training step" * per_step, matches="y", row=row, col=1)
-        if rows.ndim > 1:
-            row, order = row + 1, sorted(range(len(rows)), key=lambda group: _place(study.layer_groups[group]))
-            heights, per_step = _as_heights(rows[order], np.array(study.steps, dtype=np.float64))
-            bar: dict[str, Any] = {"title": {"text": "per step" if per_step else "coefficient"}, "lenmode": "pixels"}
-            bar |= {"len": min(panels[row - 1], _BARS), "yanchor": "top", "y": made.layout[f"yaxis{row}"].domain[1]}
-            names = [inert(study.layer_groups[group]) for group in order]
-            made.add_trace(_heat_map(heights, study.steps, names, **bar), row=row, col=1)
-            made.update_yaxes(type="category", autorange="reversed", tickfont={"size": 9}, ticklen=2, row=row, col=1)
-    made.update_annotations(font_size=13, x=0, xanchor="left", align="left")
-    made.update_xaxes(tickformat="~s").update_xaxes(title_text=_STEP_TITLE, row=len(panels), col=1)
-    name = inert(f"coefficients/{found[0][0].study}/{len(found)}")
-    made.update_layout(template=template(theme), uirevision=name, barmode="overlay", bargap=0)
-    return made.update_layout(height=height, showlegend=against is not None)
+        )
+        if has_rows:
+            panels.append(_rows_panel(study, rows))
+    if not panels:
+        return empty_figure(_NO_RESULT, theme)
+    return draw(
+        panels,
+        x=Axis(_STEP_TITLE, tick_format="~s"),
+        theme=theme,
+        name=f"coefficients/{drawn_studies[0].study}/{len(drawn_studies)}",
+        barmode="overlay",
+        bargap=0,
+        showlegend=ema_coefficients is not None,
+    )
+
+
+def _bars(study: StudyHistory, coefficients: Floats) -> go.Bar:
+    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it."""
+    steps = study.steps
+    intervals = np.diff(steps, prepend=2 * steps[0] - steps[1])
+    return go.Bar(
+        x=steps,
+        y=_bar_heights(coefficients, steps),
+        width=intervals,
+        offset=-intervals,
+        name=inert(f"{study.label}/{study.seed}"),
+        customdata=coefficients,
+        marker={"color": style(study.optimizer).colour, "line": {"width": 0}},
+        hovertemplate=_COEFFICIENT_HOVER,
+    )
+
+
+def _ema_line(ema: StudyHistory, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
+    return go.Scatter(
+        x=ema.steps,
+        y=_bar_heights(coefficients, ema.steps),
+        mode="lines",
+        line={"color": GREY, "width": 2, "shape": "vh"},
+        name="EMA*",
+        legendgroup="EMA*",
+        showlegend=in_legend,
+        customdata=coefficients,
+        hovertemplate=_COEFFICIENT_HOVER,
+    )
+
+
+def _rows_panel(study: StudyHistory, rows: Floats) -> Panel:
+    """A heat map of ``[S, K]``, a row for each layer group, in the order of the way through the network."""
+    order = sorted(range(len(rows)), key=lambda group: _layer_place(study.layer_groups[group]))
+    names = [inert(study.layer_groups[group]) for group in order]
+    heat_map = _heat_map(
+        _bar_heights(rows[order], study.steps),
+        study.steps,
+        names,
+        scale_title="per step" if _is_irregular(study.steps) else "coefficient",
+    )
+    y_options = {"type": "category", "autorange": "reversed", "tickfont": {"size": 9}, "ticklen": 2}
+    return Panel(
+        [heat_map],
+        y=Axis(options=y_options),
+        height=min(max(_HEAT_MAP_ROW * len(rows), _LOWEST_HEAT_MAP), _HIGHEST_HEAT_MAP),
+    )
 
 
 def _heat_map(
-    coefficients: Floats, steps: Sequence[int], names: Sequence[str], *, prefix: str = "", **bar: Any
+    coefficients: Floats,
+    steps: Sequence[int],
+    names: Sequence[str],
+    *,
+    prefix: str = "",
+    scale_title: str = "coefficient",
 ) -> go.Heatmap:
-    """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer.
-
-    ``bar`` is of the scale of colours.
-    """
-    largest = float(np.quantile(np.abs(coefficients), 0.995)) or float(np.abs(coefficients).max()) or 1.0
+    """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer."""
+    absolute = np.abs(coefficients)
+    largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
     return go.Heatmap(
         x=[2 * steps[0] - steps[1], *steps],  # the edges of cells, which are where those of bars are
         y=names,
@@ -138,38 +180,62 @@ def _heat_map(
         zmin=-largest,
         zmax=largest,
         autocolorscale=True,
-        colorbar={"title": {"text": "coefficient"}, "thickness": 12, **bar},
+        colorbar={"title": {"text": scale_title}, "thickness": 12},
         customdata=np.broadcast_to(np.array(steps, dtype=np.int32), coefficients.shape),
         hovertemplate=prefix + "%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
     )
 
 
-def _place(name: str) -> int:
+def _layer_place(name: str) -> int:
     """Where a layer is on the way through the network, as far as its name tells: 0 at its beginning, 4 at its end."""
-    found = _WAY.search(name)
-    return 2 if found is None else int(found.lastgroup is not None and list(_WAY.groupindex).index(found.lastgroup))
+    match = _LAYER_WORDS.search(name)
+    if match is None or match.lastgroup is None:
+        return _LAYER_PLACES["middle"]
+    return _LAYER_PLACES[match.lastgroup]
 
 
 def _heading(study: StudyHistory, coefficients: Floats) -> str:
-    loss, kind = study.held_out_loss, "held out"
-    if loss is None:
-        loss, kind = study.searched, "searched"
-    shape = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
-    shown = shape if loss is None else f"{loss:.4g} {kind}, {shape}"
-    groups = f", mean of {len(coefficients)} layer groups" * (coefficients.ndim > 1)
-    return f"{inert(f'{study.study}, trial {study.chosen}{groups}')}<br>{inert(shown)}"
+    """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
+    trial = f"{study.study}, trial {study.chosen}"
+    if coefficients.ndim > 1:
+        trial += f", mean of {len(coefficients)} layer groups"
+    facts = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
+    if study.held_out_loss is not None:
+        facts = f"{study.held_out_loss:.4g} held out, {facts}"
+    elif study.searched is not None:
+        facts = f"{study.searched:.4g} searched, {facts}"
+    return f"{inert(trial)}<br>{inert(facts)}"
 
 
-def _as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
-    """``[K]``, the heights of bars, and whether they are per training step.
+def _coefficient_title(study: StudyHistory, *, is_mean: bool) -> str:
+    """The title of the axis of bars, in two lines above a heat map, where there is little height."""
+    title = "coefficient"
+    separator = " "
+    if is_mean:
+        title = "mean coefficient"
+        separator = "<br>"
+    if _is_irregular(study.steps):
+        title += f"{separator}per training step"
+    return title
+
+
+def _is_irregular(steps: Sequence[int]) -> bool:
+    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step."""
+    intervals = np.diff(steps)
+    return len(intervals) > 0 and bool(intervals.max() > _IRREGULAR * intervals.min())
+
+
+def _bar_heights(coefficients: Floats, steps: Sequence[int]) -> Floats:
+    """The heights of bars, as the coefficients ``[..., K]``.
 
     A checkpoint stands for the steps since the checkpoint before it. If these intervals differ, each coefficient is
     divided by its interval. The first checkpoint has no such interval; its coefficient is divided by the next one.
     """
-    intervals = np.diff(steps)
-    if len(intervals) == 0 or intervals.max() <= _IRREGULAR * intervals.min():
-        return coefficients, False
-    return coefficients / np.concatenate([intervals[:1], intervals]), True
+    if not _is_irregular(steps):
+        return coefficients
+    intervals = np.diff(np.array(steps, dtype=np.float64))
+    heights: Floats = coefficients / np.concatenate([intervals[:1], intervals])
+    return heights
 
 
 def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
@@ -182,13 +248,16 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
     if not len(improved):
         return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
-    found = reader.coefficients(study, shown)
-    rows = found.reshape(len(shown), -1, len(study.steps)).mean(axis=1)
-    title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
-    made = figure(theme, name=f"movement/{study.study}", title=title)
-    made.add_trace(_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial "))
-    made.update_yaxes(title_text="trial", type="category", autorange="reversed", nticks=12)
-    return made.update_xaxes(title_text=_STEP_TITLE, tickformat="~s")
+    rows = reader.coefficients(study, shown).reshape(len(shown), -1, len(study.steps)).mean(axis=1)
+    panel = Panel(
+        [_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")],
+        y=Axis("trial", options={"type": "category", "autorange": "reversed", "nticks": 12}),
+    )
+    title = ""
+    if len(improved) > len(shown):
+        title = f"{len(shown)} of {len(improved)} improvements"
+    x = Axis(_STEP_TITLE, tick_format="~s")
+    return draw([panel], x=x, theme=theme, name=f"movement/{study.study}", title=title)
 
 
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
@@ -199,27 +268,40 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
-    columns = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
-    unnamed = np.maximum(trials["seconds"] - np.sum(list(columns.values()), axis=0), 0.0)
-    columns[_OTHER] = unnamed + seconds_outside(study, trials)
-    width = math.ceil(len(trials) / _MOST_BARS)
-    starts = np.arange(0, len(trials), width)
+    seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
+    unnamed = np.maximum(trials["seconds"] - np.sum(list(seconds.values()), axis=0), 0.0)
+    seconds[_OTHER] = unnamed + seconds_outside(study, trials)
+    group_size = math.ceil(len(trials) / _MOST_BARS)
+    starts = np.arange(0, len(trials), group_size)
     sizes = np.diff(np.append(starts, len(trials)))
-    made = figure(theme, name=f"times/{study.study}", barmode="stack", bargap=0, height=340)
-    for part, values in columns.items():
-        if part == _OTHER or values.any():
-            made.add_bar(
+    bars = []
+    for part, values in seconds.items():
+        if part != _OTHER and not values.any():
+            continue
+        bars.append(
+            go.Bar(
                 x=trials["number"][starts],
                 y=np.add.reduceat(values, starts) / sizes,
-                width=width,
+                width=group_size,
                 offset=0,
-                name="other: optimizer, database, waiting" if part == _OTHER else part,
+                name=_OTHER_TITLE if part == _OTHER else part,
                 marker={"color": PART_COLOURS[part], "line": {"width": 0}},
                 hovertemplate="%{y:.3g} s",
             )
-    made.update_layout(hovermode="x unified", showlegend=True)
-    made.update_xaxes(title_text="trial" + (f" (mean of {width})" if width > 1 else ""))
-    return made.update_yaxes(title_text="time per trial (s)")
+        )
+    x_title = "trial"
+    if group_size > 1:
+        x_title += f" (mean of {group_size})"
+    return draw(
+        [Panel(bars, y=Axis("time per trial (s)"), height=160)],
+        x=Axis(x_title),
+        theme=theme,
+        name=f"times/{study.study}",
+        barmode="stack",
+        bargap=0,
+        hovermode="x unified",
+        showlegend=True,
+    )
 
 
 def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, theme: Theme = "light") -> go.Figure:
@@ -227,28 +309,42 @@ def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, 
 
     With a row of coefficients for each layer group, the root mean square over rows.
     """
-    optimizers = list(dict.fromkeys(study.optimizer for study in studies))
-    ordered = sorted(studies, key=lambda study: optimizers.index(study.optimizer))
-    answers = [(study, answer) for study in ordered if (answer := reader.answer(study)) is not None]
-    answers = [(study, answer) for study, answer in answers if study.steps == answers[0][0].steps]
-    groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
-    answers = [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == groups]
+    answers = _comparable_answers(reader, studies)
     if len(answers) < 2:
         return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
-    shape = (len(groups) or 1, len(answers[0][0].steps))
-    found = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
-    squares = np.square(found[:, None] - found[None]).sum(axis=-1)
+    rows = max(len(np.atleast_2d(answer)) for _, answer in answers)
+    shape = (rows, len(answers[0][0].steps))
+    stacked = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
+    squares = np.square(stacked[:, None] - stacked[None]).sum(axis=-1)
     labels = [inert(f"{study.label}/{study.seed}") for study, _ in answers]
-    made = figure(theme, name="distances", height=200 + min(28 * len(labels), 500))
-    made.add_heatmap(
-        x=list(range(len(labels))),
-        y=list(range(len(labels))),
+    places = list(range(len(labels)))
+    heat_map = go.Heatmap(
+        x=places,
+        y=places,
         z=np.sqrt(squares.mean(axis=-1)),
         autocolorscale=True,
-        texttemplate="%{z:.2f}" if len(labels) <= _MOST_NUMBERS else None,
-        customdata=[[f"{one} to {other}" for other in labels] for one in labels],
+        texttemplate="%{z:.2f}" if len(labels) <= _MOST_DISTANCES_IN_CELLS else None,
+        customdata=[[f"{row} to {column}" for column in labels] for row in labels],
         colorbar={"title": {"text": "distance"}, "thickness": 12},
         hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
     )
-    ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
-    return made.update_xaxes(**ticks).update_yaxes(autorange="reversed", **ticks)
+    ticks = {"tickvals": places, "ticktext": labels}
+    panel = Panel(
+        [heat_map],
+        y=Axis(options={"autorange": "reversed", **ticks}),
+        height=20 + min(_DISTANCES_ROW * len(labels), _HIGHEST_DISTANCES),
+    )
+    return draw([panel], x=Axis(options=ticks), theme=theme, name="distances")
+
+
+def _comparable_answers(reader: HistoryReader, studies: Sequence[StudyHistory]) -> list[tuple[StudyHistory, Floats]]:
+    """Studies with their answers ``[K]`` or ``[S, K]``, by optimizer; only those of the same steps and layer groups."""
+    optimizers = list(dict.fromkeys(study.optimizer for study in studies))
+    answers: list[tuple[StudyHistory, Floats]] = []
+    for study in sorted(studies, key=lambda study: optimizers.index(study.optimizer)):
+        answer = reader.answer(study)
+        has_first_steps = not answers or study.steps == answers[0][0].steps
+        if answer is not None and has_first_steps:
+            answers.append((study, answer))
+    layer_groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
+    return [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == layer_groups]

@@ -17,21 +17,23 @@ from lcsc_opt.views.figures.look import CONFIG
 _IMAGES = (".png", ".svg", ".pdf")
 _SUFFIXES = (*_IMAGES, ".html", ".json")
 _WIDTH = 900
-_SCALE = 2  # pixels of an image for each of its figure's
-_PATIENCE_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
+_PNG_SCALE = 2  # pixels of an image for each of its figure's
+_TIMEOUT_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
 
 
 def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     """Write figures to files that end in .html, .json, .png, .svg or .pdf; one browser draws all images.
 
     Raises:
-        LcscError: it is another suffix, no browser is found, or a file cannot be written.
+        LcscError: a file ends in something else or cannot be written, or no browser is found.
     """
     for path in figures:
         if path.suffix not in _SUFFIXES:
             raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
     images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
-    contents = _draw(images) if images else {}
+    contents: dict[Path, bytes] = {}
+    if images:
+        contents = _draw(images)
     for path, figure in figures.items():
         if path.suffix == ".json":
             contents[path] = str(figure.to_json()).encode()
@@ -43,35 +45,39 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
 
 
 def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
-    """In a thread of its own, since the caller may run an event loop, as notebooks do."""
+    """The content of each image. Drawn in another thread, since the caller may run an event loop, as notebooks do."""
     first = next(iter(figures))
     failures = import_extra("kaleido.errors")  # imports slowly
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            return pool.submit(lambda: asyncio.run(_drawn(figures))).result()
+            return pool.submit(lambda: asyncio.run(_draw_in_browser(figures))).result()
     except failures.ChromeNotFoundError as error:
         needed = "needs Chrome or Chromium: install one of them, or let plotly_get_chrome do it"
         raise LcscError(f"{first}: drawing an image {needed}; .html needs neither") from error
     except (
-        *(failures.KaleidoError, failures.BrowserFailedError, failures.BrowserClosedError),
-        *(TimeoutError, asyncio.TimeoutError),  # the same one from Python 3.11 on
+        failures.KaleidoError,
+        failures.BrowserFailedError,
+        failures.BrowserClosedError,
+        TimeoutError,
+        asyncio.TimeoutError,  # another class before Python 3.11
     ) as error:
-        cause = str(next(iter(error.args), "")).strip().partition("\n")[0] or type(error).__name__
+        message = str(error.args[0]) if error.args else ""
+        cause = message.strip().partition("\n")[0] or type(error).__name__
         raise LcscError(f"{first}: the browser did not draw it: {cause}; try .html") from error
 
 
-async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
+async def _draw_in_browser(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
+    contents = {}
     # MathJax would be loaded from elsewhere
-    async with import_extra("kaleido").Kaleido(timeout=_PATIENCE_SECONDS, mathjax=False) as browser:
-        return {
-            path: await browser.calc_fig(
-                figure.to_dict(),
-                opts={
-                    "format": path.suffix.lstrip("."),
-                    "width": figure.layout.width or _WIDTH,
-                    "height": figure.layout.height or _WIDTH // 2,
-                    "scale": _SCALE if path.suffix == ".png" else 1,
-                },
-            )
-            for path, figure in figures.items()
-        }
+    async with import_extra("kaleido").Kaleido(timeout=_TIMEOUT_SECONDS, mathjax=False) as browser:
+        for path, figure in figures.items():
+            options = {
+                "format": path.suffix.lstrip("."),
+                "width": figure.layout.width or _WIDTH,
+                "height": figure.layout.height or _WIDTH // 2,
+                "scale": 1,
+            }
+            if path.suffix == ".png":
+                options["scale"] = _PNG_SCALE
+            contents[path] = await browser.calc_fig(figure.to_dict(), opts=options)
+    return contents

@@ -6,7 +6,7 @@
   const stored = () => { try { return localStorage.getItem(KEY); } catch { return null; } };
   const theme = () => stored() || (dark.matches ? "dark" : "light");
 
-  let told = false;  // whether Dash has started, and knows the theme
+  let started = false;  // whether Dash has started, and knows the theme
 
   function show() {
     const now = theme();
@@ -22,7 +22,7 @@
   /* Figures are drawn again in the other theme, on pages that have asked for it. */
   function follow() {
     show();
-    if (told && window.dash_component_api.getLayout("theme")) {
+    if (started && window.dash_component_api.getLayout("theme")) {
       window.dash_clientside.set_props("theme", {data: theme()});
     }
   }
@@ -58,7 +58,7 @@
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     lcsc: {
-      theme: () => { told = true; return theme(); },
+      theme: () => { started = true; return theme(); },
       /* A refresh waits for the answers that are on their way: Dash would drop them for those of the refresh. */
       refresh: count => document.querySelector("[data-dash-is-loading]") ? window.dash_clientside.no_update : count,
       /* A figure that is drawn again: what a reader zoomed into, or switched off, stays while its uirevision does.

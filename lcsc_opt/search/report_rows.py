@@ -1,0 +1,184 @@
+"""The rows of a held-out report: each metric of the answer against the baseline's, and the warning about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.database.report import SINGLE_GROUP_NOISE, Baseline, MeasuredModel, MetricRow, doubted_rows
+
+_NO_VALUES: Mapping[str, float] = {}
+_SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """One metric of one model: seed of a group of noise → value, and the standard error measured with it."""
+
+    values: Mapping[int, float]
+    error: float | None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def spread(self) -> float | None:
+        """The deviation over the groups; the standard error where there is one group, or all are alike."""
+        return _deviation(self.values.values()) or self.error
+
+
+def metric_rows(
+    answer: MeasuredModel,
+    baseline: Baseline | None = None,
+    *,
+    signs: Mapping[str, int],
+    real_halves: Mapping[str, float] = _NO_VALUES,
+    cross_check: str | None = None,
+) -> tuple[MetricRow, ...]:
+    """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
+
+    Standard errors have no rows. A metric that is the loss times −1 is better where it is higher.
+
+    Args:
+        answer: measured on at least one group of noise.
+        baseline: measured on the same noise.
+        signs: evaluation metric → 1, or -1 if higher is better.
+        real_halves: metric → value of held-out real images.
+        cross_check: the metric in features that the search did not see.
+    """
+    losses = answer.values("loss")
+    negative_losses = {seed: -loss for seed, loss in losses.items()}
+    measured = list(answer.groups[0].metrics)
+    # the standard error of the loss is that of the metric which it equals, up to the sign
+    score = next((name for name in measured if answer.values(name) in (losses, negative_losses)), "loss")
+    rows = []
+    for metric in dict.fromkeys(("loss", *signs, *measured)):
+        values = answer.values(metric)
+        is_loss_again = metric not in ("loss", *signs) and values == losses
+        if not values or is_loss_again or _is_standard_error(metric, measured):
+            continue
+        sign = signs.get(metric)
+        error_of = metric
+        if metric == "loss":
+            sign = 1
+            error_of = score
+        elif sign is None and values == negative_losses:
+            sign = -1
+        column = _Column(values, _standard_error(answer, error_of))
+        row = MetricRow(
+            metric=metric,
+            sign=sign,
+            value=column.mean,
+            spread=column.spread,
+            real_halves=real_halves.get(metric),
+            cross_check=metric == cross_check,
+        )
+        if baseline is not None:
+            baseline_column = _Column(
+                values=baseline.measured.values(metric), error=_standard_error(baseline.measured, error_of)
+            )
+            if baseline_column.values:
+                row = _compared(row, column, baseline_column, against=baseline.name)
+        rows.append(row)
+    return tuple(rows)
+
+
+def _is_standard_error(metric: str, measured: Sequence[str]) -> bool:
+    return metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in measured
+
+
+def _compared(row: MetricRow, answer: _Column, baseline: _Column, *, against: str) -> MetricRow:
+    """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
+    row = dataclasses.replace(row, against=against, baseline=baseline.mean, baseline_spread=baseline.spread)
+    sign = row.sign
+    if sign is None:
+        return row
+    gain = sign * (baseline.mean - row.value)
+    common_seeds = [seed for seed in answer.values if seed in baseline.values]
+    spread = _deviation(sign * (baseline.values[seed] - answer.values[seed]) for seed in common_seeds)
+    if not spread and answer.error is not None and baseline.error is not None:
+        spread = math.hypot(answer.error, baseline.error)
+    noise = spread
+    if noise is None:
+        noise = SINGLE_GROUP_NOISE * abs(baseline.mean)
+    real = row.real_halves
+    is_as_good_as_real = real is not None and sign * row.value <= sign * real
+    is_lost = gain < -noise and not is_as_good_as_real
+    return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=is_lost)
+
+
+def _standard_error(model: MeasuredModel, metric: str) -> float | None:
+    """The mean of a metric's standard errors over the groups; of precision, a share, that of one group is binomial."""
+    errors = list(model.values(f"{metric}{STANDARD_ERROR}").values())
+    if errors:
+        return statistics.fmean(errors)
+    if metric.partition("@")[0] != "precision" or not model.images or len(model.groups) != 1:
+        return None
+    share = model.groups[0].value(metric)
+    if share is None or not 0 <= share <= 1:
+        return None
+    return math.sqrt(share * (1 - share) / model.images)
+
+
+def _deviation(values: Iterable[float]) -> float | None:
+    """The sample standard deviation; ``None`` for fewer than two values."""
+    sample = list(values)
+    if len(sample) < 2:
+        return None
+    return statistics.stdev(sample)
+
+
+def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None]) -> str | None:
+    """One line if a metric of ``kept`` is beyond its bound; or if the loss gained, and other metrics did not.
+
+    Args:
+        rows: of a report, the loss first.
+        kept: metric that the setting ``keep`` holds → its bound, ``None`` for the baseline's value.
+    """
+    for row in rows:
+        if row.metric in kept:
+            broken = _broken_bound(row, kept[row.metric])
+            if broken is not None:
+                return broken
+    doubted = doubted_rows(rows)
+    if not doubted:
+        return None
+    loss = rows[0]
+    moved = " and ".join(_change(row) for row in doubted)
+    return f"against {loss.against} the {_change(loss)}, but {moved}: {_advice(loss, doubted, is_kept=bool(kept))}"
+
+
+def _broken_bound(row: MetricRow, bound: float | None) -> str | None:
+    """The warning that ``keep`` did not hold a metric at its bound; ``None`` if it did."""
+    if bound is None:
+        if not row.lost:
+            return None
+        limit = f"against {row.baseline:.4g}"
+    else:
+        if not row.misses(bound):
+            return None
+        limit = f"the bound is {bound:.4g}"
+    value = f"{row.metric} {row.value:.4g}, {limit}, beyond its error"
+    advice = "continue the search, or search with more images in an evaluation"
+    return f"keep: {row.metric} did not hold: {value}; {advice}"
+
+
+def _advice(loss: MetricRow, doubted: Sequence[MetricRow], *, is_kept: bool) -> str:
+    """What the gain may be, and what to do before the answer is used."""
+    if not loss.is_certain:
+        return "neither gain is certain; measure with more --groups, or continue the search"
+    if doubted[0].cross_check:
+        return "the gain may exist only in the loss's own features; compare the images of both before you use it"
+    advice = "the loss gained at the cost of other metrics; compare the images of both before you use it"
+    could_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in doubted)
+    if could_be_kept and not is_kept:
+        advice += ", or search with keep: precision"
+    return advice
+
+
+def _change(row: MetricRow) -> str:
+    return f"{row.metric} {row.baseline:.4g} → {row.value:.4g}"

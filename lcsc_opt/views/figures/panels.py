@@ -1,0 +1,160 @@
+"""Figures as lists of panels, one below the other. Every figure is laid out and drawn here, in one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.basedatatypes import BaseTraceType
+from plotly.subplots import make_subplots
+
+from lcsc_opt.views.figures.look import GREY, Theme, figure_layout
+
+_FRAME = 180  # pixels around the panels: titles, labels of axes, a legend
+_GAP = 25  # pixels between two panels
+_GAP_WITH_TITLE = 50
+_LONGEST_COLORBAR = 240  # pixels, of one among several panels
+_LOGARITHMIC_TICKS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """An axis of a panel.
+
+    Attributes:
+        title: below or beside the axis.
+        logarithmic: whether it shows logarithms; all values are then above zero.
+        tick_format: of the labels, in d3's notation.
+        options: whatever else plotly knows of an axis.
+    """
+
+    title: str = ""
+    logarithmic: bool = False
+    tick_format: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def layout(self) -> dict[str, Any]:
+        """The axis as plotly describes it."""
+        layout: dict[str, Any] = {"title": {"text": self.title}, "type": "linear", **self.options}
+        if self.tick_format is not None:
+            layout["tickformat"] = self.tick_format
+        if self.logarithmic:
+            # Where there is room for four ticks in a decade, plotly labels all of 1 to 9, and the labels 0.08, 0.09
+            # and 0.1 overlap. Asked for this few, it labels 1, 2 and 5, and within a decade some linear ticks.
+            layout["type"] = "log"
+            layout["nticks"] = _LOGARITHMIC_TICKS
+            layout["minor"] = {"ticks": "outside", "ticklen": 3}
+        return layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A dashed line across a panel at this height, with its name at the right end."""
+
+    y: float
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Panel:
+    """What is drawn above one vertical axis.
+
+    Attributes:
+        traces: of plotly, drawn in this order.
+        y: the vertical axis.
+        title: above the panel.
+        height: pixels.
+        shares_y: whether its vertical range is that of the other panels that share it.
+        level: a value that the traces are compared with.
+        notes: annotations of plotly, in the coordinates of the axes.
+    """
+
+    traces: Sequence[BaseTraceType]
+    y: Axis = Axis()
+    title: str = ""
+    height: int = 240
+    shares_y: bool = False
+    level: Level | None = None
+    notes: Sequence[Mapping[str, Any]] = ()
+
+
+def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: str = "", **layout: Any) -> go.Figure:
+    """The figure of at least one panel.
+
+    Args:
+        panels: from top to bottom.
+        x: the horizontal axis, which they share; its title is below the last one.
+        theme: light or dark.
+        name: while it stays the same, a refresh keeps what a reader zoomed or switched off.
+        title: of the whole figure.
+        layout: whatever else plotly knows of a layout.
+    """
+    heights = [panel.height for panel in panels]
+    height = _FRAME + sum(heights)
+    has_titles_inside = any(panel.title for panel in panels[1:])
+    gap = _GAP_WITH_TITLE if has_titles_inside else _GAP
+    drawn = make_subplots(
+        rows=len(panels),
+        cols=1,
+        shared_xaxes=True,
+        row_heights=heights,
+        subplot_titles=[panel.title for panel in panels],
+        vertical_spacing=gap / height,
+    )
+    drawn.update_annotations(font_size=13, x=0, xanchor="left", align="left")  # the panels' titles
+    drawn.update_xaxes(dataclasses.replace(x, title="").layout())
+    drawn.update_xaxes(title_text=x.title, row=len(panels), col=1)
+    shared_y: str | None = None
+    for row, panel in enumerate(panels, start=1):
+        number = "" if row == 1 else str(row)
+        drawn.update_yaxes(panel.y.layout(), row=row, col=1)
+        for trace in panel.traces:
+            drawn.add_trace(trace, row=row, col=1)
+            if len(panels) > 1:
+                _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{number}"].domain[1])
+        if panel.shares_y:
+            if shared_y is None:
+                shared_y = f"y{number}"
+            else:  # an axis cannot match itself
+                drawn.update_yaxes(matches=shared_y, row=row, col=1)
+        for note in panel.notes:
+            drawn.add_annotation({"xref": f"x{number}", "yref": f"y{number}", **note})
+        if panel.level is not None:
+            _add_level(drawn, panel.level, number, logarithmic=panel.y.logarithmic)
+    drawn.update_layout(figure_layout(theme, name=name, title=title, height=height))
+    return drawn.update_layout(layout)
+
+
+def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:
+    """Put the scale of colours beside its own panel; plotly's default is beside the whole figure."""
+    if isinstance(trace, go.Heatmap):
+        length = min(panel.height, _LONGEST_COLORBAR)
+        trace.update(colorbar={"lenmode": "pixels", "len": length, "yanchor": "top", "y": top})
+
+
+def _add_level(drawn: go.Figure, level: Level, number: str, *, logarithmic: bool) -> None:
+    """Draw a level over the axes of this number; plotly expects the logarithm in annotations, and not in shapes."""
+    drawn.add_shape(
+        type="line",
+        xref=f"x{number} domain",
+        yref=f"y{number}",
+        x0=0,
+        x1=1,
+        y0=level.y,
+        y1=level.y,
+        line={"color": GREY, "dash": "dash", "width": 1},
+    )
+    drawn.add_annotation(
+        text=level.name,
+        xref=f"x{number} domain",
+        yref=f"y{number}",
+        x=1,
+        y=math.log10(level.y) if logarithmic else level.y,
+        xanchor="right",
+        yanchor="bottom",
+        showarrow=False,
+        font={"color": GREY},
+    )

@@ -1,0 +1,128 @@
+"""Tables of reports and comparisons: headers and rows as text, for the terminal, the report and the dashboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import label
+from lcsc_opt.database.report import MetricRow
+from lcsc_opt.views import UNKNOWN, number
+from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_of, spread_text
+
+TextTable = tuple[tuple[str, ...], list[list[str]]]
+"""Header, and rows."""
+
+_BETTER = {1: "lower", -1: "higher", None: UNKNOWN}
+
+
+def report_table(rows: Sequence[MetricRow]) -> TextTable:
+    """The metric, which way is better, the answer, the baseline, the gain, real images.
+
+    The columns for the baseline and for held-out real images exist if some metric has them.
+    """
+    against = next((row.against for row in rows if row.against is not None), None)
+    has_real_images = any(row.real_halves is not None for row in rows)
+    header = ["metric", "better", "answer"]
+    if against is not None:
+        header += [against, "gain"]
+    if has_real_images:
+        header.append("real images")
+    texts = []
+    for row in rows:
+        cells = [row.metric, _BETTER[row.sign], number(row.value, row.spread)]
+        if against is not None:
+            cells += [number(row.baseline, row.baseline_spread), _gain(row)]
+        if has_real_images:
+            cells.append(number(row.real_halves))
+        texts.append(cells)
+    return tuple(header), texts
+
+
+def _gain(row: MetricRow) -> str:
+    gain = number(row.gain, row.gain_spread, "+.3g")
+    return f"{gain} (worse)" if row.lost else gain
+
+
+def comparison_table(studies: Sequence[StudyHistory]) -> TextTable | None:
+    """Each optimizer's held-out loss and metrics, means over seeds; ``None`` without metrics.
+
+    The last row is real images that the loss does not see, if some are held out.
+    """
+    ranked = ranking(studies)
+    names = metric_names(ranked)
+    if not names:
+        return None
+    rows = []
+    for row in ranked:
+        metrics = [spread_text(row.metrics.get(name)) for name in names]
+        rows.append([row.label, spread_text(row.held_out), *metrics])
+    real_halves = {}
+    for report in reports_of(studies):
+        real_halves.update({row.metric: row.real_halves for row in report.rows if row.real_halves is not None})
+    if real_halves:
+        rows.append(["real images", UNKNOWN, *(number(real_halves.get(name)) for name in names)])
+    return ("optimizer", f"held-out {studies[0].metric}", *names), rows
+
+
+def metric_names(ranked: Sequence[Ranked]) -> list[str]:
+    """All held-out metrics of these optimizers but the loss, precision and recall first."""
+    longest_first = sorted(ranked, key=lambda row: len(row.metrics), reverse=True)
+    return list(dict.fromkeys(name for row in longest_first for name in row.metrics))
+
+
+def settings_table(studies: Sequence[StudyHistory]) -> TextTable | None:
+    """Only the settings in which studies differ; ``None`` if in none but optimizer and seed.
+
+    A row is of all seeds with the same settings.
+    """
+    settings = [_by_path(study.settings) for study in studies]
+    keys = [
+        key
+        for key in dict.fromkeys(key for by_path in settings for key in by_path)
+        if key not in {"seed", "optimizer.name"} and len({by_path.get(key) for by_path in settings}) > 1
+    ]
+    if not keys:
+        return None
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for study, by_path in zip(studies, settings, strict=True):
+        row = (label(study.optimizer), *(by_path.get(key, UNKNOWN) for key in keys))
+        seeds.setdefault(row, []).append(str(study.seed))
+    return ("optimizer", *keys, "seeds"), [[*row, ", ".join(numbers)] for row, numbers in seeds.items()]
+
+
+def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Path with dots, as in ``vary``, → value as text."""
+    by_path: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            by_path |= _by_path(value, f"{path}{key}.")
+        elif isinstance(value, str):
+            by_path[f"{path}{key}"] = value
+        else:
+            by_path[f"{path}{key}"] = json.dumps(value)
+    return by_path
+
+
+def comparison_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, Any]]:
+    """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it.
+
+    Rows of a sweep's points have their values in ``varied``.
+    """
+    rows = []
+    for experiment, studies in points.items():
+        samples_warning = different_samples(studies)
+        varied = split_point(experiment)[1]
+        for study in studies:
+            warnings = [study.warning]
+            if study.held_out is not None:
+                warnings.insert(0, samples_warning)
+            row = study.as_row()
+            row["warnings"] = [warning for warning in warnings if warning is not None]
+            if varied:
+                row["varied"] = varied
+            rows.append(row)
+    return rows

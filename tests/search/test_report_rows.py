@@ -1,0 +1,151 @@
+"""The rows of a held-out report: gains with the right sign, what counts as lost, and the one warning."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+import pytest
+
+from lcsc_opt.database.history import kept_metric
+from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
+from lcsc_opt.search.report_rows import metric_rows, warning_of
+
+SIGNS = {"precision": -1, "near": 1}
+CLIP = "fid@clip"
+
+
+def model(losses: list[float], **metrics: list[float]) -> MeasuredModel:
+    """A model on a group of noise for each number."""
+    groups = []
+    for seed, loss in enumerate(losses):
+        groups.append(Measurement(seed, loss, {name: values[seed] for name, values in metrics.items()}))
+    return MeasuredModel.mean_of(groups, images=0)
+
+
+EMA = model([28.0], precision=[0.62], near=[2.87])
+
+
+def rows(answer: MeasuredModel, ema: MeasuredModel = EMA, real: dict[str, float] | None = None) -> list[MetricRow]:
+    signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in answer.metrics}
+    return [*metric_rows(answer, Baseline("EMA*", ema), signs=signs, real_halves=real or {}, cross_check=CLIP)]
+
+
+def report(rows: list[MetricRow]) -> HeldOutReport:
+    return HeldOutReport(1, MeasuredModel(2.5), rows=tuple(rows))
+
+
+def lost(found: list[MetricRow]) -> list[str]:
+    return [row.metric for row in found if row.lost]
+
+
+def test_gains_are_positive_where_the_answer_is_better() -> None:
+    loss, precision, near = rows(model([2.5], precision=[0.64], near=[3.05]), real={"near": 2.2})
+    assert (loss.metric, loss.value, loss.baseline, loss.gain) == ("loss", 2.5, 28.0, 25.5)
+    assert (precision.gain, precision.lost, precision.real_halves) == (pytest.approx(0.02), False, None)
+    assert (near.gain, near.lost, near.real_halves) == (pytest.approx(-0.18), True, 2.2)
+    assert (near.value, near.baseline, near.against) == (3.05, 2.87, "EMA*")
+
+
+@pytest.mark.parametrize(
+    ("precision", "near", "expected"),
+    [(0.557, 3.05, ["precision", "near"]), (0.61, 2.9, []), (0.70, 2.5, []), (0.60, 2.87, ["precision"])],
+)
+def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, expected: list[str]) -> None:
+    found = rows(model([2.5], precision=[precision], near=[near]))
+    assert lost(found) == [*report(found).doubted] == expected
+    assert (warning_of(found, kept={}) is not None) is bool(expected)
+
+
+def test_what_is_as_good_as_real_images_is_not_lost() -> None:
+    ema = model([28.0], precision=[0.6], near=[2.0])
+    assert lost(rows(model([2.5], precision=[0.3], near=[2.1]), ema, {"precision": 0.4, "near": 2.2})) == ["precision"]
+
+
+def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
+    ema = model([28.0, 29.0], precision=[0.62, 0.64], near=[2.87, 2.80])
+    _, precision, near = rows(model([2.5, 2.6], precision=[0.61, 0.63], near=[2.97, 2.70]), ema)
+    assert (precision.gain, precision.gain_spread) == (pytest.approx(-0.01), pytest.approx(0, abs=1e-12))
+    assert precision.lost, "a small loss, but on the same noise a certain one"
+    assert (near.gain, near.lost) == (pytest.approx(0), False)
+    assert near.spread == pytest.approx(statistics.stdev([2.97, 2.70]))
+    assert near.baseline_spread == pytest.approx(statistics.stdev([2.87, 2.80]))
+
+
+def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_no_row() -> None:
+    answer = model([2.5], fid=[2.5], kid=[0.1])
+    measured = metric_rows(answer, Baseline("EMA*", model([28.0], kid=[0.2])), signs={})
+    found = [(row.metric, row.sign, row.baseline, row.gain) for row in measured]
+    assert found == [("loss", 1, 28.0, 25.5), ("kid", None, 0.2, None)]
+
+
+def test_the_warning_says_what_moved_and_what_to_do() -> None:
+    found = rows(model([2.5], precision=[0.557], near=[2.87]))
+    assert warning_of(found, kept={}) == (
+        "against EMA* the loss 28 → 2.5, but precision 0.62 → 0.557: the loss gained at the cost of other metrics; "
+        "compare the images of both before you use it, or search with keep: precision"
+    )
+    assert (warning_of(found, kept={"near": None}) or "").endswith("images of both before you use it")
+    both = rows(model([2.5], precision=[0.5], **{CLIP: [6.0]}), model([28.0], precision=[0.62], **{CLIP: [5.0]}))
+    assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both, kept={}) or "")
+    assert report(both).doubted == (CLIP, "precision")
+
+
+@pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
+def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
+    answer = model([29.0], precision=[0.60], near=[2.8])
+    found = rows(dataclasses.replace(answer, images=images), dataclasses.replace(EMA, images=images))
+    line = "keep: precision did not hold: precision 0.6, {}, beyond its error; continue"
+    expected = ("none" if held else line.format("against 0.62"), line.format("the bound is 0.7"), "none")
+    for keep, told in zip(("precision@inception", {"precision": 0.7}, {"precision": 0.605}), expected, strict=True):
+        kept = kept_metric({"objective": {"settings": {"keep": keep, "loss": {"reward": -1, "fid": 1}}}})
+        assert (warning_of(found, kept=kept) or "none").startswith(told)
+
+
+def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> None:
+    worse = model([29.0], precision=[0.1], near=[9.0])
+    alone = metric_rows(worse, signs=SIGNS)
+    assert warning_of(rows(worse), kept={}) is warning_of(alone, kept={}) is None
+    assert alone[1] == MetricRow("precision", -1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "others", "phrase"),
+    [
+        ([1.0], [3.0], None),
+        ([1.0], [4.0], "fid@clip 4 → 4: the gain may exist only"),
+        ([1.0], [5.0], "fid@clip 4 → 5: the gain may"),
+        ([2.0], [9.0], None),
+        ([3.0], [9.0], None),
+        # the noise of a group moves the answer and its baseline alike, so that differences are all but exact
+        ([1.0, 1.3], [3.9, 5.9], None),
+        ([1.0, 1.3], [4.1, 6.1], "fid@clip 5 → 5.1: the gain may exist only"),
+        ([1.0, 1.3], [3.7, 6.2], "fid@clip 5 → 4.95: the gain may exist only"),
+        ([1.9, 2.35], [4.1, 6.1], "neither gain is certain"),
+        ([1.9, 2.35], [3.9, 5.9], None),
+    ],
+)
+def test_a_cross_check_must_gain_for_certain(losses: list[float], others: list[float], phrase: str | None) -> None:
+    ema = model([2.0, 2.3], **{CLIP: [4.0, 6.0]}) if len(losses) > 1 else model([2.0], **{CLIP: [4.0]})
+    found = warning_of(rows(model(losses, **{CLIP: others}), ema), kept={})
+    assert found is None if phrase is None else phrase in (found or "")
+
+
+def test_standard_errors_are_the_spread_of_one_group_and_have_no_rows() -> None:
+    answer, ema = (model([-hits], hits=[hits], hits_stderr=[error]) for hits, error in ((0.9, 0.03), (0.8, 0.04)))
+    loss, hits = rows(answer, ema)
+    assert (loss.metric, loss.spread, loss.baseline_spread) == ("loss", 0.03, 0.04)
+    assert (hits.metric, hits.sign) == ("hits", -1), "it is the loss times -1"
+    for row in (loss, hits):
+        assert (row.gain, row.gain_spread) == (pytest.approx(0.1), pytest.approx(0.05))
+        assert row.is_certain
+    assert [row.lost for row in rows(ema, answer)] == [True, True]
+
+
+def test_groups_of_noise_that_are_all_alike_are_one() -> None:
+    answer = model([0.9, 0.9], error=[0.9, 0.9], error_stderr=[0.03, 0.03])
+    [loss] = rows(answer, model([1.0, 1.0], error=[1.0, 1.0], error_stderr=[0.04, 0.04]))
+    assert (loss.spread, loss.gain_spread) == (pytest.approx(0.03), pytest.approx(0.05))
+    answer = model([0.9, 0.8], error=[0.9, 0.9], error_stderr=[0.03, 0.03])
+    [loss, _] = rows(answer, model([1.0, 0.9], error=[1.0, 0.9], error_stderr=[0.04, 0.04]))
+    assert (loss.spread, loss.gain_spread) == (pytest.approx(statistics.stdev([0.9, 0.8])), pytest.approx(0, abs=1e-12))

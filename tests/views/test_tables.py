@@ -1,0 +1,23 @@
+"""Tables of reports, as text."""
+
+from __future__ import annotations
+
+from lcsc_opt.database.report import MetricRow
+from lcsc_opt.views.tables import report_table
+
+
+def test_the_columns_are_those_that_some_metric_has() -> None:
+    rows = [
+        MetricRow("loss", 1, 2.5, against="EMA*", baseline=28.0, gain=25.5),
+        MetricRow("precision", -1, 0.557, against="EMA*", baseline=0.62, gain=-0.063, lost=True),
+        MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True, real_halves=2.2),
+    ]
+    header, texts = report_table(rows)
+    assert header == ("metric", "better", "answer", "EMA*", "gain", "real images")
+    assert texts == [
+        ["loss", "lower", "2.5", "28", "+25.5", "–"],
+        ["precision", "higher", "0.557", "0.62", "-0.063 (worse)", "–"],
+        ["near", "lower", "3.05", "2.87", "-0.18 (worse)", "2.2"],
+    ]
+    alone = report_table([MetricRow("near", None, 3.0, 0.1)])
+    assert alone == (("metric", "better", "answer"), [["near", "–", "3 ± 0.1"]])
