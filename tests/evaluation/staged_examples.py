@@ -131,6 +131,15 @@ class Slow(Stages):
                 time.sleep(0.01)
 
 
+class WritesItsProcess(Slow):
+    """Writes its process into the marker, and samples for minutes without a look at the stop flag."""
+
+    def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
+        if name == "sample":
+            Path(os.environ["LCSC_TEST_MARKER"]).write_text(str(os.getpid()))
+            time.sleep(SLOW_SECONDS)
+
+
 class HeldScore(Stages):
     """MetricSuite until it is told to end."""
 
