@@ -44,7 +44,7 @@ class WorkerProcess:
         # the path comes first: it is where the worker finds this library
         code = f"import sys; sys.path[:] = {sys.path!r}; from lcsc_opt.evaluation.worker import main; main()"
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-c", code],
                 stdin=connection_of_worker.fileno(),
                 env={**os.environ, **settings.variables()},
