@@ -155,9 +155,8 @@ class _BetaDenoiser(nn.Module):
         settings = {key: config[key] for key in _BETA_SETTINGS if key in config}
         schedule = import_extra("diffusers").DDPMScheduler(**settings)
         alpha_bar = schedule.alphas_cumprod.double().numpy()
-        self.register_buffer(
-            "levels", torch.from_numpy(np.sqrt((1 - alpha_bar) / alpha_bar)).float()
-        )  # [T], increasing
+        levels = np.sqrt((1 - alpha_bar) / alpha_bar)  # [T], increasing
+        self.register_buffer("levels", torch.from_numpy(levels).float())
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``[N, C, H, W]`` at noise levels ``[N]`` → ``[N, C, H, W]``."""
