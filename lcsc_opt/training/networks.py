@@ -90,14 +90,14 @@ def initialize(network: nn.Module, generator: torch.Generator) -> None:
     """
     for module in network.modules():
         weight = getattr(module, "weight", None)
-        is_normalization = not isinstance(weight, Tensor) or weight.ndim < 2
+        bound = None  # normalization layers have none
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
+            bound = 1 / math.sqrt(weight[0].numel())
         for name, parameter in module.named_parameters(recurse=False):
-            if is_normalization:
-                parameter.fill_(1.0 if name == "weight" else 0.0)
-            else:
-                fan_in = weight[0].numel()
-                bound = 1 / math.sqrt(fan_in)
+            if bound is not None:
                 parameter.uniform_(-bound, bound, generator=generator)
+            else:
+                parameter.fill_(1.0 if name == "weight" else 0.0)
 
 
 def descend(

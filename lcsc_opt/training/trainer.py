@@ -406,10 +406,10 @@ def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     handlers: dict[int, Any] = {}
-    for number in _DEFERRED:
-        handler = signal.getsignal(number)
+    for deferred in _DEFERRED:
+        handler = signal.getsignal(deferred)
         if callable(handler):
-            handlers[number] = handler
+            handlers[deferred] = handler
     waiting: list[tuple[int, Any]] = []
 
     def defer(number: int, frame: Any) -> None:

@@ -159,7 +159,7 @@ def test_slct_trains_an_autoencoder_no_longer_than_itself(
     monkeypatch.setattr(data, "STEPS", 5)
     for steps in ("4", "6"):
         said = typed("train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory").err
-        assert "a small autoencoder of these images is trained first" in said
+        assert "training a small autoencoder of these images first" in said
     assert made == [4, 5]
 
 
