@@ -9,7 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-MANIFEST, WEIGHTS = "manifest.json", "weights.bin"  # of a packed trajectory
+_PACKAGE = Path(__file__).parents[1]
+_IN_THE_WHEEL = _PACKAGE / "_shipped"
+SHIPPED = _IN_THE_WHEEL if _IN_THE_WHEEL.is_dir() else _PACKAGE.parent
+"""The folder around the folders that ship with the library: inside the wheel, or the top of a checkout."""
+
+MANIFEST = "manifest.json"  # of a packed trajectory
+WEIGHTS = "weights.bin"
 
 
 def cache_directory() -> Path:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.catalog import ORIGINALS, find
+from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
@@ -160,7 +160,6 @@ class NodeObjective:
         packed, spec, copies = self.packed, self.spec, Path.cwd()
         known = None if packed is None else dataclasses.replace(packed.known, packed=packed.found())
         if self.own is not None and (copy := copies / self.own.name).is_file():  # a program's own connection sends none
-            ORIGINALS[copy] = self.own
             spec = spec.model_copy(update={"file": str(copy)})
         sys.path.append(str(copies))
         if self.here.is_dir():  # on a shared file system, paths in settings mean the same files

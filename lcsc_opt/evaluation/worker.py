@@ -20,6 +20,7 @@ from typing import Any, Literal
 from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
@@ -101,6 +102,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
         with lock, contextlib.suppress(OSError):  # nobody is there any more
             connection.send(answer)
 
+    let_waiting_threads_sleep()
     os.environ.update(settings.environment)
     hand_notices_to(lambda message: send(Answer.of(NOTICE, message)))
     try:
