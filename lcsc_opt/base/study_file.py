@@ -69,7 +69,7 @@ class SpaceSpec(FrozenModel):
     kind: Literal["affine", "convex", "principal"] = "affine"
     directions: Annotated[int, pydantic.Field(ge=1)] | None = None
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
-    rows: str | dict[str, str | tuple[str, ...]] | None = None
+    rows: str | dict[str, str | list[str]] | None = None
 
     @pydantic.field_validator("rows")
     @classmethod
