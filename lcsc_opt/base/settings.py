@@ -78,15 +78,18 @@ def _path_in(content: Any, detail: Any) -> _Path:
     path: list[str | int] = []
     value = content
     for part in detail["loc"]:
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-            path.append(part)
-        elif isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value):
+        if _has(value, part):
             value = value[part]
             path.append(part)
     if detail["type"] in ("missing", "extra_forbidden") and detail["loc"][-1:] != tuple(path[-1:]):
         path.append(detail["loc"][-1])  # a key that the file lacks, or that stands there in a short form
     return tuple(path)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
 
 
 def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[Any]) -> list[str]:
@@ -108,7 +111,8 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
             lines.append(f"{shown_path}: {message}" if path else message)
         else:
             expected.append(_expected(complaint))
-            hints.append(_hint(complaint))
+            if complaint["type"] == "literal_error" or len(complaints) == 1:
+                hints.append(_hint(complaint))
     if expected:
         choices = " or ".join(dict.fromkeys(expected))
         value = excerpt(complaints[0]["input"])
@@ -133,7 +137,7 @@ def _hint(complaint: Any) -> str:
     if complaint["type"] == "literal_error":
         choices = complaint["ctx"]["expected"].replace(" or ", ",").split(",")
         return near_miss(str(value), [choice.strip("' ") for choice in choices])
-    if complaint["type"] == "string_type" and isinstance(value, (int, float)) and len(complaint["loc"]) == 1:
+    if complaint["type"] == "string_type" and isinstance(value, (int, float)):
         return f" (it is text in quotes, in a shell '\"{value}\"')"
     return ""
 
