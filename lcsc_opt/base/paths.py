@@ -20,10 +20,13 @@ WEIGHTS = "weights.bin"
 
 def cache_directory() -> Path:
     """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""
-    chosen = os.environ.get("LCSC_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
+    own_folder = os.environ.get("LCSC_CACHE")
+    if own_folder:
+        return Path(own_folder).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    if user_cache:
+        return Path(user_cache) / "lcsc_opt"
+    return Path.home() / ".cache" / "lcsc_opt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class KnownCheckpoints:
         sha256: of the packed trajectory.
         steps: ``[K]`` of training.
         moved: whether the study file now names another path; then the checkpoints must be at that path.
-        packed: the packed trajectory on this machine, or ``None`` if not known.
+        packed: the packed trajectory on this machine, or ``None`` if it must be searched for.
     """
 
     sha256: str
@@ -72,12 +75,12 @@ def given_path(path: str) -> Path:
     A relative one is looked for next to the study file, then in the working directory. It need not exist; opening it
     gives the error.
     """
-    given = Path(path).expanduser()
+    expanded = Path(path).expanduser()
     directory = _study.get()[0]
-    if directory is None or given.is_absolute():
-        return given
+    if directory is None or expanded.is_absolute():
+        return expanded
     try:
-        found = (directory / given).exists() or any(True for _ in directory.glob(path))
+        is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
     except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
-        found = False
-    return directory / given if found else given
+        is_in_directory = False
+    return directory / expanded if is_in_directory else expanded
