@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
+
+from lcsc_opt.base.progress import log
 
 
 class _Table(Table):
@@ -60,8 +63,9 @@ def print_json(value: Any) -> None:
 
 
 def say(message: str) -> None:
-    """One line of progress on standard error."""
-    sys.stderr.write(f"{message}\n")
+    """One line of progress on standard error, unless messages are silenced."""
+    if log.isEnabledFor(logging.INFO):
+        sys.stderr.write(f"{message}\n")
 
 
 def print_report(stored: Mapping[str, Any] | None, title: str = "held out") -> None:

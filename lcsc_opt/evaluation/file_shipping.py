@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.catalog import ORIGINALS, find
+from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
@@ -180,7 +180,6 @@ class NodeObjective:
         if self.objective_file is not None:
             copy = copies / self.objective_file.name
             if copy.is_file():  # a program that was connected to Ray before has sent none
-                ORIGINALS[copy] = self.objective_file
                 spec = spec.model_copy(update={"file": str(copy)})
         sys.path.append(str(copies))
         if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
@@ -104,6 +105,7 @@ def main() -> None:
     for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     connection = _take_standard_input()
+    let_waiting_threads_sleep()
     try:
         spawn.prepare(connection.recv())
         settings = connection.recv()

@@ -66,7 +66,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if "environment" in now:
         for key in ("packages", "blas", "machine"):  # not Python's version or the number of cores: they decide nothing
             was, here = (known["environment"].get(key) for known in (before, now))
-            found += differences(was, here, f"environment.{key}")
+            # an older version recorded fewer packages
+            found += differences(_of_both(was, here), _of_both(here, was), f"environment.{key}")
     if "code" in now:
         old, new = before["code"], now["code"]
         changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
