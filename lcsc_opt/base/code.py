@@ -118,14 +118,16 @@ def module_file(name: str) -> Path | None:
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    parent = name.rpartition(".")[0]
+    parent, _, last_part = name.rpartition(".")
     try:
         if not parent:
             return importlib.util.find_spec(name)
         package = _spec(parent)
         if package is None or package.submodule_search_locations is None:
             return None
-        return importlib.machinery.PathFinder.find_spec(name, package.submodule_search_locations)
+        # by the last part: with its whole name, a folder without __init__.py is looked up in its parent, which may not
+        # be imported
+        return importlib.machinery.PathFinder.find_spec(last_part, package.submodule_search_locations)
     except (ImportError, ValueError, AttributeError):  # a parent that is no package, a module without a spec
         return None
 

@@ -162,3 +162,14 @@ def test_code_that_did_not_change_is_imported_once(workplace_with_code: Path) ->
     module = sys.modules["reloaded_loss"]
     searched("second", "function.py")
     assert sys.modules["reloaded_loss"] is module
+
+
+def test_a_module_in_a_folder_without_init_is_found_before_its_package_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "outer_package" / "inner_folder"
+    inner.mkdir(parents=True)
+    (tmp_path / "outer_package" / "__init__.py").touch()
+    (inner / "leaf.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert module_file("outer_package.inner_folder.leaf") == inner / "leaf.py"

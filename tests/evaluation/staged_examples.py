@@ -268,3 +268,12 @@ def wait_for(what: Any, seconds: float = 600.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

@@ -31,6 +31,7 @@ from tests.evaluation.staged_examples import (
     candidate,
     evaluated,
     failed,
+    is_running,
     wait_for,
 )
 from tests.processes import forked
@@ -230,11 +231,3 @@ def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
     process.kill()
     process.join()
     assert wait_for(lambda: not is_running(worker), 30)
-
-
-def is_running(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
