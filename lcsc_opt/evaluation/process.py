@@ -1,8 +1,9 @@
 """Starts a worker as a process of this machine, and holds the connection to it.
 
-``multiprocessing`` would run the user's script again in each new process, and gives it its environment only after the
-script's imports. ``concurrent.futures`` adds that one call at a time runs in a process, where the stages of two
-candidates are to overlap, and that a running call cannot be stopped. So a worker is a ``subprocess`` with a pipe.
+The process is started by ``subprocess``. With ``multiprocessing`` it would run the user's script again, and would have
+its own environment variables only after the script's imports. An executor of ``concurrent.futures`` runs one call at a
+time in a process, so the stages of two candidates could not overlap there. Nor can it stop a running call, or say with
+which exit code a process died.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ CHARACTERS = string.ascii_uppercase[:10]
 
 @functools.cache
 def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
-    """Images ``[n, C, H, W]`` float32 in [−1, 1] and their classes ``[n]``; neither is to be written to.
+    """Images ``[n, C, H, W]`` float32 in [−1, 1] and their classes ``[n]``. Both are cached: do not write to them.
 
     ``digits`` are the 1,797 of UCI. ``photographs`` are 4,000 crops of 32×32 pixels, eight pixels apart. Each
     photograph has 4×5 parts, and each part a left and a right region of 106 by 64 pixels; a crop lies in one region,
