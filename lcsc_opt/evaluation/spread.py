@@ -68,12 +68,12 @@ class SpreadEvaluator:
             return scored
         evaluation, gradients_of_samples = scored
         if gradient:
-            products = _results(
-                [
-                    self._pool.submit("vjp", candidate, first, last, back, worker=worker, depth=AT_ONCE)
-                    for worker, ((first, last), back) in enumerate(zip(ranges, gradients_of_samples, strict=True))
-                ]
-            )
+            futures = []
+            # to the worker that sampled the part, which usually still has what the gradient needs
+            for worker, (first, last) in enumerate(ranges):
+                back = gradients_of_samples[worker]
+                futures.append(self._pool.submit("vjp", candidate, first, last, back, worker=worker, depth=AT_ONCE))
+            products = _results(futures)
             if isinstance(products, Failure):
                 return products
             evaluation = dataclasses.replace(
