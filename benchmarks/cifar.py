@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -67,6 +68,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
 
 def network(*, quick: bool) -> nn.Module:
     """A U-Net of diffusers of about 55 M parameters, with attention at 16×16."""
+    allow_mismatched_torchvision()
     from diffusers import UNet2DModel
 
     widths = [32, 64, 64] if quick else [160, 288, 288]
@@ -102,6 +104,7 @@ def make(model: nn.Module, path: Path, checkpoints: int) -> Trajectory:
 
 def inception_weights() -> dict[str, torch.Tensor]:
     """Random weights under the names and shapes of the published file."""
+    allow_mismatched_torchvision()
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     class Unloaded(inception.FeatureExtractorInceptionV3):  # type: ignore[misc]

@@ -27,6 +27,7 @@ import torch
 from common import machine, parse, write_json
 
 from lcsc_opt.base.accelerator import CPU
+from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.metrics import FrechetReference, Moments
 
 CASES = ((2048, 10_000), (2048, 1_000), (64, 10_000), (64, 1_000))  # features, images
@@ -86,6 +87,7 @@ def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, 
 
 def tasks(real: np.ndarray, samples: np.ndarray, device: torch.device = CPU) -> dict[Way, Callable[[], float]]:
     """(who computes, from what) → the computation; ours on the device. The part of the real images is done already."""
+    allow_mismatched_torchvision()
     from torch_fidelity import metric_fid
 
     of_real, of_samples = moments(real), moments(samples)

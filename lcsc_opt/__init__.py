@@ -8,15 +8,14 @@
     study.held_out, study.coefficients      # the answer's loss on noise that no search saw, and its [K] coefficients
     network.load_state_dict(study.merge())  # the merged weights
 
-Every name is imported when it is first used, so that ``import lcsc_opt`` costs nothing and loads no torch.
+Every name is imported when it is first used, so that ``import lcsc_opt`` costs nothing and loads no torch. The import
+changes nothing in the process: no environment variables, no import hooks, no handlers of logging.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import lcsc_opt.base.imports  # noqa: F401 - from now on, torchvision can be imported where it does not fit torch
 from lcsc_opt.base import VERSION
-from lcsc_opt.base.machine import let_waiting_threads_sleep as _let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from lcsc_opt.objective.contract import Objective
@@ -52,9 +51,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'lcsc_opt' has no attribute {name!r}; it has {', '.join(__all__)}")
-    if name in ("load_objective", "run"):  # which evaluate
-        _let_waiting_threads_sleep()
-    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
     return value
 
 

@@ -23,7 +23,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.machine import cores, let_waiting_threads_sleep
+from lcsc_opt.base.progress import messages_on_stderr
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests import commands, database_servers, migrations, processes
@@ -60,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if side_by_side:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // side_by_side)))
     let_waiting_threads_sleep()  # nothing has imported torch yet
+    allow_mismatched_torchvision()  # tests import diffusers and transformers themselves
     gc.disable()  # until all is imported, of which nothing is garbage
     migrations.read_once()
     migrations.copy_empty()
@@ -95,6 +98,13 @@ def collections_look_at_a_files_own_objects() -> None:
 def nothing_keeps_running() -> Iterator[None]:
     yield
     processes.kill_what_still_runs()
+
+
+@pytest.fixture(autouse=True)
+def messages_are_printed() -> Iterator[None]:
+    """As the command line does it."""
+    with messages_on_stderr():
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Accelerators of every kind that torch knows: which are there, what a kind cannot do, and what torch 2.10 lacks.
+"""Accelerators of every kind that torch knows: which exist here, what a kind cannot do, and what torch 2.10 lacks.
 
 No other module names a vendor.
 """
@@ -16,7 +16,11 @@ import torch
 from lcsc_opt.base.errors import ObjectiveError
 
 CPU = torch.device("cpu")
-VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+VISIBLE = {
+    "cuda": "CUDA_VISIBLE_DEVICES",
+    "xpu": "ZE_AFFINITY_MASK",
+    "npu": "ASCEND_RT_VISIBLE_DEVICES",
+}
 """Kind → the variable that limits which devices a process sees. AMD's devices are of the kind ``cuda``, too."""
 
 _POLL_SECONDS = 1e-4
@@ -25,21 +29,24 @@ _POLL_SECONDS = 1e-4
 def names() -> list[str]:
     """The accelerators that this process may use: ``cuda:0``, ``cuda:1``, …"""
     kind = torch.accelerator.current_accelerator(check_available=True)
-    return [] if kind is None else [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+    if kind is None:
+        return []
+    return [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
 
 
 def find(name: str) -> torch.device:
-    """The device that torch calls so, such as ``cpu``, ``cuda`` or ``cuda:1``; ``auto``: the accelerator, else the CPU.
+    """The device of this name, such as ``cpu``, ``cuda`` or ``cuda:1``; ``auto``: the accelerator, else the CPU.
 
     Raises:
         ObjectiveError: torch or this machine has no such device.
     """
-    there = names()
-    kinds = {one.partition(":")[0] for one in there}
+    accelerators = names()
+    kinds = {accelerator.partition(":")[0] for accelerator in accelerators}  # at most one
     if name == "auto":
         return torch.device(*kinds or {"cpu"})
-    if name not in {"cpu", *kinds, *there}:
-        raise ObjectiveError(f"device: {name} is not there; expected auto or one of {', '.join(['cpu', *there])}")
+    if name not in {"cpu", *kinds, *accelerators}:
+        choices = ", ".join(["cpu", *accelerators])
+        raise ObjectiveError(f"device: {name} is not there; expected auto or one of {choices}")
     return torch.device(name)
 
 
@@ -54,20 +61,33 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[dict[str, st
     Raises:
         ObjectiveError: there is no such device.
     """
-    there, chosen = names(), [find(device) for device in devices]
-    if not there or (not chosen and len(there) < 2):
+    accelerators = names()
+    devices_of_workers = [find(device) for device in devices]
+    if not accelerators or (not devices_of_workers and len(accelerators) < 2):
         return [{} for _ in range(workers)]
-    kind = there[0].partition(":")[0]
+    if not devices_of_workers:
+        devices_of_workers = [find(accelerators[worker % len(accelerators)]) for worker in range(workers)]
+    kind = accelerators[0].partition(":")[0]
     variable = VISIBLE.get(kind, f"{kind.upper()}_VISIBLE_DEVICES")
+    identifiers = _identifiers(variable, len(accelerators))
+    result = []
+    for device in devices_of_workers:
+        identifier = "" if device.type == "cpu" else identifiers[device.index or 0]
+        result.append({variable: identifier})
+    return result
+
+
+def _identifiers(variable: str, count: int) -> list[str]:
+    """How the variable names this process's accelerators: as its value lists them, else by their numbers."""
     listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
-    seen = listed if len(listed) >= len(there) else [str(index) for index in range(len(there))]
-    chosen = chosen or [find(there[worker % len(there)]) for worker in range(workers)]
-    return [{variable: "" if device.type == "cpu" else seen[device.index or 0]} for device in chosen]
+    if len(listed) >= count:
+        return listed
+    return [str(index) for index in range(count)]
 
 
 @functools.cache
 def has_float64(device: torch.device) -> bool:
-    """Whether it computes in float64. Apple's do not, nor do some of Intel's."""
+    """Whether the device computes in float64. Apple's do not, nor do some of Intel's."""
     try:
         torch.ones((), dtype=torch.float64, device=device).add_(1)
     except (RuntimeError, TypeError):
@@ -76,15 +96,15 @@ def has_float64(device: torch.device) -> bool:
 
 
 def asynchronous(device: torch.device) -> bool:
-    """Whether it merges by itself: in float64, on a stream of its own, with copies from and to pinned memory meanwhile.
+    """Whether merges can run on the device: in float64, on a stream of their own, while pinned memory is copied.
 
-    For all others the CPU merges.
+    For all other devices the CPU merges.
     """
     return device.type != "cpu" and has_float64(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Its free memory, and what this process has taken of it and does not use."""
+    """The device's free memory, plus memory that PyTorch has cached and not allocated."""
     free, _ = torch.accelerator.get_memory_info(device)
     return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
 
@@ -97,14 +117,15 @@ def synchronize(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def on(stream: torch.Stream) -> Iterator[None]:
-    """Queue this thread's work there. Unlike ``with stream:``, several threads may do so at once."""
-    before, index = torch.accelerator.current_stream(stream.device), torch.accelerator.current_device_index()
+    """Queue this thread's work on the stream. Unlike ``with stream:``, several threads may do so at once."""
+    stream_before = torch.accelerator.current_stream(stream.device)
+    index_before = torch.accelerator.current_device_index()
     torch.accelerator.set_stream(stream)
     try:
         yield
     finally:
-        torch.accelerator.set_stream(before)
-        torch.accelerator.set_device_index(index)
+        torch.accelerator.set_stream(stream_before)
+        torch.accelerator.set_device_index(index_before)
 
 
 def recorded(device: torch.device) -> torch.Event:
@@ -115,14 +136,13 @@ def recorded(device: torch.device) -> torch.Event:
 
 
 def wait_for(event: torch.Event) -> None:
-    """Sleep until the device has come to the event; ``event.synchronize()`` would keep a core busy."""
+    """Sleep until the device has reached the event; ``event.synchronize()`` would keep a core busy."""
     while not event.query():
         time.sleep(_POLL_SECONDS)
 
 
 def rounds_float32(device: torch.device) -> bool:
     """Whether this process allows the device to multiply matrices of float32 in fewer bits."""
-    backends = torch.backends
-    kind = getattr(backends, device.type, None)
-    matmul = getattr(kind, "matmul", backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    backend = getattr(torch.backends, device.type, None)
+    matmul = getattr(backend, "matmul", torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     return matmul.fp32_precision in ("tf32", "bf16")

@@ -13,25 +13,33 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from lcsc_opt.base.code import forget_changed_modules
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.imports import allow_mismatched_torchvision
+from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.base.settings import near_miss
 
 Kind = Literal["objectives", "studies", "dashboards"]
-SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".yaml", ".yml"), "dashboards": (".py",)}
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "objectives": (".py",),
+    "studies": (".yaml", ".yml"),
+    "dashboards": (".py",),
+}
 
-_PACKAGE = Path(__file__).parents[1]
-SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
-"""The folder around the folders that ship with the library: inside the wheel, or the top of a checkout."""
+_loaded: dict[Path, tuple[ModuleType, str]] = {}
+"""File → its module, and the digest of all local code that it was loaded with."""
 
 
 def entries(kind: Kind, *, beside: Path | None = None) -> dict[str, Path]:
-    """Name → file of everything that can be found. Of several files with one name, the nearest counts."""
-    found: dict[str, Path] = {}
-    for folder in _own_folders(kind, beside):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    """Name → file of every entry. Of several files with one name, the nearest counts."""
+    files: dict[str, Path] = {}
+    for folder in _folders_of(kind, beside):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
             if path.suffix in SUFFIXES[kind] and not path.name.startswith(("_", ".")):
-                found.setdefault(path.stem, path)
-    return found
+                files.setdefault(path.stem, path)
+    return files
 
 
 def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
@@ -43,51 +51,71 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
         beside: the folder of the study file that asks.
 
     Raises:
-        StudySpecError: it is not found; the message says where it was looked for and which names are known.
+        StudySpecError: there is no such file; the message lists the folders that were searched, and all names.
     """
-    wanted, suffixes = Path(name).expanduser(), SUFFIXES[kind]
-    # a given name may also lie directly in the study's folder and in the working directory
-    folders = [*([] if beside is None else [beside]), Path(), *_own_folders(kind, beside)]
-    for file in [wanted] if wanted.suffix in suffixes else [wanted.with_name(wanted.name + end) for end in suffixes]:
+    path = Path(name).expanduser()
+    if path.suffix in SUFFIXES[kind]:
+        candidates = [path]
+    else:
+        candidates = [path.with_name(path.name + suffix) for suffix in SUFFIXES[kind]]
+    folders = [Path(), *_folders_of(kind, beside)]  # a file may also lie directly in the working directory
+    if beside is not None:
+        folders.insert(0, beside)
+    for candidate in candidates:
         for folder in folders:
-            if (folder / file).is_file():
-                return (folder / file).resolve()
-    known = list(entries(kind, beside=beside))
-    where = ", ".join(map(str, folders))
+            if (folder / candidate).is_file():
+                return (folder / candidate).resolve()
+    names = list(entries(kind, beside=beside))
+    searched = ", ".join(str(folder) for folder in folders)
     raise StudySpecError(
-        f"{name}: no such file in {kind}{near_miss(wanted.stem, known)}; looked in {where}; "
-        f"known names: {', '.join(known) or 'none'}"
+        f"{name}: no such file in {kind}{near_miss(path.stem, names)}; looked in {searched}; "
+        f"known names: {', '.join(names) or 'none'}"
     )
 
 
-def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
-    """Folders that hold nothing but this kind of file."""
-    near = [] if beside is None else [beside / kind]
-    return [*near, Path(kind), SHIPPED / kind]
-
-
-ORIGINALS: dict[Path, Path] = {}
-"""Copy → original, which is on another machine. A copy is loaded under the module name of its original, so that its
-classes can be pickled between the two machines."""
+def _folders_of(kind: Kind, beside: Path | None) -> list[Path]:
+    """The folders that hold nothing but this kind of file, the nearest first."""
+    folders = [Path(kind), SHIPPED / kind]
+    if beside is not None:
+        folders.insert(0, beside / kind)
+    return folders
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a catalog file as a module of its own.
+    """Run a catalog file as a module of its own; a file that has not changed, nor anything that it imports, runs once.
+
+    The module's name is derived from the file's name and content. So its classes can be pickled between processes, and
+    between machines that have their own copies of the file.
 
     Raises:
         StudySpecError: the file raises an error, or defines no ``build``.
     """
-    original = ORIGINALS.get(path, path)
-    name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StudySpecError(f"{path}: cannot be read: {error.strerror}") from error
+    name = f"_lcsc_{path.stem}_{hashlib.sha256(content).hexdigest()[:16]}"
+    digest = forget_changed_modules({path.name: path})
+    if path in _loaded:
+        module, loaded_digest = _loaded[path]
+        if (module.__name__, loaded_digest) == (name, digest):
+            sys.modules[name] = module  # a copy of the file may have taken the name since
+            return module
+        sys.modules.pop(module.__name__, None)
+    module = _run_as_module(name, path, content)
+    _loaded[path] = (module, digest)
+    return module
+
+
+def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise StudySpecError(f"{path}: cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    allow_mismatched_torchvision()
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
     except Exception as error:
         del sys.modules[name]
         raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error

@@ -6,15 +6,35 @@ Installed packages, Python and this library are left out: their versions are kno
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
+import json
+import logging
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from lcsc_opt.base.catalog import SHIPPED
+from lcsc_opt.base import IMPORTED_AT
+from lcsc_opt.base.paths import SHIPPED
+
+_log = logging.getLogger("lcsc_opt")
+_STANDARD_LIBRARY = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")]
+_NOT_LOCAL = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD_LIBRARY)}
+_INSTALLED = {"site-packages", "dist-packages"}
+
+_digests_at_import: dict[str, str] = {}
+"""Local module → the digest of its code, and of all local code that it imports, when it was last imported for us."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    path: Path
+    sha256: str
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
@@ -26,61 +46,141 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     Returns:
         Name → SHA-256 of the file's bytes in hex, sorted by name.
     """
-    found: dict[str, str] = {}
+    return {name: source.sha256 for name, source in sorted(_local_sources(sources).items())}
+
+
+def _local_sources(sources: Mapping[str, Path]) -> dict[str, _Source]:
+    """The same files with their paths, in no particular order."""
+    visited: dict[str, _Source] = {}
     waiting = dict(sources)
     while waiting:
         name, path = waiting.popitem()
-        resolved = path.resolve()
-        local = _OTHERS.isdisjoint(resolved.parents) and _INSTALLED.isdisjoint(resolved.parts)
-        if name in found or not local:
+        if name in visited or not _is_local(path):
             continue
         try:
             content = path.read_bytes()
-            tree = ast.parse(content)
+            imported_names = _imported_names(content, _package_of(name, path))
         except (OSError, SyntaxError, ValueError):
             continue
-        found[name] = hashlib.sha256(content).hexdigest()
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        files = {imported: module_file(imported) for imported in _imports(tree, package) if imported not in found}
-        waiting.update({imported: file for imported, file in files.items() if file is not None})
-    return dict(sorted(found.items()))
+        visited[name] = _Source(path, hashlib.sha256(content).hexdigest())
+        for imported in imported_names - visited.keys():
+            file = module_file(imported)
+            if file is not None:
+                waiting[imported] = file
+    return visited
+
+
+def _is_local(path: Path) -> bool:
+    resolved = path.resolve()
+    return _NOT_LOCAL.isdisjoint(resolved.parents) and _INSTALLED.isdisjoint(resolved.parts)
+
+
+def _package_of(name: str, path: Path) -> str:
+    """The package that relative imports of this module start from."""
+    if path.name == "__init__.py":
+        return name
+    return name.rpartition(".")[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _imported_names(content: bytes, package: str) -> frozenset[str]:
+    """Every module that an import may mean: for ``from a.b import c``, these are ``a``, ``a.b`` and ``a.b.c``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative_name = "." * node.level + (node.module or "")
+            try:
+                base = importlib.util.resolve_name(relative_name, package)
+            except ImportError:  # it goes beyond the top package
+                continue
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    with_packages: set[str] = set()
+    for name in names:
+        while name:
+            with_packages.add(name)
+            name = name.rpartition(".")[0]
+    return frozenset(with_packages)
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module, found without importing it, or ``None`` if it has none, or there is no such module."""
-    file = getattr(sys.modules[name], "__file__", None) if name in sys.modules else getattr(_spec(name), "origin", None)
-    return None if file is None else Path(file)
+    """The file of a module, without importing it; ``None`` if it has none, or there is no such module."""
+    module = sys.modules.get(name)
+    if module is not None:
+        file = getattr(module, "__file__", None)
+        return None if file is None else Path(file)
+    spec = _spec(name)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin)
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    parent = name.rpartition(".")[0]
+    parent, _, last_part = name.rpartition(".")
     try:
         if not parent:
             return importlib.util.find_spec(name)
         package = _spec(parent)
         if package is None or package.submodule_search_locations is None:
             return None
-        return importlib.machinery.PathFinder.find_spec(name, package.submodule_search_locations)
+        # by the last part: with its whole name, a folder without __init__.py is looked up in its parent, which may not
+        # be imported
+        return importlib.machinery.PathFinder.find_spec(last_part, package.submodule_search_locations)
     except (ImportError, ValueError, AttributeError):  # a parent that is no package, a module without a spec
         return None
 
 
-def _imports(tree: ast.AST, package: str) -> set[str]:
-    """Every module that an import may mean: for ``from a.b import c``, these are ``a``, ``a.b`` and ``a.b.c``."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = f"{'.' * node.level}{node.module or ''}"
-            try:
-                base = importlib.util.resolve_name(base, package)
-            except ImportError:  # it goes beyond the top package
-                continue
-            names.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
-    return {".".join(name.split(".")[: end + 1]) for name in names if name for end in range(name.count(".") + 1)}
+def forget_changed_modules(sources: Mapping[str, Path]) -> str:
+    """Call this before user code is imported: modules that were edited since their import are imported anew.
+
+    Without it, the next study in this process would evaluate the old code and store the digest of the new one. A module
+    counts as edited if its own bytes have changed, or those of a local module that it imports.
+
+    Args:
+        sources: as for :func:`local_code`.
+
+    Returns:
+        A digest of all that code.
+    """
+    importlib.invalidate_caches()
+    all_sources = _local_sources(sources)
+    for name, source in all_sources.items():
+        if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports
+            continue
+        closure = _local_sources({name: source.path})
+        digest = _digest(closure)
+        if name in sys.modules and _was_edited(name, digest, closure):
+            _log.debug("%s was edited and is imported anew", name)
+            _forget(name, source.path)
+        _digests_at_import[name] = digest
+    return _digest(all_sources)
 
 
-_STANDARD = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
-_OTHERS = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD)}
-_INSTALLED = {"site-packages", "dist-packages"}
+def _digest(sources: Mapping[str, _Source]) -> str:
+    digests = {name: source.sha256 for name, source in sources.items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _was_edited(name: str, digest: str, closure: Mapping[str, _Source]) -> bool:
+    """Whether an imported module may be of other code than its files have now."""
+    if name in _digests_at_import:
+        return _digests_at_import[name] != digest
+    # the user's script imported it, and nobody knows which bytes it had then
+    return any(source.path.stat().st_mtime > IMPORTED_AT for source in closure.values())
+
+
+def _forget(name: str, path: Path) -> None:
+    """Drop a module from ``sys.modules``, with its submodules and the bytecode on the disk.
+
+    Python compares bytecode with the source's size and its time in whole seconds, so it would miss a quick edit.
+    """
+    for loaded in list(sys.modules):
+        if loaded == name or loaded.startswith(f"{name}."):
+            del sys.modules[loaded]
+    parent, _, last_part = name.rpartition(".")
+    if hasattr(sys.modules.get(parent), last_part):
+        delattr(sys.modules[parent], last_part)
+    with contextlib.suppress(OSError, NotImplementedError):
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)

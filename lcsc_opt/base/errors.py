@@ -7,7 +7,7 @@
     ├── TrajectoryError        checkpoint files, packed trajectories
     ├── MetricError            features, reference statistics, distances, images that are not finite
     ├── ObjectiveError         an objective that cannot be built, or cannot evaluate what it was asked for
-    ├── TrainingError          a recipe, its data or the models that it begins from
+    ├── TrainingError          a recipe, its data or the models that it starts from
     ├── MissingPackageError    a package that one of lcsc_opt's extras brings is not installed
     ├── StudyStoreError        the study database, or a study that does not continue as it began
     └── SearchFailedError      the search ran, and failed
@@ -25,7 +25,7 @@ class LcscError(Exception):
 
 
 class StudySpecError(LcscError, ValueError):
-    """A study file, an option, a setting or coefficients that are wrong, or name something that is not there."""
+    """A study file, an option, a setting or coefficients that are wrong, or name something that does not exist."""
 
 
 class TrajectoryError(LcscError):
@@ -33,7 +33,7 @@ class TrajectoryError(LcscError):
 
 
 class MetricError(LcscError, ValueError):
-    """Features, reference statistics or a distance that cannot be computed, maybe of this candidate alone."""
+    """Features, reference statistics or a distance that cannot be computed, perhaps for this candidate only."""
 
 
 class ObjectiveError(LcscError):
@@ -41,7 +41,7 @@ class ObjectiveError(LcscError):
 
 
 class TrainingError(LcscError):
-    """A recipe that cannot train: its settings, its data, the models that it begins from, or a loss that diverges."""
+    """A recipe that cannot train: its settings, its data, the models that it starts from, or a loss that diverges."""
 
 
 class MissingPackageError(LcscError, ImportError):
@@ -49,7 +49,7 @@ class MissingPackageError(LcscError, ImportError):
 
 
 class StudyStoreError(LcscError):
-    """The study database cannot be used, or the stored study was made with something else than is given now."""
+    """The study database cannot be used, or the stored study was made with other code or settings."""
 
 
 class SearchFailedError(LcscError):

@@ -19,14 +19,14 @@ from lcsc_opt.base.progress import notice
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
 ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the cache"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems have none
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a new path to write a file or a folder to; at the end, what was written replaces ``path``.
 
-    Readers see the old content or the whole new content, also after a power cut; only a folder is missing for a moment
+    Readers see the old content or all of the new content, also after a power cut; only a folder is missing for a moment
     while it is replaced. No two writers share the new path. Where writing fails, ``path`` stays as it was, and what was
     written is removed.
 
@@ -36,10 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refused.
     """
-    pending, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}{end}") for end in (PENDING, f".old{PENDING}"))
+    unique_name = f".{path.name}.{uuid.uuid4().hex}"
+    pending = path.with_name(unique_name + PENDING)
+    old = path.with_name(f"{unique_name}.old{PENDING}")
     try:
         yield pending
-        for file in [pending] if pending.is_file() else [entry for entry in pending.rglob("*") if entry.is_file()]:
+        for file in _files_of(pending):
             _sync(file, os.O_RDWR)
         if path.is_dir():
             path.replace(old)  # a folder cannot be replaced at once
@@ -49,6 +51,13 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(pending)
         if path.exists():
             remove(old)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file itself, or all files of a folder."""
+    if path.is_file():
+        return [path]
+    return [entry for entry in path.rglob("*") if entry.is_file()]
 
 
 def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscError]) -> None:
@@ -92,14 +101,19 @@ def _sync(path: Path, mode: int) -> None:
         os.close(descriptor)
 
 
+class NoLocksError(OSError):
+    """The file system has no locks, or locks that keep nobody out."""
+
+
 def try_lock(path: Path) -> Callable[[], None] | None:
     """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
         What removes the file and releases the lock, or ``None`` if another process, or another lock of this process,
-        has the file locked. On a file system without locks, the lock keeps nobody out.
+        has the file locked.
 
     Raises:
+        NoLocksError: the file system has no locks; the file may remain.
         OSError: the file cannot be made.
     """
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
@@ -108,8 +122,9 @@ def try_lock(path: Path) -> Callable[[], None] | None:
     except Timeout:
         return None
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(error.errno, error.strerror) from error
+        raise
 
     def unlock() -> None:
         if lock.is_locked:
@@ -120,13 +135,23 @@ def try_lock(path: Path) -> Callable[[], None] | None:
     return unlock
 
 
+def try_advisory_lock(path: Path) -> Callable[[], None] | None:
+    """:func:`try_lock` for work that two processes may do twice: without locks, it keeps nobody out."""
+    try:
+        return try_lock(path)
+    except NoLocksError:
+        return lambda: path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
 
+    On a file system without locks, it keeps nobody out.
+
     Args:
         out: what is made; the lock is the file ``.NAME.lock`` next to it, which is removed at the end.
-        busy: where another process holds the lock, an error that is raised, or a text that is said before waiting.
+        busy: where another process holds the lock, an error to raise, or a notice to give before waiting.
 
     Raises:
         TrajectoryError: the folder around ``out`` cannot be written to.
@@ -135,7 +160,7 @@ def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
     path = out.with_name(f".{out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unlock = try_lock(path)
+        unlock = try_advisory_lock(path)
     except OSError as error:
         raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {ANOTHER_FOLDER}.") from error
     if unlock is None and busy:
@@ -144,7 +169,7 @@ def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
         notice(busy)
     while unlock is None:
         time.sleep(POLL_SECONDS)
-        unlock = try_lock(path)
+        unlock = try_advisory_lock(path)
     try:
         yield
     finally:

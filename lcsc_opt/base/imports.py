@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from lcsc_opt.base.code import forget_changed_modules, module_file
 from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
 
 
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
     """Import ``"package.module:function"``, from wherever Python finds it, also next to the study file.
+
+    A local module that was edited since its last import is imported anew.
 
     Args:
         name: what to import.
@@ -28,24 +31,42 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise error(f"{setting}: expected 'module:function', got {name!r}")
+    file = module_file(module_name)
+    if file is not None:
+        forget_changed_modules({module_name: file})
+    allow_mismatched_torchvision()
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
+        function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as reason:
         raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
-    if not callable(found):
-        raise error(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
-    return found  # type: ignore[no-any-return]
+    if not callable(function):
+        raise error(f"{setting}: {name!r} is a {type(function).__name__}; expected a function or a class")
+    return function  # type: ignore[no-any-return]
 
 
 EXTRAS = {
-    **dict.fromkeys(("diffusers", "huggingface_hub", "sklearn", "torch_fidelity", "torchvision"), "images"),
-    **dict.fromkeys(("dash", "dash_ag_grid", "optuna_dashboard", "kaleido"), "dashboard"),
-    **dict.fromkeys(("transformers", "peft"), "text-to-image"),
-    **dict.fromkeys(("accelerate", "ot"), "train"),
+    "diffusers": "images",
+    "huggingface_hub": "images",
+    "sklearn": "images",
+    "torch_fidelity": "images",
+    "torchvision": "images",
+    "dash": "dashboard",
+    "dash_ag_grid": "dashboard",
+    "optuna_dashboard": "dashboard",
+    "kaleido": "dashboard",
+    "transformers": "text-to-image",
+    "peft": "text-to-image",
+    "accelerate": "train",
+    "ot": "train",
     "ray": "ray",
-    **{name: name for name in ("tensorboard", "wandb", "trackio", "mlflow")},
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
 }
 """Package → the extra of lcsc_opt that brings it."""
+
+_IMPORT_TORCHVISION = {"accelerate", "diffusers", "peft", "torch_fidelity", "torchvision", "transformers"}
 
 
 def import_extra(name: str) -> Any:
@@ -54,28 +75,32 @@ def import_extra(name: str) -> Any:
     Raises:
         MissingPackageError: it cannot be imported.
     """
+    package = name.partition(".")[0]
+    if package in _IMPORT_TORCHVISION:
+        allow_mismatched_torchvision()
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        extra = EXTRAS[name.partition(".")[0]]
-        raise MissingPackageError(f"{name} cannot be imported ({error}): pip install 'lcsc-opt[{extra}]'") from error
+        raise MissingPackageError(
+            f"{name} cannot be imported ({error}): pip install 'lcsc-opt[{EXTRAS[package]}]'"
+        ) from error
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """While this is open, diffusers and transformers show no progress bars and no warnings."""
     names = ("diffusers.utils.logging", "transformers.utils.logging")
-    found: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
-    loud = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in found]
+    libraries: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
+    settings = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     try:
-        for library, _, _ in loud:
+        for library in libraries:
             library.set_verbosity_error()
             library.disable_progress_bar()
         yield
     finally:
-        for library, verbosity, bars in loud:
+        for library, verbosity, had_bars in settings:
             library.set_verbosity(verbosity)
-            if bars:
+            if had_bars:
                 library.enable_progress_bar()
 
 
@@ -92,7 +117,9 @@ class _WithoutOperators(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == _OPERATORS else None
+        if name != _OPERATORS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return None
         register = spec.loader.exec_module
@@ -108,4 +135,14 @@ class _WithoutOperators(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, _WithoutOperators())
+_finder = _WithoutOperators()
+
+
+def allow_mismatched_torchvision() -> None:
+    """From now on, torchvision can be imported in this process where its operators do not fit torch.
+
+    Whatever imports user code or an extra here calls this first. A script that imports diffusers or transformers by
+    itself may call it, too.
+    """
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)

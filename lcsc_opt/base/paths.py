@@ -9,15 +9,24 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-MANIFEST, WEIGHTS = "manifest.json", "weights.bin"  # of a packed trajectory
+_PACKAGE = Path(__file__).parents[1]
+_IN_THE_WHEEL = _PACKAGE / "_shipped"
+SHIPPED = _IN_THE_WHEEL if _IN_THE_WHEEL.is_dir() else _PACKAGE.parent
+"""The folder around the folders that ship with the library: inside the wheel, or the top of a checkout."""
+
+MANIFEST = "manifest.json"  # of a packed trajectory
+WEIGHTS = "weights.bin"
 
 
 def cache_directory() -> Path:
     """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""
-    chosen = os.environ.get("LCSC_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
+    own_folder = os.environ.get("LCSC_CACHE")
+    if own_folder:
+        return Path(own_folder).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    if user_cache:
+        return Path(user_cache) / "lcsc_opt"
+    return Path.home() / ".cache" / "lcsc_opt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +37,7 @@ class KnownCheckpoints:
         sha256: of the packed trajectory.
         steps: ``[K]`` of training.
         moved: whether the study file now names another path; then the checkpoints must be at that path.
-        packed: the packed trajectory on this machine, or ``None`` if not known.
+        packed: the packed trajectory on this machine, or ``None`` if it must be searched for.
     """
 
     sha256: str
@@ -66,12 +75,12 @@ def given_path(path: str) -> Path:
     A relative one is looked for next to the study file, then in the working directory. It need not exist; opening it
     gives the error.
     """
-    given = Path(path).expanduser()
+    expanded = Path(path).expanduser()
     directory = _study.get()[0]
-    if directory is None or given.is_absolute():
-        return given
+    if directory is None or expanded.is_absolute():
+        return expanded
     try:
-        found = (directory / given).exists() or any(True for _ in directory.glob(path))
+        is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
     except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
-        found = False
-    return directory / given if found else given
+        is_in_directory = False
+    return directory / expanded if is_in_directory else expanded

@@ -1,8 +1,14 @@
-"""One progress bar for everything that takes long: a rate, and the time that is left, on stderr."""
+"""Messages, through ``logging``, and one progress bar for everything that takes long, both on stderr.
+
+The logger is ``lcsc_opt``. As for any library, an application decides where its messages go, and silences them with
+``logging.getLogger("lcsc_opt").setLevel(...)``. The command line prints them, and so does :func:`lcsc_opt.run` unless
+the application has configured logging.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
@@ -12,6 +18,109 @@ from tqdm import tqdm
 
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
+log = logging.getLogger("lcsc_opt")
+log.addHandler(logging.NullHandler())
+
+
+def notice(message: str, *, every_time: bool = False) -> None:
+    """Log a line about something that went well in the end, or that may go wrong later.
+
+    Args:
+        message: the line.
+        every_time: log it each time, even inside :func:`said_once`.
+    """
+    if _said is not None:
+        if message in _said and not every_time:
+            return
+        _said.add(message)
+    log.info("%s", message)
+
+
+_said: set[str] | None = None  # shared by all threads of this process, which give notice, too
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """While this is open, the same notice is logged once: a command may load an objective for several studies."""
+    global _said
+    before = _said
+    if before is None:
+        _said = set()
+    try:
+        yield
+    finally:
+        _said = before
+
+
+class _Terminal(logging.Handler):
+    """Prints on what ``sys.stderr`` is at that moment, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            if sys.stderr.isatty():
+                tqdm.write(line, file=sys.stderr, end="")
+            else:
+                sys.stderr.write(line)
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
+    """While this is open, messages of this level and above are printed on stderr as ``lcsc: MESSAGE``."""
+    handler = _Terminal()
+    handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
+    level_before = log.level
+    is_printed_already = any(isinstance(other, _Terminal) for other in log.handlers)
+    if not is_printed_already:
+        log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(level_before)
+        log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def messages_by_default() -> Iterator[None]:
+    """While this is open, messages are printed on stderr, unless the application has configured logging."""
+    if _is_configured():
+        yield
+    else:
+        with messages_on_stderr():
+            yield
+
+
+def _is_configured() -> bool:
+    """Whether the application has set the level of our logger, or a handler that receives our messages."""
+    handlers = list(log.handlers)
+    if log.propagate:
+        handlers += logging.getLogger().handlers
+    return log.level != logging.NOTSET or any(not isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
+class _Listener(logging.Handler):
+    """Hands messages to a function."""
+
+    def __init__(self, listener: Callable[[str], None]) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._listener(record.getMessage())
+
+
+def hand_notices_to(listener: Callable[[str], None]) -> None:
+    """Hand this process's notices to ``listener`` from now on, for the process that started this one."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    log.addHandler(_Listener(listener))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
@@ -19,20 +128,15 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callabl
 
     It yields ``advance(steps=1, *, note=None)``, which counts steps more as done; the note replaces the text behind the
     bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown,
-    loops that begin inside it or in other threads show nothing.
+    loops that begin inside it or in other threads show nothing. Nothing is shown where notices are silenced.
     """
-    if not _showing.acquire(blocking=False):
+    is_silenced = log.level > logging.INFO
+    if is_silenced or not _showing.acquire(blocking=False):
         yield lambda *_, **__: None
         return
     try:
         if sys.stderr.isatty():
-            with tqdm(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True) as bar:
-
-                def advance(steps: int = 1, *, note: str | None = None) -> None:
-                    if note is not None:
-                        bar.set_postfix_str(note, refresh=False)
-                    bar.update(steps)
-
+            with _bar(description, total, done) as advance:
                 yield advance
         else:
             yield _Lines(description, total, done)
@@ -43,68 +147,57 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callabl
 _showing = threading.Lock()
 
 
-def notice(message: str, *, every_time: bool = False) -> None:
-    """Print a line on stderr about something that went well in the end, or that may go wrong later.
-
-    Args:
-        message: the line.
-        every_time: print it each time, even inside :func:`said_once`.
-    """
-    if _listener is not None:
-        _listener(message)
-    elif _said is None or every_time or message not in _said:
-        line = f"lcsc: {message}\n"
-        if sys.stderr.isatty():
-            tqdm.write(line, file=sys.stderr, end="")  # above the bar, if there is one
-        else:
-            sys.stderr.write(line)
-        sys.stderr.flush()
-        if _said is not None:
-            _said.add(message)
-
-
-_said: set[str] | None = None  # shared by all threads of this process, which give notice, too
-_listener: Callable[[str], None] | None = None
-
-
 @contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """While this is open, the same notice is printed once: a command may load an objective for several studies."""
-    global _said
-    before, _said = _said, set() if _said is None else _said
-    try:
-        yield
-    finally:
-        _said = before
+def _bar(description: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    with tqdm(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True) as bar:
 
+        def advance(steps: int = 1, *, note: str | None = None) -> None:
+            if note is not None:
+                bar.set_postfix_str(note, refresh=False)
+            bar.update(steps)
 
-def hand_notices_to(listener: Callable[[str], None]) -> None:
-    """Hand this process's notices to ``listener`` from now on, for the process that started this one."""
-    global _listener
-    _listener = listener
+        yield advance
 
 
 class _Lines:
     """The same numbers as plain lines."""
 
     def __init__(self, description: str, total: int, done: int) -> None:
-        self._description, self._total = description, total
-        self._first, self._done = done, done
-        self._start = self._last = time.monotonic()
-        self._note = self._said = ""
+        self._description = description
+        self._total = total
+        self._done_before = done
+        self._done = done
+        self._start = time.monotonic()
+        self._printed_at = self._start
+        self._note = ""
+        self._printed_note = ""
 
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
         self._done += steps
-        self._note = self._note if note is None else note
-        if steps == 0 and self._note == self._said:
-            return  # there is nothing new
+        if note is not None:
+            self._note = note
+        if steps == 0 and self._note == self._printed_note:
+            return
         now = time.monotonic()
-        if now - self._last >= _LINE_SECONDS or self._done == self._total:
-            self._last, self._said = now, self._note
-            line = f"{self._description}: {self._done}/{self._total}"
-            if self._done > self._first:
-                speed = (self._done - self._first) / max(now - self._start, 1e-9)
-                rate = f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
-                line += f", {rate}, {(self._total - self._done) / speed:.0f} s left"
-            sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
+        if now - self._printed_at >= _LINE_SECONDS or self._done == self._total:
+            self._printed_at = now
+            self._printed_note = self._note
+            sys.stderr.write(self._line(now) + "\n")
             sys.stderr.flush()
+
+    def _line(self, now: float) -> str:
+        line = f"{self._description}: {self._done}/{self._total}"
+        if self._done > self._done_before:
+            speed = (self._done - self._done_before) / max(now - self._start, 1e-9)
+            seconds_left = (self._total - self._done) / speed
+            line += f", {_shown_speed(speed)}, {seconds_left:.0f} s left"
+        if self._note:
+            line += f", {self._note}"
+        return line
+
+
+def _shown_speed(speed: float) -> str:
+    """Steps per second, or seconds per step where there are fewer."""
+    if speed >= 1:
+        return f"{speed:.1f}/s"
+    return f"{1 / speed:.1f} s each"

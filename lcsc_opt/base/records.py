@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one evaluation took. Seconds are wall-clock; a search measures those that an objective leaves at zero."""
+    """What one evaluation cost. Seconds are wall-clock; a search measures those that an objective leaves at zero."""
 
     images: int = 0
     model_calls: int = 0
@@ -63,14 +63,18 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """The cost of both, one after the other."""
-        return Cost(**{name: value + getattr(other, name) for name, value in dataclasses.asdict(self).items()})
+        sums = {name: value + getattr(other, name) for name, value in dataclasses.asdict(self).items()}
+        return Cost(**sums)
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
         """The cost of parts that ran at the same time: all their images, and the seconds of the slowest."""
-        summed = ("images", "model_calls")
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: (sum if name in summed else max)(getattr(part, name) for part in parts) for name in names})
+        combined = {}
+        for field in dataclasses.fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            is_count = field.name in ("images", "model_calls")
+            combined[field.name] = sum(values) if is_count else max(values)
+        return cls(**combined)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not wanted.
+        gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
         violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a kept metric.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
     """

@@ -16,19 +16,30 @@ from typing import Any
 import numpy as np  # noqa: F401 - loads the BLAS that is described
 from threadpoolctl import ThreadpoolController, threadpool_info
 
-_PACKAGES = ("lcsc-opt", "torch", "numpy", "scipy", "nevergrad", "cma", "optuna", "torch-fidelity", "diffusers")
+_PACKAGES = (
+    "lcsc-opt",
+    "torch",
+    "numpy",
+    "scipy",
+    "nevergrad",
+    "cma",
+    "optuna",
+    "torch-fidelity",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "peft",
+)
 
 
 def environment() -> dict[str, Any]:
     """JSON-able: Python, the packages that matter, the BLAS libraries, the number of cores."""
-    blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
-    described = sorted(f"{b['internal_api']} {b.get('version')} {b.get('architecture', '')}".strip() for b in blas)
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "blas": sorted(set(described)),
+        "blas": _blas_libraries(),
     }
 
 
@@ -39,6 +50,16 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _blas_libraries() -> list[str]:
+    """The name, version and kernel of each BLAS that is loaded, such as ``openblas 0.3.30 Haswell``."""
+    libraries = set()
+    for info in threadpool_info():
+        if info["user_api"] == "blas":
+            kernel = info.get("architecture", "")
+            libraries.add(f"{info['internal_api']} {info.get('version')} {kernel}".strip())
+    return sorted(libraries)
 
 
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
@@ -61,5 +82,9 @@ def blas_threads(count: int | None) -> Iterator[None]:
 
     ``None`` leaves the number as it is.
     """
-    with _lock, contextlib.nullcontext() if count is None else _controller().limit(limits=count, user_api="blas"):
-        yield
+    with _lock:
+        if count is None:
+            yield
+        else:
+            with _controller().limit(limits=count, user_api="blas"):
+                yield

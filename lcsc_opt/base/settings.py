@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pydantic
@@ -32,9 +32,12 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     try:
         return model.model_validate(dict(content))
     except pydantic.ValidationError as error:
-        problems = [_problem(model, detail) for detail in error.errors()]
-        raise StudySpecError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
+        problems = "; ".join(_problems(model, content, error.errors()))
+        raise StudySpecError(f"{source}: {problems}") from error
 
+
+_Path = tuple[str | int, ...]
+"""The keys, and the places in lists, that lead to a value of the file."""
 
 _EXPECTED = {
     "model_type": "a mapping of keys to values",
@@ -48,26 +51,95 @@ _EXPECTED = {
 }
 
 
-def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
-    location = [part for part in detail["loc"] if not str(part).startswith("function-")]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        return f"{path}: unknown key{near_miss(str(location[-1]), known)}; expected one of {', '.join(known)}"
-    if kind == "missing":
-        return f"{path}: missing"
-    message = _EXPECTED.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message.replace("String should match pattern", "text that matches")
-    if kind == "value_error":
-        return f"{path}: {message}" if path else message
-    given, hint = detail["input"], ""
+def _problems(model: type[pydantic.BaseModel], content: Any, details: Iterable[Any]) -> list[str]:
+    """One line for each wrong value.
+
+    Where a value may have several forms, pydantic complains about each form. Complaints about one value become one
+    line, and a complaint about a whole value is dropped where a part of it is named.
+    """
+    by_path: dict[_Path, list[Any]] = {}
+    for detail in details:
+        by_path.setdefault(_path_in(content, detail), []).append(detail)
+    lines = []
+    for path, complaints in by_path.items():
+        if any(other[: len(path)] == path and other != path and _is_of_a_form(complaints) for other in by_path):
+            continue
+        lines += _lines(model, path, complaints)
+    return list(dict.fromkeys(lines))
+
+
+def _is_of_a_form(complaints: Sequence[Any]) -> bool:
+    """Whether these are complaints about the type of a value, of which another form may be what the user meant."""
+    return all(complaint["type"].endswith(("_type", "literal_error")) for complaint in complaints)
+
+
+def _path_in(content: Any, detail: Any) -> _Path:
+    """The user's own keys out of a location of pydantic, which also names types and functions."""
+    path: list[str | int] = []
+    value = content
+    for part in detail["loc"]:
+        if _has(value, part):
+            value = value[part]
+            path.append(part)
+    if detail["type"] in ("missing", "extra_forbidden") and detail["loc"][-1:] != tuple(path[-1:]):
+        path.append(detail["loc"][-1])  # a key that the file lacks, or that stands there in a short form
+    return tuple(path)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
+
+
+def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[Any]) -> list[str]:
+    """What is wrong with one value: what was expected in its place, in one line, and further complaints."""
+    shown_path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    lines: list[str] = []
+    expected: list[str] = []
+    hints: list[str] = []
+    for complaint in complaints:
+        kind = complaint["type"]
+        if kind == "extra_forbidden":
+            keys = _keys_at(model, complaint["loc"][:-1])
+            hint = near_miss(str(path[-1]), keys)
+            lines.append(f"{shown_path}: unknown key{hint}; expected one of {', '.join(keys)}")
+        elif kind == "missing":
+            lines.append(f"{shown_path}: missing")
+        elif kind == "value_error":
+            message = complaint["msg"].removeprefix("Value error, ")
+            lines.append(f"{shown_path}: {message}" if path else message)
+        else:
+            expected.append(_expected(complaint))
+            if complaint["type"] == "literal_error" or len(complaints) == 1:
+                hints.append(_hint(complaint))
+    if expected:
+        choices = " or ".join(dict.fromkeys(expected))
+        value = excerpt(complaints[0]["input"])
+        lines.append(f"{shown_path}: expected {choices}, got {value}{''.join(dict.fromkeys(hints))}")
+    return lines
+
+
+def _expected(complaint: Any) -> str:
+    """What a value should be, after ``expected``."""
+    kind = complaint["type"]
+    if kind in _EXPECTED:
+        return _EXPECTED[kind]
+    message: str = complaint["msg"].removeprefix("Input should be ")
     if kind == "literal_error":
-        choices = detail["ctx"]["expected"].replace(" or ", ",").split(",")
-        hint = near_miss(str(given), [part.strip("' ") for part in choices])
-    elif kind == "string_type" and isinstance(given, (int, float)):
-        hint = f" (it is text in quotes, in a shell '\"{given}\"')"
-    return f"{path}: expected {message}, got {excerpt(given)}{hint}"
+        return message.replace("True", "true").replace("False", "false")
+    return message.replace("String should match pattern", "text that matches")
+
+
+def _hint(complaint: Any) -> str:
+    """A likely cause, in brackets; or nothing."""
+    value = complaint["input"]
+    if complaint["type"] == "literal_error":
+        choices = complaint["ctx"]["expected"].replace(" or ", ",").split(",")
+        return near_miss(str(value), [choice.strip("' ") for choice in choices])
+    if complaint["type"] == "string_type" and isinstance(value, (int, float)):
+        return f" (it is text in quotes, in a shell '\"{value}\"')"
+    return ""
 
 
 def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
@@ -79,18 +151,22 @@ def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> 
 
 
 def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
-    parts = getattr(annotation, "__args__", ())
-    if not parts and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+    """The first model in an annotation such as ``tuple[OptimizerSpec, ...] | None``."""
+    arguments = getattr(annotation, "__args__", ())
+    if not arguments and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return annotation
-    found = (_model_in(part) for part in parts)
-    return next((part for part in found if part is not None), None)
+    for argument in arguments:
+        model = _model_in(argument)
+        if model is not None:
+            return model
+    return None
 
 
-def near_miss(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing when no known name is near."""
-    lowered = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+def near_miss(name: str, names: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)``, or nothing when none of the names is near."""
+    by_lower_case = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower_case[close[0]]!r}?)" if close else ""
 
 
 def excerpt(value: Any) -> str:
@@ -103,36 +179,40 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key is text and given once, 1e-4 is a number, 010 is ten, and a date is text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            problem = "is given twice" if key.value in seen else "is no key (a number has a point: 0.02)"
-            if key.value in seen or key.tag == _NUMBER:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} {problem}", key.start_mark)
+            if key.value in seen:
+                raise _error_at(key, f"{key.value} is given twice")
+            if key.tag == _NUMBER:  # 0,02 in a mapping on one line
+                raise _error_at(key, f"{key.value} is no key (a number has a point: 0.02)")
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
+def _error_at(node: yaml.ScalarNode, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
 _NUMBER = "!number"
+_NUMBER_FORM = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 
 
 def _number(_: _Loader, node: yaml.ScalarNode) -> float:
-    """The value of a number. One with an exponent may be whole."""
+    """The value of a number. One with an exponent may be an integer."""
     text = node.value
-    if "e" not in text.lower():
-        return float(text) if "." in text else int(text)
-    number = float(text)
-    return int(number) if number.is_integer() else number
+    if "e" in text.lower():
+        number = float(text)
+        return int(number) if number.is_integer() else number
+    return float(text) if "." in text else int(text)
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":float", ":timestamp"))]
     for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _NUMBER, re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
-)
+_Loader.add_implicit_resolver(_NUMBER, _NUMBER_FORM, list("-+.0123456789"))
 _Loader.add_constructor(_NUMBER, _number)
 
 
@@ -146,9 +226,16 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_with_its_place(error)) from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: numbers of too many digits
-        said = " ".join(str(error).split())
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # without the lines of the text
-            context, where = "" if error.context is None else f"{error.context}: ", error.problem_mark
-            said = f"{context}{error.problem} in line {where.line + 1}, column {where.column + 1}"
-        raise ValueError(said) from error
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _with_its_place(error: yaml.MarkedYAMLError) -> str:
+    """The problem and its place, without the lines of the text."""
+    mark = error.problem_mark
+    if mark is None:
+        return " ".join(str(error).split())
+    context = "" if error.context is None else f"{error.context}: "
+    return f"{context}{error.problem} in line {mark.line + 1}, column {mark.column + 1}"

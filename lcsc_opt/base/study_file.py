@@ -18,6 +18,7 @@ from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settin
 from lcsc_opt.base.sweep import VARY, points, replaced, split_point
 
 FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
+_BLANK = f"{FILL_IN}: "
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
@@ -40,7 +41,7 @@ def check_experiment(name: str) -> str:
 
 
 def experiment_name(text: str) -> str:
-    """The name of a file or folder as that of an experiment, which may be empty: other characters become ``-``."""
+    """The name of a file or folder turned into that of an experiment, perhaps empty: other characters become ``-``."""
     return re.sub(r"[^\w.-]+", "-", text).strip("._-")[:100]
 
 
@@ -69,20 +70,22 @@ class SpaceSpec(FrozenModel):
     kind: Literal["affine", "convex", "principal"] = "affine"
     directions: Annotated[int, pydantic.Field(ge=1)] | None = None
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
-    rows: str | dict[str, str | tuple[str, ...]] | None = None
+    rows: str | dict[str, str | list[str]] | None = None
 
     @pydantic.field_validator("rows")
     @classmethod
     def _is_a_rule(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ROWS:
-            raise ValueError(f"expected {', '.join(ROWS)} or names with patterns, got {value}{near_miss(value, ROWS)}")
+            hint = near_miss(value, ROWS)
+            raise ValueError(f"expected {', '.join(ROWS)} or names with patterns, got {value}{hint}")
         return value
 
     @pydantic.model_validator(mode="after")
     def _directions_belong_to_principal(self) -> SpaceSpec:
-        if (self.kind == "principal") == (self.directions is None):
-            wanted = "the number of directions, as in {principal: 40}" if self.directions is None else "no directions"
-            raise ValueError(f"{self.kind}: expected {wanted}")
+        if self.kind == "principal" and self.directions is None:
+            raise ValueError("principal: expected the number of directions, as in {principal: 40}")
+        if self.kind != "principal" and self.directions is not None:
+            raise ValueError(f"{self.kind}: expected no directions")
         return self
 
 
@@ -111,7 +114,7 @@ class BudgetSpec(FrozenModel):
     images: Annotated[int, pydantic.Field(ge=1)] | None = None
 
     @pydantic.model_validator(mode="after")
-    def _one_of_both(self) -> BudgetSpec:
+    def _has_one_unit(self) -> BudgetSpec:
         if (self.evaluations is None) == (self.images is None):
             raise ValueError("expected either evaluations or images")
         return self
@@ -150,7 +153,7 @@ class FailureSpec(FrozenModel):
 
 
 class RayWorkers(FrozenModel):
-    """Workers on a Ray cluster. Only their number belongs to the study; the rest may change when it continues.
+    """Workers on a Ray cluster. Only their number belongs to the study; the rest may change when it is continued.
 
     Attributes:
         ray: how many workers.
@@ -166,12 +169,14 @@ class RayWorkers(FrozenModel):
     address: Annotated[str, pydantic.StringConstraints(min_length=1)] = "auto"
 
     @pydantic.model_validator(mode="after")
-    def _whole_above_one(self) -> RayWorkers:
+    def _integers_above_one(self) -> RayWorkers:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
-            if value is not None and value > 1 and value != int(value):
-                raise ValueError(f"{name}: expected a part of one, or a whole number, got {value}")
+            if value is not None and value > 1 and not float(value).is_integer():
+                raise ValueError(f"{name}: expected a part of one, or an integer, got {value}")
         return self
 
+
+_SETTINGS_OF_A_SPACE = ("rows", "origin", "directions")
 
 Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
 
@@ -215,7 +220,9 @@ class StudySpec(FrozenModel):
         Raises:
             StudySpecError: ``workers`` is ``auto`` or a list, which counts the devices of this machine.
         """
-        workers = RayWorkers(ray=self.workers) if isinstance(self.workers, int) else self.workers
+        workers = self.workers
+        if isinstance(workers, int):
+            workers = RayWorkers(ray=workers)
         if not isinstance(workers, RayWorkers):
             raise StudySpecError("--ray: workers counts the devices of this machine; give a number, as in workers=8")
         return self.model_copy(update={"workers": workers.model_copy(update={"address": address})})
@@ -229,14 +236,19 @@ class StudySpec(FrozenModel):
         """
         if isinstance(value, str):
             return {"kind": value}
-        if isinstance(value, Mapping) and "kind" not in value:
-            rows = {"rows": value["rows"]} if "rows" in value else {}
-            others = {key: rest for key, rest in value.items() if key not in ("rows", "origin", "directions")}
-            plain = {key: rest for key, rest in value.items() if key in ("origin", "directions")}
-            if len(others) == 1:
-                ((kind, rest),) = others.items()
-                return {"kind": kind, **rows, **plain, **(rest if isinstance(rest, Mapping) else {"directions": rest})}
-        return value
+        if not isinstance(value, Mapping) or "kind" in value:
+            return value
+        space = {key: setting for key, setting in value.items() if key in _SETTINGS_OF_A_SPACE}
+        kinds = [key for key in value if key not in _SETTINGS_OF_A_SPACE]
+        if len(kinds) != 1:
+            return value
+        space["kind"] = kinds[0]
+        settings = value[kinds[0]]
+        if isinstance(settings, Mapping):
+            space |= settings
+        else:
+            space["directions"] = settings
+        return space
 
     @pydantic.field_validator("workers", mode="plain")
     @classmethod
@@ -246,25 +258,33 @@ class StudySpec(FrozenModel):
                 return parse_settings(RayWorkers, value, source="")
             except StudySpecError as error:  # its lines get the path of the key
                 raise ValueError(str(error).removeprefix(": ")) from error
-        if value == "auto" or isinstance(value, RayWorkers) or (type(value) is int and value >= 1):
+        if value == "auto" or isinstance(value, RayWorkers):
             return value  # type: ignore[no-any-return]
-        listed = value if isinstance(value, (list, tuple)) else []
-        if listed and all(isinstance(device, str) and _DEVICE.fullmatch(device) for device in listed):
-            return tuple(listed)
+        if type(value) is int and value >= 1:
+            return value
+        if isinstance(value, (list, tuple)) and value and all(_is_device(name) for name in value):
+            return tuple(value)
         raise ValueError(
             f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
         )
 
     @pydantic.model_validator(mode="after")
     def _no_study_twice(self) -> StudySpec:
-        names = [optimizer.name for optimizer in self.optimizers]
-        for values, what in ((names, "optimizers"), ([str(seed) for seed in self.seeds], "seeds")):
-            if not values:
-                raise ValueError(f"{what}: expected at least one entry")
-            twice = sorted({value for value in values if values.count(value) > 1})
-            if twice:
-                raise ValueError(f"{what}: {', '.join(twice)} is given twice; each study needs a name of its own")
+        _check_distinct("optimizers", [optimizer.name for optimizer in self.optimizers])
+        _check_distinct("seeds", [str(seed) for seed in self.seeds])
         return self
+
+
+def _is_device(name: Any) -> bool:
+    return isinstance(name, str) and _DEVICE.fullmatch(name) is not None
+
+
+def _check_distinct(key: str, names: Sequence[str]) -> None:
+    if not names:
+        raise ValueError(f"{key}: expected at least one entry")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs a name of its own")
 
 
 def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:
@@ -336,19 +356,23 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
     """
     if not isinstance(content, Mapping) or VARY not in content:
         return (_parsed(content, source),)
-    return tuple(_parsed(point, f"{source} {shown}".rstrip()) for point, shown in points(content, source=source))
+    studies = []
+    for point, end_of_name in points(content, source=source):
+        studies.append(_parsed(point, f"{source} {end_of_name}".rstrip()))
+    return tuple(studies)
 
 
 def _parsed(content: Any, source: str) -> StudySpec:
-    if blanks := list(_blanks(content, "")):
+    blanks = list(_blanks(content, ""))
+    if blanks:
         raise StudySpecError(f"{source}: to be filled in: {'; '.join(blanks)}")
     return parse_settings(StudySpec, content, source=source)
 
 
 def _blanks(content: Any, path: str) -> Iterator[str]:
-    """The values that ``lcsc init`` could not find out: the path of each, and what belongs there."""
+    """The values that ``lcsc init`` could not determine: the path of each, and what belongs there."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _blanks(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(content, str) and content.startswith(f"{FILL_IN}: "):
-        yield f"{path}, {content.removeprefix(f'{FILL_IN}: ')}"
+            yield from _blanks(value, f"{path}.{key}".removeprefix("."))
+    elif isinstance(content, str) and content.startswith(_BLANK):
+        yield f"{path}, {content.removeprefix(_BLANK)}"

@@ -18,11 +18,11 @@ from lcsc_opt.base.settings import excerpt
 
 VARY = "vary"
 _FIXED = ("name", "storage", VARY)  # of the whole file
-_IN_A_NAME = re.compile(r"[^\w.+-]+")
+_NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
 
 
 def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, Any], str]]:
-    """The points of a study file's sweep: the content for each alone, and how its name says it (``images=200,nfe=2``).
+    """The points of a study file's sweep: the content for each alone, and its end of the name (``images=200,nfe=2``).
 
     The last of the varied keys changes fastest.
 
@@ -34,7 +34,31 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
         StudySpecError: ``vary`` is no mapping of keys to lists of values, a key cannot be varied, or two points would
             have one name.
     """
-    varied = content[VARY]
+    varied = _checked_vary(content[VARY], source)
+    short_names = _short_names(list(varied))
+    result: list[tuple[dict[str, Any], str]] = []
+    for values in itertools.product(*varied.values()):
+        values_by_key = dict(zip(varied, values, strict=True))
+        end_of_name = ",".join(f"{short_names[key]}={_in_a_name(value)}" for key, value in values_by_key.items())
+        point: Any = {**content, VARY: {key: [value] for key, value in values_by_key.items()}}
+        for key, value in values_by_key.items():
+            point = replaced(point, key.split("."), value, where=f"{source}: {VARY}.{key}")
+        if values_by_key and isinstance(content.get("name"), str):
+            point["name"] = f"{content['name']},{end_of_name}"
+        result.append((point, end_of_name))
+    counts = collections.Counter(end_of_name for _, end_of_name in result)
+    for end_of_name, count in counts.items():
+        if count > 1:
+            raise StudySpecError(f"{source}: {VARY}: two points are called {end_of_name}; each needs a name of its own")
+    return result
+
+
+def _checked_vary(varied: Any, source: str) -> Mapping[str, list[Any]]:
+    """The mapping of keys with dots to their values.
+
+    Raises:
+        StudySpecError: it has another form.
+    """
     if not isinstance(varied, Mapping):
         example = f"keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
         raise StudySpecError(f"{source}: {VARY}: expected {example}, got {excerpt(varied)}")
@@ -45,34 +69,29 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
             raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
         if not isinstance(values, list) or not values:
             raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
-    short = _short_names(list(varied))
-    made = []
-    for values in itertools.product(*varied.values()):
-        here = dict(zip(varied, values, strict=True))
-        texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
-        texts = [_IN_A_NAME.sub("-", text).strip("-") if _IN_A_NAME.search(text) else text for text in texts]
-        shown = ",".join(f"{short[key]}={text or 'none'}" for key, text in zip(here, texts, strict=True))
-        point: Any = {**content, VARY: {key: [value] for key, value in here.items()}}
-        for key, value in here.items():
-            point = replaced(point, key.split("."), value, where=f"{source}: {VARY}.{key}")
-        if here and isinstance(content.get("name"), str):
-            point["name"] = f"{content['name']},{shown}"
-        made.append((point, shown))
-    twice = [shown for shown, count in collections.Counter(shown for _, shown in made).items() if count > 1]
-    if twice:
-        raise StudySpecError(f"{source}: {VARY}: two points are called {twice[0]}; each needs a name of its own")
-    return made
+    return varied
+
+
+def _in_a_name(value: Any) -> str:
+    """A value as it stands in the name of a point: other characters become ``-``."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if _NOT_IN_A_NAME.search(text):
+        text = _NOT_IN_A_NAME.sub("-", text).strip("-")
+    return text or "none"
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
     """Key → its last part, or more of its last parts where two keys end alike."""
-    short = {}
+    short_names = {}
     for key in keys:
+        other_keys = [f".{other_key}" for other_key in keys if other_key != key]
         parts = key.split(".")
-        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        others = [f".{other}" for other in keys if other != key]
-        short[key] = next((tail for tail in tails if not any(o.endswith(f".{tail}") for o in others)), key)
-    return short
+        for count in range(1, len(parts) + 1):
+            tail = ".".join(parts[-count:])
+            if not any(other_key.endswith(f".{tail}") for other_key in other_keys):
+                break
+        short_names[key] = tail
+    return short_names
 
 
 def split_point(experiment: str) -> tuple[str, dict[str, str]]:
@@ -98,13 +117,22 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
     if content is None:
         content = {}
     if isinstance(content, list):
-        called = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in content]
-        if not any(called):
-            raise StudySpecError(f"{where}: {excerpt(content)} has no {keys[0]!r}")
-        return [  # an optimizer is written as LCSC, or LCSC: {…}
-            replaced(entry if isinstance(entry, Mapping) else {}, keys, value, where=where) if own else entry
-            for entry, own in zip(content, called, strict=True)
-        ]
+        return _replaced_in_list(content, keys, value, where=where)
     if not isinstance(content, Mapping):
         raise StudySpecError(f"{where}: {excerpt(content)} has no key {keys[0]!r}; replace all of it")
     return {**content, keys[0]: replaced(content.get(keys[0]), keys[1:], value, where=where)}
+
+
+def _replaced_in_list(optimizers: list[Any], keys: Sequence[str], value: Any, *, where: str) -> list[Any]:
+    """A copy of a list of optimizers, each written as ``LCSC`` or ``LCSC: {…}``, with one option replaced."""
+    has_name = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in optimizers]
+    if not any(has_name):
+        raise StudySpecError(f"{where}: {excerpt(optimizers)} has no {keys[0]!r}")
+    result = []
+    for entry, is_meant in zip(optimizers, has_name, strict=True):
+        if is_meant:
+            options = entry if isinstance(entry, Mapping) else {}
+            result.append(replaced(options, keys, value, where=where))
+        else:
+            result.append(entry)
+    return result

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ import typer
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
-from lcsc_opt.base.progress import notice, said_once
+from lcsc_opt.base.progress import log, messages_on_stderr, notice, said_once
 from lcsc_opt.cli import cleaning, exports, results, studies, training, trajectory
 
 app = typer.Typer(
@@ -33,34 +34,58 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked_for: bool) -> None:
+    if is_asked_for:
         sys.stdout.write(f"lcsc_opt {VERSION}\n")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print details, too, and the traceback of an error.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only, and no progress.")] = False,
+    _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Search the linear combination of saved checkpoints that samples best."""
+    if verbose and quiet:
+        raise typer.BadParameter("expected -v or -q, not both")
+    if verbose:
+        log.setLevel(logging.DEBUG)
+    if quiet:
+        log.setLevel(logging.ERROR)
 
 
 for _command in (
-    *(training.train, training.refine, studies.init),
-    *(studies.run, studies.resume, studies.fork, studies.list_, studies.show),
-    *(results.compare, results.report, results.evaluate, exports.export, exports.apply),
-    *(results.landscape, results.dashboard, cleaning.delete, cleaning.cache),
+    training.train,
+    training.refine,
+    studies.init,
+    studies.run,
+    studies.resume,
+    studies.fork,
+    studies.list_,
+    studies.show,
+    results.compare,
+    results.report,
+    results.evaluate,
+    exports.export,
+    exports.apply,
+    results.landscape,
+    results.dashboard,
+    cleaning.delete,
+    cleaning.cache,
 ):
     app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT
 _NOT_WRITTEN = 128 + 13  # SIGPIPE, which Windows has not
-_HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
-_ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANGUP]))
+_ENDING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has none
+    _ENDING.append(signal.SIGHUP)
 
 # some versions of typer bring their own click, so the base of its errors is found from one of them
 _USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -75,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None:
+        arguments = sys.argv[1:]
+    sys.exit(run(arguments))
 
 
 class _Terminal(io.FileIO):
@@ -97,7 +124,8 @@ def _outlive_terminals() -> None:
         if os.isatty(descriptor) and os.name == "posix":
             raw = io.BufferedWriter(_Terminal(descriptor, "w", closefd=False))
             encoding = getattr(sys, name).encoding
-            setattr(sys, name, io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True))
+            stream = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
+            setattr(sys, name, stream)
 
 
 def _end_once(number: int, _frame: Any) -> None:
@@ -114,35 +142,58 @@ def _commands() -> Any:
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments; gives the exit status."""
-    command = _commands()
+    with messages_on_stderr():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         with said_once():
-            status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
+            status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
         sys.stdout.flush()
     except LcscError as error:
-        notice(str(error))
+        log.error("%s", error)
+        log.debug("raised here", exc_info=True)
         return error.exit_status
     except _USAGE_ERRORS as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stdout.write(f"{error.format_message()}\n")
         else:
-            notice(" ".join(error.format_message().split()))
+            log.error("%s", " ".join(error.format_message().split()))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
     except (OSError, SystemExit) as error:
-        cause = error.__context__ if isinstance(error, SystemExit) else error  # click and rich exit without a word
-        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+        if not _is_about_the_output(error):
             raise
-        if cause.errno != errno.EPIPE:  # of `| head`, which has read what it wanted
-            notice(f"the output cannot be written: {cause.strerror}")
-        with contextlib.suppress(OSError, ValueError):  # the interpreter would write the rest when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOT_WRITTEN
     if status == _INTERRUPTED:  # some versions of typer return it in place of raising
-        chosen = command.commands.get(next(iter(arguments), ""))
-        begins_anew = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
-        again = " with --resume" if begins_anew and "--resume" not in arguments else ""
-        notice(f"interrupted; everything finished is kept, run the same command{again} to continue")
-        return 128 + _signals[0] if _signals else _INTERRUPTED
+        notice(f"interrupted; everything finished is kept, run the same command{_resume_option(arguments)} to continue")
+        if _signals:
+            return 128 + _signals[0]
     return status
+
+
+def _is_about_the_output(error: BaseException) -> bool:
+    """Whether nobody reads the output, or its disk is full; then no more is written to it."""
+    cause: BaseException | None = error
+    if isinstance(error, SystemExit):  # click and rich exit without a word
+        cause = error.__context__
+    if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+        return False
+    if cause.errno != errno.EPIPE:  # of `| head`, which has read what it wanted
+        log.error("the output cannot be written: %s", cause.strerror)
+    with contextlib.suppress(OSError, ValueError):  # the interpreter would write the rest when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _resume_option(arguments: Sequence[str]) -> str:
+    """`` with --resume`` for commands that begin anew without this option."""
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    command = _commands().commands.get(names[0]) if names else None
+    if command is None or "--resume" in arguments:
+        return ""
+    if any(parameter.name == "resume" for parameter in command.params):
+        return " with --resume"
+    return ""

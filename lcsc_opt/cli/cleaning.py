@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -15,6 +15,9 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
 
+if TYPE_CHECKING:
+    from lcsc_opt.maintenance.cleaning import CacheEntry
+
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -23,19 +26,20 @@ def delete(
     yes: _Yes = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies from the database, but none that is being run. Their trials and images go, too."""
+    """Delete studies from the database, but none that is being run. Their trials and images are deleted, too."""
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.urls import masked
     from lcsc_opt.maintenance.cleaning import files_of
 
-    opened = open_database(storage, write=True)
-    chosen = [StoredStudy.open(opened, name) for name in dict.fromkeys(studies)]
-    if running := locked(opened, studies):
+    database = open_database(storage, write=True)
+    chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
+    running = locked(database, studies)
+    if running:
         raise StudyStoreError(f"{', '.join(sorted(running))}: is being run; wait for it, or end it")
     for study in chosen:
         say(f"{study.name}: {len(study.trials())} trials and {len(files_of(study))} files")
-    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(opened.url)}?", yes=yes):
+    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
         return
     for study in chosen:
         with study.hold():
@@ -47,43 +51,85 @@ def delete(
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all but trajectories that a study uses.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Entries of the list; without names, all.")
+    ] = None,
+    clear: Annotated[
+        bool,
+        typer.Option("--clear", help="Remove them. Trajectories and trained models are removed only by their names."),
+    ] = False,
     yes: _Yes = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
+    """List the cache, or clear it. The list has sizes, the last use, and the database's studies that use an entry."""
     from lcsc_opt.database.store import our_studies
     from lcsc_opt.database.urls import is_there, storage_url
-    from lcsc_opt.maintenance.cleaning import Cached
+    from lcsc_opt.maintenance.cleaning import cache_entries
 
-    folder = cache_directory()
-    known = our_studies(open_database(storage)) if clear or is_there(storage_url(storage)) else {}
-    found = Cached.all_in(folder, known)
-    rows = [
-        {
-            "path": str(entry.path.relative_to(folder)),
-            "kind": entry.kind,
-            "studies": list(entry.studies),
-            "bytes": entry.bytes,
-            "last_used": datetime.datetime.fromtimestamp(entry.used_at).astimezone().isoformat(timespec="seconds"),
-        }
-        for entry in found
-    ]
+    studies: dict[str, dict[str, Any]] = {}
+    if is_there(storage_url(storage)) or (clear and storage is not None):  # a mistyped --storage protects nothing
+        studies = our_studies(open_database(storage))
+    entries = cache_entries(cache_directory(), studies)
+    if names:
+        entries = _named(entries, names)
     if output == "json":
-        print_json(rows)
+        print_json([_row(entry) for entry in entries])
     else:
-        cells = [
-            (row["path"], row["kind"], ", ".join(entry.studies), _size([entry]), str(row["last_used"])[:10])
-            for row, entry in zip(rows, found, strict=True)
-        ]
-        print_table(("", "kind", "studies", "size", "last used"), cells, title=f"{folder}: {_size(found)}", left=3)
-    entries = [entry for entry in found if not entry.studies]
-    if clear and entries and _confirmed(f"Remove {len(entries)} of these, {_size(entries)}?", yes=yes):
-        kept = [entry.path for entry in entries if not entry.remove()]
-        say(f"removed: {len(entries) - len(kept)}")
-        if kept:
-            say(f"not removed: {len(kept)}, such as {kept[0]}; somebody makes it now, or you may not write its folder")
+        _print_entries(entries)
+    if clear:
+        _clear(entries, by_name=bool(names), yes=yes)
+
+
+def _named(entries: Sequence[CacheEntry], names: Sequence[str]) -> list[CacheEntry]:
+    """The entries of these names."""
+    by_name = {entry.name: entry for entry in entries}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise StudySpecError(f"the cache has no entry {', '.join(missing)}; lcsc cache lists the entries")
+    return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def _row(entry: CacheEntry) -> dict[str, Any]:
+    last_used = datetime.datetime.fromtimestamp(entry.used_at).astimezone()
+    return {
+        "path": entry.name,
+        "kind": entry.kind,
+        "studies": list(entry.studies),
+        "bytes": entry.bytes,
+        "last_used": last_used.isoformat(timespec="seconds"),
+    }
+
+
+def _print_entries(entries: Sequence[CacheEntry]) -> None:
+    lines = []
+    for entry in entries:
+        last_day = _row(entry)["last_used"][:10]
+        lines.append((entry.name, entry.kind, ", ".join(entry.studies), _size([entry]), last_day))
+    header = ("", "kind", "studies", "size", "last used")
+    print_table(header, lines, title=f"{cache_directory()}: {_size(entries)}", left=3)
+
+
+def _clear(entries: Sequence[CacheEntry], *, by_name: bool, yes: bool) -> None:
+    """Remove the entries that were named, or all that can be made again."""
+    removable = [entry for entry in entries if by_name or entry.is_replaceable]
+    for entry in removable:
+        if entry.studies:
+            raise StudyStoreError(f"{entry.name}: used by {', '.join(entry.studies)}; lcsc delete deletes studies")
+    question = f"Remove {len(removable)} of these, {_size(removable)}?"
+    if not all(entry.is_replaceable for entry in removable):
+        question += " Studies of other databases may use them."
+    if removable and _confirmed(question, yes=yes):
+        refused = [entry for entry in removable if not entry.remove()]
+        say(f"removed: {len(removable) - len(refused)}")
+        if refused:
+            say(
+                f"not removed: {len(refused)}, such as {refused[0].path}; "
+                "a process may be writing it, or you have no permission"
+            )
+    retained_count = len(entries) - len(removable)
+    if retained_count:
+        say(f"kept: {retained_count} trajectories and files of trained models; name those that no study needs")
 
 
 def _confirmed(question: str, *, yes: bool) -> bool:
@@ -95,5 +141,5 @@ def _confirmed(question: str, *, yes: bool) -> bool:
     return typer.confirm(question, err=True)
 
 
-def _size(entries: Sequence[Any]) -> str:
+def _size(entries: Sequence[CacheEntry]) -> str:
     return str(tqdm.format_sizeof(sum(entry.bytes for entry in entries), "B"))

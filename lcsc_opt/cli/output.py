@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
+
+from lcsc_opt.base.progress import log
 
 if TYPE_CHECKING:
     from lcsc_opt.database.report import HeldOutReport
@@ -91,8 +94,9 @@ def _finite(value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """One line of progress on standard error."""
-    sys.stderr.write(f"{message}\n")
+    """One line of progress on standard error, unless messages are silenced."""
+    if log.isEnabledFor(logging.INFO):
+        sys.stderr.write(f"{message}\n")
 
 
 def print_report(report: HeldOutReport | None, title: str = "held out") -> None:

@@ -15,7 +15,7 @@ from lcsc_opt.base.records import Coefficients
 def stored_array(array: npt.NDArray[np.float64]) -> Any:
     """JSON-able, bit for bit: ``[K]`` as a list of numbers, ``[S, K]`` as its shape and its bytes.
 
-    A row for each of 52 layers and 100 checkpoints takes 55 KB in this way, and 105 KB as numbers.
+    Rows for 52 layers with 100 checkpoints need 55 KB in this way, and 105 KB as numbers.
     """
     if array.ndim == 1:
         return array.tolist()

@@ -1,7 +1,7 @@
 """Opening a study database, an SQLite file or PostgreSQL.
 
 After a lost connection, work is tried again for about a minute. Locks of other processes on an SQLite file are waited
-for, and a line says so. All other errors of a database become one line that says what to do, without the password.
+for, with a notice. All other errors of a database become one line that says what to do, without the password.
 """
 
 from __future__ import annotations
@@ -25,15 +25,24 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
 
-BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a line says so
+BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 _CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
-# PostgreSQL: connection lost, rolled back to end a deadlock, too many connections, lock timeout, idle for too long,
-# shutdown, crash of another backend, starting up
-_TRANSIENT_SQLSTATES = ("08", "40", "53300", "55P03", "25P03", "57P01", "57P02", "57P03")
+_TRANSIENT_SQLSTATES = (
+    "08",  # connection lost
+    "40",  # rolled back to end a deadlock
+    "53300",  # too many connections
+    "55P03",  # lock timeout
+    "25P03",  # idle for too long
+    "57P01",  # shutdown
+    "57P02",  # crash of another backend
+    "57P03",  # starting up
+)
 LOCKED = ("database is locked", "database table is locked")
 READ_ONLY = "attempt to write a readonly database"
+_TABLE_EXISTS = ("already exists", "unique constraint", "duplicate key")
+_SQLITE_HEADER = b"SQLite format 3\x00"
 T = TypeVar("T")
 
 
@@ -43,8 +52,8 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     Args:
         url: of SQLAlchemy, such as ``sqlite:///studies.db`` or ``postgresql://me:p%40ss@host/studies``, with the
             password percent-encoded.
-        write: create it where it is not there yet, and take SQLite's write lock when a transaction begins, so
-            that two writers can never deadlock half-way; a reader never takes it.
+        write: create a missing database, and take SQLite's write lock when a transaction begins, so that two writers
+            can never deadlock half-way; a reader never takes it.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
@@ -53,16 +62,17 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     file = sqlite_file(parsed)
     if file is not None:
         _check_sqlite_file(file, write=write)
-    same = sa.make_url(url).drivername == parsed.drivername  # else the driver was chosen here
-    driven = url if same else parsed.render_as_string(hide_password=False)
-    how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
+    url_with_driver = url
+    if sa.make_url(url).drivername != parsed.drivername:  # an installed driver was chosen
+        url_with_driver = parsed.render_as_string(hide_password=False)
+    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
     if file is not None and not write:  # a connection that stays would read on in a file that was deleted
-        how["poolclass"] = sa.NullPool
+        engine_kwargs["poolclass"] = sa.NullPool
     try:
-        storage = _when_unlocked(url, lambda: _connect(driven, how))
+        storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs))
     except ImportError as error:
-        driver = ": pip install 'psycopg[binary]'" if parsed.get_backend_name() == "postgresql" else ""
-        raise StudyStoreError(f"{masked(url)}: its driver is not installed{driver}") from error
+        advice = ": pip install 'psycopg[binary]'" if parsed.get_backend_name() == "postgresql" else ""
+        raise StudyStoreError(f"{masked(url)}: its driver is not installed{advice}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
     if file is not None and not write:
@@ -91,18 +101,21 @@ def reading(url: str) -> Iterator[RDBStorage]:
 
 @contextlib.contextmanager
 def looked_into(url: str) -> Iterator[RDBStorage]:
-    """A study database to read; where there is none yet, a temporary empty one.
+    """A study database to read; if it does not exist yet, a temporary empty one.
 
     So a study that is refused before its search begins leaves no database behind.
 
     Raises:
-        StudyStoreError: one line that says why it cannot be opened, or made.
+        StudyStoreError: one line that says why it cannot be opened, or created.
     """
     file = sqlite_file(parse_url(url))
-    if file is not None:
-        _check_sqlite_file(file, write=True)
+    if file is None:
+        with reading(url) as storage:
+            yield storage
+        return
+    _check_sqlite_file(file, write=True)
     with tempfile.TemporaryDirectory() as folder:
-        if file is not None and not (file.exists() and _holds_studies(file)):
+        if not (file.exists() and _has_studies_table(file)):
             url = f"sqlite:///{folder}/empty.db"
             open_storage(url, write=True).engine.dispose()
         with reading(url) as storage:
@@ -115,24 +128,23 @@ def _connect_args(url: sa.URL) -> dict[str, Any]:
         return {"timeout": BUSY_SECONDS}
     if url.drivername not in {"postgresql+psycopg", "postgresql+psycopg2"}:
         return {}
-    patience = {"connect_timeout": 10, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-    return {name: value for name, value in patience.items() if name not in url.query}
+    defaults = {"connect_timeout": 10, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+    return {name: value for name, value in defaults.items() if name not in url.query}
 
 
 def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
     """Connect, and create Optuna's missing tables; try again when another process creates them at the same time."""
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
-    pauses = iter(_CREATION_SECONDS)
     with quiet_optuna():
-        while True:
+        for pause in _CREATION_SECONDS:
             try:
                 return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs))
             except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-                message, pause = str(error).lower(), next(pauses, None)
-                raced = any(part in message for part in ("already exists", "unique constraint", "duplicate key"))
-                if not raced or pause is None:
+                message = str(error).lower()
+                if not any(part in message for part in _TABLE_EXISTS):
                     raise
             time.sleep(pause)
+        return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs))
 
 
 def _begin_immediate(engine: sa.Engine) -> None:
@@ -146,41 +158,45 @@ def _begin_immediate(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    engine.dispose()  # connections made before the listeners were there
+    engine.dispose()  # connections made before the listeners were added
 
 
 def _past_optuna(context: sa.engine.ExceptionContext) -> None:
     """Take errors of the driver past Optuna, which would try again what may have been committed."""
     error = context.sqlalchemy_exception
-    if isinstance(error, sa.exc.DBAPIError) and not (isinstance(error, sa.exc.IntegrityError) or context.is_pre_ping):
+    if isinstance(error, sa.exc.IntegrityError) or context.is_pre_ping:
+        return
+    if isinstance(error, sa.exc.DBAPIError):
         raise ConnectionError(error)
 
 
 def _check_sqlite_file(file: Path, *, write: bool) -> None:
-    folder = file.absolute().parent
     if file.exists():
+        mode = "r+b" if write else "rb"
         try:
-            with file.open("r+b" if write else "rb") as opened:
-                head = opened.read(16)
+            with file.open(mode) as opened:
+                header = opened.read(len(_SQLITE_HEADER))
         except OSError as error:
             raise StudyStoreError(f"{file}: {error.strerror}; give another --storage") from error
-        if head and head != b"SQLite format 3\x00":
+        if header and header != _SQLITE_HEADER:
             raise StudyStoreError(f"{file}: is not an SQLite database; give another --storage")
-        if not write and not _holds_studies(file):
+        if not write and not _has_studies_table(file):
             raise StudyStoreError(f"{file}: holds no studies; start one with `lcsc run`, or give another --storage")
-    elif not write:
+        return
+    if not write:
         raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
-    elif not (folder.is_dir() and os.access(folder, os.W_OK)):
+    folder = file.absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise StudyStoreError(f"{file}: the folder {folder} does not exist, or cannot be written")
 
 
-def _holds_studies(file: Path) -> bool:
-    """Whether Optuna's tables are there; a reader must not make them in somebody else's database."""
-    wanted = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'studies'"
+def _has_studies_table(file: Path) -> bool:
+    """Whether Optuna has created its tables; a reader must not create them in somebody else's database."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'studies'"
+    read_only_url = f"{file.absolute().as_uri()}?mode=ro"
     try:
-        name = f"{file.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(name, uri=True, timeout=0)) as connection:
-            return connection.execute(wanted).fetchone() is not None
+        with contextlib.closing(sqlite3.connect(read_only_url, uri=True, timeout=0)) as connection:
+            return connection.execute(query).fetchone() is not None
     except sqlite3.Error:
         return True  # locked, or damaged: opening it says so
 
@@ -190,8 +206,11 @@ def _first_line(error: BaseException, url: str) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
-    return without_secrets(lines[0] if lines else type(cause).__name__, url)
+    message = str(getattr(cause, "orig", None) or cause)
+    for line in message.splitlines():
+        if line.strip():
+            return without_secrets(line, url)
+    return type(cause).__name__
 
 
 @contextlib.contextmanager
@@ -205,18 +224,47 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
+    """Call ``work``, and call it again after a lost connection or a lock that was not free in time.
+
+    A connection may be lost after a commit, but before its acknowledgement: ``work`` itself must find out whether an
+    earlier attempt was committed.
+
+    Raises:
+        StudyStoreError: one line that says what to do.
+    """
+    attempt = 0
+    while True:
+        try:
+            return _when_unlocked(storage.url, work)
+        except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
+            problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
+            if attempt == len(RETRY_SECONDS) or not _is_transient(error):
+                raise StudyStoreError(f"{problem}; {_advice(problem)}") from error
+        pause = RETRY_SECONDS[attempt]
+        attempt += 1
+        notice(f"{problem}; trying again in {pause:g} s", every_time=True)
+        time.sleep(pause)
+
+
+def _advice(problem: str) -> str:
+    if READ_ONLY in problem:
+        return "SQLite writes next to it, too: let this user write its folder, or give another --storage"
+    return "what was committed is safe, run the same command to continue"
+
+
 def _when_unlocked(url: str, work: Callable[[], T]) -> T:
     """Call ``work``, and call it again as long as another process holds the lock of an SQLite file."""
-    said = False
+    is_announced = False
     while True:
         try:
             return work()
         except Exception as error:
             if not _is_locked(error):
                 raise
-        if not said:
+        if not is_announced:
             notice(f"{masked(url)}: is locked by another process; waiting", every_time=True)
-        said = True
+        is_announced = True
 
 
 def _is_locked(error: BaseException | None) -> bool:
@@ -227,38 +275,18 @@ def _is_locked(error: BaseException | None) -> bool:
     return False
 
 
-def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
-    """Call ``work``, and call it again after a lost connection or a lock that was not free in time.
-
-    A connection may be lost after a commit, but before its acknowledgement: ``work`` itself must find out whether an
-    earlier attempt was committed.
-
-    Raises:
-        StudyStoreError: one line that says what to do.
-    """
-    pauses = iter(RETRY_SECONDS)
-    while True:
-        try:
-            return _when_unlocked(storage.url, work)
-        except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
-            problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
-            pause = next(pauses, None)
-            if pause is None or not _is_transient(error):
-                advice = "what was committed is safe, run the same command to continue"
-                if READ_ONLY in problem:
-                    advice = "SQLite writes next to it, too: let this user write its folder, or give another --storage"
-                raise StudyStoreError(f"{problem}; {advice}") from error
-        notice(f"{problem}; trying again in {pause:g} s", every_time=True)
-        time.sleep(pause)
-
-
 def _is_transient(error: Exception) -> bool:
     """Whether the same work may succeed a moment later: a lost connection, or a server that is starting."""
-    found = error.args[0] if isinstance(error, ConnectionError) else error  # see _past_optuna
-    if not isinstance(found, sa.exc.DBAPIError):
+    cause = error
+    if isinstance(error, ConnectionError):
+        cause = error.args[0]  # see _past_optuna
+    if not isinstance(cause, sa.exc.DBAPIError):
         return False
-    if found.connection_invalidated:
+    if cause.connection_invalidated:
         return True
-    state = getattr(found.orig, "sqlstate", getattr(found.orig, "pgcode", ""))
-    unreachable_or_passing = state is None or str(state).startswith(_TRANSIENT_SQLSTATES)
-    return isinstance(found, sa.exc.OperationalError) and unreachable_or_passing
+    if not isinstance(cause, sa.exc.OperationalError):
+        return False
+    sqlstate = getattr(cause.orig, "sqlstate", getattr(cause.orig, "pgcode", ""))
+    if sqlstate is None:  # the server could not be reached
+        return True
+    return str(sqlstate).startswith(_TRANSIENT_SQLSTATES)

@@ -102,12 +102,15 @@ class StudyHistory:
     @property
     def label(self) -> str:
         """The optimizer's name in tables; that of a baseline says which average is its best."""
-        return label(self.optimizer) + ("" if self.average is None else f" ({self.average})")
+        name = label(self.optimizer)
+        return name if self.average is None else f"{name} ({self.average})"
 
     @property
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
-        return "finished" if self.ended else "unfinished" if len(self.trials) else "empty"
+        if self.ended:
+            return "finished"
+        return "unfinished" if len(self.trials) else "empty"
 
     @property
     def held_out_loss(self) -> float | None:
@@ -117,7 +120,9 @@ class StudyHistory:
     @property
     def held_out_images(self) -> int | None:
         """The number of images of its held-out loss, or ``None`` without such a loss or images."""
-        return None if self.held_out is None or self.held_out.loss is None else self.held_out.images or None
+        if self.held_out is None or self.held_out.loss is None:
+            return None
+        return self.held_out.images or None
 
     @property
     def warning(self) -> str | None:
@@ -147,15 +152,16 @@ class StudyHistory:
     @property
     def finished(self) -> Trials:
         """Trials that ended, failed ones included, in the order in which the optimizer was told of them."""
-        done = self.trials[is_finished(self.trials)]
-        return np.asarray(done[np.lexsort((done["number"], done["tell_index"], ~done["inherited"]))])
+        ended = self.trials[is_finished(self.trials)]
+        order = np.lexsort((ended["number"], ended["tell_index"], ~ended["inherited"]))  # the last key decides first
+        return np.asarray(ended[order])
 
     @property
     def compared(self) -> Trials:
         """:attr:`finished`, in which the losses that do not compare with others are NaN."""
-        found = self.finished
-        found["loss"][found["state"] != TrialState.COMPLETE.value] = np.nan
-        return found
+        trials = self.finished
+        trials["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
+        return trials
 
     @property
     def failed(self) -> Trials:
@@ -165,32 +171,44 @@ class StudyHistory:
     @property
     def best(self) -> int | None:
         """The number of the trial with the lowest loss that compares; of equal ones the earlier."""
-        known = self.trials[self.trials["state"] == TrialState.COMPLETE.value]
-        known = known[~np.isnan(known["loss"])]
-        return int(known["number"][known["loss"].argmin()]) if len(known) else None
+        complete = self.trials[self.trials["state"] == TrialState.COMPLETE.value]
+        with_loss = complete[~np.isnan(complete["loss"])]
+        if not len(with_loss):
+            return None
+        return int(with_loss["number"][with_loss["loss"].argmin()])
 
     @property
     def searched(self) -> float | None:
         """The lowest loss of the search that compares."""
         best = self.best
-        return None if best is None else float(self.trials["loss"][self.trials["number"] == best][0])
+        if best is None:
+            return None
+        return float(self.trials["loss"][self.trials["number"] == best][0])
 
     @property
     def chosen(self) -> int | None:
         """The number of the trial that is the study's answer: chosen on other noise, else the best."""
-        wanted = None if self.held_out is None else self.held_out.trial
-        known = self.trials["number"][~np.isnan(self.trials["loss"])]
-        return wanted if wanted is not None and wanted in known else self.best
+        reported = None if self.held_out is None else self.held_out.trial
+        with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
+        if reported is not None and reported in with_loss:
+            return reported
+        return self.best
 
     def as_row(self) -> dict[str, Any]:
         """What ``lcsc list --format json`` prints of a study."""
-        names = ("study", "optimizer", "seed", "state", "searched")
-        costs = ("held_out_images", "evaluations", "images", "seconds")
+        rows = () if self.held_out is None else self.held_out.rows
         return {
-            **{name: getattr(self, name) for name in names},
+            "study": self.study,
+            "optimizer": self.optimizer,
+            "seed": self.seed,
+            "state": self.state,
+            "searched": self.searched,
             "held_out": self.held_out_loss,
-            **{name: getattr(self, name) for name in costs},
-            "held_out_rows": [] if self.held_out is None else [dataclasses.asdict(row) for row in self.held_out.rows],
+            "held_out_images": self.held_out_images,
+            "evaluations": self.evaluations,
+            "images": self.images,
+            "seconds": self.seconds,
+            "held_out_rows": [dataclasses.asdict(row) for row in rows],
         }
 
 
@@ -201,8 +219,8 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
     """
 
     def rank(study: StudyHistory) -> tuple[float, float]:
-        held_out = study.held_out_loss
-        return (math.inf if held_out is None else held_out, study.searched or 0.0)
+        held_out = math.inf if study.held_out_loss is None else study.held_out_loss
+        return held_out, study.searched or 0.0
 
     grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended and study.searched is not None]
     return min(grids, key=rank, default=None)
@@ -210,15 +228,37 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
     """``[n]``, whether each trial has ended."""
-    return ~np.isin(trials["state"], [state.value for state in TrialState if not state.is_finished()])
+    unfinished = [state.value for state in TrialState if not state.is_finished()]
+    return ~np.isin(trials["state"], unfinished)
 
 
 def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
     """The metric that is kept, as reports name it → its bound, ``None`` for EMA*'s value; empty if none is kept."""
     settings = (specification.get("objective") or {}).get("settings") or {}
-    kept, loss = settings.get("keep"), settings.get("loss") or "fid"  # of another objective these may be anything
-    bounds = {kept: None} if isinstance(kept, str) else kept if isinstance(kept, Mapping) else {}
-    weights = loss if isinstance(loss, Mapping) else {loss: 1.0} if isinstance(loss, str) else {}
-    features = next((str(name).partition("@")[1:] for name in weights if name != "reward" and weights[name]), ("", ""))
-    named = {str(name) if "@" in str(name) else "".join((str(name), *features)): bounds[name] for name in bounds}
-    return {n.removesuffix("@inception"): b for n, b in named.items() if b is None or isinstance(b, (int, float))}
+    keep = settings.get("keep")  # of another objective, this and the loss may be anything
+    bounds: Mapping[Any, Any] = {}
+    if isinstance(keep, str):
+        bounds = {keep: None}
+    elif isinstance(keep, Mapping):
+        bounds = keep
+    features = _features_of(settings.get("loss") or "fid")
+    kept: dict[str, float | None] = {}
+    for metric, bound in bounds.items():
+        name = str(metric) if "@" in str(metric) else f"{metric}{features}"
+        if bound is None or isinstance(bound, (int, float)):
+            kept[name.removesuffix("@inception")] = bound
+    return kept
+
+
+def _features_of(loss: Any) -> str:
+    """The end of a metric's name that says which features the loss uses, such as ``@clip``; or nothing."""
+    weights: Mapping[Any, Any] = {}
+    if isinstance(loss, str):
+        weights = {loss: 1.0}
+    elif isinstance(loss, Mapping):
+        weights = loss
+    for metric, weight in weights.items():
+        if metric != "reward" and weight:
+            _, at, extractor = str(metric).partition("@")
+            return at + extractor
+    return ""

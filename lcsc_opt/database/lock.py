@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.files import try_lock
+from lcsc_opt.base.files import NoLocksError, try_lock
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
@@ -28,8 +28,13 @@ from lcsc_opt.database.urls import masked, sqlite_file
 _RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS = 2.0  # whoever asks whether a study runs holds its lock for a moment; a server frees one after a moment
 _POLL_SECONDS = 0.1
-_KEEPALIVES = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3}  # seconds, times
-_HELD = (
+_SESSION_SETTINGS = {
+    "tcp_keepalives_idle": 5,  # seconds
+    "tcp_keepalives_interval": 2,
+    "tcp_keepalives_count": 3,
+    "idle_session_timeout": 0,  # none: this connection does nothing but hold the lock
+}
+_HELD_LOCKS = (
     "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
@@ -40,32 +45,45 @@ class _FileLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock: Callable[[], None] | None = None
+        self._unlock: Callable[[], None] | None = None
 
     def take(self) -> bool:
-        self._lock = try_lock(self._path)
-        return self._lock is not None
+        try:
+            self._unlock = try_lock(self._path)
+            if self._unlock is None:
+                return False
+            if try_lock(self._path) is not None:  # some file systems grant a lock to everybody
+                raise NoLocksError
+        except NoLocksError as error:
+            self.free()
+            raise StudyStoreError(
+                f"the file system of {self._path.parent} has no locks, so two processes could run one study; put the "
+                "database on a local disk, or into PostgreSQL: --storage postgresql://USER:PASSWORD@HOST/DATABASE"
+            ) from error
+        return True
 
     def is_held(self) -> bool:
         return True
 
     def free(self) -> None:
-        if self._lock is not None:
-            self._lock()
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
 
 
 class _AdvisoryLock:
     """The same in a server; a lost connection loses the lock."""
 
     def __init__(self, engine: sa.Engine, study: str) -> None:
-        self._engine, self._key = engine, _key(study)
+        self._engine = engine
+        self._key = _key(study)
         self._connection: sa.Connection | None = None
 
     def take(self) -> bool:
         self.free()
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection = connection
-        for name, value in {**_KEEPALIVES, "idle_session_timeout": 0}.items():
+        for name, value in _SESSION_SETTINGS.items():
             connection.exec_driver_sql(f"SET {name} = {value}")
         if connection.scalar(sa.select(sa.func.pg_try_advisory_lock(self._key))):
             return True
@@ -73,8 +91,10 @@ class _AdvisoryLock:
         return False
 
     def is_held(self) -> bool:
+        if self._connection is None:
+            return False
         try:
-            return self._connection is not None and self._connection.scalar(sa.select(1)) == 1
+            return self._connection.scalar(sa.select(1)) == 1
         except (ConnectionError, sa.exc.SQLAlchemyError):
             return False
 
@@ -90,7 +110,9 @@ class Coordinator:
     """The process that runs a study: it holds the lock, and the study's attribute ``holder`` names it."""
 
     def __init__(self, storage: RDBStorage, study: str, study_id: int) -> None:
-        self._storage, self._study, self._study_id = storage, study, study_id
+        self._storage = storage
+        self._study = study
+        self._study_id = study_id
         self._lock = lock_of(storage, study)
         self._me = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
 
@@ -98,14 +120,18 @@ class Coordinator:
         """Take the lock.
 
         Raises:
-            StudyStoreError: within seconds; the message says who holds it.
+            StudyStoreError: within seconds; the message says who holds it, or that there are no locks.
         """
-        if not self._taken(WAIT_SECONDS):
-            holder = in_database(self._storage, self._holder) or {"host": "a machine", "process": "?", "since": 0.0}
-            since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
-            who = f"on {holder['host']} by process {holder['process']} since {since}"
-            raise StudyStoreError(f"{self._study}: is being run {who}; wait for it, or end it")
+        if not self._take(WAIT_SECONDS):
+            raise StudyStoreError(f"{self._study}: is being run {self._described_holder()}; wait for it, or end it")
         in_database(self._storage, lambda: self._storage.set_study_user_attr(self._study_id, HOLDER, self._me))
+
+    def _described_holder(self) -> str:
+        holder = in_database(self._storage, self._stored_holder)
+        if holder is None:  # it has taken the lock and not written its name yet
+            holder = {"host": "a machine", "process": "?", "since": 0.0}
+        since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
+        return f"on {holder['host']} by process {holder['process']} since {since}"
 
     def check(self) -> None:
         """Take the lock again where it was lost with a connection, unless somebody else ran the study meanwhile.
@@ -115,21 +141,24 @@ class Coordinator:
         """
         if self._lock.is_held():
             return
-        if not self._taken(_RETAKE_SECONDS) or self._holder() != self._me:
+        if not self._take(_RETAKE_SECONDS) or self._stored_holder() != self._me:
             self._lock.free()
             raise StudyStoreError(f"{self._study}: another process runs this study; nothing more was written from here")
 
-    def _taken(self, seconds: float) -> bool:
+    def _take(self, seconds: float) -> bool:
+        """Whether the lock could be taken within so many seconds."""
         deadline = time.monotonic() + seconds
-        while not (taken := in_database(self._storage, self._lock.take)) and time.monotonic() < deadline:
+        while not in_database(self._storage, self._lock.take):
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(_POLL_SECONDS)
-        return taken
+        return True
 
     def end(self) -> None:
         """Give the lock up."""
         self._lock.free()
 
-    def _holder(self) -> Any:
+    def _stored_holder(self) -> Any:
         return self._storage.get_study_user_attrs(self._study_id).get(HOLDER)
 
 
@@ -139,7 +168,8 @@ def lock_of(storage: RDBStorage, study: str) -> _FileLock | _AdvisoryLock:
     Raises:
         StudyStoreError: there are no locks for this kind of database.
     """
-    if (file := sqlite_file(storage.engine.url)) is not None:
+    file = sqlite_file(storage.engine.url)
+    if file is not None:
         return _FileLock(_lock_file(file, study))
     if storage.engine.dialect.name == "postgresql":
         return _AdvisoryLock(storage.engine, study)
@@ -148,28 +178,32 @@ def lock_of(storage: RDBStorage, study: str) -> _FileLock | _AdvisoryLock:
 
 def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     """Which of the studies somebody runs now."""
-    if (file := sqlite_file(storage.engine.url)) is not None:
+    file = sqlite_file(storage.engine.url)
+    if file is not None:
         return {study for study in studies if _is_locked(_lock_file(file, study))}
     if storage.engine.dialect.name != "postgresql":
         return set()
     with storage.engine.connect() as connection:
-        held = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(_HELD)}
-    return {study for study in studies if _key(study) % 2**64 in held}
+        held_keys = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(_HELD_LOCKS)}
+    return {study for study in studies if _key(study) % 2**64 in held_keys}
 
 
 def _is_locked(path: Path) -> bool:
-    try:
-        lock = try_lock(path) if path.exists() else None
-    except OSError:  # this user may not write there
+    if not path.exists():
         return False
-    if lock is not None:
-        lock()
-    return lock is None and path.exists()
+    try:
+        unlock = try_lock(path)
+    except OSError:  # this user may not write there, or nobody can lock there
+        return False
+    if unlock is None:
+        return path.exists()  # it may have been released and removed meanwhile
+    unlock()
+    return False
 
 
 def _lock_file(file: Path, study: str) -> Path:
-    place = file.resolve()
-    return place.with_name(f".{place.name}.{_key(study) % 2**64:016x}.lock")
+    resolved = file.resolve()
+    return resolved.with_name(f".{resolved.name}.{_key(study) % 2**64:016x}.lock")
 
 
 def _key(study: str) -> int:

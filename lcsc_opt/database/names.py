@@ -9,10 +9,12 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
 
-HOLDER = "holder"  # the attribute of a study that names its last coordinator
-LOGGED = "logged"  # the one that says which run of each tracker is the study's, and its last step there
+# attributes of a study
+HOLDER = "holder"  # its last coordinator
+LOGGED = "logged"  # which run of each tracker is the study's, and its last step there
 
-EMA_GRID, EMA = "EMAGrid", "EMA*"
+EMA_GRID = "EMAGrid"
+EMA = "EMA*"
 BASELINES = {
     EMA_GRID: EMA,
     "PowerEMAGrid": "power-EMA*",
@@ -21,7 +23,7 @@ BASELINES = {
     "EachCheckpoint": "best checkpoint",
     "GreedySoup": "greedy soup",
 }
-"""Optimizer that only tries known averages → the name of its best, as in the paper's tables."""
+"""Optimizer that only tries averages of a family → the name of its best, as in the paper's tables."""
 
 
 def split_name(study: str) -> tuple[str, str, int]:
@@ -60,7 +62,7 @@ def short_metric(name: str) -> str:
 
 SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
-does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables takes it for
+does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables considers it
 the best."""
 
 

@@ -15,8 +15,8 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
-                       ``created``, ``created_by``, ``forked_from``, ``parallelism``, ``layer_groups`` [S] by name,
-                       ``plane`` of landscapes; later:
+                       ``created``, ``created_by``, ``schema``, ``forked_from``, ``parallelism``, ``plane`` of
+                       landscapes, ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``
 =====================  =======================================================================================
@@ -34,7 +34,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import mimetypes
 import time
@@ -59,21 +58,42 @@ from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.urls import masked
 
+SCHEMA = 1
+"""The version of the stored format, as the table above describes it. Studies of 0.2.0 name none; it was the first."""
+
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
-_SUM_ABS = {"sum_abs": FloatDistribution(1.0, 1e6, log=True)}  # for Optuna's plots; the coefficients have no bound
-_OF_ITS_STUDY = ("tell_index", "tells_before", "inherited")  # attributes that a copy of a trial lacks
-_MAKING_SECONDS = 30.0  # how long another process may take to make a study
+_SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # for Optuna's plots; the coefficients have no bound
+_NOT_COPIED = ("tell_index", "tells_before", "inherited")  # attributes of a trial that belong to its study
+_CREATION_SECONDS = 30.0  # how long another process may take to create a study
+_WRITTEN_BY_CREATE = ("created", "created_by", "schema")
 T = TypeVar("T")
 
 
 def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
-    """Name → user attributes of the studies that lcsc_opt made, in the order in which they were created."""
-    studies = in_database(storage, storage.get_all_studies)
-    return {study.study_name: study.user_attrs for study in studies if _is_made_by_us(study.user_attrs)}
+    """Name → user attributes of the studies that lcsc_opt made, in the order in which they were created.
+
+    Raises:
+        StudyStoreError: a newer version of lcsc_opt made one of them, in another format.
+    """
+    studies: dict[str, dict[str, Any]] = {}
+    for study in in_database(storage, storage.get_all_studies):
+        if _is_made_by_us(study.user_attrs):
+            _check_schema(study.study_name, study.user_attrs)
+            studies[study.study_name] = study.user_attrs
+    return studies
 
 
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
     return str(attributes.get("created_by")).startswith("lcsc_opt")
+
+
+def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
+    schema = attributes.get("schema", 1)
+    if schema > SCHEMA:
+        raise StudyStoreError(
+            f"{name}: was stored by {attributes['created_by']} in schema {schema}, and lcsc_opt {VERSION} reads "
+            f"schemas up to {SCHEMA}; upgrade lcsc_opt, or give another --storage"
+        )
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
@@ -86,30 +106,61 @@ def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
     return attributes
 
 
+def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
+    """The attributes of a trial that describe its result, apart from the value."""
+    attributes: dict[str, Any] = {
+        "metrics": dict(evaluation.metrics),
+        "cost": dataclasses.asdict(evaluation.cost),
+    }
+    if evaluation.gradient is not None:
+        attributes["gradient"] = stored_array(evaluation.gradient)
+    if evaluation.violation is not None:
+        attributes["violation"] = evaluation.violation
+    if evaluation.unseen is not None:
+        attributes["unseen"] = evaluation.unseen
+    return attributes
+
+
+def _failure_attributes(attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The attributes of a failed trial. A search that continues reads ``attempts``, so they are written first."""
+    last = attempts[-1]
+    return {
+        "attempts": [*attempts[:-1], {**last, "last": True}],
+        "reason": last["reason"],
+        "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
+    }
+
+
 class StoredStudy:
     """One study of the database, ``experiment/optimizer/seed``; ``key`` is the database's own key of it."""
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
-        self.storage, self.name, self.key = storage, name, study_id
+        self.storage = storage
+        self.name = name
+        self.key = study_id
         self._coordinator: Coordinator | None = None
-        self._count: int | None = None  # of trials
-        self._known: dict[str, Any] | None = None  # attributes, while nobody else writes them
-        self._ids: dict[int, int] = {}  # number of a trial → the database's key
+        self._trial_count: int | None = None
+        self._cached_attributes: dict[str, Any] | None = None  # while nobody else writes them
+        self._trial_ids: dict[int, int] = {}  # number of a trial → the database's key
 
     @classmethod
     def open(cls, storage: RDBStorage, name: str) -> StoredStudy:
         """Open an existing study.
 
         Raises:
-            StudyStoreError: it is not there, and the message names what is; or another program made it.
+            StudyStoreError: there is no such study, and the message lists all; or another program, or a newer version
+                of lcsc_opt made it.
         """
         try:
-            study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
+            key = in_database(storage, lambda: storage.get_study_id_from_name(name))
         except KeyError as error:
-            known = ", ".join(our_studies(storage)) or "none"
-            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
-        if not _is_made_by_us(study.attributes):
+            names = ", ".join(our_studies(storage)) or "none"
+            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {names}") from error
+        study = cls(storage, name, key)
+        attributes = study.attributes
+        if not _is_made_by_us(attributes):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
+        _check_schema(name, attributes)
         return study
 
     @classmethod
@@ -119,221 +170,48 @@ class StoredStudy:
             create(storage, name, attributes, exist_ok=True)
         return cls.open(storage, name)
 
+    # the study's attributes
+
     @property
     def attributes(self) -> dict[str, Any]:
         """The study's user attributes. While :meth:`hold` is open they are read once: nobody else writes them."""
-        if self._known is not None:
-            return dict(self._known)
+        if self._cached_attributes is not None:
+            return dict(self._cached_attributes)
         attributes = in_database(self.storage, lambda: self.storage.get_study_user_attrs(self.key))
         if self._coordinator is not None:
-            self._known = dict(attributes)
+            self._cached_attributes = dict(attributes)
         return attributes
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
         self._write(lambda: self.storage.set_study_user_attr(self.key, name, value))
-        if self._known is not None:
-            self._known[name] = json.loads(json.dumps(value))
+        if self._cached_attributes is not None:
+            self._cached_attributes[name] = json.loads(json.dumps(value))
 
-    def trials(self) -> list[FrozenTrial]:
-        """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""
-        forgotten = set((self.attributes.get("retry") or {}).get("forgotten", ()))
-        trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
-        return sorted((trial for trial in trials if trial.number not in forgotten), key=lambda trial: trial.number)
+    @property
+    def _forgotten(self) -> list[int]:
+        """The numbers of the trials that :meth:`retry_failed` has forgotten."""
+        retry = self.attributes.get("retry") or {}
+        return list(retry.get("forgotten", ()))
+
+    # who may write
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the study's lock while this is open; each write sees first that it is still held.
+        """Hold the study's lock while this is open; each write checks first that it is still held.
 
         Raises:
             StudyStoreError: within seconds; the message says who holds it.
         """
-        self._coordinator, self._count = Coordinator(self.storage, self.name, self.key), None
+        self._coordinator = Coordinator(self.storage, self.name, self.key)
+        self._trial_count = None
         try:
             self._coordinator.begin()
             yield
         finally:
             self._coordinator.end()
-            self._coordinator = self._known = None
-
-    def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> int:
-        """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
-
-        Args:
-            candidate: what is evaluated.
-            tells_before: how many results were told before this ask, where tells do not follow the order of asks.
-
-        Returns:
-            The trial's number.
-        """
-        attributes = {**candidate_attributes(candidate), "tell_index": self._next}
-        if tells_before is not None:
-            attributes["tells_before"] = tells_before
-        ranges = {**_SUM_ABS, "effective": FloatDistribution(1.0, float(candidate.coefficients.shape[-1]))}
-        found = {"sum_abs": sum_abs(candidate.coefficients), "effective": effective_count(candidate.coefficients)}
-        params = {name: min(max(float(found[name]), known.low), known.high) for name, known in ranges.items()}
-        how: dict[str, Any] = {"params": params, "distributions": ranges}
-        return self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes, **how))
-
-    @property
-    def _next(self) -> int:
-        """The number of the next trial."""
-        if self._count is None:
-            self._count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
-        return self._count
-
-    def _add(self, trial: FrozenTrial) -> int:
-        number, attempts = self._next, itertools.count()
-
-        def add() -> int:
-            if next(attempts):  # an earlier attempt may have been committed
-                with contextlib.suppress(KeyError):
-                    return self.storage.get_trial_id_from_study_id_trial_number(self.key, number)
-            return self.storage.create_new_trial(self.key, trial)
-
-        self._ids[number] = self._write(add)
-        self._count = number + 1
-        return number
-
-    def finish(self, number: int, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
-        """Commit a result: metrics, cost and gradient, then the value and the state.
-
-        The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
-        """
-        attributes: dict[str, Any] = {"metrics": dict(evaluation.metrics), "cost": dataclasses.asdict(evaluation.cost)}
-        if evaluation.gradient is not None:
-            attributes["gradient"] = stored_array(evaluation.gradient)
-        optional = {"violation": evaluation.violation, "unseen": evaluation.unseen}
-        attributes |= {name: value for name, value in optional.items() if value is not None}
-        state = TrialState.COMPLETE if compares else TrialState.PRUNED
-        self._end(number, state, attributes, tell_index, value=evaluation.loss)
-
-    def fail(self, number: int, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
-        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last one is marked ``last``."""
-        attributes = {
-            "attempts": [*attempts[:-1], {**attempts[-1], "last": True}],  # first: a search that goes on looks there
-            "reason": attempts[-1]["reason"],
-            "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
-        }
-        self._end(number, TrialState.FAIL, attributes, tell_index)
-
-    def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
-        """Commit the failed attempts of a trial that is evaluated again."""
-        self._annotate(number, {"attempts": list(attempts)})
-
-    def _end(
-        self, number: int, state: TrialState, attributes: dict[str, Any], tell_index: int, value: float | None = None
-    ) -> None:
-        if tell_index != number:
-            attributes["tell_index"] = tell_index
-        json.dumps(attributes)  # whatever cannot be written fails before anything is
-        trial_id = self._trial_id(number)
-
-        def end() -> None:
-            try:
-                self.storage.set_trial_state_values(trial_id, state, None if value is None else [value])
-            except RuntimeError:  # it has ended: by an attempt whose commit was not acknowledged?
-                stored = self.storage.get_trial(trial_id)
-                if (stored.state, stored.value) != (state, value):
-                    raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
-
-        with contextlib.suppress(RuntimeError):  # it has ended, see below
-            self._annotate(number, attributes)
-        self._write(end)
-
-    def _annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
-        trial_id = self._trial_id(number)
-        for name, value in attributes.items():
-            self._write(functools.partial(self.storage.set_trial_user_attr, trial_id, name, value))
-
-    def _trial_id(self, number: int) -> int:
-        if number not in self._ids:
-            found = self.storage.get_trial_id_from_study_id_trial_number
-            self._ids[number] = in_database(self.storage, lambda: found(self.key, number))
-        return self._ids[number]
-
-    def retry_failed(self) -> int:
-        """Forget the failures after the last success: their candidates are asked anew. The caller holds the study.
-
-        A trial that failed before the last success stays failed, since all later candidates depend on that.
-
-        Returns:
-            How many trials were forgotten.
-        """
-        trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
-        last = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
-        after = [trial for trial in trials if trial.number > last]
-        tail = [trial.number for trial in after] if any(one.state == TrialState.FAIL for one in after) else []
-        if tail:
-            before = self.attributes.get("retry") or {}
-            self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
-            self.set_attribute("held_out", None)
-            self.set_attribute("retry", {"forgotten": [*before.get("forgotten", ()), *tail]})
-        return len(tail)
-
-    def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
-        """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
-
-        Returns:
-            Its number, its coefficients and its user attributes with ``loss``, and with ``held_out`` if the
-            report is of this trial.
-
-        Raises:
-            StudyStoreError: there is no such complete trial.
-        """
-        trials, report = self.trials(), self.attributes.get("held_out") or {}
-        if number is None:
-            best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
-            if best is None:
-                raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
-            number = int(report.get("trial", best.number))
-        known = {trial.number: {**trial.user_attrs, "loss": trial.value} for trial in trials if trial.value is not None}
-        if number not in known:
-            raise StudyStoreError(f"{self.name}: trial {number} is not complete")
-        if report.get("trial") == number:
-            known[number]["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
-        return number, array_of(known[number]["coefficients"]), known[number]
-
-    def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
-        """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
-        stored = in_database(self.storage, lambda: self.storage.get_study_system_attrs(self.key))
-        found = [json.loads(text) for name, text in stored.items() if name.startswith(_ARTIFACT)]
-        wanted = [meta for meta in found if number is None or meta.get("trial") == number]
-        return sorted(wanted, key=lambda meta: str(meta.get("filename")))
-
-    def attach(self, number: int, folder: Path, path: Path) -> None:
-        """Store a file of a trial in the folder of Optuna's artifacts, in place of an earlier one of this name."""
-        own = f"{self.name} {self.attributes['created']} {number} {path.name}"
-        artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, own))
-        with replacing(folder / artifact_id) as pending:
-            pending.write_bytes(path.read_bytes())
-        mimetype, encoding = mimetypes.guess_type(path)
-        names = {"artifact_id": artifact_id, "filename": path.name, "trial": number}
-        meta = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
-        self._write(lambda: self.storage.set_study_system_attr(self.key, f"{_ARTIFACT}{artifact_id}", json.dumps(meta)))
-
-    def copy(self, name: str, attributes: Mapping[str, Any]) -> None:
-        """Create another study, with these attributes, and every finished trial of this one, marked as inherited.
-
-        Raises:
-            StudyStoreError: a study of that name exists.
-        """
-        copies = []
-        for trial in (trial for trial in self.trials() if trial.state.is_finished()):
-            origin = trial.user_attrs.get("inherited") or {"study": self.name, "trial": trial.number}
-            kept = {key: value for key, value in trial.user_attrs.items() if key not in _OF_ITS_STUDY}
-            copies.append(create_trial(state=trial.state, value=trial.value, user_attrs={**kept, "inherited": origin}))
-            copies[-1].datetime_start, copies[-1].datetime_complete = trial.datetime_start, trial.datetime_complete
-        create(self.storage, name, attributes, copies)
-
-    def delete(self) -> None:
-        """Delete the study with its trials, in one transaction."""
-
-        def delete() -> None:
-            with contextlib.suppress(KeyError):  # deleted by an attempt that was not acknowledged
-                self.storage.delete_study(self.key)
-
-        self._write(delete)
+            self._coordinator = None
+            self._cached_attributes = None
 
     def _write(self, change: Callable[[], T]) -> T:
         """Call ``change``, which may be repeated, and again where it was not committed, or where that is not known."""
@@ -345,6 +223,231 @@ class StoredStudy:
 
         return in_database(self.storage, attempt)
 
+    # its trials
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""
+        forgotten = set(self._forgotten)
+        trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
+        remembered = [trial for trial in trials if trial.number not in forgotten]
+        return sorted(remembered, key=lambda trial: trial.number)
+
+    def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> int:
+        """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
+
+        Args:
+            candidate: what is evaluated.
+            tells_before: how many results were told before this ask, where tells do not follow the order of asks.
+
+        Returns:
+            The trial's number.
+        """
+        attributes = candidate_attributes(candidate)
+        attributes["tell_index"] = self._next_number
+        if tells_before is not None:
+            attributes["tells_before"] = tells_before
+        coefficients = candidate.coefficients
+        effective_range = FloatDistribution(1.0, float(coefficients.shape[-1]))
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            user_attrs=attributes,
+            params={
+                "sum_abs": _clipped(sum_abs(coefficients), _SUM_ABS_RANGE),
+                "effective": _clipped(effective_count(coefficients), effective_range),
+            },
+            distributions={"sum_abs": _SUM_ABS_RANGE, "effective": effective_range},
+        )
+        return self._add(trial)
+
+    @property
+    def _next_number(self) -> int:
+        """The number of the next trial."""
+        if self._trial_count is None:
+            self._trial_count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
+        return self._trial_count
+
+    def _add(self, trial: FrozenTrial) -> int:
+        """Commit a new trial and return its number."""
+        number = self._next_number
+        is_first_attempt = True
+
+        def add() -> int:
+            nonlocal is_first_attempt
+            if not is_first_attempt:  # an earlier attempt may have been committed
+                with contextlib.suppress(KeyError):
+                    return self.storage.get_trial_id_from_study_id_trial_number(self.key, number)
+            is_first_attempt = False
+            return self.storage.create_new_trial(self.key, trial)
+
+        self._trial_ids[number] = self._write(add)
+        self._trial_count = number + 1
+        return number
+
+    def finish(self, number: int, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
+        """Commit a result: metrics, cost and gradient, then the value and the state.
+
+        The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
+        """
+        state = TrialState.COMPLETE if compares else TrialState.PRUNED
+        self._end(number, state, _result_attributes(evaluation), tell_index, value=evaluation.loss)
+
+    def fail(self, number: int, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
+        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last one is marked ``last``."""
+        self._end(number, TrialState.FAIL, _failure_attributes(attempts), tell_index)
+
+    def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
+        """Commit the failed attempts of a trial that is evaluated again."""
+        self._set_trial_attributes(number, {"attempts": list(attempts)})
+
+    def _end(
+        self,
+        number: int,
+        state: TrialState,
+        attributes: dict[str, Any],
+        tell_index: int,
+        value: float | None = None,
+    ) -> None:
+        """Commit the attributes of a result, then its state: a trial without its state is evaluated again."""
+        if tell_index != number:
+            attributes["tell_index"] = tell_index
+        json.dumps(attributes)  # whatever cannot be written fails before anything is
+        trial_id = self._trial_id(number)
+        values = None if value is None else [value]
+
+        def end() -> None:
+            try:
+                self.storage.set_trial_state_values(trial_id, state, values)
+            except RuntimeError:  # it has ended: by an attempt whose commit was not acknowledged?
+                stored = self.storage.get_trial(trial_id)
+                if (stored.state, stored.value) != (state, value):
+                    raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
+
+        with contextlib.suppress(RuntimeError):  # it has ended, see above
+            self._set_trial_attributes(number, attributes)
+        self._write(end)
+
+    def _set_trial_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """The one place where attributes of a trial that exists are written."""
+        trial_id = self._trial_id(number)
+        for name, value in attributes.items():
+            self._write(functools.partial(self.storage.set_trial_user_attr, trial_id, name, value))
+
+    def _trial_id(self, number: int) -> int:
+        """The database's key of a trial."""
+        if number not in self._trial_ids:
+            self._trial_ids[number] = in_database(
+                self.storage, lambda: self.storage.get_trial_id_from_study_id_trial_number(self.key, number)
+            )
+        return self._trial_ids[number]
+
+    def retry_failed(self) -> int:
+        """Forget the failures after the last success: their candidates are asked anew. The caller holds the study.
+
+        A trial that failed before the last success stays failed, since all later candidates depend on that.
+
+        Returns:
+            How many trials were forgotten.
+        """
+        trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
+        last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
+        later_trials = [trial for trial in trials if trial.number > last_success]
+        if not any(trial.state == TrialState.FAIL for trial in later_trials):
+            return 0
+        forgotten = self._forgotten + [trial.number for trial in later_trials]
+        self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
+        self.set_attribute("held_out", None)
+        self.set_attribute("retry", {"forgotten": forgotten})
+        return len(later_trials)
+
+    def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
+        """The trial to export: that of a number, else the one chosen on other noise, else the best of the search.
+
+        Returns:
+            Its number, its coefficients and its user attributes with ``loss``, and with ``held_out`` if the
+            report is of this trial.
+
+        Raises:
+            StudyStoreError: there is no such complete trial.
+        """
+        trials = self.trials()
+        report = self.attributes.get("held_out") or {}
+        if number is None:
+            best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
+            if best is None:
+                raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
+            number = int(report.get("trial", best.number))
+        trial = next((trial for trial in trials if trial.number == number), None)
+        if trial is None or trial.value is None:
+            raise StudyStoreError(f"{self.name}: trial {number} is not complete")
+        description = {**trial.user_attrs, "loss": trial.value}
+        if report.get("trial") == number:
+            description["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
+        return number, array_of(trial.user_attrs["coefficients"]), description
+
+    # its files
+
+    def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
+        """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
+        system_attributes = in_database(self.storage, lambda: self.storage.get_study_system_attrs(self.key))
+        artifacts = []
+        for name, text in system_attributes.items():
+            if name.startswith(_ARTIFACT):
+                artifact = json.loads(text)
+                if number is None or artifact.get("trial") == number:
+                    artifacts.append(artifact)
+        return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
+
+    def attach(self, number: int, folder: Path, path: Path) -> None:
+        """Store a file of a trial in the folder of Optuna's artifacts, in place of an earlier one of this name."""
+        identity = f"{self.name} {self.attributes['created']} {number} {path.name}"
+        artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
+        with replacing(folder / artifact_id) as pending:
+            pending.write_bytes(path.read_bytes())
+        mimetype, encoding = mimetypes.guess_type(path)
+        artifact = {
+            "artifact_id": artifact_id,
+            "filename": path.name,
+            "trial": number,
+            "mimetype": mimetype or "application/octet-stream",
+            "encoding": encoding,
+        }
+        key = f"{_ARTIFACT}{artifact_id}"
+        self._write(lambda: self.storage.set_study_system_attr(self.key, key, json.dumps(artifact)))
+
+    # all of it
+
+    def copy(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Create another study, with these attributes, and every finished trial of this one, marked as inherited.
+
+        Raises:
+            StudyStoreError: a study of that name exists.
+        """
+        copies = []
+        for trial in self.trials():
+            if not trial.state.is_finished():
+                continue
+            copied = {key: value for key, value in trial.user_attrs.items() if key not in _NOT_COPIED}
+            origin = {"study": self.name, "trial": trial.number}
+            copied["inherited"] = trial.user_attrs.get("inherited") or origin
+            copy = create_trial(state=trial.state, value=trial.value, user_attrs=copied)
+            copy.datetime_start = trial.datetime_start
+            copy.datetime_complete = trial.datetime_complete
+            copies.append(copy)
+        create(self.storage, name, attributes, copies)
+
+    def delete(self) -> None:
+        """Delete the study with its trials, in one transaction."""
+
+        def delete() -> None:
+            with contextlib.suppress(KeyError):  # deleted by an attempt that was not acknowledged
+                self.storage.delete_study(self.key)
+
+        self._write(delete)
+
+
+def _clipped(value: float, allowed: FloatDistribution) -> float:
+    return min(max(float(value), allowed.low), allowed.high)
+
 
 def create(
     storage: RDBStorage,
@@ -354,44 +457,59 @@ def create(
     *,
     exist_ok: bool = False,
 ) -> None:
-    """Create a study with trials that have ended. It is one of ours when all of it is there, not before.
+    """Create a study with trials that have ended. Readers see the study only once it is complete.
 
     Raises:
         StudyStoreError: a study of that name exists, or another process creates it.
     """
     lock = lock_of(storage, name)
-    deadline = time.monotonic() + _MAKING_SECONDS
+    deadline = time.monotonic() + _CREATION_SECONDS
     while not in_database(storage, lock.take):
         if exist_ok and name in our_studies(storage):
             return
         if time.monotonic() > deadline:
-            raise StudyStoreError(f"{name}: is being made by another process")
+            raise StudyStoreError(f"{name}: is being created by another process")
         time.sleep(0.05)
     try:
-        study = StoredStudy(storage, name, in_database(storage, lambda: _create_empty(storage, name)))
-        known = study.attributes
-        if exist_ok and _is_made_by_us(known):
+        study = _new_study(storage, name, exist_ok=exist_ok)
+        if study is None:
             return
-        if known or study._next:
-            if "created" not in known or _is_made_by_us(known):
-                raise StudyStoreError(f"{name}: exists already; give the study another name")
-            study.delete()  # whoever began to make it was killed
-            study = StoredStudy(storage, name, in_database(storage, lambda: _create_empty(storage, name)))
         study.set_attribute("created", time.time())
+        study.set_attribute("schema", SCHEMA)
         for attribute, value in attributes.items():
-            if attribute not in ("created", "created_by"):
+            if attribute not in _WRITTEN_BY_CREATE:
                 study.set_attribute(attribute, value)
         for trial in trials:
             study._add(trial)
-        study.set_attribute("created_by", f"lcsc_opt {VERSION}")
+        study.set_attribute("created_by", f"lcsc_opt {VERSION}")  # last: it makes the study visible
     finally:
         lock.free()
 
 
-def _create_empty(storage: RDBStorage, name: str) -> int:
-    """The key of a study of this name, which is made where there is none."""
-    try:
-        return storage.get_study_id_from_name(name)
-    except KeyError:
-        with quiet_optuna():
-            return storage.create_new_study([StudyDirection.MINIMIZE], name)
+def _new_study(storage: RDBStorage, name: str, *, exist_ok: bool) -> StoredStudy | None:
+    """An empty study of this name; ``None`` if it exists and may exist.
+
+    Raises:
+        StudyStoreError: it exists, and is ours or of another program.
+    """
+    study = _open_or_create_empty(storage, name)
+    attributes = study.attributes
+    if not attributes and not study._next_number:
+        return study
+    if _is_made_by_us(attributes) and exist_ok:
+        return None
+    if _is_made_by_us(attributes) or "created" not in attributes:
+        raise StudyStoreError(f"{name}: exists already; give the study another name")
+    study.delete()  # whoever began to create it was killed
+    return _open_or_create_empty(storage, name)
+
+
+def _open_or_create_empty(storage: RDBStorage, name: str) -> StoredStudy:
+    def key() -> int:
+        try:
+            return storage.get_study_id_from_name(name)
+        except KeyError:
+            with quiet_optuna():
+                return storage.create_new_study([StudyDirection.MINIMIZE], name)
+
+    return StoredStudy(storage, name, in_database(storage, key))

@@ -1,4 +1,4 @@
-"""The URL of a study database, and what of it may be shown."""
+"""The URL of a study database, and how to show it without its passwords."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 def storage_url(option: str | None, study_file: str | None = None) -> str:
     """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's."""
-    for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
-        option = option or os.environ.get(name)
-    return option or study_file or DEFAULT_STORAGE
+    choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), study_file)
+    return next((choice for choice in choices if choice), DEFAULT_STORAGE)
 
 
 def is_there(url: str) -> bool:
-    """Whether the database's file exists; a server is assumed to be there."""
+    """Whether the database's file exists; a server is assumed to exist."""
     file = sqlite_file(parse_url(url))
     return file is None or file.exists()
 
 
 def sqlite_file(url: sa.URL) -> Path | None:
     """The file of a database; ``None`` for a server, and in memory."""
-    in_memory = url.database in (None, "", ":memory:")
-    return None if url.get_backend_name() != "sqlite" or in_memory else Path(str(url.database))
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database))
 
 
 def parse_url(url: str) -> sa.URL:
@@ -43,12 +43,16 @@ def parse_url(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
-        given = masked(url) if "//" in url or "@" in url else f"{url}; of that file it is sqlite:///{url}"
-        raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {given}") from None
+        shown = f"{url}; of that file it is sqlite:///{url}"
+        if "//" in url or "@" in url:
+            shown = masked(url)
+        raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {shown}") from None
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
-    drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
-    return parsed.set(drivername="+".join(["postgresql", *drivers[:1]]))
+    for driver in ("psycopg", "psycopg2"):
+        if importlib.util.find_spec(driver) is not None:
+            return parsed.set(drivername=f"postgresql+{driver}")
+    return parsed.set(drivername="postgresql")
 
 
 def _has_raw_at(url: str) -> bool:
@@ -78,11 +82,14 @@ def _is_secret(name: str) -> bool:
 def without_secrets(text: str, url: str) -> str:
     """A text that may quote the URL or its passwords, decoded or as written in it, with these hidden."""
     parsed = sa.make_url(url)
-    values = [value for name, value in parsed.query.items() if _is_secret(name)]
-    passwords = [str(password) for password in (parsed.password, *values) if password]
-    written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
-    rendered = parsed.render_as_string(hide_password=False)
-    secrets = [url, rendered, *passwords, *([written[1]] if written and written[1] else [])]
-    for secret in secrets if passwords else []:
+    values = [parsed.password, *(value for name, value in parsed.query.items() if _is_secret(name))]
+    passwords = [str(password) for password in values if password]
+    if not passwords:
+        return text
+    secrets = [url, parsed.render_as_string(hide_password=False), *passwords]
+    as_written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
+    if as_written is not None and as_written[1]:
+        secrets.append(as_written[1])
+    for secret in secrets:
         text = text.replace(secret, "***")
     return text

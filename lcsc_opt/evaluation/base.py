@@ -18,7 +18,7 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
-_MOST_TRACEBACK = 8000  # characters of a traceback that are kept: the last ones
+_TRACEBACK_CHARACTERS = 8000  # the last ones are stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Failure:
 
     def as_attempt(self) -> dict[str, Any]:
         """The attempt as the database stores it."""
-        known = {"reason": self.reason, "seconds": round(self.seconds, 3)}
-        return {**known, "traceback": self.traceback} if self.traceback else known
+        attempt: dict[str, Any] = {"reason": self.reason, "seconds": round(self.seconds, 3)}
+        if self.traceback:
+            attempt["traceback"] = self.traceback
+        return attempt
 
 
 Outcome = Evaluation | Failure
@@ -47,7 +49,7 @@ class Evaluator(Protocol):
     """Evaluates candidates, as many at once as it has workers."""
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        """Start an evaluation, with its gradient where that is wanted.
+        """Start an evaluation, with the gradient if the caller needs it.
 
         The future never raises what the objective raised: it gives a :class:`Failure`.
         """
@@ -62,57 +64,85 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     try:
         return function()
     except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line wherever it is shown
-        retry = not isinstance(error, LcscError)
-        broken = not isinstance(error, MetricError)
-        text = "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:] if broken else ""
+        failure = _failure_of(error)
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
     free_memory()
-    return Failure(reason, time.perf_counter() - start, retry, text)
+    return dataclasses.replace(failure, seconds=time.perf_counter() - start)
+
+
+def _failure_of(error: BaseException) -> Failure:
+    """The failure that an exception means; its time is not filled in yet."""
+    message = f"{type(error).__name__}: {error}"
+    text = ""
+    if not isinstance(error, MetricError):  # these are about the candidate, not about code
+        text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
+    return Failure(
+        reason=" ".join(message.split()),  # in one line, wherever it is shown
+        seconds=0.0,
+        retry=not isinstance(error, LcscError),
+        traceback=text,
+    )
 
 
 def checked(outcome: Outcome, candidate: Candidate, *, gradient: bool) -> Outcome:
-    """The evaluation in Python's own numbers, if these are finite and a wanted gradient is there; else a failure."""
-    answer = outcome
-    outcome = answer if isinstance(answer, Failure) else attempt(lambda: _plain(answer))
+    """The evaluation in Python's own numbers, or a failure.
+
+    It is a failure where a number is not finite, or a gradient that was asked for is missing.
+    """
     if isinstance(outcome, Failure):
         return outcome
-    seconds = outcome.cost.seconds
-    if not math.isfinite(outcome.loss):
-        return Failure(f"the loss is {outcome.loss}", seconds)
-    if gradient and outcome.gradient is None:
-        return Failure("the objective gave no gradient", seconds, retry=False)
-    if outcome.gradient is not None:
-        found, expected = list(outcome.gradient.shape), list(candidate.coefficients.shape)
-        if found != expected:
-            return Failure(f"the gradient has the shape {found}, expected {expected}", seconds, retry=False)
-        if not np.isfinite(outcome.gradient).all():
-            return Failure("the gradient is not finite", seconds)
-    return outcome
+    evaluation = attempt(lambda: _plain(outcome))
+    if isinstance(evaluation, Failure):
+        return evaluation
+    seconds = evaluation.cost.seconds
+    if not math.isfinite(evaluation.loss):
+        return Failure(f"the loss is {evaluation.loss}", seconds)
+    if evaluation.gradient is None:
+        if gradient:
+            return Failure("the objective gave no gradient", seconds, retry=False)
+        return evaluation
+    shape = list(evaluation.gradient.shape)
+    expected_shape = list(candidate.coefficients.shape)
+    if shape != expected_shape:
+        return Failure(f"the gradient has the shape {shape}, expected {expected_shape}", seconds, retry=False)
+    if not np.isfinite(evaluation.gradient).all():
+        return Failure("the gradient is not finite", seconds)
+    return evaluation
 
 
 def _plain(answer: object) -> Evaluation:
     """An objective's answer in Python's own numbers: those of numpy and torch cannot be stored as JSON.
 
     Raises:
-        ObjectiveError: it is no evaluation, or what should be a number is none.
+        ObjectiveError: it is no evaluation, or something else stands where a number should be.
     """
     if not isinstance(answer, Evaluation):
         raise ObjectiveError(f"evaluate gave {type(answer).__name__}, expected an Evaluation")
-    cost = dataclasses.asdict(answer.cost)
+    gradient = answer.gradient
+    if gradient is not None:
+        gradient = np.asarray(gradient, dtype=np.float64)
+    cost = {name: _number(f"cost.{name}", value) for name, value in dataclasses.asdict(answer.cost).items()}
     return dataclasses.replace(
         answer,
         loss=float(_number("loss", answer.loss)),
         metrics={name: _number(f"metrics.{name}", value) for name, value in answer.metrics.items()},
-        cost=Cost(**{name: _number(f"cost.{name}", value) for name, value in cost.items()}),
-        gradient=None if answer.gradient is None else np.asarray(answer.gradient, dtype=np.float64),
-        violation=None if answer.violation is None else float(_number("violation", answer.violation)),
-        unseen=None if answer.unseen is None else float(_number("unseen", answer.unseen)),
+        cost=Cost(**cost),
+        gradient=gradient,
+        violation=_optional_float("violation", answer.violation),
+        unseen=_optional_float("unseen", answer.unseen),
     )
 
 
+def _optional_float(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    return float(_number(name, value))
+
+
 def _number(name: str, value: Any) -> Any:
-    plain = value.item() if hasattr(value, "item") else value
+    plain = value
+    if hasattr(value, "item"):  # of numpy or torch
+        plain = value.item()
     if not isinstance(plain, (int, float)):
         raise ObjectiveError(f"{name}: expected a number, got {value!r}")
     return plain
@@ -123,11 +153,12 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
 
     def evaluate() -> Evaluation:
         start = time.perf_counter()
-        # objectives without gradients need not know the keyword
-        found = objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
-        if not isinstance(found, Evaluation) or found.cost.seconds:
-            return found
-        return dataclasses.replace(found, cost=dataclasses.replace(found.cost, seconds=time.perf_counter() - start))
+        options = {"gradient": True} if gradient else {}  # objectives without gradients may not have the keyword
+        evaluation = objective.evaluate(candidate, **options)
+        if not isinstance(evaluation, Evaluation) or evaluation.cost.seconds:
+            return evaluation
+        cost = dataclasses.replace(evaluation.cost, seconds=time.perf_counter() - start)
+        return dataclasses.replace(evaluation, cost=cost)
 
     return checked(attempt(evaluate), candidate, gradient=gradient)
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.catalog import ORIGINALS, find
+from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
@@ -26,7 +26,7 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 
-if TYPE_CHECKING:  # with torch, it would be most of the time that a worker takes to start
+if TYPE_CHECKING:  # with torch, whose import would take most of a worker's start
     from lcsc_opt.trajectory import Trajectory
 
 _PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
@@ -46,7 +46,7 @@ class PackedTrajectory:
     Attributes:
         path: the trajectory on the coordinator's machine.
         in_cache: its path inside the cache folder, on the coordinator and on other machines.
-        known: the identity of its checkpoints.
+        checkpoints: their identity.
         manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
         size: bytes of its weights.
         node: Ray's id of the coordinator's machine, which reads them for others.
@@ -54,7 +54,7 @@ class PackedTrajectory:
 
     path: Path
     in_cache: Path
-    known: KnownCheckpoints
+    checkpoints: KnownCheckpoints
     manifest: bytes
     size: int
     node: str = ""
@@ -62,14 +62,22 @@ class PackedTrajectory:
     @classmethod
     def of(cls, trajectory: Trajectory) -> PackedTrajectory:
         """Describe an open trajectory."""
-        path, cache = trajectory.path.resolve(), cache_directory().resolve()
-        own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
-        place = path.relative_to(cache) if path.is_relative_to(cache) else own
-        known = KnownCheckpoints(trajectory.sha256, trajectory.steps)
-        return cls(path, place, known, (path / MANIFEST).read_bytes(), (path / WEIGHTS).stat().st_size)
+        path = trajectory.path.resolve()
+        cache = cache_directory().resolve()
+        if path.is_relative_to(cache):
+            in_cache = path.relative_to(cache)
+        else:
+            in_cache = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
+        return cls(
+            path=path,
+            in_cache=in_cache,
+            checkpoints=KnownCheckpoints(trajectory.sha256, trajectory.steps),
+            manifest=(path / MANIFEST).read_bytes(),
+            size=(path / WEIGHTS).stat().st_size,
+        )
 
-    def found(self) -> Path:
-        """The trajectory's path on this machine: the same path, or one in the cache. If it is missing, it is fetched.
+    def on_this_machine(self) -> Path:
+        """The trajectory's path here: the coordinator's path, or one in the cache, where it is fetched if necessary.
 
         Raises:
             StudySpecError: it cannot be written there.
@@ -79,27 +87,34 @@ class PackedTrajectory:
 
         cached = cache_directory() / self.in_cache
         for path in (self.path, cached):
-            if Trajectory.holding(path, self.known) is not None:
+            if Trajectory.holding(path, self.checkpoints) is not None:
                 return path
-        with only_process(cached):  # another worker on this machine fetches it: wait
-            if Trajectory.holding(cached, self.known) is not None:
-                return cached
-            notice(f"fetching the trajectory ({self.size / 1e6:,.0f} MB) to {cached}")
-            ray, scheduling = map(importlib.import_module, ("ray", "ray.util.scheduling_strategies"))
-            there = scheduling.NodeAffinitySchedulingStrategy(self.node, soft=False)
-            read = ray.remote(_read).options(num_cpus=0, scheduling_strategy=there)
-            try:
-                with replacing(cached) as pending:
-                    pending.mkdir()
-                    with (pending / WEIGHTS).open("xb") as file:
-                        for start in range(0, self.size, _PIECE_BYTES):
-                            length = min(_PIECE_BYTES, self.size - start)
-                            file.write(ray.get(read.remote(self.path / WEIGHTS, start, length)))
-                    (pending / MANIFEST).write_bytes(self.manifest)
-                    Trajectory.open(pending, steps=self.known.steps).verify()
-            except OSError as error:
-                raise StudySpecError(f"the trajectory cannot be fetched to {cached}: {error.strerror}") from error
+        with only_process(cached):
+            # another worker of this machine may have fetched it while this one waited for the lock
+            if Trajectory.holding(cached, self.checkpoints) is None:
+                self._fetch(cached)
         return cached
+
+    def _fetch(self, cached: Path) -> None:
+        """Copy the trajectory from the coordinator's machine, in pieces, and check it."""
+        from lcsc_opt.trajectory import Trajectory
+
+        notice(f"fetching the trajectory ({self.size / 1e6:,.0f} MB) to {cached}")
+        ray = importlib.import_module("ray")
+        scheduling = importlib.import_module("ray.util.scheduling_strategies")
+        on_coordinator = scheduling.NodeAffinitySchedulingStrategy(self.node, soft=False)
+        read = ray.remote(_read).options(num_cpus=0, scheduling_strategy=on_coordinator)
+        try:
+            with replacing(cached) as pending:
+                pending.mkdir()
+                with (pending / WEIGHTS).open("xb") as file:
+                    for start in range(0, self.size, _PIECE_BYTES):
+                        length = min(_PIECE_BYTES, self.size - start)
+                        file.write(ray.get(read.remote(self.path / WEIGHTS, start, length)))
+                (pending / MANIFEST).write_bytes(self.manifest)
+                Trajectory.open(pending, steps=self.checkpoints.steps).verify()
+        except OSError as error:
+            raise StudySpecError(f"the trajectory cannot be fetched to {cached}: {error.strerror}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +123,18 @@ class NodeObjective:
 
     Attributes:
         spec: of the objective.
-        study: the study file's folder on the coordinator.
-        here: the working directory of the coordinator.
-        own: the objective's file on the coordinator; ``None`` if it belongs to the library.
+        study_directory: the study file's folder on the coordinator.
+        working_directory: of the coordinator.
+        objective_file: on the coordinator; ``None`` if it belongs to the library.
         software: of the coordinator.
         packed: the objective's trajectory; ``None`` without one.
         rows: how layers are divided into groups with coefficients of their own.
     """
 
     spec: ObjectiveSpec
-    study: Path | None
-    here: Path
-    own: Path | None
+    study_directory: Path | None
+    working_directory: Path
+    objective_file: Path | None
     software: dict[str, Any]
     packed: PackedTrajectory | None
     rows: Rule | None
@@ -130,19 +145,24 @@ class NodeObjective:
         from lcsc_opt.trajectory import Trajectory
 
         file = find("objectives", spec.file, beside=study)
-        own = file if file.name in objective.code else None
         for name in objective.code:
-            path = file if name == file.name else module_file(name)
-            if path is None:
-                continue
-            place = copies / name if path == file else copies.joinpath(*name.split(".")).with_suffix(".py")
-            place = place.with_suffix("") / path.name if path.name == "__init__.py" else place
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-        trajectory, groups = objective.trajectory, objective.layer_groups
-        packed = PackedTrajectory.of(trajectory) if isinstance(trajectory, Trajectory) else None
-        rule = None if groups is None else groups.rule
-        return cls(spec, None if study is None else study.resolve(), Path.cwd(), own, _software(), packed, rule)
+            if name == file.name:
+                _copy(file, copies / name)
+            else:
+                _copy_module(name, copies)
+        packed = None
+        if isinstance(objective.trajectory, Trajectory):
+            packed = PackedTrajectory.of(objective.trajectory)
+        groups = objective.layer_groups
+        return cls(
+            spec=spec,
+            study_directory=None if study is None else study.resolve(),
+            working_directory=Path.cwd(),
+            objective_file=file if file.name in objective.code else None,
+            software=_software(),
+            packed=packed,
+            rows=None if groups is None else groups.rule,
+        )
 
     def __call__(self) -> Objective:
         """Load it, in the process's first working directory, which has the copies.
@@ -151,31 +171,66 @@ class NodeObjective:
             StudySpecError: this machine has other software than the coordinator, which would change results.
             LcscError: the objective cannot be loaded.
         """
-        wanted = self.software
-        found = {name: here for name, here in _software().items() if here != wanted.get(name)}
-        if set(found.get("blas", ())) <= set(wanted["blas"]):  # the coordinator may have loaded more of them
-            found.pop("blas", None)
-        if others := ", ".join(f"{name} {here}, not {wanted.get(name)}" for name, here in found.items()):
-            raise StudySpecError(f"has other software than the coordinator: {others}; install the same there")
-        packed, spec, copies = self.packed, self.spec, Path.cwd()
-        known = None if packed is None else dataclasses.replace(packed.known, packed=packed.found())
-        if self.own is not None and (copy := copies / self.own.name).is_file():  # a program's own connection sends none
-            ORIGINALS[copy] = self.own
-            spec = spec.model_copy(update={"file": str(copy)})
+        self._check_software()
+        checkpoints = None
+        if self.packed is not None:
+            checkpoints = dataclasses.replace(self.packed.checkpoints, packed=self.packed.on_this_machine())
+        copies = Path.cwd()
+        spec = self.spec
+        if self.objective_file is not None:
+            copy = copies / self.objective_file.name
+            if copy.is_file():  # a program that was connected to Ray before has sent none
+                spec = spec.model_copy(update={"file": str(copy)})
         sys.path.append(str(copies))
-        if self.here.is_dir():  # on a shared file system, paths in settings mean the same files
-            os.chdir(self.here)
+        if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
+            os.chdir(self.working_directory)
         try:
-            return load_objective(spec, beside=self.study, checkpoints=known, rows=self.rows)
+            return load_objective(spec, beside=self.study_directory, checkpoints=checkpoints, rows=self.rows)
         finally:
             os.chdir(copies)
+
+    def _check_software(self) -> None:
+        differences = []
+        for name, version in _software().items():
+            expected = self.software.get(name)
+            if version == expected:
+                continue
+            if name == "blas" and set(version) <= set(expected or ()):  # the coordinator may have loaded more of them
+                continue
+            differences.append(f"{name} {version}, not {expected}")
+        if differences:
+            raise StudySpecError(
+                f"has other software than the coordinator: {', '.join(differences)}; install the same there"
+            )
+
+
+def _copy_module(name: str, copies: Path) -> None:
+    """Copy a module, with the folders of its packages. One without a file is left out."""
+    path = module_file(name)
+    if path is None:
+        return
+    package = copies.joinpath(*name.split("."))
+    if path.name == "__init__.py":
+        _copy(path, package / path.name)
+    else:
+        _copy(path, package.with_suffix(".py"))
+
+
+def _copy(file: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, copy)
 
 
 def _software() -> dict[str, Any]:
     """JSON-able: versions, BLAS, and a digest of this library's own code, which may change without its version."""
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    here = environment()
-    code = digest.hexdigest()[:12]
-    return {**here["packages"], "machine": here["machine"], "blas": here["blas"], "lcsc_opt's code": code}
+    current = environment()
+    return {
+        **current["packages"],
+        "machine": current["machine"],
+        "blas": current["blas"],
+        "lcsc_opt's code": digest.hexdigest()[:12],
+    }

@@ -5,7 +5,6 @@ Liu et al. 2024 (Section 5.2, Table 5) overlap merging and FID with sampling in 
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,10 +27,19 @@ class Pipeline:
         assert isinstance(objective, StagedObjective)
         self._objective = objective
         self._stop = threading.Event()
-        torch = sys.modules.get("torch")  # none if nobody has imported it
-        begin = functools.partial(_begin_thread, self._stop, None if torch is None else torch.get_num_threads())
-        self._merging, self._sampling, self._scoring = self._threads = tuple(
-            ThreadPoolExecutor(1, f"lcsc-{name}", initializer=begin) for name in ("merge", "sample", "score")
+        torch_threads = None
+        if "torch" in sys.modules:  # otherwise nothing here uses it
+            torch_threads = sys.modules["torch"].get_num_threads()
+        self._merging = self._new_thread("merge", torch_threads)
+        self._sampling = self._new_thread("sample", torch_threads)
+        self._scoring = self._new_thread("score", torch_threads)
+
+    def _new_thread(self, stage: str, torch_threads: int | None) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix=f"lcsc-{stage}",
+            initializer=_begin_thread,
+            initargs=(self._stop, torch_threads),
         )
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
@@ -55,9 +63,10 @@ class Pipeline:
     def close(self) -> None:
         """Stop. A running evaluation ends at its next :func:`stop_if_told`."""
         self._stop.set()
-        for thread in self._threads:
+        threads = (self._merging, self._sampling, self._scoring)
+        for thread in threads:
             thread.shutdown(wait=False, cancel_futures=True)
-        for thread in self._threads:
+        for thread in threads:
             thread.shutdown()
 
     def _sample(self, candidate: Candidate, merged: Future[Any], first: int, last: int, gradient: bool) -> Any:
@@ -71,11 +80,12 @@ class Pipeline:
         part = sampled.result()
         if isinstance(part, Failure):
             return part
-        return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), candidate, gradient=False)
+        outcome = attempt(lambda: self._objective.score(candidate, [part])[0])
+        return checked(outcome, candidate, gradient=False)
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:
-    """Limit torch's threads in a new thread: some of its libraries would take all cores there."""
+    """Limit torch's threads in a new thread: some of its libraries would use all cores there."""
     stop_flag.set(stop)
     if torch_threads is not None:
         sys.modules["torch"].set_num_threads(torch_threads)

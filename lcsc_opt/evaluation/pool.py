@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
 import pickle
-import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from multiprocessing import spawn
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
@@ -22,7 +18,8 @@ from lcsc_opt.base.machine import cores
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings, serve
+from lcsc_opt.evaluation.process import WorkerProcess
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
 _MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
@@ -31,89 +28,47 @@ _MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker 
 class _Link(Protocol):
     """The connection to one worker that was started.
 
-    ``machine`` is the name of the one that it runs on, empty while this is not known. If the worker is gone, ``send``
-    raises OSError, and ``receive`` EOFError or OSError; ``terminate`` stops it, also in the middle of a job. ``join``
-    waits until it is gone, and says how it ended and whether that counts: not if its machine went away.
+    Attributes:
+        machine: the name of the machine that it runs on; empty while this is not known.
     """
 
     @property
     def machine(self) -> str: ...
 
-    def send(self, job: Job) -> None: ...
+    def send(self, job: Job) -> None:
+        """Give the worker a job. Raises OSError if it is gone."""
 
-    def receive(self) -> Answer: ...
+    def receive(self) -> Answer:
+        """Wait for its next answer. Raises EOFError or OSError if it is gone."""
 
-    def terminate(self) -> None: ...
+    def terminate(self) -> None:
+        """Stop it, also in the middle of a job."""
 
-    def join(self) -> tuple[str, bool]: ...
+    def join(self) -> tuple[str, bool]:
+        """Wait until it is gone; gives how it ended, and whether that counts: not if its machine went away."""
 
 
 class _Machines(Protocol):
-    """Other machines where workers run; they come and go, and others do the jobs of a missing one.
+    """Other machines where workers run; they come and go, and others do the jobs of a missing one."""
 
-    ``start`` asks for a worker that starts when there is room, and raises OSError if that fails. ``refused`` gives the
-    error for the jobs of a worker that could not load the objective, or ``None`` to start it elsewhere.
-    """
+    def start(self, settings: WorkerSettings) -> _Link:
+        """Ask for a worker, which starts when there is room. Raises OSError if that fails."""
 
-    def start(self, settings: WorkerSettings) -> _Link: ...
-
-    def refused(self, link: _Link, error: LcscError) -> LcscError | None: ...
-
-
-_preparing = threading.Lock()
-
-
-@contextlib.contextmanager
-def _without_script() -> Iterator[None]:
-    """While this is open, started processes do not run the user's script again: they need nothing of it.
-
-    So the script needs no ``if __name__ == "__main__"``.
-    """
-    with _preparing:
-        prepare = spawn.get_preparation_data
-
-        def prepare_nothing(name: str) -> dict[str, Any]:
-            return {key: value for key, value in prepare(name).items() if not key.startswith("init_main")}
-
-        spawn.get_preparation_data = prepare_nothing
-        try:
-            yield
-        finally:
-            spawn.get_preparation_data = prepare
-
-
-class _Process:
-    """The connection to one process."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection: Connection
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, settings))
-        named = b"__main__" in pickle.dumps(settings)
-        with contextlib.nullcontext() if named else _without_script():
-            self._process.start()
-        other.close()
-        self.machine = platform.node()
-
-    def send(self, job: Job) -> None:
-        self._connection.send(job)
-
-    def receive(self) -> Answer:
-        answer: Answer = self._connection.recv()
-        return answer
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def join(self) -> tuple[str, bool]:
-        self._process.join()
-        return f"the worker process died (killed, or out of memory; exit code {self._process.exitcode})", True
+    def refused(self, link: _Link, error: LcscError) -> LcscError | None:
+        """The error for the jobs of a worker that could not load the objective; ``None`` to start it elsewhere."""
 
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
-    """A job that somebody waits for: the worker that has to do it (``None``: any), and how many jobs that may have."""
+    """A job that somebody waits for.
+
+    Attributes:
+        job: of the evaluator.
+        worker: the number of the worker that has to do it; ``None`` is any.
+        depth: that worker may have so many jobs with this one.
+        future: of the job's answer.
+        started: when it was handed out, by ``time.perf_counter``.
+    """
 
     job: Job
     worker: int | None
@@ -134,7 +89,7 @@ class WorkerPool:
         workers: how many.
         expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
             another one, futures raise StudyStoreError. ``None`` checks nothing.
-        environments: what each worker sets in its environment.
+        environments: the environment variables of each worker.
         threads: how many each worker may use; ``None`` is its share of this machine's cores.
         machines: where workers run; ``None`` is processes on this machine.
     """
@@ -153,9 +108,12 @@ class WorkerPool:
         self._numbers = itertools.count()
         self._queue: dict[int, _Waiting] = {}
         self._lock = threading.RLock()
-        self._elastic, threads = machines is not None, threads or max(cores() // workers, 1)
-        settings = [WorkerSettings(load_objective, expected, threads, e) for e in environments or [{}] * workers]
-        self._workers = [_Worker(self._hand_out, machines, known, number) for number, known in enumerate(settings)]
+        self._elastic = machines is not None
+        threads = threads or max(cores() // workers, 1)
+        self._workers = []
+        for number, environment in enumerate(environments or [{}] * workers):
+            settings = WorkerSettings(load_objective, expected, threads, environment)
+            self._workers.append(_Worker(self._hand_out, machines, settings, number))
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -168,7 +126,9 @@ class WorkerPool:
     def nodes(self) -> list[NodeWork]:
         """The workers of each machine, by its name; also of one whose workers died."""
         alive = Counter(worker.machine for worker in self._workers if worker.ready)
-        deaths = sum((worker.deaths.copy() for worker in self._workers), Counter[str]())
+        deaths: Counter[str] = Counter()
+        for worker in self._workers:
+            deaths.update(worker.deaths.copy())  # which another thread may change
         return [NodeWork(name, alive[name], deaths[name]) for name in sorted({*alive, *deaths})]
 
     def submit(
@@ -199,17 +159,22 @@ class WorkerPool:
             self._closing = True
         for worker in self._workers:
             worker.terminate()
-        for waiting in [waiting for worker in self._workers for waiting in worker.join()]:
+        unfinished: list[_Waiting] = []
+        for worker in self._workers:
+            unfinished += worker.join()
+        for waiting in unfinished:
             waiting.cancel()
         self._hand_out()
 
     def _hand_out(self) -> None:
+        """Give queued jobs to workers that are free; with a closed pool, cancel them."""
         with self._lock:
-            blocked: set[int | None] = set()
+            blocked: set[int | None] = set()  # workers with an earlier job that has to wait: later ones must not pass
             for number, waiting in list(self._queue.items()):
                 if self._closing:
                     waiting.cancel()
                 elif number not in self._queue or waiting.worker in blocked:
+                    # a future that ended may have called this method again, which handed the job out
                     continue
                 elif not self._place(waiting):
                     blocked.add(waiting.worker)
@@ -219,25 +184,39 @@ class WorkerPool:
     def _place(self, waiting: _Waiting) -> bool:
         """Give a job to the worker with the fewest jobs, or fail it if none is left; false if it has to wait."""
         while True:
-            allowed: Sequence[_Worker] = self._workers
-            if waiting.worker is not None:
-                own = self._workers[waiting.worker]  # its jobs go to others if workers come and go, and it is missing
-                allowed = self._workers if self._elastic and not own.ready else [own]
+            allowed = self._allowed(waiting)
             for worker in allowed:
                 worker.ensure_started()
-            alive = [worker for worker in allowed if not worker.given_up]
-            if not alive:
+            usable = [worker for worker in allowed if not worker.given_up]
+            if not usable:
                 waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
                 return True
-            free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
+            free = [worker for worker in usable if worker.ready and worker.load < waiting.depth]
             if not free:
                 return False
-            if min(free, key=lambda worker: worker.load).send(waiting):
+            least_busy = min(free, key=lambda worker: worker.load)
+            if least_busy.send(waiting):
                 return True
+
+    def _allowed(self, waiting: _Waiting) -> Sequence[_Worker]:
+        """The workers that may do a job."""
+        if waiting.worker is None:
+            return self._workers
+        chosen = self._workers[waiting.worker]
+        if self._elastic and not chosen.ready:  # where workers come and go, others do the jobs of a missing one
+            return self._workers
+        return [chosen]
 
 
 class _Worker:
-    """One worker, those that replace it, and the thread that takes their answers."""
+    """One worker, those that replace it, and the thread that takes their answers.
+
+    Attributes:
+        machine: where it is.
+        deaths: how often it died, by machine.
+        ready: whether it has loaded the objective and answers.
+        given_up: why it is not started again; empty while it may be.
+    """
 
     def __init__(
         self,
@@ -246,37 +225,46 @@ class _Worker:
         settings: WorkerSettings,
         number: int,
     ) -> None:
-        self._changed, self._machines, self._settings, self._number = changed, machines, settings, number
-        self.machine, self.deaths = "", Counter[str]()  # where it is, where it died
+        self._changed = changed
+        self._machines = machines
+        self._settings = settings
+        self._number = number
+        self.machine = ""
+        self.deaths: Counter[str] = Counter()
+        self.ready = False
+        self.given_up = ""
         self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
         self._link: _Link | None = None
         self._reader: threading.Thread | None = None
         self._closing = False
-        self._in_a_row = 0
+        self._deaths_in_a_row = 0
         self._refusal: LcscError | None = None
-        self.ready = False
-        self.given_up = ""
 
     @property
     def load(self) -> int:
+        """How many jobs it has."""
         return len(self._jobs)
 
     def ensure_started(self) -> None:
+        """Start it, unless it runs or is not to run any more."""
         with self._lock:
             if self._link is not None or self._closing or self.given_up:
                 return
             try:
-                made = _Process(self._settings) if self._machines is None else self._machines.start(self._settings)
+                if self._machines is None:
+                    link: _Link = WorkerProcess(self._settings)
+                else:
+                    link = self._machines.start(self._settings)
             except OSError as error:
                 self.given_up = f"worker {self._number} cannot be started: {error}; close programs, or set workers"
                 return
-            self._link = made
-            self._reader = threading.Thread(target=self._read, args=(made,), daemon=True)
+            self._link = link
+            self._reader = threading.Thread(target=self._read, args=(link,), daemon=True)
             self._reader.start()
 
     def send(self, waiting: _Waiting) -> bool:
-        """Returns whether the worker took the job: it may have died since it was chosen."""
+        """Give it a job; returns whether it took the job, since it may have died after it was chosen."""
         if self._refusal is not None:
             waiting.future.set_exception(self._refusal)
             return True
@@ -290,49 +278,57 @@ class _Worker:
         return True
 
     def terminate(self) -> None:
+        """Stop it for good."""
         with self._lock:
             self._closing = True
             if self._link is not None:
                 self._link.terminate()
 
     def join(self) -> list[_Waiting]:
-        """Its unfinished jobs, when it is gone."""
-        link, reader = self._link, self._reader
-        if link is not None and reader is not None:
-            link.join()
-            reader.join()
+        """Wait until it is gone; gives its unfinished jobs."""
+        if self._reader is not None:
+            self._reader.join()
         return list(self._jobs.values())
 
     def _read(self, link: _Link) -> None:
+        """Take the answers of one link, until its worker is gone."""
         while True:
             try:
                 answer = link.receive()
             except (EOFError, OSError):
                 break
-            if answer.number == READY:
-                if answer.content:
-                    error = pickle.loads(answer.content)  # noqa: S301 - of our own worker
-                    self._refusal = error if self._machines is None else self._machines.refused(link, error)
-                    if self._refusal is None:
-                        link.terminate()
-                        break
-                self.machine, self.ready = link.machine, True
-            elif answer.number == NOTICE:
+            if answer.number == NOTICE:
                 notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
-            else:
+            elif answer.number != READY:
                 self._take(answer)
+            elif self._begin(link, answer):
+                self.machine = link.machine
+                self.ready = True
+            else:
+                link.terminate()
+                break
             self._changed()
         self._bury(link)
         self._changed()
 
+    def _begin(self, link: _Link, answer: Answer) -> bool:
+        """Whether a worker that has tried to load the objective stays: either it takes jobs, or it refuses them all."""
+        if not answer.content:
+            return True
+        self._refusal = pickle.loads(answer.content)  # noqa: S301 - of our own worker
+        if self._machines is not None:
+            self._refusal = self._machines.refused(link, self._refusal)
+        return self._refusal is not None
+
     def _take(self, answer: Answer) -> None:
+        """Give the answer to whoever waits for it."""
         with self._lock:
             waiting = self._jobs.pop(answer.number)
-            self._in_a_row = 0
+            self._deaths_in_a_row = 0
         try:
             value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
         except Exception as error:
-            value = ObjectiveError(f"what a worker answered cannot be read: {error}")
+            value = ObjectiveError(f"the answer of a worker cannot be read: {error}")
         if isinstance(value, BaseException):
             waiting.future.set_exception(value)
         else:
@@ -340,21 +336,25 @@ class _Worker:
 
     def _bury(self, link: _Link) -> None:
         """Fail the jobs of a worker that died. The next job starts a new one, unless workers die again and again."""
-        was_ready, self.ready = self.ready, False
-        how, counts = link.join()
+        was_ready = self.ready
+        self.ready = False
+        how_it_ended, counts = link.join()
         with self._lock:
             if self._closing:
                 return
-            lost, self._jobs = self._jobs, {}
-            self.deaths[link.machine] += was_ready or counts
+            lost_jobs = self._jobs
+            self._jobs = {}
             self._link = None
-            self._in_a_row += counts
-            if self._in_a_row >= _MOST_DEATHS:
-                lost_again = f"worker {self._number} was lost {self._in_a_row} times in a row: {how}"
-                self.given_up = f"{lost_again}; give it more memory, or run with fewer workers"
+            self.deaths[link.machine] += was_ready or counts
+            self._deaths_in_a_row += counts
+            if self._deaths_in_a_row >= _MOST_DEATHS:
+                self.given_up = (
+                    f"worker {self._number} was lost {self._deaths_in_a_row} times in a row: {how_it_ended}; "
+                    "give it more memory, or run with fewer workers"
+                )
                 notice(f"{self.given_up}; the other workers go on")
-        for waiting in lost.values():
-            waiting.future.set_result(Failure(how, time.perf_counter() - waiting.started))
+        for waiting in lost_jobs.values():
+            waiting.future.set_result(Failure(how_it_ended, time.perf_counter() - waiting.started))
 
 
 class ProcessEvaluator:
@@ -366,7 +366,8 @@ class ProcessEvaluator:
     """
 
     def __init__(self, pool: WorkerPool, *, depth: int = 1) -> None:
-        self._pool, self._depth = pool, depth
+        self._pool = pool
+        self._depth = depth
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Queue a candidate for the next worker that is free."""

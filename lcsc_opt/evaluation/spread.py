@@ -31,15 +31,17 @@ class SpreadEvaluator:
 
     def __init__(self, objective: Objective, pool: WorkerPool) -> None:
         assert isinstance(objective, StagedObjective)
-        self._objective, self._pool = objective, pool
+        self._objective = objective
+        self._pool = pool
         self._scoring = threading.Lock()  # an objective scores one candidate at a time
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Hand out the images of a candidate, and join the parts that come back."""
         images = self._objective.images_of(candidate)
-        workers = min(len(self._pool), images)  # none of them gets no image
-        ranges = list(itertools.pairwise(images * worker // workers for worker in range(workers + 1)))
+        workers = min(len(self._pool), images)  # so that each has an image
+        ends = [images * worker // workers for worker in range(workers + 1)]
+        ranges = list(itertools.pairwise(ends))
         sampled = [
             self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, depth=AT_ONCE)
             for worker, (first, last) in enumerate(ranges)
@@ -57,30 +59,35 @@ class SpreadEvaluator:
         sampled: Sequence[Future[Any]],
         gradient: bool,
     ) -> Outcome:
-        parts = _results(sampled)
-        if isinstance(parts, Failure):
-            return parts
+        samples = _results(sampled)
+        if isinstance(samples, Failure):
+            return samples
         with self._scoring:
-            scored = attempt(lambda: self._objective.score(candidate, parts, gradient=gradient))
+            scored = attempt(lambda: self._objective.score(candidate, samples, gradient=gradient))
         if isinstance(scored, Failure):
             return scored
-        evaluation, back = scored
+        evaluation, gradients_of_samples = scored
         if gradient:
-            products = _results(
-                [
-                    self._pool.submit("vjp", candidate, first, last, rows, worker=worker, depth=AT_ONCE)
-                    for worker, ((first, last), rows) in enumerate(zip(ranges, back, strict=True))
-                ]
-            )
+            futures = []
+            # to the worker that sampled the part, which usually still has what the gradient needs
+            for worker, (first, last) in enumerate(ranges):
+                back = gradients_of_samples[worker]
+                futures.append(self._pool.submit("vjp", candidate, first, last, back, worker=worker, depth=AT_ONCE))
+            products = _results(futures)
             if isinstance(products, Failure):
                 return products
-            cost = evaluation.cost + Cost.of_parts([cost for _, cost in products])
-            evaluation = dataclasses.replace(evaluation, gradient=sum(part for part, _ in products), cost=cost)
+            evaluation = dataclasses.replace(
+                evaluation,
+                gradient=sum(product for product, _ in products),
+                cost=evaluation.cost + Cost.of_parts([cost for _, cost in products]),
+            )
         return checked(evaluation, candidate, gradient=gradient)
 
 
 def _results(futures: Sequence[Future[Part]]) -> list[Part] | Failure:
-    """The results of all futures, or the first failure. Waits for all of them, so that none is left running."""
+    """The results of all futures, or the first failure. Waits for all of them, so that none keeps running."""
     results = [future.result() for future in futures]
-    failed = [result for result in results if isinstance(result, Failure)]
-    return failed[0] if failed else results
+    for result in results:
+        if isinstance(result, Failure):
+            return result
+    return results

@@ -1,32 +1,33 @@
-"""What a worker process does: load the objective, then answer one job after the other."""
+"""What a worker does: load the objective, then answer one job after the other."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Kind = Literal["submit", "sample", "vjp"]
-"""The names of :class:`Pipeline`'s methods; an objective without stages knows ``submit`` only."""
+"""The names of :class:`Pipeline`'s methods; an objective without stages has ``submit`` only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +37,18 @@ class WorkerSettings:
     Attributes:
         load_objective: builds the objective; picklable.
         expected: the fingerprint that the objective must have; ``None`` checks nothing.
-        threads: how many cores it may use.
-        environment: variables to set before torch looks for devices.
+        threads: how many cores the worker may use.
+        environment: further environment variables, such as those that hide other workers' devices.
     """
 
     load_objective: Callable[[], Objective]
     expected: dict[str, Any] | None
     threads: int
     environment: Mapping[str, str]
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables that must be set before torch is imported."""
+        return {**self.environment, "OMP_NUM_THREADS": str(self.threads)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +61,19 @@ class Job:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-READY, NOTICE = -1, -2
-"""Numbers of answers that belong to no job: the objective is loaded, or the error that prevents it; a notice."""
+READY = -1
+"""The number of the answer that says that the objective is loaded, or gives the error that prevents it."""
+
+NOTICE = -2
+"""The number of an answer that is a notice for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The result of a job, or its error, pickled one by one: an answer that cannot be read fails no other."""
+    """The result of a job, or its error.
+
+    Each content is pickled by itself, so one that cannot be unpickled fails no other job.
+    """
 
     number: int
     content: bytes = b""
@@ -72,50 +83,81 @@ class Answer:
         """Pickle a value, or an error for the coordinator to raise."""
         try:
             return cls(number, pickle.dumps(value))
-        except Exception as error:  # something of the user's that cannot be pickled
-            what = value if isinstance(value, BaseException) else error
-            return cls(number, pickle.dumps(ObjectiveError(f"{type(what).__name__}: {what}")))
+        except Exception as pickling_error:  # a class of the user's may refuse in any way
+            error = value if isinstance(value, BaseException) else pickling_error
+            readable = ObjectiveError(f"{type(error).__name__}: {error}")
+            return cls(number, pickle.dumps(readable))
 
     @classmethod
     def of_future(cls, number: int, done: Future[Any]) -> Answer:
         """The result of a future, or its error."""
         error = done.exception()
-        return cls.of(number, done.result() if error is None else error)
+        if error is not None:
+            return cls.of(number, error)
+        return cls.of(number, done.result())
+
+
+def main() -> None:
+    """Run a worker process that :class:`lcsc_opt.evaluation.process.WorkerProcess` has started.
+
+    Its standard input is the connection to the coordinator.
+    """
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    connection = _take_standard_input()
+    let_waiting_threads_sleep()
+    try:
+        spawn.prepare(connection.recv())
+        settings = connection.recv()
+    except EOFError:  # the coordinator is gone already
+        return
+    serve(connection, settings)
+
+
+def _take_standard_input() -> Connection:
+    """The connection behind standard input, which is empty from now on: the user's code must not read from it."""
+    connection = Connection(os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return connection
 
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
-    """Load the objective and answer jobs, in a process of its own, until the coordinator is gone."""
-    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
-        if hasattr(signal, name):  # Windows has no second one
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    coordinator, lock = multiprocessing.parent_process(), threading.Lock()
-
-    def end_with_coordinator() -> None:  # also when it was killed: else the device would stay taken
-        if coordinator is not None:
-            multiprocessing.connection.wait([coordinator.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=end_with_coordinator, daemon=True).start()
+    """Load the objective, then answer jobs until the coordinator is gone."""
+    sending = threading.Lock()
 
     def send(answer: Answer) -> None:
-        with lock, contextlib.suppress(OSError):  # nobody is there any more
+        with sending, contextlib.suppress(OSError):  # the coordinator is gone
             connection.send(answer)
 
-    os.environ.update(settings.environment)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     hand_notices_to(lambda message: send(Answer.of(NOTICE, message)))
     try:
         evaluator = load_evaluator(settings)
     except LcscError as error:
-        send(Answer.of(READY, error))  # and no jobs will come
+        send(Answer.of(READY, error))  # no job will come: wait to be stopped
     else:
         send(Answer(READY))
     while True:
-        try:
-            job = connection.recv()
-        except (EOFError, OSError):
-            return
-        future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
+        job = jobs.get()
+        begin = getattr(evaluator, job.kind)
+        future: Future[Any] = begin(*job.arguments, **job.options)
+        # bound now: the loop goes on to other jobs before this one is done
         future.add_done_callback(lambda done, number=job.number: send(Answer.of_future(number, done)))  # type: ignore[misc]
+
+
+def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
+    """Queue jobs, and end this process with the coordinator, also when that was killed and an evaluation runs here.
+
+    Otherwise the device would stay occupied.
+    """
+    while True:
+        try:
+            jobs.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(1)
 
 
 def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
@@ -125,15 +167,17 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
         LcscError: it cannot be loaded.
         StudyStoreError: it is not the objective that the search began with.
     """
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # torch may be imported later, or never: that takes seconds
-    if "torch" in sys.modules:
+    if "torch" in sys.modules:  # otherwise it reads OMP_NUM_THREADS when it is imported, which may be never
         sys.modules["torch"].set_num_threads(settings.threads)
     objective = settings.load_objective()
     threadpool_limits(settings.threads, user_api="blas")
-    now, expected = (json.dumps(known, sort_keys=True) for known in (objective.fingerprint(), settings.expected))
-    if settings.expected is not None and now != expected:
-        raise StudyStoreError(
-            "a worker process found other files than the search began with (code, checkpoints, reference or weights "
-            "changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
-        )
-    return Pipeline(objective) if isinstance(objective, StagedObjective) else InProcessEvaluator(objective)
+    if settings.expected is not None:
+        expected = json.dumps(settings.expected, sort_keys=True)
+        if json.dumps(objective.fingerprint(), sort_keys=True) != expected:
+            raise StudyStoreError(
+                "a worker process found other files than the search began with (code, checkpoints, reference or "
+                "weights changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
+            )
+    if isinstance(objective, StagedObjective):
+        return Pipeline(objective)
+    return InProcessEvaluator(objective)

@@ -1,15 +1,16 @@
-"""Deletes studies, and lists and removes what lies in the cache.
+"""Deletes studies, and lists and removes the entries of the cache.
 
-Only files and folders whose names lcsc_opt gives are listed and removed: the cache may hold other files, too.
+Only files and folders whose names lcsc_opt chooses are listed and removed: the cache may hold other files, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,86 +20,141 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.views.artifacts import artifact_directory, artifact_path
 
-_FOLDERS = ("", "trajectories", "references", "datasets")
-_KINDS = {
-    "trajectory": r"(trajectories/[0-9a-f]{24}|[\w-]+-[0-9a-f]{16})\.trajectory",
+TRAJECTORY = "trajectory"
+TRAINED_MODEL = "trained model"
+HUB_CHECKPOINTS = "hub checkpoints"
+UNFINISHED = "unfinished"
+
+_FOLDERS = ("", "trajectories", "references", "datasets", "hub")
+_PATTERNS = {
+    TRAJECTORY: r"trajectories/[0-9a-f]{24}\.trajectory",
+    TRAINED_MODEL: r"[\w-]+-[0-9a-f]{16}(-\w+)?\.(trajectory|state|model|jsonl|yaml|samples)",
+    HUB_CHECKPOINTS: r"hub/[\w.-]+--[\w.-]+",
     "feature network": r"[\w-]+-network-[0-9a-f]{16}\.safetensors",
     "reference": r"references/([0-9a-f]{32}\.np[yz]|images-[0-9a-f]{32}\.json)",
     "dataset": r"datasets/(cifar-100?-(batches-py|python(\.tar\.gz)?)|(Fashion|K)?MNIST)",
 }
-UNFINISHED = "unfinished"
-_PENDING_NAME = r"((?:.*/)?)\.(.*)\.[0-9a-f]{32}(?:\.old)?\.partial"  # of lcsc_opt.base.files.replacing
-_SETTLED_SECONDS = 600.0  # what is being made was changed more recently
+_PENDING_NAME = re.compile(r"((?:.*/)?)\.(.*)\.[0-9a-f]{32}(?:\.old)?\.partial")  # of lcsc_opt.base.files.replacing
+_SETTLED_SECONDS = 600.0  # an entry that was changed more recently may still be written
 
 
 def files_of(study: StoredStudy) -> list[Path]:
     """The study's files in the folder of artifacts, some of which may be missing."""
     folder = artifact_directory(study.storage.url)
-    named = (artifact_path(folder, one.get("artifact_id")) for one in study.artifacts())
-    return [path for path in named if path is not None]
+    paths = [artifact_path(folder, artifact.get("artifact_id")) for artifact in study.artifacts()]
+    return [path for path in paths if path is not None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cached:
-    """One thing in the cache.
+class CacheEntry:
+    """One file or folder of the cache.
 
     Attributes:
-        path: a file or a folder.
-        kind: such as ``trajectory``, or ``unfinished``: a process is making it, or was killed while it made it.
+        name: its path, relative to the cache.
+        path: its whole path.
+        kind: such as :data:`TRAJECTORY`, or :data:`UNFINISHED`: a process is making it, or was killed while it made it.
         bytes: on the disk.
         used_at: when it was last read or written, in seconds since 1970; many systems update this only once a day.
-        studies: the names of those that use a trajectory; other things are made again.
+        studies: the names of those of one database that use it, if it is a trajectory.
     """
 
+    name: str
     path: Path
     kind: str
     bytes: int
     used_at: float
     studies: tuple[str, ...]
 
-    @staticmethod
-    def all_in(cache: Path, studies: Mapping[str, Mapping[str, Any]]) -> list[Cached]:
-        """What is in the cache, which may not be there yet, the largest first; ``studies``: name → attributes."""
-        paths = [path for name in _FOLDERS if (cache / name).is_dir() for path in sorted((cache / name).iterdir())]
-        kinds = [(path, _kind_of(path.relative_to(cache).as_posix())) for path in paths]
-        found = [Cached(path, kind, *_status(path), _using(path, kind, studies)) for path, kind in kinds if kind]
-        return sorted(found, key=lambda entry: (-entry.bytes, entry.path))
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether it is made or fetched again, in a short time, when it is needed.
+
+        Trajectories and trained models are not: their checkpoints may be gone, training takes long, and studies of
+        databases that nobody here has heard of may need them.
+        """
+        return self.kind not in (TRAJECTORY, TRAINED_MODEL)
 
     def remove(self) -> bool:
-        """Remove it, and return whether it is gone: it stays where a process makes it, or this user may not."""
-        if self.kind != UNFINISHED or _status(self.path)[1] < time.time() - _SETTLED_SECONDS:
-            remove(self.path)
+        """Remove it, and return whether it is gone: it stays if a process may be writing it, or permissions forbid."""
+        may_be_written = self.kind in (UNFINISHED, HUB_CHECKPOINTS)
+        if may_be_written and _last_use(_file_statuses(self.path)) >= time.time() - _SETTLED_SECONDS:
+            return False
+        remove(self.path)
         return not self.path.exists()
 
 
+def cache_entries(cache: Path, studies: Mapping[str, Mapping[str, Any]]) -> list[CacheEntry]:
+    """The entries of the cache, the largest first. The folder need not exist.
+
+    Args:
+        cache: the folder.
+        studies: the name of each study of a database → its attributes.
+    """
+    entries = []
+    for folder in _FOLDERS:
+        if not (cache / folder).is_dir():
+            continue
+        for path in sorted((cache / folder).iterdir()):
+            name = path.relative_to(cache).as_posix()
+            kind = _kind_of(name)
+            if kind is None:
+                continue
+            statuses = _file_statuses(path)
+            size = sum(status.st_size for status in statuses)
+            entries.append(CacheEntry(name, path, kind, size, _last_use(statuses), _users(path, kind, studies)))
+    return sorted(entries, key=lambda entry: (-entry.bytes, entry.path))
+
+
 def _kind_of(name: str) -> str | None:
-    """What a path in the cache is, told by its name relative to the cache; ``None`` if it is none of ours."""
-    if pending := re.fullmatch(_PENDING_NAME, name):
-        return UNFINISHED if _kind_of(pending[1] + pending[2]) else None
+    """The kind of a path, by its name relative to the cache; ``None`` if lcsc_opt chooses no such names."""
+    pending = _PENDING_NAME.fullmatch(name)
+    if pending is not None:
+        final_name = pending[1] + pending[2]
+        return UNFINISHED if _kind_of(final_name) else None
     if name.endswith(PENDING):
-        return UNFINISHED if _kind_of(name.removesuffix(PENDING)) == "trajectory" else None
-    return next((kind for kind, pattern in _KINDS.items() if re.fullmatch(pattern, name)), None)
+        final_name = name.removesuffix(PENDING)
+        is_trajectory = final_name.endswith(".trajectory") and _kind_of(final_name) is not None
+        return UNFINISHED if is_trajectory else None
+    for kind, pattern in _PATTERNS.items():
+        if re.fullmatch(pattern, name):
+            return kind
+    return None
 
 
-def _status(path: Path) -> tuple[int, float]:
-    """Bytes, and when the largest file was last read or written; smaller files are read even for a list."""
-    found = []
-    for file in path.rglob("*") if path.is_dir() else [path]:
+def _file_statuses(path: Path) -> list[os.stat_result]:
+    """Those of a file, or of all files in a folder."""
+    files = [path]
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    statuses = []
+    for file in files:
         with contextlib.suppress(OSError):  # it has just been renamed
-            found.append(file.stat())
-    largest = max(found, key=lambda status: status.st_size, default=None)
-    used_at = 0.0 if largest is None else max(largest.st_atime, largest.st_mtime)
-    return sum(status.st_size for status in found), used_at
+            statuses.append(file.stat())
+    return statuses
 
 
-def _using(path: Path, kind: str, studies: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """The studies that use a trajectory."""
-    if kind != "trajectory":
+def _last_use(statuses: Iterable[os.stat_result]) -> float:
+    """When the largest file was last read or written; smaller files are read even for a list."""
+    largest = max(statuses, key=lambda status: status.st_size, default=None)
+    if largest is None:
+        return 0.0
+    return max(largest.st_atime, largest.st_mtime)
+
+
+def _users(path: Path, kind: str, studies: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """The studies whose checkpoints are those of a trajectory, or of the first of them."""
+    if kind not in (TRAJECTORY, TRAINED_MODEL) or path.suffix != ".trajectory":
         return ()
     try:
         manifest = Manifest.load(path)
     except TrajectoryError:  # broken: nobody can use it
         return ()
-    steps = {name: tuple(known.get("steps") or ()) for name, known in studies.items()}
-    hashes = {of: manifest.sha256_of(of) for of in set(steps.values())}
-    return tuple(name for name, known in studies.items() if known.get("checkpoints") == hashes[steps[name]])
+    hashes: dict[tuple[int, ...], str] = {}  # of the checkpoints of these steps
+    users = []
+    for name, attributes in studies.items():
+        steps = tuple(attributes.get("steps") or ())
+        if steps not in hashes:
+            hashes[steps] = manifest.sha256_of(steps)
+        if attributes.get("checkpoints") == hashes[steps]:
+            users.append(name)
+    return tuple(users)

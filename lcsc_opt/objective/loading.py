@@ -46,6 +46,7 @@ def load_objective(
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints):
         module = load_file(path)
+        code = _code(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
         try:
             objective = module.build(dict(spec.settings))
         except LcscError:
@@ -54,7 +55,8 @@ def load_objective(
             raise StudySpecError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    object.__setattr__(objective, "code", _code(path, spec.settings))  # the objective may be a frozen dataclass
+    code = {**_code(path, spec.settings), **code}
+    object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     if rows is not None:
         objective.merge_in_rows(rows)
     return objective

@@ -115,8 +115,11 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        batch_size = REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size
-        return MetricSuiteBuilder(self).build(device=self.torch_device(), batch_size=batch_size, cache=cache_directory())
+        batch_size = self.batch_size
+        if batch_size == AUTO:
+            batch_size = REFERENCE_BATCH_SIZE
+        builder = MetricSuiteBuilder(self)
+        return builder.build(device=self.torch_device(), batch_size=batch_size, cache=cache_directory())
 
     def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.

@@ -1,7 +1,7 @@
 """Searches from Python: run the studies of a study file, open their results, compare them.
 
 The command line does the same with the same database. A study that was begun here can be continued there, and the other
-way round. Progress goes to stderr.
+way round. Progress goes to stderr, and so do messages unless the application has configured ``logging``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.progress import notice, said_once
+from lcsc_opt.base.progress import messages_by_default, notice, said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -172,7 +172,7 @@ def run(
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
-    with said_once():
+    with messages_by_default(), said_once():
         run_plans(chosen, url, accept_changes=accept_changes)
     return [Study(plan.name, url) for plan in chosen]
 

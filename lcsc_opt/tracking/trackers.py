@@ -1,6 +1,6 @@
 """A study's curves where people's other curves are, and a call of their function when its search ends.
 
-Threads read the database, as the dashboard does, and hand on what is new. So resuming, workers and Ray need nothing of
+Threads read the database, as the dashboard does, and log what is new. So resuming, workers and Ray need nothing of
 their own, and a tracker that fails or waits stops no search. The study's attribute ``logged`` says which run of a
 tracker is the study's, and how far it has come: the next process continues there, also after a failure.
 """
@@ -31,32 +31,42 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 
-_LOOK_SECONDS = 10.0  # between two looks at the database
-_PATIENCE_SECONDS = 60.0  # at the end of a run, for trackers that send over a network
-_STALL_SECONDS, _STALL_TIMES = 1800.0, 10  # nothing new for this long, and for so many of the longest evaluation
-_WIDTH, _HEIGHT, _MARGIN = 900, 360, 60  # pixels
+_POLL_SECONDS = 10.0  # between two reads of the database
+_FINISH_SECONDS = 60.0  # at the end of a search, for trackers that send over a network
+_STALL_SECONDS = 1800.0  # nothing new for this long,
+_STALL_TIMES = 10  # and for so many times the longest evaluation
+_WIDTH = 900  # pixels, of the bar chart
+_HEIGHT = 360
+_MARGIN = 60
 
 _Notify = Callable[[str, str, float | None, str], object]
-# what is stored of a tracker: its ``run``, the last ``step``, trial and loss of the ``answer``
-_Known = Mapping[str, Any]
 _Values = Mapping[str, float | Image.Image]
-_Part = Callable[[StudyHistory, bool], None]  # with the study as it is now, and whether it is the last time
+_Task = Callable[[StudyHistory, bool], None]
+"""Called with the study as it is now, and whether it is the last time."""
+_Logged = Mapping[str, Any]
+"""What is stored of a tracker: its ``run``, the last ``step``, trial and held-out loss of the ``answer``."""
 
 
 class _TrackerRun(NamedTuple):
-    """One study's run in a tracker: what a later process finds it by, and what it does; was the search ended?"""
+    """One study's run in a tracker.
+
+    Attributes:
+        key: by which a later process finds it.
+        log: writes the values of a step.
+        close: called with whether the search has ended.
+    """
 
     key: str
     log: Callable[[int, _Values], object]
     close: Callable[[bool], object]
 
 
-def _tensorboard(study: StudyHistory, _: Mapping[str, Any], known: _Known) -> _TrackerRun:
-    """Event files; what an earlier process wrote after the known step, or an earlier study of this name, is hidden."""
+def _tensorboard(study: StudyHistory, _: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
+    """Event files; what an earlier process wrote after the stored step, or an earlier study of this name, is hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
-    key = known["run"] or str(Path("runs", study.study).absolute())
-    writer = SummaryWriter(key, purge_step=known["step"] + 1)
+    folder = logged["run"] or str(Path("runs", study.study).absolute())
+    writer = SummaryWriter(folder, purge_step=logged["step"] + 1)
 
     def log(step: int, values: _Values) -> None:
         for name, value in values.items():
@@ -66,48 +76,68 @@ def _tensorboard(study: StudyHistory, _: Mapping[str, Any], known: _Known) -> _T
                 writer.add_scalar(name, value, step)
         writer.flush()
 
-    return _TrackerRun(key, log, lambda _: writer.close())
+    return _TrackerRun(folder, log, lambda _: writer.close())
 
 
-def _wandb(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _TrackerRun:
+def _wandb(study: StudyHistory, settings: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
     """Weights & Biases. The step is a metric: those of its own only grow, and a crash may repeat some of ours."""
-    wandb, key = import_extra("wandb"), known["run"] or uuid.uuid4().hex
-    how: Any = {"id": key, "resume": "allow", "reinit": "create_new", "settings": wandb.Settings(console="off")}
-    run = wandb.init(**_named(study, "WANDB_PROJECT"), config=dict(settings), **how)
+    wandb = import_extra("wandb")
+    key = logged["run"] or uuid.uuid4().hex
+    run = wandb.init(
+        **_names(study, "WANDB_PROJECT"),
+        config=dict(settings),
+        id=key,
+        resume="allow",
+        reinit="create_new",
+        settings=wandb.Settings(console="off"),
+    )
     run.define_metric("*", step_metric="trial")
-    return _TrackerRun(
-        key,
-        lambda step, values: run.log({"trial": step, **_with_pictures(wandb.Image, values)}),
-        lambda ended: run.finish(exit_code=0 if ended else 1),
-    )
+
+    def log(step: int, values: _Values) -> None:
+        run.log({"trial": step, **_with_images(wandb.Image, values)})
+
+    def close(ended: bool) -> None:
+        run.finish(exit_code=int(not ended))
+
+    return _TrackerRun(key, log, close)
 
 
-def _trackio(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _TrackerRun:
+def _trackio(study: StudyHistory, settings: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
     """Trackio, which finds a run by its name."""
-    trackio, resume = import_extra("trackio"), "never" if known["run"] is None else "allow"
-    run = trackio.init(**_named(study, "TRACKIO_PROJECT"), config=dict(settings), resume=resume, embed=False)
-    return _TrackerRun(
-        study.study,
-        lambda step, values: run.log(_with_pictures(trackio.Image, values), step=step),
-        lambda _: run.finish(),
+    trackio = import_extra("trackio")
+    run = trackio.init(
+        **_names(study, "TRACKIO_PROJECT"),
+        config=dict(settings),
+        resume="never" if logged["run"] is None else "allow",
+        embed=False,
     )
 
+    def log(step: int, values: _Values) -> None:
+        run.log(_with_images(trackio.Image, values), step=step)
 
-def _named(study: StudyHistory, variable: str) -> dict[str, str]:
-    return {"project": os.environ.get(variable, "lcsc_opt"), "group": study.experiment, "name": study.study}
-
-
-def _with_pictures(kind: Callable[[Image.Image], Any], values: _Values) -> dict[str, Any]:
-    return {name: kind(value) if isinstance(value, Image.Image) else value for name, value in values.items()}
+    return _TrackerRun(study.study, log, lambda _: run.finish())
 
 
-def _mlflow(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> _TrackerRun:
+def _names(study: StudyHistory, variable: str) -> dict[str, str]:
+    project = os.environ.get(variable, "lcsc_opt")
+    return {"project": project, "group": study.experiment, "name": study.study}
+
+
+def _with_images(kind: Callable[[Image.Image], Any], values: _Values) -> dict[str, Any]:
+    """The values, with images as the tracker's own kind of image."""
+    converted: dict[str, Any] = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Image.Image):
+            converted[name] = kind(value)
+    return converted
+
+
+def _mlflow(study: StudyHistory, settings: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
     """MLflow's client, since its functions have one run at a time, which may be the objective's."""
-    client, key = import_extra("mlflow").MlflowClient(), known["run"]
+    client = import_extra("mlflow").MlflowClient()
+    key = logged["run"]
     if key is None:
-        found = client.get_experiment_by_name(study.experiment)
-        experiment = client.create_experiment(study.experiment) if found is None else found.experiment_id
-        key = client.create_run(experiment, run_name=study.study).info.run_id
+        key = client.create_run(_experiment_id(client, study.experiment), run_name=study.study).info.run_id
         client.log_dict(key, settings, "study.json")
     client.update_run(key, status="RUNNING")
 
@@ -118,7 +148,18 @@ def _mlflow(study: StudyHistory, settings: Mapping[str, Any], known: _Known) -> 
             else:
                 client.log_metric(key, name, value, step=step)
 
-    return _TrackerRun(key, log, lambda ended: client.set_terminated(key, "FINISHED" if ended else "KILLED"))
+    def close(ended: bool) -> None:
+        client.set_terminated(key, "FINISHED" if ended else "KILLED")
+
+    return _TrackerRun(key, log, close)
+
+
+def _experiment_id(client: Any, name: str) -> Any:
+    """MLflow's id of the experiment of this name, which is created if it does not exist."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return client.create_experiment(name)
+    return experiment.experiment_id
 
 
 _TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
@@ -133,7 +174,9 @@ def check_reporting(log: Sequence[str], notify: str | None) -> _Notify | None:
     """
     for name in log:
         import_extra(name)
-    return None if notify is None else import_dotted(notify, setting="notify", error=StudySpecError)
+    if notify is None:
+        return None
+    return import_dotted(notify, setting="notify", error=StudySpecError)
 
 
 class Reporting:
@@ -152,16 +195,22 @@ class Reporting:
     """
 
     def __init__(self, study: StoredStudy, log: Sequence[str], notify: str | None) -> None:
-        self._study = StoredStudy(study.storage, study.name, study.key)  # the caller's remembers what it has read
-        self._reader, self._writing, self._stop = HistoryReader(study.storage), threading.Lock(), threading.Event()
-        self._seen, self._since, self._outcome = -1, 0.0, ("", "")
+        # an object of its own: the caller's caches what it has read
+        self._study = StoredStudy(study.storage, study.name, study.key)
+        self._reader = HistoryReader(study.storage)
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+        self._outcome = ("", "")  # how the search ended, and the error's text; empty after an interruption
+        self._last_revision = -1
+        self._last_change = 0.0
         self._runs: dict[str, _TrackerRun] = {}
-        parts: dict[str, _Part] = {name: functools.partial(self._log, name) for name in log}
-        if (function := check_reporting(log, notify)) is not None:
-            parts["notify"] = functools.partial(self._tell, function)
-        self._threads = [
-            threading.Thread(target=self._run, args=part, name=part[0], daemon=True) for part in parts.items()
-        ]
+        tasks: dict[str, _Task] = {name: functools.partial(self._log, name) for name in log}
+        function = check_reporting(log, notify)
+        if function is not None:
+            tasks["notify"] = functools.partial(self._notify, function)
+        self._threads = []
+        for name, task in tasks.items():
+            self._threads.append(threading.Thread(target=self._run, args=(name, task), name=name, daemon=True))
 
     def __enter__(self) -> Reporting:
         """Begin."""
@@ -170,71 +219,102 @@ class Reporting:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Log what is left, for a minute at most. An interruption is neither an end nor a failure."""
-        if error is None or isinstance(error, Exception):
-            self._outcome = ("ended", "") if error is None else ("failed", str(error))
+        """Log the rest, for a minute at most. An interruption is neither an end nor a failure."""
+        if error is None:
+            self._outcome = ("ended", "")
+        elif isinstance(error, Exception):
+            self._outcome = ("failed", str(error))
         self._stop.set()
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _FINISH_SECONDS
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
             if thread.is_alive():
-                notice(f"{self._study.name}: {thread.name} takes too long; what is missing is logged by lcsc resume")
+                notice(f"{self._study.name}: {thread.name} is too slow; lcsc resume logs what is missing")
 
-    def _run(self, name: str, part: _Part) -> None:
-        last = False
+    def _run(self, name: str, task: _Task) -> None:
+        """Call the task again and again, and a last time when the search is over."""
+        is_last = False
         try:
-            while not last:
-                last = self._stop.wait(_LOOK_SECONDS)
-                part(self._reader.read_study(self._study.name), last)
+            while not is_last:
+                is_last = self._stop.wait(_POLL_SECONDS)
+                task(self._reader.read_study(self._study.name), is_last)
         except Exception as error:  # of other people's code and networks
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            notice(f"{self._study.name}: {name} failed and is left alone, the search goes on: {reason}")
+            notice(f"{self._study.name}: {name} failed and is switched off, the search goes on: {reason}")
 
-    def _log(self, name: str, study: StudyHistory, last: bool) -> None:
+    def _log(self, name: str, study: StudyHistory, is_last: bool) -> None:
+        """Log what is new to a tracker, and store how far it has come."""
         attributes = self._study.attributes
-        known = (attributes.get(LOGGED) or {}).get(name) or {"run": None, "step": -1, "answer": [None, None]}
-        new = {step: values for step, values in _curves(study).items() if step > known["step"]}
-        answer = [study.chosen, study.held_out_loss if last else known["answer"][1]]  # images come after the report
-        if new or answer != known["answer"]:
+        all_logged = attributes.get(LOGGED) or {}
+        logged = all_logged.get(name) or {"run": None, "step": -1, "answer": [None, None]}
+        new_values = {step: values for step, values in _curves(study).items() if step > logged["step"]}
+        # the images of the answer are stored after its report, so they are complete only at the end
+        held_out_loss = study.held_out_loss if is_last else logged["answer"][1]
+        answer = [study.chosen, held_out_loss]
+        if new_values or answer != logged["answer"]:
             if name not in self._runs:
-                self._runs[name] = _TRACKERS[name](study, attributes.get("specification") or {}, known)
-            run, step = self._runs[name], max([known["step"], *new])
-            for number, values in new.items():
-                run.log(number, values)
-            if answer != known["answer"]:
-                run.log(step, self._answer(study, report=last))
-            known = {"run": run.key, "step": step, "answer": answer}
-            with self._writing:
-                self._study.set_attribute(LOGGED, {**(self._study.attributes.get(LOGGED) or {}), name: known})
-        if last and name in self._runs:
+                self._runs[name] = _TRACKERS[name](study, attributes.get("specification") or {}, logged)
+            run = self._runs[name]
+            for step, values in new_values.items():
+                run.log(step, values)
+            last_step = max([logged["step"], *new_values])
+            if answer != logged["answer"]:
+                run.log(last_step, self._answer(study, with_report=is_last))
+            self._store(name, {"run": run.key, "step": last_step, "answer": answer})
+        if is_last and name in self._runs:
             self._runs[name].close(study.ended)
 
-    def _answer(self, study: StudyHistory, *, report: bool) -> _Values:
+    def _store(self, name: str, logged: _Logged) -> None:
+        with self._writing:  # other trackers' entries stay as they are
+            all_logged = dict(self._study.attributes.get(LOGGED) or {})
+            all_logged[name] = logged
+            self._study.set_attribute(LOGGED, all_logged)
+
+    def _answer(self, study: StudyHistory, *, with_report: bool) -> _Values:
         """The answer's coefficients; with the report its metrics on held-out noise, and its images, next to EMA*'s."""
-        found = self._reader.answer(study)
-        values: dict[str, float | Image.Image] = {} if found is None else {"coefficients": _bars(study.steps, found)}
-        if report and study.held_out is not None:
-            for row in study.held_out.rows:
-                name = "held_out/" + re.sub(r"[^\w.-]+", "_", row.metric)  # MLflow takes no other characters
-                known = {name: row.value, f"{name}_of_EMA": row.baseline}
-                values |= {name: value for name, value in known.items() if value is not None}
-            for image in StoredImage.of_answer(self._reader, study, artifact_directory(self._study.storage.url)):
-                whose = "answer" if image.caption.startswith(study.study) else "EMA"
-                values[f"images/{whose}"] = Image.open(io.BytesIO(image.content)).convert("RGB")
+        values: dict[str, float | Image.Image] = {}
+        coefficients = self._reader.answer(study)
+        if coefficients is not None:
+            values["coefficients"] = _bar_chart(study.steps, coefficients)
+        if not with_report or study.held_out is None:
+            return values
+        for row in study.held_out.rows:
+            name = "held_out/" + re.sub(r"[^\w.-]+", "_", row.metric)  # MLflow allows no other characters
+            if row.value is not None:
+                values[name] = row.value
+            if row.baseline is not None:
+                values[f"{name}_of_EMA"] = row.baseline
+        for stored in StoredImage.of_answer(self._reader, study, artifact_directory(self._study.storage.url)):
+            owner = "EMA"
+            if stored.caption.startswith(study.study):
+                owner = "answer"
+            values[f"images/{owner}"] = Image.open(io.BytesIO(stored.content)).convert("RGB")
         return values
 
-    def _tell(self, notify: _Notify, study: StudyHistory, last: bool) -> None:
-        """Say how the search ended, or that it has stalled: once, until something comes."""
-        now, (status, text) = time.monotonic(), self._outcome
+    def _notify(self, function: _Notify, study: StudyHistory, is_last: bool) -> None:
+        """Tell the user's function how the search ended, or that it has stalled: once, until a new result."""
+        status, text = self._outcome
+        if is_last and status:
+            function(study.study, status, study.searched, text or _summary(study))
+            return
+        now = time.monotonic()
+        if study.revision != self._last_revision:
+            self._last_revision = study.revision
+            self._last_change = now
+            return
         longest = float(study.trials["seconds"].max(initial=0.0))
-        if last and status:
-            held_out = "" if study.held_out_loss is None else f", held-out {study.held_out_loss:.4g}"
-            notify(study.study, status, study.searched, text or f"{study.evaluations} evaluations{held_out}")
-        elif study.revision != self._seen:
-            self._seen, self._since = study.revision, now
-        elif now - self._since > max(_STALL_SECONDS, _STALL_TIMES * longest):
-            notify(study.study, "stalled", study.searched, f"nothing came for {(now - self._since) / 60:.0f} minutes")
-            self._since = math.inf
+        waited = now - self._last_change
+        if waited > max(_STALL_SECONDS, _STALL_TIMES * longest):
+            function(study.study, "stalled", study.searched, f"no result for {waited / 60:.0f} minutes")
+            self._last_change = math.inf
+
+
+def _summary(study: StudyHistory) -> str:
+    """One line about a search that has ended."""
+    line = f"{study.evaluations} evaluations"
+    if study.held_out_loss is not None:
+        line += f", held-out {study.held_out_loss:.4g}"
+    return line
 
 
 def _curves(study: StudyHistory) -> dict[int, dict[str, float]]:
@@ -242,17 +322,26 @@ def _curves(study: StudyHistory) -> dict[int, dict[str, float]]:
 
     A loss that does not compare with others is left out, and so are results that wait for their turn.
     """
-    found = study.compared
-    waiting = study.trials["tell_index"][~is_finished(study.trials)]
-    end = waiting.min(initial=np.iinfo(np.int64).max) if study.ordered else np.inf
-    best = np.fmin.accumulate(found["loss"])
-    own = ~found["inherited"] & (found["tell_index"] < end)
-    columns = zip(found["tell_index"][own].tolist(), found["loss"][own].tolist(), best[own].tolist(), strict=True)
-    values = {step: {"loss": loss, "best_loss": lowest} for step, loss, lowest in columns}
-    return {step: {name: x for name, x in each.items() if math.isfinite(x)} for step, each in values.items()}
+    trials = study.compared
+    best_losses = np.fmin.accumulate(trials["loss"])
+    first_waiting: float = np.inf
+    if study.ordered:
+        unfinished = study.trials["tell_index"][~is_finished(study.trials)]
+        first_waiting = unfinished.min(initial=np.iinfo(np.int64).max)
+    is_shown = ~trials["inherited"] & (trials["tell_index"] < first_waiting)
+    curves = {}
+    for step, loss, best_loss in zip(
+        trials["tell_index"][is_shown].tolist(),
+        trials["loss"][is_shown].tolist(),
+        best_losses[is_shown].tolist(),
+        strict=True,
+    ):
+        values = {"loss": loss, "best_loss": best_loss}
+        curves[step] = {name: value for name, value in values.items() if math.isfinite(value)}
+    return curves
 
 
-def _bars(steps: Sequence[int], coefficients: Floats) -> Image.Image:
+def _bar_chart(steps: Sequence[int], coefficients: Floats) -> Image.Image:
     """A bar for each checkpoint, drawn without a browser; the mean over rows, if there are several.
 
     Args:
@@ -262,16 +351,21 @@ def _bars(steps: Sequence[int], coefficients: Floats) -> Image.Image:
     from lcsc_opt.views.figures.look import BLUE, VERMILLION  # and with it plotly
 
     values = coefficients.reshape(-1, len(steps)).mean(axis=0)
-    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
-    heights = 20 + (high - np.array([low, high, 0.0, *values])) * (_HEIGHT - _MARGIN) / (high - low)
+    lowest = min(values.min(), 0.0)
+    highest = max(values.max(), 0.0)
+
+    def height(value: Any) -> Any:  # in pixels from the top
+        return 20 + (highest - value) * (_HEIGHT - _MARGIN) / (highest - lowest)
+
+    chart = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw = ImageDraw.Draw(chart)
     edges = np.linspace(_MARGIN, _WIDTH - 10, len(steps) + 1)
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw, zero = ImageDraw.Draw(picture), heights[2]
-    for y, left, right in zip(heights[3:], edges[:-1], edges[1:], strict=True):
-        box = [left, min(zero, y), max(left, right - 1), max(zero, y)]
-        draw.rectangle(box, fill=BLUE if y < zero else VERMILLION)
-    for value, y in ((low, heights[0]), (high, heights[1])):
-        draw.text((5, y - 6), f"{value:.3g}", fill="black")
-    text = f"coefficients of the checkpoints of steps {steps[0]:,} to {steps[-1]:,}"
-    draw.text((_MARGIN, _HEIGHT - 25), text, fill="black")
-    return picture
+    zero = height(0.0)
+    for y, left_edge, right_edge in zip(height(values), edges[:-1], edges[1:], strict=True):
+        color = BLUE if y < zero else VERMILLION
+        draw.rectangle([left_edge, min(zero, y), max(left_edge, right_edge - 1), max(zero, y)], fill=color)
+    for value in (lowest, highest):
+        draw.text((5, height(value) - 6), f"{value:.3g}", fill="black")
+    caption = f"coefficients of the checkpoints of steps {steps[0]:,} to {steps[-1]:,}"
+    draw.text((_MARGIN, _HEIGHT - 25), caption, fill="black")
+    return chart

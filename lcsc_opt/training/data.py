@@ -1,4 +1,4 @@
-"""What is trained on: the bundled images, CIFAR-10 or a folder, held in memory; and their latents."""
+"""The training data: the bundled images, CIFAR-10 or a folder, held in memory; and their latents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ AT_ONCE = 500  # images that are decoded at once
 BUNDLED: tuple[Bundled, ...] = get_args(Bundled)
 FINAL_STD = 0.5  # of latents: sigma_data of the recipes
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly changes the images
-BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000  # of the small autoencoder; at most so many steps
+BATCH = 64  # of the small autoencoder
+LEARNING_RATE = 2e-3
+STEPS = 1000  # at most
 
 
 def load_images(name: str, *, cache: Path) -> tuple[Tensor, str | None]:
@@ -40,24 +42,28 @@ def load_images(name: str, *, cache: Path) -> tuple[Tensor, str | None]:
         must be written for it.
 
     Raises:
-        TrainingError: the folder is not there or holds no images, they differ in size, or one cannot be read.
+        TrainingError: the folder does not exist or holds no images, they differ in size, or one cannot be read.
     """
     for bundled in BUNDLED:
         if name == bundled:
             return bundled_images(bundled)[0], None
-    path = Path(name).expanduser()
     try:
-        if name == "cifar10":
-            reference = "cifar10-train"
-            images = ImageSet.of_dataset(reference, root=cache / "datasets")
-        elif path.exists():
-            images, reference = ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())
-        else:
-            raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
+        images, reference = _image_set(name, cache)
         pixels = torch.cat([_as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
     return pixels, reference
+
+
+def _image_set(name: str, cache: Path) -> tuple[ImageSet, str]:
+    """CIFAR-10, or the images of a folder or a zip file; and their name in a study file."""
+    if name == "cifar10":
+        reference = "cifar10-train"
+        return ImageSet.of_dataset(reference, root=cache / "datasets"), reference
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
+    return ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())
 
 
 def write_images(path: Path, pixels: Tensor) -> None:
@@ -69,12 +75,16 @@ def write_images(path: Path, pixels: Tensor) -> None:
 
 def _as_bytes(images: Tensor) -> Tensor:
     """``[n, C, H, W]`` from [-1, 1] to 0 … 255; bytes stay as they are."""
-    return images if images.dtype == torch.uint8 else ((images + 1) * 127.5).round().to(torch.uint8)
+    if images.dtype == torch.uint8:
+        return images
+    return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
 def as_floats(images: Tensor) -> Tensor:
     """``[n, C, H, W]`` from 0 … 255 to [-1, 1]; floats stay as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+    if images.dtype != torch.uint8:
+        return images
+    return images.float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -91,28 +101,40 @@ def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> t
         ``decoder`` of a study file that undo it, all but ``autoencoder``.
 
     Raises:
-        TrainingError: it takes other images, or gives images of another size.
+        TrainingError: it encodes other images, or decodes to another size.
     """
-    network, shape = cast("Any", autoencoder.eval().to(device)), pixels.shape[1:]
-    if (channels := network.config["in_channels"]) != shape[0]:
-        raise TrainingError(f"--autoencoder: it takes {channels} channels, and the images have {shape[0]}")
+    network = cast("Any", autoencoder.eval().to(device))
+    shape = pixels.shape[1:]
+    channels = network.config["in_channels"]
+    if channels != shape[0]:
+        raise TrainingError(f"--autoencoder: expects {channels} channels, and the images have {shape[0]}")
 
-    def encoded(part: Tensor) -> Tensor:
-        output = network.encode(as_floats(part).to(device))
-        latents: Tensor = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+    def encoded(images: Tensor) -> Tensor:
+        output = network.encode(as_floats(images).to(device))
+        if hasattr(output, "latent_dist"):
+            mode: Tensor = output.latent_dist.mode()
+            return mode
+        latents: Tensor = output.latents
         return latents
 
-    back = network.decode(encoded(pixels[:1])).sample
-    if back.shape[1:] != shape:
+    decoded_shape = network.decode(encoded(pixels[:1])).sample.shape[1:]
+    if decoded_shape != shape:
         raise TrainingError(
-            f"--autoencoder: images {list(shape)} come back as {list(back.shape[1:])}; give images of a size that it "
-            "halves without a rest"
+            f"--autoencoder: images {list(shape)} come back as {list(decoded_shape)}; use images whose sides can be "
+            "divided by its scale factor"
         )
-    raw = torch.cat([encoded(part).cpu() for part in torch.split(pixels, BATCH)])
-    mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
-    scaling = {"raw_mean": mean.tolist(), "raw_std": std.tolist(), "final_std": FINAL_STD}
-    values = (raw - mean[:, None, None]) / std[:, None, None] * FINAL_STD
-    return values, {**scaling, "low": -1.0, "batch_size": 256}
+    raw = torch.cat([encoded(batch).cpu() for batch in torch.split(pixels, BATCH)])
+    mean = raw.mean((0, 2, 3))
+    std = raw.std((0, 2, 3))
+    latents = (raw - mean[:, None, None]) / std[:, None, None] * FINAL_STD
+    settings = {
+        "raw_mean": mean.tolist(),
+        "raw_std": std.tolist(),
+        "final_std": FINAL_STD,
+        "low": -1.0,
+        "batch_size": 256,
+    }
+    return latents, settings
 
 
 def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int) -> nn.Module:
@@ -127,7 +149,7 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
         folder: for diffusers' ``from_pretrained``; an autoencoder that exists there is read instead.
         seed: of weights, batches and noise.
         device: where it is trained.
-        steps: of training; more than :data:`STEPS` are not needed, and not made.
+        steps: of training, at most :data:`STEPS`.
 
     Raises:
         TrainingError: a side is odd, the loss is not finite, or the disk refuses.
@@ -138,9 +160,7 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
     if height % 2 or width % 2:
         raise TrainingError(f"the small autoencoder halves images of even sides, got {height}x{width}")
     steps = min(steps, STEPS)
-    notice(
-        f"a small autoencoder of these images is trained first, {steps:,} steps; --autoencoder takes one of your own"
-    )
+    notice(f"training a small autoencoder of these images first, {steps:,} steps; --autoencoder uses one of your own")
     generator = torch.Generator().manual_seed(derive_seed(seed, "autoencoder"))
     network: Any = import_extra("diffusers").AutoencoderKL(
         in_channels=channels,
@@ -157,10 +177,12 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
     network.to(device)
 
     def loss_of_step(_step: int) -> Tensor:
-        images = as_floats(pixels[torch.randint(len(pixels), (BATCH,), generator=generator)]).to(device)
-        known = network.encode(images).latent_dist
-        drawn = known.mean + known.std * torch.randn(known.mean.shape, generator=generator).to(device)
-        loss: Tensor = F.mse_loss(network.decode(drawn).sample, images) + KL_WEIGHT * known.kl().mean()
+        chosen = torch.randint(len(pixels), (BATCH,), generator=generator)
+        images = as_floats(pixels[chosen]).to(device)
+        posterior = network.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        latents = posterior.mean + posterior.std * noise
+        loss: Tensor = F.mse_loss(network.decode(latents).sample, images) + KL_WEIGHT * posterior.kl().mean()
         return loss
 
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)

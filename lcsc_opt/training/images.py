@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,16 +38,26 @@ Bundled = Literal["digits", "photographs", "characters"]
 
 # of images, training and cached file; raise on a change
 FORMATS: dict[Bundled, int] = {"digits": 3, "photographs": 4, "characters": 1}
-BATCH, LEARNING_RATE, HELD_OUT_FRACTION = 128, 1e-3, 0.2
-SECOND_SEED, SECOND_DIMENSION = 1, 48  # of the second network, which only held-out reports use
-SIZE, STRIDE = 32, 8  # of a photograph's crops, and the pixels between neighbouring ones
-ROWS, COLUMNS = 4, 5  # parts of a photograph, of two regions each
-SIDE, DRAWN, CHARACTERS = 16, 12_000, string.ascii_uppercase[:10]  # pixels, how many, and of what
+
+BATCH = 128  # of the classifiers
+LEARNING_RATE = 1e-3
+HELD_OUT_FRACTION = 0.2
+SECOND_SEED = 1  # of the second network, which only held-out reports use
+SECOND_DIMENSION = 48
+
+SIZE = 32  # pixels, of a photograph's crops
+STRIDE = 8  # pixels between neighbouring crops
+ROWS = 4  # parts of a photograph, of two regions each
+COLUMNS = 5
+
+SIDE = 16  # pixels, of drawn characters
+DRAWN = 12_000
+CHARACTERS = string.ascii_uppercase[:10]
 
 
 @functools.cache
 def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
-    """Images ``[n, C, H, W]`` float32 in [−1, 1] and their classes ``[n]``; neither is to be written to.
+    """Images ``[n, C, H, W]`` float32 in [−1, 1] and their classes ``[n]``. Both are cached: do not write to them.
 
     ``digits`` are the 1,797 of UCI. ``photographs`` are 4,000 crops of 32×32 pixels, eight pixels apart. Each
     photograph has 4×5 parts, and each part a left and a right region of 106 by 64 pixels; a crop lies in one region,
@@ -56,26 +66,46 @@ def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
     ``characters`` are 12,000 letters from A to J of 16×16 pixels, each drawn for itself.
     """
     if name == "characters":
-        random = np.random.default_rng(0)
-        letters = random.integers(len(CHARACTERS), size=DRAWN)
-        drawn = drawn_characters([CHARACTERS[letter] for letter in letters], random, variety=0.5)
-        return torch.from_numpy(drawn.astype(np.float32))[:, None], torch.from_numpy(letters)
+        return _characters()
     if name == "digits":
-        pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
-        images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
-        return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
+        return _digits()
+    return _photographs()
+
+
+def _characters() -> tuple[Tensor, Tensor]:
+    random = np.random.default_rng(0)
+    letters = random.integers(len(CHARACTERS), size=DRAWN)
+    images = drawn_characters([CHARACTERS[letter] for letter in letters], random, variety=0.5)
+    return torch.from_numpy(images.astype(np.float32))[:, None], torch.from_numpy(letters)
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    pixels, labels = import_extra("sklearn.datasets").load_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
+    return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
+
+
+def _photographs() -> tuple[Tensor, Tensor]:
+    # crops and classes of the regions of either colour of the chequerboard
     crops: tuple[list[Tensor], list[Tensor]] = ([], [])
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for index, photograph in enumerate(import_extra("sklearn.datasets").load_sample_images().images):  # [427, 640, 3]
+    classes: tuple[list[Tensor], list[Tensor]] = ([], [])
+    photographs = import_extra("sklearn.datasets").load_sample_images().images  # each [427, 640, 3]
+    for index, photograph in enumerate(photographs):
         pixels = torch.from_numpy(np.asarray(photograph, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
         for row, band in enumerate(pixels.tensor_split(ROWS, dim=1)):
             for column, region in enumerate(band.tensor_split(2 * COLUMNS, dim=2)):
-                windows = region.unfold(1, SIZE, STRIDE).unfold(2, SIZE, STRIDE)  # [3, rows, columns, 32, 32]
-                crops[(row + column) % 2].append(windows.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIZE, SIZE))
+                color = (row + column) % 2
                 part = (index * ROWS + row) * COLUMNS + column // 2
-                parts[(row + column) % 2].append(torch.full((len(crops[(row + column) % 2][-1]),), part))
-    both = [torch.stack([torch.cat(half) for half in halves], dim=1).flatten(0, 1) for halves in (crops, parts)]
-    return both[0], both[1]
+                windows = region.unfold(1, SIZE, STRIDE).unfold(2, SIZE, STRIDE)  # [3, rows, columns, 32, 32]
+                crops_of_region = windows.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIZE, SIZE)
+                crops[color].append(crops_of_region)
+                classes[color].append(torch.full((len(crops_of_region),), part))
+    return _alternating(crops), _alternating(classes)
+
+
+def _alternating(halves: tuple[list[Tensor], list[Tensor]]) -> Tensor:
+    """Two halves of equal length, joined so that ``[::2]`` is the first and ``[1::2]`` the second."""
+    return torch.stack([torch.cat(half) for half in halves], dim=1).flatten(0, 1)
 
 
 def drawn_characters(
@@ -86,21 +116,25 @@ def drawn_characters(
     ``variety``, in (0, 1], is how far they may be shifted, turned and shaded, and how much they differ in size.
     """
     fonts = [ImageFont.load_default(size) for size in range(round(32 - 10 * variety), 33, 2)]
+    least_contrast = 0.2 + 0.8 * (1 - variety)
     images = np.empty((len(texts), SIDE, SIDE))
+    # the order of the draws decides which images these are
     for image, text in zip(images, texts, strict=True):
         canvas = Image.new("L", (2 * SIDE, 2 * SIDE))  # scaled down after it was turned, which smooths edges
         middle = SIDE + random.uniform(-3 * variety, 3 * variety, size=2)
-        ImageDraw.Draw(canvas).text(tuple(middle), text, fill=255, font=fonts[random.integers(len(fonts))], anchor="mm")
+        font = fonts[random.integers(len(fonts))]
+        ImageDraw.Draw(canvas).text(tuple(middle), text, fill=255, font=font, anchor="mm")
         turned = canvas.rotate(random.uniform(-25 * variety, 25 * variety), Image.Resampling.BILINEAR)
-        dark = random.uniform(-1, -0.2 - 0.8 * (1 - variety))
-        light = random.uniform(0.2 + 0.8 * (1 - variety), 1)
-        image[:] = np.asarray(turned.resize((SIDE, SIDE), Image.Resampling.BOX)) / 255 * (light - dark) + dark
+        dark = random.uniform(-1, -least_contrast)
+        light = random.uniform(least_contrast, 1)
+        small = turned.resize((SIDE, SIDE), Image.Resampling.BOX)
+        image[:] = np.asarray(small) / 255 * (light - dark) + dark
     return images
 
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """What a trained classifier depends on, besides its images and the constants above, which FORMATS covers.
+    """The settings of a classifier; the images and the constants above are versioned by :data:`FORMATS`.
 
     Attributes:
         name: of the images; the extractor and the cached file are named after it.
@@ -124,10 +158,35 @@ class _Settings:
         return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
 
 
-_DIGITS = _Settings("digits", (1, 8, 8), (1, 2, 2), 10, dimension=64, epochs=40, seed=0)
-_PHOTOGRAPHS = _Settings("photographs", (3, SIZE, SIZE), (2, 2, 2), 2 * ROWS * COLUMNS, dimension=64, epochs=40, seed=0)
-_CHARACTERS = _Settings("characters", (1, SIDE, SIDE), (2, 1, 2), len(CHARACTERS), dimension=64, epochs=12, seed=0)
-SETTINGS: dict[Bundled, _Settings] = {"digits": _DIGITS, "photographs": _PHOTOGRAPHS, "characters": _CHARACTERS}
+SETTINGS: dict[Bundled, _Settings] = {
+    "digits": _Settings(
+        name="digits",
+        image_shape=(1, 8, 8),
+        strides=(1, 2, 2),
+        classes=10,
+        dimension=64,
+        epochs=40,
+        seed=0,
+    ),
+    "photographs": _Settings(
+        name="photographs",
+        image_shape=(3, SIZE, SIZE),
+        strides=(2, 2, 2),
+        classes=2 * ROWS * COLUMNS,
+        dimension=64,
+        epochs=40,
+        seed=0,
+    ),
+    "characters": _Settings(
+        name="characters",
+        image_shape=(1, SIDE, SIDE),
+        strides=(2, 1, 2),
+        classes=len(CHARACTERS),
+        dimension=64,
+        epochs=12,
+        seed=0,
+    ),
+}
 
 
 class _Classifier(nn.Module):
@@ -138,15 +197,17 @@ class _Classifier(nn.Module):
 
     def __init__(self, settings: _Settings) -> None:
         super().__init__()
-        self._settings, self.dimension = settings, settings.dimension
+        self._settings = settings
+        self.dimension = settings.dimension
         channels, height, width = settings.image_shape
         first, second, third = settings.strides
-        shrunk = first * second * third
+        stride = first * second * third
         # On the meta device the layers' own initialization draws nothing from torch's global generator.
         self.conv_1 = nn.Conv2d(channels, 16, 3, stride=first, padding=1, device="meta")
         self.conv_2 = nn.Conv2d(16, 32, 3, stride=second, padding=1, device="meta")
         self.conv_3 = nn.Conv2d(32, 64, 3, stride=third, padding=1, device="meta")
-        self.hidden = nn.Linear(64 * (height // shrunk) * (width // shrunk), settings.dimension, device="meta")
+        positions = (height // stride) * (width // stride)
+        self.hidden = nn.Linear(64 * positions, settings.dimension, device="meta")
         self.head = nn.Linear(settings.dimension, settings.classes, device="meta")
         self.to_empty(device="cpu")
         generator = settings.generator("weights")
@@ -188,15 +249,18 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
         name: of the images.
         second: another network with other features, which no search uses.
         cache: a folder, created when it does not exist; ``None`` is the user's.
-        changes: ``seed``, ``dimension`` or ``epochs`` in place of the usual ones.
+        changes: ``seed``, ``dimension`` or ``epochs`` in place of the defaults.
 
     Raises:
         MetricError: the cached file cannot be written.
     """
-    other = {"seed": SECOND_SEED, "dimension": SECOND_DIMENSION} if second else {}
-    settings = dataclasses.replace(SETTINGS[name], **{**other, **changes})
+    settings = SETTINGS[name]
+    if second:
+        settings = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
+    settings = dataclasses.replace(settings, **changes)
     text = json.dumps({"format": FORMATS[name], **dataclasses.asdict(settings)}, sort_keys=True)
-    path = (cache or cache_directory()) / f"{name}-network-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = (cache or cache_directory()) / f"{name}-network-{digest}.safetensors"
     network = _Classifier(settings)
     if path.exists():
         network.load_state_dict(load_file(path))
@@ -210,18 +274,15 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
 def _train(network: _Classifier, settings: _Settings) -> None:
     images, classes = bundled_images(settings.name)
     if settings.name == "characters":  # those that models train on, so that no network has seen the other two thirds
-        images, classes = images[::3], classes[::3]
+        images = images[::3]
+        classes = classes[::3]
     order = torch.randperm(len(images), generator=settings.generator("split"))
     trained = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
-    images, classes = images[trained], classes[trained]
+    images = images[trained]
+    classes = classes[trained]
     steps = settings.epochs * math.ceil(len(images) / BATCH)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    shuffle = settings.generator("batches")
-    batches = (
-        batch
-        for _ in range(settings.epochs)
-        for batch in torch.split(torch.randperm(len(images), generator=shuffle), BATCH)
-    )
+    batches = _batches(len(images), settings)
 
     def loss(_step: int) -> Tensor:
         batch = next(batches)
@@ -229,3 +290,10 @@ def _train(network: _Classifier, settings: _Settings) -> None:
 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     descend(loss, optimizer, steps=steps, schedule=schedule, description=f"training the {settings.name} extractor")
+
+
+def _batches(count: int, settings: _Settings) -> Iterator[Tensor]:
+    """The indices of each batch; every epoch has a new order."""
+    shuffle = settings.generator("batches")
+    for _ in range(settings.epochs):
+        yield from torch.split(torch.randperm(count, generator=shuffle), BATCH)

@@ -21,7 +21,8 @@ from lcsc_opt.sampling.network import network_output
 from lcsc_opt.training.recipes.base import Denoiser, Kind, column
 
 _UNET = "unet"
-_BETAS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
+_BETA_PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
+_BETA_SETTINGS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,14 @@ class Model:
         """
         folder = DiffusersFolder.read(path)
         network = folder.network()
-        kind, path = _kind(folder.scheduler or {}), folder.path
+        scheduler = folder.scheduler or {}
+        kind = _kind(scheduler)
         if kind is None:
-            name = (folder.scheduler or {}).get("_class_name", "no scheduler_config.json")
-            raise TrainingError(f"{option}: {path} does not say how its network was trained: {name}")
-        component = next((inside for inside in (path / _UNET, path) if (inside / "config.json").is_file()), path)
+            name = scheduler.get("_class_name", "no scheduler_config.json")
+            raise TrainingError(f"{option}: {folder.path} does not say how its network was trained: {name}")
+        component = folder.path
+        if (folder.path / _UNET / "config.json").is_file():
+            component = folder.path / _UNET
         try:
             with quiet_libraries():
                 loaded: nn.Module = cast("Any", type(network)).from_pretrained(
@@ -64,13 +68,14 @@ class Model:
                 )
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise TrainingError(f"{option}: {path} holds no weights that can be loaded: {reason}") from error
+            raise TrainingError(f"{option}: {folder.path} holds no weights that can be loaded: {reason}") from error
         return cls(folder, loaded, kind)
 
     @property
     def noise_scale(self) -> float:
         """The factor of ln(sigma) in the network's noise input."""
-        return (EDM_NOISE if self.kind == "edm" else SONG_NOISE) * self.folder.timestep_scale
+        scale = EDM_NOISE if self.kind == "edm" else SONG_NOISE
+        return scale * self.folder.timestep_scale
 
     def denoiser(self) -> Denoiser:
         """D(x; sigma) of a diffusion model.
@@ -94,10 +99,12 @@ class Model:
         Raises:
             TrainingError: the disk refuses.
         """
-        scale = {} if timestep_scale == 1 else {TIMESTEP_SCALE: timestep_scale}
+        scheduler = dict(scheduler)
+        if timestep_scale != 1:
+            scheduler[TIMESTEP_SCALE] = timestep_scale
         configs = {
             f"{_UNET}/config.json": json.loads(cast("Any", network).to_json_string()),
-            "scheduler/scheduler_config.json": {**scheduler, **scale},
+            "scheduler/scheduler_config.json": scheduler,
         }
         for name, config in configs.items():
             write_atomically(folder / name, (json.dumps(config, indent=2) + "\n").encode(), error=TrainingError)
@@ -118,14 +125,17 @@ class Model:
 
 def _kind(scheduler: Mapping[str, Any]) -> Kind | None:
     """How a model was trained, as its scheduler says."""
-    name, predicts = str(scheduler.get("_class_name", "")), str(scheduler.get("prediction_type", "epsilon"))
+    name = str(scheduler.get("_class_name", ""))
+    predicts = str(scheduler.get("prediction_type", "epsilon"))
     if name == "CMStochasticIterativeScheduler":
         return "consistency"
     if name.startswith("FlowMatch") or predicts == "flow_prediction":
         return "flow"
     if name.startswith("EDM"):
         return "edm"
-    return "ddpm" if predicts in _BETAS and name.endswith("Scheduler") else None
+    if name.endswith("Scheduler") and predicts in _BETA_PREDICTIONS:
+        return "ddpm"
+    return None
 
 
 class _BetaDenoiser(nn.Module):
@@ -140,21 +150,25 @@ class _BetaDenoiser(nn.Module):
 
     def __init__(self, network: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.network, self.predicts = network, str(config.get("prediction_type", "epsilon"))
-        known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        schedule = import_extra("diffusers").DDPMScheduler(**{k: config[k] for k in known if k in config})
-        kept = schedule.alphas_cumprod.double().numpy()
-        self.register_buffer("levels", torch.from_numpy(np.sqrt((1 - kept) / kept)).float())  # [T], increasing
+        self.network = network
+        self.predicts = str(config.get("prediction_type", "epsilon"))
+        settings = {key: config[key] for key in _BETA_SETTINGS if key in config}
+        schedule = import_extra("diffusers").DDPMScheduler(**settings)
+        alpha_bar = schedule.alphas_cumprod.double().numpy()
+        levels = np.sqrt((1 - alpha_bar) / alpha_bar)  # [T], increasing
+        self.register_buffer("levels", torch.from_numpy(levels).float())
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``[N, C, H, W]`` at noise levels ``[N]`` → ``[N, C, H, W]``."""
-        kept = column((1 + sigma**2).rsqrt())  # sqrt(alpha_bar)
-        logs, wanted = self.levels.log(), sigma.log()
-        above = torch.searchsorted(logs, wanted.contiguous()).clamp(1, len(logs) - 1)
-        share = (wanted - logs[above - 1]) / (logs[above] - logs[above - 1])
-        output = network_output(self.network, kept * x, (above - 1 + share).clamp(0, len(logs) - 1))
+        signal = column((1 + sigma**2).rsqrt())  # sqrt(alpha_bar)
+        log_levels = self.levels.log()
+        log_sigma = sigma.log()
+        above = torch.searchsorted(log_levels, log_sigma.contiguous()).clamp(1, len(log_levels) - 1)
+        below = above - 1
+        share = (log_sigma - log_levels[below]) / (log_levels[above] - log_levels[below])
+        output = network_output(self.network, signal * x, (below + share).clamp(0, len(log_levels) - 1))
         if self.predicts == "sample":
             return output
         if self.predicts == "v_prediction":
-            return kept * (kept * x) - kept * column(sigma) * output
+            return signal * (signal * x) - signal * column(sigma) * output
         return x - column(sigma) * output

@@ -28,16 +28,15 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, 
     Raises:
         TrainingError: without widths, the images are not square, or cannot be halved once.
     """
-    channels, size, width = image_shape
+    channels, height, width = image_shape
     if widths is None:
-        if size != width or size % 2:
-            raise TrainingError(f"--network: the small U-Net takes square images of an even side, got {size}x{width}")
-        halvings = 1
-        while size % 2 ** (halvings + 1) == 0 and size // 2 ** (halvings + 1) >= 8:
-            halvings += 1
-        widths = [(16 if size <= 8 else 32) * min(2**level, 4) for level in range(halvings + 1)]
-    usual = {  # with lists, since a study's fingerprint is JSON
-        "sample_size": size,
+        if height != width or height % 2:
+            raise TrainingError(
+                f"--network: the small U-Net is for square images of an even side, got {height}x{width}"
+            )
+        widths = _default_widths(height)
+    settings: dict[str, Any] = {  # with lists, since a study's fingerprint is JSON
+        "sample_size": height,
         "in_channels": channels,
         "out_channels": channels,
         "block_out_channels": list(widths),
@@ -47,8 +46,18 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, 
         "up_block_types": ["UpBlock2D"] * len(widths),
         "add_attention": False,
     }
-    model: nn.Module = import_extra("diffusers").UNet2DModel(**{**usual, **options})
+    settings.update(options)
+    model: nn.Module = import_extra("diffusers").UNet2DModel(**settings)
     return model
+
+
+def _default_widths(side: int) -> list[int]:
+    """The channels at each resolution of images of this side."""
+    halvings = 1
+    while side % 2 ** (halvings + 1) == 0 and side // 2 ** (halvings + 1) >= 8:
+        halvings += 1
+    first = 16 if side <= 8 else 32
+    return [first * min(2**level, 4) for level in range(halvings + 1)]
 
 
 class PatchedUNet(nn.Module):
@@ -81,10 +90,12 @@ def initialize(network: nn.Module, generator: torch.Generator) -> None:
     """
     for module in network.modules():
         weight = getattr(module, "weight", None)
-        fan_in = weight[0].numel() if isinstance(weight, Tensor) and weight.ndim >= 2 else 0
+        bound = None  # normalization layers have none
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
+            bound = 1 / math.sqrt(weight[0].numel())
         for name, parameter in module.named_parameters(recurse=False):
-            if fan_in:
-                parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+            if bound is not None:
+                parameter.uniform_(-bound, bound, generator=generator)
             else:
                 parameter.fill_(1.0 if name == "weight" else 0.0)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
@@ -40,17 +40,17 @@ def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
         StudySpecError: it has no such setting, or the value is wrong.
     """
     if name not in RECIPES:
-        raise TrainingError(f"{name}: no such recipe{near_miss(name, list(RECIPES))}; there are {', '.join(RECIPES)}")
-    given: dict[str, Any] = {}
+        raise TrainingError(f"{name}: no such recipe{near_miss(name, list(RECIPES))}; expected {', '.join(RECIPES)}")
+    values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise TrainingError(f"{setting}: expected KEY=VALUE, as in learning_rate=0.0003")
+            raise TrainingError(f"{setting}: expected KEY=VALUE, such as learning_rate=0.0003")
         try:
-            given[key] = parse_yaml(text)
+            values[key] = parse_yaml(text)
         except ValueError as error:
             raise TrainingError(f"{setting}: not valid YAML: {error}") from error
-    return parse_settings(RECIPES[name], given, source=name)
+    return parse_settings(RECIPES[name], values, source=name)
 
 
 def run(training: Training, *, resume: bool = False) -> Path | None:
@@ -73,9 +73,12 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         _train(training, accelerator, resume=resume)
         return None
 
-    busy = TrainingError(f"{training.out}: another process trains it; wait until it is done, or name another one")
+    busy = TrainingError(f"{training.out}: another process trains it; wait until it ends, or name another trajectory")
     with only_process(beside(training.out, ".model"), busy=busy):
-        (_check_unchanged if resume else _check_free)(training)
+        if resume:
+            _check_unchanged(training)
+        else:
+            _check_free(training)
         network = _train(training, accelerator, resume=resume)
         trajectory = Trajectory.open(training.out)
         with torch.no_grad():  # an average of the checkpoints: a good teacher or start
@@ -85,30 +88,27 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
 
 
 def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
-    """Read what the training needs, write what belongs to it, and train. Gives the network."""
-    recipe, model, device = training.recipe, beside(training.out, ".model"), accelerator.device
+    """Read what the training needs, write the files that belong to it, and train. Gives the network."""
+    recipe = training.recipe
     pixels, reference = load_images(training.data, cache=cache_directory())
-    teacher = None if training.teacher is None else Model.read(training.teacher, "--teacher")
-    denoiser = None if teacher is None else teacher.denoiser()
+    teacher = None
+    denoiser = None
+    if training.teacher is not None:
+        teacher = Model.read(training.teacher, "--teacher")
+        denoiser = teacher.denoiser()
     begin = _beginning(training, teacher)
-    images, folder, decoder = pixels, training.autoencoder, None
-    if folder is not None or recipe.latent:
-        if folder is not None:
-            autoencoder = load_autoencoder(folder)
-        else:
-            folder = model / "autoencoder"
-            with accelerator.main_process_first():
-                autoencoder = train_autoencoder(images, folder, seed=training.seed, device=device, steps=training.steps)
-        images, scaling = encode(autoencoder, images, device=device)
-        decoder = {"autoencoder": str(folder.absolute()), **scaling}
+    images = pixels
+    decoder = None
+    if training.autoencoder is not None or recipe.latent:
+        images, decoder = _latents(training, pixels, accelerator)
     shape = images.shape[1:]
     if teacher is not None:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(training, shape, begin)
     noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
     if accelerator.is_main_process:
-        text = json.dumps(_described(training), indent=2) + "\n"
-        write_atomically(_description(training), text.encode(), error=TrainingError)
+        _write_description(training)
+        model = beside(training.out, ".model")
         if reference is None:
             write_images(model / "images.npz", pixels)
         Model.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
@@ -116,7 +116,7 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         if not (resume and study.exists()):
             write_atomically(study, _study_text(training, reference, decoder).encode(), error=TrainingError)
     accelerator.wait_for_everyone()
-    Trainer(
+    trainer = Trainer(
         training,
         network,
         images,
@@ -125,44 +125,70 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         decoder=None if decoder is None else DecoderSettings.model_validate(decoder).build(shape[0]),
         keeps_start=begin is not None and begin.kind == recipe.kind,
         teacher=denoiser,
-    ).train(resume=resume)
+    )
+    trainer.train(resume=resume)
     return network
+
+
+def _latents(training: Training, pixels: Tensor, accelerator: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The latents of the images, and the settings ``decoder`` of a study file that undo the encoding.
+
+    A small autoencoder is trained first, by one process, if the request names none.
+    """
+    folder = training.autoencoder
+    if folder is not None:
+        autoencoder = load_autoencoder(folder)
+    else:
+        folder = beside(training.out, ".model") / "autoencoder"
+        with accelerator.main_process_first():
+            autoencoder = train_autoencoder(
+                pixels, folder, seed=training.seed, device=accelerator.device, steps=training.steps
+            )
+    latents, scaling = encode(autoencoder, pixels, device=accelerator.device)
+    return latents, {"autoencoder": str(folder.absolute()), **scaling}
 
 
 def _check(training: Training) -> None:
     """Refuse a wrong request, as far as that is known before anything is read."""
-    name, needs = training.recipe.name, training.recipe.needs
+    name = training.recipe.name
+    needs = training.recipe.needs
     if training.steps < 2 * training.checkpoint_every:
         raise TrainingError(
             f"{training.steps} steps with a checkpoint every {training.checkpoint_every} leave fewer than two"
         )
-    if needs is not None and (training.teacher if needs == "teacher" else training.begin) is None:
-        raise TrainingError(f"{name} needs a diffusion model: name its folder with --{needs}")
+    if needs == "teacher" and training.teacher is None:
+        raise TrainingError(f"{name} needs a diffusion model: name its folder with --teacher")
+    if needs == "from" and training.begin is None:
+        raise TrainingError(f"{name} needs a diffusion model: name its folder with --from")
     if needs != "teacher" and training.teacher is not None:
-        raise TrainingError(f"--teacher: {name} has none")
+        raise TrainingError(f"--teacher: {name} has no teacher")
     if training.begin is not None and training.network is not None:
-        raise TrainingError("--network: --from says it already")
+        raise TrainingError("--network: the model of --from decides the network")
 
 
 def _check_free(training: Training) -> None:
-    if there := next((path for suffix in LEAVES if (path := beside(training.out, suffix)).exists()), None):
-        goes_on = "--resume goes on" if _description(training).exists() else "it is of no training: move it away"
-        raise TrainingError(f"{there}: is there already: {goes_on}, or name another trajectory")
+    """Refuse to overwrite files of an earlier training, or of somebody else."""
+    for suffix in LEAVES:
+        path = beside(training.out, suffix)
+        if path.exists():
+            advice = "continue with --resume"
+            if not _description(training).exists():
+                advice = "not created by lcsc train; move it"
+            raise TrainingError(f"{path} exists already: {advice}, or name another trajectory")
 
 
 def _check_unchanged(training: Training) -> None:
-    path, now = _description(training), _described(training)
+    """Refuse to resume a training with another request than it began with."""
+    path = _description(training)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"{training.out}: there is nothing to go on with ({path} is not there); leave --resume out to begin"
-        ) from error
-    # without a curriculum, a longer training continues a shorter one
-    longer = not training.recipe.curriculum and training.steps >= before.get("steps", 0)
-    for name in now.keys() - ({"steps"} if longer else set()):
-        if before.get(name) != now[name]:
-            raise TrainingError(f"{name}: the training began with {before.get(name)!r}, and goes on with that")
+        raise TrainingError(f"{training.out}: nothing to resume ({path} is missing); start without --resume") from error
+    for name, value in _described(training).items():
+        if name == "steps" and not training.recipe.curriculum and value >= before.get("steps", 0):
+            continue  # without a curriculum, a longer training continues a shorter one
+        if before.get(name) != value:
+            raise TrainingError(f"{name}: cannot be changed when resuming (was {before.get(name)!r})")
 
 
 def _description(training: Training) -> Path:
@@ -170,24 +196,35 @@ def _description(training: Training) -> Path:
     return beside(training.out, ".model") / "training.json"
 
 
+def _write_description(training: Training) -> None:
+    text = json.dumps(_described(training), indent=2) + "\n"
+    write_atomically(_description(training), text.encode(), error=TrainingError)
+
+
 def _described(training: Training) -> dict[str, Any]:
     """Everything that decides the weights, as JSON."""
-    paths = {"teacher": training.teacher, "from": training.begin, "network": training.network}
-    paths["autoencoder"] = training.autoencoder
-    return {
-        "recipe": training.recipe.name,
-        **training.recipe.model_dump(),
-        **{name: getattr(training, name) for name in ("data", "steps", "checkpoint_every", "seed", "precision")},
-        **{name: None if path is None else str(path) for name, path in paths.items()},
+    described: dict[str, Any] = {"recipe": training.recipe.name}
+    described |= training.recipe.model_dump()
+    for name in ("data", "steps", "checkpoint_every", "seed", "precision"):
+        described[name] = getattr(training, name)
+    paths = {
+        "teacher": training.teacher,
+        "from": training.begin,
+        "network": training.network,
+        "autoencoder": training.autoencoder,
     }
+    for name, path in paths.items():
+        described[name] = None if path is None else str(path)
+    return described
 
 
 def _beginning(training: Training, teacher: Model | None) -> Model | None:
     """The model whose weights the network begins with, and whose architecture it has."""
     recipe = training.recipe
     if training.begin is None:
-        takes_teachers = teacher is not None and teacher.kind in recipe.begins_from and training.network is None
-        return teacher if takes_teachers else None
+        if teacher is not None and teacher.kind in recipe.begins_from and training.network is None:
+            return teacher
+        return None
     model = Model.read(training.begin, "--from")
     if model.kind not in recipe.begins_from:
         raise TrainingError(
@@ -204,42 +241,52 @@ def _network(training: Training, shape: Sequence[int], begin: Model | None) -> n
         network = begin.folder.network()
         network.load_state_dict(begin.network.state_dict())
     else:
-        if training.network is None:
-            network = small_unet(shape, **training.recipe.network_options)
-        else:
-            folder = DiffusersFolder.read(training.network)
-            network = folder.network()
-            _check_fits(folder, shape, "--network")
+        network = _untrained_network(training, shape)
         initialize(network, torch.Generator().manual_seed(derive_seed(training.seed, "weights")))
     training.recipe.prepare(network)
     return network
 
 
+def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
+    """The architecture that the request names, or a small U-Net."""
+    if training.network is None:
+        return small_unet(shape, **training.recipe.network_options)
+    folder = DiffusersFolder.read(training.network)
+    network = folder.network()
+    _check_fits(folder, shape, "--network")
+    return network
+
+
 def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
-    """Refuse a network that does not take images, or latents, of this shape."""
-    if (expected := folder.image_shape()) != tuple(shape):
+    """Refuse a network whose images, or latents, have another shape."""
+    expected = folder.image_shape()
+    if expected != tuple(shape):
         raise TrainingError(
-            f"{option}: {folder.path} is for {list(expected)}, and what is trained on is {list(shape)}; "
+            f"{option}: {folder.path} is for {list(expected)}, and the training data is {list(shape)}; "
             "give images of that size, or another network or autoencoder"
         )
 
 
 def _study_text(training: Training, reference: str | None, decoder: Mapping[str, Any] | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
-    model, bundled = beside(training.out, ".model").name, training.data in BUNDLED  # which have features of their own
+    model = beside(training.out, ".model").name
     settings: dict[str, Any] = {
         "checkpoints": training.out.name,
         "model": model,
         "sampler": training.recipe.sampler,
-        "loss": f"fid@{training.data}" if bundled else "fid",
-        **({"held_out_metrics": [f"fid@{training.data}2"]} if bundled else {}),
-        "reference": reference or f"{model}/images.npz",
-        "images": 1000,
     }
+    if training.data in BUNDLED:  # which have feature networks of their own
+        settings["loss"] = f"fid@{training.data}"
+        settings["held_out_metrics"] = [f"fid@{training.data}2"]
+    else:
+        settings["loss"] = "fid"
+    settings["reference"] = reference or f"{model}/images.npz"
+    settings["images"] = 1000
     if decoder is not None:
-        own = {"autoencoder": f"{model}/autoencoder"} if training.autoencoder is None else {}
-        settings["decoder"] = {**decoder, **own}
-    study: Mapping[str, Any] = {
+        settings["decoder"] = dict(decoder)
+        if training.autoencoder is None:  # the one that was trained here is in the model's folder
+            settings["decoder"]["autoencoder"] = f"{model}/autoencoder"
+    study = {
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
         "seeds": [0],
@@ -247,7 +294,12 @@ def _study_text(training: Training, reference: str | None, decoder: Mapping[str,
         "storage": "sqlite:///studies.db",
         "held_out": {"images": 10000, "top": 5},
     }
-    file, name = beside(training.out, ".yaml").name, experiment_name(beside(training.out, "").name) or "training"
-    head = f"# {training.recipe.name} on {training.data}, {training.steps} steps: lcsc run {shlex.quote(file)}\n"
-    head += f"name: {json.dumps(name)}\n"  # in quotes, since it may look like a number
-    return head + yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    command = f"lcsc run {shlex.quote(beside(training.out, '.yaml').name)}"
+    name = experiment_name(beside(training.out, "").name) or "training"
+    return "".join(
+        [
+            f"# {training.recipe.name} on {training.data}, {training.steps} steps: {command}\n",
+            f"name: {json.dumps(name)}\n",  # in quotes, since it may look like a number
+            yaml.safe_dump(study, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120),
+        ]
+    )

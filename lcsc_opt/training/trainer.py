@@ -35,17 +35,17 @@ from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
-STATE_SECONDS = 60.0  # between two states; a crash costs about this time
-_CHECKED_EVERY = 50  # steps between two looks at the loss on a device where each look waits for the device
+STATE_SECONDS = 60.0  # between two saved states; a crash costs about this time
+_STEPS_BETWEEN_CHECKS = 50  # of the loss on an accelerator, since fetching it waits for all kernels
 _SHEET_IMAGES = 32
-_LATEST = "latest"
+_LATEST = "latest"  # the file with the name of the last state
 
 Precision = Literal["fp32", "bf16"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What ``lcsc train`` is asked for.
+    """A request of ``lcsc train``.
 
     Attributes:
         recipe: the loss, and its settings.
@@ -106,7 +106,8 @@ class LearningCurve:
     """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
-        self._path, self._write = path, write
+        self._path = path
+        self._write = write
         self.losses: list[float] = []
 
     def write(self, step: int, seconds: float) -> None:
@@ -122,12 +123,12 @@ class LearningCurve:
         """Drop the lines after a step, and an unfinished line."""
         if not self._write or not self._path.exists():
             return
-        kept = []
+        retained = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # an unfinished line
                 if json.loads(line)["step"] <= step:
-                    kept.append(f"{line}\n")
-        write_atomically(self._path, "".join(kept).encode(), error=TrainingError)
+                    retained.append(f"{line}\n")
+        write_atomically(self._path, "".join(retained).encode(), error=TrainingError)
 
 
 class Trainer:
@@ -156,64 +157,79 @@ class Trainer:
         keeps_start: bool = False,
         teacher: Denoiser | None = None,
     ) -> None:
-        self.training, self.images, self.accelerator = training, images, accelerator
-        self.noise_scale, self._keeps_start, self.teacher = noise_scale, keeps_start, teacher
         recipe = training.recipe
-        follows = recipe.target_rate(0, training.steps) is not None
-        self.average = copy.deepcopy(network.train()).requires_grad_(requires_grad=False) if follows else None
-        trained = [parameter for parameter in network.train().parameters() if parameter.requires_grad]
-        optimizer: Any = getattr(torch.optim, recipe.optimizer)(trained, lr=recipe.learning_rate)
+        self.training = training
+        self.images = images
+        self.accelerator = accelerator
+        self.noise_scale = noise_scale
+        self.teacher = teacher
+        self._keeps_start = keeps_start
+        self.step = 0
+        self.seconds = 0.0
+        self.saved_at = time.monotonic()
+        self.unchecked_losses: list[Tensor] = []  # of the last steps, still on the device
+
+        network.train()
+        self.average = None
+        if recipe.target_rate(0, training.steps) is not None:
+            self.average = copy.deepcopy(network).requires_grad_(requires_grad=False)
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer: Any = getattr(torch.optim, recipe.optimizer)(trainable, lr=recipe.learning_rate)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.raw = accelerator.unwrap_model(self.network)
         for module in (self.average, teacher):
             if isinstance(module, nn.Module):
                 module.to(accelerator.device)
+        self.generator = torch.Generator(accelerator.device)
+
         self.saver = TrajectorySaver(
             training.out, every=training.checkpoint_every, accelerator=accelerator, metadata={"recipe": recipe.name}
         )
-        self.step, self.seconds = 0, 0.0
-        self.waiting: list[Tensor] = []  # losses that nobody has looked at yet
         accelerator.register_for_checkpointing(self)
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
-        self.generator = torch.Generator(accelerator.device)
+        self.states = beside(training.out, ".state")
         self.curve = LearningCurve(beside(training.out, ".jsonl"), write=accelerator.is_main_process)
         self.sampler = None
         if training.samples_every is not None and accelerator.is_main_process:
-            self.sampler = DiffusersSampler(
-                copy.deepcopy(self.raw).requires_grad_(requires_grad=False),  # modes, graphs, noise of training stay
-                build_scheduler(None, recipe.scheduler()),
-                **recipe.sampler,
-                image_shape=tuple(images.shape[1:]),
-                noise=ImageNoise(0),
-                decoder=decoder,
-                timestep_scale=recipe.timestep_scale(noise_scale),
-                settings=NetworkSettings(device=str(accelerator.device)),
-            )
-        self.states = beside(training.out, ".state")
-        self.saved_at = time.monotonic()
+            self.sampler = self._new_sampler(decoder)
+
+    def _new_sampler(self, decoder: LatentDecoder | None) -> DiffusersSampler:
+        """A sampler with a copy of the network, so that sampling leaves the mode and graphs of training alone."""
+        recipe = self.training.recipe
+        return DiffusersSampler(
+            copy.deepcopy(self.raw).requires_grad_(requires_grad=False),
+            build_scheduler(None, recipe.scheduler()),
+            **recipe.sampler,
+            image_shape=tuple(self.images.shape[1:]),
+            noise=ImageNoise(0),
+            decoder=decoder,
+            timestep_scale=recipe.timestep_scale(self.noise_scale),
+            settings=NetworkSettings(device=str(self.accelerator.device)),
+        )
 
     def train(self, *, resume: bool) -> None:
         """Train to the end; with ``resume``, from the last state.
 
         Raises:
-            TrainingError: the loss is not finite; earlier checkpoints are whole.
+            TrainingError: the loss is not finite; earlier checkpoints are complete.
             TrajectoryError: a checkpoint cannot be written.
         """
         try:
             self.begin(resume=resume)
             if self.accelerator.num_processes == 1:
-                with _interrupt_held() as stop:
-                    self._run_to_the_end(stop)
-            else:  # an interrupt reaches them in different steps, and a state is saved by all in the same one
+                with _interrupt_deferred() as is_interrupted:
+                    self._run_to_the_end(is_interrupted)
+            else:
+                # an interrupt reaches several processes in different steps, and they must save a state in the same one
                 self._run_to_the_end(lambda: False)
         except KeyboardInterrupt:
             if self.accelerator.is_main_process:
-                saved = (self._latest or "step0").removeprefix("step")
-                where = "there" if saved == str(self.step) else f"step {saved}"
+                saved_step = (self._latest or "step0").removeprefix("step")
+                place = "there" if saved_step == str(self.step) else f"step {saved_step}"
                 notice(
                     f"{self.training.out}: stopped after step {self.step}; "
-                    f"with --resume the same command goes on from {where}"
+                    f"with --resume the same command goes on from {place}"
                 )
             raise
         finally:
@@ -233,81 +249,98 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that Accelerate has loaded."""
-        self.step, self.seconds, self.curve.losses = int(state["step"]), float(state["seconds"]), list(state["losses"])
+        self.step = int(state["step"])
+        self.seconds = float(state["seconds"])
+        self.curve.losses = list(state["losses"])
 
     def begin(self, *, resume: bool) -> None:
         """Load the last state, or save the first one."""
-        out, name = self.training.out, self._latest if resume else None
-        if resume and name in (None, "step0") and self.accelerator.is_main_process:
-            if name is None and out.exists():
+        out = self.training.out
+        state_name = self._latest if resume else None
+        if resume and state_name in (None, "step0") and self.accelerator.is_main_process:
+            if state_name is None and out.exists():
                 raise TrainingError(
-                    f"{self.states}: is not there, and without it the training cannot go on; its checkpoints are "
-                    "whole: search them, or train anew under another name"
+                    f"{self.states} is missing, so the training cannot be resumed; its checkpoints are complete: "
+                    "search them, or train again under another name"
                 )
             remove(out)  # its rows are made again
         self.accelerator.wait_for_everyone()
-        if name is None:
+        if state_name is None:
             self.saver.begin(0)
         else:
-            self.accelerator.load_state(str(self.states / name))
+            self.accelerator.load_state(str(self.states / state_name))
         if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.raw)
-        if name is None:
+        if state_name is None:
             self._save_state()
         else:
             self.curve.rewind(self.step)
 
-    def _run_to_the_end(self, stop: Callable[[], bool]) -> None:
-        """Train up to the last step, or to the one after which ``stop`` says so, and save the state."""
-        main = self.accelerator.is_main_process
-        shown = progress(f"training {self.training.recipe.name}", self.training.steps, done=self.step)
-        with shown if main else contextlib.nullcontext() as advance:
+    def _run_to_the_end(self, is_interrupted: Callable[[], bool]) -> None:
+        """Train up to the last step, or to the step in which an interrupt came, and save the state."""
+        with contextlib.ExitStack() as bar:
+            advance = None
+            if self.accelerator.is_main_process:
+                description = f"training {self.training.recipe.name}"
+                advance = bar.enter_context(progress(description, self.training.steps, done=self.step))
             for loss in self.run():
                 if advance is not None:
                     advance(note="" if loss is None else f"loss {loss:.4g}")
-                if stop():
+                if is_interrupted():
                     break
         self._save_state()
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
-        training, began = self.training, time.monotonic() - self.seconds
-        broadcast = import_extra("accelerate.utils").broadcast_object_list
-        patience = 1 if self.accelerator.device.type == "cpu" else _CHECKED_EVERY
+        training = self.training
+        start = time.monotonic() - self.seconds
+        steps_between_checks = _STEPS_BETWEEN_CHECKS
+        if self.accelerator.device.type == "cpu":
+            steps_between_checks = 1
         while self.step < training.steps:
-            self.waiting.append(self._step())
+            self.unchecked_losses.append(self._step())
             self.step += 1
-            self.seconds = time.monotonic() - began
-            due = self.step % training.checkpoint_every == 0
-            shown = None
-            if due or len(self.waiting) >= patience or self.step == training.steps:
-                shown = self._look()
-            if due:
+            self.seconds = time.monotonic() - start
+            saves_checkpoint = self.step % training.checkpoint_every == 0
+            is_last = self.step == training.steps
+            loss = None
+            if saves_checkpoint or is_last or len(self.unchecked_losses) >= steps_between_checks:
+                loss = self._check_losses()
+            if saves_checkpoint:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
-                late = [time.monotonic() - self.saved_at >= STATE_SECONDS]
-                if bool(broadcast(late)[0]):  # in all processes when the main one finds that it is time
+                if self._state_is_due():
                     self._save_state()
             if self.sampler is not None and training.samples_every and self.step % training.samples_every == 0:
-                self.sampler.load(self.raw.state_dict())
-                with torch.no_grad():  # always from the same noise
-                    images = self.sampler.sample(HELD_OUT, 0, _SHEET_IMAGES).float().nan_to_num().cpu().numpy()
-                file = beside(training.out, ".samples") / f"step{self.step:08d}.png"
-                write_atomically(file, contact_sheet(images), error=TrainingError)
-            yield shown
+                self._write_samples(self.sampler)
+            yield loss
+
+    def _state_is_due(self) -> bool:
+        """Whether the main process's clock says that it is time to save a state; the same in all processes."""
+        broadcast = import_extra("accelerate.utils").broadcast_object_list
+        is_due = [time.monotonic() - self.saved_at >= STATE_SECONDS]
+        return bool(broadcast(is_due)[0])
+
+    def _write_samples(self, sampler: DiffusersSampler) -> None:
+        """Write a sheet of images, always from the same noise."""
+        sampler.load(self.raw.state_dict())
+        with torch.no_grad():
+            images = sampler.sample(HELD_OUT, 0, _SHEET_IMAGES).float().nan_to_num().cpu().numpy()
+        file = beside(self.training.out, ".samples") / f"step{self.step:08d}.png"
+        write_atomically(file, contact_sheet(images), error=TrainingError)
 
     def _step(self) -> Tensor:
-        recipe, steps = self.training.recipe, self.training.steps
-        self.generator.manual_seed(
-            derive_seed(self.training.seed, "training", self.step, self.accelerator.process_index)
-        )
-        chosen = torch.randint(
-            len(self.images), (recipe.batch_size,), generator=self.generator, device=self.generator.device
-        )
+        """Take one optimizer step; gives its loss, on the device."""
+        recipe = self.training.recipe
+        seed = derive_seed(self.training.seed, "training", self.step, self.accelerator.process_index)
+        self.generator.manual_seed(seed)
+        size = (recipe.batch_size,)
+        chosen = torch.randint(len(self.images), size, generator=self.generator, device=self.generator.device)
+        images = self.images[chosen.to(self.images.device)].to(self.accelerator.device)
         batch = Batch(
-            images=as_floats(self.images[chosen.to(self.images.device)].to(self.accelerator.device)),
+            images=as_floats(images),
             step=self.step,
-            steps=steps,
+            steps=self.training.steps,
             network=self.network,
             target=self.raw if self.average is None else self.average,
             generator=self.generator,
@@ -319,21 +352,21 @@ class Trainer:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
-        rate = recipe.target_rate(self.step, steps)
+        rate = recipe.target_rate(self.step, self.training.steps)
         if rate is not None and self.average is not None:  # theta^- ← mu theta^- + (1 - mu) theta
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
         return loss.detach()
 
-    def _look(self) -> float:
-        """The last loss, after a check that all are finite since the last look."""
-        losses = torch.stack(self.waiting).tolist()
-        self.waiting = []
+    def _check_losses(self) -> float:
+        """Fetch the losses since the last check, and refuse any that is not finite; gives the last one."""
+        losses = torch.stack(self.unchecked_losses).tolist()
+        self.unchecked_losses = []
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss of step {step} is {loss}: lower learning_rate, or look at the data; "
-                    f"the checkpoints before it are whole in {self.training.out}"
+                    f"the loss of step {step} is {loss}: lower learning_rate, or check the data; "
+                    f"the checkpoints before it are complete in {self.training.out}"
                 )
         self.curve.losses.extend(losses)
         return float(losses[-1])
@@ -341,30 +374,30 @@ class Trainer:
     def _save_state(self) -> None:
         """Write the state that training continues from, then remove the state before it."""
         name = f"step{self.step}"
-        if self.waiting:
-            self._look()  # before weights are saved that are not finite
+        if self.unchecked_losses:
+            self._check_losses()  # so that no weights are saved that are not finite
         if (self.states / name).is_dir() and self._latest == name:
             return
         self.accelerator.save_state(str(self.states / name))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_atomically(self.states / _LATEST, name.encode(), error=TrainingError)
-            for old in self.states.iterdir():
-                if old.is_dir() and old.name != name:
-                    shutil.rmtree(old)
+            for earlier in self.states.iterdir():
+                if earlier.is_dir() and earlier.name != name:
+                    shutil.rmtree(earlier)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
 
-_HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def _interrupt_held() -> Iterator[Callable[[], bool]]:
-    """Hold back SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
+def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
+    """Defer SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
 
     Signals that are ignored, or that end the process without a handler, stay as they are. Only the main thread gets
-    signals; in others nothing is held.
+    signals; in others nothing is deferred.
 
     Yields:
         Whether a signal waits.
@@ -372,16 +405,20 @@ def _interrupt_held() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    handlers: dict[int, Any] = {number: one for number in _HELD if callable(one := signal.getsignal(number))}
+    handlers: dict[int, Any] = {}
+    for deferred in _DEFERRED:
+        handler = signal.getsignal(deferred)
+        if callable(handler):
+            handlers[deferred] = handler
     waiting: list[tuple[int, Any]] = []
 
-    def come(number: int, frame: Any) -> None:
+    def defer(number: int, frame: Any) -> None:
         waiting.append((number, frame))
         if len(waiting) > 1:
             handlers[number](number, frame)
 
     for number in handlers:
-        signal.signal(number, come)
+        signal.signal(number, defer)
     try:
         yield lambda: bool(waiting)
     finally:

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import lcsc_opt  # noqa: F401 - first, since transformers imports a torchvision that may not fit this torch
+from lcsc_opt.base.imports import allow_mismatched_torchvision
 
-from transformers import LlamaConfig, LlamaForCausalLM  # isort: skip
+allow_mismatched_torchvision()  # first, since transformers imports a torchvision that may not fit this torch
+
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 CONTEXT = 64  # characters of a sequence
 PLACES = {"search": 7, "selection": 8, "held-out": 9}  # the last digit of a topic's number; all others are trained on

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
-from lcsc_opt.base.catalog import SHIPPED, find
+from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.paths import given_path, study_directory
+from lcsc_opt.base.paths import SHIPPED, given_path, study_directory
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli import run as lcsc
@@ -50,10 +51,19 @@ def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(
     ],
 )
 def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workplace: Path) -> None:
-    name = f"broken{len(text)}.py"  # a process loads a file once
+    name = "broken.py"
     write(workplace, name, text)
     with pytest.raises(StudySpecError, match=message):
         load_objective(ObjectiveSpec(file=name))
+
+
+def test_a_copy_of_a_file_on_another_machine_has_the_same_module_name_and_its_own_path(workplace: Path) -> None:
+    original = write(workplace / "here", "own.py", GOOD + "class Samples:\n    pass\n")
+    copy = write(workplace / "there", "own.py", original.read_text())
+    pickled = pickle.dumps(load_file(original).Samples())
+    there = load_file(copy)
+    assert type(pickle.loads(pickled)) is there.Samples
+    assert [there.__file__, load_file(original).__file__] == [str(copy), str(original)]
 
 
 STUDIES = sorted((SHIPPED / "studies").rglob("*.yaml"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import lcsc_opt
 from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
@@ -90,3 +92,84 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
     objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), beside=folder)
     assert list(objective.code) == ["code_helpers", "code_objective.py"]
     assert objective.fingerprint() == {"objective": objective.describe(), "code": objective.code}
+
+
+# edited while the process runs
+
+OWN_OBJECTIVE = """
+from lcsc_opt.objective import CoefficientFunction
+from reloaded_package import inner
+
+def build(settings):
+    return CoefficientFunction(lambda coefficients: inner.VALUE + 10, [1, 2], name="own")
+"""
+
+
+@pytest.fixture
+def workplace_with_code(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(workplace))
+    (workplace / "reloaded_package").mkdir()
+    (workplace / "reloaded_package" / "__init__.py").touch()
+    (workplace / "reloaded_package" / "inner.py").write_text("VALUE = 1\n")
+    (workplace / "reloaded_loss.py").write_text(
+        "from reloaded_package.inner import VALUE\n\ndef lose(coefficients):\n    return VALUE\n"
+    )
+    (workplace / "reloaded_objective.py").write_text(OWN_OBJECTIVE)
+    yield workplace
+    for name in [name for name in sys.modules if name.startswith("reloaded_")]:
+        del sys.modules[name]
+
+
+def searched(name: str, file: str) -> float | None:
+    settings = {} if file != "function.py" else {"callable": "reloaded_loss:lose", "steps": [1, 2]}
+    (study,) = lcsc_opt.run(
+        {
+            "name": name,
+            "objective": {"file": file, "settings": settings},
+            "optimizers": ["EachCheckpoint"],
+            "budget": {"evaluations": 1},
+        }
+    )
+    return study.searched
+
+
+EDITS = [
+    ("function.py", "reloaded_loss.py", "def lose(coefficients):\n    return 2\n", [1, 2]),
+    ("function.py", "reloaded_package/inner.py", "VALUE = 2\n", [1, 2]),
+    ("reloaded_objective.py", "reloaded_objective.py", OWN_OBJECTIVE.replace("10", "20"), [11, 21]),
+    ("reloaded_objective.py", "reloaded_package/inner.py", "VALUE = 2\n", [11, 12]),
+]
+
+
+@pytest.mark.parametrize(("file", "edited", "text", "losses"), EDITS)
+def test_code_that_was_edited_between_two_studies_is_evaluated_as_it_is_now(
+    workplace_with_code: Path, file: str, edited: str, text: str, losses: list[float]
+) -> None:
+    first = searched("before", file)
+    (workplace_with_code / edited).write_text(text)
+    assert [first, searched("after", file)] == losses
+
+
+def test_a_module_that_a_script_imported_before_it_was_edited_is_imported_again(workplace_with_code: Path) -> None:
+    module = importlib.import_module("reloaded_loss")
+    (workplace_with_code / "reloaded_loss.py").write_text("def lose(coefficients):\n    return 5\n")
+    assert searched("imported", "function.py") == 5
+    assert module.lose(None) == 1, "what the script holds is left alone"
+
+
+def test_code_that_did_not_change_is_imported_once(workplace_with_code: Path) -> None:
+    searched("first", "function.py")
+    module = sys.modules["reloaded_loss"]
+    searched("second", "function.py")
+    assert sys.modules["reloaded_loss"] is module
+
+
+def test_a_module_in_a_folder_without_init_is_found_before_its_package_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "outer_package" / "inner_folder"
+    inner.mkdir(parents=True)
+    (tmp_path / "outer_package" / "__init__.py").touch()
+    (inner / "leaf.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert module_file("outer_package.inner_folder.leaf") == inner / "leaf.py"

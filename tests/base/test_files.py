@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from lcsc_opt.base import files
 from lcsc_opt.base.errors import LcscError, MetricError
-from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, write_atomically
+from lcsc_opt.base.files import NoLocksError, is_pending, only_process, replacing, try_lock, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -66,14 +66,18 @@ def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_pat
         assert names(tmp_path) == []
 
 
-def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_a_lock_is_refused_and_work_that_may_be_done_twice_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: FileLock, **_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    unlock = try_lock(tmp_path / "lock")
-    assert unlock is not None
-    unlock()
+    with pytest.raises(NoLocksError):
+        try_lock(tmp_path / "lock")
+    with only_process(tmp_path / "out"), only_process(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

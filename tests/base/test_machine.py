@@ -25,7 +25,7 @@ def test_threads_sleep_unless_the_user_has_said_how_they_wait(monkeypatch: pytes
     assert {name: os.environ[name] for name in WAITING} == WAITING
 
 
-def test_it_is_said_before_torch_is_there() -> None:
+def test_the_command_line_sets_it_before_torch_is_imported() -> None:
     code = f"""
 import os, sys
 class Watch:
@@ -34,7 +34,28 @@ class Watch:
             assert os.environ["GOMP_SPINCOUNT"] == {WAITING["GOMP_SPINCOUNT"]!r}
             os._exit(7)  # what follows takes seconds
 sys.meta_path.insert(0, Watch())
-import lcsc_opt
-lcsc_opt.run
+import lcsc_opt.cli
+lcsc_opt.cli.main(["run", "digits"])
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 7
+
+
+def test_importing_the_library_and_its_names_changes_nothing_in_the_process() -> None:
+    code = """
+import logging, os, signal, sys
+import torch, optuna, nevergrad, scipy.stats  # which change some of it themselves
+
+def state():
+    handlers = [type(handler).__name__ for handler in logging.getLogger("lcsc_opt").handlers]
+    return dict(os.environ), list(sys.meta_path), handlers, logging.getLogger("lcsc_opt").level, sys.path[:]
+
+before = state()
+import lcsc_opt
+for name in lcsc_opt.__all__:
+    getattr(lcsc_opt, name)
+after = state()
+assert after[2] in ([], ["NullHandler"]), after[2]
+assert [*before[:2], *before[3:]] == [*after[:2], *after[3:]], (before, after)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
+import subprocess
+import sys
 
 import pytest
 
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import notice, progress, said_once
+from lcsc_opt.base.progress import messages_on_stderr, notice, progress, said_once
 
 
 class Clock:
@@ -73,3 +76,61 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
     notice("packing")
     said = capsys.readouterr().err.splitlines()
     assert said == 2 * ["lcsc: packing", "lcsc: trying again", "lcsc: trying again"] + ["lcsc: packing"]
+
+
+# through logging
+
+
+SCRIPT = """
+import logging, sys
+{configure}
+import lcsc_opt
+from lcsc_opt.base import progress
+from lcsc_opt.search import api
+
+progress.notice("before")
+api.run_plans = lambda *_, **__: progress.notice("a notice")
+lcsc_opt.run({{
+    "name": "script",
+    "objective": {{"file": "function.py", "settings": {{"callable": "os:getpid", "steps": [1, 2]}}}},
+    "optimizers": ["LCSC"],
+    "budget": {{"evaluations": 1}},
+}})
+progress.notice("after")
+assert [type(handler).__name__ for handler in progress.log.handlers] == ["NullHandler"]
+"""
+CONFIGURED = "logging.basicConfig(format='%(name)s %(levelname)s %(message)s', level={})"
+
+
+@pytest.mark.parametrize(
+    ("configure", "printed"),
+    [
+        ("", ["lcsc: a notice"]),
+        ("logging.getLogger('lcsc_opt').setLevel(logging.WARNING)", []),
+        (CONFIGURED.format("'WARNING'"), []),
+        (CONFIGURED.format("'INFO'"), [f"lcsc_opt INFO {text}" for text in ("before", "a notice", "after")]),
+    ],
+)
+def test_an_application_decides_where_messages_go(configure: str, printed: list[str]) -> None:
+    command = [sys.executable, "-c", SCRIPT.format(configure=configure)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (0, printed)
+
+
+def test_silenced_messages_take_the_bar_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with messages_on_stderr(logging.ERROR), progress("search", 1) as advance:
+        notice("something")
+        advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_notices_of_a_worker_are_handed_to_the_process_that_started_it() -> None:
+    code = """
+from lcsc_opt.base.progress import hand_notices_to, notice
+notices = []
+hand_notices_to(notices.append)
+notice("for the parent")
+assert notices == ["for the parent"], notices
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.reproducibility import derive_seed, environment
+from lcsc_opt.search.resolving import _changes as changes
 from lcsc_opt.search.resolving import differences
 
 
@@ -20,6 +21,16 @@ def test_the_environment_can_be_stored_as_json() -> None:
     assert described["packages"]["nevergrad"] == importlib.metadata.version("nevergrad")
     assert described["blas"], "numpy's BLAS is loaded and has a name"
     assert described["cores"] >= 1
+
+
+def test_packages_that_an_older_version_did_not_record_are_no_change() -> None:
+    now = {"environment": environment()}
+    assert {"transformers", "peft", "torchvision"} <= now["environment"]["packages"].keys()
+    packages = {name: version for name, version in now["environment"]["packages"].items() if name != "peft"}
+    before = {"environment": {**now["environment"], "packages": packages}}
+    assert changes(before, now) == ""
+    packages["torch"] = "1.0"
+    assert changes(before, now).startswith('environment.packages.torch was "1.0"')
 
 
 def test_every_difference_is_named() -> None:

@@ -76,6 +76,14 @@ def test_ways_to_write_an_optimizer_and_a_space(written: Any, meant: OptimizerSp
     assert (spec.optimizers[0] if of_optimizer else spec.space) == meant
 
 
+def test_rows_of_several_patterns_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text(MINIMAL + 'space: {rows: {attention: ["*.to_q.*", "*.to_k.*"], rest: "*.conv*"}}\n')
+    space = read_study_file(file).space
+    assert space.rows == {"attention": ["*.to_q.*", "*.to_k.*"], "rest": "*.conv*"}
+    assert SpaceSpec.model_validate(space.model_dump(mode="json")) == space, "as the database keeps it"
+
+
 def test_a_name_has_letters_of_any_language() -> None:
     assert study(name=experiment_name("_Übung 東京/3")).name == "Übung-東京-3"
 
@@ -119,8 +127,15 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs a name of its own"),
         (
             {"space": "afine"},
-            "space.kind: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
+            "space: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
         ),
+        ({"space": {"affine": {"orgin": 0.9}}}, "space.orgin: unknown key (did you mean 'origin'?); expected one of…"),
+        # one of several forms
+        ({"space": {"rows": 3}}, "space.rows: expected a valid string or a mapping of keys to values, got 3"),
+        ({"space": {"rows": {"a": 3}}}, "space.rows.a: expected a valid string or a list, got 3"),
+        ({"space": {"rows": {"a": ["*", 3]}}}, "space.rows.a[1]: expected a valid string, got 3…"),
+        ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: expected a valid number, got 'all'"),
+        ({"pipeline": "yes"}, "pipeline: expected 'auto', true or false, got 'yes'"),
         ({"space": "principal"}, "space: principal: expected the number of directions, as in {principal: 40}"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
@@ -128,7 +143,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
             "objective.file: expected a valid string, got []; "
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         ),
-        ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a part of one, or a whole number, got 1.5"),
+        ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a part of one, or an integer, got 1.5"),
     ],
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
 )

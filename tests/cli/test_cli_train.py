@@ -159,7 +159,7 @@ def test_slct_trains_an_autoencoder_no_longer_than_itself(
     monkeypatch.setattr(data, "STEPS", 5)
     for steps in ("4", "6"):
         said = typed("train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory").err
-        assert "a small autoencoder of these images is trained first" in said
+        assert "training a small autoencoder of these images first" in said
     assert made == [4, 5]
 
 
@@ -192,7 +192,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
     command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
     assert lcsc(command) == 0
     before = written(folder)
-    assert "run.trajectory: is there already: --resume goes on, or name another" in typed.refused(*command)
+    assert "run.trajectory exists already: continue with --resume, or name another" in typed.refused(*command)
     assert written(folder) == before
     with only_process(folder / "run.model"):
         before = written(folder)
@@ -204,7 +204,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
     assert Path("run.yaml").read_text() == "# changed by its user\n"
     for option, value, begun in (("--seed", "1", 0), ("--steps", "6", 8)):
         said = typed.refused(*command, "--resume", "--steps", "8", option, value)
-        assert said == f"lcsc: {option[2:]}: the training began with {begun}, and goes on with that"
+        assert said == f"lcsc: {option[2:]}: cannot be changed when resuming (was {begun})"
     assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
 
 
@@ -245,9 +245,9 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (["flow", "--data", "images"], "--data: images: images differ in size: 0.png is 8x8 and 1.png 8x10"),
         (["flow", "--from", "edm.model"], "--from: edm.model is a edm model, and flow begins from flow"),
-        (["flow", "--resume"], "run.trajectory: there is nothing to go on with"),
+        (["flow", "--resume"], "run.trajectory: nothing to resume"),
         (["cd"], "cd needs a diffusion model: name its folder with --teacher"),
-        (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and what is trained on is [1, 8, 8]"),
+        (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and the training data is [1, 8, 8]"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
         (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect begins from edm"),
         (["slct", "--autoencoder", "network"], "network is of a UNet2DModel; expected the folder of"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
@@ -52,6 +55,28 @@ def test_a_second_coordinator_is_told_who_holds_the_study(any_url: str) -> None:
         _ = 1 / 0
     with study.hold():
         pass
+
+
+def refuse_to_lock(self: FileLock, **_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def lock_for_everybody(self: FileLock, **_: object) -> None:
+    """As file systems do whose locks keep nobody out."""
+
+
+@pytest.mark.parametrize("acquire", [refuse_to_lock, lock_for_everybody])
+def test_a_file_system_without_locks_is_refused(
+    acquire: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(f"sqlite:///{tmp_path / 'studies.db'}")
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    message = rf"the file system of {tmp_path} has no locks.*PostgreSQL"
+    with pytest.raises(StudyStoreError, match=message):
+        study.hold().__enter__()
+    with pytest.raises(StudyStoreError, match=message):
+        StoredStudy.open_or_create(study.storage, "e/LCSC/1", {})
+    assert locked(study.storage, [NAME]) == set(), "readers go on"
 
 
 def hold_and_wait(url: str, holds: Any) -> None:

@@ -131,6 +131,15 @@ class Slow(Stages):
                 time.sleep(0.01)
 
 
+class WritesItsProcess(Slow):
+    """Writes its process into the marker, and samples for minutes without a look at the stop flag."""
+
+    def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
+        if name == "sample":
+            Path(os.environ["LCSC_TEST_MARKER"]).write_text(str(os.getpid()))
+            time.sleep(SLOW_SECONDS)
+
+
 class HeldScore(Stages):
     """MetricSuite until it is told to end."""
 
@@ -259,3 +268,12 @@ def wait_for(what: Any, seconds: float = 600.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

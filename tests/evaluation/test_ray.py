@@ -129,7 +129,7 @@ def test_a_trajectory_that_a_node_does_not_see_goes_into_its_cache(own_files: Pa
         (trajectory.path / MANIFEST).unlink()  # so that the node, which is this machine, does not find it there
         [two] = [node["NodeID"] for node in ray.nodes() if node["NodeName"] == "two" and node["Alive"]]
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(two, soft=False)
-        there = ray.remote(PackedTrajectory.found).options(num_cpus=0, scheduling_strategy=strategy)
+        there = ray.remote(PackedTrajectory.on_this_machine).options(num_cpus=0, scheduling_strategy=strategy)
         assert [ray.get(there.remote(packed)) for _ in range(2)] == 2 * [cluster.other_cache / packed.in_cache]
     assert Trajectory.open(cluster.other_cache / packed.in_cache).sha256 == trajectory.sha256
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.search.plan import plans
 from tests.commands import Typed
-from tests.evaluation.staged_examples import IMAGES, STEPS, Stages, study_file
+from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
+from tests.processes import Lcsc
 
 OBJECTIVE = """
 from tests.evaluation.staged_examples import Stages
@@ -157,3 +161,25 @@ def test_what_every_worker_notices_is_said_once_a_command(folder: Path, capfd: p
     )
     assert lcsc(["run", study_file(folder, workers=2, budget={"evaluations": 2})]) == 0
     assert capfd.readouterr().err.count("read from the disk") == 1  # not by each of the two workers
+
+
+def test_ctrl_c_stops_evaluations_that_do_not_look_and_leaves_no_worker(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = folder / "process"
+    monkeypatch.setenv("LCSC_TEST_MARKER", str(marker))
+    (folder / "stages.py").write_text(
+        "from tests.evaluation.staged_examples import WritesItsProcess\n\n\n"
+        "def build(settings):\n    return WritesItsProcess()\n"
+    )
+    running = Lcsc("run", study_file(folder, workers=2))
+    assert wait_for(lambda: marker.exists() or running.process.exitcode is not None)
+    assert running.process.exitcode is None, running.wait()
+    worker = int(marker.read_text())
+    os.kill(worker, signal.SIGINT)  # as a terminal does, which signals all processes of the command
+    running.signal(signal.SIGINT)
+    start = time.monotonic()
+    ended = running.wait()
+    assert ended.status == 130, ended
+    assert time.monotonic() - start < SLOW_SECONDS / 2
+    assert not is_running(worker)

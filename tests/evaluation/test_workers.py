@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 import time
@@ -25,12 +26,15 @@ from tests.evaluation.staged_examples import (
     HeldScore,
     Slow,
     Stages,
+    WritesItsProcess,
     assert_gradient,
     candidate,
     evaluated,
     failed,
+    is_running,
     wait_for,
 )
+from tests.processes import forked
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +184,50 @@ def test_a_worker_that_dies_between_sample_and_gradient_costs_an_attempt(
         evaluator.close()
     assert first.retry
     assert "worker process died" in first.reason
+
+
+IMPORTS_EARLY = """
+import os
+
+SEEN = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+import torch
+
+from tests.evaluation.staged_examples import EnvironmentInLoss
+
+
+class Early(EnvironmentInLoss):
+    def __init__(self):
+        super().__init__(threads=False)
+        assert SEEN == {"CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "2"}, SEEN
+        assert torch.get_num_threads() == 2
+"""
+
+
+def test_the_environment_of_a_worker_is_there_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imports_early.py").write_text(IMPORTS_EARLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    early = importlib.import_module("imports_early").Early
+    with contextlib.closing(WorkerPool(early, 1, environments=[{"CUDA_VISIBLE_DEVICES": "7"}], threads=2)) as pool:
+        found = evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))
+    assert found.loss == 7.0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1", "this process keeps its own"
+
+
+def coordinator(folder: str) -> None:
+    os.environ["LCSC_TEST_MARKER"] = str(Path(folder) / "samples")
+    pool = WorkerPool(WritesItsProcess, 1)
+    ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result()
+
+
+def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
+    process = forked(coordinator, str(tmp_path))
+    process.start()
+    assert wait_for(lambda: (tmp_path / "samples").exists() and (tmp_path / "samples").read_text())
+    worker = int((tmp_path / "samples").read_text())
+    process.kill()
+    process.join()
+    assert wait_for(lambda: not is_running(worker), 30)

@@ -17,7 +17,7 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.maintenance.cleaning import UNFINISHED, Cached, files_of
+from lcsc_opt.maintenance.cleaning import UNFINISHED, cache_entries, files_of
 from lcsc_opt.training.images import feature_network
 from tests import model_studies
 from tests.commands import Typed
@@ -130,22 +130,63 @@ def listed(typed: Typed, *options: str) -> dict[str, dict[str, Any]]:
     return {row["path"]: row for row in typed.json("cache", *options)}
 
 
-def test_the_cache_is_listed_with_its_users_and_the_unused_is_removed(packed: Path, typed: Typed) -> None:
+def test_the_cache_is_listed_with_its_users(packed: Path, typed: Typed) -> None:
     [(path, row)] = listed(typed).items()
     size = sum(file.stat().st_size for file in (packed / path).iterdir())
     assert (row["kind"], row["bytes"]) == ("trajectory", size)
     assert sorted(row["studies"]) == ["small/EMAGrid/0", "small/LCSC/0"]
     assert listed(typed, "--storage", "sqlite:///other.db")[path]["studies"] == []
-    typed.refused("cache", "--clear", "--yes", "--storage", "sqlite:///other.db")
+    assert path in typed("cache").out
+
+
+def test_trajectories_stay_since_studies_of_any_database_may_need_them(
+    packed: Path, typed: Typed, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = listed(typed)
     network = packed / f"digits-network-{16 * '0'}.safetensors"
     network.write_bytes(b"made again")
-    typed("cache", "--clear", "--yes")
+    another_project = workplace / "another_project"
+    another_project.mkdir()
+    monkeypatch.chdir(another_project)
+    write_study(open_storage(URL, write=True), NAME, [1.0])
+    said = typed("cache", "--clear", "--yes").err
     assert ((packed / path).exists(), network.exists()) == (True, False)
+    assert "removed: 1" in said
+    assert "kept: 1" in said
+
+
+def test_a_trajectory_is_removed_by_its_name_once_no_study_of_the_database_uses_it(packed: Path, typed: Typed) -> None:
+    [path] = listed(typed)
+    assert "used by small/" in typed.refused("cache", "--clear", path, "--yes")
+    typed.refused("cache", "--clear", path, "--yes", "--storage", "sqlite:///other.db")
     typed("delete", "small/EMAGrid/0", "small/LCSC/0", "--yes")
-    assert path in typed("cache").out
-    assert "give --yes" in typed.refused("cache", "--clear")
-    assert "removed: 1" in typed("cache", "--clear", "--yes").err
+    typed("cache", "--clear", "--yes")
+    assert (packed / path).exists()
+    assert "give --yes" in typed.refused("cache", "--clear", path)
+    assert "trajectories/none" in typed.refused("cache", "--clear", "trajectories/none", "--yes")
+    assert "removed: 1" in typed("cache", "--clear", path, "--yes").err
     assert not (packed / path).exists()
+
+
+def test_trained_models_and_files_of_the_hub_are_listed(packed: Path, typed: Typed) -> None:
+    trained = [f"digits-cd-{16 * '0'}.{ending}" for ending in ("trajectory", "model", "state", "jsonl", "yaml")]
+    for name in (*trained, f"digits-{16 * '1'}-half.trajectory"):
+        (packed / name).mkdir()
+    weights = packed / "hub" / "owner--name" / ("0" * 40) / "step-10" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"x" * 100)
+    rows = listed(typed)
+    assert {name: rows[name]["kind"] for name in trained} == dict.fromkeys(trained, "trained model")
+    assert rows[f"digits-{16 * '1'}-half.trajectory"]["kind"] == "trained model"
+    assert (rows["hub/owner--name"]["kind"], rows["hub/owner--name"]["bytes"]) == ("hub checkpoints", 100)
+    typed("cache", "--clear", "--yes")
+    assert weights.exists(), "it may be fetched now"
+    os.utime(weights, (1e9, 1e9))  # long ago
+    typed("cache", "--clear", "--yes")
+    assert not weights.exists(), "it is fetched again"
+    assert all((packed / name).exists() for name in trained), "to train again takes long"
+    typed("cache", "--clear", trained[0], "--yes")
+    assert [(packed / name).exists() for name in trained[:2]] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -195,5 +236,5 @@ def test_other_files_of_the_folder_are_neither_listed_nor_removed(packed: Path, 
 
 def test_the_names_are_those_that_are_given(tmp_path: Path) -> None:
     feature_network("digits", epochs=1, cache=tmp_path)
-    assert [entry.kind for entry in Cached.all_in(tmp_path, {})] == ["feature network"]
-    assert Cached.all_in(tmp_path / "nothing", {}) == []
+    assert [entry.kind for entry in cache_entries(tmp_path, {})] == ["feature network"]
+    assert cache_entries(tmp_path / "nothing", {}) == []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.catalog import SHIPPED
+from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.cli import run as lcsc

@@ -121,7 +121,7 @@ def test_a_tracker_that_fails_is_one_notice_and_gets_everything_later(
 ) -> None:
     recorder.broken = True
     said = typed("run", "curves.yaml").err
-    assert said.count(f"lcsc: {NAME}: trackio failed and is left alone") == said.count("offline") == 1
+    assert said.count(f"lcsc: {NAME}: trackio failed and is switched off") == said.count("offline") == 1
     recorder.broken = False
     typed("run", "curves.yaml")
     assert [step for step, _ in recorder.steps] == [0, 1, 2, 2]
@@ -135,13 +135,13 @@ def test_a_function_is_told_how_a_search_ends_and_may_fail(functions: Any, recor
     assert [told[:3] for told in functions.told] == [(NAME, "ended", best), (NAME, "failed", best)]
     assert "no image" in functions.told[1][3]
     functions.broken, functions.tell = False, lambda: None
-    assert "notify failed and is left alone" in typed("run", "curves.yaml", "name=other").err
+    assert "notify failed and is switched off" in typed("run", "curves.yaml", "name=other").err
 
 
 def test_a_function_is_told_once_that_a_search_has_stalled(
     study: StoredStudy, functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"_LOOK_SECONDS": 0.01, "_STALL_SECONDS": 0.02, "_STALL_TIMES": 0}.items():
+    for name, value in {"_POLL_SECONDS": 0.01, "_STALL_SECONDS": 0.02, "_STALL_TIMES": 0}.items():
         monkeypatch.setattr(trackers, name, value)
     with Reporting(study, (), "losses_of_trackers:tell"):
         while not functions.told:

@@ -159,7 +159,7 @@ def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path
     """A user removes it for its size; to train anew is to lose what is there."""
     before = run(tmp_path, EDM).sha256
     shutil.rmtree(tmp_path / "run.state")
-    with pytest.raises(TrainingError, match=r"run\.state: is not there, and without it the training cannot go on"):
+    with pytest.raises(TrainingError, match=r"run\.state is missing, so the training cannot be resumed"):
         run(tmp_path, EDM, steps=2 * STEPS, resume=True)
     assert Trajectory.open(tmp_path / "run.trajectory").sha256 == before
 

@@ -32,11 +32,11 @@ class Batch:
         images: ``[N, C, H, W]`` in [-1, 1], or latents.
         step: how many steps came before.
         steps: of the whole training.
-        network: what is trained.
+        network: the one that is trained.
         target: the network's moving average where the recipe keeps one, else the network itself. No gradient goes
             through it.
         generator: of this step's random numbers, on the device of the images.
-        noise_scale: the network is told ``noise_scale * ln(sigma)``.
+        noise_scale: the network's noise input is ``noise_scale * ln(sigma)``.
         teacher: of a distillation.
     """
 
@@ -53,7 +53,7 @@ class Batch:
         """Standard normal noise of the images' shape.
 
         With ``optimal-transport`` it is in the order that makes the sum of the squared distances to the images smallest
-        (Pooladian et al. 2023; Tong et al. 2023, Alg. 2). With as many of one as of the other, all of equal mass, the
+        (Pooladian et al. 2023; Tong et al. 2023, Alg. 2). There are as many images as noises, all of equal mass, so the
         optimal plan is a permutation.
 
         Raises:
@@ -63,7 +63,9 @@ class Batch:
         if coupling == "independent":
             return noise
         ot = import_extra("ot")
-        cost = torch.cdist(self.images.flatten(1).double().cpu(), noise.flatten(1).double().cpu()) ** 2
+        image_vectors = self.images.flatten(1).double().cpu()
+        noise_vectors = noise.flatten(1).double().cpu()
+        cost = torch.cdist(image_vectors, noise_vectors) ** 2
         plan = ot.emd([], [], cost.numpy())  # empty weights: uniform ones
         return noise[torch.from_numpy(plan).argmax(1).to(noise.device)]
 
@@ -81,29 +83,29 @@ class Batch:
 
 
 class TrainingRecipe(FrozenModel):
-    """Settings that every recipe has; its own are those of its paper, in the paper's words where these are words.
+    """The settings of every recipe. Each adds those of its paper, by the paper's names where it has some.
 
     Attributes:
         batch_size: images a step, on each device.
-        learning_rate: constant, since averaging takes the part of a decay.
+        learning_rate: constant, since averaging checkpoints replaces its decay.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
-    begins_from: ClassVar[tuple[Kind, ...]]  # whose weights it can go on from
+    begins_from: ClassVar[tuple[Kind, ...]]  # kinds of models whose weights it can begin with
     optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
     noise_scale: ClassVar[float] = SONG_NOISE
     curriculum: ClassVar[bool] = False  # whether a step depends on how many there will be
     needs: ClassVar[Literal["teacher", "from"] | None] = None
     latent: ClassVar[bool] = False
-    sampler: ClassVar[dict[str, Any]] = {"steps": 10}  # of a study of the model: the scheduler of its folder
-    network_options: ClassVar[dict[str, Any]] = {}  # of a small U-Net, where they differ from the usual ones
+    sampler: ClassVar[dict[str, Any]] = {"steps": 10}  # the setting of a study of the model
+    network_options: ClassVar[dict[str, Any]] = {}  # of a small U-Net, in place of its defaults
 
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
 
     def loss(self, batch: Batch) -> Tensor:
-        """What one step minimizes: a scalar."""
+        """The scalar that one step minimizes."""
         raise NotImplementedError
 
     def target_rate(self, step: int, steps: int) -> float | None:  # noqa: ARG002
@@ -116,12 +118,15 @@ class TrainingRecipe(FrozenModel):
 
     @classmethod
     def timestep_scale(cls, noise_scale: float) -> float:
-        """What the network is told ln(sigma) times, by what diffusers' scheduler of such a model tells."""
-        usual = {"edm": EDM_NOISE, "consistency": SONG_NOISE}.get(cls.kind)
-        return 1.0 if usual is None else noise_scale / usual
+        """The network's factor of ln(sigma), divided by that of diffusers' scheduler for such a model."""
+        if cls.kind == "edm":
+            return noise_scale / EDM_NOISE
+        if cls.kind == "consistency":
+            return noise_scale / SONG_NOISE
+        return 1.0
 
     def prepare(self, network: nn.Module) -> None:
-        """What of the network is fixed, before its first step."""
+        """Fix some of the network's weights before its first step, if the recipe does that."""
 
 
 def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:

@@ -27,7 +27,7 @@ _HUBER = 0.00054  # c / sqrt(CHW) of Song & Dhariwal 2023, Sec. 3.3
 
 
 class ConsistencyRecipe(TrainingRecipe):
-    """One with the boundary at the lowest noise level.
+    """A recipe of consistency functions whose boundary is at the lowest noise level.
 
     Attributes:
         sigma_min: epsilon, the lowest noise level.
@@ -46,18 +46,18 @@ class ConsistencyRecipe(TrainingRecipe):
 
     def scheduler(self) -> dict[str, Any]:
         """Multistep consistency sampling (Song et al. 2023, Alg. 1)."""
-        return _scheduler(**self.model_dump(include={"sigma_min", "sigma_max", "sigma_data"}))
+        return _scheduler(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
 
     def _function(self, batch: Batch, *, target: bool = False) -> ConsistencyFunction:
         """F of the student or of its target (Song et al. 2023, Eq. 5)."""
         return batch.function(self.sigma_data, self.sigma_min, target=target)
 
     def _uniform_interval(self, count: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """``[N]`` lower and ``[N]`` upper ends of intervals between so many levels, each as likely as any other."""
-        levels = noise_levels(count, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        levels = levels.float().to(batch.images.device)
+        """``[N]`` lower and ``[N]`` upper ends of intervals between ``count`` levels, drawn uniformly."""
+        device = batch.images.device
+        levels = noise_levels(count, sigma_min=self.sigma_min, sigma_max=self.sigma_max).float().to(device)
         size = (len(batch.images),)
-        lower = torch.randint(len(levels) - 1, size, generator=batch.generator, device=batch.images.device)
+        lower = torch.randint(len(levels) - 1, size, generator=batch.generator, device=device)
         return levels[lower], levels[lower + 1]
 
 
@@ -87,12 +87,14 @@ class Ct(ConsistencyRecipe):
         z = batch.normal()
         with torch.no_grad():
             target = self._function(batch, target=True)(batch.images + column(low) * z, low)
-        return _squared_l2(self._function(batch)(batch.images + column(high) * z, high) - target)
+        student = self._function(batch)(batch.images + column(high) * z, high)
+        return _squared_l2(student - target)
 
     def level_count(self, step: int, steps: int) -> int:
         """N(k) of Appendix C: ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1."""
-        first, last = self.first_levels, self.last_levels
-        return math.ceil(math.sqrt(step / steps * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1
+        s0 = self.first_levels
+        s1 = self.last_levels
+        return math.ceil(math.sqrt(step / steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
 
     def target_rate(self, step: int, steps: int) -> float:
         """mu(k) of Appendix C: exp(s0 ln(mu_0) / N(k))."""
@@ -102,7 +104,8 @@ class Ct(ConsistencyRecipe):
 class Cd(ConsistencyRecipe):
     """Consistency distillation (Song et al. 2023, Alg. 2).
 
-    The student at the upper of two noise levels, its moving average where the teacher leads to at the lower one.
+    The student at the upper of two noise levels is compared with its moving average at the lower one, at the point to
+    which the teacher's probability flow leads.
 
     Attributes:
         levels: N, noise levels; 18 on CIFAR-10, 40 on ImageNet.
@@ -120,19 +123,20 @@ class Cd(ConsistencyRecipe):
 
         x^phi is one step of Heun's method on dx/dsigma = (x - D(x; sigma)) / sigma (Karras et al. 2022, Alg. 1).
         """
-        assert batch.teacher is not None  # as it needs one
+        assert batch.teacher is not None  # `needs` says so
         low, high = self._uniform_interval(self.levels, batch)
         noisy = batch.images + column(high) * batch.normal()
         with torch.no_grad():
-            derivative = (noisy - batch.teacher(noisy, high)) / column(high)
-            euler = noisy + column(low - high) * derivative
-            at_end = (euler - batch.teacher(euler, low)) / column(low)
-            led = noisy + column(low - high) * (derivative + at_end) / 2
-            target = self._function(batch, target=True)(led, low)
-        return _squared_l2(self._function(batch)(noisy, high) - target)
+            slope_at_high = (noisy - batch.teacher(noisy, high)) / column(high)
+            euler = noisy + column(low - high) * slope_at_high
+            slope_at_low = (euler - batch.teacher(euler, low)) / column(low)
+            heun = noisy + column(low - high) * (slope_at_high + slope_at_low) / 2
+            target = self._function(batch, target=True)(heun, low)
+        student = self._function(batch)(noisy, high)
+        return _squared_l2(student - target)
 
     def target_rate(self, step: int, steps: int) -> float:  # noqa: ARG002
-        """Mu."""
+        """The constant mu."""
         return self.rate
 
 
@@ -160,7 +164,8 @@ class Ict(ConsistencyRecipe):
     def loss(self, batch: Batch) -> Tensor:
         """Eq. 7: E d(f(x + sigma_{i+1} z, sigma_{i+1}), f(x + sigma_i z, sigma_i)) / (sigma_{i+1} - sigma_i)."""
         low, high, _ = self._draw_interval(batch)
-        z, function = batch.normal(), self._function(batch)
+        z = batch.normal()
+        function = self._function(batch)
         with torch.no_grad():
             target = function(batch.images + column(low) * z, low)
         student = function(batch.images + column(high) * z, high)
@@ -168,14 +173,16 @@ class Ict(ConsistencyRecipe):
 
     def discretization(self, step: int, steps: int) -> int:
         """N(k) - 1, the number of intervals between noise levels at a step: it doubles on a schedule."""
-        first, last = self.first_discretization, self.last_discretization
-        every = max(int(steps / (math.log2(last // first) + 1)), 1)
-        return int(min(first * 2 ** (step // every), last))
+        s0 = self.first_discretization
+        s1 = self.last_discretization
+        steps_between_doublings = max(int(steps / (math.log2(s1 // s0) + 1)), 1)
+        return int(min(s0 * 2 ** (step // steps_between_doublings), s1))
 
     def levels(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Noise levels ``[n + 1]``, increasing, and the chances ``[n]`` of the intervals between them at a step.
+        """Noise levels ``[n + 1]``, increasing, and the weights ``[n]`` of the intervals between them at a step.
 
-        The chances are those of a lognormal distribution; levels below the first and above the last are not counted.
+        The weights are the probabilities of the intervals in a lognormal distribution. They sum to less than one, since
+        levels below the first and above the last are left out.
         """
         count = self.discretization(step, steps)
         levels = noise_levels(count + 1, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
@@ -184,10 +191,10 @@ class Ict(ConsistencyRecipe):
 
     def _draw_interval(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """``[N]`` lower and ``[N]`` upper ends of the images' intervals, and the indices ``[N]`` of these."""
-        levels, chances = self.levels(batch.step, batch.steps)
+        levels, weights = self.levels(batch.step, batch.steps)
         device = batch.images.device
         levels = levels.float().to(device)
-        interval = torch.multinomial(chances.to(device), len(batch.images), replacement=True, generator=batch.generator)
+        interval = torch.multinomial(weights.to(device), len(batch.images), replacement=True, generator=batch.generator)
         return levels[interval], levels[interval + 1], interval
 
 
@@ -240,9 +247,9 @@ class Ect(TrainingRecipe):
         noise = batch.normal()
         function = batch.function(self.sigma_data)
         with torch.no_grad():
-            level = torch.where(r > 0, r, t)  # any; it is not looked at
-            before = function(batch.images + column(r) * noise, level)
-            target = torch.where(column(r) > 0, before, batch.images)  # f(x, 0) = x
+            level = torch.where(r > 0, r, t)  # where r is 0 any valid level does: the result is not used
+            denoised = function(batch.images + column(r) * noise, level)
+            target = torch.where(column(r) > 0, denoised, batch.images)  # f(x, 0) = x
         difference = function(batch.images + column(t) * noise, t) - target
         loss: Tensor = (denoising_weight(t, self.sigma_data) * _pseudo_huber(difference, self.huber)).mean()
         return loss
@@ -253,10 +260,10 @@ class Ect(TrainingRecipe):
 
 
 class Slct(Ict):
-    """Improved training of latent consistency models (Dao et al. 2025), with a loss that bears the outliers of latents.
+    """Improved training of latent consistency models (Dao et al. 2025), with a loss robust to outliers of latents.
 
     The abstract names the techniques; the numbers beyond it are those of the authors' published experiments
-    (github.com/quandao10/LCT): c as a function of how many noise levels there are, the lowest quarter of these, and the
+    (github.com/quandao10/LCT): c as a function of the number of noise levels, the lowest quarter of these, and the
     weight 5 of the diffusion loss.
 
     Attributes:
@@ -267,7 +274,7 @@ class Slct(Ict):
 
     name = "slct"
     latent = True
-    network_options: ClassVar[dict[str, Any]] = {"norm_num_groups": 1}  # group normalization is then layer's
+    network_options: ClassVar[dict[str, Any]] = {"norm_num_groups": 1}  # which makes it layer normalization
 
     diffusion_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     diffusion_weight: NonNegative = 5.0
@@ -280,20 +287,28 @@ class Slct(Ict):
         """
         low, high, interval = self._draw_interval(batch)
         count = self.discretization(batch.step, batch.steps)
-        noise, function = batch.normal(self.coupling), self._function(batch)
+        noise = batch.normal(self.coupling)
+        function = self._function(batch)
         with torch.no_grad():
             target = function(batch.images + column(low) * noise, low)
         student = function(batch.images + column(high) * noise, high)
-        squares = (student - target).flatten(1).square().mean(1)
-        robustness = _HUBER * math.sqrt(4 * 32 * 32)  # c of the Cauchy loss: iCT's, of the latents of 256×256 images
-        if count > self.first_discretization:
-            robustness = math.exp(-1.15 * math.log(count) - 0.85)
-        consistency = (torch.log1p(squares / (2 * robustness**2)) / (high - low)).mean()
-        early = interval < math.floor(self.diffusion_share * count)
-        errors = denoising_weight(high, self.sigma_data) * (student - batch.images).square().flatten(1).mean(1)
-        diffusion = (errors * early).sum() / early.sum().clamp(min=1)
+
+        mean_squares = (student - target).flatten(1).square().mean(1)
+        c = self._robustness(count)
+        consistency = (torch.log1p(mean_squares / (2 * c**2)) / (high - low)).mean()
+
+        has_little_noise = interval < math.floor(self.diffusion_share * count)
+        squared_errors = (student - batch.images).square().flatten(1).mean(1)
+        errors = denoising_weight(high, self.sigma_data) * squared_errors
+        diffusion = (errors * has_little_noise).sum() / has_little_noise.sum().clamp(min=1)
         total: Tensor = consistency + self.diffusion_weight * diffusion
         return total
+
+    def _robustness(self, count: int) -> float:
+        """C of the Cauchy loss with ``count`` intervals between noise levels."""
+        if count > self.first_discretization:
+            return math.exp(-1.15 * math.log(count) - 0.85)
+        return _HUBER * math.sqrt(4 * 32 * 32)  # iCT's, of the latents of 256×256 images
 
     def prepare(self, network: nn.Module) -> None:
         """Non-scaling layer normalization: the scales are one, and stay so."""
@@ -306,7 +321,9 @@ class Slct(Ict):
 
     def scheduler(self) -> dict[str, Any]:
         """Multistep consistency sampling; latents have no bounds to clip to."""
-        return {**super().scheduler(), "clip_denoised": False}
+        scheduler = super().scheduler()
+        scheduler["clip_denoised"] = False
+        return scheduler
 
 
 def _scheduler(*, sigma_min: float, sigma_max: float, sigma_data: float) -> dict[str, Any]:

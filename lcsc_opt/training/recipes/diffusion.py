@@ -23,7 +23,7 @@ from lcsc_opt.training.recipes.base import (
     denoising_weight,
 )
 
-_FLOW_TIMESTEPS = 1000  # a network of diffusers is told 1000 times the share of noise
+_FLOW_TIMESTEPS = 1000  # the timestep of a network of diffusers is 1000 times the share of noise
 
 
 class Ddpm(TrainingRecipe):
@@ -99,15 +99,20 @@ class Edm(TrainingRecipe):
 
     def scheduler(self) -> dict[str, Any]:
         """DPM-Solver++ between EDM's noise levels, Eq. 5."""
-        levels = self.model_dump(include={"sigma_min", "sigma_max", "sigma_data"})
-        return {"_class_name": "EDMDPMSolverMultistepScheduler", **levels, "rho": 7.0}
+        return {
+            "_class_name": "EDMDPMSolverMultistepScheduler",
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "sigma_data": self.sigma_data,
+            "rho": 7.0,
+        }
 
 
 class Flow(TrainingRecipe):
     """Flow matching: the velocity of straight paths between noise and images (Lipman et al. 2023; Tong et al. 2023).
 
-    The share of noise is s = 1 - t of the papers, and the network's output is noise - image, minus their velocity: as
-    diffusers' schedulers take both.
+    The share of noise is s = 1 - t of the papers, and the network's output is noise - image, minus their velocity: both
+    as in diffusers' schedulers.
 
     Attributes:
         coupling: ``optimal-transport`` (Tong et al. 2023) or ``independent`` (Lipman et al. 2023).

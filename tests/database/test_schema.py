@@ -1,0 +1,45 @@
+"""Which versions of the stored format are read: ours, that of 0.2.0, which had no number, and none that is newer."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import SCHEMA, StoredStudy
+from tests.commands import Typed
+from tests.study_examples import STEPS, coefficients, write_study
+
+NAME = "digits/LCSC/0"
+
+
+def test_a_study_names_the_version_of_its_format(storage: RDBStorage) -> None:
+    write_study(storage, NAME, [4.0]).copy("copy/LCSC/0", {"steps": STEPS})
+    for name in (NAME, "copy/LCSC/0"):
+        assert StoredStudy.open(storage, name).attributes["schema"] == SCHEMA
+
+
+def test_a_study_without_a_version_is_read_and_continued(storage: RDBStorage) -> None:
+    stored = optuna.create_study(storage=storage, study_name=NAME)
+    for name, value in {"steps": STEPS, "created": 1.0, "created_by": "lcsc_opt 0.2.0"}.items():
+        stored.set_user_attr(name, value)
+    study = StoredStudy.open(storage, NAME)
+    with study.hold():
+        study.finish(study.add_candidate(Candidate(coefficients(0))), Evaluation(1.5), tell_index=0)
+    assert HistoryReader(storage).read_study(NAME).searched == 1.5
+
+
+def test_a_newer_version_is_one_sentence(workplace: object, typed: Typed) -> None:
+    url = "sqlite:///studies.db"
+    optuna_storage = optuna.storages.RDBStorage(url)
+    study = write_study(optuna_storage, NAME, [4.0])
+    study.set_attribute("created_by", "lcsc_opt 9.1.0")
+    study.set_attribute("schema", SCHEMA + 1)
+    with pytest.raises(StudyStoreError, match="upgrade lcsc_opt"):
+        StoredStudy.open(optuna_storage, NAME)
+    for command in (["list"], ["show", NAME], ["resume", NAME], ["run", "digits", "--optimizer", "LCSC"]):
+        said = typed.refused(*command)
+        assert said.startswith(f"lcsc: {NAME}: was stored by lcsc_opt 9.1.0 in schema {SCHEMA + 1}, ")
