@@ -133,7 +133,8 @@ class HistoryReader:
         """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
         if study.chosen is None:
             return None
-        return self.coefficients(study, [study.chosen])[0]
+        coefficients: Floats = self.coefficients(study, [study.chosen])[0]
+        return coefficients
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
