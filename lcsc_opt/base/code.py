@@ -33,8 +33,11 @@ _digests_at_import: dict[str, str] = {}
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
+    """A file of the user's: its digest, and the names of all modules that it may import."""
+
     path: Path
     sha256: str
+    imported_names: frozenset[str]
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
@@ -62,7 +65,7 @@ def _local_sources(sources: Mapping[str, Path]) -> dict[str, _Source]:
             imported_names = _imported_names(content, _package_of(name, path))
         except (OSError, SyntaxError, ValueError):
             continue
-        visited[name] = _Source(path, hashlib.sha256(content).hexdigest())
+        visited[name] = _Source(path, hashlib.sha256(content).hexdigest(), imported_names)
         for imported in imported_names - visited.keys():
             file = module_file(imported)
             if file is not None:
@@ -125,9 +128,18 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
         package = _spec(parent)
         if package is None or package.submodule_search_locations is None:
             return None
-        return importlib.machinery.PathFinder.find_spec(name, package.submodule_search_locations)
+        return _spec_in(list(package.submodule_search_locations), name)
     except (ImportError, ValueError, AttributeError):  # a parent that is no package, a module without a spec
         return None
+
+
+def _spec_in(folders: list[str], name: str) -> importlib.machinery.ModuleSpec | None:
+    try:
+        return importlib.machinery.PathFinder.find_spec(name, folders)
+    except KeyError:  # it is a folder without __init__.py, which Python finds only when the package was imported
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in folders]
+        return spec
 
 
 def forget_changed_modules(sources: Mapping[str, Path]) -> str:
@@ -147,13 +159,24 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
     for name, source in all_sources.items():
         if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports
             continue
-        closure = _local_sources({name: source.path})
+        closure = _closure(name, all_sources)
         digest = _digest(closure)
         if name in sys.modules and _was_edited(name, digest, closure):
             _log.debug("%s was edited and is imported anew", name)
             _forget(name, source.path)
         _digests_at_import[name] = digest
     return _digest(all_sources)
+
+
+def _closure(name: str, all_sources: Mapping[str, _Source]) -> dict[str, _Source]:
+    """A local module and all that it imports."""
+    closure: dict[str, _Source] = {}
+    waiting = {name}
+    while waiting:
+        member = waiting.pop()
+        closure[member] = all_sources[member]
+        waiting |= (closure[member].imported_names & all_sources.keys()) - closure.keys()
+    return closure
 
 
 def _digest(sources: Mapping[str, _Source]) -> str:
