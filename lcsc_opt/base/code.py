@@ -121,25 +121,18 @@ def module_file(name: str) -> Path | None:
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    parent = name.rpartition(".")[0]
+    parent, _, last_part = name.rpartition(".")
     try:
         if not parent:
             return importlib.util.find_spec(name)
         package = _spec(parent)
         if package is None or package.submodule_search_locations is None:
             return None
-        return _spec_in(list(package.submodule_search_locations), name)
+        # by the last part: with its whole name, a folder without __init__.py is looked up in its parent, which may not
+        # be imported
+        return importlib.machinery.PathFinder.find_spec(last_part, package.submodule_search_locations)
     except (ImportError, ValueError, AttributeError):  # a parent that is no package, a module without a spec
         return None
-
-
-def _spec_in(folders: list[str], name: str) -> importlib.machinery.ModuleSpec | None:
-    try:
-        return importlib.machinery.PathFinder.find_spec(name, folders)
-    except KeyError:  # it is a folder without __init__.py, which Python finds only when the package was imported
-        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in folders]
-        return spec
 
 
 def forget_changed_modules(sources: Mapping[str, Path]) -> str:
