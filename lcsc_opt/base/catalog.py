@@ -1,6 +1,6 @@
 """Finds objectives, studies and dashboards: files that a user may add to, replace, or leave as shipped.
 
-A name is looked for next to the study file, then in the working directory, then among the files that ship with the
+A name is searched for next to the study file, then in the working directory, then among the files that ship with the
 library. An objective or a dashboard is a Python file with a function ``build``; it runs when it is loaded.
 """
 

@@ -33,8 +33,11 @@ _digests_at_import: dict[str, str] = {}
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
+    """A file of the user's: its digest, and the names of all modules that it may import."""
+
     path: Path
     sha256: str
+    imported_names: frozenset[str]
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
@@ -62,7 +65,7 @@ def _local_sources(sources: Mapping[str, Path]) -> dict[str, _Source]:
             imported_names = _imported_names(content, _package_of(name, path))
         except (OSError, SyntaxError, ValueError):
             continue
-        visited[name] = _Source(path, hashlib.sha256(content).hexdigest())
+        visited[name] = _Source(path, hashlib.sha256(content).hexdigest(), imported_names)
         for imported in imported_names - visited.keys():
             file = module_file(imported)
             if file is not None:
@@ -149,13 +152,24 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
     for name, source in all_sources.items():
         if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports
             continue
-        closure = _local_sources({name: source.path})
+        closure = _closure(name, all_sources)
         digest = _digest(closure)
         if name in sys.modules and _was_edited(name, digest, closure):
             _log.debug("%s was edited and is imported anew", name)
             _forget(name, source.path)
         _digests_at_import[name] = digest
     return _digest(all_sources)
+
+
+def _closure(name: str, all_sources: Mapping[str, _Source]) -> dict[str, _Source]:
+    """A local module and all that it imports."""
+    closure: dict[str, _Source] = {}
+    waiting = {name}
+    while waiting:
+        member = waiting.pop()
+        closure[member] = all_sources[member]
+        waiting |= (closure[member].imported_names & all_sources.keys()) - closure.keys()
+    return closure
 
 
 def _digest(sources: Mapping[str, _Source]) -> str:

@@ -133,7 +133,8 @@ class HistoryReader:
         """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
         if study.chosen is None:
             return None
-        return self.coefficients(study, [study.chosen])[0]
+        coefficients: Floats = self.coefficients(study, [study.chosen])[0]
+        return coefficients
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
@@ -169,12 +170,14 @@ class HistoryReader:
             study, has_new_trials = self._with_trials(cached, study, attributes)
             is_changed = is_changed or has_new_trials
         cached.attributes = seen_attributes
-        host, since = None, 0.0
+        study = dataclasses.replace(study, holder=None, held_since=0.0)
         if is_running and attributes.get(HOLDER):
-            host, since = attributes[HOLDER]["host"], attributes[HOLDER]["since"]
-        revision = next(self._revisions) if is_changed else before.revision
-        cached.history = dataclasses.replace(study, holder=host, held_since=since, revision=revision)
-        return cached.history
+            holder = attributes[HOLDER]
+            study = dataclasses.replace(study, holder=holder["host"], held_since=holder["since"])
+        if is_changed:
+            study = dataclasses.replace(study, revision=next(self._revisions))
+        cached.history = study
+        return study
 
     def _cached_study(self, name: str, created: Any) -> _CachedStudy:
         """The study as it was last read; an empty history the first time, and if it was created again."""

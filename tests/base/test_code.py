@@ -30,17 +30,26 @@ FILES = {
     "code_helpers.py": "def scale(noise):\n    return 2 * noise\n",
     "code_late.py": "shift = 1\n",
     "code_package/__init__.py": "from . import sibling\n",
-    "code_package/inner.py": "from .sibling import value\n",
+    "code_package/folder/deep.py": "value = 5\n",
+    "code_package/inner.py": "from .folder.deep import value\nfrom .sibling import value\n",
     "code_package/sibling.py": "value = 3\n",
     "code_package/unused.py": "value = 4\n",
     "code_broken.py": "def (\n",
 }
-FOLLOWED = ["code_helpers", "code_late", "code_package", "code_package.inner", "code_package.sibling", "code_sampler"]
+FOLLOWED = [
+    "code_helpers",
+    "code_late",
+    "code_package",
+    "code_package.folder.deep",
+    "code_package.inner",
+    "code_package.sibling",
+    "code_sampler",
+]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "code_package").mkdir()
+    (tmp_path / "code_package" / "folder").mkdir(parents=True)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
