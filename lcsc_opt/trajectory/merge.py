@@ -99,8 +99,8 @@ class Merger:
                     origin = tile.columns[origin_slot].to(gradient.dtype)
                     of_origin[tile.row] += origin.double() @ gradient.double()
                     for run in runs:
-                        differences = tile.columns[run].to(gradient.dtype) - origin
-                        of_rows[tile.row, run] += (differences @ gradient).double()
+                        # the differences get no name: their memory, still in the cache, serves the next tile
+                        of_rows[tile.row, run] += ((tile.columns[run].to(gradient.dtype) - origin) @ gradient).double()
                 for run in runs:
                     of_rows[:, run] += of_origin[:, None]
                 projected += of_rows
