@@ -156,7 +156,7 @@ def test_rows_have_columns_and_checkpoints_of_the_hub_are_the_base(
     trajectory.sources = (str(cache_directory() / "hub" / "owner--name" / ("0" * 40) / "step-10"),)
     objective: Any = SimpleNamespace(trajectory=trajectory, sampler=None, images_per_evaluation=0)
     row = {"metric": "kid", "sign": 1, "value": 2.0, "against": "EMA*", "baseline": 4.5}
-    study: Any = SimpleNamespace(attributes={"held_out": {"rows": [row], "warning": "precision is lost"}})
+    study: Any = SimpleNamespace(attributes={"held_out": {"loss": 2.5, "rows": [row], "warning": "precision is lost"}})
     to = Destination.of(Path("best.safetensors"), overwrite=True)
     push_to_hub("me/merged", to, study, objective, recipe.model_copy(update=in_rows))
     card = huggingface_hub.ModelCard(hub.files["me/merged"]["README.md"].decode())
