@@ -25,6 +25,7 @@ from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import Plan, plans
+from lcsc_opt.search.resolving import is_finished
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
@@ -59,7 +60,7 @@ def is_done(reader: HistoryReader, job: Job) -> bool:
         return False
     study = StoredStudy.open(reader.storage, plan.name)
     found = answers(history, job.cell.limits)
-    return plan.is_finished(study.attributes) and measured(found, known_results(study, job.cell)) is not None
+    return is_finished(plan, study.attributes) and measured(found, known_results(study, job.cell)) is not None
 
 
 def known_results(study: StoredStudy, cell: Cell) -> dict[str, Any]:

@@ -106,11 +106,11 @@ def _no_reason() -> str | None:
 def _why_no_report(objective: Objective) -> str | None:
     """Why a report on other noise could not be measured, or ``None``.
 
-    A score of weights is measured once on each group of noise that a report needs: it may have no data for them.
-    Samplers draw their own noise, so they are not asked.
+    A user's score that draws its own data is measured once on each group that a report needs: it may have none for
+    them. Other objectives make their noise from the group's name, so they are not asked.
     """
-    scores_weights = objective.trajectory is not None and objective.sampler is None
-    if not scores_weights or objective.why_nothing_held_out() is not None:
+    scorer = getattr(objective, "scorer", None)
+    if not getattr(scorer, "takes_draw", False):
         return None
     for noise in (SELECTION, HELD_OUT):
         outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
