@@ -89,11 +89,11 @@ class Moments:
         """
         if not self.count or not other.count:
             return self if self.count else other
-        mean, apart = self.mean, other.mean
-        if mean.shape != apart.shape:
-            raise MetricError(f"moments of {len(mean)} and of {len(apart)} features cannot be merged")
+        mean = self.mean
+        if mean.shape != other.mean.shape:
+            raise MetricError(f"moments of {len(mean)} and of {len(other.mean)} features cannot be merged")
         counts = np.array([self.count, other.count], dtype=np.float64)
-        offsets = np.stack([np.zeros_like(mean), apart - mean])
+        offsets = np.stack([np.zeros_like(mean), other.mean - mean])
         shift = counts @ offsets / counts.sum()
         weighed = (offsets - shift) * np.sqrt(counts)[:, None]
         scatter = weighed.T @ weighed + self.scatter + other.scatter
@@ -263,7 +263,7 @@ class FrechetReference:
 
 def _sum_of_roots(values: npt.NDArray[np.floating[Any]]) -> float:
     """``tr M^½`` from the ascending eigenvalues of M; those that are rounding count as zero."""
-    return float(np.sqrt(values[_kept(values)]).sum())
+    return float(np.sqrt(values[_is_positive(values)]).sum())
 
 
 def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
@@ -271,15 +271,17 @@ def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
     if product.size == 0:
         return 0.0, np.zeros_like(product)
     values, vectors = np.linalg.eigh((product + product.T) / 2)
-    kept = _kept(values)
-    roots, basis = np.sqrt(values[kept]), vectors[:, kept]
+    is_positive = _is_positive(values)
+    roots = np.sqrt(values[is_positive])
+    basis = vectors[:, is_positive]
     return float(roots.sum()), (basis / roots) @ basis.T
 
 
-def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+def _is_positive(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Which of the ascending eigenvalues are larger than rounding errors."""
-    kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]) if len(values) else 0.0, 0.0)
-    return kept
+    largest = max(float(values[-1]), 0.0) if len(values) else 0.0
+    is_positive: npt.NDArray[np.bool_] = values > ROUNDING * largest
+    return is_positive
 
 
 def _checked(values: npt.ArrayLike, name: str, *shape: int | None) -> Array:

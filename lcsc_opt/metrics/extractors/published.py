@@ -80,10 +80,10 @@ class _PublishedNetwork(ABC):
     def _read(self, path: Path) -> dict[str, Tensor]:
         """The state dict in a file of any checkpoint format. No code in it is run."""
         try:
-            read = read_checkpoint(path, key="").tensors
+            tensors = read_checkpoint(path, key="").tensors
         except TrajectoryError as error:
             raise MetricError(f"{str(error).rstrip('.')}; give the weights of {self.published}") from error
-        return {name: tensor.clone() for name, tensor in read.items()}  # not mapped: the file may be replaced
+        return {name: tensor.clone() for name, tensor in tensors.items()}  # not mapped: the file may be replaced
 
 
 class InceptionExtractor(_PublishedNetwork):
@@ -96,9 +96,25 @@ class InceptionExtractor(_PublishedNetwork):
     published = "torch-fidelity's Inception"
 
     layers = (
-        *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
-        *("MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
-        *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+        "Conv2d_1a_3x3",
+        "Conv2d_2a_3x3",
+        "Conv2d_2b_3x3",
+        "MaxPool_1",
+        "Conv2d_3b_1x1",
+        "Conv2d_4a_3x3",
+        "MaxPool_2",
+        "Mixed_5b",
+        "Mixed_5c",
+        "Mixed_5d",
+        "Mixed_6a",
+        "Mixed_6b",
+        "Mixed_6c",
+        "Mixed_6d",
+        "Mixed_6e",
+        "Mixed_7a",
+        "Mixed_7b",
+        "Mixed_7c",
+        "AvgPool",
     )
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,9 +138,9 @@ class InceptionExtractor(_PublishedNetwork):
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         module = import_extra("torch_fidelity.feature_extractor_inceptionv3")
-        read = self._read(weights or self.fetch())
-        # torch-fidelity loads with weights_only=False; it is given a copy that holds what the safe reader accepted.
-        return self._of(module.FeatureExtractorInceptionV3, read), 2048, read
+        tensors = self._read(weights or self.fetch())
+        # torch-fidelity loads with weights_only=False; it gets a copy of what the safe reader accepted.
+        return self._of(module.FeatureExtractorInceptionV3, tensors), 2048, tensors
 
     @staticmethod
     def _of(kind: Any, weights: Mapping[str, Tensor]) -> Any:
@@ -193,9 +209,9 @@ class ClipExtractor(_PublishedNetwork):
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         module = import_extra("torch_fidelity.feature_extractor_clip")
-        read = self._read(weights or self.fetch())
-        kept = ("visual.", "text_projection")  # torch-fidelity takes the size of its output from the second
-        used = {name: tensor for name, tensor in read.items() if name.startswith(kept)}
+        tensors = self._read(weights or self.fetch())
+        prefixes = ("visual.", "text_projection")  # torch-fidelity reads the size of its output from the second
+        used = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
         network = module.build_model(dict(used), torch.float32).visual
         return network, int(network.output_dim), used
 
@@ -218,11 +234,11 @@ class DinoV2Extractor(_PublishedNetwork):
     @classmethod
     def fetch(cls) -> Path:
         """The folder, in the cache of the hub."""
-        notice("dinov2: its weights are downloaded if they are not there yet")
+        notice("dinov2: its weights are downloaded unless they are in the hub's cache")
         try:
-            wanted = ["config.json", "model.safetensors"]
+            files = ["config.json", "model.safetensors"]
             hub = import_extra("huggingface_hub")
-            return Path(hub.snapshot_download("facebook/dinov2-large", allow_patterns=wanted))
+            return Path(hub.snapshot_download("facebook/dinov2-large", allow_patterns=files))
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise MetricError(
@@ -258,13 +274,13 @@ def pretrained(kind: Any, folder: Path, setting: str, published: str) -> Any:
     options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     try:
         with quiet_libraries():
-            network, found = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
+            network, loading = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise MetricError(
             f"{folder}: cannot be read ({reason}); give the folder in weights: {{{setting}: PATH}}, {published}"
         ) from error
-    if any(found[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+    if any(loading[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise ValueError("transformers would draw the rest at random")
     return network
 
@@ -280,7 +296,7 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
+        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
             raise MetricError(
                 f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
                 f"or give its path in the setting weights: {{{setting}: PATH}}"
@@ -292,14 +308,15 @@ def _scaled_positions(positions: Tensor, patches: int) -> Tensor:
     """A position embedding ``[1, 1 + side², D]`` for ``patches`` × ``patches`` patches: bicubic, by factors that are
     shifted by 0.1, as in the authors' repository.
     """
-    of_class, of_patches = positions[:, :1], positions[:, 1:]
-    side = math.isqrt(of_patches.shape[1])
+    class_position = positions[:, :1]
+    patch_positions = positions[:, 1:]
+    side = math.isqrt(patch_positions.shape[1])
     if patches == side:
         return positions
-    grid = of_patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = patch_positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     factor = (patches + 0.1) / side
     grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([of_class, grid.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([class_position, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
@@ -330,5 +347,6 @@ def _resized(levels: Tensor, size: int) -> Tensor:
 
 def normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Levels → what a network was trained on: the mean and standard deviation ``[3]`` are those of pixels in [0, 1]."""
-    shift, scale = (levels.new_tensor([255 * value for value in values])[:, None, None] for values in (mean, std))
+    shift = levels.new_tensor([255 * value for value in mean])[:, None, None]
+    scale = levels.new_tensor([255 * value for value in std])[:, None, None]
     return (levels - shift) / scale

@@ -10,10 +10,11 @@ Pickles are not read, so nothing in a file is executed.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an arra
 Rows = npt.NDArray[np.float32]
 
 
-class Statistics(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
     """Mean and covariance of features; the number of images and the extractor's name, if the file has them."""
 
     gaussian: FrechetReference

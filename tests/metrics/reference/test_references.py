@@ -143,6 +143,7 @@ def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
 
 
 def test_a_dataset_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision.datasets")  # imported first, so that undoing the patch restores it
     datasets = types.SimpleNamespace(CIFAR10=lambda root, *, download, train: types.SimpleNamespace(data=IMAGES))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setattr("torchvision.datasets", datasets)
@@ -166,12 +167,12 @@ def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path)
 def test_statistics_are_loaded_bit_for_bit_and_identified_by_all_that_they_say(tmp_path):
     mean, cov = MEAN, COV
     write_ours(tmp_path / "digits.npz", mean, cov)
-    found, _, _ = read_reference_file(tmp_path / "digits.npz", "inception", images=False)
-    assert found is not None
-    gaussian, *rest = found
+    statistics, _, _ = read_reference_file(tmp_path / "digits.npz", "inception", images=False)
+    assert statistics is not None
+    gaussian = statistics.gaussian
     assert np.array_equal(gaussian.mean, mean)
     assert np.array_equal(gaussian.cov, cov)
-    assert rest == [30, "pixels-1"]
+    assert (statistics.count, statistics.extractor) == (30, "pixels-1")
     identity = Reference.of_gaussian(Pixels(), gaussian, 30).identity
 
     def identity_of(mean, cov, count, name="pixels-1"):
