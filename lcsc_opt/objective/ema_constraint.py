@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import MetricSuite
-from lcsc_opt.metrics.image_metrics import Constraint
+from lcsc_opt.metrics.loss import Constraint
 
 FEWEST_KEPT = 5_000  # images for EMA*'s precision: a standard error of at most 0.007
 

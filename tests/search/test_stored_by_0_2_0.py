@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
-    import stored_parts
+    import stored_parts  # type: ignore[import-not-found]  # it was copied to the temporary folder
 
     stored_parts.write_checkpoints(tmp_path / "checkpoints")
     stored_parts.write_images(tmp_path / "reference")
