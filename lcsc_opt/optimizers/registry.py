@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import json
@@ -94,7 +93,7 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     if _STEP_SIZE in options:
         step_size_option[_STEP_SIZE] = options.pop(_STEP_SIZE)
     settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{spec.name}")
-    return _configure_nevergrads(spec.name, json.dumps(options)), float(settings.step_size)
+    return _configure_nevergrads(spec.name, options), float(settings.step_size)
 
 
 def _configure_ours(spec: OptimizerSpec) -> ConfiguredOptimizer:
@@ -108,14 +107,8 @@ def _configure_ours(spec: OptimizerSpec) -> ConfiguredOptimizer:
     return OURS[spec.name](**spec.options)
 
 
-@functools.cache
-def _configure_nevergrads(name: str, options_json: str) -> Any:
-    """An optimizer of Nevergrad's registry, with options in place of those it is registered with.
-
-    It is cached, which is why its options are text: a study configures its optimizer a dozen times, and checking
-    options costs 10 to 30 ms.
-    """
-    options: dict[str, Any] = json.loads(options_json)
+def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
+    """An optimizer of Nevergrad's registry, with options in place of those it is registered with."""
     registry = ng.optimizers.registry
     if name not in registry:
         raise StudySpecError(
@@ -123,14 +116,7 @@ def _configure_nevergrads(name: str, options_json: str) -> Any:
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     registered = registry[name]
-    family: Callable[..., Any] | None = None
-    defaults: dict[str, Any] = {}
-    if name == "CMA":  # registered as a class without settings
-        family = ng.families.ParametrizedCMA
-    elif isinstance(registered, ConfiguredOptimizer):
-        family = type(registered)
-        defaults = registered.config()
-
+    family, defaults = _family_of(registered)
     option_names = [_STEP_SIZE]
     if family is not None:
         option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
@@ -145,6 +131,15 @@ def _configure_nevergrads(name: str, options_json: str) -> Any:
     return family(**merged_options)
 
 
+def _family_of(registered: Any) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+    """What makes an optimizer of the registry from options, ``None`` if it has none; and the options that it has."""
+    if registered is ng.optimizers.registry["CMA"]:  # registered as a class without settings
+        return ng.families.ParametrizedCMA, {}
+    if isinstance(registered, ConfiguredOptimizer):
+        return type(registered), registered.config()
+    return None, {}
+
+
 def _check_options(
     name: str, family: Callable[..., Any], defaults: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
@@ -153,18 +148,31 @@ def _check_options(
     Raises:
         StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
     """
-    joint_reason = _why_not(family, {**defaults, **options})
+    joint_reason = _why_not(family, defaults, options)
     if joint_reason is None:
         return
     for option, value in options.items():
-        reason = _why_not(family, {**defaults, option: value})
+        reason = _why_not(family, defaults, {option: value})
         if reason is not None:
             raise StudySpecError(f"optimizers.{name}.{option}: {excerpt(value)} does not work ({reason})")
     raise StudySpecError(f"optimizers.{name}: these options do not work together ({joint_reason})")
 
 
-def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
-    """The error, on one line, that ends a short search with these options; ``None`` if there is none."""
+def _why_not(family: Callable[..., Any], defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """The error, on one line, that ends a short search with these options; ``None`` if there is none.
+
+    The answer is remembered: a study configures its optimizer a dozen times, and this costs 10 to 30 ms.
+    """
+    key = (family, repr(defaults), json.dumps(options))
+    if key not in _ERRORS:
+        _ERRORS[key] = _error_of_search(family, {**defaults, **options})
+    return _ERRORS[key]
+
+
+_ERRORS: dict[tuple[Callable[..., Any], str, str], str | None] = {}
+
+
+def _error_of_search(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
     array = ng.p.Array(shape=(_CHECK_DIMENSION,))
     array.random_state = np.random.RandomState(0)
     try:
