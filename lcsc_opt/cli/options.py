@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from lcsc_opt.base.settings import parse_yaml
+from lcsc_opt.checkpoints.names import natural_order
 
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
@@ -36,6 +38,18 @@ Steps = Annotated[
         help="Training steps, as 100,200,300, where the names do not say them.",
     ),
 ]
+PathType = TypeVar("PathType", str, Path)
+
+
+def in_natural_order(paths: Sequence[PathType]) -> list[PathType]:
+    """Files as people count them: a shell expands ``epoch*.pt`` to 1, 10, 2, and steps are given for 1, 2, 10.
+
+    Files in any other order than a shell's are as the user listed them, and stay so.
+    """
+    listed = [str(path) for path in paths]
+    if listed != sorted(listed):
+        return list(paths)
+    return sorted(paths, key=lambda path: natural_order(Path(path)))
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:

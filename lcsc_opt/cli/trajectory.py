@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.cli.options import Output, Steps, assignments
+from lcsc_opt.cli.options import Output, Steps, assignments, in_natural_order
 from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
@@ -35,6 +35,8 @@ def pack(
     from lcsc_opt.trajectory import packing
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
+    if steps is not None:
+        checkpoints = in_natural_order(checkpoints)
     trajectory = packing.pack(
         checkpoints,
         out,
