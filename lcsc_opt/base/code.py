@@ -14,10 +14,12 @@ import importlib.machinery
 import importlib.util
 import json
 import logging
+import re
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lcsc_opt.base import IMPORTED_AT
 from lcsc_opt.base.paths import SHIPPED
@@ -25,6 +27,7 @@ from lcsc_opt.base.paths import SHIPPED
 _log = logging.getLogger("lcsc_opt")
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")]
 _NOT_LOCAL = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD_LIBRARY)}
+_MODULE_AND_FUNCTION = re.compile(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"")
 _INSTALLED = {"site-packages", "dist-packages"}
 
 _digests_at_import: dict[str, str] = {}
@@ -50,6 +53,19 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
         Name → SHA-256 of the file's bytes in hex, sorted by name.
     """
     return {name: source.sha256 for name, source in sorted(_local_sources(sources).items())}
+
+
+def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of an objective's file, and of the modules that its settings name as ``module:function``.
+
+    Name → digest, as :func:`local_code` gives them.
+    """
+    sources = {path.name: path}
+    for module in _MODULE_AND_FUNCTION.findall(json.dumps(settings)):
+        file = module_file(module)
+        if file is not None:
+            sources[module] = file
+    return local_code(sources)
 
 
 def _local_sources(sources: Mapping[str, Path]) -> dict[str, _Source]:

@@ -236,8 +236,8 @@ def test_statistics_of_batch_normalization_come_from_the_users_passes(
     assert again.evaluate(Candidate(MIX, noise=HELD_OUT)).loss != again(MIX)
     assert "no gradient in a batch normalization's" in (again.why_no_gradient() or "")
     settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:normalized", "score": f"{OWN}:loss"}
-    _, why_none = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
-    assert why_none() is None, "they may be the same in all checkpoints"
+    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    assert checked.why_no_gradient() is None, "they may be the same in all checkpoints"
 
 
 @pytest.mark.parametrize("example", ["characters", "text"])
