@@ -11,12 +11,12 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.code import code_of_settings
+from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import FrozenModel, parse_settings
@@ -72,12 +72,12 @@ class CheckedObjective:
     """What is known of an objective whose settings have been checked, before it is loaded.
 
     Attributes:
-        code: name → digest of the objective's code, as far as its settings name it.
+        code: name → file of the objective's code, as far as its settings name it.
         why_no_gradient: says why there is no gradient, or ``None`` if there may be one.
         why_no_report: says why a report on other noise could not be measured, or ``None`` if it may be.
     """
 
-    code: dict[str, str]
+    code: Mapping[str, CodeFile]
     why_no_gradient: Callable[[], str | None]
     why_no_report: Callable[[], str | None]
 

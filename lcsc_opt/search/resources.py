@@ -56,7 +56,8 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
         checked = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=checkpoints)
     except LcscError as error:
         return Evidence({"environment": environment(), "code": {}}, refusal=error)
-    fingerprint = {"environment": environment(), "code": checked.code}
+    digests = {name: file.sha256 for name, file in checked.code.items()}
+    fingerprint = {"environment": environment(), "code": digests}
     return Evidence(fingerprint, checked.why_no_gradient, checked.why_no_report)
 
 
