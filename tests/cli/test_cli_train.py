@@ -21,13 +21,13 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
+from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training import data
 from lcsc_opt.training.data import BUNDLED
-from lcsc_opt.training.images import bundled_images
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.trajectory import Trajectory
