@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
+from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -62,6 +63,12 @@ def batches(model: nn.Module, draw: Draw) -> Any:
     for first in (0, 7):  # of two sizes
         part = slice(first, 7 if first == 0 else None)
         yield F.cross_entropy(model(inputs[part]), labels[part], reduction="none")
+
+
+def without_selection(model: nn.Module, draw: Draw) -> Tensor:
+    if draw.group == "selection":
+        raise FileNotFoundError("no data for it")
+    return loss(model, draw)
 
 
 def metrics(model: nn.Module) -> dict[str, Any]:
@@ -216,6 +223,23 @@ def test_checkpoints_that_are_not_there_are_known_before_anything_runs(folder: P
     settings: Any = {"checkpoints": "nowhere*.pt", "model": f"{OWN}:network", "score": f"{OWN}:loss"}
     with pytest.raises(LcscError, match="No checkpoint"):
         check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        ("without_selection", "nothing can be measured on selection noise: FileNotFoundError: no data for it"),
+        ("loss", None),
+        ("metrics", None),  # takes no draw
+    ],
+)
+def test_a_score_without_data_for_a_report_says_so_before_anything_is_packed(
+    place: Path, score: str, reason: str | None
+) -> None:
+    settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "score": f"{OWN}:{score}"}
+    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=place)
+    assert checked.why_no_report() == reason
+    assert not (cache_directory() / "trajectories").exists()
 
 
 def test_statistics_of_batch_normalization_come_from_the_users_passes(
