@@ -51,9 +51,9 @@ def own_files(folder: Path) -> Path:
         f"import {module}\n\n\n"
         "def build(settings, context):\n"
         f"    made = {module}.Own(settings['number'])\n"
-        "    checkpoints = str(context.path(settings['checkpoints']))\n"
-        "    known = context.checkpoints\n"
-        "    made.trajectory = open_or_pack(checkpoints, cache=cache_directory(), study_checkpoints=known)\n"
+        "    path = context.path(settings['checkpoints'])\n"
+        "    checkpoints = context.checkpoints\n"
+        "    made.trajectory = open_or_pack(path, cache=cache_directory(), study_checkpoints=checkpoints)\n"
         "    return made\n"
     )
     (own / f"{module}.py").write_text(
