@@ -26,10 +26,10 @@ def descend(
 
     Args:
         loss: index of a step → its scalar.
-        optimizer: of the parameters.
+        optimizer: the optimizer of the parameters.
         steps: how many.
         description: what the progress bar says.
-        schedule: of the learning rate; stepped with the optimizer.
+        schedule: the schedule of the learning rate; stepped with the optimizer.
         after: called with the number of steps that are done.
 
     Raises:
