@@ -25,13 +25,14 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import Reference, extract
+from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
+from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.images import Bundled, bundled_images, feature_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}

@@ -20,8 +20,8 @@ from rows import metrics_of
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.metrics import Reference
+from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.training.images import bundled_images
 
 REAL = (50, 100, 200, 400, 898)
 SHOWN = ("fid A", "fid B", "fid B2", "precision A", "recall A")

@@ -26,8 +26,8 @@ from fidelity import COLUMNS, REPORTED, MetricsOfHalves, answer_of, best_ema, ob
 from safetensors.torch import load_file
 
 from lcsc_opt.base.records import HELD_OUT, Coefficients
-from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory
 

@@ -22,11 +22,12 @@ from fidelity import REPORTED, answer_of, best_ema, objective_of
 from refine import TRAINING
 from torch import Tensor, nn
 
+from lcsc_opt.base.descent import descend
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.metrics import Reference, extract
+from lcsc_opt.metrics.bundled_images import bundled_images
+from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
-from lcsc_opt.training.images import bundled_images, feature_network
-from lcsc_opt.training.networks import descend
 
 WANTED = 3
 ALONE: Mapping[str, Any] = {"reward": "reward:log_probability", "unguarded": True}

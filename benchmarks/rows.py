@@ -22,9 +22,9 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors.published import RandomInception
 from lcsc_opt.metrics.names import INCEPTION
-from lcsc_opt.training.images import Bundled, bundled_images
 
 SHOWN = ("fid A", "fid B", "fid A2", "fid B2", "precision A", "recall A", "near A")
 EMA = "EMA*"

@@ -21,7 +21,7 @@ OBJECTIVE = '''
 
 import time
 
-from lcsc_opt.base.paths import cache_directory, given_path
+from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import open_or_pack
@@ -44,8 +44,9 @@ class Model(Objective):
         return {"trajectory": self.trajectory.sha256}
 
 
-def build(settings):
-    return Model(open_or_pack([given_path(settings["checkpoints"])], cache=cache_directory()))
+def build(settings, context):
+    path = context.path(settings["checkpoints"])
+    return Model(open_or_pack([path], cache=cache_directory(), study_checkpoints=context.checkpoints))
 '''
 STUDY = """
 name: model

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -67,21 +67,21 @@ class Settings(ImageObjectiveSettings):
     guidance: GuidanceSettings | None = None
     decoder: DecoderSettings | None = None
 
-    def check(self) -> None:
+    def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that the folder holds a model."""
-        super().check()
-        DiffusersFolder.read(given_path(self.model))
+        super().check(context)
+        DiffusersFolder.read(context.path(self.model))
 
 
-def build(settings: dict[str, Any]) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from its configuration; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    folder = DiffusersFolder.read(given_path(checked.model))
-    sampler = _sampler(checked, folder)
-    return checked.objective(sampler, checked.trajectory())
+    folder = DiffusersFolder.read(context.path(checked.model))
+    sampler = _sampler(checked, folder, context)
+    return checked.objective(sampler, checked.trajectory(context), context)
 
 
-def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
+def _sampler(checked: Settings, folder: DiffusersFolder, context: BuildContext) -> DiffusersSampler:
     settings = checked.sampler
     if folder.scheduler is None and not settings.scheduler:
         notice(
@@ -91,7 +91,7 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
     image_shape = checked.image_shape or folder.image_shape()
     decoder = None
     if checked.decoder is not None:
-        decoder = checked.decoder.build(image_shape[0])
+        decoder = checked.decoder.build(image_shape[0], context)
     noise = checked.noise()
     return DiffusersSampler(
         folder.network(),

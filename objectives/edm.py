@@ -38,7 +38,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
@@ -110,29 +110,32 @@ class Settings(ImageObjectiveSettings):
     guide: GuideSettings | None = None
     decoder: DecoderSettings | None = None
 
-    def check(self) -> None:
+    def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that the network's class can be imported."""
-        super().check()
+        super().check(context)
         import_dotted(self.network, setting="network")
 
 
-def build(settings: dict[str, Any]) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    denoiser = _denoiser(checked)
+    denoiser = _denoiser(checked, context)
     noise = checked.noise()
     labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
-    return checked.objective(_sampler(checked, denoiser, labels), checked.trajectory())
+    sampler = _sampler(checked, denoiser, labels, _decoder(checked, denoiser.network, context))
+    return checked.objective(sampler, checked.trajectory(context), context)
 
 
-def _sampler(checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | None) -> Sampler:
+def _sampler(
+    checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | None, decoder: LatentDecoder | None
+) -> Sampler:
     settings = checked.sampler
     network = denoiser.network
     shared: dict[str, Any] = {
         "image_shape": _image_shape(network),
         "noise": checked.noise(),
         "labels": labels,
-        "decoder": _decoder(checked, network),
+        "decoder": decoder,
         "settings": checked.model_copy(update={"dtype": "fp32"}),  # EDM's networks choose their arithmetic
     }
     # the network may be limited to fewer noise levels
@@ -167,8 +170,8 @@ def _sampler(checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | Non
     )
 
 
-def _denoiser(checked: Settings) -> EdmDenoiser:
-    snapshot = _first_snapshot(checked)
+def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
+    snapshot = _first_snapshot(checked, context)
     arguments: Mapping[str, Any] = {}
     if snapshot is not None:
         arguments = read_init_arguments(snapshot, key=checked.key or "ema")
@@ -178,19 +181,20 @@ def _denoiser(checked: Settings) -> EdmDenoiser:
     config: dict[str, object] = {"made_with": [arguments, checked.arguments], "dtype": checked.dtype}
     if checked.guide is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
-    guide = _guide(checked.guide, checked.network)
+    guide = _guide(checked.guide, checked.network, context)
     _use_fp16(guide, checked.dtype)
     config["guide"] = weights_sha256(guide.state_dict())
     return EdmDenoiser(network, label_dim=label_dim, guide=guide, guidance=checked.guide.scale, config=config)
 
 
-def _first_snapshot(checked: Settings) -> Path | None:
+def _first_snapshot(checked: Settings, context: BuildContext) -> Path | None:
     """The snapshot with the network's arguments; ``None`` if the checkpoints are packed, or no snapshots."""
     if checked.arguments_from is not None:
-        return given_path(checked.arguments_from)
-    if any(is_packed(path) for path in checked.checkpoint_paths):
+        return context.path(checked.arguments_from)
+    paths = checked.checkpoint_paths(context)
+    if any(is_packed(path) for path in paths):
         return None
-    first = find_checkpoints(checked.checkpoint_paths, key=checked.key)[0]
+    first = find_checkpoints(paths, key=checked.key)[0]
     return first if first.suffix == ".pkl" else None
 
 
@@ -214,9 +218,9 @@ def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Mod
     return network
 
 
-def _guide(guide: GuideSettings, network: str) -> nn.Module:
+def _guide(guide: GuideSettings, network: str, context: BuildContext) -> nn.Module:
     """The network that guidance leads away from, with its weights."""
-    path = given_path(guide.checkpoint)
+    path = context.path(guide.checkpoint)
     stored: Mapping[str, Any] = {}
     if path.suffix == ".pkl":
         stored = read_init_arguments(path, key=guide.key or "ema")
@@ -244,9 +248,9 @@ def _image_shape(network: nn.Module) -> tuple[int, int, int]:
     return channels, size, size
 
 
-def _decoder(checked: Settings, network: nn.Module) -> LatentDecoder | None:
+def _decoder(checked: Settings, network: nn.Module, context: BuildContext) -> LatentDecoder | None:
     """The decoder of the settings. EDM2's latents have mean 0 and spread ``final_std``; its images lie in [0, 1]."""
     if checked.decoder is None:
         return None
     channels, _, _ = _image_shape(network)
-    return checked.decoder.build(channels)
+    return checked.decoder.build(channels, context)

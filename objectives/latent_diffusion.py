@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -67,25 +67,25 @@ class Settings(ImageObjectiveSettings):
             raise ValueError("lora_alpha is for component: lora")
         return self
 
-    def check(self) -> None:
+    def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that the prompts can be read."""
-        super().check()
+        super().check(context)
         for prompts in (self.prompts, self.held_out_prompts):
             if prompts is not None:
-                read_prompts(given_path(prompts))
+                read_prompts(context.path(prompts))
 
 
-def build(settings: dict[str, Any]) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    prompts = read_prompts(given_path(checked.prompts))
+    prompts = read_prompts(context.path(checked.prompts))
     held_out_prompts = None
     if checked.held_out_prompts is not None:
-        held_out_prompts = read_prompts(given_path(checked.held_out_prompts))
-    trajectory = checked.trajectory()
+        held_out_prompts = read_prompts(context.path(checked.held_out_prompts))
+    trajectory = checked.trajectory(context)
     alphas = _alphas(checked, trajectory)
     sampler = LatentDiffusionSampler(
-        _pipeline(checked),
+        _pipeline(checked, context),
         component=checked.component,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
@@ -99,7 +99,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         options=checked.sampler.step,
         alphas=alphas,
     )
-    return checked.objective(sampler, trajectory)
+    return checked.objective(sampler, trajectory, context)
 
 
 def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
@@ -111,9 +111,9 @@ def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
     return trajectory.lora_alphas()
 
 
-def _pipeline(checked: Settings) -> Any:
+def _pipeline(checked: Settings, context: BuildContext) -> Any:
     """The pipeline, from a folder or the hub, with the scheduler of the settings."""
-    path = given_path(checked.pipeline)
+    path = context.path(checked.pipeline)
     name = str(path) if path.exists() else checked.pipeline
     pipeline = load_pipeline(name, checked, lora=checked.component == "lora")
     sampler = checked.sampler

@@ -32,14 +32,14 @@ from torch import nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.hub import model_folder
 from lcsc_opt.objective.command_scorer import CommandScorer
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
-from lcsc_opt.objective.weight_score import WeightScore
+from lcsc_opt.objective.weight_score import WeightScore, why_no_report
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 
 
@@ -82,48 +82,55 @@ class Settings(CheckpointSettings):
             raise ValueError("the command asks for a {size}; give size")
         return self
 
-    def check(self) -> None:
+    def check(self, context: BuildContext) -> None:
         """The checks of all objectives that merge checkpoints; also that functions, folder and command exist."""
-        super().check()
+        super().check(context)
         if self.command is not None:
-            self.scorer()
+            self.scorer(context)
             return
         import_dotted(self.score or "", setting="score")
         if self.batch_norm is not None:
             import_dotted(self.batch_norm, setting="batch_norm")
-        _network_factory(self.model or "")
+        _network_factory(self.model or "", context)
 
-    def scorer(self) -> NetworkScorer | CommandScorer:
+    def scorer(self, context: BuildContext) -> NetworkScorer | CommandScorer:
         """What scores merged weights.
 
         Raises:
             ObjectiveError: functions, folder, command or device are missing, or are not what they should be.
         """
         if self.command is not None:
-            folder = None if self.model is None else _folder(self.model)
-            return CommandScorer(self.command, read=self.read, folder=folder)
+            folder = None if self.model is None else _folder(self.model, context)
+            return CommandScorer(self.command, context, read=self.read, folder=folder)
         batch_norm = None
         if self.batch_norm is not None:
             batch_norm = import_dotted(self.batch_norm, setting="batch_norm")
         names = (self.model, self.score, self.batch_norm)
         return NetworkScorer(
-            _network(self.model or ""),
+            _network(self.model or "", context),
             import_dotted(self.score or "", setting="score"),
             self,
             batch_norm=batch_norm,
             name=", ".join(name for name in names if name),
         )
 
-    def why_no_gradient(self) -> str | None:
+    def why_no_gradient(self, context: BuildContext) -> str | None:
         """Why there is no gradient. This calls the score once, with the weights that the model begins with."""
-        return self.scorer().why_no_gradient(None, self.size)
+        return self.scorer(context).why_no_gradient(None, self.size)
+
+    def why_no_report(self, context: BuildContext) -> str | None:
+        """Why a report could not be measured. This calls a score that draws its data twice, on the last checkpoint."""
+        scorer = self.scorer(context)
+        if not scorer.takes_draw:
+            return None
+        return why_no_report(scorer, self.last_weights(context), self.size)
 
 
-def build(settings: dict[str, Any]) -> WeightScore:
+def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     """Build the model, and load the last checkpoint into it, so that a misfit fails now."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    scorer = checked.scorer()
-    trajectory = checked.trajectory()
+    scorer = checked.scorer(context)
+    trajectory = checked.trajectory(context)
     if checked.size is not None and not scorer.takes_draw:
         raise ObjectiveError("size: the score takes no draw, which would contain it; leave size out")
     if isinstance(scorer, NetworkScorer):
@@ -140,21 +147,21 @@ def build(settings: dict[str, Any]) -> WeightScore:
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
 
 
-def _folder(model: str) -> Path:
+def _folder(model: str, context: BuildContext) -> Path:
     """A model's folder; one at the hub is downloaded, without its weights."""
-    path = given_path(model)
+    path = context.path(model)
     return path if path.is_dir() else model_folder(model)
 
 
-def _network_factory(model: str) -> Callable[[], Any]:
+def _network_factory(model: str, context: BuildContext) -> Callable[[], Any]:
     """The function that makes the network: the user's; or one for a folder's class, with random weights.
 
     Raises:
         ObjectiveError: the model does not exist, or the installed transformers or diffusers lacks its class.
     """
-    if ":" in model and not given_path(model).exists():
+    if ":" in model and not context.path(model).exists():
         return import_dotted(model, setting="model")
-    folder = _folder(model)
+    folder = _folder(model, context)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -183,8 +190,8 @@ def _transformers_factory(folder: Path, architecture: str | None, model: str) ->
     return make
 
 
-def _network(model: str) -> nn.Module:
-    make = _network_factory(model)
+def _network(model: str, context: BuildContext) -> nn.Module:
+    make = _network_factory(model, context)
     try:
         network = make()
     except LcscError:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -31,8 +32,12 @@ class Settings(ImageObjectiveSettings):
     width: int = 8
 
 
-def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """``lcsc`` calls this function: settings in, objective out."""
+def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
+    """``lcsc`` calls this function: settings in, objective out.
+
+    ``context.path`` finds a file that the settings name, next to the study file or in the working directory.
+    ``context`` may be left out by an objective that names no files.
+    """
     checked = parse_settings(Settings, settings, source="objective.settings")
     sampler = FunctionSampler(
         network(checked.width),
@@ -42,7 +47,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         noise=checked.noise(),
         settings=checked,
     )
-    return checked.objective(sampler, checked.trajectory())
+    return checked.objective(sampler, checked.trajectory(context), context)
 
 
 def network(width: int) -> nn.Module:

@@ -30,6 +30,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -50,14 +51,14 @@ class Settings(ImageObjectiveSettings):
     classes: Positive | None = None
     labels: Labels | None = None
 
-    def check(self) -> None:
+    def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that both functions can be imported."""
-        super().check()
+        super().check(context)
         import_dotted(self.model, setting="model")
         import_dotted(self.sampler, setting="sampler")
 
 
-def build(settings: dict[str, Any]) -> MergeSampleScore:
+def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Import the functions and build the network; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     noise = checked.noise()
@@ -72,7 +73,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         settings=checked,
         name=f"{checked.model} {checked.model_settings}, {checked.sampler}",
     )
-    return checked.objective(sampler, checked.trajectory())
+    return checked.objective(sampler, checked.trajectory(context), context)
 
 
 def _network(checked: Settings) -> nn.Module:

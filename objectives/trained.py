@@ -25,16 +25,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, JsonValue
 
+from lcsc_opt.base.descent import torch_threads
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.metrics.bundled_images import FORMATS, Bundled
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.small_images import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
-from lcsc_opt.training.images import FORMATS, Bundled
-from lcsc_opt.training.networks import torch_threads
 from lcsc_opt.training.recipes import TrainingRecipe
 from lcsc_opt.training.trainer import Training, beside
 from lcsc_opt.trajectory import Trajectory

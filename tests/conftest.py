@@ -161,12 +161,12 @@ def any_storage(any_url: str) -> RDBStorage:
 @pytest.fixture
 def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
+    from lcsc_opt.metrics.extractors import bundled
     from lcsc_opt.objective import small_images
-    from lcsc_opt.training import images
 
     monkeypatch.setattr(small_images, "THREADS", 1)
-    for name, settings in images.SETTINGS.items():
-        monkeypatch.setitem(images.SETTINGS, name, dataclasses.replace(settings, epochs=1))
+    for name, settings in bundled.SETTINGS.items():
+        monkeypatch.setitem(bundled.SETTINGS, name, dataclasses.replace(settings, epochs=1))
 
 
 @pytest.fixture

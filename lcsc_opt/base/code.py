@@ -14,10 +14,12 @@ import importlib.machinery
 import importlib.util
 import json
 import logging
+import re
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lcsc_opt.base import IMPORTED_AT
 from lcsc_opt.base.paths import SHIPPED
@@ -25,6 +27,7 @@ from lcsc_opt.base.paths import SHIPPED
 _log = logging.getLogger("lcsc_opt")
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")]
 _NOT_LOCAL = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD_LIBRARY)}
+_MODULE_AND_FUNCTION = re.compile(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"")
 _INSTALLED = {"site-packages", "dist-packages"}
 
 _digests_at_import: dict[str, str] = {}
@@ -32,8 +35,14 @@ _digests_at_import: dict[str, str] = {}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    """A file of the user's: its digest, and the names of all modules that it may import."""
+class CodeFile:
+    """A file of the user's own code.
+
+    Attributes:
+        path: of the file.
+        sha256: of its bytes, in hex.
+        imported_names: of all modules that it may import.
+    """
 
     path: Path
     sha256: str
@@ -52,9 +61,23 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     return {name: source.sha256 for name, source in sorted(_local_sources(sources).items())}
 
 
-def _local_sources(sources: Mapping[str, Path]) -> dict[str, _Source]:
-    """The same files with their paths, in no particular order."""
-    visited: dict[str, _Source] = {}
+def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeFile]:
+    """An objective's file and the modules that its settings name as ``module:function``, with all that these import.
+
+    Returns:
+        Name → file; only the user's own. The objective's file has its file name, with the suffix; modules have theirs.
+    """
+    sources = {path.name: path}
+    for module in _MODULE_AND_FUNCTION.findall(json.dumps(settings)):
+        file = module_file(module)
+        if file is not None:
+            sources[module] = file
+    return _local_sources(sources)
+
+
+def _local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
+    """The files of :func:`local_code`, in no particular order."""
+    visited: dict[str, CodeFile] = {}
     waiting = dict(sources)
     while waiting:
         name, path = waiting.popitem()
@@ -65,7 +88,7 @@ def _local_sources(sources: Mapping[str, Path]) -> dict[str, _Source]:
             imported_names = _imported_names(content, _package_of(name, path))
         except (OSError, SyntaxError, ValueError):
             continue
-        visited[name] = _Source(path, hashlib.sha256(content).hexdigest(), imported_names)
+        visited[name] = CodeFile(path, hashlib.sha256(content).hexdigest(), imported_names)
         for imported in imported_names - visited.keys():
             file = module_file(imported)
             if file is not None:
@@ -161,9 +184,9 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
     return _digest(all_sources)
 
 
-def _closure(name: str, all_sources: Mapping[str, _Source]) -> dict[str, _Source]:
+def _closure(name: str, all_sources: Mapping[str, CodeFile]) -> dict[str, CodeFile]:
     """A local module and all that it imports."""
-    closure: dict[str, _Source] = {}
+    closure: dict[str, CodeFile] = {}
     waiting = {name}
     while waiting:
         member = waiting.pop()
@@ -172,12 +195,12 @@ def _closure(name: str, all_sources: Mapping[str, _Source]) -> dict[str, _Source
     return closure
 
 
-def _digest(sources: Mapping[str, _Source]) -> str:
+def _digest(sources: Mapping[str, CodeFile]) -> str:
     digests = {name: source.sha256 for name, source in sources.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def _was_edited(name: str, digest: str, closure: Mapping[str, _Source]) -> bool:
+def _was_edited(name: str, digest: str, closure: Mapping[str, CodeFile]) -> bool:
     """Whether an imported module may be of other code than its files have now."""
     if name in _digests_at_import:
         return _digests_at_import[name] != digest

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -45,42 +42,31 @@ class KnownCheckpoints:
     moved: bool = False
     packed: Path | None = None
 
-    @staticmethod
-    def current() -> KnownCheckpoints | None:
-        """Those of the study whose objective is being loaded, or ``None`` for a new study."""
-        return _study.get()[1]
 
+@dataclasses.dataclass(frozen=True)
+class BuildContext:
+    """What an objective is built with besides its settings.
 
-_study: contextvars.ContextVar[tuple[Path | None, KnownCheckpoints | None]] = contextvars.ContextVar(
-    "study", default=(None, None)
-)
-
-
-@contextlib.contextmanager
-def study_directory(directory: Path | None, checkpoints: KnownCheckpoints | None = None) -> Iterator[None]:
-    """While this is open, :func:`given_path` looks in the study file's ``directory`` first.
-
-    ``checkpoints`` are what :meth:`KnownCheckpoints.current` gives meanwhile.
+    Attributes:
+        directory: the study file's folder; ``None`` without a study file.
+        checkpoints: the ones that the study was begun with; ``None`` for a new study.
     """
-    token = _study.set((directory, checkpoints))
-    try:
-        yield
-    finally:
-        _study.reset(token)
 
+    directory: Path | None = None
+    checkpoints: KnownCheckpoints | None = None
 
-def given_path(path: str) -> Path:
-    """A path or glob of a study file.
+    def path(self, path: str) -> Path:
+        """A path or glob of the settings.
 
-    A relative one is looked for next to the study file, then in the working directory. It need not exist; opening it
-    gives the error.
-    """
-    expanded = Path(path).expanduser()
-    directory = _study.get()[0]
-    if directory is None or expanded.is_absolute():
-        return expanded
-    try:
-        is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
-    except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
-        is_in_directory = False
-    return directory / expanded if is_in_directory else expanded
+        A relative one is looked for next to the study file, then in the working directory. It need not exist; opening
+        it gives the error.
+        """
+        expanded = Path(path).expanduser()
+        directory = self.directory
+        if directory is None or expanded.is_absolute():
+            return expanded
+        try:
+            is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
+        except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
+            is_in_directory = False
+        return directory / expanded if is_in_directory else expanded

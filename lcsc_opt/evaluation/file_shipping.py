@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.catalog import find
-from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory
@@ -144,12 +142,13 @@ class NodeObjective:
         """Copy the user's own code into the empty folder ``copies``; ``study`` is the study's folder."""
         from lcsc_opt.trajectory import Trajectory
 
-        file = find("objectives", spec.file, beside=study)
-        for name in objective.code:
-            if name == file.name:
-                _copy(file, copies / name)
+        objective_file = None
+        for name, file in objective.code.items():
+            if name == file.path.name:  # modules have names without a suffix
+                objective_file = file.path
+                shutil.copyfile(file.path, copies / name)
             else:
-                _copy_module(name, copies)
+                _copy_module(name, file.path, copies)
         packed = None
         if isinstance(objective.trajectory, Trajectory):
             packed = PackedTrajectory.of(objective.trajectory)
@@ -158,7 +157,7 @@ class NodeObjective:
             spec=spec,
             study_directory=None if study is None else study.resolve(),
             working_directory=Path.cwd(),
-            objective_file=file if file.name in objective.code else None,
+            objective_file=objective_file,
             software=_software(),
             packed=packed,
             rows=None if groups is None else groups.rule,
@@ -204,21 +203,12 @@ class NodeObjective:
             )
 
 
-def _copy_module(name: str, copies: Path) -> None:
-    """Copy a module, with the folders of its packages. One without a file is left out."""
-    path = module_file(name)
-    if path is None:
-        return
-    package = copies.joinpath(*name.split("."))
-    if path.name == "__init__.py":
-        _copy(path, package / path.name)
-    else:
-        _copy(path, package.with_suffix(".py"))
-
-
-def _copy(file: Path, copy: Path) -> None:
+def _copy_module(name: str, path: Path, copies: Path) -> None:
+    """Copy a module, with the folders of its packages."""
+    module = copies.joinpath(*name.split("."))
+    copy = module / path.name if path.name == "__init__.py" else module.with_suffix(".py")
     copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, copy)
+    shutil.copyfile(path, copy)
 
 
 def _software() -> dict[str, Any]:

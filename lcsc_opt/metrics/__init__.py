@@ -13,6 +13,7 @@
     frechet.py          moments of features, which merge; two means and covariances → FID
     distances.py        KID, precision and recall, shares of copies, metrics of single samples, projections
     extractors/         images → features [N, D]: published networks, and those of users
+    bundled_images.py   small images without a download; extractors/bundled.py has feature networks for them
     reference/          the real images, in the features of an extractor; cached by content
 
 torch-fidelity, transformers, torchvision and scikit-learn are imported only when they are used, so that importing this

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics.extractors.by_name import find_extractor
@@ -89,14 +89,14 @@ class ReferenceScoreSettings(ScoreSettings):
     weights: dict[str, str] = Field(default_factory=dict)
 
 
-def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
-    """The reference with its paths resolved from the study file's folder. Other texts are names of data sets."""
+def _located(reference: str | dict[str, JsonValue], context: BuildContext) -> str | dict[str, JsonValue]:
+    """The reference with its paths resolved by ``context``. Other texts are names of data sets."""
     if isinstance(reference, str):
-        path = given_path(reference)
+        path = context.path(reference)
         return str(path) if path.exists() else reference
     located: dict[str, JsonValue] = {}
     for name, value in reference.items():
-        located[name] = _located(value) if isinstance(value, (str, dict)) else value
+        located[name] = _located(value, context) if isinstance(value, (str, dict)) else value
     return located
 
 
@@ -107,11 +107,15 @@ class MetricSuiteBuilder:
     in the features of CLIP if the loss uses Inception, else in those of Inception. A search needs neither, and no user
     asked for them, so a notice says what is missing.
 
+    Args:
+        settings: of the study file.
+        context: finds the files that they name.
+
     Raises:
         MetricError: for an unknown metric or extractor, a missing reference, or a reward without a guard.
     """
 
-    def __init__(self, settings: ReferenceScoreSettings) -> None:
+    def __init__(self, settings: ReferenceScoreSettings, context: BuildContext) -> None:
         self._settings = settings
         self._rewards = settings.rewards
         self._loss = MetricName.parse_loss(settings.loss, unguarded=settings.unguarded)
@@ -121,7 +125,9 @@ class MetricSuiteBuilder:
         self._metrics = tuple(metrics)
         self._extractors = list(dict.fromkeys([metric.extractor for metric in metrics] + list(self._rewards)))
 
-        self._reference = None if settings.reference is None else _located(settings.reference)
+        self._reference: str | dict[str, JsonValue] | None = None
+        if settings.reference is not None:
+            self._reference = _located(settings.reference, context)
         loss_extractors = {metric.extractor for metric in self._loss}
         self._only_reward = loss_extractors == {REWARD} and self._reference is not None
         self._adds_defaults = settings.held_out_metrics is None or REWARD in loss_extractors
@@ -139,7 +145,7 @@ class MetricSuiteBuilder:
         for extractor in settings.weights:
             if extractor not in PUBLISHED:
                 MetricName.parse(f"fid@{extractor}")  # refuses a name that is no extractor
-        self._weights = {extractor: given_path(path) for extractor, path in settings.weights.items()}
+        self._weights = {extractor: context.path(path) for extractor, path in settings.weights.items()}
 
     def _cross_check_extractor(self, loss_extractors: Set[str]) -> str | None:
         """The extractor of the default cross-check; ``None`` if none suits, or the settings name a distance for it."""

@@ -55,8 +55,8 @@ MADE = {
     "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
 }
 for _name in TRAINED:
-    MADE[_name] = "lcsc_opt.training.images:feature_network"
-    MADE[f"{_name}2"] = "lcsc_opt.training.images:feature_network"
+    MADE[_name] = "lcsc_opt.metrics.extractors.bundled:feature_network"
+    MADE[f"{_name}2"] = "lcsc_opt.metrics.extractors.bundled:feature_network"
 
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # of all feature spaces together, so it has no extractor

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.names import TORCH_SUFFIXES
 from lcsc_opt.checkpoints.weights import write_safetensors
@@ -39,7 +39,8 @@ class CommandScorer:
     ``{group}``, ``{seed}`` and ``{size}`` are those of the :class:`Draw`. No shell is involved.
 
     Args:
-        command: split into words as by a shell; files that it names are looked for next to the study file, too.
+        command: split into words as by a shell.
+        context: finds the files that the command names.
         read: where the number is: keys with dots between them, in the newest JSON below ``{out}``, else in the JSON
             on the standard output. ``{group}``, ``{seed}`` and ``{size}`` may be in it. ``None`` uses the last number
             on the standard output.
@@ -51,11 +52,13 @@ class CommandScorer:
 
     device = torch.device("cpu")
 
-    def __init__(self, command: str, *, read: str | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, command: str, context: BuildContext, *, read: str | None = None, folder: Path | None = None
+    ) -> None:
         self._command = command
         self._read = read
         try:
-            self._words = [_located(word) for word in shlex.split(command)]
+            self._words = [_located(word, context) for word in shlex.split(command)]
         except ValueError as error:
             raise ObjectiveError(f"command: cannot be split into words: {error}") from error
         used = _placeholders("command", command, _PLACEHOLDERS)
@@ -150,10 +153,10 @@ def _metric_name(read: str) -> str:
     return "score" if _PLACEHOLDER.search(key) else key
 
 
-def _located(word: str) -> str:
+def _located(word: str, context: BuildContext) -> str:
     """A word of the command; the absolute path if it names a file."""
     try:
-        path = given_path(word)
+        path = context.path(word)
         if path.is_file():
             return str(path.absolute())
     except OSError:  # too long for a file name

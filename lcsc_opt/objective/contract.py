@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lcsc_opt.base.code import CodeFile
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
@@ -103,12 +104,12 @@ class Objective(abc.ABC):
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
         sampler: samples images with the merged weights; ``None`` without images.
-        code: name → digest of each of the user's modules that the objective was loaded from.
+        code: name → file of each of the user's modules that the objective was loaded from.
     """
 
     trajectory: Mergeable | None = None
     sampler: Sampler | None = None
-    code: Mapping[str, str] = types.MappingProxyType({})
+    code: Mapping[str, CodeFile] = types.MappingProxyType({})
 
     @property
     @abc.abstractmethod
@@ -136,7 +137,7 @@ class Objective(abc.ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: :meth:`describe` and the code."""
-        return {"objective": self.describe(), "code": dict(self.code)}
+        return {"objective": self.describe(), "code": {name: file.sha256 for name, file in self.code.items()}}
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, as the end of a sentence; ``None`` if they are available."""

@@ -1,20 +1,24 @@
-"""Loading the objective that a study file names."""
+"""Loading the objective that a study file names: its file is run, its settings are checked, and it is built.
+
+An objective's file has a function ``build(settings, context)``, and may have a class ``Settings`` with the methods
+``check(context)``, ``why_no_gradient(context)`` and ``why_no_report(context)``. The context says where the study file
+is and which checkpoints it was begun with. Any of these functions may leave the parameter ``context`` out.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
-import json
-import re
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.code import local_code, module_file
+from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.base.paths import KnownCheckpoints, study_directory
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -31,7 +35,7 @@ def load_objective(
     """Load the objective's file and build the objective.
 
     The study file's folder and the working directory become importable, for what the objective imports; paths in the
-    settings may be relative to either (:func:`lcsc_opt.base.paths.given_path`).
+    settings may be relative to either (:meth:`lcsc_opt.base.paths.BuildContext.path`).
 
     Args:
         spec: the file and its settings.
@@ -43,75 +47,90 @@ def load_objective(
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
             it.
     """
+    _make_importable(beside)
     path = find("objectives", spec.file, beside=beside)
-    with _loading(beside, checkpoints):
-        module = load_file(path)
-        code = _code(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-        try:
-            objective = module.build(dict(spec.settings))
-        except LcscError:
-            raise
-        except Exception as error:
-            raise StudySpecError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error
+    module = load_file(path)
+    code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
+    context = BuildContext(beside, checkpoints)
+    try:
+        objective = _call(module.build, dict(spec.settings), context=context)
+    except LcscError:
+        raise
+    except Exception as error:
+        raise StudySpecError(f"{path}: build raised {type(error).__name__}: {error}") from error
     if not isinstance(objective, Objective):
-        raise StudySpecError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    code = {**_code(path, spec.settings), **code}
+        raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
+    code = {**code_of_settings(path, spec.settings), **code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     if rows is not None:
         objective.merge_in_rows(rows)
     return objective
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckedObjective:
+    """What is known of an objective whose settings have been checked, before it is loaded.
+
+    Attributes:
+        code: name → file of the objective's code, as far as its settings name it.
+        why_no_gradient: says why there is no gradient, or ``None`` if there may be one.
+        why_no_report: says why a report on other noise could not be measured, or ``None`` if it may be.
+    """
+
+    code: Mapping[str, CodeFile]
+    why_no_gradient: Callable[[], str | None]
+    why_no_report: Callable[[], str | None]
+
+
 def check_objective(
     spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
-) -> tuple[dict[str, str], Callable[[], str | None]]:
+) -> CheckedObjective:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
-    The objective's file takes part if it has a class ``Settings`` with a method ``check``, and perhaps a method
-    ``why_no_gradient``. Arguments and errors are those of :func:`load_objective`.
-
-    Returns:
-        The digests of the objective's code, as far as its settings name it; and a function that says why there is no
-        gradient, or ``None`` if there may be one.
+    The objective's file takes part if it has a class ``Settings``. Arguments and errors are those of
+    :func:`load_objective`.
     """
+    _make_importable(beside)
     path = find("objectives", spec.file, beside=beside)
+    settings_class: Any = getattr(load_file(path), "Settings", None)
     settings: Any = None
-    with _loading(beside, checkpoints):
-        settings_class: Any = getattr(load_file(path), "Settings", None)
-        if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
-            settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-        if hasattr(settings, "check"):
-            settings.check()
-
-    @functools.cache
-    def why_no_gradient() -> str | None:
-        if not hasattr(settings, "why_no_gradient"):
-            return None
-        with _loading(beside, checkpoints):
-            reason: str | None = settings.why_no_gradient()
-        return reason
-
-    return _code(path, spec.settings), why_no_gradient
+    if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
+        settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
+    context = BuildContext(beside, checkpoints)
+    if hasattr(settings, "check"):
+        _call(settings.check, context=context)
+    return CheckedObjective(
+        code=code_of_settings(path, spec.settings),
+        why_no_gradient=_asked_once(settings, "why_no_gradient", context),
+        why_no_report=_asked_once(settings, "why_no_report", context),
+    )
 
 
-@contextlib.contextmanager
-def _loading(beside: Path | None, checkpoints: KnownCheckpoints | None) -> Iterator[None]:
-    """While this is open, the study's paths are found; its modules can be imported from then on."""
+def _make_importable(beside: Path | None) -> None:
+    """Modules next to the study file and in the working directory can be imported from now on."""
     for folder in (beside, Path()):
         if folder is None:
             continue
         resolved = str(folder.resolve())
         if resolved not in sys.path:
             sys.path.append(resolved)
-    with study_directory(beside, checkpoints):
-        yield
 
 
-def _code(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The digests of the objective's file, and of the modules that settings name as ``module:function``."""
-    sources = {path.name: path}
-    for module in re.findall(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"", json.dumps(settings)):
-        file = module_file(module)
-        if file is not None:
-            sources[module] = file
-    return local_code(sources)
+def _call(function: Callable[..., Any], *arguments: Any, context: BuildContext) -> Any:
+    """Call a function of an objective's file, with the context if it has a parameter of that name."""
+    if "context" in inspect.signature(function).parameters:
+        return function(*arguments, context=context)
+    return function(*arguments)
+
+
+def _asked_once(settings: object, method: str, context: BuildContext) -> Callable[[], str | None]:
+    """A method of the settings that gives a reason; settings without it have none."""
+
+    @functools.cache
+    def answer() -> str | None:
+        if not hasattr(settings, method):
+            return None
+        reason: str | None = _call(getattr(settings, method), context=context)
+        return reason
+
+    return answer

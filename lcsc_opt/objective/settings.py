@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
-from lcsc_opt.base.paths import cache_directory, given_path
+from lcsc_opt.base.paths import BuildContext, cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import MetricSuite
@@ -20,7 +21,7 @@ from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
+from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack, read_last
 
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
@@ -44,21 +45,39 @@ class CheckpointSettings(NetworkSettings):
     key: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
 
-    def trajectory(self) -> Trajectory:
+    def trajectory(self, context: BuildContext) -> Trajectory:
         """Open the packed trajectory, or pack the checkpoints into the cache.
+
+        A study that continues opens the checkpoints that it was begun with.
 
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
         return open_or_pack(
-            self.checkpoint_paths,
+            self.checkpoint_paths(context),
             selection=self.select,
             cache=cache_directory(),
             key=self.key,
             dtype=self.stored,
+            study_checkpoints=context.checkpoints,
         )
 
-    def check(self) -> None:
+    def last_weights(self, context: BuildContext) -> dict[str, Tensor]:
+        """The weights of the last checkpoint: name → tensor. Checkpoints that are not packed stay so.
+
+        Raises:
+            TrajectoryError: there are no checkpoints that can be merged.
+        """
+        return read_last(
+            self.checkpoint_paths(context),
+            selection=self.select,
+            cache=cache_directory(),
+            key=self.key,
+            dtype=self.stored,
+            study_checkpoints=context.checkpoints,
+        )
+
+    def check(self, context: BuildContext) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading all weights.
 
         Raises:
@@ -66,18 +85,18 @@ class CheckpointSettings(NetworkSettings):
         """
         self.torch_device()
         check_checkpoints(
-            self.checkpoint_paths,
+            self.checkpoint_paths(context),
             selection=self.select,
             cache=cache_directory(),
             key=self.key,
             dtype=self.stored,
+            study_checkpoints=context.checkpoints,
         )
 
-    @property
-    def checkpoint_paths(self) -> list[Path]:
+    def checkpoint_paths(self, context: BuildContext) -> list[Path]:
         """The files, folders and globs of ``checkpoints``."""
         patterns = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
-        return [given_path(pattern) for pattern in patterns]
+        return [context.path(pattern) for pattern in patterns]
 
 
 class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
@@ -96,20 +115,20 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
 
-    def check(self) -> None:
+    def check(self, context: BuildContext) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
 
         Raises:
             TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
         """
-        super().check()
-        MetricSuiteBuilder(self).check()
+        super().check(context)
+        MetricSuiteBuilder(self, context).check()
 
     def noise(self) -> ImageNoise:
         """All sampling noise."""
         return ImageNoise(self.noise_seed)
 
-    def scores(self) -> MetricSuite:
+    def scores(self, context: BuildContext) -> MetricSuite:
         """The metrics and their extractors; loading them may download weights or read the reference images.
 
         Raises:
@@ -118,10 +137,10 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         batch_size = self.batch_size
         if batch_size == AUTO:
             batch_size = REFERENCE_BATCH_SIZE
-        builder = MetricSuiteBuilder(self)
+        builder = MetricSuiteBuilder(self, context)
         return builder.build(device=self.torch_device(), batch_size=batch_size, cache=cache_directory())
 
-    def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:
+    def objective(self, sampler: Sampler, trajectory: Mergeable, context: BuildContext) -> MergeSampleScore:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.
 
         Raises:
@@ -133,7 +152,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         return MergeSampleScore(
             trajectory,
             sampler,
-            self.scores(),
+            self.scores(context),
             images=self.images,
             batch_size=self.batch_size,
             gradient_batch_size=self.gradient_batch_size,

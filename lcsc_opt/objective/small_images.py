@@ -18,12 +18,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
+from lcsc_opt.base.descent import descend, torch_threads
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
+from lcsc_opt.metrics.bundled_images import FORMATS, Bundled, bundled_images
+from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
@@ -37,8 +40,7 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
 )
-from lcsc_opt.training.images import FORMATS, Bundled, bundled_images, feature_network
-from lcsc_opt.training.networks import descend, initialize, torch_threads
+from lcsc_opt.training.networks import initialize
 from lcsc_opt.training.recipes import Batch, TrainingRecipe
 from lcsc_opt.training.recipes.consistency import ConsistencyRecipe
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import recomputed
@@ -39,15 +39,15 @@ class DecoderSettings(FrozenModel):
     low: float = 0.0
     batch_size: Annotated[int, Field(ge=1)] = 8
 
-    def build(self, channels: int) -> LatentDecoder:
-        """The decoder of latents with ``channels`` channels.
+    def build(self, channels: int, context: BuildContext) -> LatentDecoder:
+        """The decoder of latents with ``channels`` channels; ``context`` finds the autoencoder's folder.
 
         Raises:
             ObjectiveError: the settings have another number of channels, or there is no autoencoder.
         """
         if not len(self.raw_mean) == len(self.raw_std) == channels:
             raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
-        return LatentDecoder(load_autoencoder(given_path(self.autoencoder)), self)
+        return LatentDecoder(load_autoencoder(context.path(self.autoencoder)), self)
 
 
 class LatentDecoder(nn.Module):

@@ -31,8 +31,8 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.metrics.loss import Constraint
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.optimizers.gradient import NOISE_STRIDE, DualAscent, averaging_share
 from lcsc_opt.search.resolving import differences
 from lcsc_opt.training.trainer import LearningCurve

@@ -73,7 +73,7 @@ class Evidence:
             ``objective``, and the code is known completely.
         why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
         why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
-            that ask for a report.
+            that ask for a report. It is known before the objective is loaded, and not asked again.
         objective: once it is loaded.
         refusal: what is wrong with the objective's settings or code.
     """

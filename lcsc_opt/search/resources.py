@@ -11,14 +11,11 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import SUCCEEDED, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
@@ -56,10 +53,12 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
     """
     checkpoints = _known_checkpoints(plan, studies)
     try:
-        code, why_no_gradient = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=checkpoints)
+        checked = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=checkpoints)
     except LcscError as error:
         return Evidence({"environment": environment(), "code": {}}, refusal=error)
-    return Evidence({"environment": environment(), "code": code}, why_no_gradient)
+    digests = {name: file.sha256 for name, file in checked.code.items()}
+    fingerprint = {"environment": environment(), "code": digests}
+    return Evidence(fingerprint, checked.why_no_gradient, checked.why_no_report)
 
 
 class ObjectiveLoader:
@@ -68,7 +67,6 @@ class ObjectiveLoader:
     def __init__(self) -> None:
         self._key: str | None = None
         self._objective: Objective | None = None
-        self._why_no_report: Callable[[], str | None] = _no_reason
 
     def load(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Objective:
         """The plan's objective; loading it may train or read a model.
@@ -78,11 +76,9 @@ class ObjectiveLoader:
             studies: gives name → attributes of all stored studies; called only to load.
         """
         if self._objective is None or self._key != plan.objective_key:
-            self._objective = None  # frees its memory first, and so does the next line
-            self._why_no_report = _no_reason
+            self._objective = None  # frees its memory first
             self._objective = loader_of(plan, studies())()
             self._key = plan.objective_key
-            self._why_no_report = functools.cache(functools.partial(_why_no_report, self._objective))
         return self._objective
 
     def evidence(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Evidence:
@@ -96,27 +92,7 @@ class ObjectiveLoader:
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
         fingerprint = {**objective.fingerprint(), "environment": environment()}
-        return Evidence(fingerprint, objective.why_no_gradient, self._why_no_report, objective)
-
-
-def _no_reason() -> str | None:
-    return None
-
-
-def _why_no_report(objective: Objective) -> str | None:
-    """Why a report on other noise could not be measured, or ``None``.
-
-    A user's score that draws its own data is measured once on each group that a report needs: it may have none for
-    them. Other objectives make their noise from the group's name, so they are not asked.
-    """
-    scorer = getattr(objective, "scorer", None)
-    if not getattr(scorer, "takes_draw", False):
-        return None
-    for noise in (SELECTION, HELD_OUT):
-        outcome = evaluate_safely(objective, Candidate(default_origin(objective.steps), noise=noise))
-        if isinstance(outcome, Failure):
-            return f"nothing can be measured on {noise.group} noise: {outcome.reason.rstrip('.')}"
-    return None
+        return Evidence(fingerprint, objective.why_no_gradient, objective=objective)
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:

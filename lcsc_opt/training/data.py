@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lcsc_opt.base.descent import descend
 from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.sampling.latents import load_autoencoder
-from lcsc_opt.training.images import Bundled, bundled_images
-from lcsc_opt.training.networks import descend, initialize
+from lcsc_opt.training.networks import initialize
 
 AT_ONCE = 500  # images that are decoded at once
 BUNDLED: tuple[Bundled, ...] = get_args(Bundled)

@@ -1,10 +1,9 @@
-"""Small networks: U-Nets of diffusers, the weights that they begin with, and a plain loop that trains them."""
+"""Small networks: U-Nets of diffusers, and the weights that they begin with."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.progress import progress
 
 
 def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
@@ -98,52 +96,3 @@ def initialize(network: nn.Module, generator: torch.Generator) -> None:
                 parameter.uniform_(-bound, bound, generator=generator)
             else:
                 parameter.fill_(1.0 if name == "weight" else 0.0)
-
-
-def descend(
-    loss: Callable[[int], Tensor],
-    optimizer: torch.optim.Optimizer,
-    *,
-    steps: int,
-    description: str,
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
-    after: Callable[[int], None] | None = None,
-) -> None:
-    """Minimize a loss in this process, without checkpoints.
-
-    Args:
-        loss: index of a step → its scalar.
-        optimizer: of the parameters.
-        steps: how many.
-        description: what the progress bar says.
-        schedule: of the learning rate; stepped with the optimizer.
-        after: called with the number of steps that are done.
-
-    Raises:
-        TrainingError: a loss is not finite.
-    """
-    with progress(description, steps) as advance, torch.enable_grad():
-        for step in range(steps):
-            value = loss(step)
-            number = float(value.detach())
-            if not math.isfinite(number):
-                raise TrainingError(f"{description}: the loss of step {step + 1} is {number}; lower the learning rate")
-            optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            if after is not None:
-                after(step + 1)
-            advance(note=f"loss {number:.4g}")
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads while this is open: gradients are sums over threads, so it decides last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import BuildContext, cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.study_file import experiment_name
@@ -122,7 +122,7 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         images,
         accelerator=accelerator,
         noise_scale=noise_scale,
-        decoder=None if decoder is None else DecoderSettings.model_validate(decoder).build(shape[0]),
+        decoder=None if decoder is None else DecoderSettings.model_validate(decoder).build(shape[0], BuildContext()),
         keeps_start=begin is not None and begin.kind == recipe.kind,
         teacher=denoiser,
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints
@@ -71,10 +74,9 @@ def open_or_pack(
     selection: Selection = _EVERYTHING,
     steps: Sequence[int] | None = None,
     dtype: str | None = None,
+    study_checkpoints: KnownCheckpoints | None = None,
 ) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
-
-    When a study continues (:meth:`lcsc_opt.base.paths.KnownCheckpoints.current`), its own trajectory is opened instead.
 
     Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
     steps, the key and the dtype. They stay there until somebody deletes them. A second process that asks for the same
@@ -87,13 +89,22 @@ def open_or_pack(
         selection: as for :func:`pack`; for a packed trajectory none, since its checkpoints were selected already.
         steps: as for :func:`pack`.
         dtype: as for :func:`pack`, ``None`` is ``exact``; for a packed trajectory it must be the one it stores.
+        study_checkpoints: the ones that a study was begun with, which are opened instead when it continues.
 
     Raises:
         TrajectoryError: as :func:`pack`; or a packed trajectory was named with options that it does not have.
     """
-    request = _request(patterns, cache, key, selection, steps, dtype)
-    if request.study_checkpoints is not None:
-        return open_again(request, request.study_checkpoints)
+    request = PackRequest(
+        patterns=as_patterns(patterns),
+        cache=cache,
+        key=key,
+        selection=selection,
+        steps=steps,
+        dtype=dtype,
+        study_checkpoints=study_checkpoints,
+    )
+    if study_checkpoints is not None:
+        return open_again(request, study_checkpoints)
     path = request.packed_path
     if path is not None:
         return _open_packed(request, path)
@@ -101,16 +112,30 @@ def open_or_pack(
 
 
 def check_checkpoints(
-    patterns: Patterns, *, cache: Path, key: str | None, selection: Selection, dtype: str | None
+    patterns: Patterns,
+    *,
+    cache: Path,
+    key: str | None,
+    selection: Selection,
+    dtype: str | None,
+    study_checkpoints: KnownCheckpoints | None = None,
 ) -> None:
     """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
 
     Raises:
         TrajectoryError: as :func:`open_or_pack`.
     """
-    request = _request(patterns, cache, key, selection, None, dtype)
-    if request.study_checkpoints is not None:
-        check_again(request, request.study_checkpoints)
+    request = PackRequest(
+        patterns=as_patterns(patterns),
+        cache=cache,
+        key=key,
+        selection=selection,
+        steps=None,
+        dtype=dtype,
+        study_checkpoints=study_checkpoints,
+    )
+    if study_checkpoints is not None:
+        check_again(request, study_checkpoints)
         return
     path = request.packed_path
     if path is not None:
@@ -123,23 +148,42 @@ def check_checkpoints(
         check_room(out, first, len(sources), request.stored)
 
 
-def _request(
+def read_last(
     patterns: Patterns,
+    *,
     cache: Path,
     key: str | None,
     selection: Selection,
-    steps: Sequence[int] | None,
     dtype: str | None,
-) -> PackRequest:
-    return PackRequest(
+    study_checkpoints: KnownCheckpoints | None = None,
+) -> dict[str, Tensor]:
+    """The weights of the last checkpoint that :func:`open_or_pack` would open: name → tensor.
+
+    A new study packs nothing for this.
+
+    Raises:
+        TrajectoryError: as :func:`open_or_pack`.
+    """
+    request = PackRequest(
         patterns=as_patterns(patterns),
         cache=cache,
         key=key,
         selection=selection,
-        steps=steps,
+        steps=None,
         dtype=dtype,
-        study_checkpoints=KnownCheckpoints.current(),
+        study_checkpoints=study_checkpoints,
     )
+    path = request.packed_path
+    if study_checkpoints is not None:
+        trajectory = open_again(request, study_checkpoints)
+    elif path is not None:
+        trajectory = _open_packed(request, path)
+    else:
+        *_, last_source = request.selected_sources().values()
+        return read_checkpoint(last_source, key=key).tensors
+    last_checkpoint = np.zeros(len(trajectory.steps))
+    last_checkpoint[-1] = 1.0
+    return trajectory.merge(last_checkpoint)
 
 
 def _open_packed(request: PackRequest, path: Path) -> Trajectory:

@@ -8,7 +8,7 @@ import pytest
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.paths import SHIPPED, given_path, study_directory
+from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli import run as lcsc
@@ -94,10 +94,10 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
     for folder in (workplace / "study", workplace):
         (folder / "both.pt").touch()
     (workplace / "study" / "step_1.pt").touch()
-    with study_directory(workplace / "study"):
-        assert given_path("both.pt") == workplace / "study" / "both.pt"
-        assert given_path("step_*.pt") == workplace / "study" / "step_*.pt"
-        for nowhere in ("elsewhere.pt", "runs/**.pt", "n" * 5000, "a\0*"):
-            assert given_path(nowhere) == Path(nowhere)
-        assert given_path(str(workplace / "both.pt")) == workplace / "both.pt"
-    assert given_path("both.pt") == Path("both.pt")
+    context = BuildContext(workplace / "study")
+    assert context.path("both.pt") == workplace / "study" / "both.pt"
+    assert context.path("step_*.pt") == workplace / "study" / "step_*.pt"
+    for nowhere in ("elsewhere.pt", "runs/**.pt", "n" * 5000, "a\0*"):
+        assert context.path(nowhere) == Path(nowhere)
+    assert context.path(str(workplace / "both.pt")) == workplace / "both.pt"
+    assert BuildContext().path("both.pt") == Path("both.pt")

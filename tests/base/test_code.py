@@ -100,7 +100,8 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
     )
     objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), beside=folder)
     assert list(objective.code) == ["code_helpers", "code_objective.py"]
-    assert objective.fingerprint() == {"objective": objective.describe(), "code": objective.code}
+    digests = {name: file.sha256 for name, file in objective.code.items()}
+    assert objective.fingerprint() == {"objective": objective.describe(), "code": digests}
 
 
 # edited while the process runs

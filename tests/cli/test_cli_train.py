@@ -16,17 +16,18 @@ from PIL import Image
 
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.files import only_process
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
+from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training import data
 from lcsc_opt.training.data import BUNDLED
-from lcsc_opt.training.images import bundled_images
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.trajectory import Trajectory
@@ -141,7 +142,7 @@ def test_the_small_autoencoder_brings_images_back(
     assert torch.allclose(values.mean((0, 2, 3)), torch.zeros(2), atol=1e-4)
     assert torch.allclose(values.std((0, 2, 3)), torch.full((2,), 0.5), atol=1e-3)
     with torch.no_grad():
-        images = DecoderSettings(autoencoder=str(own), **scaling).build(2)(values[:200])
+        images = DecoderSettings(autoencoder=str(own), **scaling).build(2, BuildContext())(values[:200])
         expected = trained.decode(trained.encode(digits[:200]).latent_dist.mode()).sample
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
     assert float((images - digits[:200]).square().mean()) < 0.35 * float(digits.var())

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 
@@ -106,4 +107,4 @@ class Explosive:
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
     given = ReferenceScoreSettings(**{"held_out_metrics": [], "unguarded": True, **settings})
-    return MetricSuiteBuilder(given).build(cache=cache, batch_size=batch_size, device=device)
+    return MetricSuiteBuilder(given, BuildContext()).build(cache=cache, batch_size=batch_size, device=device)

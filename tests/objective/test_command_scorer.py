@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Noise
 from lcsc_opt.objective.command_scorer import CommandScorer
 from lcsc_opt.objective.scorer import Draw
@@ -26,7 +27,7 @@ def sh(script: str, arguments: str = "{model} {out}") -> str:
 
 
 def measured(command: str, read: str | None = None, folder: Path | None = None) -> dict[str, float]:
-    return CommandScorer(command, read=read, folder=folder).measure(WEIGHTS, DRAW)[0]
+    return CommandScorer(command, BuildContext(), read=read, folder=folder).measure(WEIGHTS, DRAW)[0]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_the_number_is_read_from_json(script: str, read: str, found: dict[str, f
 def test_the_path_of_the_number_may_depend_on_the_draw(read: str, metrics: dict[str, float]) -> None:
     content = {"held-out": {"acc": 0.75}, "sizes": {"7": 0.5}, "acc_of_held-out": 0.25}
     assert measured(sh(f"echo {shlex.quote(json.dumps(content))}"), read) == metrics
-    assert CommandScorer(sh(""), read=read).takes_draw
+    assert CommandScorer(sh(""), BuildContext(), read=read).takes_draw
 
 
 def test_a_file_inside_the_output_has_its_folder() -> None:
@@ -97,8 +98,8 @@ def test_it_gets_the_weights_and_the_draw_and_leaves_nothing(tmp_path: Path, mon
     assert found == {"score": DRAW.seed}
     assert torch.equal(load_file(kept)["a"], WEIGHTS["a"])
     assert [*tmp_path.iterdir()] == [kept]
-    assert CommandScorer(sh("", "{model} {seed}")).takes_draw
-    assert not CommandScorer(sh("")).takes_draw
+    assert CommandScorer(sh("", "{model} {seed}"), BuildContext()).takes_draw
+    assert not CommandScorer(sh(""), BuildContext()).takes_draw
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_files_that_it_names_belong_to_the_study(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     script = Path("judge.sh")
     script.write_text("echo 1")
-    before, again = (CommandScorer("sh judge.sh {model}").describe() for _ in range(2))
+    before, again = (CommandScorer("sh judge.sh {model}", BuildContext()).describe() for _ in range(2))
     script.write_text("echo 2")
     assert before == again
-    assert before != CommandScorer("sh judge.sh {model}").describe()
+    assert before != CommandScorer("sh judge.sh {model}", BuildContext()).describe()

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import LcscError, TrajectoryError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.settings import ImageObjectiveSettings
+from lcsc_opt.trajectory import Trajectory
 
 
 @pytest.fixture
@@ -26,14 +28,18 @@ def settings(checkpoints: str, **given: str) -> ImageObjectiveSettings:
     return parse_settings(ImageObjectiveSettings, {"checkpoints": checkpoints, **given}, source="objective.settings")
 
 
+def opened(checkpoints: str, **given: str) -> Trajectory:
+    return settings(checkpoints, **given).trajectory(BuildContext())
+
+
 def test_study_file_says_how_checkpoints_are_stored(files: str) -> None:
-    stored = {dtype: settings(files, stored=dtype).trajectory() for dtype in ("exact", "float16", "bfloat16")}
+    stored = {dtype: opened(files, stored=dtype) for dtype in ("exact", "float16", "bfloat16")}
     assert [trajectory.stored for trajectory in stored.values()] == [None, "float16", "bfloat16"]
     assert len({trajectory.sha256 for trajectory in stored.values()}) == 3  # so a study knows which it searched
-    assert settings(files).trajectory().path == stored["exact"].path
+    assert opened(files).path == stored["exact"].path
     packed = str(stored["bfloat16"].path)
-    assert settings(packed).trajectory().stored == settings(packed, stored="bfloat16").trajectory().stored == "bfloat16"
+    assert opened(packed).stored == opened(packed, stored="bfloat16").stored == "bfloat16"
     with pytest.raises(TrajectoryError, match="stores bfloat16, not float16"):
-        settings(packed, stored="float16").trajectory()
+        opened(packed, stored="float16")
     with pytest.raises(LcscError, match=r"stored.*exact.*bfloat16"):
         settings(files, stored="int8")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
+from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -62,6 +63,12 @@ def batches(model: nn.Module, draw: Draw) -> Any:
     for first in (0, 7):  # of two sizes
         part = slice(first, 7 if first == 0 else None)
         yield F.cross_entropy(model(inputs[part]), labels[part], reduction="none")
+
+
+def without_selection(model: nn.Module, draw: Draw) -> Tensor:
+    if draw.group == "selection":
+        raise FileNotFoundError("no data for it")
+    return loss(model, draw)
 
 
 def metrics(model: nn.Module) -> dict[str, Any]:
@@ -218,6 +225,23 @@ def test_checkpoints_that_are_not_there_are_known_before_anything_runs(folder: P
         check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
 
 
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        ("without_selection", "nothing can be measured on selection noise: FileNotFoundError: no data for it"),
+        ("loss", None),
+        ("metrics", None),  # takes no draw
+    ],
+)
+def test_a_score_without_data_for_a_report_says_so_before_anything_is_packed(
+    place: Path, score: str, reason: str | None
+) -> None:
+    settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "score": f"{OWN}:{score}"}
+    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=place)
+    assert checked.why_no_report() == reason
+    assert not (cache_directory() / "trajectories").exists()
+
+
 def test_statistics_of_batch_normalization_come_from_the_users_passes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,8 +260,8 @@ def test_statistics_of_batch_normalization_come_from_the_users_passes(
     assert again.evaluate(Candidate(MIX, noise=HELD_OUT)).loss != again(MIX)
     assert "no gradient in a batch normalization's" in (again.why_no_gradient() or "")
     settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:normalized", "score": f"{OWN}:loss"}
-    _, why_none = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
-    assert why_none() is None, "they may be the same in all checkpoints"
+    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    assert checked.why_no_gradient() is None, "they may be the same in all checkpoints"
 
 
 @pytest.mark.parametrize("example", ["characters", "text"])

@@ -17,13 +17,15 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
+from lcsc_opt.metrics.bundled_images import Bundled, bundled_images, drawn_characters
+from lcsc_opt.metrics.extractors import bundled
+from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective import small_images
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import DiffusersFolder, ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.training import images, preparing
-from lcsc_opt.training.images import Bundled, bundled_images, drawn_characters, feature_network
+from lcsc_opt.training import preparing
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.recipes.consistency import Ct
 
@@ -57,7 +59,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def use_cache(cache: Path, networks_train_briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (images, small_images):
+    for module in (bundled, small_images):
         monkeypatch.setattr(module, "bundled_images", FEW.__getitem__)
     monkeypatch.setenv("LCSC_CACHE", str(cache))
 
@@ -138,7 +140,7 @@ def test_nothing_is_trained_on_the_characters_that_searches_and_reports_see(
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
     seen = (LETTERS.clone(), FEW["characters"][1])
     seen[0][1::3] = seen[0][2::3] = torch.nan
-    for module in (images, small_images):
+    for module in (bundled, small_images):
         monkeypatch.setattr(module, "bundled_images", lambda _: seen)
     assert all(weight.isfinite().all() for weight in feature_network("characters").parameters())
     with pytest.raises(MetricError, match="finite"):  # of the reference; the training went well

@@ -20,11 +20,14 @@ from tests.commands import Typed
 from tests.model_studies import OBJECTIVE, state_dict
 
 STEPS = (10, 20, 30)
-OBJECTIVE_HERE = OBJECTIVE.replace("Trajectory.open(path)", "open_known(path)").replace(
-    "from lcsc_opt.trajectory import Trajectory",
-    "from lcsc_opt.base.paths import cache_directory, given_path\nfrom lcsc_opt.trajectory import open_or_pack\n\n\n"
-    "def open_known(path):\n    return open_or_pack([given_path(path)], cache=cache_directory())",
-)
+IMPORTS = "from lcsc_opt.base.paths import cache_directory\nfrom lcsc_opt.trajectory import open_or_pack\n"
+OPENING = """
+def build(settings, context):
+    path = context.path(settings["checkpoints"])
+    trajectory = open_or_pack([path], cache=cache_directory(), study_checkpoints=context.checkpoints)
+    return Model(trajectory, 0.0, None)
+"""
+OBJECTIVE_HERE = IMPORTS + OBJECTIVE.replace("Trajectory.open(path)", "path").partition("def build(")[0] + OPENING
 STUDY = """
 name: grown
 objective: {file: grown_model.py, settings: {checkpoints: runs}}
@@ -50,7 +53,7 @@ def stored(name: str = NAME) -> StoredStudy:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
-    Path("grown_model.py").write_text(OBJECTIVE_HERE.replace('settings["path"]', 'settings["checkpoints"]'))
+    Path("grown_model.py").write_text(OBJECTIVE_HERE)
     Path("grown.yaml").write_text(STUDY)
     return tmp_path
 

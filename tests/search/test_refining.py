@@ -20,8 +20,8 @@ from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.optimizers.gradient import FIRST_KEEP_WEIGHT, DualAscent
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
 from lcsc_opt.search.refining import RefineSettings, refine

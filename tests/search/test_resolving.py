@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.search.plan import Plan, plans
@@ -123,10 +124,15 @@ def scored(workplace: Path) -> Path:
     return workplace
 
 
-def test_data_that_only_the_report_needs_are_asked_for_before_the_search(scored: Path, typed: Typed) -> None:
-    said = typed("run", "scored.yaml", status=2).err
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
+    scored: Path, typed: Typed, options: list[str]
+) -> None:
+    said = typed("run", "scored.yaml", *options, status=2).err
     assert "scored/LCSC/0: held_out: nothing can be measured on selection noise: " in said
     assert "selection.txt" in said
     assert not (scored / "studies.db").exists()
+    assert not any(cache_directory().glob("**/*.trajectory"))
     (scored / "selection.txt").write_text("0.5")
+    typed("run", "scored.yaml", *options)
     assert "held-out 0.5 after 3 evaluations" in typed("run", "scored.yaml").err

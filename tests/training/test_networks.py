@@ -1,8 +1,7 @@
-"""Small networks, the weights that they begin with, and the plain loop."""
+"""Small networks, and the weights that they begin with."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import TrainingError
-from lcsc_opt.training.networks import PatchedUNet, descend, initialize
+from lcsc_opt.training.networks import PatchedUNet, initialize
 from tests.training.toy_network import ToyNetwork
 
 
@@ -58,15 +56,3 @@ def test_weights_are_distributed_as_pytorchs_own(build: Callable[[], nn.Module])
         reference = default.state_dict()[name]
         assert float(drawn.abs().max()) == pytest.approx(float(reference.abs().max()), rel=0.2)
         assert float(drawn.std()) == pytest.approx(float(reference.std()), rel=0.2)
-
-
-def test_a_plain_loop_descends_counts_and_stops_at_a_loss_that_is_not_finite() -> None:
-    x, done = nn.Parameter(torch.tensor(3.0)), []
-    optimizer = torch.optim.SGD([x], lr=0.1)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=1)  # 0.05, then 0.1
-    with torch.no_grad():
-        descend(lambda _: x**2, optimizer, steps=3, description="test", schedule=schedule, after=done.append)
-    assert float(x.detach()) == pytest.approx(3 * 0.9 * 0.8 * 0.8)
-    assert done == [1, 2, 3]
-    with pytest.raises(TrainingError, match="the loss of step 3 is nan"):
-        descend(lambda step: x * (math.nan if step == 2 else 1), optimizer, steps=9, description="test")

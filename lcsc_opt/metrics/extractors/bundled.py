@@ -1,0 +1,204 @@
+"""Feature networks for the bundled images.
+
+Inception's features say little about 8×8 images, and Inception must be downloaded. So the penultimate layer of a small
+classifier of such images replaces it: FID in its features falls when samples look more like the images. The
+classifier is trained in seconds, without augmentation: a network that has learned to ignore noise and shifts would not
+see them in samples. It is cached by its settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lcsc_opt.base.descent import descend, torch_threads
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.checkpoints.weights import weights_sha256
+from lcsc_opt.metrics.bundled_images import CHARACTERS, COLUMNS, FORMATS, ROWS, SIDE, SIZE, Bundled, bundled_images
+
+BATCH = 128  # of the classifiers
+LEARNING_RATE = 1e-3
+HELD_OUT_FRACTION = 0.2
+SECOND_SEED = 1  # of the second network, which only held-out reports use
+SECOND_DIMENSION = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """The settings of a classifier; the images and the constants above are versioned by :data:`FORMATS`.
+
+    Attributes:
+        name: the name of the images; the extractor and the cached file are named after it.
+        image_shape: ``[C, H, W]``.
+        strides: the strides of the three convolutions.
+        classes: how many there are.
+        dimension: D, the number of features.
+        epochs: passes over the 80 % of the images that are trained on.
+        seed: the seed of the split, the initial weights and the order of the batches.
+    """
+
+    name: Bundled
+    image_shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    classes: int
+    dimension: int
+    epochs: int
+    seed: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
+
+
+SETTINGS: dict[Bundled, _Settings] = {
+    "digits": _Settings(
+        name="digits",
+        image_shape=(1, 8, 8),
+        strides=(1, 2, 2),
+        classes=10,
+        dimension=64,
+        epochs=40,
+        seed=0,
+    ),
+    "photographs": _Settings(
+        name="photographs",
+        image_shape=(3, SIZE, SIZE),
+        strides=(2, 2, 2),
+        classes=2 * ROWS * COLUMNS,
+        dimension=64,
+        epochs=40,
+        seed=0,
+    ),
+    "characters": _Settings(
+        name="characters",
+        image_shape=(1, SIDE, SIDE),
+        strides=(2, 1, 2),
+        classes=len(CHARACTERS),
+        dimension=64,
+        epochs=12,
+        seed=0,
+    ),
+}
+
+
+class _Classifier(nn.Module):
+    """A classifier of three convolutions and a hidden layer of features, differentiable in the images.
+
+    SiLU is smooth and does not saturate. No layer mixes images of a batch. Weights are He normal, biases zero.
+    """
+
+    def __init__(self, settings: _Settings) -> None:
+        super().__init__()
+        self._settings = settings
+        self.dimension = settings.dimension
+        channels, height, width = settings.image_shape
+        first, second, third = settings.strides
+        stride = first * second * third
+        # On the meta device the layers' own initialization draws nothing from torch's global generator.
+        self.conv_1 = nn.Conv2d(channels, 16, 3, stride=first, padding=1, device="meta")
+        self.conv_2 = nn.Conv2d(16, 32, 3, stride=second, padding=1, device="meta")
+        self.conv_3 = nn.Conv2d(32, 64, 3, stride=third, padding=1, device="meta")
+        positions = (height // stride) * (width // stride)
+        self.hidden = nn.Linear(64 * positions, settings.dimension, device="meta")
+        self.head = nn.Linear(settings.dimension, settings.classes, device="meta")
+        self.to_empty(device="cpu")
+        generator = settings.generator("weights")
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.zeros_(parameter)
+
+    @functools.cached_property
+    def name(self) -> str:
+        """``<images>-<dimension>-<hash of the weights>``."""
+        return f"{self._settings.name}-{self.dimension}-{weights_sha256(self.state_dict())[:12]}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for images of another shape.
+        """
+        if tuple(images.shape[1:]) != self._settings.image_shape:
+            expected = ", ".join(str(size) for size in self._settings.image_shape)
+            raise MetricError(
+                f"images: expected [B, {expected}] for {self._settings.name}, got the shape {list(images.shape)}"
+            )
+        x = images.to(self.hidden.weight)
+        for convolution in (self.conv_1, self.conv_2, self.conv_3):
+            x = F.silu(convolution(x))
+        return F.silu(self.hidden(x.flatten(1)))
+
+
+def feature_network(name: Bundled, *, second: bool = False, cache: Path | None = None, **changes: Any) -> _Classifier:
+    """The classifier of these images: read from the cache, or trained and written there.
+
+    On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
+    processor the weights differ by rounding, so the extractor's name differs, too.
+
+    Args:
+        name: the name of the images.
+        second: another network with other features, which no search uses.
+        cache: a folder, created when it does not exist; ``None`` is the user's.
+        changes: ``seed``, ``dimension`` or ``epochs`` in place of the defaults.
+
+    Raises:
+        MetricError: the cached file cannot be written.
+    """
+    settings = SETTINGS[name]
+    if second:
+        settings = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
+    settings = dataclasses.replace(settings, **changes)
+    text = json.dumps({"format": FORMATS[name], **dataclasses.asdict(settings)}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = (cache or cache_directory()) / f"{name}-network-{digest}.safetensors"
+    network = _Classifier(settings)
+    if path.exists():
+        network.load_state_dict(load_file(path))
+    else:
+        with torch_threads(1):  # small layers gain nothing from more
+            _train(network, settings)
+        write_atomically(path, save(network.state_dict(), {"settings": text}), error=MetricError)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _train(network: _Classifier, settings: _Settings) -> None:
+    images, classes = bundled_images(settings.name)
+    if settings.name == "characters":  # those that models train on, so that no network has seen the other two thirds
+        images = images[::3]
+        classes = classes[::3]
+    order = torch.randperm(len(images), generator=settings.generator("split"))
+    trained = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
+    images = images[trained]
+    classes = classes[trained]
+    steps = settings.epochs * math.ceil(len(images) / BATCH)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    batches = _batches(len(images), settings)
+
+    def loss(_step: int) -> Tensor:
+        batch = next(batches)
+        return F.cross_entropy(network.head(network(images[batch])), classes[batch])
+
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descend(loss, optimizer, steps=steps, schedule=schedule, description=f"training the {settings.name} extractor")
+
+
+def _batches(count: int, settings: _Settings) -> Iterator[Tensor]:
+    """The indices of each batch; every epoch has a new order."""
+    shuffle = settings.generator("batches")
+    for _ in range(settings.epochs):
+        yield from torch.split(torch.randperm(count, generator=shuffle), BATCH)

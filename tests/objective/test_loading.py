@@ -1,0 +1,87 @@
+"""The functions of an objective's file are called with the context, or without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.objective.loading import check_objective, load_objective
+
+WITH_CONTEXT = """
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.objective import CoefficientFunction
+
+class Settings(FrozenModel):
+    data: str
+
+    def check(self, context):
+        if not context.path(self.data).exists():
+            raise StudySpecError(f"{self.data}: no such file")
+
+    def why_no_gradient(self, context):
+        return f"{context.path(self.data).read_text()} has none"
+
+    def why_no_report(self, context):
+        return f"{context.checkpoints.steps} are all that is known"
+
+def build(settings, context):
+    name = context.path(settings["data"]).read_text()
+    return CoefficientFunction(sum, context.checkpoints.steps, name=name)
+"""
+WITHOUT_CONTEXT = """
+from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.objective import CoefficientFunction
+
+class Settings(FrozenModel):
+    name: str
+
+    def check(self):
+        if self.name == "refused":
+            raise ValueError(self.name)
+
+    def why_no_gradient(self):
+        return f"{self.name} has none"
+
+def build(settings, shown=False):
+    return CoefficientFunction(sum, [1, 2], name=f"{settings['name']} {shown}")
+"""
+CHECKPOINTS = KnownCheckpoints("0" * 64, (10, 20))
+
+
+@pytest.fixture
+def study(workplace: Path) -> Path:
+    folder = workplace / "study"
+    folder.mkdir()
+    (folder / "with_context.py").write_text(WITH_CONTEXT)
+    (folder / "without_context.py").write_text(WITHOUT_CONTEXT)
+    (folder / "data.txt").write_text("the data")
+    return folder
+
+
+def test_functions_of_an_objectives_file_get_the_context(study: Path) -> None:
+    spec = ObjectiveSpec(file="with_context.py", settings={"data": "data.txt"})
+    objective = load_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    assert objective.steps == (10, 20)
+    assert "the data" in str(objective.describe())
+    checked = check_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    assert checked.why_no_gradient() == "the data has none"
+    assert checked.why_no_report() == "(10, 20) are all that is known"
+    missing = ObjectiveSpec(file="with_context.py", settings={"data": "nowhere.txt"})
+    with pytest.raises(StudySpecError, match=r"nowhere\.txt: no such file"):
+        check_objective(missing, beside=study)
+
+
+def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) -> None:
+    spec = ObjectiveSpec(file="without_context.py", settings={"name": "sum"})
+    objective = load_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    assert "sum False" in str(objective.describe()), "another parameter keeps its default"
+    checked = check_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    assert checked.why_no_gradient() == "sum has none"
+    assert checked.why_no_report() is None
+    with pytest.raises(ValueError, match="refused"):
+        check_objective(ObjectiveSpec(file="without_context.py", settings={"name": "refused"}), beside=study)
