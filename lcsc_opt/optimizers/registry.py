@@ -94,7 +94,7 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     if _STEP_SIZE in options:
         step_size_option[_STEP_SIZE] = options.pop(_STEP_SIZE)
     settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{spec.name}")
-    return _configure_nevergrads(spec.name, json.dumps(options)), float(settings.step_size)
+    return _configure_nevergrads(spec.name, options), float(settings.step_size)
 
 
 def _configure_ours(spec: OptimizerSpec) -> ConfiguredOptimizer:
@@ -108,29 +108,15 @@ def _configure_ours(spec: OptimizerSpec) -> ConfiguredOptimizer:
     return OURS[spec.name](**spec.options)
 
 
-@functools.cache
-def _configure_nevergrads(name: str, options_json: str) -> Any:
-    """An optimizer of Nevergrad's registry, with options in place of those it is registered with.
-
-    It is cached, which is why its options are text: a study configures its optimizer a dozen times, and checking
-    options costs 10 to 30 ms.
-    """
-    options: dict[str, Any] = json.loads(options_json)
+def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
+    """An optimizer of Nevergrad's registry, with options in place of those it is registered with."""
     registry = ng.optimizers.registry
     if name not in registry:
         raise StudySpecError(
             f"optimizers.{name}: no such optimizer{near_miss(name, list(registry))}; "
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
-    registered = registry[name]
-    family: Callable[..., Any] | None = None
-    defaults: dict[str, Any] = {}
-    if name == "CMA":  # registered as a class without settings
-        family = ng.families.ParametrizedCMA
-    elif isinstance(registered, ConfiguredOptimizer):
-        family = type(registered)
-        defaults = registered.config()
-
+    family, defaults = _family_of(name)
     option_names = [_STEP_SIZE]
     if family is not None:
         option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
@@ -139,20 +125,35 @@ def _configure_nevergrads(name: str, options_json: str) -> Any:
             hint = near_miss(option, option_names)
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
-        return registered
-    _check_options(name, family, defaults, options)
-    merged_options = {**defaults, **options}
+        return registry[name]
+    options_json = json.dumps(options)
+    _check_options(name, options_json)
+    merged_options = {**defaults, **json.loads(options_json)}
     return family(**merged_options)
 
 
-def _check_options(
-    name: str, family: Callable[..., Any], defaults: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
+def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+    """The class that configures a registered optimizer, if there is one, and the options it is registered with."""
+    registered = ng.optimizers.registry[name]
+    if name == "CMA":  # registered as a class without settings
+        return ng.families.ParametrizedCMA, {}
+    if isinstance(registered, ConfiguredOptimizer):
+        return type(registered), registered.config()
+    return None, {}
+
+
+@functools.cache
+def _check_options(name: str, options_json: str) -> None:
     """Refuse options with which a short search fails. Most of Nevergrad's optimizers use them unchecked.
+
+    A study configures its optimizer a dozen times, and this costs 10 to 30 ms: it is cached, so the options are text.
 
     Raises:
         StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
     """
+    family, defaults = _family_of(name)
+    assert family is not None  # others have no options
+    options: dict[str, Any] = json.loads(options_json)
     joint_reason = _why_not(family, {**defaults, **options})
     if joint_reason is None:
         return
