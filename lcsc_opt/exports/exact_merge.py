@@ -87,7 +87,7 @@ def merge_exactly(checkpoints: Checkpoints, recipe: Recipe) -> StateDict:
             its dtype.
     """
     row_of, coefficients = recipe.in_rows()
-    places = recipe.needed_of(checkpoints.steps)  # index in the recipe → index among the checkpoints
+    places = recipe.find_needed(checkpoints.steps)  # index in the recipe → index among the checkpoints
     torch.set_flush_denormal(False)  # a library built with -ffast-math sets it for its thread
     rows = _open_rows(checkpoints, recipe, places)
     merge = _Merge(checkpoints, recipe)

@@ -201,7 +201,7 @@ class Recipe(pydantic.BaseModel):
             raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
 
     def in_rows(self) -> tuple[dict[str, int], Coefficients]:
-        """Tensor → its row, and the coefficients ``[S, K]``. In one row, S is 1 and no tensor has another.
+        """Tensor → the index of its row, and the coefficients ``[S, K]``. Without rows: an empty mapping, and S = 1.
 
         Raises:
             StudySpecError: a row does not sum to one.
@@ -215,8 +215,8 @@ class Recipe(pydantic.BaseModel):
         coefficients = check_coefficients(self.coefficients, len(self.steps), rows=row_count)
         return row_of, coefficients.reshape(-1, len(self.steps))
 
-    def needed_of(self, steps: Sequence[int]) -> dict[int, int]:
-        """The checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
+    def find_needed(self, steps: Sequence[int]) -> dict[int, int]:
+        """Find the checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
 
         Raises:
             StudySpecError: the coefficients do not sum to one.
@@ -290,4 +290,4 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     """
     if isinstance(objective.trajectory, Trajectory):
         return objective.trajectory
-    raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
+    raise ObjectiveError("the objective's weights are not a packed trajectory, so there is no model to export")

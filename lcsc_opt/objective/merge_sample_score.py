@@ -178,7 +178,7 @@ class MergeSampleScore(StagedObjective):
             self._load(weights)
             weights.clear()
         pass_over_images = self._first_gradient_pass if gradient else self._sample
-        metrics = self._batch_sizes.fitting(lambda: pass_over_images(candidate, first, last, watch))
+        metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
         with watch.timing("features"):
             state = metrics.state
         count = last - first
@@ -219,7 +219,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the gradient is not finite.
         """
-        return self._batch_sizes.fitting(lambda: self._second_gradient_pass(candidate, first, last, back))
+        return self._batch_sizes.retry_smaller(lambda: self._second_gradient_pass(candidate, first, last, back))
 
     def know_constraint(self) -> None:
         """Measure the bound of the kept metric once, if there is one; the search is not charged for it."""
@@ -234,11 +234,11 @@ class MergeSampleScore(StagedObjective):
             batches = self._batch_sizes.batches(0, count)
             return torch.cat([self._stages.sample(noise, start, stop).cpu() for start, stop in batches])
 
-        return self._batch_sizes.fitting(sampled)
+        return self._batch_sizes.retry_smaller(sampled)
 
     def features(self, images: Tensor) -> npt.NDArray[np.float64]:
         """``[N, C, H, W]`` → ``[N, D]``, by the extractor of the loss."""
-        return extract(self.scores.extractor, images, batch_size=self._batch_sizes.plain)
+        return extract(self.scores.extractor, images, batch_size=self._batch_sizes.without_graph)
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""
@@ -344,7 +344,7 @@ class MergeSampleScore(StagedObjective):
         """The loss and the kept metric of a candidate."""
         self._load(self._source.merge(candidate.coefficients))
         count = self.images_of(candidate)
-        metrics = self._batch_sizes.fitting(lambda: self._sample(candidate, 0, count, Stopwatch()))
+        metrics = self._batch_sizes.retry_smaller(lambda: self._sample(candidate, 0, count, Stopwatch()))
         with self._metric_threads():
             return metrics.constraint()
 
