@@ -52,7 +52,7 @@ def said_once() -> Iterator[None]:
         _said = before
 
 
-class _Terminal(logging.Handler):
+class _TerminalHandler(logging.Handler):
     """Prints on what ``sys.stderr`` is at that moment, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -70,10 +70,10 @@ class _Terminal(logging.Handler):
 @contextlib.contextmanager
 def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     """While this is open, messages of this level and above are printed on stderr as ``lcsc: MESSAGE``."""
-    handler = _Terminal()
+    handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    is_printed_already = any(isinstance(other, _Terminal) for other in log.handlers)
+    is_printed_already = any(isinstance(other, _TerminalHandler) for other in log.handlers)
     if not is_printed_already:
         log.addHandler(handler)
     log.setLevel(level)
