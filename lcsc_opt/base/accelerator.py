@@ -46,7 +46,7 @@ def find(name: str) -> torch.device:
         return torch.device(*kinds or {"cpu"})
     if name not in {"cpu", *kinds, *accelerators}:
         choices = ", ".join(["cpu", *accelerators])
-        raise ObjectiveError(f"device: {name} is not there; expected auto or one of {choices}")
+        raise ObjectiveError(f"device: {name} is not available; expected auto or one of {choices}")
     return torch.device(name)
 
 

@@ -69,7 +69,7 @@ class ShardedRef(TensorRef):
             raise TrajectoryError("was saved compressed or encrypted: save it without extensions.")
         file = self.folder / name
         if not file.is_file():
-            raise TrajectoryError(f"names {shown(name)}, which is not there: save or copy it again, or leave it out.")
+            raise TrajectoryError(f"names {shown(name)}, which does not exist: save or copy it again, or leave it out.")
         tensor = self._read_bytes(file, start, size)
         if tensor.shape != part.shape or tensor.dtype != self.dtype:
             raise TrajectoryError(MALFORMED)

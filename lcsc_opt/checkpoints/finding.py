@@ -72,7 +72,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
             checkpoints.update(dict.fromkeys(_expand(path, key)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
-        raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; states of optimizers are none.")
+        raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; optimizer states are not checkpoints.")
     for path in checkpoints:
         if not path.exists() and hub.repository_of(path) is None:
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
@@ -160,7 +160,7 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
     is_one_series = len({checkpoint_series(path) for path in numbered}) == 1
     if unnumbered and is_one_series and len(numbered) > 1:
         names = ", ".join(path.name for path in unnumbered)
-        notice(f"{names} in {place} left out: the name tells no step")
+        notice(f"{names} in {place} left out: no step in the name")
         paths = numbered
     sizes = Counter(checkpoint_series(path) for path in paths)
     if len(sizes) > 1 and max(sizes.values()) > 1:
@@ -272,7 +272,7 @@ def checkpoint_step(path: str | Path) -> int:
     if step is None:
         step = step_in_name(path)
     if step is None:
-        raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
+        raise TrajectoryError(f"{path} has no step in its name or contents: pass the steps with --steps.")
     return step
 
 

@@ -238,7 +238,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
         file_of_name = json.loads(index.read_bytes())["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TrajectoryError("is no index of weights: save the model again, or name its files.") from error
+        raise TrajectoryError("is not an index of weights: save the model again, or name its files.") from error
     names_in_file: dict[str, list[str]] = {}
     for name, file in file_of_name:
         if not isinstance(file, str) or not is_plain_name(file) or _is_index(Path(file)):
@@ -247,7 +247,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file, names in names_in_file.items():
         if not (index.parent / file).is_file():
-            raise TrajectoryError(f"lists {shown(file)}, which is not there: save or copy the model again.")
+            raise TrajectoryError(f"lists {shown(file)}, which does not exist: save or copy the model again.")
         shard = _read_file(index.parent / file, "").tensors
         for name in names:
             if name not in shard:

@@ -132,7 +132,7 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str,
     Sizes are checked before anything is allocated. Tensors of one storage share its memory.
 
     Raises:
-        TrajectoryError: one reaches out of its storage, or its storage out of the file.
+        TrajectoryError: one reaches beyond its storage, or its storage out of the file.
     """
     file_bytes = path.stat().st_size
     file = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=file_bytes)
@@ -165,7 +165,7 @@ def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
         last_element += (size - 1) * stride
     is_empty = 0 in ref.shape
     if not is_empty and (last_element + 1) * ref.dtype.itemsize > ref.storage.size:
-        raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
+        raise TrajectoryError("holds a tensor that reaches beyond its storage: save or copy it again.")
     start = ref.storage.start
     if not 0 <= start <= start + ref.storage.size <= file_bytes:
         raise TrajectoryError(MALFORMED)

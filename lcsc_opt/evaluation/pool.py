@@ -352,7 +352,7 @@ class _Worker:
                     f"worker {self._number} was lost {self._deaths_in_a_row} times in a row: {how_it_ended}; "
                     "give it more memory, or run with fewer workers"
                 )
-                notice(f"{self.given_up}; the other workers go on")
+                notice(f"{self.given_up}; the other workers continue")
         for waiting in lost_jobs.values():
             waiting.future.set_result(Failure(how_it_ended, time.perf_counter() - waiting.started))
 

@@ -147,7 +147,7 @@ def _check_adapter(flavour: str, to: Destination) -> None:
         file = to.path / "adapter_model.safetensors"
         raise ObjectiveError(
             f"{to.path}: an adapter is written as a file, not as a model folder. For PEFT: -o {file}, and copy the "
-            "checkpoints' adapter_config.json beside it; for a pipeline of diffusers: --as lora"
+            "checkpoints' adapter_config.json next to it; for a pipeline of diffusers: --as lora"
         )
     if to.form not in ("lora", *LISTS) and flavour != "kohya":
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")

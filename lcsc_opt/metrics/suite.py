@@ -225,9 +225,7 @@ class MetricSuite:
 def _check(metric: MetricName, reference: Reference) -> None:
     """Raise MetricError if the metric cannot be computed with this reference."""
     if metric.formula == "is" and not hasattr(reference.extractor, "features_and_logits"):
-        raise MetricError(
-            f"{metric}: the extractor {reference.extractor.name} tells no classes apart; use is@inception"
-        )
+        raise MetricError(f"{metric}: the extractor {reference.extractor.name} has no classes; use is@inception")
     try:
         if metric.needs_reference:
             _ = reference.frechet

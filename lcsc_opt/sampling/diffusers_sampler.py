@@ -114,7 +114,7 @@ def _scheduler_class(class_name: str) -> Any:
     """The scheduler of diffusers with this name; an empty name stands for a pipeline without a scheduler."""
     names = ", ".join(SCHEDULERS)
     if not class_name:
-        raise ObjectiveError(f"sampler.name: the model has no scheduler of its own; name one of {names}")
+        raise ObjectiveError(f"sampler.name: the model comes without a scheduler; name one of {names}")
     scheduler_class = diffusers_class(class_name, import_extra("diffusers").SchedulerMixin)
     if scheduler_class is None:
         raise ObjectiveError(

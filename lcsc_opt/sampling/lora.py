@@ -44,7 +44,9 @@ class LoraAdapter:
 
     def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:
         if not hasattr(pipeline, "load_lora_weights"):
-            raise ObjectiveError(f"component: {type(pipeline).__name__} takes no LoRA; merge its transformer or unet")
+            raise ObjectiveError(
+                f"component: {type(pipeline).__name__} does not support LoRAs; merge its transformer or unet"
+            )
         self._pipeline = pipeline
         self._alphas = alphas or LoraAlphas()
         self._unet = getattr(pipeline, "unet", None)

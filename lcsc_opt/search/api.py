@@ -93,7 +93,7 @@ class Study:
             reader = HistoryReader(storage)
             answer = reader.answer(reader.read_study(self.name))
         if answer is None:
-            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
+            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
         return answer
 
     @property
@@ -208,7 +208,7 @@ def run_plans(
     Args:
         to_run: the plans.
         url: of the database.
-        on_end: called with one line when a study has ended, or cannot run, and at the end.
+        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
 
     Raises:
@@ -237,8 +237,8 @@ def run_plans(
         on_end(f"database: {masked(url)}")
     if failed:
         raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
-            "how they go on"
+            f"{len(failed)} of {len(to_run)} studies did not finish: {', '.join(failed)}; the lines above say why, and "
+            "how to continue"
         )
 
 
@@ -252,7 +252,7 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
             evidence[key] = read_code(plan, studies.attributes)
         resolved.append(resolve(plan, studies, evidence[key], accept_changes=accept_changes))
     for study in resolved:
-        if study.state == "finished":
+        if study.state == "finished":  # the executor, which prints the notices of the others, skips it
             for line in study.notices:
                 notice(line)
     check_machine([study.plan for study in resolved if study.state != "finished"])

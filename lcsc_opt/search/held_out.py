@@ -131,7 +131,7 @@ def score_held_out(
     trials = study.trials()
     best_trials = _best_trials(trials, plan.top)
     if not best_trials:
-        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it search on")
+        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     signs = objective.evaluation_metrics
     models = _baseline_models(study, objective, plan, needed=bool(signs))
     steps = len(best_trials) + plan.groups * (1 + len(models))

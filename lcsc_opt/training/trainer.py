@@ -229,7 +229,7 @@ class Trainer:
                 place = "there" if saved_step == str(self.step) else f"step {saved_step}"
                 notice(
                     f"{self.training.out}: stopped after step {self.step}; "
-                    f"with --resume the same command goes on from {place}"
+                    f"the same command with --resume continues from {place}"
                 )
             raise
         finally:

@@ -41,7 +41,7 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
         if earlier is not None:
             same_series = checkpoint_series(earlier) == checkpoint_series(path)
             advice = "Leave one out." if same_series else "Name the files of one series."
-            raise TrajectoryError(f"Step {step} is there twice: {earlier} and {path}. {advice}")
+            raise TrajectoryError(f"Step {step} appears twice: {earlier} and {path}. {advice}")
         sources[step] = path
     return sources
 

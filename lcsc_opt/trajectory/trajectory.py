@@ -322,7 +322,10 @@ class Trajectory:
                 f"{self.path}: the LoRA's alpha is in {ADAPTER_CONFIG} next to {source or 'the checkpoint'}, which "
                 "does not exist: give lora_alpha."
             )
-        notice(f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; else give lora_alpha")
+        notice(
+            f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; "
+            "if that is wrong, give lora_alpha"
+        )
         return LoraAlphas()
 
     def verify(self) -> None:

@@ -160,7 +160,7 @@ def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str)
     [
         ("a: [1, 2\n", "not valid YAML: while parsing a flow sequence"),
         ("? [a]\n: 1\n", "not valid YAML: while constructing a mapping"),
-        ("a: {step_size: 0,02}\n", "not valid YAML: 02 is no key (a number has a point"),
+        ("a: {step_size: 0,02}\n", "not valid YAML: 02 is not a key (write numbers with a point"),
         ("seeds: [" + "9" * 5000 + "]\n", "not valid YAML: Exceeds the limit"),
         ("a: " + "[" * 700, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),

@@ -250,7 +250,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and the training data is [1, 8, 8]"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
         (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect begins from edm"),
-        (["slct", "--autoencoder", "network"], "network is of a UNet2DModel; expected the folder of"),
+        (["slct", "--autoencoder", "network"], "network is a UNet2DModel; expected the folder of"),
         (["slct", "--data", "odd", "--autoencoder", "autoencoder"], "[1, 9, 9] come back as [1, 8, 8]"),
     ],
 )

@@ -151,7 +151,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ending(Edm, 10, signals=2))
-    assert "stopped after step 10; with --resume the same command goes on from step 8" in capsys.readouterr().err
+    assert "stopped after step 10; the same command with --resume continues from step 8" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -45,7 +45,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
         published: Callable[..., FeatureExtractor] = PUBLISHED[name]
         return lambda device: published(weights, device=device)
     if weights is not None:
-        raise MetricError(f"weights: {name} takes no file: it is made by a factory, with its weights")
+        raise MetricError(f"weights: {name} needs no file: its factory loads its weights")
     factory = import_dotted(MADE.get(name, name), setting="extractor", error=MetricError)
     if name.removesuffix("2") in TRAINED:
         factory = functools.partial(factory, name.removesuffix("2"), second=name.endswith("2"))

@@ -46,7 +46,7 @@ def trade_off_figure(
     names = metrics_of(studies)
     for name in (x, y):
         if name is not None and name not in names:
-            raise LcscError(f"{name}: no answer has this held-out metric; there are {', '.join(names) or 'none'}")
+            raise LcscError(f"{name}: no answer has this held-out metric; available: {', '.join(names) or 'none'}")
     y = y or min(names, key=lambda name: (name == x, metric_place(name, _FIRST_UP)), default=None)
     x = x or next((name for name in names if name != y), None)
     if x is None or y is None:
