@@ -129,7 +129,7 @@ def on(stream: torch.Stream) -> Iterator[None]:
 
 
 def recorded(device: torch.device) -> torch.Event:
-    """An event at the end of what is queued on the device's current stream."""
+    """An event at the end of the work that is queued on the device's current stream."""
     event = torch.Event(device)
     event.record(torch.accelerator.current_stream(device))
     return event

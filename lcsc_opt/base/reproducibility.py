@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _version(package: str) -> str | None:
-    """Of the installed package; a process goes on with what it has imported, whatever is installed meanwhile."""
+    """Cached, since a process keeps what it has imported, whatever is installed meanwhile."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -157,10 +157,10 @@ class RayWorkers(FrozenModel):
 
     Attributes:
         ray: how many workers.
-        gpus: of each worker; ``None`` means one where the cluster has GPUs and the objective may use them. With 0.5,
+        gpus: GPUs per worker; ``None`` means one where the cluster has GPUs and the objective may use them. With 0.5,
             two workers share a GPU.
-        cpus: of each worker; also its number of threads.
-        address: of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
+        cpus: CPUs per worker; also its number of threads.
+        address: the address of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
     """
 
     ray: Annotated[int, pydantic.Field(ge=1)]
@@ -291,7 +291,7 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     """Parse and validate one study file: an experiment, or one for each point of its sweep.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML. A
             key that the file varies then has only this value.
 
@@ -348,7 +348,7 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
     """Validate the content of a study file: an experiment, or one for each point of its sweep.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         source: begins the message of an error.
 
     Raises:

@@ -207,7 +207,7 @@ def _names_under(prefix: str, parts: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _with_dots_of_litema(averages: Mapping[str, Any], parts: Mapping[Any, Any]) -> dict[str, Any]:
-    """CompVis' LitEma leaves the dots out of the names of its averages: take those of the model beside it."""
+    """CompVis' LitEma leaves the dots out of the names of its averages: those of the model next to it are used."""
     names = {}
     for name in _names_under("model", parts):
         dotted = name.removeprefix("model.")

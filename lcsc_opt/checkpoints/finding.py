@@ -277,7 +277,7 @@ def checkpoint_step(path: str | Path) -> int:
 
 
 def step_in_file(path: Path) -> int | None:
-    """The step that a file tells itself: in the metadata of safetensors, or beside a torch file's weights."""
+    """The step inside a file: in the metadata of safetensors, or next to a torch file's weights."""
     step = _step_in_metadata(path)
     if step is None:
         step = _step_in_torch_file(path)

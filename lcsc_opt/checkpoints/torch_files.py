@@ -108,7 +108,7 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
         path: the file.
         start: where the file of ``torch.save`` begins that lies inside of this one, in bytes.
         stop: where it ends; 0 is the end of the file.
-        max_opcodes: of a bare pickle; other files have the usual limit.
+        max_opcodes: the limit for a bare pickle; other files have the usual limit.
 
     Raises:
         TrajectoryError: truncated, not weights, or made to harm.
@@ -286,7 +286,7 @@ def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
     """Where the content of an entry is, which must not be compressed."""
     if entry is None or entry.compress_type != zipfile.ZIP_STORED:
         raise TrajectoryError(MALFORMED)
-    # the header before the content has lengths of its own, which may differ from those of the directory
+    # the header before the content has its own lengths, which may differ from those of the directory
     header = bytes(data[entry.header_offset : entry.header_offset + _ZIP_HEADER_BYTES])
     if len(header) < _ZIP_HEADER_BYTES or not header.startswith(_ZIP_SIGNATURE):
         raise TrajectoryError(MALFORMED)

@@ -64,7 +64,7 @@ def rebuild(
     """Combine the checkpoints of a recipe again, bit for bit on any machine, and write the model.
 
     Args:
-        recipe: of an exported model; its key and dtype hold where no other is given.
+        recipe: the recipe of an exported model; its key and dtype hold where no other is given.
         patterns: checkpoint files, folders or globs, or one packed trajectory.
         to: where the model is written, and how.
         key: which state dict of each file.

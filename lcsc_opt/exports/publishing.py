@@ -169,7 +169,7 @@ def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 
 def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
-    """The hub's name of what the model does."""
+    """The hub's name for the model's task."""
     if entries.get("pipeline_tag"):
         return str(entries["pipeline_tag"])
     if not objective.images_per_evaluation:
@@ -180,7 +180,7 @@ def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
 
 
 def _results(task: str, recipe: Recipe) -> list[Any]:
-    """The hub's records of what was measured."""
+    """The measured metrics, in the hub's form."""
     client = import_extra("huggingface_hub")
     experiment = recipe.study.split("/")[0]
     results = []

@@ -59,7 +59,7 @@ class Destination:
     Attributes:
         path: a file, or the folder that diffusers or transformers loads.
         form: how the model is written.
-        dtype: of floating-point tensors; ``None`` leaves each in its own.
+        dtype: the dtype of floating-point tensors; ``None`` leaves each in its own.
         config: a folder of diffusers or transformers, or its ``config.json``, that the written folder takes its
             configuration and its tokenizer from; ``None`` takes the configuration from the objective's network.
     """

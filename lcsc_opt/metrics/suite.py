@@ -164,7 +164,7 @@ class MetricSuite:
         Args:
             images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
             gradients: the rows ``[B, D]`` of these images out of :meth:`ImageMetrics.gradients`.
-            prompts: of the images, if they have some.
+            prompts: the prompts of the images, if they have some.
 
         Raises:
             MetricError: an extractor cuts the graph.

@@ -120,7 +120,7 @@ class Objective(abc.ABC):
         """Evaluate a candidate; with ``gradient``, also the gradient of the loss in its coefficients.
 
         Raises:
-            Exception: any exception fails this trial, with its text as the reason; the search goes on.
+            Exception: any exception fails this trial, with its text as the reason; the search continues.
         """
 
     @abc.abstractmethod

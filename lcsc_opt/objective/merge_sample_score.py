@@ -60,7 +60,7 @@ class MergeSampleScore(StagedObjective):
         batch_size: images that are sampled at once; ``auto`` is the default, and half of it whenever memory runs out.
         gradient_batch_size: images with a graph at once, which need as much memory as training does. The default is the
             batch size, or a quarter of an automatic one. It does not change the loss.
-        device: of the sampler's model; candidates are merged in its memory.
+        device: the device of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
     """
 

@@ -43,7 +43,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
     """Draft a study file for checkpoints.
 
     Args:
-        folder: of checkpoints, a glob, or a packed trajectory.
+        folder: the folder of checkpoints, a glob, or a packed trajectory.
         reference: the real images; ``None`` if the user has not named them.
         ask: asks the user for what the files do not tell.
 

@@ -34,7 +34,7 @@ class FunctionSampler(NetworkSampler):
         function: samples.
         nfe: model calls per image, for the cost that is reported.
         options: further arguments of the function.
-        name: of model and function in the study's fingerprint.
+        name: the name of model and function in the study's fingerprint.
         image_shape, noise, labels, settings: as of :class:`NetworkSampler`.
     """
 

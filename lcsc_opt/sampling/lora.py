@@ -32,8 +32,8 @@ class LoraAdapter:
     parameter is the gradient in the factor.
 
     Args:
-        pipeline: of diffusers.
-        alphas: of the LoRAs; ``None`` is alpha = rank.
+        pipeline: a pipeline of diffusers.
+        alphas: the alphas of the LoRAs; ``None`` is alpha = rank.
 
     Attributes:
         factors: a factor's name in the checkpoints → its parameter; empty until the first LoRA is loaded.

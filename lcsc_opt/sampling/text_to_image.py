@@ -137,7 +137,7 @@ class LatentDiffusionSampler:
         negative_prompt: what guidance leads away from; ``None`` is the pipeline's default.
         height, width: size of the images in pixels; ``None`` is the size that the model was trained on.
         options: further arguments of the pipeline, such as ``eta``.
-        alphas: of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
+        alphas: the alphas of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
 
     Raises:
         ObjectiveError: a component, a size or an option that does not fit.

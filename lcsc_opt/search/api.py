@@ -207,7 +207,7 @@ def run_plans(
 
     Args:
         to_run: the plans.
-        url: of the database.
+        url: the URL of the database.
         on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
 

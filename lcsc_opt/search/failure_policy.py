@@ -24,7 +24,7 @@ class FailurePolicy:
     """Decides when the failures of one run of a study end it.
 
     Args:
-        name: of the study.
+        name: the name of the study.
         policy: which share of failed trials ends the search.
         has_results: whether the study has had a success in an earlier run.
 

@@ -58,7 +58,7 @@ class RefineSettings(FrozenModel):
         images_per_step: images of each gradient.
         rate: Adam's rate, about how far each weight moves in a step; see :attr:`adam_rate`.
         checkpoint_every: steps between two checkpoints; by default there are fifty.
-        seed: of the noise.
+        seed: the seed of the noise.
         held_out: how many images the start and the answer are compared on; ``None`` leaves it to the study.
     """
 

@@ -57,7 +57,7 @@ def check_objective(
         build: makes the objective; called twice.
         images: how many an evaluation samples; ``None`` is the objective's own number.
         step: length of the step of the central difference, in coefficients.
-        tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
+        tolerance: that of the derivative along a direction, relative to the larger of it and the gradient's length.
 
     Raises:
         AssertionError: one of these is not kept.
@@ -246,7 +246,7 @@ def check_extractor(
         extractor: what to check.
         images: ``[B, C, H, W]`` in [−1, 1], at least two, all different.
         differentiable: whether a graph is expected; only searches that follow gradients need one.
-        tolerance: of differences between batches, relative to the largest feature.
+        tolerance: the tolerance of differences between batches, relative to the largest feature.
 
     Raises:
         AssertionError: one of these is not kept.
@@ -358,7 +358,7 @@ def check_storage(url: str) -> None:
     * One coordinator holds a study; a second one gets an error.
 
     Args:
-        url: of a database that this may write to.
+        url: the URL of a database that this may write to.
 
     Raises:
         AssertionError: one of these is not kept.

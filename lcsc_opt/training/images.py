@@ -137,13 +137,13 @@ class _Settings:
     """The settings of a classifier; the images and the constants above are versioned by :data:`FORMATS`.
 
     Attributes:
-        name: of the images; the extractor and the cached file are named after it.
+        name: the name of the images; the extractor and the cached file are named after it.
         image_shape: ``[C, H, W]``.
-        strides: of the three convolutions.
+        strides: the strides of the three convolutions.
         classes: how many there are.
         dimension: D, the number of features.
         epochs: passes over the 80 % of the images that are trained on.
-        seed: of the split, the initial weights and the order of the batches.
+        seed: the seed of the split, the initial weights and the order of the batches.
     """
 
     name: Bundled
@@ -246,7 +246,7 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
     processor the weights differ by rounding, so the extractor's name differs, too.
 
     Args:
-        name: of the images.
+        name: the name of the images.
         second: another network with other features, which no search uses.
         cache: a folder, created when it does not exist; ``None`` is the user's.
         changes: ``seed``, ``dimension`` or ``epochs`` in place of the defaults.

@@ -65,7 +65,7 @@ class PatchedUNet(nn.Module):
 
     Args:
         image_shape: ``[C, H, W]``.
-        widths: of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
+        widths: the channels of each level of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
         patch: side of a patch in pixels.
     """
 
@@ -113,10 +113,10 @@ def descend(
 
     Args:
         loss: index of a step → its scalar.
-        optimizer: of the parameters.
+        optimizer: the optimizer of the parameters.
         steps: how many.
         description: what the progress bar says.
-        schedule: of the learning rate; stepped with the optimizer.
+        schedule: the schedule of the learning rate; stepped with the optimizer.
         after: called with the number of steps that are done.
 
     Raises:

@@ -22,7 +22,7 @@ from lcsc_opt.trajectory.layout import Segment
 
 Placement = Literal["mapped", "resident", "streamed"]
 
-_SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
+_SHARE_OF_DEVICE = 0.6  # of the device's free memory; the rest is for the network and its activations
 _SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
 FEWEST_COLUMNS = 256

@@ -38,7 +38,7 @@ class Point:
         name: for people.
         x: where it is between the first corner, 0, and the second, 1.
         y: the same to the third corner.
-        loss: of the point or of the candidate; ``None`` where there is none, or none yet.
+        loss: the loss of the point or of the candidate; ``None`` where there is none, or none yet.
         trial: its number; ``None`` if there is none yet.
     """
 
@@ -83,7 +83,7 @@ class ProjectedSearch:
         """At most about 150 complete trials of a search, chosen evenly.
 
         Args:
-            reader: of the study.
+            reader: the reader of the study.
             study: with a complete trial.
             plane: that it is projected to.
             products: scalar products of the plane's directions with the checkpoints, see :meth:`Plane.project`.
@@ -114,7 +114,7 @@ class Landscape:
         values: ``[n, n]`` losses, a row for each y; NaN where a point has none, or none yet.
         corners: the three models.
         lowest: the point with the lowest loss; ``None`` before a point has one.
-        searches: of the same experiment and checkpoints.
+        searches: the searches of the same experiment and checkpoints.
     """
 
     study: StudyHistory

@@ -170,7 +170,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
     """The optimizers of an experiment, the best held-out loss first, then the best searched one.
 
     Args:
-        studies: of one experiment.
+        studies: the studies of one experiment.
         value: a loss on the search's noise; the cost of reaching it is computed, too.
     """
     groups: dict[str, list[StudyHistory]] = {}
@@ -329,8 +329,8 @@ def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> di
     """Experiment → its studies: of one experiment, or of all points of a sweep, in the order in which they were begun.
 
     Args:
-        reader: of the studies.
-        name: of an experiment, or of a sweep.
+        reader: the reader of the studies.
+        name: the name of an experiment, or of a sweep.
         siblings: also the other points of the sweep that the experiment belongs to.
 
     Raises:

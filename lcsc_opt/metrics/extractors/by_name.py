@@ -67,7 +67,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
 
 
 class _FactoryExtractor:
-    """A factory's extractor under a name of its own: references from other weights or code do not fit it.
+    """A factory's extractor, named so that references from other weights or code are refused.
 
     Args:
         extractor: the factory's result.
