@@ -99,7 +99,7 @@ def load_file(path: Path) -> ModuleType:
     if path in _loaded:
         module, loaded_digest = _loaded[path]
         if (module.__name__, loaded_digest) == (name, digest):
-            sys.modules[name] = module  # a copy of the file may have taken the name since
+            sys.modules[name] = module  # a copy of the file may have replaced it under this name
             return module
         sys.modules.pop(module.__name__, None)
     module = _run_as_module(name, path, content)

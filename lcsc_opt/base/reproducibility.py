@@ -65,7 +65,7 @@ def _blas_libraries() -> list[str]:
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
     """A seed for the random stream ``name``, derived from ``seed``: the first ``bits`` (1 to 256) of a SHA-256.
 
-    63 bits fit what ``torch.Generator.manual_seed`` takes, 32 what ``numpy.random.RandomState`` takes.
+    ``torch.Generator.manual_seed`` accepts 63 bits, ``numpy.random.RandomState`` 32.
     """
     text = json.dumps([seed, *name], separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).digest()

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, replaced, split_point
 
-FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
+FILL_IN = "FILL IN"  # the start of a text that the user must replace
 _BLANK = f"{FILL_IN}: "
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
@@ -284,7 +284,7 @@ def _check_distinct(key: str, names: Sequence[str]) -> None:
         raise ValueError(f"{key}: expected at least one entry")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs a name of its own")
+        raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs its own name")
 
 
 def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:

@@ -49,7 +49,7 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
     counts = collections.Counter(end_of_name for _, end_of_name in result)
     for end_of_name, count in counts.items():
         if count > 1:
-            raise StudySpecError(f"{source}: {VARY}: two points are called {end_of_name}; each needs a name of its own")
+            raise StudySpecError(f"{source}: {VARY}: two points are called {end_of_name}; each needs its own name")
     return result
 
 

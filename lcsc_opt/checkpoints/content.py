@@ -259,7 +259,7 @@ def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
     if earliest is None or earliest != latest:
         raise TrajectoryError(
             f"holds {len(averages)} averages without names, which do not fit the model's {len(model)} in exactly one "
-            "way: save a state dict of them, or take the raw weights with --key model."
+            "way: save a state dict of them, or use the raw weights with --key model."
         )
     return {names[place]: average for place, average in zip(earliest, averages, strict=True)}
 

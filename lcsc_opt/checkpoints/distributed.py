@@ -92,7 +92,7 @@ class ShardedRef(TensorRef):
 def read_distributed(metadata: Path) -> dict[str, Any]:
     """What ``FOLDER/.metadata`` describes, nested as it was saved, with a :class:`ShardedRef` for each tensor.
 
-    States of optimizers, and what is no tensor, are left out.
+    Optimizer states, and values that are not tensors, are left out.
 
     Raises:
         TrajectoryError: it is not such a file, or made to harm; so do other errors of Python's.

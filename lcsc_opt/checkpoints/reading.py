@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
             ``checkpoint-500``.
         key: which state dict of the file, as in :class:`Checkpoint`; the start of the tensors' names may follow it
             (``state_dict.model``). ``None`` looks in the usual places, for running averages (``ema`` …) before raw
-            weights; where there was a choice, a notice says what was taken.
+            weights; where there was a choice, a notice says which was used.
 
     Raises:
         TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
@@ -134,7 +134,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
     names = ", ".join(shown(name) for name in alternatives)
-    notice(f"{path.name}: taking {key!r}; there is also {names} (choose with --key).")
+    notice(f"{path.name}: using {key!r}; there is also {names} (choose with --key).")
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:

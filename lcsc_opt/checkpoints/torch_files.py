@@ -1,7 +1,7 @@
 """Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors.
 
 Nothing that a pickle names is run (:mod:`lcsc_opt.checkpoints.pickles`). Plain data comes back as it is, and tensors as
-:class:`TensorRef`, which are not read yet: :func:`map_tensors` maps those that somebody needs from the file.
+:class:`TensorRef`, which are not read yet: :func:`map_tensors` maps those that are needed from the file.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
 
 
 class _Calls:
-    """What stands for the result of a call: the record of it, except for dicts, tensors and what is around them."""
+    """The stand-in for the result of a call: its record, except for dicts, tensors and their wrappers."""
 
     def __init__(self, source: PickleBytes, file: memoryview | None = None) -> None:
         """``file``: where bytes of the pickle are, which may hold a file of torch; NVlabs' do, one for each tensor."""

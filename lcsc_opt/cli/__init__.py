@@ -141,7 +141,7 @@ def _commands() -> Any:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run ``lcsc`` with these arguments; gives the exit status."""
+    """Run ``lcsc`` with these arguments, and return the exit status."""
     with messages_on_stderr():
         return _run(arguments)
 
@@ -175,7 +175,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _is_about_the_output(error: BaseException) -> bool:
-    """Whether nobody reads the output, or its disk is full; then no more is written to it."""
+    """Whether the output's reader is gone, or its disk is full; then no more is written to it."""
     cause: BaseException | None = error
     if isinstance(error, SystemExit):  # click and rich exit silently
         cause = error.__context__
@@ -189,7 +189,7 @@ def _is_about_the_output(error: BaseException) -> bool:
 
 
 def _resume_option(arguments: Sequence[str]) -> str:
-    """`` with --resume`` for commands that begin anew without this option."""
+    """`` with --resume`` for commands that start again without this option."""
     names = [argument for argument in arguments if not argument.startswith("-")]
     command = _commands().commands.get(names[0]) if names else None
     if command is None or "--resume" in arguments:

@@ -64,7 +64,7 @@ class _Machines(Protocol):
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
-    """A job that somebody waits for.
+    """A job that a caller waits for.
 
     Attributes:
         job: the call of the evaluator.
@@ -289,7 +289,7 @@ class _Worker:
                 self._link.terminate()
 
     def join(self) -> list[_Waiting]:
-        """Wait until it is gone; gives its unfinished jobs."""
+        """Wait until it is gone, and return its unfinished jobs."""
         if self._reader is not None:
             self._reader.join()
         return list(self._jobs.values())
@@ -316,7 +316,7 @@ class _Worker:
         self._changed()
 
     def _begin(self, link: _Link, answer: Answer) -> bool:
-        """Whether a worker that has tried to load the objective stays: either it takes jobs, or it refuses them all."""
+        """Whether a worker that tried to load the objective stays: it then accepts jobs, or refuses them all."""
         if not answer.content:
             return True
         self._refusal = pickle.loads(answer.content)  # noqa: S301 - of our own worker

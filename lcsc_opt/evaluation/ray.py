@@ -199,7 +199,7 @@ class _RayWorker:
 
 
 class _RayLink:
-    """The connection to one actor; calls to it take the place of the connection to a local worker.
+    """The connection to one actor, by calls to it; used like the connection to a local worker.
 
     Attributes:
         node: the id of its node; empty until it runs there.

@@ -68,7 +68,7 @@ def rebuild(
         patterns: checkpoint files, folders or globs, or one packed trajectory.
         to: where the model is written, and how.
         key: which state dict of each file.
-        steps: the training step of each file, ``[N]``; ``None`` takes them from metadata, contents and names.
+        steps: the training step of each file, ``[N]``; ``None`` reads them from metadata, contents and names.
 
     Returns:
         The recipe that is inside the new model.

@@ -60,8 +60,8 @@ class Destination:
         path: a file, or the folder that diffusers or transformers loads.
         form: how the model is written.
         dtype: the dtype of floating-point tensors; ``None`` leaves each in its own.
-        config: a folder of diffusers or transformers, or its ``config.json``, that the written folder takes its
-            configuration and its tokenizer from; ``None`` takes the configuration from the objective's network.
+        config: a folder of diffusers or transformers, or its ``config.json``; its configuration and tokenizer are
+            copied into the written folder. ``None`` uses the configuration of the objective's network.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Destination:
         """Check what a user asked for; without a form, the suffix decides.
 
         Raises:
-            StudySpecError: an unknown suffix, form or dtype; a path that is taken.
+            StudySpecError: an unknown suffix, form or dtype; a path that exists already.
         """
         if form is None:
             form = _form_of(path)

@@ -49,7 +49,7 @@ INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
 TRAINED = ("digits", "photographs", "characters")  # classifiers of such images; each has a second one, as digits2
 
-# Short names of factories, for study files and tables: networks that nobody published, made without a download.
+# Short names of factories, for study files and tables: unpublished networks, which need no download.
 MADE = {
     "random": "lcsc_opt.metrics.extractors.published:RandomInception",
     "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",

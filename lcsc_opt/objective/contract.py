@@ -283,10 +283,10 @@ class StagedObjective(Objective):
 
 
 def stop_if_told() -> None:
-    """End this evaluation, between two batches, if nobody waits for it any more.
+    """End this evaluation, between two batches, if it is no longer needed.
 
     Raises:
-        KeyboardInterrupt: nobody waits for it.
+        KeyboardInterrupt: it is no longer needed.
     """
     flag = stop_flag.get()
     if flag is not None and flag.is_set():

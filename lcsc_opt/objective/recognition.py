@@ -90,7 +90,7 @@ def _scored_by_function(model: Path | None) -> Proposal:
     score = Setting(
         "score", "module:function, called as score(model, draw); gives losses of single items, docs/score.md"
     )
-    size = Setting("size", "items of an evaluation; leave it out where the score takes no draw", 500)
+    size = Setting("size", "items of an evaluation; leave it out if the score has no argument draw", 500)
     return Proposal(SCORE, (network, score, size))
 
 

@@ -1,4 +1,4 @@
-"""Names to optimizers: ours, and everything in Nevergrad's registry as it is."""
+"""Optimizers by name: ours, and everything in Nevergrad's registry."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
-BYTES_ABOVE = 2.0  # images without a negative value are taken for bytes if they reach this
+BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
 
 
 class FunctionSampler(NetworkSampler):

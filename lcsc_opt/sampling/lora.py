@@ -39,7 +39,7 @@ class LoraAdapter:
         factors: a factor's name in the checkpoints → its parameter; empty until the first LoRA is loaded.
 
     Raises:
-        ObjectiveError: the pipeline takes no LoRA.
+        ObjectiveError: the pipeline does not support LoRAs.
     """
 
     def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:

@@ -151,7 +151,7 @@ def run(
     storage: str | None = None,
     accept_changes: bool = False,
 ) -> list[Study]:
-    """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
+    """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
 
     Args:
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
@@ -181,7 +181,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
     Returns:
-        Each study as it is resolved, and how many evaluations are stored.
+        Each resolved study, with the number of its stored evaluations.
 
     Raises:
         LcscError: the first thing that is wrong.

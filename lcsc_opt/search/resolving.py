@@ -235,7 +235,7 @@ def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple
     changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
     if not changed:
         return ()
-    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... searches anew",)
+    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search",)
 
 
 def accepted_changes(

@@ -89,7 +89,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-    """The latents of all images. If the autoencoder gives a distribution, its mode is taken.
+    """The latents of all images. If the autoencoder gives a distribution, its mode is used.
 
     Args:
         autoencoder: an autoencoder of diffusers; it is moved to the device.

@@ -1,7 +1,7 @@
 """Images without a download (scikit-learn's 8×8 digits and photographs, drawn letters), and feature networks for each.
 
 Inception's features say little about 8×8 images, and Inception must be downloaded. So the penultimate layer of a small
-classifier of such images takes its place: FID in its features falls when samples look more like the images. The
+classifier of such images replaces it: FID in its features falls when samples look more like the images. The
 classifier is trained in seconds, without augmentation: a network that has learned to ignore noise and shifts would not
 see them in samples. It is cached by its settings.
 """

@@ -66,7 +66,7 @@ class TensorSpec:
 
     @property
     def merged(self) -> bool:
-        """Whether it takes part in a linear combination; other tensors are copied whole."""
+        """Whether it is part of linear combinations; other tensors are copied."""
         return self.dtype in MERGED
 
     @property

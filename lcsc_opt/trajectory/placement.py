@@ -1,4 +1,4 @@
-"""Where a merge finds the columns of a matrix: mapped, in a device's memory, or read anew each time."""
+"""Where a merge finds the columns of a matrix: mapped, in a device's memory, or read again each time."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def place(
     checkpoints = f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')})"
     streamed = _StreamedColumns(path, rows.shape[0], rows.shape[1], device)
     if how == "resident":
-        with contextlib.suppress(torch.OutOfMemoryError):  # somebody has taken the memory meanwhile
+        with contextlib.suppress(torch.OutOfMemoryError):  # another program has used the memory in the meantime
             resident = _copied(streamed, len(rows), segments, slots, name)
             notice(f"{checkpoints} are kept in the memory of {device}")
             return resident
@@ -219,7 +219,7 @@ def _copied(
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that columns may take, on a GPU or of the machine's memory; infinite where the system does not say."""
+    """Bytes that columns may use, of a GPU's or the machine's memory; infinite if the system does not report it."""
     if device != CPU:
         return _SHARE_OF_DEVICE * accelerator.free_bytes(device)
     try:

@@ -59,7 +59,7 @@ def tiled_blocks(
         slots: to read, of each column.
         groups: which row of coefficients each tensor is merged with; ``None`` if there is one row.
         rows: how many rows a tile has while it is computed with, in the dtype of :func:`accumulator`.
-        tile_bytes: that these rows may take.
+        tile_bytes: the memory that these rows may use.
     """
     with contextlib.closing(source.blocks(segments, slots)) as blocks:
         for segment, first, columns in blocks:

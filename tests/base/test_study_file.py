@@ -124,7 +124,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ),
         # wrong values
         ({"budget": {"evaluations": 3, "images": 3}}, "budget: expected either evaluations or images"),
-        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs a name of its own"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         (
             {"space": "afine"},
             "space: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
