@@ -22,7 +22,7 @@ import typer
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
-from lcsc_opt.base.progress import log, messages_on_stderr, notice, said_once
+from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
 from lcsc_opt.cli import cleaning, exports, results, studies, training, trajectory
 
 app = typer.Typer(
@@ -148,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        with said_once():
+        with each_notice_once():
             status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
         sys.stdout.flush()
     except LcscError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.progress import messages_by_default, notice, said_once
+from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -172,7 +172,7 @@ def run(
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
-    with messages_by_default(), said_once():
+    with messages_by_default(), each_notice_once():
         run_plans(chosen, url, accept_changes=accept_changes)
     return [Study(plan.name, url) for plan in chosen]
 
