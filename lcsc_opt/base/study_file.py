@@ -172,7 +172,7 @@ class RayWorkers(FrozenModel):
     def _integers_above_one(self) -> RayWorkers:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
             if value is not None and value > 1 and not float(value).is_integer():
-                raise ValueError(f"{name}: expected a part of one, or an integer, got {value}")
+                raise ValueError(f"{name}: expected a fraction below one, or an integer, got {value}")
         return self
 
 
@@ -211,7 +211,7 @@ class StudySpec(FrozenModel):
 
     @property
     def sweep(self) -> str:
-        """The name of the whole sweep; the experiment's own where nothing is varied."""
+        """The name of the whole sweep; the experiment's name if nothing is varied."""
         return split_point(self.name)[0]
 
     def on_ray(self, address: str) -> StudySpec:

@@ -1,4 +1,4 @@
-"""The objective that this project exists for: coefficients → merged weights → images → features → loss and metrics."""
+"""The main objective of this project: coefficients → merged weights → images → features → loss and metrics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Merged = tuple[dict[str, Tensor], Cost]
 """The merged weights of one candidate, name → tensor, until they are in the model; and the cost of merging."""
 
 Sampled = tuple[ImageState, Cost]
-"""What metrics need of some images, picklable; and the cost of these images, merging included."""
+"""What the metrics need to know about some images, picklable, and the cost of these images with merging."""
 
 
 class _Placed(NamedTuple):
@@ -121,7 +121,7 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def real_images_per_feature(self) -> float | None:
-        """In the features of the loss that have the fewest real images."""
+        """Real images per feature; the lowest of the loss's extractors."""
         ratios = []
         for name in self.scores.extractors:
             reference = self.scores.references[name]

@@ -143,7 +143,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
             "objective.file: expected a valid string, got []; "
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         ),
-        ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a part of one, or an integer, got 1.5"),
+        ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a fraction below one, or an integer, got 1.5"),
     ],
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
 )
