@@ -160,7 +160,7 @@ def _check_new(out: Path) -> None:
         if path.exists():
             advice = "give another name"
             if out.with_suffix(_STATE).exists():
-                advice = f"go on with --resume, or {advice}"
+                advice = f"continue with --resume, or {advice}"
             raise StudySpecError(f"{path}: exists already; {advice}")
 
 

@@ -139,7 +139,7 @@ def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
 def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "ended", ending(Edm, at, signals=1))
-    assert f"stopped after step {at + 1}; with --resume" in capsys.readouterr().err
+    assert f"stopped after step {at + 1}; the same command with --resume" in capsys.readouterr().err
     continued = run(tmp_path / "ended", EDM, resume=True)
     assert continued.sha256 == run(tmp_path / "whole", EDM).sha256
     assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
