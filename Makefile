@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
-		echo "torchvision does not fit this torch: lcsc mends that by itself, scripts of your own by README's one line"
+		echo "torchvision does not fit this torch: lcsc works around that, your own scripts need README's one line"
 	@touch $@
 
 demo: setup ## train a small model of letters, search with three optimizers, compare them in demo.html (minutes)

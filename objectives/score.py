@@ -132,7 +132,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     scorer = checked.scorer(context)
     trajectory = checked.trajectory(context)
     if checked.size is not None and not scorer.takes_draw:
-        raise ObjectiveError("size: the score takes no draw, which would contain it; leave size out")
+        raise ObjectiveError("size: the score has no argument draw, which would contain it; leave size out")
     if isinstance(scorer, NetworkScorer):
         last_checkpoint = np.zeros(len(trajectory.steps))
         last_checkpoint[-1] = 1.0

@@ -142,7 +142,7 @@ def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
     )
     resume = (beside(path, ".state") / "latest").is_file()
     if not resume:
-        for suffix in preparing.LEAVES:
+        for suffix in preparing.OUTPUTS:
             remove(beside(path, suffix))
     with torch.enable_grad(), torch_threads(THREADS):
         preparing.run(training, resume=resume)

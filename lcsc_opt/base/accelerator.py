@@ -46,7 +46,7 @@ def find(name: str) -> torch.device:
         return torch.device(*kinds or {"cpu"})
     if name not in {"cpu", *kinds, *accelerators}:
         choices = ", ".join(["cpu", *accelerators])
-        raise ObjectiveError(f"device: {name} is not there; expected auto or one of {choices}")
+        raise ObjectiveError(f"device: {name} is not available; expected auto or one of {choices}")
     return torch.device(name)
 
 
@@ -129,7 +129,7 @@ def on(stream: torch.Stream) -> Iterator[None]:
 
 
 def recorded(device: torch.device) -> torch.Event:
-    """An event at the end of what is queued on the device's current stream."""
+    """An event at the end of the work that is queued on the device's current stream."""
     event = torch.Event(device)
     event.record(torch.accelerator.current_stream(device))
     return event

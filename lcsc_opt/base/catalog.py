@@ -82,7 +82,7 @@ def _folders_of(kind: Kind, beside: Path | None) -> list[Path]:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a catalog file as a module of its own; a file that has not changed, nor anything that it imports, runs once.
+    """Run a catalog file as a separate module; a file that has not changed, nor anything that it imports, runs once.
 
     The module's name is derived from the file's name and content. So its classes can be pickled between processes, and
     between machines that have their own copies of the file.
@@ -99,7 +99,7 @@ def load_file(path: Path) -> ModuleType:
     if path in _loaded:
         module, loaded_digest = _loaded[path]
         if (module.__name__, loaded_digest) == (name, digest):
-            sys.modules[name] = module  # a copy of the file may have taken the name since
+            sys.modules[name] = module  # a copy of the file may have replaced it under this name
             return module
         sys.modules.pop(module.__name__, None)
     module = _run_as_module(name, path, content)

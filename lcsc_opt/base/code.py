@@ -159,7 +159,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def forget_changed_modules(sources: Mapping[str, Path]) -> str:
-    """Call this before user code is imported: modules that were edited since their import are imported anew.
+    """Call this before user code is imported: modules that were edited since their import are imported again.
 
     Without it, the next study in this process would evaluate the old code and store the digest of the new one. A module
     counts as edited if its own bytes have changed, or those of a local module that it imports.
@@ -178,7 +178,7 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
         closure = _closure(name, all_sources)
         digest = _digest(closure)
         if name in sys.modules and _was_edited(name, digest, closure):
-            _log.debug("%s was edited and is imported anew", name)
+            _log.debug("%s was edited and is imported again", name)
             _forget(name, source.path)
         _digests_at_import[name] = digest
     return _digest(all_sources)

@@ -102,7 +102,7 @@ def _sync(path: Path, mode: int) -> None:
 
 
 class NoLocksError(OSError):
-    """The file system has no locks, or locks that keep nobody out."""
+    """The file system has no locks, or locks that do not exclude other processes."""
 
 
 def try_lock(path: Path) -> Callable[[], None] | None:
@@ -136,7 +136,7 @@ def try_lock(path: Path) -> Callable[[], None] | None:
 
 
 def try_advisory_lock(path: Path) -> Callable[[], None] | None:
-    """:func:`try_lock` for work that two processes may do twice: without locks, it keeps nobody out."""
+    """:func:`try_lock` for work that two processes may do twice: without locks, it excludes no process."""
     try:
         return try_lock(path)
     except NoLocksError:
@@ -147,7 +147,7 @@ def try_advisory_lock(path: Path) -> Callable[[], None] | None:
 def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
 
-    On a file system without locks, it keeps nobody out.
+    On a file system without locks, it excludes no process.
 
     Args:
         out: what is made; the lock is the file ``.NAME.lock`` next to it, which is removed at the end.

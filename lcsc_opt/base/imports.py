@@ -18,7 +18,7 @@ from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
     """Import ``"package.module:function"``, from wherever Python finds it, also next to the study file.
 
-    A local module that was edited since its last import is imported anew.
+    A local module that was edited since its last import is imported again.
 
     Args:
         name: what to import.

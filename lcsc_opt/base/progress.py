@@ -1,4 +1,4 @@
-"""Messages, through ``logging``, and one progress bar for everything that takes long, both on stderr.
+"""Messages, through ``logging``, and one progress bar for all long loops, both on stderr.
 
 The logger is ``lcsc_opt``. As for any library, an application decides where its messages go, and silences them with
 ``logging.getLogger("lcsc_opt").setLevel(...)``. The command line prints them, and so does :func:`lcsc_opt.run` unless
@@ -27,32 +27,32 @@ def notice(message: str, *, every_time: bool = False) -> None:
 
     Args:
         message: the line.
-        every_time: log it each time, even inside :func:`said_once`.
+        every_time: log it each time, even inside :func:`each_notice_once`.
     """
-    if _said is not None:
-        if message in _said and not every_time:
+    if _logged is not None:
+        if message in _logged and not every_time:
             return
-        _said.add(message)
+        _logged.add(message)
     log.info("%s", message)
 
 
-_said: set[str] | None = None  # shared by all threads of this process, which give notice, too
+_logged: set[str] | None = None  # the notices inside of each_notice_once, of all threads
 
 
 @contextlib.contextmanager
-def said_once() -> Iterator[None]:
+def each_notice_once() -> Iterator[None]:
     """While this is open, the same notice is logged once: a command may load an objective for several studies."""
-    global _said
-    before = _said
+    global _logged
+    before = _logged
     if before is None:
-        _said = set()
+        _logged = set()
     try:
         yield
     finally:
-        _said = before
+        _logged = before
 
 
-class _Terminal(logging.Handler):
+class _TerminalHandler(logging.Handler):
     """Prints on what ``sys.stderr`` is at that moment, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -70,10 +70,10 @@ class _Terminal(logging.Handler):
 @contextlib.contextmanager
 def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     """While this is open, messages of this level and above are printed on stderr as ``lcsc: MESSAGE``."""
-    handler = _Terminal()
+    handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    is_printed_already = any(isinstance(other, _Terminal) for other in log.handlers)
+    is_printed_already = any(isinstance(other, _TerminalHandler) for other in log.handlers)
     if not is_printed_already:
         log.addHandler(handler)
     log.setLevel(level)
@@ -126,7 +126,7 @@ def hand_notices_to(listener: Callable[[str], None]) -> None:
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
-    It yields ``advance(steps=1, *, note=None)``, which counts steps more as done; the note replaces the text behind the
+    It yields ``advance(steps=1, *, note=None)``, which counts more steps as done; a note replaces the text after the
     bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown,
     loops that begin inside it or in other threads show nothing. Nothing is shown where notices are silenced.
     """
@@ -160,7 +160,7 @@ def _bar(description: str, total: int, done: int) -> Iterator[Callable[..., None
 
 
 class _Lines:
-    """The same numbers as plain lines."""
+    """The progress as plain lines, for logs."""
 
     def __init__(self, description: str, total: int, done: int) -> None:
         self._description = description

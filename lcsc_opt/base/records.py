@@ -85,7 +85,7 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
+        gradient: the gradient of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
         violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a kept metric.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
     """
@@ -103,7 +103,7 @@ class NodeWork:
     """The workers of one machine.
 
     Attributes:
-        name: of the machine; empty where workers died before it was known.
+        name: the name of the machine; empty where workers died before it was known.
         alive: how many of them answer.
         deaths: how many died since this process started or continued the search.
     """

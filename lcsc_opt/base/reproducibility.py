@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _version(package: str) -> str | None:
-    """Of the installed package; a process goes on with what it has imported, whatever is installed meanwhile."""
+    """Cached, since a process keeps what it has imported, whatever is installed meanwhile."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def _blas_libraries() -> list[str]:
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
     """A seed for the random stream ``name``, derived from ``seed``: the first ``bits`` (1 to 256) of a SHA-256.
 
-    63 bits fit what ``torch.Generator.manual_seed`` takes, 32 what ``numpy.random.RandomState`` takes.
+    ``torch.Generator.manual_seed`` accepts 63 bits, ``numpy.random.RandomState`` 32.
     """
     text = json.dumps([seed, *name], separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).digest()

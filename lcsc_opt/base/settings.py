@@ -1,4 +1,4 @@
-"""Settings that people write: YAML, parsed once, and refused with the path, the allowed values and a near miss."""
+"""Settings in YAML, parsed once. An error names the key's path, the allowed values and a near miss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
 class FrozenModel(pydantic.BaseModel):
-    """A validated mapping: frozen, no unknown keys, no guessing of types."""
+    """A validated mapping: frozen, no unknown keys, no conversion of types."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
-    """Validate a mapping as ``model``, turning every complaint into one line with the path of the key.
+    """Validate a mapping as ``model``; all problems become one line, each with the path of its key.
 
     Raises:
         StudySpecError: ``source: path: what was expected; path: …``.
@@ -37,7 +37,7 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
 
 
 _Path = tuple[str | int, ...]
-"""The keys, and the places in lists, that lead to a value of the file."""
+"""The keys and the indices of lists that lead to a value of the file."""
 
 _EXPECTED = {
     "model_type": "a mapping of keys to values",
@@ -54,27 +54,29 @@ _EXPECTED = {
 def _problems(model: type[pydantic.BaseModel], content: Any, details: Iterable[Any]) -> list[str]:
     """One line for each wrong value.
 
-    Where a value may have several forms, pydantic complains about each form. Complaints about one value become one
-    line, and a complaint about a whole value is dropped where a part of it is named.
+    Where a value may have several forms, such as ``str | dict``, pydantic complains about each form. Complaints about
+    one value become one line. A complaint that a value is not of one form is dropped if there is also one about a part
+    of the value: the user chose the form that has this part.
     """
     by_path: dict[_Path, list[Any]] = {}
     for detail in details:
         by_path.setdefault(_path_in(content, detail), []).append(detail)
     lines = []
     for path, complaints in by_path.items():
-        if any(other[: len(path)] == path and other != path and _is_of_a_form(complaints) for other in by_path):
+        has_wrong_part = any(len(longer) > len(path) and longer[: len(path)] == path for longer in by_path)
+        if has_wrong_part and _are_about_form(complaints):
             continue
         lines += _lines(model, path, complaints)
     return list(dict.fromkeys(lines))
 
 
-def _is_of_a_form(complaints: Sequence[Any]) -> bool:
-    """Whether these are complaints about the type of a value, of which another form may be what the user meant."""
+def _are_about_form(complaints: Sequence[Any]) -> bool:
+    """Whether these complaints are only that a value is not of one of its forms."""
     return all(complaint["type"].endswith(("_type", "literal_error")) for complaint in complaints)
 
 
 def _path_in(content: Any, detail: Any) -> _Path:
-    """The user's own keys out of a location of pydantic, which also names types and functions."""
+    """The part of pydantic's location that is in the file; it also contains names of types and functions."""
     path: list[str | int] = []
     value = content
     for part in detail["loc"]:
@@ -82,7 +84,7 @@ def _path_in(content: Any, detail: Any) -> _Path:
             value = value[part]
             path.append(part)
     if detail["type"] in ("missing", "extra_forbidden") and detail["loc"][-1:] != tuple(path[-1:]):
-        path.append(detail["loc"][-1])  # a key that the file lacks, or that stands there in a short form
+        path.append(detail["loc"][-1])  # the file lacks the key, or has its parent in a short form
     return tuple(path)
 
 
@@ -93,7 +95,7 @@ def _has(value: Any, part: str | int) -> bool:
 
 
 def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[Any]) -> list[str]:
-    """What is wrong with one value: what was expected in its place, in one line, and further complaints."""
+    """The complaints about one value; those about its type or form are joined to one ``expected A or B, got …``."""
     shown_path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     lines: list[str] = []
     expected: list[str] = []
@@ -111,7 +113,7 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
             lines.append(f"{shown_path}: {message}" if path else message)
         else:
             expected.append(_expected(complaint))
-            if complaint["type"] == "literal_error" or len(complaints) == 1:
+            if kind == "literal_error" or len(complaints) == 1:
                 hints.append(_hint(complaint))
     if expected:
         choices = " or ".join(dict.fromkeys(expected))
@@ -121,7 +123,7 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
 
 
 def _expected(complaint: Any) -> str:
-    """What a value should be, after ``expected``."""
+    """What a value should be, to be put behind the word ``expected``."""
     kind = complaint["type"]
     if kind in _EXPECTED:
         return _EXPECTED[kind]
@@ -132,7 +134,7 @@ def _expected(complaint: Any) -> str:
 
 
 def _hint(complaint: Any) -> str:
-    """A likely cause, in brackets; or nothing."""
+    """A likely cause in brackets; or an empty text."""
     value = complaint["input"]
     if complaint["type"] == "literal_error":
         choices = complaint["ctx"]["expected"].replace(" or ", ",").split(",")
@@ -163,7 +165,7 @@ def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
 
 
 def near_miss(name: str, names: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing when none of the names is near."""
+    """`` (did you mean 'x'?)``, or an empty text if none of the names is similar."""
     by_lower_case = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
     return f" (did you mean {by_lower_case[close[0]]!r}?)" if close else ""
@@ -176,7 +178,7 @@ def excerpt(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key is text and given once, 1e-4 is a number, 010 is ten, and a date is text."""
+    """PyYAML's safe loader, but keys are text and unique, 1e-4 is a number, 010 is ten, and a date is text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -186,7 +188,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise _error_at(key, f"{key.value} is given twice")
             if key.tag == _NUMBER:  # 0,02 in a mapping on one line
-                raise _error_at(key, f"{key.value} is no key (a number has a point: 0.02)")
+                raise _error_at(key, f"{key.value} is not a key (write numbers with a point: 0.02)")
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -208,6 +210,7 @@ def _number(_: _Loader, node: yaml.ScalarNode) -> float:
     return float(text) if "." in text else int(text)
 
 
+# without PyYAML's own rules for numbers and dates, in favour of _NUMBER_FORM
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":float", ":timestamp"))]
     for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -227,13 +230,13 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except yaml.MarkedYAMLError as error:
-        raise ValueError(_with_its_place(error)) from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: numbers of too many digits
+        raise ValueError(_problem_and_place(error)) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer with too many digits
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def _with_its_place(error: yaml.MarkedYAMLError) -> str:
-    """The problem and its place, without the lines of the text."""
+def _problem_and_place(error: yaml.MarkedYAMLError) -> str:
+    """The problem, its line and its column, without PyYAML's quotation of the text."""
     mark = error.problem_mark
     if mark is None:
         return " ".join(str(error).split())

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, replaced, split_point
 
-FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
+FILL_IN = "FILL IN"  # the start of a text that the user must replace
 _BLANK = f"{FILL_IN}: "
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
@@ -157,10 +157,10 @@ class RayWorkers(FrozenModel):
 
     Attributes:
         ray: how many workers.
-        gpus: of each worker; ``None`` means one where the cluster has GPUs and the objective may use them. With 0.5,
+        gpus: GPUs per worker; ``None`` means one where the cluster has GPUs and the objective may use them. With 0.5,
             two workers share a GPU.
-        cpus: of each worker; also its number of threads.
-        address: of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
+        cpus: CPUs per worker; also its number of threads.
+        address: the address of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
     """
 
     ray: Annotated[int, pydantic.Field(ge=1)]
@@ -172,7 +172,7 @@ class RayWorkers(FrozenModel):
     def _integers_above_one(self) -> RayWorkers:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
             if value is not None and value > 1 and not float(value).is_integer():
-                raise ValueError(f"{name}: expected a part of one, or an integer, got {value}")
+                raise ValueError(f"{name}: expected a fraction below one, or an integer, got {value}")
         return self
 
 
@@ -211,7 +211,7 @@ class StudySpec(FrozenModel):
 
     @property
     def sweep(self) -> str:
-        """The name of the whole sweep; the experiment's own where nothing is varied."""
+        """The name of the whole sweep; the experiment's name if nothing is varied."""
         return split_point(self.name)[0]
 
     def on_ray(self, address: str) -> StudySpec:
@@ -284,14 +284,14 @@ def _check_distinct(key: str, names: Sequence[str]) -> None:
         raise ValueError(f"{key}: expected at least one entry")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs a name of its own")
+        raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs its own name")
 
 
 def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:
     """Parse and validate one study file: an experiment, or one for each point of its sweep.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML. A
             key that the file varies then has only this value.
 
@@ -348,7 +348,7 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
     """Validate the content of a study file: an experiment, or one for each point of its sweep.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         source: begins the message of an error.
 
     Raises:

@@ -27,7 +27,7 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
     The last of the varied keys changes fastest.
 
     Args:
-        content: of a study file that has ``vary``.
+        content: the content of a study file that has ``vary``.
         source: begins the message of an error.
 
     Raises:
@@ -49,7 +49,7 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
     counts = collections.Counter(end_of_name for _, end_of_name in result)
     for end_of_name, count in counts.items():
         if count > 1:
-            raise StudySpecError(f"{source}: {VARY}: two points are called {end_of_name}; each needs a name of its own")
+            raise StudySpecError(f"{source}: {VARY}: two points are called {end_of_name}; each needs its own name")
     return result
 
 
@@ -104,7 +104,7 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
     """A copy of the content with one value replaced; missing mappings on the way to it are created.
 
     Args:
-        content: of a study file, or a part of it; it is left as it is.
+        content: the content of a study file, or a part of it; it is left as it is.
         keys: the way to the value. In a list of optimizers, a key is an optimizer's name, the next key an option.
         value: the new one.
         where: begins the message of an error.

@@ -207,7 +207,7 @@ def _names_under(prefix: str, parts: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _with_dots_of_litema(averages: Mapping[str, Any], parts: Mapping[Any, Any]) -> dict[str, Any]:
-    """CompVis' LitEma leaves the dots out of the names of its averages: take those of the model beside it."""
+    """CompVis' LitEma leaves the dots out of the names of its averages: those of the model next to it are used."""
     names = {}
     for name in _names_under("model", parts):
         dotted = name.removeprefix("model.")
@@ -259,7 +259,7 @@ def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
     if earliest is None or earliest != latest:
         raise TrajectoryError(
             f"holds {len(averages)} averages without names, which do not fit the model's {len(model)} in exactly one "
-            "way: save a state dict of them, or take the raw weights with --key model."
+            "way: save a state dict of them, or use the raw weights with --key model."
         )
     return {names[place]: average for place, average in zip(earliest, averages, strict=True)}
 

@@ -69,7 +69,7 @@ class ShardedRef(TensorRef):
             raise TrajectoryError("was saved compressed or encrypted: save it without extensions.")
         file = self.folder / name
         if not file.is_file():
-            raise TrajectoryError(f"names {shown(name)}, which is not there: save or copy it again, or leave it out.")
+            raise TrajectoryError(f"names {shown(name)}, which does not exist: save or copy it again, or leave it out.")
         tensor = self._read_bytes(file, start, size)
         if tensor.shape != part.shape or tensor.dtype != self.dtype:
             raise TrajectoryError(MALFORMED)
@@ -92,7 +92,7 @@ class ShardedRef(TensorRef):
 def read_distributed(metadata: Path) -> dict[str, Any]:
     """What ``FOLDER/.metadata`` describes, nested as it was saved, with a :class:`ShardedRef` for each tensor.
 
-    States of optimizers, and what is no tensor, are left out.
+    Optimizer states, and values that are not tensors, are left out.
 
     Raises:
         TrajectoryError: it is not such a file, or made to harm; so do other errors of Python's.

@@ -1,4 +1,4 @@
-"""Finding the checkpoints of a training run: files, globs and folders of them; their steps, and which to take."""
+"""Finds the checkpoints of a training run in files, globs and folders, with their steps, and selects from them."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
-        TrajectoryError: nothing found, a path that does not exist or a link to nothing, an invalid glob, a packed
-            trajectory, or checkpoints of several series in one folder or glob (averages of several rates, say).
+        TrajectoryError: no checkpoint, a missing path or broken link, an invalid glob, a packed trajectory, or several
+            series of checkpoints in one folder or glob, such as averages of several rates.
     """
     if isinstance(patterns, (str, Path)):
         patterns = [patterns]
@@ -72,7 +72,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
             checkpoints.update(dict.fromkeys(_expand(path, key)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
-        raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; states of optimizers are none.")
+        raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; optimizer states are not checkpoints.")
     for path in checkpoints:
         if not path.exists() and hub.repository_of(path) is None:
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
@@ -97,7 +97,9 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
     try:
         matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     except (ValueError, NotImplementedError) as error:  # Python 3.13 has more patterns
-        raise TrajectoryError(f"{pattern} is no glob ({error}): ** stands alone between slashes.") from error
+        raise TrajectoryError(
+            f"{pattern} is not a valid glob ({error}): ** must stand alone between slashes."
+        ) from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
     checkpoints = [folder for folder in folders if _is_checkpoint(folder, key)]
     return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)])
@@ -138,15 +140,16 @@ def _is_checkpoint(folder: Path, key: str | None) -> bool:
 
 
 def _weights_files(paths: Iterable[Path]) -> list[Path]:
-    return [
-        path
-        for path in paths
-        if path.suffix in CHECKPOINT_SUFFIXES
-        and path.name != WEIGHTS  # of an unfinished trajectory
-        and not path.name.startswith(".")
-        and not path.is_dir()
-        and not _STATE_FILES.fullmatch(path.stem)
-    ]
+    return [path for path in paths if _is_weights_file(path)]
+
+
+def _is_weights_file(path: Path) -> bool:
+    """Whether a path is a file of weights by its name: not hidden, nor a state of an optimizer."""
+    if path.suffix not in CHECKPOINT_SUFFIXES or path.name.startswith("."):
+        return False
+    if path.name == WEIGHTS:  # of an unfinished trajectory
+        return False
+    return _STATE_FILES.fullmatch(path.stem) is None and not path.is_dir()
 
 
 def _only_series(place: str, paths: list[Path]) -> list[Path]:
@@ -160,7 +163,7 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
     is_one_series = len({checkpoint_series(path) for path in numbered}) == 1
     if unnumbered and is_one_series and len(numbered) > 1:
         names = ", ".join(path.name for path in unnumbered)
-        notice(f"{names} in {place} left out: the name tells no step")
+        notice(f"{names} in {place} left out: no step in the name")
         paths = numbered
     sizes = Counter(checkpoint_series(path) for path in paths)
     if len(sizes) > 1 and max(sizes.values()) > 1:
@@ -182,12 +185,12 @@ def _glob_of(path: Path) -> str:
 class Selection(FrozenModel):
     """Checkpoints of a window, an interval apart, as Liu et al. select them (Sec. 5.1 and App. B).
 
-    The window and the interval count back from the last step that is left, n_K. A rule that is ``None`` is not applied;
+    The window and the interval count back from the last remaining step, n_K. Rules that are ``None`` are not applied;
     the others are applied in this order:
 
     Attributes:
-        last_step: leaves out what was saved after this step, as if the training had ended there.
-        first_step: leaves out what was saved before this step.
+        last_step: drops checkpoints after this step, as if the training had ended there.
+        first_step: drops checkpoints before this step.
         window: n_K − n_1, in steps; leaves out what is further than this from the last step. The window of 40,000 with
             an interval of 100 is 401 checkpoints.
         interval: n_k − n_{k−1}, in steps. The points are n_K, n_K − interval, n_K − 2 · interval …, down to the first
@@ -195,7 +198,7 @@ class Selection(FrozenModel):
             checkpoint; of two that are equally near, the later one. Where the steps are multiples of a number that
             divides the interval, this keeps (n_K − n) % interval = 0. A step that is off by one, or a last checkpoint
             between two regular ones, does not empty the selection.
-        last: keeps the last ones, this many.
+        last: keeps this many of the last ones.
 
     Raises:
         pydantic.ValidationError: a number that is not whole, or too small.
@@ -219,7 +222,7 @@ class Selection(FrozenModel):
             steps: ``[K]``, increasing.
 
         Raises:
-            TrajectoryError: fewer than two remain; the message says which steps there are.
+            TrajectoryError: fewer than two remain; the message names the available steps.
         """
         first = steps[0]
         last = steps[-1]
@@ -272,12 +275,12 @@ def checkpoint_step(path: str | Path) -> int:
     if step is None:
         step = step_in_name(path)
     if step is None:
-        raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
+        raise TrajectoryError(f"{path} has no step in its name or contents: pass the steps with --steps.")
     return step
 
 
 def step_in_file(path: Path) -> int | None:
-    """The step that a file tells itself: in the metadata of safetensors, or beside a torch file's weights."""
+    """The step inside a file: in the metadata of safetensors, or next to a torch file's weights."""
     step = _step_in_metadata(path)
     if step is None:
         step = _step_in_torch_file(path)

@@ -83,7 +83,7 @@ def _first_component(folder: Path) -> FolderWeights:
         if file is not None:
             components[name] = file
     if not components:
-        raise TrajectoryError("holds no weights that are known: name the file itself, or pass --key SUBFOLDER.")
+        raise TrajectoryError("holds no known file of weights: name the file itself, or pass --key SUBFOLDER.")
     first, *alternatives = components
     return FolderWeights(components[first], first, alternatives=tuple(alternatives))
 

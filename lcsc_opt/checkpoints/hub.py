@@ -89,7 +89,7 @@ def model_folder(name: str) -> Path:
     """
     try:
         if not _NAME.fullmatch(name):
-            raise ValueError("this is no name at the hub")
+            raise ValueError("not a valid name on the hub")
         client = import_extra("huggingface_hub")
         return Path(client.snapshot_download(name, allow_patterns=_SMALL_FILES))
     except MissingPackageError:

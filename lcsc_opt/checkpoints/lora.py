@@ -64,23 +64,24 @@ class LoraModule:
         """``down [rank, in(, h, w)]``, ``up [out, rank(, 1, 1)]`` and the scale of their product, alpha / rank.
 
         Raises:
-            TrajectoryError: shapes that are no factors of one product.
+            TrajectoryError: the shapes of the factors do not belong together.
         """
-        down, up = weights[self.down], weights[self.up]
-        linear = down.dim() == 2 and up.dim() == 2
-        convolution = down.dim() == 4 and up.dim() == 4 and up.shape[2:] == (1, 1)
-        if not (linear or convolution) or up.shape[1] != len(down) or not len(down):
-            raise TrajectoryError(
-                f"{self.name}: factors of shapes {list(down.shape)} and {list(up.shape)} make no product; expected "
-                "[rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
-            )
+        down = weights[self.down]
+        up = weights[self.up]
         rank = len(down)
+        is_linear = down.dim() == 2 and up.dim() == 2
+        is_convolution = down.dim() == 4 and up.dim() == 4 and up.shape[2:] == (1, 1)
+        if not (is_linear or is_convolution) or up.shape[1] != rank or rank == 0:
+            raise TrajectoryError(
+                f"{self.name}: factors of shapes {list(down.shape)} and {list(up.shape)} cannot be multiplied; "
+                "expected [rank, in] and [out, rank], or [rank, in, h, w] and [out, rank, 1, 1]."
+            )
         alpha = alphas.of(self, rank) if self.alpha is None else float(weights[self.alpha])
         return down, up, alpha / rank
 
 
 class _Scale(pydantic.BaseModel):
-    """The entries of PEFT's configuration that decide a LoRA's scale; others may name folders of the machine."""
+    """The entries of PEFT's configuration that decide a LoRA's scale; others, such as local paths, are dropped."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
 
@@ -95,7 +96,7 @@ class _Scale(pydantic.BaseModel):
             try:
                 re.compile(_module_pattern(pattern))
             except (re.error, OverflowError, RecursionError):
-                raise ValueError(f"{pattern[:40]!r} is no regular expression") from None
+                raise ValueError(f"{pattern[:40]!r} is not a regular expression") from None
         return patterns
 
     def alpha_of(self, path: str) -> float:
@@ -110,8 +111,8 @@ class LoraAlphas(pydantic.BaseModel):
     """The alphas of a LoRA whose tensors do not hold them.
 
     Attributes:
-        configs: component → its scale. The one of the empty component, as in PEFT's own files, is for all components
-            without one. A module without a scale has alpha = rank, as in diffusers.
+        configs: component → its scale. PEFT's own files have only the component ``""``, which stands for all components
+            that are not named. A module without a scale has alpha = rank, as in diffusers.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -158,7 +159,8 @@ class LoraAlphas(pydantic.BaseModel):
 
 def lora_flavour(names: Iterable[str]) -> Flavour | None:
     """The flavour of a state dict with these ``names``, or ``None`` if it holds no LoRA factor."""
-    downs = [name for name in names if name.endswith(tuple(down for down, _ in LORA_FACTORS))]
+    down_suffixes = tuple(down for down, _ in LORA_FACTORS)
+    downs = [name for name in names if name.endswith(down_suffixes)]
     if not downs:
         return None
     if all(name.startswith(_PEFT_PREFIX) for name in downs):
@@ -172,41 +174,49 @@ def lora_modules(names: Iterable[str]) -> tuple[LoraModule, ...]:
     """The modules of a LoRA, in the order of ``names``.
 
     Raises:
-        TrajectoryError: no LoRA, or one with other parts than a pair of factors and an alpha for each module, such as
-            DoRA, LoHa, LoKr or LoRA with a third factor.
+        TrajectoryError: not a LoRA, or one whose modules have more than two factors and an alpha, such as DoRA, LoHa,
+            LoKr or LoRA with a third factor.
     """
     names = list(names)
     flavour = lora_flavour(names)
     if flavour is None:
-        raise TrajectoryError("These weights are no LoRA: no name ends like a factor (lora_A, lora_down …).")
-    present = set(names)
+        raise TrajectoryError("These weights are not a LoRA: no name ends like a factor (lora_A, lora_down …).")
+    all_names = set(names)
     modules = []
-    parts: set[str | None] = set()  # names that belong to a module
+    names_in_modules: set[str | None] = set()
     for down in names:
-        suffixes = next((pair for pair in LORA_FACTORS if down.endswith(pair[0])), None)
+        suffixes = _factor_suffixes(down)
         if suffixes is None:
             continue
         down_suffix, up_suffix = suffixes
         stem = down.removesuffix(down_suffix)
         up = stem + up_suffix
-        if up not in present:
-            raise TrajectoryError(f"{down!r} has no partner {up!r}: the LoRA is not whole.")
+        if up not in all_names:
+            raise TrajectoryError(f"{down!r} has no partner {up!r}: the LoRA is incomplete.")
         alpha: str | None = f"{stem}.alpha"
-        if alpha not in present:
+        if alpha not in all_names:
             alpha = None
-        component, path = _place(flavour, stem, is_old=down_suffix.startswith("_"))
+        component, path = _component_and_path(flavour, stem, is_old=down_suffix.startswith("_"))
         modules.append(LoraModule(stem, component, path, down, up, alpha))
-        parts |= {down, up, alpha}
+        names_in_modules |= {down, up, alpha}
     for name in names:
-        if name not in parts:
-            raise TrajectoryError(f"{name!r} is no part of a LoRA of two factors: its products are not known.")
+        if name not in names_in_modules:
+            raise TrajectoryError(f"{name!r} is not part of a LoRA of two factors: no other adapters are supported.")
     return tuple(modules)
 
 
-def _place(flavour: Flavour, stem: str, *, is_old: bool) -> tuple[str, str]:
-    """The component and the module inside it, read from the ``stem`` of a name.
+def _factor_suffixes(name: str) -> tuple[str, str] | None:
+    """How the names of a module's two factors end, if ``name`` is that of its down factor."""
+    for down_suffix, up_suffix in LORA_FACTORS:
+        if name.endswith(down_suffix):
+            return down_suffix, up_suffix
+    return None
 
-    Old files of diffusers (``…processor.to_q_lora.down.weight``) have names of their own for the modules of attention.
+
+def _component_and_path(flavour: Flavour, stem: str, *, is_old: bool) -> tuple[str, str]:
+    """The component and the module inside it, from the ``stem`` of a tensor's name.
+
+    Old files of diffusers (``…processor.to_q_lora.down.weight``) use other names for the modules of attention.
     """
     if flavour == "peft":
         return "", stem.removeprefix(_PEFT_PREFIX)
@@ -242,9 +252,11 @@ def _parse(path: Path, text: str | bytes, *, by_component: bool) -> LoraAlphas:
             configs.setdefault(component, {})[entry] = value
         return LoraAlphas.model_validate({"configs": configs or {"": {}}})
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's messages have many lines
-        raise TrajectoryError(f"{path}: not the configuration of a LoRA, with a number lora_alpha.") from error
+        raise TrajectoryError(
+            f"{path}: not the configuration of a LoRA; expected JSON with a number lora_alpha."
+        ) from error
 
 
 def _module_pattern(pattern: str) -> str:
-    """A regular expression of PEFT's ``alpha_pattern``, as PEFT matches it with the path of a module."""
+    """The regular expression that PEFT makes of a key of ``alpha_pattern`` to match the path of a module."""
     return rf"(.*\.)?({pattern})$"

@@ -331,7 +331,7 @@ class InertUnpickler:
 
 
 def safe_key(key: Any) -> Any:
-    """``key``, or a stand-in where hashing it could take for ever.
+    """``key``, or a stand-in if hashing it could take for ever.
 
     Text is hashed with a secret, records by their identity, and whole numbers up to 2^60 cannot collide.
     """

@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
             ``checkpoint-500``.
         key: which state dict of the file, as in :class:`Checkpoint`; the start of the tensors' names may follow it
             (``state_dict.model``). ``None`` looks in the usual places, for running averages (``ema`` …) before raw
-            weights; where there was a choice, a notice says what was taken.
+            weights; where there was a choice, a notice says which was used.
 
     Raises:
         TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
@@ -134,7 +134,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
     names = ", ".join(shown(name) for name in alternatives)
-    notice(f"{path.name}: taking {key!r}; there is also {names} (choose with --key).")
+    notice(f"{path.name}: using {key!r}; there is also {names} (choose with --key).")
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
@@ -238,7 +238,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
         file_of_name = json.loads(index.read_bytes())["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TrajectoryError("is no index of weights: save the model again, or name its files.") from error
+        raise TrajectoryError("is not an index of weights: save the model again, or name its files.") from error
     names_in_file: dict[str, list[str]] = {}
     for name, file in file_of_name:
         if not isinstance(file, str) or not is_plain_name(file) or _is_index(Path(file)):
@@ -247,7 +247,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file, names in names_in_file.items():
         if not (index.parent / file).is_file():
-            raise TrajectoryError(f"lists {shown(file)}, which is not there: save or copy the model again.")
+            raise TrajectoryError(f"lists {shown(file)}, which does not exist: save or copy the model again.")
         shard = _read_file(index.parent / file, "").tensors
         for name in names:
             if name not in shard:

@@ -1,7 +1,7 @@
 """Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors.
 
 Nothing that a pickle names is run (:mod:`lcsc_opt.checkpoints.pickles`). Plain data comes back as it is, and tensors as
-:class:`TensorRef`, which are not read yet: :func:`map_tensors` maps those that somebody needs from the file.
+:class:`TensorRef`, which are not read yet: :func:`map_tensors` maps those that are needed from the file.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
         path: the file.
         start: where the file of ``torch.save`` begins that lies inside of this one, in bytes.
         stop: where it ends; 0 is the end of the file.
-        max_opcodes: of a bare pickle; other files have the usual limit.
+        max_opcodes: the limit for a bare pickle; other files have the usual limit.
 
     Raises:
         TrajectoryError: truncated, not weights, or made to harm.
@@ -132,7 +132,7 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str,
     Sizes are checked before anything is allocated. Tensors of one storage share its memory.
 
     Raises:
-        TrajectoryError: one reaches out of its storage, or its storage out of the file.
+        TrajectoryError: one reaches beyond its storage, or its storage out of the file.
     """
     file_bytes = path.stat().st_size
     file = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=file_bytes)
@@ -165,14 +165,14 @@ def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
         last_element += (size - 1) * stride
     is_empty = 0 in ref.shape
     if not is_empty and (last_element + 1) * ref.dtype.itemsize > ref.storage.size:
-        raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
+        raise TrajectoryError("holds a tensor that reaches beyond its storage: save or copy it again.")
     start = ref.storage.start
     if not 0 <= start <= start + ref.storage.size <= file_bytes:
         raise TrajectoryError(MALFORMED)
 
 
 class _Calls:
-    """What stands for the result of a call: the record of it, except for dicts, tensors and what is around them."""
+    """The stand-in for the result of a call: its record, except for dicts, tensors and their wrappers."""
 
     def __init__(self, source: PickleBytes, file: memoryview | None = None) -> None:
         """``file``: where bytes of the pickle are, which may hold a file of torch; NVlabs' do, one for each tensor."""
@@ -286,7 +286,7 @@ def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
     """Where the content of an entry is, which must not be compressed."""
     if entry is None or entry.compress_type != zipfile.ZIP_STORED:
         raise TrajectoryError(MALFORMED)
-    # the header before the content has lengths of its own, which may differ from those of the directory
+    # the header before the content has its own lengths, which may differ from those of the directory
     header = bytes(data[entry.header_offset : entry.header_offset + _ZIP_HEADER_BYTES])
     if len(header) < _ZIP_HEADER_BYTES or not header.startswith(_ZIP_SIGNATURE):
         raise TrajectoryError(MALFORMED)

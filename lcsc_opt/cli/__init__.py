@@ -22,7 +22,7 @@ import typer
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
-from lcsc_opt.base.progress import log, messages_on_stderr, notice, said_once
+from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
 from lcsc_opt.cli import cleaning, exports, results, studies, training, trajectory
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def _print_version(is_asked_for: bool) -> None:
 @app.callback()
 def _options(
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Print details, too, and the traceback of an error.")
+        bool, typer.Option("-v", "--verbose", help="Print details, and the traceback of an error.")
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only, and no progress.")] = False,
     _version: Annotated[
@@ -82,7 +82,7 @@ for _command in (
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT
-_NOT_WRITTEN = 128 + 13  # SIGPIPE, which Windows has not
+_NOT_WRITTEN = 128 + 13  # SIGPIPE, which Windows does not have
 _ENDING = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has none
     _ENDING.append(signal.SIGHUP)
@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-class _Terminal(io.FileIO):
-    """What is written to a terminal; after it was closed, nobody reads it, and writing is no error."""
+class _TerminalFile(io.FileIO):
+    """A terminal's file descriptor; once the terminal is closed, writes go to the null device instead of failing."""
 
     def write(self, content: Any) -> int:
         try:
@@ -119,10 +119,10 @@ class _Terminal(io.FileIO):
 
 
 def _outlive_terminals() -> None:
-    """Let this process go on where its terminal is closed, as after ``lcsc run STUDY & disown``."""
+    """Let this process continue when its terminal is closed, as after ``lcsc run STUDY & disown``."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if os.isatty(descriptor) and os.name == "posix":
-            raw = io.BufferedWriter(_Terminal(descriptor, "w", closefd=False))
+            raw = io.BufferedWriter(_TerminalFile(descriptor, "w", closefd=False))
             encoding = getattr(sys, name).encoding
             stream = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
             setattr(sys, name, stream)
@@ -135,20 +135,20 @@ def _end_once(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-@functools.cache  # it takes longer than many a command
+@functools.cache  # building it takes longer than many a command
 def _commands() -> Any:
     return typer.main.get_command(app)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run ``lcsc`` with these arguments; gives the exit status."""
+    """Run ``lcsc`` with these arguments, and return the exit status."""
     with messages_on_stderr():
         return _run(arguments)
 
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        with said_once():
+        with each_notice_once():
             status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
         sys.stdout.flush()
     except LcscError as error:
@@ -167,7 +167,7 @@ def _run(arguments: Sequence[str]) -> int:
         if not _is_about_the_output(error):
             raise
         return _NOT_WRITTEN
-    if status == _INTERRUPTED:  # some versions of typer return it in place of raising
+    if status == _INTERRUPTED:  # raised as an exception, or returned by some versions of typer
         notice(f"interrupted; everything finished is kept, run the same command{_resume_option(arguments)} to continue")
         if _signals:
             return 128 + _signals[0]
@@ -175,21 +175,21 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _is_about_the_output(error: BaseException) -> bool:
-    """Whether nobody reads the output, or its disk is full; then no more is written to it."""
+    """Whether the output's reader is gone, or its disk is full; then no more is written to it."""
     cause: BaseException | None = error
-    if isinstance(error, SystemExit):  # click and rich exit without a word
+    if isinstance(error, SystemExit):  # click and rich exit silently
         cause = error.__context__
     if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         return False
-    if cause.errno != errno.EPIPE:  # of `| head`, which has read what it wanted
+    if cause.errno != errno.EPIPE:  # a reader such as `| head`, which needs no more
         log.error("the output cannot be written: %s", cause.strerror)
-    with contextlib.suppress(OSError, ValueError):  # the interpreter would write the rest when it ends
+    with contextlib.suppress(OSError, ValueError):  # else the interpreter writes the rest at exit, and fails
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
 def _resume_option(arguments: Sequence[str]) -> str:
-    """`` with --resume`` for commands that begin anew without this option."""
+    """`` with --resume`` for commands that start again without this option."""
     names = [argument for argument in arguments if not argument.startswith("-")]
     command = _commands().commands.get(names[0]) if names else None
     if command is None or "--resume" in arguments:

@@ -26,7 +26,7 @@ def delete(
     yes: _Yes = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies from the database, but none that is being run. Their trials and images are deleted, too."""
+    """Delete studies with their trials and images from the database, unless one is being run."""
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.urls import masked
@@ -51,24 +51,23 @@ def delete(
 
 
 def cache(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Entries of the list; without names, all.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these entries.")] = None,
     clear: Annotated[
         bool,
-        typer.Option("--clear", help="Remove them. Trajectories and trained models are removed only by their names."),
+        typer.Option("--clear", help="Remove them; trajectories and trained models only if they are named."),
     ] = False,
     yes: _Yes = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """List the cache, or clear it. The list has sizes, the last use, and the database's studies that use an entry."""
+    """List the cache, or clear it. For each entry the list has its size, its last use and the studies that use it."""
     from lcsc_opt.database.store import our_studies
     from lcsc_opt.database.urls import is_there, storage_url
     from lcsc_opt.maintenance.cleaning import cache_entries
 
     studies: dict[str, dict[str, Any]] = {}
-    if is_there(storage_url(storage)) or (clear and storage is not None):  # a mistyped --storage protects nothing
+    # before entries are removed, a mistyped --storage is an error: its studies would protect nothing
+    if is_there(storage_url(storage)) or (clear and storage is not None):
         studies = our_studies(open_database(storage))
     entries = cache_entries(cache_directory(), studies)
     if names:
@@ -111,7 +110,7 @@ def _print_entries(entries: Sequence[CacheEntry]) -> None:
 
 
 def _clear(entries: Sequence[CacheEntry], *, by_name: bool, yes: bool) -> None:
-    """Remove the entries that were named, or all that can be made again."""
+    """Remove the entries that were named, or all that can be computed or downloaded again."""
     removable = [entry for entry in entries if by_name or entry.is_replaceable]
     for entry in removable:
         if entry.studies:
@@ -137,7 +136,7 @@ def _confirmed(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise StudySpecError(f"{question} Nobody can be asked here: give --yes")
+        raise StudySpecError(f"{question} There is no terminal to ask at: give --yes")
     return typer.confirm(question, err=True)
 
 

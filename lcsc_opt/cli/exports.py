@@ -14,10 +14,10 @@ from lcsc_opt.views import number
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
 _Form = Annotated[
     str | None,
-    typer.Option("--as", help="safetensors, pt, diffusers, lora; a list: megatron, mergekit; else as PATH ends."),
+    typer.Option("--as", help="safetensors, pt, diffusers, lora; megatron, mergekit. Default: by the suffix of PATH."),
 ]
-_Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it as the checkpoints.")]
-_Config = Annotated[Path | None, typer.Option(help="The folder of another config.json, for a folder.")]
+_Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the checkpoints.")]
+_Config = Annotated[Path | None, typer.Option(help="For a model folder: a folder with another config.json.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 
 
@@ -26,13 +26,17 @@ def export(
     out: _Out,
     form: _Form = None,
     dtype: _Dtype = None,
-    trial: Annotated[int | None, typer.Option(min=0, help="Its number; else the one chosen on held-out noise.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Export this trial. Default: the one chosen on held-out noise.")
+    ] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, with a model card.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model with a model card.")
+    ] = None,
     storage: Storage = None,
 ) -> None:
-    """Write the merged model, with its recipe inside. To a .json file, the recipe alone."""
+    """Write the merged model with its recipe inside, or, to a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import merging, publishing, writing
@@ -61,18 +65,21 @@ def export(
 
 def apply(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe or an exported model; or ema:RATE, power:WIDTH (EDM2's), a JSON of numbers.")
+        str,
+        typer.Argument(help="A recipe, an exported model, ema:RATE, power:WIDTH (EDM2's), or coefficients in JSON."),
     ],
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
     out: _Out,
     form: _Form = None,
     dtype: _Dtype = None,
-    key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are; else the recipe's.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Where in a nested file the weights are. Default: as in the recipe.")
+    ] = None,
     steps: Steps = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
+    """Merge by a recipe, bit for bit as before; or, without a study, by an EMA rate or given coefficients."""
     from lcsc_opt.exports.coefficients import coefficients_named
     from lcsc_opt.exports.merging import average, rebuild
     from lcsc_opt.exports.recipe import Recipe

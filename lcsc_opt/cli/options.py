@@ -22,12 +22,12 @@ Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db.",
+        help="Database URL. Default: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, or sqlite:///studies.db.",
     ),
 ]
 Output = Annotated[Literal["table", "json"], typer.Option("--format", help="A table for people, or JSON for programs.")]
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Continue though code, versions or reference changed since it began.")
+    bool, typer.Option("--accept-changes", help="Continue although code, versions or the reference have changed.")
 ]
 
 Steps = Annotated[
@@ -35,7 +35,7 @@ Steps = Annotated[
     typer.Option(
         parser=lambda text: [int(part) for part in text.split(",")],
         metavar="STEP,STEP...",
-        help="Training steps, as 100,200,300, where the names do not say them.",
+        help="Training steps, such as 100,200,300, if the names do not contain them.",
     ),
 ]
 PathType = TypeVar("PathType", str, Path)
@@ -74,7 +74,7 @@ def open_database(storage: str | None, *, write: bool = False) -> RDBStorage:
     """The database of ``--storage``, or of a URL; a missing one is not created.
 
     Raises:
-        StudyStoreError: one line that says why it cannot be opened.
+        StudyStoreError: it cannot be opened.
     """
     from lcsc_opt.database.connection import open_storage
     from lcsc_opt.database.urls import is_there, storage_url

@@ -18,11 +18,11 @@ from lcsc_opt.base.progress import log
 if TYPE_CHECKING:
     from lcsc_opt.database.report import HeldOutReport
 
-_WIDTH_OF_FILES = 140  # characters, where the output is no terminal
+_WIDTH_OF_FILES = 140  # characters, where the output is not a terminal
 
 
 class _Table(Table):
-    """On a narrow terminal headings break, but no word of a cell is cut: a number without its end is another one."""
+    """On a narrow terminal headings wrap, but words in cells are never cut: a cut number would be a wrong number."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, as wide as the longest words of its cells need."""

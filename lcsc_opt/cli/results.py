@@ -28,7 +28,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
     axis: Annotated[
         str | None,
-        typer.Option(help="Of the curves: evaluations, images, model_calls, seconds; or metrics, as recall:fid."),
+        typer.Option(help="X axis of the curves: evaluations, images, model_calls, seconds; or metrics: recall:fid."),
     ] = None,
     storage: Storage = None,
     output: Output = "table",
@@ -43,7 +43,7 @@ def compare(
 
     points = points_of(HistoryReader(open_database(storage)), experiment)
     studies = [study for point in points.values() for study in point]
-    is_sweep = experiment not in points  # then they are all points of it
+    is_sweep = experiment not in points  # the points of a sweep have longer names
     if output == "json":
         print_json(comparison_rows(points))
     elif is_sweep:
@@ -129,7 +129,7 @@ def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None
 
 def report(
     experiment: Experiment,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; without it EXPERIMENT.html.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page. Default: EXPERIMENT.html.")] = None,
     storage: Storage = None,
 ) -> None:
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
@@ -142,10 +142,10 @@ def report(
 def evaluate(
     study: StudyName,
     images: Annotated[
-        int | None, typer.Option(min=2, help="For each trial and group; without it the study file's, else 50,000.")
+        int | None, typer.Option(min=2, help="Images per trial and group. Default: as in the study file, else 50,000.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Best trials to choose from; without it the study file's, else 5.")
+        int | None, typer.Option(min=1, help="Best trials to choose from. Default: as in the study file, else 5.")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Groups of held-out noise; several give a spread.")] = 1,
     first_group: Annotated[int, typer.Option(min=0, help="The seed of the first group; the others follow.")] = 0,
@@ -211,18 +211,19 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
 def landscape(
     study: Annotated[str, typer.Argument(help="experiment/optimizer/seed, any search of the experiment")],
     grid: Annotated[
-        int | None, typer.Option(min=SMALLEST_SIZE, max=LARGEST_SIZE, help=f"Points on each side: {DEFAULT_SIZE}.")
+        int | None,
+        typer.Option(min=SMALLEST_SIZE, max=LARGEST_SIZE, help=f"Points on each side. Default: {DEFAULT_SIZE}."),
     ] = None,
     corners: Annotated[
         str | None, typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=2, help="Sampled at each point; else as in the search.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Tells several landscapes of one experiment apart.")] = 0,
+    images: Annotated[int | None, typer.Option(min=2, help="Images per point. Default: as in the search.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Distinguishes several landscapes of one experiment.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Evaluate the loss on the plane through three models. Run again, it continues what is unfinished."""
+    """Evaluate the loss on the plane through three models. The same command continues an unfinished landscape."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.search.landscape import run_landscape
     from lcsc_opt.views.figures.writing import write_figures
@@ -251,7 +252,7 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     storage: Storage = None,
 ) -> None:
-    """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is served as well."""
+    """Compare optimizers in the browser, live. Studies are only read. optuna-dashboard is served as well."""
     from lcsc_opt.database.connection import open_storage
     from lcsc_opt.database.urls import is_there, masked, storage_url
 

@@ -31,7 +31,7 @@ def init(
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
 ) -> None:
-    """Write a study file for checkpoints. What they do not tell is asked, or marked in the file."""
+    """Write a study file for checkpoints. Settings that they do not determine are asked for, or marked in the file."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
@@ -57,17 +57,19 @@ def run(
     study_file: Annotated[str, typer.Argument(help="A study file, or the name of one in studies/.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other values, as in objective.settings.images=500 seeds=[0,1]."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Override values, as in objective.settings.images=500 seeds=[0,1]."
+        ),
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
     ray: _Ray = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
     accept_changes: AcceptChanges = False,
 ) -> None:
-    """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
+    """Run every search of a study file. Unfinished searches continue, and finished ones are skipped."""
     from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.search import api
     from lcsc_opt.search.plan import plans
@@ -86,7 +88,7 @@ def run(
 
 
 def _print_resolved(studies: Sequence[tuple[Resolved, int]], *, title: str) -> None:
-    """Print a row for each study with the number of its evaluations; before them, what would be said of it."""
+    """Print the notices of each study, then a table of the studies and how many evaluations they have."""
     rows = []
     for study, evaluations in studies:
         for line in study.notices:
@@ -101,13 +103,13 @@ def resume(
     study: StudyName,
     budget: Annotated[int | None, typer.Option(min=1, help="A higher total, in the unit of its budget.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask anew what failed after the last success.")
+        bool, typer.Option("--retry-failed", help="Repeat what failed after the last success.")
     ] = False,
     storage: Storage = None,
     ray: _Ray = None,
     accept_changes: AcceptChanges = False,
 ) -> None:
-    """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
+    """Finish one study from the database, without its study file. --budget raises its budget."""
     from lcsc_opt.search.execution import Executor
     from lcsc_opt.search.plan import Plan
 
@@ -127,13 +129,13 @@ def fork(
     new: Annotated[str, typer.Argument(help="The name of a new experiment.")],
     optimizer: Annotated[str | None, typer.Option(help="Another optimizer, with its defaults.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, as the source counts.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, in the source's unit.")] = None,
     checkpoints: Annotated[
         list[str] | None,
-        typer.Option(help="Begin on these, the source's and more, from the coefficients that it found."),
+        typer.Option(help="Search on these, the source's and later ones, starting from its best coefficients."),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Coefficients of their own for layers, blocks or kinds of layers.")
+        str | None, typer.Option(help="Separate coefficients per layer, block or kind of layer: layers, blocks, kinds.")
     ] = None,
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
@@ -160,7 +162,9 @@ def fork(
 
 
 def list_(
-    catalog: Annotated[bool, typer.Option("--catalog", help="The objectives, studies and dashboards by name.")] = False,
+    catalog: Annotated[
+        bool, typer.Option("--catalog", help="List objectives, studies and dashboards by name.")
+    ] = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:

@@ -1,4 +1,4 @@
-"""``lcsc train`` and ``refine``: commands that train, and leave a trajectory."""
+"""``lcsc train`` and ``refine``: commands that train and write a trajectory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lcsc_opt.cli.output import print_json, print_table, say
 from lcsc_opt.views import number
 
 _SHEETS = 10  # sheets of samples, by default
-_RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
+_RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct; see docs/training.md."
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
 
@@ -22,34 +22,45 @@ _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME
 def train(
     recipe: Annotated[str, typer.Argument(help=_RECIPE_HELP)],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe, as in learning_rate=0.0003.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe, such as learning_rate=0.0003."),
     ] = None,
     *,
     data: Annotated[str, typer.Option(help="digits, photographs, characters, cifar10, or a folder of images.")],
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")],
     out: _Out,
-    teacher: Annotated[Path | None, typer.Option(help="The model that cd distils, a folder or its trajectory.")] = None,
-    begin: Annotated[Path | None, typer.Option("--from", help="The folder of the model to begin with.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The model that cd distils: a model folder or its trajectory.")
+    ] = None,
+    begin: Annotated[Path | None, typer.Option("--from", help="The folder of the model to start from.")] = None,
     network: Annotated[
-        Path | None, typer.Option(help="A folder of diffusers or config.json; else a small U-Net.")
+        Path | None, typer.Option(help="A model folder of diffusers or a config.json. Default: a small U-Net.")
     ] = None,
     autoencoder: Annotated[
-        Path | None, typer.Option(help="Train on the latents of this one of diffusers; slct trains a small one else.")
+        Path | None,
+        typer.Option(
+            help="Train on the latents of this autoencoder of diffusers. Default for slct: train a small one."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of matrix products and convolutions.")] = "fp32",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the noise.")] = 0,
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Precision of matrix products and convolutions.")
+    ] = "fp32",
     samples_every: Annotated[
-        int | None, typer.Option(min=0, help="Steps between sheets: a tenth of all; 0: none.")
+        int | None,
+        typer.Option(min=0, help="Steps between two sheets of samples. Default: a tenth of all steps; 0: no sheets."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
 ) -> None:
-    """Train a model that leaves a trajectory to search. Learning curve, model folder and study file lie next to it."""
+    """Train a model and write a trajectory to search, with a learning curve, a model folder and a study file."""
     from lcsc_opt.training.preparing import parse_recipe, run
     from lcsc_opt.training.trainer import Training
 
     if samples_every is None:
         samples_every = max(steps // _SHEETS, 1)
+    elif samples_every == 0:
+        samples_every = None
     training = Training(
         recipe=parse_recipe(recipe, settings or ()),
         data=data,
@@ -62,10 +73,10 @@ def train(
         autoencoder=autoencoder,
         seed=seed,
         precision=precision,
-        samples_every=samples_every or None,
+        samples_every=samples_every,
     )
     study = run(training, resume=resume)
-    if study is not None:
+    if study is not None:  # else another process of the same training has written it
         say(f"{out}: trained; next: lcsc run {shlex.quote(str(study))}")
 
 
@@ -75,21 +86,22 @@ def refine(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="images_per_step (200), rate (of Adam: 1e-4 at 200 images a step, more with their root), "
-            "checkpoint_every (steps; 50 checkpoints), seed (0), held_out (images, else as the study's).",
+            help="images_per_step (200), rate (Adam's; 1e-4 at 200 images a step, scaled with their square root), "
+            "checkpoint_every (steps; by default 50 checkpoints), seed (0), held_out (images; by default the study's).",
         ),
     ] = None,
     *,
     out: _Out,
     begin: Annotated[
-        Literal["ema", "best"], typer.Option("--from", help="The best EMA, or the best that STUDY found.")
+        Literal["ema", "best"],
+        typer.Option("--from", help="Start from the best EMA, or from the best coefficients of STUDY."),
     ] = "ema",
-    images: Annotated[int, typer.Option(min=2, help="Sampled by all steps together.")] = 60_000,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a refinement that was interrupted.")] = False,
+    images: Annotated[int, typer.Option(min=2, help="Images sampled by all steps together.")] = 60_000,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted refinement.")] = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
+    """Fine-tune all weights by the objective's gradient. Writes a trajectory to search, and the average as a file."""
     from lcsc_opt.search.forking import starting_point
     from lcsc_opt.search.refining import RefineSettings, refine
 
@@ -109,9 +121,9 @@ def refine(
     else:
         rows = [("loss", number(before.loss), number(after.loss))]
         rows += [(name, number(value), number(after.metrics.get(name))) for name, value in before.metrics.items()]
-        title = f"{before.cost.images:,} images of noise that no step saw"
+        title = f"{before.cost.images:,} images of held-out noise"
         print_table(("held out", "start", "refined"), rows, title=title)
-    say(f"{answer}: the average; {out}: its checkpoints, for the setting checkpoints of a study file")
+    say(f"{answer}: the average; {out}: its checkpoints, to search on with a study file (setting: checkpoints)")
 
 
 def _row(evaluation: Any) -> dict[str, Any]:

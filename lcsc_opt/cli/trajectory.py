@@ -25,12 +25,12 @@ def pack(
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
     select: Annotated[
         list[str] | None,
-        typer.Option(help="window=STEPS, interval=STEPS, last=N, first_step=STEP, last_step=STEP; or several."),
+        typer.Option(help="window=STEPS, interval=STEPS, last=N, first_step=STEP, last_step=STEP; may be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
     dtype: Annotated[Literal["exact", "float16", "bfloat16"], typer.Option(help=_DTYPE_HELP)] = "exact",
 ) -> None:
-    """Pack checkpoints of one training run into one trajectory. It is memory-mapped, so that merges are quick."""
+    """Pack the checkpoints of one training run into a trajectory, a memory-mapped file from which merges are fast."""
     from lcsc_opt.checkpoints.finding import Selection
     from lcsc_opt.trajectory import packing
 
@@ -52,12 +52,12 @@ def pack(
 
 @app.command()
 def show(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A trajectory; or files, globs, folders.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A trajectory, or files, globs or folders.")],
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all of a trajectory, and compare hashes.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the whole trajectory and compare hashes.")] = False,
     output: Output = "table",
 ) -> None:
-    """Show what is in a trajectory, and what looks wrong with it. It also shows how far the weights move."""
+    """Show what a trajectory holds, how far its weights move, and warnings about it."""
     from lcsc_opt.trajectory.inspection import inspect
 
     described = inspect(paths, key=key, verify=verify)

@@ -39,7 +39,7 @@ class LayerGroups:
     """A division of a model's tensors into S groups, one for each row of coefficients.
 
     Attributes:
-        names: of the groups, ``[S]``.
+        names: the names of the groups, ``[S]``.
         row_of: name of a tensor → its row. Tensors that are the same in all checkpoints may be missing.
         rule: what they were divided by.
     """

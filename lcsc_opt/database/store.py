@@ -341,7 +341,7 @@ class StoredStudy:
         return self._trial_ids[number]
 
     def retry_failed(self) -> int:
-        """Forget the failures after the last success: their candidates are asked anew. The caller holds the study.
+        """Forget the failures after the last success: their candidates are asked again. The caller holds the study.
 
         A trial that failed before the last success stays failed, since all later candidates depend on that.
 
@@ -374,7 +374,7 @@ class StoredStudy:
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
             if best is None:
-                raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
+                raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
             number = int(report.get("trial", best.number))
         trial = next((trial for trial in trials if trial.number == number), None)
         if trial is None or trial.value is None:

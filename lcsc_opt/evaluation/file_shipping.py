@@ -120,11 +120,11 @@ class NodeObjective:
     """Loads a study's objective on a machine of the cluster, where its code has arrived; picklable.
 
     Attributes:
-        spec: of the objective.
+        spec: the specification of the objective.
         study_directory: the study file's folder on the coordinator.
-        working_directory: of the coordinator.
+        working_directory: the working directory of the coordinator.
         objective_file: on the coordinator; ``None`` if it belongs to the library.
-        software: of the coordinator.
+        software: the software of the coordinator.
         packed: the objective's trajectory; ``None`` without one.
         rows: how layers are divided into groups with coefficients of their own.
     """

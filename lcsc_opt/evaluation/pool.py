@@ -1,4 +1,4 @@
-"""A pool of workers: it hands out jobs, takes answers, and replaces workers that die."""
+"""A pool of workers: it hands out jobs, receives answers, and replaces workers that die."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ class _Link(Protocol):
         """Stop it, also in the middle of a job."""
 
     def join(self) -> tuple[str, bool]:
-        """Wait until it is gone; gives how it ended, and whether that counts: not if its machine went away."""
+        """Wait until it is gone.
+
+        Returns:
+            How it ended, and whether that counts as a death; it does not if its machine went away.
+        """
 
 
 class _Machines(Protocol):
@@ -60,13 +64,13 @@ class _Machines(Protocol):
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
-    """A job that somebody waits for.
+    """A job that a caller waits for.
 
     Attributes:
-        job: of the evaluator.
+        job: the call of the evaluator.
         worker: the number of the worker that has to do it; ``None`` is any.
-        depth: that worker may have so many jobs with this one.
-        future: of the job's answer.
+        depth: the job is handed to a worker only if it then has at most this many jobs.
+        future: the future of the job's answer.
         started: when it was handed out, by ``time.perf_counter``.
     """
 
@@ -86,7 +90,7 @@ class WorkerPool:
 
     Args:
         load_objective: builds the objective in each worker; a picklable callable.
-        workers: how many.
+        workers: how many there are.
         expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
             another one, futures raise StudyStoreError. ``None`` checks nothing.
         environments: the environment variables of each worker.
@@ -209,7 +213,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """One worker, those that replace it, and the thread that takes their answers.
+    """One worker, those that replace it, and the thread that receives their answers.
 
     Attributes:
         machine: where it is.
@@ -247,7 +251,7 @@ class _Worker:
         return len(self._jobs)
 
     def ensure_started(self) -> None:
-        """Start it, unless it runs or is not to run any more."""
+        """Start it, unless it runs or must not run any more."""
         with self._lock:
             if self._link is not None or self._closing or self.given_up:
                 return
@@ -285,7 +289,7 @@ class _Worker:
                 self._link.terminate()
 
     def join(self) -> list[_Waiting]:
-        """Wait until it is gone; gives its unfinished jobs."""
+        """Wait until it is gone, and return its unfinished jobs."""
         if self._reader is not None:
             self._reader.join()
         return list(self._jobs.values())
@@ -312,7 +316,7 @@ class _Worker:
         self._changed()
 
     def _begin(self, link: _Link, answer: Answer) -> bool:
-        """Whether a worker that has tried to load the objective stays: either it takes jobs, or it refuses them all."""
+        """Whether a worker that tried to load the objective stays: it then accepts jobs, or refuses them all."""
         if not answer.content:
             return True
         self._refusal = pickle.loads(answer.content)  # noqa: S301 - of our own worker
@@ -352,7 +356,7 @@ class _Worker:
                     f"worker {self._number} was lost {self._deaths_in_a_row} times in a row: {how_it_ended}; "
                     "give it more memory, or run with fewer workers"
                 )
-                notice(f"{self.given_up}; the other workers go on")
+                notice(f"{self.given_up}; the other workers continue")
         for waiting in lost_jobs.values():
             waiting.future.set_result(Failure(how_it_ended, time.perf_counter() - waiting.started))
 

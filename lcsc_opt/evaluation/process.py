@@ -30,7 +30,7 @@ class WorkerProcess:
     :meth:`terminate`, and ends by itself when this process ends.
 
     Args:
-        settings: of the worker.
+        settings: the settings of the worker.
 
     Attributes:
         machine: the name of this machine.

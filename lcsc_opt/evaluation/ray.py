@@ -145,7 +145,7 @@ class _Cluster:
         if not any(self._room(node) for node in remaining):
             return error_of_node
         if is_new:
-            notice(f"{error_of_node}; the search goes on without it")
+            notice(f"{error_of_node}; the search continues without it")
         return None
 
     def _nodes(self) -> dict[str, dict[str, Any]]:
@@ -199,7 +199,7 @@ class _RayWorker:
 
 
 class _RayLink:
-    """The connection to one actor; calls to it take the place of the connection to a local worker.
+    """The connection to one actor, by calls to it; used like the connection to a local worker.
 
     Attributes:
         node: the id of its node; empty until it runs there.

@@ -144,7 +144,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
         job = jobs.get()
         begin = getattr(evaluator, job.kind)
         future: Future[Any] = begin(*job.arguments, **job.options)
-        # bound now: the loop goes on to other jobs before this one is done
+        # bound now: the loop continues with other jobs before this one is done
         future.add_done_callback(lambda done, number=job.number: send(Answer.of_future(number, done)))  # type: ignore[misc]
 
 

@@ -100,7 +100,7 @@ def _in_layer_groups(path: Path, rows: list[Any], layer_groups: Mapping[str, Any
             difference = f"they have {len(names)} of {len(expected_names)}"
             if additional:
                 difference = f"there is no row for {additional[0]}"
-            raise StudySpecError(f"{path}: the layer groups of these checkpoints are other ones: {difference}")
+            raise StudySpecError(f"{path}: the layer groups of these checkpoints differ: {difference}")
         return grouped, check_coefficients(rows, len(grouped.steps), rows=len(names))
 
     return coefficients_of

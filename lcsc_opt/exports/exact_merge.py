@@ -87,7 +87,7 @@ def merge_exactly(checkpoints: Checkpoints, recipe: Recipe) -> StateDict:
             its dtype.
     """
     row_of, coefficients = recipe.in_rows()
-    places = recipe.needed_of(checkpoints.steps)  # index in the recipe → index among the checkpoints
+    places = recipe.find_needed(checkpoints.steps)  # index in the recipe → index among the checkpoints
     torch.set_flush_denormal(False)  # a library built with -ffast-math sets it for its thread
     rows = _open_rows(checkpoints, recipe, places)
     merge = _Merge(checkpoints, recipe)
@@ -130,7 +130,7 @@ class _Merge:
             self._has_product = True
 
     def finish(self, spec: TensorSpec) -> Tensor:
-        """The merged tensor; the next sums begin anew."""
+        """The merged tensor; the sums are reset."""
         self._has_product = False
         dtype: str = self._dtype or spec.dtype
         if self._dtype is None and self._is_rounded:
@@ -220,7 +220,7 @@ def _add(sums: npt.NDArray[np.float64], coefficient: float, flat: Tensor, *, beg
 
 
 def _widened(flat: Tensor) -> npt.NDArray[np.float64]:
-    """``[n]`` float64. Computed by numpy in this thread: threads of torch may take small numbers for zero."""
+    """``[n]`` float64. Computed by numpy in this thread: threads of torch may round small numbers to zero."""
     if flat.dtype == torch.bfloat16:
         upper = flat.view(torch.int16).numpy().view(np.uint16).astype(np.uint32) << 16
         return upper.view(np.float32).astype(np.float64)

@@ -21,30 +21,30 @@ LISTS = ("megatron", "mergekit")
 def write_list(checkpoints: Checkpoints, recipe: Recipe, to: Destination) -> Recipe:
     """Write the paths of the checkpoints with their coefficients, in the form of :data:`LISTS`; no weights are read.
 
-    ``megatron`` is a line for each checkpoint, for ``weighted_merge.py --merge-inputs``. ``mergekit`` is its method
-    ``linear`` in float32, without normalization. With a row for each group of layers it has a filter for each tensor.
-    Checkpoints that have no weight are left out.
+    ``megatron`` is a line for each checkpoint, for ``weighted_merge.py --merge-inputs``. ``mergekit`` is YAML for its
+    method ``linear`` in float32, without normalization; if each group of layers has a row of coefficients, it has a
+    filter for each tensor. Checkpoints whose coefficients are all 0 are left out.
 
     Raises:
-        ObjectiveError: the other program cannot do this merge, or a checkpoint is in no file.
+        ObjectiveError: the other program cannot do this merge, or a checkpoint has no file.
         TrajectoryError: a checkpoint is missing.
-        StudyStoreError: the disk refuses.
+        StudyStoreError: the list cannot be written.
     """
     row_of, coefficients = recipe.in_rows()
     if to.form == "megatron" and len(coefficients) > 1:
         raise ObjectiveError(
-            "Megatron-LM merges with one weight for each checkpoint, and these have rows: --as mergekit"
+            "Megatron-LM merges with one weight per checkpoint, and these coefficients have rows: use --as mergekit"
         )
     if recipe.statistics is not None:
         raise ObjectiveError(
-            f"{to.form} only merges, and this model has statistics of its own: export the model itself"
+            f"{to.form} only merges weights, and this model also has recomputed statistics: export the model itself"
         )
     paths: dict[int, str] = {}  # index in the recipe → absolute path
-    for index, place in recipe.needed_of(checkpoints.steps).items():
-        source = checkpoints.sources[place]
+    for index, checkpoint in recipe.find_needed(checkpoints.steps).items():
+        source = checkpoints.sources[checkpoint]
         if not source:
             step = recipe.steps[index]
-            raise ObjectiveError(f"step {step} was written by a training loop into the trajectory: it has no file")
+            raise ObjectiveError(f"step {step} has no file: a training loop wrote it into the trajectory")
         paths[index] = str(Path(source).absolute())
     if to.form == "megatron":
         text = _megatron_list(paths, coefficients)
@@ -61,7 +61,7 @@ def _megatron_list(paths: Mapping[int, str], coefficients: Coefficients) -> str:
 def _mergekit_yaml(
     paths: Mapping[int, str], coefficients: Coefficients, row_of: Mapping[str, int], dtype: str | None
 ) -> str:
-    # a filter matches parts of names, and the first one that does counts: the longest names come first
+    # mergekit uses the first filter that is a part of a tensor's name, so the longest names come first
     names = sorted(row_of, key=lambda name: (-len(name), name))
     models = []
     for index, path in paths.items():

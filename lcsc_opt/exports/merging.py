@@ -64,11 +64,11 @@ def rebuild(
     """Combine the checkpoints of a recipe again, bit for bit on any machine, and write the model.
 
     Args:
-        recipe: of an exported model; its key and dtype hold where no other is given.
+        recipe: the recipe of an exported model; its key and dtype hold where no other is given.
         patterns: checkpoint files, folders or globs, or one packed trajectory.
         to: where the model is written, and how.
         key: which state dict of each file.
-        steps: the training step of each file, ``[N]``; ``None`` takes them from metadata, contents and names.
+        steps: the training step of each file, ``[N]``; ``None`` reads them from metadata, contents and names.
 
     Returns:
         The recipe that is inside the new model.
@@ -147,7 +147,7 @@ def _check_adapter(flavour: str, to: Destination) -> None:
         file = to.path / "adapter_model.safetensors"
         raise ObjectiveError(
             f"{to.path}: an adapter is written as a file, not as a model folder. For PEFT: -o {file}, and copy the "
-            "checkpoints' adapter_config.json beside it; for a pipeline of diffusers: --as lora"
+            "checkpoints' adapter_config.json next to it; for a pipeline of diffusers: --as lora"
         )
     if to.form not in ("lora", *LISTS) and flavour != "kohya":
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")

@@ -45,7 +45,7 @@ def check_repository(name: str, to: Destination | None) -> None:
     """Before anything is merged, refuse what could not be uploaded; ``to`` is ``None`` for a recipe alone.
 
     Raises:
-        StudySpecError: the name is none of the hub's, nobody is logged in, or no model is written.
+        StudySpecError: the name is not valid on the hub, the user is not logged in, or no model is written.
     """
     client = import_extra("huggingface_hub")
     if to is None or to.form in LISTS:
@@ -55,7 +55,7 @@ def check_repository(name: str, to: Destination | None) -> None:
     except ValueError as error:
         raise StudySpecError(f"--push-to-hub: expected OWNER/NAME, got {name!r}") from error
     if client.get_token() is None:
-        raise StudySpecError("--push-to-hub: nobody is logged in to the hub: hf auth login, or set HF_TOKEN")
+        raise StudySpecError("--push-to-hub: not logged in to the hub: run hf auth login, or set HF_TOKEN")
 
 
 def push_to_hub(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> str:
@@ -169,7 +169,7 @@ def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 
 def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
-    """The hub's name of what the model does."""
+    """The hub's name for the model's task."""
     if entries.get("pipeline_tag"):
         return str(entries["pipeline_tag"])
     if not objective.images_per_evaluation:
@@ -180,7 +180,7 @@ def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
 
 
 def _results(task: str, recipe: Recipe) -> list[Any]:
-    """The hub's records of what was measured."""
+    """The measured metrics, in the hub's form."""
     client = import_extra("huggingface_hub")
     experiment = recipe.study.split("/")[0]
     results = []

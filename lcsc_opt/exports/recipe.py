@@ -41,7 +41,7 @@ class LoraNaming(pydantic.BaseModel):
     Attributes:
         component: ``unet`` or ``transformer``, for modules whose names do not tell.
         alphas: where tensors hold none.
-        layers_per_block: of the U-Net; kohya's names for SDXL depend on it.
+        layers_per_block: the U-Net's setting of this name, on which kohya's names for SDXL depend.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -55,7 +55,7 @@ class Recipe(pydantic.BaseModel):
     """How a model was merged.
 
     Attributes:
-        format: of the recipe itself.
+        format: the version of the recipe's own format.
         method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` for an average without a search.
@@ -63,18 +63,18 @@ class Recipe(pydantic.BaseModel):
         rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
-        trajectory_sha256: of all checkpoints together.
+        trajectory_sha256: the SHA-256 of all checkpoints together.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` if the training loop wrote the trajectory.
-        dtype: of the exported model; ``None`` is each tensor's own.
+        dtype: the dtype of the exported model; ``None`` keeps that of each tensor.
         statistics: tensors that were computed from the merged model, such as those of batch normalization, as a
             safetensors file in hexadecimal digits.
         lora: for a LoRA under other names than its checkpoints': what these names depend on.
-        loss: of the search; ``None`` without a search.
+        loss: the loss of the search; ``None`` without a search.
         metrics: that the search measured.
         held_out: the held-out report, where there is one.
         lcsc_opt: the version of this library.
-        versions: of the packages that it was computed with.
+        versions: the versions of the packages that it was computed with.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -201,7 +201,7 @@ class Recipe(pydantic.BaseModel):
             raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
 
     def in_rows(self) -> tuple[dict[str, int], Coefficients]:
-        """Tensor → its row, and the coefficients ``[S, K]``. In one row, S is 1 and no tensor has another.
+        """Tensor → the index of its row, and the coefficients ``[S, K]``. Without rows: an empty mapping, and S = 1.
 
         Raises:
             StudySpecError: a row does not sum to one.
@@ -215,8 +215,8 @@ class Recipe(pydantic.BaseModel):
         coefficients = check_coefficients(self.coefficients, len(self.steps), rows=row_count)
         return row_of, coefficients.reshape(-1, len(self.steps))
 
-    def needed_of(self, steps: Sequence[int]) -> dict[int, int]:
-        """The checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
+    def find_needed(self, steps: Sequence[int]) -> dict[int, int]:
+        """Find the checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
 
         Raises:
             StudySpecError: the coefficients do not sum to one.
@@ -290,4 +290,4 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     """
     if isinstance(objective.trajectory, Trajectory):
         return objective.trajectory
-    raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
+    raise ObjectiveError("the objective's weights are not a packed trajectory, so there is no model to export")

@@ -59,9 +59,9 @@ class Destination:
     Attributes:
         path: a file, or the folder that diffusers or transformers loads.
         form: how the model is written.
-        dtype: of floating-point tensors; ``None`` leaves each in its own.
-        config: a folder of diffusers or transformers, or its ``config.json``, that the written folder takes its
-            configuration and its tokenizer from; ``None`` takes the configuration from the objective's network.
+        dtype: the dtype of floating-point tensors; ``None`` leaves each in its own.
+        config: a folder of diffusers or transformers, or its ``config.json``; its configuration and tokenizer are
+            copied into the written folder. ``None`` uses the configuration of the objective's network.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Destination:
         """Check what a user asked for; without a form, the suffix decides.
 
         Raises:
-            StudySpecError: an unknown suffix, form or dtype; a path that is taken.
+            StudySpecError: an unknown suffix, form or dtype; a path that exists already.
         """
         if form is None:
             form = _form_of(path)
@@ -94,7 +94,7 @@ class Destination:
             raise StudySpecError(f"{path}: exists already; give another name, or --overwrite")
         is_export = (path / FILE).exists()
         if path.is_dir() and not is_export and any(path.iterdir()):
-            raise StudySpecError(f"{path}: holds other things than an exported model; give another name")
+            raise StudySpecError(f"{path}: holds files other than an exported model; give another name")
         return cls(path, typing.cast("Form", form), dtype, config)
 
     def config_text(self, default: str | None = None) -> str | None:
@@ -190,11 +190,12 @@ def _read_config(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ObjectiveError(f"--config: {file} is no configuration that can be read: {error}") from error
+        raise ObjectiveError(f"--config: {file} cannot be read as a configuration: {error}") from error
     keys = (_DIFFUSERS_CLASS, _TRANSFORMERS_TYPE)
     if not isinstance(content, dict) or not any(isinstance(content.get(key), str) for key in keys):
         raise ObjectiveError(
-            f"--config: {file} is of no model of diffusers or transformers ({', '.join(keys)}); name a model's folder"
+            f"--config: {file} is not for a model of diffusers or transformers ({', '.join(keys)}); "
+            "name a model's folder"
         )
     return text
 
@@ -252,7 +253,7 @@ def _network_on_meta(settings: dict[str, Any]) -> Any:
     is_network: bool = inspect.isclass(network_class) and issubclass(network_class, base_class)
     if not is_network:
         raise ObjectiveError(
-            f"the configuration names {name!r}, which is no model of this version of {library.__name__}"
+            f"the configuration names {name!r}, which is not a model in this version of {library.__name__}"
         )
     with torch.device("meta"):
         try:

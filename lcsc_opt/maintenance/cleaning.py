@@ -52,10 +52,10 @@ class CacheEntry:
     Attributes:
         name: its path, relative to the cache.
         path: its whole path.
-        kind: such as :data:`TRAJECTORY`, or :data:`UNFINISHED`: a process is making it, or was killed while it made it.
-        bytes: on the disk.
+        kind: such as :data:`TRAJECTORY`; :data:`UNFINISHED` is still being written, or was left by a killed process.
+        bytes: its size on the disk.
         used_at: when it was last read or written, in seconds since 1970; many systems update this only once a day.
-        studies: the names of those of one database that use it, if it is a trajectory.
+        studies: the names of the studies that use it, if it is a trajectory.
     """
 
     name: str
@@ -67,10 +67,10 @@ class CacheEntry:
 
     @property
     def is_replaceable(self) -> bool:
-        """Whether it is made or fetched again, in a short time, when it is needed.
+        """Whether it is quickly computed or downloaded again when it is needed.
 
         Trajectories and trained models are not: their checkpoints may be gone, training takes long, and studies of
-        databases that nobody here has heard of may need them.
+        other databases may need them.
         """
         return self.kind not in (TRAJECTORY, TRAINED_MODEL)
 
@@ -87,8 +87,8 @@ def cache_entries(cache: Path, studies: Mapping[str, Mapping[str, Any]]) -> list
     """The entries of the cache, the largest first. The folder need not exist.
 
     Args:
-        cache: the folder.
-        studies: the name of each study of a database → its attributes.
+        cache: the folder of the cache.
+        studies: name → attributes of the studies of a database; they say who uses a trajectory.
     """
     entries = []
     for folder in _FOLDERS:

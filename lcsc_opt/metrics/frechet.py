@@ -49,6 +49,7 @@ class Moments:
         self.count = count
         self._origin = torch.empty(0) if mean is None else torch.from_numpy(mean)
         self._sum = torch.zeros_like(self._origin)  # of the deviations from the origin
+        # the scatter about the origin instead of the mean; below its diagonal blocks it is not kept up to date
         self._about_origin = torch.empty(0) if scatter is None else torch.from_numpy(scatter)
 
     @classmethod
@@ -69,14 +70,14 @@ class Moments:
         """Add ``[B, D]`` of any floating-point type, all batches on one device, without waiting for the device."""
         if not len(features):
             return
-        here = features if has_float64(features.device) else features.cpu()
+        batch = features if has_float64(features.device) else features.cpu()
         if self.count == 0:
-            self._origin = here.mean(dim=0, dtype=torch.float64)
+            self._origin = batch.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._origin)
-            self._about_origin = self._origin.new_zeros(here.shape[1], here.shape[1])
-        deviations = here - self._origin  # float64, since one of the two is
+            self._about_origin = self._origin.new_zeros(batch.shape[1], batch.shape[1])
+        deviations = batch - self._origin  # float64, as the origin is
         self._sum += deviations.sum(dim=0)
-        for start in range(0, here.shape[1], BLOCK):
+        for start in range(0, batch.shape[1], BLOCK):  # only on and above the diagonal blocks
             rows = deviations[:, start : start + BLOCK]
             self._about_origin[start : start + BLOCK, start:].addmm_(rows.T, deviations[:, start:])
         self.count += len(features)
@@ -87,16 +88,18 @@ class Moments:
         Raises:
             MetricError: the two have different D.
         """
-        if not self.count or not other.count:
-            return self if self.count else other
+        if self.count == 0:
+            return other
+        if other.count == 0:
+            return self
         mean = self.mean
         if mean.shape != other.mean.shape:
             raise MetricError(f"moments of {len(mean)} and of {len(other.mean)} features cannot be merged")
         counts = np.array([self.count, other.count], dtype=np.float64)
         offsets = np.stack([np.zeros_like(mean), other.mean - mean])
         shift = counts @ offsets / counts.sum()
-        weighed = (offsets - shift) * np.sqrt(counts)[:, None]
-        scatter = weighed.T @ weighed + self.scatter + other.scatter
+        weighted = (offsets - shift) * np.sqrt(counts)[:, None]
+        scatter = weighted.T @ weighted + self.scatter + other.scatter
         return Moments(self.count + other.count, mean + shift, scatter)
 
     @property
@@ -107,7 +110,7 @@ class Moments:
     @property
     def scatter(self) -> Array:
         """``[D, D]``."""
-        for start in range(0, len(self._about_origin), BLOCK):  # blocks below the diagonal from those above
+        for start in range(0, len(self._about_origin), BLOCK):  # copy the blocks above the diagonal below it
             stop = start + BLOCK
             self._about_origin[stop:, start:stop] = self._about_origin[start:stop, stop:].T
         return torch.addr(self._about_origin, self._sum, self._sum, alpha=-1 / self.count).cpu().numpy()
@@ -124,7 +127,9 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Moments, (self.count, self.mean, self.scatter) if self.count else ()
+        if self.count == 0:
+            return Moments, ()
+        return Moments, (self.count, self.mean, self.scatter)
 
 
 class FrechetReference:
@@ -235,12 +240,13 @@ class FrechetReference:
             return np.linalg.cholesky(self.cov).astype(np.float64, copy=False), True
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(self.cov)
-            kept = values > ROUNDING * values[-1]
-            return vectors[:, kept] * np.sqrt(values[kept]), False
+            is_positive = values > ROUNDING * values[-1]
+            return vectors[:, is_positive] * np.sqrt(values[is_positive]), False
 
     def _between(self, scatter: Array) -> Array:
         """``Rᵀ S R`` [r, r] of a symmetric S [D, D]; above the diagonal it may be anything finite."""
-        (factor, triangular), half = self._factor, self._after(scatter)
+        factor, triangular = self._factor
+        half = self._after(scatter)
         if not triangular:
             return factor.T @ half
         product = np.zeros_like(half)
@@ -293,15 +299,17 @@ def _checked(values: npt.ArrayLike, name: str, *shape: int | None) -> Array:
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise MetricError(f"{name}: expected real numbers, got {array.dtype}")
-    wanted = tuple(length if known is None else known for length, known in zip(array.shape, shape, strict=False))
-    if array.shape != wanted or array.ndim != len(shape) or 0 in wanted:
+    fits = array.ndim == len(shape) and array.size > 0
+    for length, expected_length in zip(array.shape, shape, strict=False):
+        fits = fits and expected_length in (None, length)
+    if not fits:
         expected = ", ".join("any" if length is None else str(length) for length in shape)
         raise MetricError(
             f"{name}: expected the shape [{expected}], got {list(array.shape)}; use one extractor for both sets"
         )
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        raise MetricError(f"{name}: holds NaN or infinity; look for images or weights that are not finite")
+        raise MetricError(f"{name}: holds NaN or infinity; check the images and the weights")
     return array
 
 

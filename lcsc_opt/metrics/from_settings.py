@@ -1,4 +1,4 @@
-"""The settings of a study file → a metric suite."""
+"""Builds a metric suite from the settings of a study file."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.report_metrics import REPORTED
 from lcsc_opt.metrics.suite import MetricSuite
 
-MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
+MOST_IMAGES = 100_000  # of a reference: distances to more take hours without a GPU, and much memory with one
 
 
 class ScoreSettings(FrozenModel):
     """The settings of the loss and the metrics that all objectives over images have.
 
     Attributes:
-        loss: a metric, or metrics with their weights in a sum.
-        metrics: reported with the loss in every evaluation.
-        held_out_metrics: reported on noise other than the search's. The default is precision, recall, ``sliced`` and
+        loss: a metric, or the metrics of a weighted sum with their weights.
+        metrics: metrics that are reported with the loss in every evaluation.
+        held_out_metrics: metrics that are reported on held-out noise. The default is precision, recall, ``sliced`` and
             ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
-            ``{precision: 0.7}``. It is in the features of the loss where it names no others.
+            ``{precision: 0.7}``. Without ``@extractor`` it is in the features of the loss.
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
-            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. With it in the
-            loss, the default metrics are reported whatever ``held_out_metrics`` names.
+            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. If the
+            loss contains it, reports have the default metrics in addition to ``held_out_metrics``.
         held_out_reward: another reward, which only held-out reports use.
-        unguarded: allows a loss of a reward without a distance between distributions.
+        unguarded: whether the loss may be a reward without a distance between distributions.
     """
 
     loss: str | dict[str, float] = "fid"
@@ -67,21 +67,21 @@ class ScoreSettings(FrozenModel):
 
     @property
     def rewards(self) -> dict[str, str]:
-        """``reward`` and ``held_out_reward`` → the function, of those that are set."""
+        """``reward`` and ``held_out_reward`` → their functions, without those that are not set."""
         functions = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
         return {name: function for name, function in functions.items() if function is not None}
 
     def why_no_gradient(self) -> str | None:
-        """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
+        """Why these settings allow no gradient; ``None`` if they do."""
         return MetricName.why_no_gradient(MetricName.parse_loss(self.loss))
 
 
 class ReferenceScoreSettings(ScoreSettings):
-    """With real images, in the features of published networks or of a user's own.
+    """The settings of objectives that compare with real images, in the features of networks.
 
     Attributes:
-        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
-            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
+        reference: the real images, for all extractors or by extractor; the Inception Score needs none. With ``train``
+            and ``held_out``, or ``held_out_fraction``, some of them are used only in reports.
         weights: extractor → file of its weights; missing ones are downloaded. Published rewards need their folder.
     """
 
@@ -89,54 +89,58 @@ class ReferenceScoreSettings(ScoreSettings):
     weights: dict[str, str] = Field(default_factory=dict)
 
 
-def _located(reference: str | dict[str, JsonValue], context: BuildContext) -> str | dict[str, JsonValue]:
-    """The reference with its paths resolved by ``context``. Other texts are names of data sets."""
+def _resolve_paths(reference: str | dict[str, JsonValue], context: BuildContext) -> str | dict[str, JsonValue]:
+    """The reference with its paths resolved by ``context``; names of data sets stay as they are."""
     if isinstance(reference, str):
         path = context.path(reference)
         return str(path) if path.exists() else reference
-    located: dict[str, JsonValue] = {}
+    resolved: dict[str, JsonValue] = {}
     for name, value in reference.items():
-        located[name] = _located(value, context) if isinstance(value, (str, dict)) else value
-    return located
+        resolved[name] = _resolve_paths(value, context) if isinstance(value, (str, dict)) else value
+    return resolved
 
 
 class MetricSuiteBuilder:
     """The metrics, references and weights that settings name, checked without reading images or networks.
 
-    By default, held-out reports compare with the features of the real images, if the reference has images, and have FID
-    in the features of CLIP if the loss uses Inception, else in those of Inception. A search needs neither, and no user
-    asked for them, so a notice says what is missing.
+    By default, held-out reports have precision, recall and the like if the reference has images, and a cross-check: FID
+    in features that the loss does not use, CLIP's if it uses Inception's. The search needs neither, and the user asked
+    for neither, so a notice in place of an error says what is unavailable.
 
     Args:
         settings: of the study file.
         context: finds the files that they name.
 
     Raises:
-        MetricError: for an unknown metric or extractor, a missing reference, or a reward without a guard.
+        MetricError: an unknown metric or extractor, a missing reference, or a reward alone as the loss.
     """
 
     def __init__(self, settings: ReferenceScoreSettings, context: BuildContext) -> None:
         self._settings = settings
         self._rewards = settings.rewards
         self._loss = MetricName.parse_loss(settings.loss, unguarded=settings.unguarded)
-        metrics = [*self._loss, *MetricName.parse_all([*settings.metrics, *(settings.held_out_metrics or ())])]
+        reported_names = [*settings.metrics, *(settings.held_out_metrics or ())]
+        metrics = [*self._loss, *MetricName.parse_all(reported_names)]
         if settings.keep is not None:
             metrics.append(MetricName.parse_kept(settings.keep, self._loss))
         self._metrics = tuple(metrics)
-        self._extractors = list(dict.fromkeys([metric.extractor for metric in metrics] + list(self._rewards)))
+        extractors = [metric.extractor for metric in metrics] + list(self._rewards)
+        self._extractors = list(dict.fromkeys(extractors))
 
         self._reference: str | dict[str, JsonValue] | None = None
         if settings.reference is not None:
-            self._reference = _located(settings.reference, context)
+            self._reference = _resolve_paths(settings.reference, context)
         loss_extractors = {metric.extractor for metric in self._loss}
         self._only_reward = loss_extractors == {REWARD} and self._reference is not None
         self._adds_defaults = settings.held_out_metrics is None or REWARD in loss_extractors
-        self._cross_check = self._cross_check_extractor(loss_extractors) if self._adds_defaults else None
+        self._cross_check: str | None = None
+        if self._adds_defaults:
+            self._cross_check = self._cross_check_extractor(loss_extractors)
 
-        extractors = list(self._extractors)
-        if self._cross_check is not None and self._cross_check not in extractors:
-            extractors.append(self._cross_check)
-        self._references = ReferenceSettings.by_extractor(self._reference, extractors)
+        compared_extractors = list(self._extractors)
+        if self._cross_check is not None and self._cross_check not in compared_extractors:
+            compared_extractors.append(self._cross_check)
+        self._references = ReferenceSettings.by_extractor(self._reference, compared_extractors)
         for metric in self._metrics:
             if metric.needs_reference and metric.extractor not in self._references:
                 raise MetricError(
@@ -144,15 +148,15 @@ class MetricSuiteBuilder:
                 )
         for extractor in settings.weights:
             if extractor not in PUBLISHED:
-                MetricName.parse(f"fid@{extractor}")  # refuses a name that is no extractor
+                MetricName.parse(f"fid@{extractor}")  # raises if there is no such extractor
         self._weights = {extractor: context.path(path) for extractor, path in settings.weights.items()}
 
     def _cross_check_extractor(self, loss_extractors: Set[str]) -> str | None:
-        """The extractor of the default cross-check; ``None`` if none suits, or the settings name a distance for it."""
+        """The extractor of the default cross-check; ``None`` if the settings name one, or no network suits."""
         for metric in self._metrics:
             if metric.extractor not in loss_extractors and metric.formula in DISTANCES:
                 return None
-        # Inception, CLIP and DINOv2 suit the images if the loss uses one of them, or nothing but a reward.
+        # these networks see natural images: they suit only if the loss uses one of them, or is a reward alone
         if not self._only_reward and loss_extractors.isdisjoint(EXTRACTORS):
             return None
         unused = [name for name in EXTRACTORS if name not in loss_extractors]
@@ -173,8 +177,8 @@ class MetricSuiteBuilder:
 
         Args:
             device: where networks run and distances are computed.
-            batch_size: reference images through a network at once.
-            cache: a folder for what is computed from the reference.
+            batch_size: reference images that pass through a network at once.
+            cache: a folder for the statistics and features of the reference.
 
         Raises:
             MetricError: weights or a reference cannot be used.
@@ -202,7 +206,7 @@ class MetricSuiteBuilder:
         return suite
 
     def _search_reference(self, name: str, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
-        """The reference of one extractor or reward, with no more than the metrics of the settings need."""
+        """The reference of one extractor or reward, with only what the metrics of the settings need."""
         reward = self._rewards.get(name)
         if reward is not None:
             return Reference(find_reward(reward, weights=self._weights.get(reward))(device))
@@ -223,7 +227,10 @@ class MetricSuiteBuilder:
     def _loss_references_with_features(
         self, references: Mapping[str, Reference], batch_size: int, cache: Path
     ) -> dict[str, Reference]:
-        """The references of the loss with their features, and with the held-out images, if that does not take long."""
+        """The references of the loss with all features and the held-out images, for the default metrics of a report.
+
+        A reference without images, or with too many, is left out.
+        """
         complete: dict[str, Reference] = {}
         for name, reference in references.items():
             if reference.gaussian is None:
@@ -235,8 +242,8 @@ class MetricSuiteBuilder:
                 if (reference.count or 0) > MOST_IMAGES:
                     notice(
                         f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has "
-                        f"{reference.count:,} images and more than {MOST_IMAGES:,} take long; name them in "
-                        "held_out_metrics all the same"
+                        f"{reference.count:,} images and more than {MOST_IMAGES:,} take long; to compute them all "
+                        "the same, name them in held_out_metrics"
                     )
                     continue
             complete[name] = settings.build(
@@ -265,7 +272,7 @@ class MetricSuiteBuilder:
         return {name: reference}
 
     def _cross_check_settings(self, name: str) -> ReferenceSettings:
-        """Those of this extractor, which may be numbers only, else the first that are images."""
+        """The settings of this extractor's reference, if it has its own; else the first reference that is images."""
         if isinstance(self._reference, Mapping) and name in self._reference:
             return self._references[name]
         for settings in self._references.values():

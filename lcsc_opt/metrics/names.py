@@ -49,7 +49,7 @@ INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
 TRAINED = ("digits", "photographs", "characters")  # classifiers of such images; each has a second one, as digits2
 
-# Short names of factories, for study files and tables: networks that nobody published, made without a download.
+# Short names of factories, for study files and tables: unpublished networks, which need no download.
 MADE = {
     "random": "lcsc_opt.metrics.extractors.published:RandomInception",
     "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
@@ -82,7 +82,9 @@ class MetricName:
         formula, at, extractor = text.partition("@")
         if formula not in FORMULAS:
             hint = near_miss(formula, FORMULAS)
-            raise MetricError(f"{text!r} is no metric{hint}; known: {', '.join(FORMULAS)}, each with @extractor or not")
+            raise MetricError(
+                f"{text!r} is not a metric{hint}; known: {', '.join(FORMULAS)}, each optionally with @extractor"
+            )
         if not at:
             return cls(formula, OWN_FEATURES.get(formula, INCEPTION))
         if formula in (REWARD, HELD_OUT_REWARD):
@@ -93,7 +95,7 @@ class MetricName:
         if extractor not in names and not is_factory:
             hint = near_miss(extractor, names)
             raise MetricError(
-                f"{extractor!r} is no extractor{hint}; known: {', '.join(names)}, or your own as module:factory"
+                f"{extractor!r} is not an extractor{hint}; known: {', '.join(names)}, or your own as module:factory"
             )
         return cls(formula, extractor)
 
@@ -156,7 +158,7 @@ class MetricName:
         if formula not in KEPT or not 0 < bound <= largest or bound == math.inf:
             names = ", ".join(KEPT)
             raise MetricError(
-                f"keep: {keep!r} cannot be kept; known: {names}, each with @extractor or not; or a bound, as "
+                f"keep: {keep!r} cannot be kept; known: {names}, each optionally with @extractor; or a bound, as "
                 "{precision: 0.7}"
             )
         if not at:

@@ -164,7 +164,7 @@ class MetricSuite:
         Args:
             images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
             gradients: the rows ``[B, D]`` of these images out of :meth:`ImageMetrics.gradients`.
-            prompts: of the images, if they have some.
+            prompts: the prompts of the images, if they have some.
 
         Raises:
             MetricError: an extractor cuts the graph.
@@ -225,9 +225,7 @@ class MetricSuite:
 def _check(metric: MetricName, reference: Reference) -> None:
     """Raise MetricError if the metric cannot be computed with this reference."""
     if metric.formula == "is" and not hasattr(reference.extractor, "features_and_logits"):
-        raise MetricError(
-            f"{metric}: the extractor {reference.extractor.name} tells no classes apart; use is@inception"
-        )
+        raise MetricError(f"{metric}: the extractor {reference.extractor.name} has no classes; use is@inception")
     try:
         if metric.needs_reference:
             _ = reference.frechet

@@ -24,34 +24,34 @@ class BatchSizes:
     """The number of images of a batch, with and without a graph.
 
     Args:
-        size: of a batch without a graph; ``auto`` begins with :data:`DEFAULT_BATCH`, and is halved whenever memory runs
-            out.
-        with_graph: of a batch with a graph; ``None`` uses ``size``, or a quarter of an automatic one.
-        images: of an evaluation; an automatic batch is not larger.
+        size: images in a batch without a graph; ``auto`` begins with :data:`DEFAULT_BATCH` and halves it whenever
+            memory runs out.
+        with_graph: images in a batch with a graph; ``None`` uses ``size``, or a quarter of an automatic one.
+        images: how many an evaluation samples; an automatic batch is not larger.
 
     Attributes:
         automatic: whether sizes are halved when memory runs out.
-        plain: the size of a batch without a graph.
-        with_graph: the size of a batch with a graph, at most ``plain``.
+        without_graph: the size of a batch without a graph.
+        with_graph: the size of a batch with a graph, at most ``without_graph``.
     """
 
     def __init__(self, size: int | Literal["auto"], *, with_graph: int | None, images: int) -> None:
         self.automatic = size == AUTO
         if size == AUTO:
-            self.plain = min(DEFAULT_BATCH, images)
-            default_with_graph = max(self.plain // GRAPH_MEMORY, 1)
+            self.without_graph = min(DEFAULT_BATCH, images)
+            default_with_graph = max(self.without_graph // GRAPH_MEMORY, 1)
         else:
-            self.plain = size
+            self.without_graph = size
             default_with_graph = size
-        self.with_graph = min(with_graph or default_with_graph, self.plain)
+        self.with_graph = min(with_graph or default_with_graph, self.without_graph)
 
     def describe(self) -> int | Literal["auto"]:
         """The ``size`` that was asked for."""
-        return AUTO if self.automatic else self.plain
+        return AUTO if self.automatic else self.without_graph
 
     def batches(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches without a graph."""
-        return _ranges(first, last, self.plain)
+        return _ranges(first, last, self.without_graph)
 
     def batches_with_graph(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches with a graph."""
@@ -59,11 +59,11 @@ class BatchSizes:
 
     def start_of_last(self, first: int, last: int) -> int:
         """The first image of the last batch of ``[first, last)``, if that batch has a graph."""
-        images_in_last = (last - first - 1) % self.plain + 1
+        images_in_last = (last - first - 1) % self.without_graph + 1
         return last - min(images_in_last, self.with_graph)
 
-    def fitting(self, stage: Callable[[], T]) -> T:
-        """The result of ``stage``, which is repeated with smaller batches when memory runs out.
+    def retry_smaller(self, stage: Callable[[], T]) -> T:
+        """The result of ``stage``, which is run again with half the batch size whenever memory runs out.
 
         Raises:
             torch.OutOfMemoryError: a batch of one image does not fit, or the size is not automatic.
@@ -72,13 +72,13 @@ class BatchSizes:
             try:
                 return stage()
             except torch.OutOfMemoryError:
-                if not self.automatic or self.plain == 1:
+                if not self.automatic or self.without_graph == 1:
                     raise
-            # outside of the except clause, where nothing refers to the stage's tensors any more
+            # outside of the except clause: the exception's traceback keeps the stage's tensors alive
             free_memory()
-            self.plain //= 2
+            self.without_graph //= 2
             self.with_graph = max(self.with_graph // 2, 1)
-            notice(f"batch_size: auto: out of memory; continuing with {self.plain} images at once")
+            notice(f"batch_size: auto: out of memory; continuing with {self.without_graph} images at once")
 
 
 def _ranges(first: int, last: int, size: int) -> Iterator[Range]:

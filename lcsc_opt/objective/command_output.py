@@ -47,7 +47,7 @@ def metrics_in_json(content: Any, path: str, *, name: str) -> dict[str, float]:
         content: parsed JSON.
         path: keys with dots between them. A key also matches the only one that continues it after a comma: ``acc``
             matches lm_eval's ``acc,none``.
-        name: of the score among the metrics.
+        name: the name of the score among the metrics.
 
     Raises:
         ObjectiveError: there is nothing at ``path``, or neither a number nor outcomes.

@@ -34,7 +34,7 @@ def run_command(words: Sequence[str]) -> str:
 
     Raises:
         ObjectiveError: its exit status is not zero; the message ends with the last line that it printed.
-        KeyboardInterrupt: nobody waits for this evaluation any more.
+        KeyboardInterrupt: this evaluation is no longer needed.
     """
     process = subprocess.Popen(  # noqa: S603 - the user's own command
         words,

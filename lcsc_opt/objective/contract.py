@@ -121,7 +121,7 @@ class Objective(abc.ABC):
         """Evaluate a candidate; with ``gradient``, also the gradient of the loss in its coefficients.
 
         Raises:
-            Exception: any exception fails this trial, with its text as the reason; the search goes on.
+            Exception: any exception fails this trial, with its text as the reason; the search continues.
         """
 
     @abc.abstractmethod
@@ -284,10 +284,10 @@ class StagedObjective(Objective):
 
 
 def stop_if_told() -> None:
-    """End this evaluation, between two batches, if nobody waits for it any more.
+    """End this evaluation, between two batches, if it is no longer needed.
 
     Raises:
-        KeyboardInterrupt: nobody waits for it.
+        KeyboardInterrupt: it is no longer needed.
     """
     flag = stop_flag.get()
     if flag is not None and flag.is_set():

@@ -1,4 +1,4 @@
-"""The objective that this project exists for: coefficients → merged weights → images → features → loss and metrics."""
+"""The main objective of this project: coefficients → merged weights → images → features → loss and metrics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Merged = tuple[dict[str, Tensor], Cost]
 """The merged weights of one candidate, name → tensor, until they are in the model; and the cost of merging."""
 
 Sampled = tuple[ImageState, Cost]
-"""What metrics need of some images, picklable; and the cost of these images, merging included."""
+"""What the metrics need to know about some images, picklable, and the cost of these images with merging."""
 
 
 class _Placed(NamedTuple):
@@ -60,7 +60,7 @@ class MergeSampleScore(StagedObjective):
         batch_size: images that are sampled at once; ``auto`` is the default, and half of it whenever memory runs out.
         gradient_batch_size: images with a graph at once, which need as much memory as training does. The default is the
             batch size, or a quarter of an automatic one. It does not change the loss.
-        device: of the sampler's model; candidates are merged in its memory.
+        device: the device of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
     """
 
@@ -121,7 +121,7 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def real_images_per_feature(self) -> float | None:
-        """In the features of the loss that have the fewest real images."""
+        """Real images per feature; the lowest of the loss's extractors."""
         ratios = []
         for name in self.scores.extractors:
             reference = self.scores.references[name]
@@ -178,7 +178,7 @@ class MergeSampleScore(StagedObjective):
             self._load(weights)
             weights.clear()
         pass_over_images = self._first_gradient_pass if gradient else self._sample
-        metrics = self._batch_sizes.fitting(lambda: pass_over_images(candidate, first, last, watch))
+        metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
         with watch.timing("features"):
             state = metrics.state
         count = last - first
@@ -219,7 +219,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the gradient is not finite.
         """
-        return self._batch_sizes.fitting(lambda: self._second_gradient_pass(candidate, first, last, back))
+        return self._batch_sizes.retry_smaller(lambda: self._second_gradient_pass(candidate, first, last, back))
 
     def know_constraint(self) -> None:
         """Measure the bound of the kept metric once, if there is one; the search is not charged for it."""
@@ -234,11 +234,11 @@ class MergeSampleScore(StagedObjective):
             batches = self._batch_sizes.batches(0, count)
             return torch.cat([self._stages.sample(noise, start, stop).cpu() for start, stop in batches])
 
-        return self._batch_sizes.fitting(sampled)
+        return self._batch_sizes.retry_smaller(sampled)
 
     def features(self, images: Tensor) -> npt.NDArray[np.float64]:
         """``[N, C, H, W]`` → ``[N, D]``, by the extractor of the loss."""
-        return extract(self.scores.extractor, images, batch_size=self._batch_sizes.plain)
+        return extract(self.scores.extractor, images, batch_size=self._batch_sizes.without_graph)
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""
@@ -344,7 +344,7 @@ class MergeSampleScore(StagedObjective):
         """The loss and the kept metric of a candidate."""
         self._load(self._source.merge(candidate.coefficients))
         count = self.images_of(candidate)
-        metrics = self._batch_sizes.fitting(lambda: self._sample(candidate, 0, count, Stopwatch()))
+        metrics = self._batch_sizes.retry_smaller(lambda: self._sample(candidate, 0, count, Stopwatch()))
         with self._metric_threads():
             return metrics.constraint()
 

@@ -35,7 +35,7 @@ class NetworkScorer:
         settings: how the network is run.
         batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
             called like ``function``. ``None`` merges them.
-        name: of network and functions in the study's fingerprint.
+        name: the name of network and functions in the study's fingerprint.
     """
 
     def __init__(

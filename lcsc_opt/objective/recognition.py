@@ -56,9 +56,9 @@ def propose(folder: Path, first: Path, tensors: Mapping[str, Tensor], *, has_ref
     """Choose an objective by the configurations near the checkpoints, else by the tensors.
 
     Args:
-        folder: of the checkpoints, a glob, or a packed trajectory.
+        folder: the folder of the checkpoints, a glob, or a packed trajectory.
         first: one of the checkpoints.
-        tensors: of one of the checkpoints.
+        tensors: the tensors of one of the checkpoints.
         has_reference: whether the user named real images; then the model makes images.
     """
     base = folder if folder.is_dir() else folder.parent
@@ -90,7 +90,7 @@ def _scored_by_function(model: Path | None) -> Proposal:
     score = Setting(
         "score", "module:function, called as score(model, draw); gives losses of single items, docs/score.md"
     )
-    size = Setting("size", "items of an evaluation; leave it out where the score takes no draw", 500)
+    size = Setting("size", "items of an evaluation; leave it out if the score has no argument draw", 500)
     return Proposal(SCORE, (network, score, size))
 
 

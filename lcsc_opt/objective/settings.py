@@ -104,7 +104,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
 
     Attributes:
         images: the number of images in an evaluation of a search.
-        noise_seed: of all sampling noise.
+        noise_seed: the seed of all sampling noise.
         batch_size: images at once; ``auto`` begins with 500, halved whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which needs as much memory as training does. The default
             is ``batch_size``, or a quarter of ``auto``.

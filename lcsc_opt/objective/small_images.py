@@ -53,15 +53,15 @@ class TrainedSettings(ScoreSettings):
 
     Attributes:
         select: which of the checkpoints are combined.
-        noise_seed: of all sampling noise.
+        noise_seed: the seed of all sampling noise.
         data: ``half`` trains on half of the images, and leaves the other half for held-out reports; ``thirds`` trains
             on a third, searches with another, and leaves the last for reports.
-        images: of an evaluation; more than 64, so that the covariance of 64 features has full rank.
+        images: images per evaluation; more than 64, so that the covariance of 64 features has full rank.
         batch_size: images at once.
         nfe: model calls per image.
         training_steps: length of the training.
         checkpoint_every: training steps between two checkpoints.
-        training_seed: of weights, batches and noise of the training.
+        training_seed: the seed of weights, batches and noise of the training.
     """
 
     select: Selection = Selection()
@@ -153,14 +153,14 @@ class SmallModel:
     """A network, and a recipe that trains it in minutes on a CPU, in this process and without Accelerate.
 
     Attributes:
-        name: of the trajectory's file in the cache.
+        name: the name of the trajectory's file in the cache.
         dataset: what it is trained on.
         recipe: its loss and settings; the optimizer is RAdam for all.
         image_shape: ``[C, H, W]``.
         architecture: names the network in the cache; change it with the network.
         network: makes the network.
         spacing: ratio of the noise levels of a consistency model that is sampled in several steps.
-        threads: of the training; ``None`` for :data:`THREADS`. A single thread hardly waits on a busy machine.
+        threads: threads of the training; ``None`` is :data:`THREADS`. A single thread hardly waits on a busy machine.
     """
 
     name: str

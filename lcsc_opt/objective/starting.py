@@ -43,7 +43,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
     """Draft a study file for checkpoints.
 
     Args:
-        folder: of checkpoints, a glob, or a packed trajectory.
+        folder: the folder of checkpoints, a glob, or a packed trajectory.
         reference: the real images; ``None`` if the user has not named them.
         ask: asks the user for what the files do not tell.
 
@@ -88,7 +88,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
 
 
 _TEXT = """\
-# {summary}. lcsc run FILE --dry-run says what is still to be filled in.
+# {summary}. lcsc run FILE --dry-run lists what is missing.
 name: {name}
 objective:
   file: {file}
@@ -161,7 +161,7 @@ def _answer(setting: Setting, ask: Ask) -> JsonValue:
 def _as_yaml(value: JsonValue) -> str:
     """A value as one line of YAML, which is read back unchanged.
 
-    PyYAML's dumper leaves text without quotes that our reader takes for a number (1e-4), and writes text with line
+    PyYAML's dumper leaves text without quotes that our reader parses as a number (1e-4), and writes text with line
     breaks in several lines. Such text is in double quotes.
     """
     text = _dumped(value, style=None)

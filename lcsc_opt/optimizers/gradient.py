@@ -85,8 +85,8 @@ class _PendingAsk:
     """A candidate between ask and tell.
 
     Attributes:
-        number: of the ask.
-        steps: the steps that the path had made by then.
+        number: how many asks came before it.
+        steps: how many steps the path had made when it was asked.
     """
 
     number: int
@@ -111,7 +111,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
         self._path = _Path(self._space, start, self._options["step_size"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
-        self._gradient_images = 0  # asked so far
+        self._gradient_images = 0  # images of all gradients that were asked for
         self._cost_since_check = 0
         self._check_images = 0  # 0: every candidate costs the same
         self._samples_images = True
@@ -177,13 +177,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _check_is_due(self) -> bool:
         """Whether the checks' share of images allows a check now, or it is the last one of the budget.
 
-        The last one is made even where no step was told yet, as with many workers: else the study would end without a
-        number.
+        The last one is made even if no step was told yet, as with many workers; else the study would end without a
+        loss that compares.
         """
         check_cost = self._check_images or 1
         if self._budget_left is not None and self._budget_left > 0:
             price = check_cost if self._budget_in_images else 1
-            if self._budget_left <= 2 * price:
+            if self._budget_left <= 2 * price:  # at most one more step fits before the last check
                 return self._budget_left <= price and self._cost_since_check > 0
         if self._path.steps == 0:
             return False
@@ -239,7 +239,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._retreated_at = self.num_ask
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """Go on where another search ended: at its last gradient, or at its best loss where it has no gradients."""
+        """Continue where another search ended: at its last gradient, or at its best loss if it has no gradients."""
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
@@ -319,8 +319,8 @@ class _Path:
         make shorter steps, else the path swings: the first gradients of all workers are asked at one point, and full
         steps along all of them would lead much too far.
         """
-        free = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
-        slopes = self._by_row(lambda directions, row: (directions * row[:, None]).sum(axis=0), free)
+        free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
+        slopes = self._by_row(_onto_directions, free_gradient)
         self.steps += 1
         self._since_retreat += 1
         self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
@@ -329,15 +329,15 @@ class _Path:
         spread = np.sqrt(self._square / (1 - _MEMORY**self.steps))
         ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
         size = self._step_size / (1 + _DELAY * delay)
-        moved = self.free - size * self._by_row(lambda directions, row: (directions * row).sum(axis=1), ratio)
+        moved = self.free - size * self._by_row(_along_directions, ratio)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
     def _by_row(self, product: Callable[[_Free, _Free], _Free], rows: _Free) -> _Free:
         """The product with the directions of each row. No BLAS: its bits depend on its threads."""
-        row_products = [
-            product(directions, row) for directions, row in zip(self._directions, np.atleast_2d(rows), strict=True)
-        ]
+        row_products = []
+        for directions, row in zip(self._directions, np.atleast_2d(rows), strict=True):
+            row_products.append(product(directions, row))
         return np.stack(row_products) if rows.ndim > 1 else row_products[0]
 
     def retreat(self) -> None:
@@ -348,13 +348,25 @@ class _Path:
         self._since_retreat = 0
 
 
+def _onto_directions(directions: _Free, free: _Free) -> _Free:
+    """``[d, K - 1]`` and a vector ``[d]`` → its components along the directions, ``[K - 1]``."""
+    components: _Free = (directions * free[:, None]).sum(axis=0)
+    return components
+
+
+def _along_directions(directions: _Free, components: _Free) -> _Free:
+    """``[d, K - 1]`` and components ``[K - 1]`` → the vector ``[d]``."""
+    vector: _Free = (directions * components).sum(axis=1)
+    return vector
+
+
 def _directions_of_rows(space: CoefficientSpace, cosines: _Free) -> _Free:
-    """``[S, d, K - 1]``: what one unit of each cosine direction does to the free vector of each row."""
+    """``[S, d, K - 1]``: how the free vector of each row changes with one unit of each cosine direction."""
     origin = space.to_coefficients(np.zeros(space.shape))
     zero = space.to_free(origin)
     columns = [np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T]
     directions = np.stack(columns, axis=-1)
-    # All rows have the same directions, but for the principal ones: then one copy is enough.
+    # except in a principal space, all rows have the same directions: one copy is enough
     if np.allclose(directions, directions[:1], rtol=0, atol=1e-12):
         return np.broadcast_to(directions[:1].copy(), directions.shape)
     return directions
@@ -362,7 +374,7 @@ def _directions_of_rows(space: CoefficientSpace, cosines: _Free) -> _Free:
 
 def cosine_directions(count: int) -> npt.NDArray[np.float64]:
     """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform II without its constant."""
-    waves = np.arange(1, count)
-    places = np.arange(count)[:, None] + 0.5
-    directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * places * waves)
+    frequencies = np.arange(1, count)
+    positions = np.arange(count)[:, None] + 0.5
+    directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * positions * frequencies)
     return directions

@@ -62,7 +62,7 @@ def coefficient_array(
     Args:
         space: which coefficients it reaches; the array starts at the space's origin.
         step_size: one standard deviation of a coefficient, for every optimizer.
-        seed: of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
+        seed: the seed of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
     """
     array = ng.p.Array(shape=space.shape)
     array.set_mutation(sigma=float(step_size))
@@ -136,7 +136,7 @@ class Request:
         """Whether its loss compares with those of plain evaluations: same noise, same number of images.
 
         Args:
-            images: of a plain evaluation; a request for exactly that many compares, too. ``None``: not known.
+            images: images of a plain evaluation; a request for exactly that many compares, too. ``None``: not known.
         """
         return self.images in (None, images) and self.noise == SEARCH
 

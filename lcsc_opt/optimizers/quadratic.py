@@ -381,7 +381,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._radius = min(self._radius, step_length / 2)
 
     def _begin_last_stage(self) -> None:
-        """Go on with plain evaluations, from the best point, with the model of the first stage as their prior."""
+        """Continue with plain evaluations, from the best point, with the model of the first stage as their prior."""
         centre = self._stage.centre
         self._stage = _Stage(Request(), centre, prior=self._model())
         self._queue = deque([centre])
@@ -415,7 +415,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
     """A trust-region search with a quadratic model along the slow waves of the trajectory, in two stages.
 
-    The first stage uses few images per evaluation, on a noise of its own, and now and then checks the best so far
+    The first stage uses few images per evaluation, on separate noise, and now and then checks the best so far
     plainly. It probes every wave, then makes steps, until there were two evaluations a wave. The second stage uses
     plain evaluations only.
 

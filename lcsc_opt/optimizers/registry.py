@@ -1,7 +1,8 @@
-"""Names to optimizers: ours, and everything in Nevergrad's registry as it is."""
+"""Optimizers by name: ours, and everything in Nevergrad's registry."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
@@ -115,8 +116,7 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             f"optimizers.{name}: no such optimizer{near_miss(name, list(registry))}; "
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
-    registered = registry[name]
-    family, defaults = _family_of(registered)
+    family, defaults = _family_of(name)
     option_names = [_STEP_SIZE]
     if family is not None:
         option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
@@ -125,54 +125,47 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             hint = near_miss(option, option_names)
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
-        return registered
-    _check_options(name, family, defaults, options)
-    merged_options = {**defaults, **options}
+        return registry[name]
+    options_json = json.dumps(options)
+    _check_options(name, options_json)
+    merged_options = {**defaults, **json.loads(options_json)}
     return family(**merged_options)
 
 
-def _family_of(registered: Any) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
-    """What makes an optimizer of the registry from options, ``None`` if it has none; and the options that it has."""
-    if registered is ng.optimizers.registry["CMA"]:  # registered as a class without settings
+def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+    """The class that configures a registered optimizer, if there is one, and the options it is registered with."""
+    registered = ng.optimizers.registry[name]
+    if name == "CMA":  # registered as a class without settings
         return ng.families.ParametrizedCMA, {}
     if isinstance(registered, ConfiguredOptimizer):
         return type(registered), registered.config()
     return None, {}
 
 
-def _check_options(
-    name: str, family: Callable[..., Any], defaults: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
+@functools.cache
+def _check_options(name: str, options_json: str) -> None:
     """Refuse options with which a short search fails. Most of Nevergrad's optimizers use them unchecked.
+
+    A study configures its optimizer a dozen times, and this costs 10 to 30 ms: it is cached, so the options are text.
 
     Raises:
         StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
     """
-    joint_reason = _why_not(family, defaults, options)
+    family, defaults = _family_of(name)
+    assert family is not None  # others have no options
+    options: dict[str, Any] = json.loads(options_json)
+    joint_reason = _why_not(family, {**defaults, **options})
     if joint_reason is None:
         return
     for option, value in options.items():
-        reason = _why_not(family, defaults, {option: value})
+        reason = _why_not(family, {**defaults, option: value})
         if reason is not None:
             raise StudySpecError(f"optimizers.{name}.{option}: {excerpt(value)} does not work ({reason})")
     raise StudySpecError(f"optimizers.{name}: these options do not work together ({joint_reason})")
 
 
-def _why_not(family: Callable[..., Any], defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
-    """The error, on one line, that ends a short search with these options; ``None`` if there is none.
-
-    The answer is remembered: a study configures its optimizer a dozen times, and this costs 10 to 30 ms.
-    """
-    key = (family, repr(defaults), json.dumps(options))
-    if key not in _ERRORS:
-        _ERRORS[key] = _error_of_search(family, {**defaults, **options})
-    return _ERRORS[key]
-
-
-_ERRORS: dict[tuple[Callable[..., Any], str, str], str | None] = {}
-
-
-def _error_of_search(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+    """The error, on one line, that ends a short search with these options; ``None`` if there is none."""
     array = ng.p.Array(shape=(_CHECK_DIMENSION,))
     array.random_state = np.random.RandomState(0)
     try:

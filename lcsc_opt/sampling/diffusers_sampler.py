@@ -56,7 +56,7 @@ class SchedulerSettings(FrozenModel):
     Attributes:
         name: which scheduler; without it the pipeline's own.
         steps: how many; for most samplers that is the number of model calls.
-        timesteps: which ones, in place of ``steps``, if the scheduler takes them: ``[22, 0]`` for a consistency model.
+        timesteps: the steps themselves, if the scheduler accepts them: ``[22, 0]`` for a consistency model.
         scheduler: settings that replace those of its configuration: ``{solver_order: 3, clip_sample: false}``.
         step: further arguments of each step: ``{eta: 0.5}`` for DDIM.
     """
@@ -114,7 +114,7 @@ def _scheduler_class(class_name: str) -> Any:
     """The scheduler of diffusers with this name; an empty name stands for a pipeline without a scheduler."""
     names = ", ".join(SCHEDULERS)
     if not class_name:
-        raise ObjectiveError(f"sampler.name: the model has no scheduler of its own; name one of {names}")
+        raise ObjectiveError(f"sampler.name: the model comes without a scheduler; name one of {names}")
     scheduler_class = diffusers_class(class_name, import_extra("diffusers").SchedulerMixin)
     if scheduler_class is None:
         raise ObjectiveError(
@@ -127,7 +127,7 @@ def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
     """``[T]`` timesteps, on the CPU like all numbers of a scheduler, which is then before its first step.
 
     Raises:
-        ObjectiveError: the scheduler does not take them.
+        ObjectiveError: the scheduler does not accept them.
     """
     try:
         scheduler.set_timesteps(**schedule)
@@ -145,14 +145,14 @@ class DiffusersSampler(NetworkSampler):
         network: gets the merged weights; such as ``UNet2DModel`` or ``DiTTransformer2DModel``.
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
         steps: how many steps of the scheduler; ``None`` with ``timesteps``.
-        timesteps: the steps themselves, for schedulers that take them, such as those of consistency models.
+        timesteps: the steps themselves, for schedulers that accept them, such as those of consistency models.
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
         calls: how many model calls one call of the network counts as.
         timestep_scale: the network is told the scheduler's timesteps times this.
         image_shape, noise, labels, decoder, settings, trained: as of :class:`NetworkSampler`.
 
     Raises:
-        ObjectiveError: the scheduler does not take these steps or options; no such device.
+        ObjectiveError: the scheduler does not accept these steps or options; no such device.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
-BYTES_ABOVE = 2.0  # images without a negative value are taken for bytes if they reach this
+BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
 
 
 class FunctionSampler(NetworkSampler):
@@ -34,7 +34,7 @@ class FunctionSampler(NetworkSampler):
         function: samples.
         nfe: model calls per image, for the cost that is reported.
         options: further arguments of the function.
-        name: of model and function in the study's fingerprint.
+        name: the name of model and function in the study's fingerprint.
         image_shape, noise, labels, settings: as of :class:`NetworkSampler`.
     """
 

@@ -108,7 +108,7 @@ def load_autoencoder(folder: Path) -> nn.Module:
     try:
         name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", AUTOENCODERS[0])
         if name not in AUTOENCODERS:
-            raise ObjectiveError(f"decoder: {folder} is of a {name}; {expected}")
+            raise ObjectiveError(f"decoder: {folder} is a {name}; {expected}")
         autoencoder_class = getattr(diffusers, name)
         autoencoder: nn.Module = autoencoder_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:

@@ -32,19 +32,21 @@ class LoraAdapter:
     parameter is the gradient in the factor.
 
     Args:
-        pipeline: of diffusers.
-        alphas: of the LoRAs; ``None`` is alpha = rank.
+        pipeline: a pipeline of diffusers.
+        alphas: the alphas of the LoRAs; ``None`` is alpha = rank.
 
     Attributes:
         factors: a factor's name in the checkpoints → its parameter; empty until the first LoRA is loaded.
 
     Raises:
-        ObjectiveError: the pipeline takes no LoRA.
+        ObjectiveError: the pipeline does not support LoRAs.
     """
 
     def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:
         if not hasattr(pipeline, "load_lora_weights"):
-            raise ObjectiveError(f"component: {type(pipeline).__name__} takes no LoRA; merge its transformer or unet")
+            raise ObjectiveError(
+                f"component: {type(pipeline).__name__} does not support LoRAs; merge its transformer or unet"
+            )
         self._pipeline = pipeline
         self._alphas = alphas or LoraAlphas()
         self._unet = getattr(pipeline, "unet", None)

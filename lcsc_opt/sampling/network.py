@@ -29,7 +29,7 @@ class NetworkSettings(FrozenModel):
 
     Attributes:
         device: ``auto`` (the accelerator, else the CPU), or torch's name of one, such as ``cpu``, ``cuda:1``, ``xpu``.
-        dtype: of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
+        dtype: the dtype of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
         compile: use ``torch.compile``; the first images then take minutes.
         channels_last: the memory format of images and of convolutions.
     """
@@ -60,7 +60,7 @@ class PreparedNetwork:
         trained: the part of it that the checkpoints hold; all of it by default.
 
     Attributes:
-        dtype: of images in and out: float64 if the network's weights are float64, else float32.
+        dtype: the dtype of images in and out: float64 if the network's weights are float64, else float32.
         weights: the weights of ``trained``, for gradients.
 
     Raises:
@@ -111,7 +111,7 @@ class NetworkSampler:
         module: everything that is called for an image.
         settings: how it is run.
         trained: the part of it that gets the merged weights; all of it by default.
-        image_shape: of the noise of one image, ``[C, H, W]``.
+        image_shape: the shape of the noise of one image, ``[C, H, W]``.
         noise: where all noise comes from.
         labels: the classes of a class-conditional network.
         decoder: latents → images, if the network makes latents.

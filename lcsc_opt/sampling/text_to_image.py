@@ -54,7 +54,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
 
     Raises:
         MissingPackageError: one of the packages that it runs on cannot be imported.
-        ObjectiveError: there is no such pipeline or device, it is not supported, or it needs code of its own.
+        ObjectiveError: there is no such pipeline or device, it is not supported, or it needs custom code.
     """
     packages = ["transformers", "accelerate"]
     if lora:
@@ -74,7 +74,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         reason = " ".join(str(error).split())[:300]
         raise ObjectiveError(
             f"pipeline: {name} cannot be loaded, neither as a folder of a pipeline nor from the Hugging Face hub: "
-            f"{reason} Where there is a network, 'hf download {name} --local-dir FOLDER' gets one"
+            f"{reason} On a machine with a network, 'hf download {name} --local-dir FOLDER' fetches one"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
@@ -98,10 +98,10 @@ def _check_index(name: str, index: Mapping[str, Any]) -> None:
         library, _ = entry
         is_ours = library in (None, "diffusers", "transformers") or hasattr(pipelines, str(library))
         if component.startswith("_") or not is_ours:
-            raise ObjectiveError(f"pipeline: {name} needs code of its own for {component}, which is never run")
+            raise ObjectiveError(f"pipeline: {name} needs custom code for {component}, which is never run")
     class_name = index["_class_name"]
     if class_name not in PIPELINES:
-        raise ObjectiveError(f"pipeline: {class_name} is not supported; these are: {', '.join(PIPELINES)}")
+        raise ObjectiveError(f"pipeline: {class_name} is not supported; expected one of {', '.join(PIPELINES)}")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -126,18 +126,18 @@ class LatentDiffusionSampler:
     """Images of a text-to-image pipeline.
 
     Args:
-        pipeline: of diffusers, as :func:`load_pipeline` gives it; it is this sampler's alone.
-        component: what merged weights are: those of ``unet`` or ``transformer``, or a ``lora``.
-        prompts: image i is of prompt i mod n.
-        held_out_prompts: the same for the held-out noise; without them ``prompts`` are used there, too.
-        noise: where all noise comes from.
-        steps: of the scheduler; or
-        timesteps: the steps themselves, where the pipeline has such an argument.
+        pipeline: a pipeline of diffusers, as :func:`load_pipeline` returns it; nothing else may use it.
+        component: what is merged: the ``unet``, the ``transformer`` or a ``lora``.
+        prompts: image i is sampled with prompt i mod n.
+        held_out_prompts: the same for held-out noise; ``None`` uses ``prompts`` there, too.
+        noise: the source of all noise.
+        steps: how many steps the scheduler makes, unless ``timesteps`` are given.
+        timesteps: the steps themselves, for pipelines that have such an argument.
         guidance_scale: the pipeline's argument; 1 is no classifier-free guidance.
-        negative_prompt: what guidance leads away from; ``None`` leaves it to the pipeline.
-        height, width: of the images, in pixels; ``None`` is what the model was trained on.
+        negative_prompt: what guidance leads away from; ``None`` is the pipeline's default.
+        height, width: size of the images in pixels; ``None`` is the size that the model was trained on.
         options: further arguments of the pipeline, such as ``eta``.
-        alphas: of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
+        alphas: the alphas of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
 
     Raises:
         ObjectiveError: a component, a size or an option that does not fit.
@@ -209,7 +209,7 @@ class LatentDiffusionSampler:
         return ModuleWeights(self.denoiser, *self._modules().values(), lora=factors)
 
     def prompts_of(self, noise: Noise, start: int, stop: int) -> list[str]:
-        """Image i is of prompt i mod n."""
+        """The prompts of the images ``[start, stop)``: image i has prompt i mod n."""
         prompts = self.prompts
         if noise.group == HELD_OUT.group:
             prompts = self.held_out_prompts
@@ -217,27 +217,20 @@ class LatentDiffusionSampler:
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
-        prompts = self.prompts_of(noise, start, stop)
-        options: dict[str, Any] = {**self._options, "prompt": prompts}
-        if self._guided and self._negative_prompt is not None:
-            options["negative_prompt"] = [self._negative_prompt] * len(prompts)
-        for name in ("clean_caption", "use_resolution_binning"):  # they change prompts and sizes
-            if self._has_argument(name):
-                options[name] = False
         height, width = self.image_size
         factor = self.pipeline.vae_scale_factor
         latent_shape = (self.denoiser.config.in_channels, height // factor, width // factor)
         latents = self.noise.batch(noise, start, stop, latent_shape)
         call: Any = type(self.pipeline).__call__
         if torch.is_grad_enabled():
-            call = inspect.unwrap(call)  # it is wrapped to disable gradients
+            call = inspect.unwrap(call)  # without the decorator torch.no_grad
         with contextlib.ExitStack() as stack:
             stack.enter_context(quiet_libraries())
             if self.recomputed:
                 stack.enter_context(recomputed_calls(self.denoiser))
             output = call(
                 self.pipeline,
-                **options,
+                **self._prompt_options(self.prompts_of(noise, start, stop)),
                 guidance_scale=self._guidance_scale,
                 height=height,
                 width=width,
@@ -246,10 +239,20 @@ class LatentDiffusionSampler:
                 output_type="pt",
             )
         if torch.is_grad_enabled():
-            # multistep schedulers drop the outputs that they hold, and with them the graph
+            # multistep schedulers hold earlier outputs, and with them the graph, until they are set again
             set_timesteps(self.pipeline.scheduler, self._schedule)
         unit_range: Tensor = output.images.to(torch.promote_types(output.images.dtype, torch.float32))
         return unit_range * 2 - 1
+
+    def _prompt_options(self, prompts: list[str]) -> dict[str, Any]:
+        """The pipeline's arguments for these prompts, with the ``options`` of all images."""
+        options: dict[str, Any] = {**self._options, "prompt": prompts}
+        if self._guided and self._negative_prompt is not None:
+            options["negative_prompt"] = [self._negative_prompt] * len(prompts)
+        for name in ("clean_caption", "use_resolution_binning"):  # they change prompts and sizes
+            if self._has_argument(name):
+                options[name] = False
+        return options
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images, and a hash of all weights that are not merged."""
@@ -283,7 +286,7 @@ class LatentDiffusionSampler:
         return {name: component for name, component in components if isinstance(component, nn.Module)}
 
     def _length(self, name: str, pixels: int | None, axis: int) -> int:
-        """Height or width, as a multiple of what one latent covers."""
+        """Height or width in pixels, a multiple of the pixels of one latent."""
         factor = self.pipeline.vae_scale_factor
         if pixels is None:
             latents = self.denoiser.config.get("sample_size")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.progress import messages_by_default, notice, said_once
+from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -93,7 +93,7 @@ class Study:
             reader = HistoryReader(storage)
             answer = reader.answer(reader.read_study(self.name))
         if answer is None:
-            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
+            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
         return answer
 
     @property
@@ -151,7 +151,7 @@ def run(
     storage: str | None = None,
     accept_changes: bool = False,
 ) -> list[Study]:
-    """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
+    """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
 
     Args:
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
@@ -172,7 +172,7 @@ def run(
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
-    with messages_by_default(), said_once():
+    with messages_by_default(), each_notice_once():
         run_plans(chosen, url, accept_changes=accept_changes)
     return [Study(plan.name, url) for plan in chosen]
 
@@ -181,7 +181,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
     Returns:
-        Each study as it is resolved, and how many evaluations are stored.
+        Each resolved study, with the number of its stored evaluations.
 
     Raises:
         LcscError: the first thing that is wrong.
@@ -207,8 +207,8 @@ def run_plans(
 
     Args:
         to_run: the plans.
-        url: of the database.
-        on_end: called with one line when a study has ended, or cannot run, and at the end.
+        url: the URL of the database.
+        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
 
     Raises:
@@ -237,8 +237,8 @@ def run_plans(
         on_end(f"database: {masked(url)}")
     if failed:
         raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
-            "how they go on"
+            f"{len(failed)} of {len(to_run)} studies did not finish: {', '.join(failed)}; the lines above say why, and "
+            "how to continue"
         )
 
 
@@ -252,7 +252,7 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
             evidence[key] = read_code(plan, studies.attributes)
         resolved.append(resolve(plan, studies, evidence[key], accept_changes=accept_changes))
     for study in resolved:
-        if study.state == "finished":
+        if study.state == "finished":  # the executor, which prints the notices of the others, skips it
             for line in study.notices:
                 notice(line)
     check_machine([study.plan for study in resolved if study.state != "finished"])

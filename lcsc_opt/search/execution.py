@@ -286,7 +286,7 @@ class Executor:
 
         Args:
             plan: of the study.
-            retry_failed: trials that failed after the last success are asked anew, and earlier failures do not end
+            retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
                 the search.
 
         Raises:
@@ -309,7 +309,7 @@ class Executor:
                     notice(line)
                 if retry_failed:
                     many = retry_failures(study)
-                    notice(f"{study.name}: {many} trials after the last success are asked anew")
+                    notice(f"{study.name}: {many} trials after the last success are repeated")
                 yield Execution(resolved.plan, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:

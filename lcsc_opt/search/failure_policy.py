@@ -1,4 +1,4 @@
-"""Failures of a search: what is printed of them, and when they end it."""
+"""Failures of a search: which are printed, and when they end it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FailurePolicy:
     """Decides when the failures of one run of a study end it.
 
     Args:
-        name: of the study.
+        name: the name of the study.
         policy: which share of failed trials ends the search.
         has_results: whether the study has had a success in an earlier run.
 
@@ -66,14 +66,14 @@ class FailurePolicy:
             self._last_reason = failure.reason.rstrip(".")
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Restart the count."""
         self.count = 0
         self.accepted = 0
 
     def check_repetition(self, outcome: Outcome, attempts: Sequence[Mapping[str, Any]], *, older_run: bool) -> None:
         """End the run when trials in a row raised one error at each attempt: code or a file is broken.
 
-        Before the study's first success one trial is enough; then it takes five.
+        Before the study's first success one trial is enough; afterwards, five are needed.
 
         Args:
             outcome: that this run got, and the optimizer was told.
@@ -137,7 +137,7 @@ def retry_failures(study: StoredStudy) -> int:
     All later candidates depend on the earlier failures, so they stay; but on replay they must not end the search again.
 
     Returns:
-        How many trials were forgotten, and will be asked anew.
+        How many trials were forgotten, and will be asked again.
     """
     many = study.retry_failed()
     remaining = [trial.number for trial in study.trials() if trial.state == TrialState.FAIL]

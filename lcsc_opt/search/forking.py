@@ -189,7 +189,9 @@ def starting_point(
     """
     if not is_ours(source):
         if best:
-            raise StudySpecError("--from best: a study file has found nothing; give experiment/optimizer/seed")
+            raise StudySpecError(
+                "--from best: a study file has no best coefficients yet; give experiment/optimizer/seed"
+            )
         path = find("studies", source)
         spec = only_one(read_studies(path), source="a refinement")
         objective = load_objective(spec.objective, beside=path.parent)

@@ -84,12 +84,12 @@ class HeldOutPlan:
         first_group: int = 0,
         keep: bool = False,
     ) -> HeldOutPlan:
-        """The plan of ``lcsc evaluate``. What is ``None`` comes from the study file, else from the defaults.
+        """The plan of ``lcsc evaluate``. Values that are ``None`` come from the study file, else from the defaults.
 
         The report is kept if ``keep`` is true, or if it is the study's first one with at least the planned images.
 
         Raises:
-            StudySpecError: fewer images are to be kept than the study file asks for.
+            StudySpecError: ``keep`` with fewer images than the study file asks for.
         """
         attributes = study.attributes
         stored_plan = attributes.get("held_out_plan")
@@ -119,8 +119,8 @@ def score_held_out(
     Each measurement is stored with the study as soon as it is known and never repeated, also after an interruption.
 
     Args:
-        study: its ``held_out`` attribute gets the report of a plan with ``keep``.
-        objective: the study's.
+        study: the study; with ``plan.keep`` its ``held_out`` attribute becomes the report.
+        objective: the study's objective.
         plan: how many images, and which noise.
         evaluate: evaluates one candidate; ``None`` does it in this process.
 
@@ -131,7 +131,7 @@ def score_held_out(
     trials = study.trials()
     best_trials = _best_trials(trials, plan.top)
     if not best_trials:
-        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it search on")
+        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     signs = objective.evaluation_metrics
     models = _baseline_models(study, objective, plan, needed=bool(signs))
     steps = len(best_trials) + plan.groups * (1 + len(models))
@@ -182,7 +182,7 @@ def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
 
 
 def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:
-    """One line if, in the later half of the search, the loss fell and that to held-out real images rose.
+    """A warning if, in the later half of the search, the loss fell and that to held-out real images rose.
 
     Both are trends of Kendall's rank correlation with time (Mann 1945) at a level of 5 %.
     """
@@ -208,7 +208,7 @@ def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:
 class _Measurements:
     """Losses and metrics of models on noise, stored by coefficients, number of images and noise.
 
-    Held-out measurements that lack one of the ``metrics`` are made again.
+    Held-out measurements that lack one of the ``metrics`` are repeated.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class _Measurements:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _BaselineModel:
-    """What the answer is compared with, before it is measured; the same as :class:`Baseline` afterwards."""
+    """A model that the answer is compared with, before it is measured; :class:`Baseline` is the measured one."""
 
     name: str
     coefficients: Coefficients
@@ -281,7 +281,7 @@ class _BaselineModel:
 def _baseline_models(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, needed: bool
 ) -> list[_BaselineModel]:
-    """What the answer is compared with: EMA* of the same experiment.
+    """The models that the answer is compared with: EMA* of the same experiment.
 
     Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if neither
     ``plan.baselines`` nor the objective's metrics need one.

@@ -21,7 +21,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
 
-FEWEST_REAL_IMAGES = 10  # for each feature, where each layer may have coefficients of its own
+FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
 
@@ -30,8 +30,8 @@ class Plan:
     """One study: one optimizer and one seed of a specification.
 
     Attributes:
-        spec: what was asked for, with that optimizer and that seed only.
-        directory: the study file's folder, where the objective is looked for first.
+        spec: the study file's specification, with that optimizer and that seed only.
+        directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients that it inherited.
     """
 
@@ -44,7 +44,7 @@ class Plan:
         """The plan that a stored study was made from, so that it can be continued without its study file.
 
         Raises:
-            StudyStoreError: it is not one of ours.
+            StudyStoreError: lcsc_opt did not write the study, or another version did.
         """
         stored = study.attributes
         experiment = study.name.rsplit("/", 2)[0]
@@ -64,7 +64,9 @@ class Plan:
                 "notify": stored.get("notify"),
             }
             [spec] = parse_studies(content, source="its specification")
-            directory = stored["directory"] and Path(stored["directory"])
+            directory = None
+            if stored["directory"]:
+                directory = Path(stored["directory"])
             return cls(spec, directory, stored["origin"])
         except (KeyError, TypeError, ValueError, StudySpecError) as error:
             raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
@@ -92,7 +94,9 @@ class Plan:
     @property
     def ray(self) -> RayWorkers | None:
         """The workers of a Ray cluster; ``None`` if this machine evaluates."""
-        return self.spec.workers if isinstance(self.spec.workers, RayWorkers) else None
+        if isinstance(self.spec.workers, RayWorkers):
+            return self.spec.workers
+        return None
 
     @property
     def workers(self) -> int:
@@ -111,7 +115,9 @@ class Plan:
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices of the workers, if the study file lists them."""
-        return self.spec.workers if isinstance(self.spec.workers, tuple) else ()
+        if isinstance(self.spec.workers, tuple):
+            return self.spec.workers
+        return ()
 
     @property
     def names_device(self) -> bool:
@@ -132,7 +138,7 @@ class Plan:
         return dataclasses.replace(self, spec=self.spec.model_copy(update=changes))
 
     def with_budget(self, total: int) -> Plan:
-        """The plan with a higher total, in the unit of its own budget.
+        """The plan with a higher total budget, in the same unit.
 
         Raises:
             StudySpecError: it is lower than the stored one.
@@ -144,7 +150,7 @@ class Plan:
 
     @property
     def specification(self) -> dict[str, Any]:
-        """JSON-able: what must stay the same for the study to be continued."""
+        """As JSON: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
@@ -153,19 +159,20 @@ class Plan:
 
     @property
     def following(self) -> dict[str, Any]:
-        """The study's attributes that follow the study file: it may be edited, and the checkpoints may have moved."""
+        """The study's attributes that are written by every run, since the study file may have been edited."""
         held_out = self.spec.held_out
+        ray = self.ray
         return {
             "specification": self.specification,
             "failures": self.spec.failures.model_dump(),
-            "held_out_plan": held_out and held_out.model_dump(),
-            "ray": self.ray and self.ray.model_dump(),
+            "held_out_plan": None if held_out is None else held_out.model_dump(),
+            "ray": None if ray is None else ray.model_dump(),
             "log": list(self.spec.log),
             "notify": self.spec.notify,
         }
 
     def beginning(self, objective: Objective) -> dict[str, Any]:
-        """The study's attributes that its search begins with, and keeps."""
+        """The study's attributes that are written when it begins, and never change."""
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
         return {
@@ -176,14 +183,14 @@ class Plan:
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
             "layer_groups": None if groups is None else list(groups.names),
-            "directory": self.directory and str(self.directory),
+            "directory": None if self.directory is None else str(self.directory),
         }
 
     def check_devices(self) -> None:
-        """Refuse a device in the objective's settings where the workers, or Ray, choose theirs.
+        """Refuse a device in the objective's settings if the workers, or Ray, choose the devices.
 
         Raises:
-            StudySpecError: both do.
+            StudySpecError: both name devices.
         """
         if self.ray is not None:
             if self._device.partition(":")[2] not in ("", "0"):
@@ -193,15 +200,15 @@ class Plan:
         elif self.devices and self.names_device:
             names = ", ".join(self.devices)
             raise StudySpecError(
-                f"workers: {names} and objective.settings.device {self._device}: give one of them only"
+                f"workers: {names} and objective.settings.device {self._device}: give only one of them"
             )
 
     def check_gradient(self, why_no_gradient: Callable[[], str | None]) -> None:
-        """Refuse an optimizer that follows gradients if there are none.
+        """Refuse an optimizer that follows gradients if the objective gives none.
 
         Raises:
-            StudySpecError: the optimizer needs a gradient, and ``why_no_gradient``, which is called only then, says
-                why there is none.
+            StudySpecError: the optimizer needs a gradient, and ``why_no_gradient``, which is called only for such
+                optimizers, returns a reason.
         """
         if not self.follows_gradients:
             return
@@ -216,14 +223,14 @@ class Plan:
         """Refuse a search whose report could not be measured.
 
         Raises:
-            ObjectiveError: the study file asks for a report, and ``why_no_report``, which is called only then, says
-                why there could be none.
+            ObjectiveError: the study file asks for a report, and ``why_no_report``, which is called only then,
+                returns a reason.
         """
         if self.spec.held_out is None:
             return
         reason = why_no_report()
         if reason is not None:
-            raise ObjectiveError(f"{self.name}: held_out: {reason}. Fix that, or leave held_out out")
+            raise ObjectiveError(f"{self.name}: held_out: {reason}. Fix that, or remove held_out")
 
     def check(self, objective: Objective) -> None:
         """Refuse an objective that this plan cannot search, before any weights are read.
@@ -256,16 +263,16 @@ class Plan:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
 
     def advice(self, objective: Objective) -> Iterator[str]:
-        """What speaks against a row for each layer group, a line each (measured in docs/optimizers.md)."""
+        """Reasons not to search a row for each layer group, one line each (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
         images = objective.real_images_per_feature
         if not self.follows_gradients:
-            yield f"{self.name}: without a gradient, more rows do not pay; leave space.rows out, or use LCSCGradient"
+            yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:
             yield (
                 f"{self.name}: the reference has {images:.1f} real images for each feature; with fewer than about "
-                f"{FEWEST_REAL_IMAGES}, many rows fit them alone; leave space.rows out"
+                f"{FEWEST_REAL_IMAGES}, many rows overfit these images; leave space.rows out"
             )
 
     def space(self, objective: Objective) -> CoefficientSpace:
@@ -290,14 +297,14 @@ class Plan:
         if spec.kind == "convex":
             return ConvexSpace(steps, start)
         gram = objective.gram()
-        assert gram is not None  # checked
+        assert gram is not None  # see check()
         return PrincipalSpace.of(steps, start, gram, spec.directions or 0)
 
     def most(self, objective: Objective) -> BudgetSpec:
         """The budget, but no more than a grid has candidates."""
         budget = self.spec.budget
         profiles = getattr(configure(self.optimizer)[0], "profiles", None)
-        if profiles is None:  # no grid
+        if profiles is None:  # not a grid
             return budget
         price = objective.images_per_evaluation if budget.unit == "images" else 1
         candidates = len(profiles(objective.steps))
@@ -322,9 +329,9 @@ class Plan:
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
-    """How many trials may be between ask and tell: one for one worker, and two each if their stages overlap.
+    """How many trials may be between ask and tell: two per worker if its stages overlap, one for a single worker.
 
-    Else 1.5 each, which keeps workers busy while tells wait for their turn and candidates are written.
+    Several workers have 1.5 each, which keeps them busy while tells wait for their turn and candidates are written.
     """
     if pipelined:
         return 2 * workers
@@ -341,14 +348,14 @@ def plans(
     seeds: Sequence[int] = (),
     budget: int | None = None,
 ) -> list[Plan]:
-    """The studies that a study file describes, for a sweep one point after the other.
+    """The studies that a study file describes; those of a sweep point by point.
 
     Args:
         specs: the study file, or all points of its sweep.
         directory: its folder.
         optimizers: only these; one that the file does not list is run with its defaults.
         seeds: only these; the file need not list them.
-        budget: another total for each study, in the unit of its own budget.
+        budget: another total for each study, in the unit of the study file.
 
     Raises:
         StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
@@ -359,14 +366,14 @@ def plans(
     for spec in specs:
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
-            configure(optimizer)
+            configure(optimizer)  # raises if an option is wrong
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed
 
 
 def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:
-    """The specifications with another total, each in the unit of its own budget."""
+    """The specifications with another total, each in its unit."""
     for key in specs[0].vary:
         if key.split(".")[0] == "budget":
             raise StudySpecError(f"--budget: the study file varies {key}; give {key}={total} instead")
@@ -374,7 +381,7 @@ def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:
 
 
 def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
-    """Those of the specification with these names, or all; one that it does not list has its defaults."""
+    """The optimizers of these names, or all of the specification; one that it does not list has its defaults."""
     listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
     chosen = []
     for name in names or listed:

@@ -58,7 +58,7 @@ class RefineSettings(FrozenModel):
         images_per_step: images of each gradient.
         rate: Adam's rate, about how far each weight moves in a step; see :attr:`adam_rate`.
         checkpoint_every: steps between two checkpoints; by default there are fifty.
-        seed: of the noise.
+        seed: the seed of the noise.
         held_out: how many images the start and the answer are compared on; ``None`` leaves it to the study.
     """
 
@@ -128,7 +128,9 @@ def refine(
         TrajectoryError: a checkpoint cannot be written.
     """
     if not isinstance(objective, MergeSampleScore):
-        raise ObjectiveError("refine: the objective samples no images with merged weights, so there is none to train")
+        raise ObjectiveError(
+            "refine: the objective samples no images with merged weights, so there is nothing to train"
+        )
     reason = objective.why_no_gradient()
     if reason is not None:
         raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
@@ -158,7 +160,7 @@ def _check_new(out: Path) -> None:
         if path.exists():
             advice = "give another name"
             if out.with_suffix(_STATE).exists():
-                advice = f"go on with --resume, or {advice}"
+                advice = f"continue with --resume, or {advice}"
             raise StudySpecError(f"{path}: exists already; {advice}")
 
 
@@ -199,16 +201,16 @@ class _Refinement:
         """The run whose state is stored; refused unless it began with the same settings and objective."""
         file = out.with_suffix(_STATE)
         if not file.exists():
-            raise StudySpecError(f"{out}: there is nothing to resume; leave --resume out to begin")
+            raise StudySpecError(f"{out}: there is nothing to resume; leave --resume out to start")
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             stored = json.loads(state["identity"])
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise TrainingError(f"{file}: is damaged; begin anew under another name") from error
+            raise TrainingError(f"{file}: is damaged; start again under another name") from error
         current = json.loads(_identity(objective, settings))
         difference = next(differences(stored, current), None)
         if difference is not None:
-            raise StudySpecError(f"{out}: was begun otherwise: {difference}; give the same settings again")
+            raise StudySpecError(f"{out}: was started with other settings: {difference}; give the same settings again")
         run = cls(objective, settings, state["coefficients"].numpy(), out)
         run.done = int(state["done"])
         run.seconds = float(state["seconds"])
@@ -260,7 +262,7 @@ class _Refinement:
                 except KeyboardInterrupt:
                     writer.flush()
                     self.save()
-                    notice(f"{self.out}: stopped after step {self.done}; with --resume the same command goes on")
+                    notice(f"{self.out}: stopped after step {self.done}; the same command with --resume continues")
                     raise
                 self._step(evaluation)
                 self.seconds = time.monotonic() - began
@@ -283,7 +285,7 @@ class _Refinement:
                 raise ObjectiveError(f"the loss is {evaluation.loss}; lower the rate")
         except (ObjectiveError, MetricError) as error:
             raise TrainingError(
-                f"step {self.done + 1}: {error}; the checkpoints before it are whole in {self.out}"
+                f"step {self.done + 1}: {error}; the checkpoints before it are complete in {self.out}"
             ) from error
         return evaluation
 

@@ -136,7 +136,7 @@ def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None]) -
     """One line if a metric of ``kept`` is beyond its bound; or if the loss gained, and other metrics did not.
 
     Args:
-        rows: of a report, the loss first.
+        rows: the rows of a report, the loss first.
         kept: metric that the setting ``keep`` holds → its bound, ``None`` for the baseline's value.
     """
     for row in rows:

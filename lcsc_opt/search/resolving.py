@@ -66,16 +66,16 @@ class StoredStudies:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of the code that would run.
+    """What is known about the code that would run.
 
     Attributes:
-        fingerprint: ``environment``, and ``code`` as far as it is known. Once the objective is loaded also
-            ``objective``, and the code is known completely.
+        fingerprint: ``environment`` and ``code``. Before the objective is loaded, ``code`` may lack files; afterwards
+            it is complete, and there is an entry ``objective``.
         why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
         why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
             that ask for a report. It is known before the objective is loaded, and not asked again.
-        objective: once it is loaded.
-        refusal: what is wrong with the objective's settings or code.
+        objective: the objective, if it is loaded.
+        refusal: the error in the objective's settings or code, if there is one.
     """
 
     fingerprint: Mapping[str, Any]
@@ -90,13 +90,13 @@ class Resolved:
     """A study, and what running it will do.
 
     Attributes:
-        plan: the specification; where a study file leaves the workers open, as the stored study has them.
+        plan: the specification, with the stored study's workers if the study file does not name any.
         state: ``finished`` if neither the search nor the report has anything left to do.
         stored: the study's attributes in the database; ``None`` if it is new.
-        beginning: attributes that a new study begins with and keeps; empty before the objective is loaded.
-        following: attributes that are written into a new study, and into a stored one where they changed.
-        objective: once it is loaded.
-        notices: lines for people.
+        beginning: attributes that are written once, into a new study; empty before the objective is loaded.
+        following: attributes that every run writes if they have changed.
+        objective: the objective, if it is loaded.
+        notices: lines that a runner prints.
     """
 
     plan: Plan
@@ -115,12 +115,12 @@ class Resolved:
 
 
 def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_changes: bool = False) -> Resolved:
-    """Decide whether a study is new, goes on or is finished, what changed, and what will be written.
+    """Decide whether a study is new, continues or is finished, what changed, and what will be written.
 
     Args:
-        plan: what was asked for.
-        studies: what the database holds.
-        evidence: what is known of the code; with the objective if it is loaded.
+        plan: the study to run.
+        studies: the contents of the database.
+        evidence: what is known about the code, with the objective if it is loaded.
         accept_changes: allow other code and, for a stored study, other versions and settings; never other checkpoints.
 
     Raises:
@@ -133,7 +133,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     objective = evidence.objective
     finished = stored is not None and is_finished(plan, stored)
     if stored is not None and finished and objective is None:
-        # Nobody has to load the objective of a finished study, whose code may even be gone.
+        # a finished study needs no objective; its code may even be gone
         return Resolved(plan, "finished", stored, notices=_since_finished(plan, stored, evidence))
     if evidence.refusal is not None:
         raise evidence.refusal
@@ -235,7 +235,7 @@ def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple
     changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
     if not changed:
         return ()
-    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... searches anew",)
+    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search",)
 
 
 def accepted_changes(
@@ -249,7 +249,7 @@ def accepted_changes(
     """The attributes to write into a study that continues; empty if nothing changed.
 
     Args:
-        name: of the study.
+        name: the name of the study.
         stored: its attributes.
         trials: as of :class:`StoredStudies`.
         current: the fingerprint, or the part of it that is known.

@@ -57,7 +57,7 @@ def check_objective(
         build: makes the objective; called twice.
         images: how many an evaluation samples; ``None`` is the objective's own number.
         step: length of the step of the central difference, in coefficients.
-        tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
+        tolerance: that of the derivative along a direction, relative to the larger of it and the gradient's length.
 
     Raises:
         AssertionError: one of these is not kept.
@@ -163,65 +163,69 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
     * A failed evaluation, told as a very large loss, does not end the search.
 
     Args:
-        name: in Nevergrad's registry, which includes ours.
-        options: of the study file.
-        budget: evaluations.
+        name: as in Nevergrad's registry, which includes our optimizers.
+        options: as in a study file.
+        budget: evaluations of each search.
 
     Raises:
-        AssertionError: one of these is not kept.
+        AssertionError: one of these does not hold.
         StudySpecError: a candidate's coefficients are not valid, or there is no such optimizer or option.
     """
     spec = OptimizerSpec(name=name, options=dict(options or {}))
     global_state = str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
-    asked = _Search(spec, budget).asked
+    asked = _search(spec, budget)
     assert str(np.random.get_state()) == global_state, "draws from numpy's global generator"  # noqa: NPY002
-    assert _Search(spec, budget).asked == asked, "the same seed and answers gave other candidates"
+    assert _search(spec, budget) == asked, "the same seed and answers gave other candidates"
     in_flight = 1 if asks_one_at_a_time(spec) else 3
-    asked = _Search(spec, budget, in_flight=in_flight).asked
-    asked_again = _Search(spec, budget, in_flight=in_flight).asked
-    assert asked_again == asked, f"{in_flight} at once: another sequence"
-    _Search(spec, budget, fails=True)
+    asked_ahead = _search(spec, budget, in_flight=in_flight)
+    repeated = _search(spec, budget, in_flight=in_flight)
+    assert repeated == asked_ahead, f"{in_flight} at once: another sequence"
+    _search(spec, budget, some_fail=True)  # only that it runs to its end
 
 
-class _Search:
-    """One search, which ends when the object is made; checks each candidate as it is asked.
+def _search(spec: OptimizerSpec, budget: int, *, in_flight: int = 1, some_fail: bool = False) -> list[bytes]:
+    """Search the quadratic function with a new optimizer, and check each candidate and the recommendation.
 
-    Attributes:
-        asked: the bytes of each candidate's coefficients.
+    Args:
+        spec: the optimizer.
+        budget: evaluations.
+        in_flight: how many candidates are asked before the first of them is told.
+        some_fail: whether one evaluation in five is told as failed.
+
+    Returns:
+        The bytes of each candidate's coefficients, in the order in which they were asked.
     """
+    space = AffineSpace(STEPS, default_origin(STEPS))
+    optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
+    with_gradient = needs_gradient(spec)
+    asked: list[bytes] = []
+    waiting: list[Any] = []
+    told_count = 0
+    while len(asked) < budget and not getattr(optimizer, "finished", False):
+        if len(waiting) == in_flight:
+            parameter = waiting.pop(0)
+            if some_fail and told_count % 5 == 2:
+                attach_evaluation(parameter, None)
+                optimizer.tell(parameter, FAILURE_LOSS)
+            else:
+                _tell_loss(optimizer, parameter, with_gradient=with_gradient)
+            told_count += 1
+        parameter = optimizer.ask()
+        waiting.append(parameter)
+        asked.append(_checked(parameter.value).tobytes())
+    for parameter in waiting:
+        _tell_loss(optimizer, parameter, with_gradient=with_gradient)
+    _checked(optimizer.recommend().value)
+    return asked
 
-    def __init__(self, spec: OptimizerSpec, budget: int, *, in_flight: int = 1, fails: bool = False) -> None:
-        space = AffineSpace(STEPS, default_origin(STEPS))
-        self.asked: list[bytes] = []
-        self._optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
-        self._gives_gradient = needs_gradient(spec)
-        self._fails = fails
-        self._told = 0
-        self._run(budget, in_flight)
 
-    def _run(self, budget: int, in_flight: int) -> None:
-        waiting: list[Any] = []
-        while len(self.asked) < budget and not getattr(self._optimizer, "finished", False):
-            if len(waiting) == in_flight:
-                self._tell(waiting.pop(0), failed=self._fails and self._told % 5 == 2)
-            parameter = self._optimizer.ask()
-            waiting.append(parameter)
-            self.asked.append(_checked(parameter.value).tobytes())
-        for parameter in waiting:
-            self._tell(parameter, failed=False)
-        _checked(self._optimizer.recommend().value)
-
-    def _tell(self, parameter: Any, *, failed: bool) -> None:
-        self._told += 1
-        if failed:
-            attach_evaluation(parameter, None)
-            self._optimizer.tell(parameter, FAILURE_LOSS)
-            return
-        apart = candidate_of(parameter).coefficients - TARGET
-        loss = min(float(np.square(apart).sum()) + 1.0, LARGEST_LOSS)
-        gradient = 2 * apart if self._gives_gradient else None
-        attach_evaluation(parameter, Evaluation(loss, gradient=gradient))
-        self._optimizer.tell(parameter, loss)
+def _tell_loss(optimizer: Any, parameter: Any, *, with_gradient: bool) -> None:
+    """Evaluate the quadratic function for a candidate, and tell its loss."""
+    difference = candidate_of(parameter).coefficients - TARGET
+    loss = min(float(np.square(difference).sum()) + 1.0, LARGEST_LOSS)
+    gradient = 2 * difference if with_gradient else None
+    attach_evaluation(parameter, Evaluation(loss, gradient=gradient))
+    optimizer.tell(parameter, loss)
 
 
 def _checked(coefficients: Coefficients) -> Coefficients:
@@ -242,7 +246,7 @@ def check_extractor(
         extractor: what to check.
         images: ``[B, C, H, W]`` in [−1, 1], at least two, all different.
         differentiable: whether a graph is expected; only searches that follow gradients need one.
-        tolerance: of differences between batches, relative to the largest feature.
+        tolerance: the tolerance of differences between batches, relative to the largest feature.
 
     Raises:
         AssertionError: one of these is not kept.
@@ -354,7 +358,7 @@ def check_storage(url: str) -> None:
     * One coordinator holds a study; a second one gets an error.
 
     Args:
-        url: of a database that this may write to.
+        url: the URL of a database that this may write to.
 
     Raises:
         AssertionError: one of these is not kept.

@@ -33,8 +33,9 @@ from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 
 _POLL_SECONDS = 10.0  # between two reads of the database
 _FINISH_SECONDS = 60.0  # at the end of a search, for trackers that send over a network
-_STALL_SECONDS = 1800.0  # nothing new for this long,
-_STALL_TIMES = 10  # and for so many times the longest evaluation
+# a search has stalled when nothing was new for both of these
+_STALL_SECONDS = 1800.0
+_STALL_TIMES = 10  # times the longest evaluation
 _WIDTH = 900  # pixels, of the bar chart
 _HEIGHT = 360
 _MARGIN = 60
@@ -44,7 +45,7 @@ _Values = Mapping[str, float | Image.Image]
 _Task = Callable[[StudyHistory, bool], None]
 """Called with the study as it is now, and whether it is the last time."""
 _Logged = Mapping[str, Any]
-"""What is stored of a tracker: its ``run``, the last ``step``, trial and held-out loss of the ``answer``."""
+"""The stored state of a tracker: its ``run``, its last ``step``, and the trial and held-out loss of its ``answer``."""
 
 
 class _TrackerRun(NamedTuple):
@@ -62,7 +63,10 @@ class _TrackerRun(NamedTuple):
 
 
 def _tensorboard(study: StudyHistory, _: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
-    """Event files; what an earlier process wrote after the stored step, or an earlier study of this name, is hidden."""
+    """TensorBoard's event files.
+
+    ``purge_step`` hides what a killed process, or a deleted study of the same name, wrote after the stored step.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     folder = logged["run"] or str(Path("runs", study.study).absolute())
@@ -80,7 +84,7 @@ def _tensorboard(study: StudyHistory, _: Mapping[str, Any], logged: _Logged) -> 
 
 
 def _wandb(study: StudyHistory, settings: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
-    """Weights & Biases. The step is a metric: those of its own only grow, and a crash may repeat some of ours."""
+    """Weights & Biases. The trial is a metric, since wandb's own steps must increase, and a crash may repeat trials."""
     wandb = import_extra("wandb")
     key = logged["run"] or uuid.uuid4().hex
     run = wandb.init(
@@ -133,7 +137,7 @@ def _with_images(kind: Callable[[Image.Image], Any], values: _Values) -> dict[st
 
 
 def _mlflow(study: StudyHistory, settings: Mapping[str, Any], logged: _Logged) -> _TrackerRun:
-    """MLflow's client, since its functions have one run at a time, which may be the objective's."""
+    """MLflow, through its client: the functions have one active run, which the objective may use."""
     client = import_extra("mlflow").MlflowClient()
     key = logged["run"]
     if key is None:
@@ -182,11 +186,11 @@ def check_reporting(log: Sequence[str], notify: str | None) -> _Notify | None:
 class Reporting:
     """Logs a study, and calls the user's function about it, while this is open.
 
-    A thread for each tracker, and one for the function, end with their first error, which is a notice.
+    Each tracker, and the function, has a thread, which ends at its first error and prints that as a notice.
 
     Args:
-        study: the caller holds it, or it is finished.
-        log: the trackers.
+        study: locked by the caller, or finished.
+        log: the names of the trackers.
         notify: ``module:function``. It gets the study's name, ``ended``, ``failed`` or ``stalled``, the lowest loss of
             the search, and a line of text.
 
@@ -195,7 +199,7 @@ class Reporting:
     """
 
     def __init__(self, study: StoredStudy, log: Sequence[str], notify: str | None) -> None:
-        # an object of its own: the caller's caches what it has read
+        # not the caller's object, which caches what it has read
         self._study = StoredStudy(study.storage, study.name, study.key)
         self._reader = HistoryReader(study.storage)
         self._writing = threading.Lock()
@@ -219,7 +223,7 @@ class Reporting:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Log the rest, for a minute at most. An interruption is neither an end nor a failure."""
+        """Log the rest, within a minute. After an interruption the outcome stays empty: the study can be resumed."""
         if error is None:
             self._outcome = ("ended", "")
         elif isinstance(error, Exception):
@@ -240,10 +244,10 @@ class Reporting:
                 task(self._reader.read_study(self._study.name), is_last)
         except Exception as error:  # of other people's code and networks
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            notice(f"{self._study.name}: {name} failed and is switched off, the search goes on: {reason}")
+            notice(f"{self._study.name}: {name} failed and is switched off, the search continues: {reason}")
 
     def _log(self, name: str, study: StudyHistory, is_last: bool) -> None:
-        """Log what is new to a tracker, and store how far it has come."""
+        """Log what a tracker does not have yet, and store the last step that it has."""
         attributes = self._study.attributes
         all_logged = attributes.get(LOGGED) or {}
         logged = all_logged.get(name) or {"run": None, "step": -1, "answer": [None, None]}
@@ -271,7 +275,7 @@ class Reporting:
             self._study.set_attribute(LOGGED, all_logged)
 
     def _answer(self, study: StudyHistory, *, with_report: bool) -> _Values:
-        """The answer's coefficients; with the report its metrics on held-out noise, and its images, next to EMA*'s."""
+        """The answer's coefficients; with the report also its held-out metrics and images, and those of EMA*."""
         values: dict[str, float | Image.Image] = {}
         coefficients = self._reader.answer(study)
         if coefficients is not None:
@@ -285,10 +289,8 @@ class Reporting:
             if row.baseline is not None:
                 values[f"{name}_of_EMA"] = row.baseline
         for stored in StoredImage.of_answer(self._reader, study, artifact_directory(self._study.storage.url)):
-            owner = "EMA"
-            if stored.caption.startswith(study.study):
-                owner = "answer"
-            values[f"images/{owner}"] = Image.open(io.BytesIO(stored.content)).convert("RGB")
+            model = "answer" if stored.is_answer else "EMA"
+            values[f"images/{model}"] = Image.open(io.BytesIO(stored.content)).convert("RGB")
         return values
 
     def _notify(self, function: _Notify, study: StudyHistory, is_last: bool) -> None:

@@ -90,10 +90,10 @@ def as_floats(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-    """The latents of all images. If the autoencoder gives a distribution, its mode is taken.
+    """The latents of all images. If the autoencoder gives a distribution, its mode is used.
 
     Args:
-        autoencoder: of diffusers; it is moved to the device.
+        autoencoder: an autoencoder of diffusers; it is moved to the device.
         pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
         device: where it is run.
 
@@ -148,9 +148,9 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
     Args:
         pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
         folder: for diffusers' ``from_pretrained``; an autoencoder that exists there is read instead.
-        seed: of weights, batches and noise.
+        seed: the seed of weights, batches and noise.
         device: where it is trained.
-        steps: of training, at most :data:`STEPS`.
+        steps: the number of training steps, at most :data:`STEPS`.
 
     Raises:
         TrainingError: a side is odd, the loss is not finite, or the disk refuses.

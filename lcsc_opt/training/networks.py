@@ -63,7 +63,7 @@ class PatchedUNet(nn.Module):
 
     Args:
         image_shape: ``[C, H, W]``.
-        widths: of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
+        widths: the channels of each level of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
         patch: side of a patch in pixels.
     """
 
@@ -81,7 +81,7 @@ class PatchedUNet(nn.Module):
 
 @torch.no_grad()
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight of a network anew from ``generator``, as PyTorch's own defaults would.
+    """Draw every weight of a network from ``generator``, as PyTorch's own defaults would.
 
     Weights with two axes or more, and the biases of their layers, are uniform within ± 1 / sqrt(fan-in). Vectors of
     normalization layers are one and zero.

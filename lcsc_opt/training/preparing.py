@@ -1,4 +1,4 @@
-"""From a user's request to a training. Wrong requests fail before anything is trained."""
+"""Prepares a training from a user's request. Wrong requests fail before anything is trained."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lcsc_opt.training.trainer import Trainer, Training, beside, new_accelerator
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
-LEAVES = (".trajectory", ".state", ".model", ".jsonl", ".yaml", ".samples")  # suffixes of what a training writes
+OUTPUTS = (".trajectory", ".state", ".model", ".jsonl", ".yaml", ".samples")  # suffixes of what a training writes
 
 
 def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
@@ -54,14 +54,14 @@ def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
 
 
 def run(training: Training, *, resume: bool = False) -> Path | None:
-    """Train, and leave a trajectory, a model's folder and a study file.
+    """Train, and write a trajectory, a model folder and a study file.
 
     Args:
         training: what is trained.
         resume: continue from the files of an earlier call.
 
     Returns:
-        The study file, in the process that has written it; ``None`` in others.
+        The study file; ``None`` in processes of a distributed training that did not write it.
 
     Raises:
         TrainingError: the request is wrong, or the loss is not finite.
@@ -149,7 +149,7 @@ def _latents(training: Training, pixels: Tensor, accelerator: Any) -> tuple[Tens
 
 
 def _check(training: Training) -> None:
-    """Refuse a wrong request, as far as that is known before anything is read."""
+    """Refuse requests that are wrong whatever the files contain."""
     name = training.recipe.name
     needs = training.recipe.needs
     if training.steps < 2 * training.checkpoint_every:
@@ -168,7 +168,7 @@ def _check(training: Training) -> None:
 
 def _check_free(training: Training) -> None:
     """Refuse to overwrite files of an earlier training, or of somebody else."""
-    for suffix in LEAVES:
+    for suffix in OUTPUTS:
         path = beside(training.out, suffix)
         if path.exists():
             advice = "continue with --resume"
@@ -219,7 +219,7 @@ def _described(training: Training) -> dict[str, Any]:
 
 
 def _beginning(training: Training, teacher: Model | None) -> Model | None:
-    """The model whose weights the network begins with, and whose architecture it has."""
+    """The model from whose weights, and with whose architecture, the training starts."""
     recipe = training.recipe
     if training.begin is None:
         if teacher is not None and teacher.kind in recipe.begins_from and training.network is None:
@@ -228,7 +228,7 @@ def _beginning(training: Training, teacher: Model | None) -> Model | None:
     model = Model.read(training.begin, "--from")
     if model.kind not in recipe.begins_from:
         raise TrainingError(
-            f"--from: {training.begin} is a {model.kind} model, and {recipe.name} begins from "
+            f"--from: {training.begin} is a {model.kind} model, and {recipe.name} starts from "
             f"{' or '.join(recipe.begins_from)}"
         )
     return model
@@ -275,7 +275,7 @@ def _study_text(training: Training, reference: str | None, decoder: Mapping[str,
         "model": model,
         "sampler": training.recipe.sampler,
     }
-    if training.data in BUNDLED:  # which have feature networks of their own
+    if training.data in BUNDLED:  # these come with feature networks
         settings["loss"] = f"fid@{training.data}"
         settings["held_out_metrics"] = [f"fid@{training.data}2"]
     else:

@@ -48,17 +48,17 @@ class Training:
     """A request of ``lcsc train``.
 
     Attributes:
-        recipe: the loss, and its settings.
+        recipe: the loss and its settings.
         data: ``digits``, ``photographs``, ``characters``, ``cifar10``, a folder or a zip file.
         out: the trajectory.
-        steps: of training.
+        steps: the number of training steps.
         checkpoint_every: steps between two checkpoints.
         teacher: the folder of a diffusion model that is distilled.
-        begin: the folder of a model whose weights training begins with.
+        begin: the folder of a model whose weights the training starts from.
         network: the folder, or the ``config.json``, of a network of diffusers; without it a small U-Net.
         autoencoder: the folder of an autoencoder; the model is then trained on its latents.
-        seed: of all random numbers.
-        precision: of matrix products and convolutions.
+        seed: the seed of all random numbers.
+        precision: the precision of matrix products and convolutions.
         samples_every: steps between two sheets of samples; ``None`` writes none.
     """
 
@@ -98,7 +98,7 @@ class LearningCurve:
     """``{"step", "loss", "seconds"}`` in each line; the loss is the mean since the line before.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         write: whether this process writes.
 
     Attributes:
@@ -142,7 +142,7 @@ class Trainer:
         noise_scale: factor of ln(sigma) in the network's noise input.
         decoder: latents → images, for the samples.
         keeps_start: whether the first weights are saved as the checkpoint of step 0.
-        teacher: of a distillation; a module, if it has weights.
+        teacher: the teacher of a distillation; a module, if it has weights.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Trainer:
                 place = "there" if saved_step == str(self.step) else f"step {saved_step}"
                 notice(
                     f"{self.training.out}: stopped after step {self.step}; "
-                    f"with --resume the same command goes on from {place}"
+                    f"the same command with --resume continues from {place}"
                 )
             raise
         finally:

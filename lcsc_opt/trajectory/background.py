@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class Background:
-    """Makes one call at a time in a thread of its own.
+    """Makes one call at a time in its own thread.
 
     Whoever waits for a call that no thread has begun makes it. So Ctrl-C while the thread starts leaves a call that can
     be waited for, and an interpreter that starts no more threads makes it at once. A call that a signal's handler ends

@@ -1,4 +1,4 @@
-"""Packed trajectories in the cache folder, and what is asked of it."""
+"""Packed trajectories in the cache folder, and the request that names one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lcsc_opt.trajectory.trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class PackRequest:
-    """Checkpoints as a user names them, and how they are packed; see :func:`~lcsc_opt.trajectory.packing.open_or_pack`.
+    """Which checkpoints a user wants, and how to pack them: :func:`~lcsc_opt.trajectory.packing.open_or_pack`.
 
     Attributes:
         patterns: files, globs, folders, or one packed trajectory.
-        cache: the folder for files that can be made again.
+        cache: the folder for files that can be computed again.
         key: which state dict of each file.
-        selection: which checkpoints to take.
-        steps: of each checkpoint, or ``None``.
-        dtype: how rows are stored; ``None`` if nobody said.
-        study_checkpoints: those that a study began with, if one continues.
+        selection: which of the checkpoints are used.
+        steps: the training step of each checkpoint; ``None`` reads them from names and contents.
+        dtype: how rows are stored; ``None`` if the user did not choose.
+        study_checkpoints: the checkpoints that a study began with, if this continues one.
     """
 
     patterns: Sequence[str | Path]
@@ -52,22 +52,22 @@ class PackRequest:
         return path if is_packed(path) else None
 
     def sources(self) -> dict[int, Path]:
-        """All checkpoints that the patterns stand for, by their steps.
+        """All checkpoints that match the patterns, by their steps.
 
         Raises:
-            TrajectoryError: there are none, or they do not tell their steps.
+            TrajectoryError: there are none, or their steps are unknown.
         """
         return find_sources(find_checkpoints(self.patterns, key=self.key), self.steps)
 
     def sources_if_any(self) -> dict[int, Path]:
-        """As :meth:`sources`; empty if the checkpoints are gone or no longer form a trajectory."""
+        """As :meth:`sources`, but empty if the checkpoints are gone or no longer form a trajectory."""
         try:
             return self.sources()
         except TrajectoryError:
             return {}
 
     def selected_sources(self) -> dict[int, Path]:
-        """The selected ones of :meth:`sources`.
+        """The selected checkpoints of :meth:`sources`.
 
         Raises:
             TrajectoryError: as :meth:`sources`, or fewer than two are selected.
@@ -75,20 +75,20 @@ class PackRequest:
         return select_sources(self.sources(), self.selection)
 
     def cached_path(self, sources: Sources) -> Path:
-        """Where the trajectory of these sources is in the cache, or will be."""
-        return self._place(sources_fingerprint(sources, self.key, self.stored))
+        """The path in the cache of the trajectory packed from these sources; it need not exist yet."""
+        return self._cached_path(sources_fingerprint(sources, self.key, self.stored))
 
-    def _place(self, fingerprint: str) -> Path:
+    def _cached_path(self, fingerprint: str) -> Path:
         return self.cache / "trajectories" / f"{fingerprint[:24]}.trajectory"
 
     def pack_once(self, sources: Sources) -> Trajectory:
-        """Pack these sources into the cache, unless they are there. A second process waits for the first.
+        """Pack these sources into the cache unless that is done. A second process waits for the first.
 
         Raises:
             TrajectoryError: as :func:`pack_sources`.
         """
         fingerprint = sources_fingerprint(sources, self.key, self.stored)
-        out = self._place(fingerprint)
+        out = self._cached_path(fingerprint)
         if not out.exists():
             with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
                 if not out.exists():  # another process may have made it meanwhile
@@ -97,12 +97,12 @@ class PackRequest:
 
 
 def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
-    """Several patterns, also if one was given."""
+    """A sequence of patterns, also if there is only one."""
     return [patterns] if isinstance(patterns, (str, Path)) else patterns
 
 
 def find_in_cache(cache: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
-    """A study's checkpoints in the cache, from whatever files they were packed."""
+    """The packed trajectory of a study's checkpoints in the cache, whatever files it was packed from."""
     for path in sorted((cache / "trajectories").glob("*.trajectory")):
         if is_packed(path):
             trajectory = Trajectory.holding(path, checkpoints)

@@ -34,10 +34,10 @@ class TrajectorySaver:
         saver.close()
 
     Args:
-        path: of the trajectory.
+        path: the path of the trajectory.
         every: save at steps that are multiples of it.
-        accelerator: of Accelerate. Its main process saves, its wrappers are removed from the model, and its
-            ``save_state`` and ``load_state`` keep the step.
+        accelerator: an ``accelerate.Accelerator``. Its main process saves, its wrappers are removed from the model, and
+            its ``save_state`` and ``load_state`` keep the step.
         resume: ``restart`` lets a training that starts from step 0 drop the rows of an earlier one, such as a job that
             was killed before its first saved state and queued again.
         options: further arguments of :class:`TrajectoryWriter`.
@@ -127,7 +127,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
     """A callback for ``Trainer(callbacks=[...])`` of Lightning; steps are ``trainer.global_step``.
 
     Args:
-        path: of the trajectory.
+        path: the path of the trajectory.
         every: save at steps that are multiples of it.
         weights: ``LightningModule`` → the weights to save, such as its EMA; ``None`` saves the whole module.
         options: further arguments of :class:`TrajectorySaver`.

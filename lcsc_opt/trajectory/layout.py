@@ -66,7 +66,7 @@ class TensorSpec:
 
     @property
     def merged(self) -> bool:
-        """Whether it takes part in a linear combination; other tensors are copied whole."""
+        """Whether it is part of linear combinations; other tensors are copied."""
         return self.dtype in MERGED
 
     @property
@@ -136,7 +136,7 @@ class Layout:
         """The layout of rows for checkpoints like this one.
 
         Args:
-            tensors: of one checkpoint.
+            tensors: the tensors of one checkpoint.
             stored: what floating-point tensors are rounded to; ``None`` keeps the dtype of each.
 
         Raises:
@@ -152,7 +152,7 @@ class Layout:
     def arranged(cls, described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
         """Place tensors ``(name, shape, dtype)`` in a row, sorted by name within regions that are aligned.
 
-        Each dtype that is merged has a region of its own; all other tensors share the last one.
+        Each dtype that is merged has its own region; all other tensors share the last one.
         """
         regions: dict[str, int] = {dtype: number for number, dtype in enumerate(MERGED)}
 

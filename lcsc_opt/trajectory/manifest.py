@@ -41,7 +41,7 @@ class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
-        row_bytes: of a row.
+        row_bytes: the bytes of a row.
         stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
         tensors: in the order of their bytes.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.

@@ -54,7 +54,9 @@ class MatrixWriter:
             self._written = self._committed  # what rows hold
             if dtype is not None and self._written is not None and self._written.stored != self._stored:
                 stored = self._written.stored or EXACT
-                raise TrajectoryError(f"{path} stores {stored}, not {dtype}: leave the dtype out, or begin anew.")
+                raise TrajectoryError(
+                    f"{path} stores {stored}, not {dtype}: leave the dtype out, or start a new trajectory."
+                )
             self._weights = os.open(path / WEIGHTS, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             undo.callback(os.close, self._weights)
             sync_folder(path.parent)

@@ -40,12 +40,12 @@ def pack(
     it stopped.
 
     Args:
-        patterns: files, globs or folders, as :func:`find_checkpoints` takes them.
+        patterns: files, globs or folders, as for :func:`find_checkpoints`.
         out: the new folder, by convention ``NAME.trajectory``.
         steps: the training step of each checkpoint that is found, ``[K]``; ``None`` reads them from metadata, names
             and contents. Checkpoints that hold their step must agree.
         key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
-        selection: which checkpoints to take.
+        selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
         dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
 
@@ -79,11 +79,11 @@ def open_or_pack(
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
     Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
-    steps, the key and the dtype. They stay there until somebody deletes them. A second process that asks for the same
+    steps, the key and the dtype. They stay there until they are deleted. A second process that asks for the same
     waits for the first. After an interruption the next call continues where it stopped.
 
     Args:
-        patterns: one packed trajectory, or what :func:`pack` takes.
+        patterns: one packed trajectory, or patterns as for :func:`pack`.
         cache: the folder for files that can be made again.
         key: as for :func:`pack`; for a packed trajectory it must be the one it was packed with.
         selection: as for :func:`pack`; for a packed trajectory none, since its checkpoints were selected already.

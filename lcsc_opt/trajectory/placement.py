@@ -1,4 +1,4 @@
-"""Where a merge finds the columns of a matrix: mapped, in a device's memory, or read anew each time."""
+"""Where a merge finds the columns of a matrix: mapped, in a device's memory, or read again each time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lcsc_opt.trajectory.layout import Segment
 
 Placement = Literal["mapped", "resident", "streamed"]
 
-_SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
+_SHARE_OF_DEVICE = 0.6  # of the device's free memory; the rest is for the network and its activations
 _SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
 FEWEST_COLUMNS = 256
@@ -188,7 +188,7 @@ def place(
     checkpoints = f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')})"
     streamed = _StreamedColumns(path, rows.shape[0], rows.shape[1], device)
     if how == "resident":
-        with contextlib.suppress(torch.OutOfMemoryError):  # somebody has taken the memory meanwhile
+        with contextlib.suppress(torch.OutOfMemoryError):  # another program has used the memory in the meantime
             resident = _copied(streamed, len(rows), segments, slots, name)
             notice(f"{checkpoints} are kept in the memory of {device}")
             return resident
@@ -219,7 +219,7 @@ def _copied(
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that columns may take, on a GPU or of the machine's memory; infinite where the system does not say."""
+    """Bytes that columns may use, of a GPU's or the machine's memory; infinite if the system does not report it."""
     if device != CPU:
         return _SHARE_OF_DEVICE * accelerator.free_bytes(device)
     try:

@@ -23,12 +23,12 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
     """The checkpoints by their steps, in the order of the steps. No weights are read.
 
     Args:
-        paths: of the checkpoints.
-        steps: of each path; ``None`` reads them from metadata, names and contents.
+        paths: the checkpoints.
+        steps: the step of each checkpoint; ``None`` reads them from metadata, names and contents.
 
     Raises:
-        TrajectoryError: a checkpoint does not tell its step, or holds another one than was given; another number of
-            steps than of checkpoints; or a step twice.
+        TrajectoryError: the step of a checkpoint is unknown, or not the given one; the numbers of steps and checkpoints
+            differ; or two checkpoints have the same step.
     """
     if steps is None:
         steps = [checkpoint_step(path) for path in paths]
@@ -41,7 +41,7 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
         if earlier is not None:
             same_series = checkpoint_series(earlier) == checkpoint_series(path)
             advice = "Leave one out." if same_series else "Name the files of one series."
-            raise TrajectoryError(f"Step {step} is there twice: {earlier} and {path}. {advice}")
+            raise TrajectoryError(f"Step {step} appears twice: {earlier} and {path}. {advice}")
         sources[step] = path
     return sources
 
@@ -63,7 +63,7 @@ def _check_steps(paths: Sequence[Path], steps: Sequence[int]) -> None:
 
 
 def select_sources(sources: Sources, selection: Selection) -> dict[int, Path]:
-    """The sources that ``selection`` takes, two or more; a notice says which.
+    """The sources that ``selection`` chooses, two or more; a notice says which.
 
     Raises:
         TrajectoryError: fewer than two are left.

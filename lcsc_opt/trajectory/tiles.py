@@ -31,7 +31,7 @@ class Tile(NamedTuple):
         start: the first column, counted from the segment's first one.
         stop: the column behind the last one.
         columns: ``[slots, stop - start]``, in the dtype of the segment; slots that were not asked for hold anything.
-        row: of ``[S, K]`` coefficients; 0 without layer groups.
+        row: a row of ``[S, K]`` coefficients; 0 without layer groups.
     """
 
     start: int
@@ -54,12 +54,12 @@ def tiled_blocks(
     Tiles are valid until the next block is asked for. No tile has columns of two layer groups.
 
     Args:
-        source: of the columns.
+        source: the source of the columns.
         segments: to read.
         slots: to read, of each column.
         groups: which row of coefficients each tensor is merged with; ``None`` if there is one row.
         rows: how many rows a tile has while it is computed with, in the dtype of :func:`accumulator`.
-        tile_bytes: that these rows may take.
+        tile_bytes: the memory that these rows may use.
     """
     with contextlib.closing(source.blocks(segments, slots)) as blocks:
         for segment, first, columns in blocks:

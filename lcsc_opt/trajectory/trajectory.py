@@ -44,13 +44,13 @@ class Trajectory:
     pickled as its path and steps.
 
     Attributes:
-        path: of its folder.
+        path: the path of its folder.
         steps: the training step of each checkpoint, ``[K]``, strictly increasing.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
         checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
-        sha256: of names, shapes, dtypes, steps and the bytes of all rows.
-        tensors: of every checkpoint, in the order of their bytes.
-        names: of the tensors, in this order.
+        sha256: the SHA-256 of names, shapes, dtypes, steps and the bytes of all rows.
+        tensors: the tensors of every checkpoint, in the order of their bytes.
+        names: the names of the tensors, in this order.
         varying: the names of the tensors that are not the same in all checkpoints.
         parameters: P, how many scalars of a checkpoint are floating-point numbers that a merge combines.
         nbytes: the size of the K checkpoints on disk.
@@ -322,7 +322,10 @@ class Trajectory:
                 f"{self.path}: the LoRA's alpha is in {ADAPTER_CONFIG} next to {source or 'the checkpoint'}, which "
                 "does not exist: give lora_alpha."
             )
-        notice(f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; else give lora_alpha")
+        notice(
+            f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; "
+            "if that is wrong, give lora_alpha"
+        )
         return LoraAlphas()
 
     def verify(self) -> None:

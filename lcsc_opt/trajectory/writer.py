@@ -146,7 +146,9 @@ class TrajectoryWriter:
         """
         step = MatrixWriter.whole_step(step)
         if not self._appending.acquire(blocking=False):
-            raise TrajectoryError(f"Step {step} comes while another is appended: append from one thread, no handler.")
+            raise TrajectoryError(
+                f"Step {step} comes while another is appended: append from one thread, and not from a signal handler."
+            )
         try:
             if not self._background.running:
                 self._background.finish()  # raises the error of a saving that has ended
@@ -155,7 +157,7 @@ class TrajectoryWriter:
             tensors = _named_tensors(weights)
             self._background.finish()
             if self._background.running:  # a signal's handler, within the saving that it would wait for
-                raise TrajectoryError(f"Step {step} comes while another is saved: append from no handler.")
+                raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
             layout = self._saver.check(tensors)
             is_new = self._saver.is_new(step)
             copied: list[torch.Event] = []

@@ -1,4 +1,4 @@
-"""The images that are stored with trials, read without ever leaving their folder."""
+"""Reads the images that are stored with trials, never from outside of the folder of artifacts."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ class StoredImage:
         artifact_id: the name of its file in the folder of artifacts.
         caption: which model sampled it.
         content: the bytes of the file.
+        is_answer: whether the study's answer sampled it; else EMA* did, from the same noise.
     """
 
     artifact_id: str
     caption: str
     content: bytes
+    is_answer: bool
 
     @classmethod
     def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
         """The images of a study's answer; what :func:`read_png` refuses is left out."""
         if study.chosen is None:
             return []
+        answer_name = OWN_IMAGES.format(optimizer=study.optimizer)
         captions = {
             EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
-            OWN_IMAGES.format(optimizer=study.optimizer): f"{study.study}, trial {study.chosen}",
+            answer_name: f"{study.study}, trial {study.chosen}",
         }
         images = []
         for artifact in StoredStudy(reader.storage, study.study, study.study_id).artifacts(study.chosen):
@@ -52,7 +55,8 @@ class StoredImage:
                 continue
             content = read_png(path)
             if content is not None:
-                images.append(cls(path.name, captions.get(name, name), content))
+                caption = captions.get(name, name)
+                images.append(cls(path.name, caption, content, is_answer=name == answer_name))
         return images
 
     @property
@@ -70,7 +74,7 @@ def artifact_directory(url: str) -> Path:
 
 
 def artifact_path(folder: Path, artifact_id: object) -> Path | None:
-    """The file of an artifact; ``None`` if it is no id of ours, since a database may name anything."""
+    """The file of an artifact; ``None`` if the id is not a UUID, since a database could name any path."""
     try:
         canonical_id = str(uuid.UUID(str(artifact_id)))
     except ValueError:

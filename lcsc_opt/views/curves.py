@@ -63,7 +63,7 @@ class _Curve:
         mean: ``[n]``, the mean over the seeds of the best loss so far; a seed that has ended keeps its best.
         lowest: ``[n]``, the lowest of the seeds.
         highest: ``[n]``, the highest of the seeds.
-        held_out: (what was spent at the end, held-out loss) for each seed that has one.
+        held_out: for each seed that has a held-out loss: what was spent at the end, and that loss.
     """
 
     optimizer: str
@@ -102,7 +102,7 @@ def curves(studies: Sequence[StudyHistory], axis: str) -> list[_Curve]:
     groups: dict[str, list[StudyHistory]] = {}
     for study in studies:
         if study.best is not None:
-            # an unfinished study is a curve of its own; only names of studies have slashes, so keys are unique
+            # an unfinished study has its own curve; its key has slashes, which names of optimizers have not
             key = study.optimizer if study.ended else study.study
             groups.setdefault(key, []).append(study)
     return [_curve(group, axis) for group in groups.values()]
@@ -118,8 +118,8 @@ def comparison_figure(
 ) -> go.Figure:
     """Best so far of each optimizer: mean and range over its seeds, EMA* as a line, held-out losses as marks.
 
-    All but the marks are losses on the search's noise. ``axis`` is one of :data:`AXES`, or else the
-    :func:`default_axis`. The loss is linear where one is not positive.
+    All but the marks are losses on the search's noise. ``axis`` is one of :data:`AXES`; ``None`` is the
+    :func:`default_axis`. The axis of losses is linear if one of them is not positive.
     """
     axis = axis or default_axis(studies)
     lines = curves(studies, axis)

@@ -27,7 +27,7 @@ from lcsc_opt.views.figures.panels import Axis, Panel, draw
 MOST_CANDIDATES = 150  # of one study
 _COLOUR_TICKS = 6
 _OUTLINE = {"width": 1.5, "color": "#FFFFFF"}
-_CAPTION = "Candidates are where the plane is nearest; their own loss is another one."
+_CAPTION = "Candidates are drawn at the nearest point of the plane, whose loss differs from theirs."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Point:
     """A point of the plane, or a candidate at the point of the plane that is nearest to it.
 
     Attributes:
-        name: for people.
-        x: where it is between the first corner, 0, and the second, 1.
-        y: the same to the third corner.
-        loss: of the point or of the candidate; ``None`` where there is none, or none yet.
-        trial: its number; ``None`` if there is none yet.
+        name: its label.
+        x: the coordinate from the first corner, 0, to the second, 1.
+        y: the coordinate from the first corner, 0, to the third, 1.
+        loss: the loss of the point or of the candidate; ``None`` if its evaluation failed or has not ended.
+        trial: the number of its trial; ``None`` if it was not evaluated.
     """
 
     name: str
@@ -49,9 +49,9 @@ class Point:
     trial: int | None
 
     @classmethod
-    def of_trial(cls, name: str, place: Sequence[float], trial: Any) -> Point:
+    def of_trial(cls, name: str, position: Sequence[float], trial: Any) -> Point:
         """The point of a trial, a row of :data:`TRIAL` or ``None``."""
-        x, y = place
+        x, y = position
         if trial is None:
             return cls(name, x, y, None, None)
         return cls(name, x, y, _known(float(trial["loss"])), int(trial["number"]))
@@ -66,12 +66,12 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProjectedSearch:
-    """A search beside the plane.
+    """A search, with its trials at the nearest points of the plane.
 
     Attributes:
-        study: its history.
-        trials: ``[m]``, some of its trials, its answer among them.
-        positions: ``[m, 2]``, the nearest points of the plane.
+        study: the search.
+        trials: ``[m]``, some of its trials, among them its answer.
+        positions: ``[m, 2]``, the nearest point of the plane to each trial.
     """
 
     study: StudyHistory
@@ -83,9 +83,9 @@ class ProjectedSearch:
         """At most about 150 complete trials of a search, chosen evenly.
 
         Args:
-            reader: of the study.
-            study: with a complete trial.
-            plane: that it is projected to.
+            reader: the reader of the study.
+            study: the search; it has a complete trial.
+            plane: the plane of the landscape.
             products: scalar products of the plane's directions with the checkpoints, see :meth:`Plane.project`.
         """
         complete = study.finished[~np.isnan(study.finished["loss"])]
@@ -114,7 +114,7 @@ class Landscape:
         values: ``[n, n]`` losses, a row for each y; NaN where a point has none, or none yet.
         corners: the three models.
         lowest: the point with the lowest loss; ``None`` before a point has one.
-        searches: of the same experiment and checkpoints.
+        searches: the searches of the same experiment and checkpoints.
     """
 
     study: StudyHistory
@@ -148,23 +148,27 @@ class Landscape:
         plane = Plane.through(options.get("corners"), landscape.steps)
         products = array_of(attributes["plane"]["products"])
         axis, planned = plane_grid(options.get("size", DEFAULT_SIZE))
-        trials = dict(zip(planned, landscape.trials, strict=False))  # those that are not asked for yet are missing
-        losses = {place: float(trial["loss"]) for place, trial in trials.items()}
-        evaluated = [place for place, loss in losses.items() if not math.isnan(loss)]
+        trial_at = dict(zip(planned, landscape.trials, strict=False))  # the last points may not be asked for yet
+        loss_at = {position: float(trial["loss"]) for position, trial in trial_at.items()}
+        evaluated = [position for position, loss in loss_at.items() if not math.isnan(loss)]
         lowest = None
         if evaluated:
-            place = min(evaluated, key=losses.__getitem__)
-            lowest = Point.of_trial("lowest on the plane", place, trials[place])
+            position = min(evaluated, key=loss_at.__getitem__)
+            lowest = Point.of_trial("lowest on the plane", position, trial_at[position])
+        values = np.full((len(axis), len(axis)), math.nan)
+        for row, y in enumerate(axis.tolist()):
+            for column, x in enumerate(axis.tolist()):
+                values[row, column] = loss_at.get((x, y), math.nan)
+        corners = []
+        for label, position in zip(plane.labels, planned, strict=False):  # the corners are planned first
+            corners.append(Point.of_trial(label, position, trial_at.get(position)))
         comparable = [study for study in histories if study.steps == landscape.steps and study.best is not None]
         return cls(
             study=landscape,
             axis=axis,
             total=len(planned),
-            values=np.array([[losses.get((x, y), math.nan) for x in axis.tolist()] for y in axis.tolist()]),
-            corners=tuple(
-                Point.of_trial(label, place, trials.get(place))
-                for label, place in zip(plane.labels, planned, strict=False)  # the corners are planned first
-            ),
+            values=values,
+            corners=tuple(corners),
             lowest=lowest,
             searches=tuple(ProjectedSearch.of(reader, study, plane, products) for study in comparable),
         )
@@ -178,7 +182,7 @@ class Landscape:
         return points + [search.answer for search in self.searches]
 
     def as_row(self) -> dict[str, Any]:
-        """JSON-able: what ``lcsc landscape --format json`` prints."""
+        """What ``lcsc landscape --format json`` prints."""
         return {
             "study": self.study.study,
             "metric": self.study.metric,

@@ -170,7 +170,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
     """The optimizers of an experiment, the best held-out loss first, then the best searched one.
 
     Args:
-        studies: of one experiment.
+        studies: the studies of one experiment.
         value: a loss on the search's noise; the cost of reaching it is computed, too.
     """
     groups: dict[str, list[StudyHistory]] = {}
@@ -183,7 +183,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
 
 
 def _rank(group: Sequence[StudyHistory]) -> tuple[float, float]:
-    """Sorts by held-out loss, then by searched loss; what is not known comes last."""
+    """A key that sorts by held-out loss, then by searched loss; unknown losses come last."""
     held_out = _mean_or_infinite(study.held_out_loss for study in group)
     searched = _mean_or_infinite(study.searched for study in group)
     return held_out, searched
@@ -308,20 +308,20 @@ def _cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, 
         missed = len(costs) - len(reached)
         median = None
         if len(reached) > missed:
-            # a seed that did not reach it costs more than any other
+            # a seed that did not reach it counts as infinitely expensive
             median = statistics.median([*reached, *[math.inf] * missed])
         reaches[axis] = Reach(median, len(reached), len(costs))
     return reaches
 
 
 def different_samples(studies: Sequence[StudyHistory]) -> str | None:
-    """A warning if held-out losses do not compare: they have different numbers of images or groups of noise."""
+    """A warning if held-out losses do not compare, since their numbers of images or groups of noise differ."""
     samples = {report.sample for report in reports_of(studies)}
     if len(samples) < 2:
         return None
     return (
-        "held-out losses are of different numbers of images or groups of noise and do not compare: "
-        "lcsc evaluate each STUDY with the same --images and --groups, and --keep"
+        "held-out losses do not compare, since they have different numbers of images or groups of noise: "
+        "run lcsc evaluate for each STUDY with the same --images and --groups, and --keep"
     )
 
 
@@ -329,8 +329,8 @@ def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> di
     """Experiment → its studies: of one experiment, or of all points of a sweep, in the order in which they were begun.
 
     Args:
-        reader: of the studies.
-        name: of an experiment, or of a sweep.
+        reader: the reader of the studies.
+        name: the name of an experiment, or of a sweep.
         siblings: also the other points of the sweep that the experiment belongs to.
 
     Raises:
@@ -350,7 +350,10 @@ def varied_keys(points: Mapping[str, Sequence[StudyHistory]]) -> list[str]:
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
-    """The winner of an experiment, how far below EMA* it is, and who may be as good; ``ranked`` has the best first."""
+    """One line: the winner, how far below EMA* it is, and which optimizers are not distinguishable from it.
+
+    ``ranked`` has the best first.
+    """
     reported = [row for row in ranked if row.held_out is not None]
     if not reported:
         return _searched_headline(ranked, metric)

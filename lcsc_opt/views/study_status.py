@@ -26,7 +26,7 @@ class Progress:
 
     Attributes:
         state: ``running``, ``finished``, ``interrupted`` or ``empty``.
-        unit: of the budget, ``evaluations`` or ``images``.
+        unit: the unit of the budget, ``evaluations`` or ``images``.
         done: how much of the budget was spent; inherited trials do not count.
         total: the budget; ``None`` if none is stored.
         per_hour: units per hour, at the rate of the last trials; ``None`` until there are two trials.

@@ -39,7 +39,7 @@ class TrainingHistory:
     """A training as its files show it now.
 
     Attributes:
-        name: of the training.
+        name: the name of the training.
         place: the trajectory's path without its suffix.
         recipe: the recipe's name.
         data: the name of the training images.

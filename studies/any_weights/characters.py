@@ -2,8 +2,8 @@
 
     python characters.py        # about two minutes on two cores; writes runs/characters/*.pt
 
-The characters are drawn with the font that Pillow carries: shifted, turned, shaded and noisy. Each group of draws has
-characters of its own, so what is reported was never searched on, and what is searched on was never trained on.
+The characters are drawn with the font that Pillow carries: shifted, turned, shaded and noisy. Training, search
+and report use different characters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from lcsc_opt.training.images import drawn_characters
 
 CLASSES = string.digits + string.ascii_uppercase
-POOL = 30_000  # characters that a group of draws chooses from
+POOL = 30_000  # characters of a group, from which draws choose
 NOISE = 0.3
 GROUPS = ("train", "search", "selection", "held-out")
 
@@ -54,7 +54,7 @@ def loss(model: nn.Module, draw: Any) -> dict[str, Tensor]:
 
 
 def drawn(group: str, seed: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images ``[size, 1, 16, 16]`` and labels ``[size]`` of a group; every seed chooses others."""
+    """Images ``[size, 1, 16, 16]`` and labels ``[size]`` of a group, chosen by the seed."""
     images, labels = pool(group)
     chosen = torch.from_numpy(np.random.default_rng([GROUPS.index(group), seed]).permutation(len(labels))[:size])
     return images[chosen], labels[chosen]

@@ -1,9 +1,9 @@
-"""A small language model of characters: its training with transformers, and its score. ``text.yaml`` searches over it.
+"""A small language model of characters: its training with transformers, and its score for ``text.yaml``.
 
     python text.py        # about two minutes on two cores; writes runs/text/checkpoint-*/, each in shards
 
-The text is the help that comes with Python. Every tenth topic is searched on, every tenth chooses the answer, every
-tenth is what the answer is reported on, and the others are trained on.
+The text is the help that comes with Python. A tenth of the topics is for the search, a tenth for the choice of the
+answer, a tenth for the report, and the others are for the training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ allow_mismatched_torchvision()  # first, since transformers imports a torchvisio
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 CONTEXT = 64  # characters of a sequence
-PLACES = {"search": 7, "selection": 8, "held-out": 9}  # the last digit of a topic's number; all others are trained on
+LAST_DIGITS = {"search": 7, "selection": 8, "held-out": 9}  # of a topic's number; all others are trained on
 
 
 def build() -> LlamaForCausalLM:
@@ -50,20 +50,22 @@ def loss(model: nn.Module, draw: Any) -> dict[str, Tensor]:
     starts = np.random.default_rng(draw.seed).integers(len(text) - CONTEXT, size=draw.size)
     tokens = torch.stack([text[start : start + CONTEXT] for start in starts])
     logits = model(input_ids=tokens).logits[:, :-1]
-    each = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(dim=1)
-    return {"cross-entropy": each, "perplexity": each.detach().mean().exp()}
+    losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(dim=1)
+    return {"cross-entropy": losses, "perplexity": losses.detach().mean().exp()}
 
 
 @functools.cache
 def part(group: str) -> Tensor:
-    """The characters of a group of topics; what is not ASCII is left out."""
-    place = PLACES.get(group)
-    chosen = [text for number, (_, text) in enumerate(sorted(topics.items())) if number % 10 in _digits(place)]
-    return torch.tensor(list("\n".join(chosen).encode("ascii", "ignore")))
-
-
-def _digits(place: int | None) -> set[int]:
-    return set(range(10)) - set(PLACES.values()) if place is None else {place}
+    """The characters of a group of topics, without those that are not ASCII."""
+    if group in LAST_DIGITS:
+        digits = {LAST_DIGITS[group]}
+    else:
+        digits = set(range(10)) - set(LAST_DIGITS.values())
+    texts = []
+    for number, (_, text) in enumerate(sorted(topics.items())):
+        if number % 10 in digits:
+            texts.append(text)
+    return torch.tensor(list("\n".join(texts).encode("ascii", "ignore")))
 
 
 def train(folder: Path, *, steps: int = 1500, every: int = 25, seed: int = 0) -> None:

@@ -319,13 +319,13 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
         objective = small("pretend", folder, batch_size="auto")
         assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
         assert COUNTS["out_of_memory"] > 0 or memory == 2**20
-        sizes.append(objective._batch_sizes.plain)
+        sizes.append(objective._batch_sizes.without_graph)
         COUNTS.clear()
     assert sizes[0] < sizes[1] == 24
     torch.accelerator.empty_cache()
     monkeypatch.setattr(Options, "memory", pretend.used(0) + 8_000)  # others take the rest
     assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
-    assert objective._batch_sizes.plain < sizes[1]
+    assert objective._batch_sizes.without_graph < sizes[1]
     assert COUNTS["out_of_memory"] > 0
 
 

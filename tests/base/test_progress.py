@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import messages_on_stderr, notice, progress, said_once
+from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress
 
 
 class Clock:
@@ -69,7 +69,7 @@ def test_a_terminal_gets_a_bar_with_count_rate_and_note(monkeypatch: pytest.Monk
 
 def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        with said_once(), said_once():
+        with each_notice_once(), each_notice_once():
             for _ in range(2):
                 notice("packing")
                 notice("trying again", every_time=True)

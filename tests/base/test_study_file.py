@@ -124,7 +124,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ),
         # wrong values
         ({"budget": {"evaluations": 3, "images": 3}}, "budget: expected either evaluations or images"),
-        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs a name of its own"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         (
             {"space": "afine"},
             "space: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
@@ -143,7 +143,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
             "objective.file: expected a valid string, got []; "
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         ),
-        ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a part of one, or an integer, got 1.5"),
+        ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a fraction below one, or an integer, got 1.5"),
     ],
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
 )
@@ -160,7 +160,7 @@ def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str)
     [
         ("a: [1, 2\n", "not valid YAML: while parsing a flow sequence"),
         ("? [a]\n: 1\n", "not valid YAML: while constructing a mapping"),
-        ("a: {step_size: 0,02}\n", "not valid YAML: 02 is no key (a number has a point"),
+        ("a: {step_size: 0,02}\n", "not valid YAML: 02 is not a key (write numbers with a point"),
         ("seeds: [" + "9" * 5000 + "]\n", "not valid YAML: Exceeds the limit"),
         ("a: " + "[" * 700, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),

@@ -75,7 +75,7 @@ def test_values_in_names_have_no_letters_that_a_shell_reads(value: Any, text: st
         ({IMAGES: 200}, f"vary.{IMAGES}: expected a list of values, got 200"),
         ({"objective..x": [1]}, "vary: expected keys with dots between, got 'objective..x'"),
         ({"name": ["a"]}, "vary.name: cannot be varied"),
-        ({IMAGES: [1, 1]}, "vary: two points are called images=1; each needs a name of its own"),
+        ({IMAGES: [1, 1]}, "vary: two points are called images=1; each needs its own name"),
         ({"objective.setings.images": [1]}, "images=1: objective.setings: unknown key (did you mean 'settings'?)"),
         ({"optimizers.CMA.step_size": [1]}, "vary.optimizers.CMA.step_size: ['LCSC'] has no 'CMA'"),
         ({"space.kind.x": [1]}, "vary.space.kind.x: 'affine' has no key 'kind'; replace all of it"),

@@ -74,7 +74,7 @@ def larger(known: Any) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no metadata": (lambda folder: (folder / ".metadata").unlink(), r"\.metadata does not exist"),
-    "no file": (lambda folder: (folder / "__0_1.distcp").unlink(), "names __0_1.distcp, which is not there"),
+    "no file": (lambda folder: (folder / "__0_1.distcp").unlink(), "names __0_1.distcp, which does not exist"),
     "cut file": (lambda folder: os.truncate(folder / "__0_0.distcp", 900), "truncated"),
     "no parts": (changed(lambda known: known.storage_data.clear()), "does not say where"),
     "half": (changed(lambda known: known.state_dict_metadata["state.model.bfloat"].chunks.clear()), "lacks parts of"),

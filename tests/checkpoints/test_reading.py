@@ -145,7 +145,7 @@ def test_guess_is_said_once_where_there_was_a_choice(tmp_path, capsys):
     read_checkpoint(both, key="ema")
     assert capsys.readouterr().err == ""
     read_checkpoint(both)
-    assert capsys.readouterr().err == "lcsc: both.pt: taking 'ema'; there is also model (choose with --key).\n"
+    assert capsys.readouterr().err == "lcsc: both.pt: using 'ema'; there is also model (choose with --key).\n"
 
 
 @pytest.mark.parametrize(("key", "wrap"), [("", lambda module: module), ("model", lambda module: {"model": module})])

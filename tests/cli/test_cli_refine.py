@@ -77,7 +77,7 @@ def test_a_study_file_is_refined_and_its_checkpoints_are_searched(study: dict[st
 @pytest.mark.usefixtures("study")
 def test_it_begins_with_what_a_study_found(typed: Typed) -> None:
     command = ["refine", "tiny.yaml", *SHORT, "--from", "best"]
-    assert "--from best: a study file has found nothing" in typed(*command, status=2).err
+    assert "--from best: a study file has no best coefficients yet" in typed(*command, status=2).err
     assert lcsc(["run", "tiny.yaml"]) == 0
     assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--budget", "15"]) == 0
     best, ema = load_study("tiny/CMA/0"), load_study("tiny/EMAGrid/0")
@@ -86,7 +86,7 @@ def test_it_begins_with_what_a_study_found(typed: Typed) -> None:
         command = ["refine", "tiny/CMA/0", *SHORT[:-1], f"{begin}.trajectory", "--from", begin, "held_out=30"]
         shown = typed(*command).out
         assert all(torch.equal(first(f"{begin}.trajectory")[name], part) for name, part in expected.merge().items())
-        assert "30 images of noise that no step saw" in shown
+        assert "30 images of held-out noise" in shown
         assert len(shown.splitlines()) == 4  # title, header, the loss, the metric
 
 

@@ -139,10 +139,10 @@ def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
     ("changes", "said"),
     [
         ({"objective": WITHOUT_STAGES, "spread": "images"}, "spread: images: function.py evaluates a candidate as a"),
-        ({"workers": ["cuda:7"]}, "device: cuda:7 is not there"),
+        ({"workers": ["cuda:7"]}, "device: cuda:7 is not available"),
         (
             {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},
-            "workers: cpu, cpu and objective.settings.device cuda:1: give one of them only",
+            "workers: cpu, cpu and objective.settings.device cuda:1: give only one of them",
         ),
         ({"objective": WITHOUT_STAGES, "budget": {"images": 100}}, "budget.images: this objective samples no images"),
     ],

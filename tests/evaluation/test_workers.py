@@ -143,7 +143,7 @@ def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(accelerator, "names", list)
     assert environments(2) == [{}, {}]
     assert environments(1, ("cpu",)) == [{}]
-    with pytest.raises(ObjectiveError, match="device: cuda:0 is not there; expected auto or one of cpu"):
+    with pytest.raises(ObjectiveError, match="device: cuda:0 is not available; expected auto or one of cpu"):
         environments(1, ("cuda:0",))
 
 

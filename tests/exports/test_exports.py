@@ -160,9 +160,9 @@ def test_a_recipe_that_cannot_be_followed_is_one_line(
     ("arguments", "message"),
     [
         (["export", STUDY, "-o", "plain.safetensors"], "exists already"),
-        (["export", STUDY, "-o", "taken"], "holds other things than an exported model"),
-        (["export", STUDY, "-o", "best", "--config", "taken"], "no configuration that can be read"),
-        (["export", STUDY, "-o", "best.safetensors", "--as", "lora"], "no LoRA"),
+        (["export", STUDY, "-o", "taken"], "holds files other than an exported model"),
+        (["export", STUDY, "-o", "best", "--config", "taken"], "cannot be read as a configuration"),
+        (["export", STUDY, "-o", "best.safetensors", "--as", "lora"], "not a LoRA"),
         (["show", "evil.pt"], "holds no recipe that can be read"),
     ],
 )
@@ -220,7 +220,7 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     assert "have shape [3, 5]; expected" in typed.refused("apply", "bare.json", "checkpoints", "-o", "x.safetensors")
     write_checkpoints(Path("others"), lambda step: {**state_dict(step), "more.weight": torch.full((2,), step / 7)})
     said = typed("apply", "rows.json", "others", "-o", "x.safetensors", status=2).err.splitlines()[-1]
-    assert "the layer groups of these checkpoints are other ones: there is no row for more" in said
+    assert "the layer groups of these checkpoints differ: there is no row for more" in said
     assert not Path("x.safetensors").exists()
     assert "leave --rows out" in typed.refused("fork", STUDY, "more", "--rows", "blocks")
     typed("run", str(file), "name=alike", "space={}")

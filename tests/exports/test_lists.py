@@ -74,5 +74,5 @@ def test_what_these_programs_cannot_do_is_refused(workplace: Path, capsys: pytes
         for step in STEPS:
             writer.append(step, state_dict(step))
     assert lcsc(["apply", "ema:0.9", "own.trajectory", "-o", "list.txt", "--as", "megatron"]) == 2
-    assert "step 10 was written by a training loop" in capsys.readouterr().err
+    assert "step 10 has no file: a training loop wrote it" in capsys.readouterr().err
     assert not Path("list.txt").exists()

@@ -196,4 +196,4 @@ def test_the_export_stays_where_the_hub_refuses_or_is_gone(
     assert "later: hf upload me/merged best.safetensors" in typed.refused(*command, "--overwrite")
     assert first.keys() == load_file("best.safetensors").keys()
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    assert "nobody is logged in" in typed.refused(*command, "--overwrite")
+    assert "not logged in to the hub" in typed.refused(*command, "--overwrite")

@@ -21,10 +21,10 @@ def test_only_where_higher_is_better_the_sign_is_negative():
     ("name", "message"),
     [
         ("fidd", "did you mean 'fid'"),
-        ("", "is no metric"),
+        ("", "is not a metric"),
         ("fid@dinov3", "did you mean 'dinov2'"),
         ("reward@my:f", "the setting reward names the function"),
-        ("fid@module:", "is no extractor"),
+        ("fid@module:", "is not an extractor"),
     ],
 )
 def test_unknown_names_are_refused_with_a_near_miss(name, message):

@@ -58,7 +58,7 @@ STATISTICS = Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(16), np.e
     ("known", "settings", "message"),
     [
         *((STATISTICS, {"loss": name}, f"{name}: .*mean and covariance only") for name in ("kid", "precision")),
-        (Reference(Pixels()), {"loss": "is"}, "is: the extractor pixels tells no classes apart"),
+        (Reference(Pixels()), {"loss": "is"}, "is: the extractor pixels has no classes"),
         (Reference(Pixels()), {}, "fid: needs a reference"),
         (STATISTICS, {"loss": "fid@clip"}, "no extractor 'clip' was given"),
         (reference(), {"held_out_metrics": ["fid_held_out"]}, "fid_held_out: .*none are held out"),
@@ -137,7 +137,7 @@ def test_own_extractors_that_are_none_are_refused(own, tmp_path, name, message):
     [
         ({}, "reference: is missing for own_extractors:plain"),
         ({"reference": {"own_extractors:plane": "x.npy"}}, "did you mean 'own_extractors:plain'"),
-        ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}}, "takes no file: it is made by a factory"),
+        ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}}, "needs no file: its factory loads"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(own, tmp_path, real_features, settings, message):

@@ -211,7 +211,7 @@ def test_what_the_model_was_trained_with_is_kept() -> None:
     [
         ("ddim", None, {"solver_ordr": 3}, r"DDIMScheduler has no option 'solver_ordr'.*it has num_train_timesteps"),
         ("dpm-solver++", None, {"solver_ordr": 3}, "did you mean 'solver_order'"),
-        (None, None, {}, "the model has no scheduler of its own; name one of ddpm, "),
+        (None, None, {}, "the model comes without a scheduler; name one of ddpm, "),
         (None, {"_class_name": "os.system"}, {}, "the pipeline's 'os.system' is not a scheduler"),
     ],
 )

@@ -258,7 +258,7 @@ def test_the_weights_that_are_merged_are_no_part_of_the_description(folder: Path
 def test_a_pipeline_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ObjectiveError, match="FluxPipeline is not supported; these are: StableDiffusionPipeline"):
+    with pytest.raises(ObjectiveError, match="FluxPipeline is not supported; expected one of StableDiffusionPipeline"):
         load(tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, be
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:2", 2), ("gpu", 0), ("cuda:x", 1), ("meta", 0)])
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
     monkeypatch.setattr(accelerator, "names", lambda: [f"cuda:{index}" for index in range(gpus)])
-    with pytest.raises(ObjectiveError, match=f"device: {device} is not there; expected auto or one of cpu"):
+    with pytest.raises(ObjectiveError, match=f"device: {device} is not available; expected auto or one of cpu"):
         NetworkSettings(device=device).torch_device()
 
 

@@ -54,7 +54,7 @@ def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: 
     with held.hold():
         said = typed("run", study_file, status=1).err
     assert "several/CMA/0: is being run" in said
-    assert "lcsc: 1 of 3 studies did not end: several/CMA/0" in said
+    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in said
     assert states(typed) == {"LCSC": ("finished", 4), "CMA": ("finished", 2), "DE": ("finished", 4)}
     assert lcsc(["run", study_file]) == 0
     assert states(typed)["CMA"] == ("finished", 4)
@@ -65,10 +65,10 @@ def test_a_study_that_fails_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
     said = typed("run", study_file, "--budget", "2", status=1).err
-    assert "lcsc: 3 of 3 studies did not end: several/LCSC/0, several/CMA/0, several/DE/0" in said
+    assert "lcsc: 3 of 3 studies did not finish: several/LCSC/0, several/CMA/0, several/DE/0" in said
     assert said.count("no image") >= 3
     alone = typed("run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "2", status=1)
-    assert "studies did not end" not in alone.err, "its own error"
+    assert "studies did not finish" not in alone.err, "its own error"
 
 
 def test_a_study_that_has_more_than_its_file_asks_for_is_finished(study_file: str, typed: Typed) -> None:

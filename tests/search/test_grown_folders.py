@@ -230,7 +230,7 @@ class TestDryRun:
             ),
             ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
             ({"loss": "precision@tests.unet_examples:unet"}, "LCSCGradient: follows the gradient of the loss"),
-            ({"device": "cuda:9"}, "device: cuda:9 is not there"),
+            ({"device": "cuda:9"}, "device: cuda:9 is not available"),
         ],
     )
     def test_settings_of_an_objective_over_images(

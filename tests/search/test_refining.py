@@ -236,30 +236,34 @@ def test_what_is_not_finite_ends_it_and_names_the_step(
         return images / 0 if noise == noise_of(5) else images
 
     monkeypatch.setattr(objective.sampler, "sample", broken)
-    with pytest.raises(TrainingError, match=r"step 5: .*not finite; the checkpoints before it are whole in .*r\.traj"):
+    with pytest.raises(
+        TrainingError, match=r"step 5: .*not finite; the checkpoints before it are complete in .*r\.traj"
+    ):
         run(objective, out)
     assert Trajectory.open(out).steps == (0, 1, 2, 3, 4)
 
 
 def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.trajectory"
-    with pytest.raises(StudySpecError, match="there is nothing to resume; leave --resume out to begin"):
+    with pytest.raises(StudySpecError, match="there is nothing to resume; leave --resume out to start"):
         run(build(), out, resume=True)
     stopped(build(), out, 3)
-    assert "stopped after step 2; with --resume the same command goes on" in capsys.readouterr().err
-    with pytest.raises(StudySpecError, match="exists already; go on with --resume, or give another name"):
+    assert "stopped after step 2; the same command with --resume continues" in capsys.readouterr().err
+    with pytest.raises(StudySpecError, match="exists already; continue with --resume, or give another name"):
         run(build(), out)
     other = SHORT.model_copy(update={"rate": 2e-2})
-    with pytest.raises(StudySpecError, match=r"was begun otherwise: settings\.rate was 0\.01, is now 0\.02"):
+    with pytest.raises(
+        StudySpecError, match=r"was started with other settings: settings\.rate was 0\.01, is now 0\.02"
+    ):
         run(build(), out, other, resume=True)
-    with pytest.raises(StudySpecError, match=r"was begun otherwise: objective\.scores"):
+    with pytest.raises(StudySpecError, match=r"was started with other settings: objective\.scores"):
         run(build(keep="precision"), out, resume=True)
     with only_process(out), pytest.raises(StudySpecError, match="another process refines to it"):
         run(build(), out, resume=True)  # it would set back the curve of the other, and write over its state
     run(build(), out, resume=True)
     interrupted = tmp_path / "damaged.trajectory"
     interrupted.with_suffix(".state.pt").write_bytes(b"no state")
-    with pytest.raises(TrainingError, match="is damaged; begin anew under another name"):
+    with pytest.raises(TrainingError, match="is damaged; start again under another name"):
         run(build(), interrupted, resume=True)
 
 

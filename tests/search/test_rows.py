@@ -31,7 +31,7 @@ def asked(name: str) -> list[bytes]:
 @pytest.mark.parametrize("optimizer", ["LCSC", "CMA"])
 def test_it_is_searched_and_continued_as_if_it_had_not_stopped(study_file: Path, typed: Typed, optimizer: str) -> None:
     said = typed("run", str(study_file), "--optimizer", optimizer, "budget={evaluations: 8}").err
-    assert "without a gradient, more rows do not pay" in said
+    assert "without a gradient, more rows do not help" in said
     study = lcsc_opt.load_study(f"small/{optimizer}/0")
     assert study.layer_groups == LAYERS
     assert study.coefficients.shape == (3, 5)

@@ -185,7 +185,7 @@ def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path, changes: dict[str, 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["conv.weight"], "no LoRA"),
+        (["conv.weight"], "not a LoRA"),
         (["unet.x.lora_A.weight"], "no partner"),
         (["unet.x.lora_A.weight", "unet.x.lora_B.weight", "unet.x.lora_magnitude_vector"], "lora_magnitude_vector"),
         (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "lora_unet_x.lora_mid.weight"], "lora_mid"),
@@ -201,7 +201,7 @@ def test_what_is_no_lora_of_two_factors_is_refused(names: list[str], message: st
 )
 def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[int, ...]) -> None:
     weights = {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": torch.ones(up)}
-    with pytest.raises(TrajectoryError, match="make no product"):
+    with pytest.raises(TrajectoryError, match="cannot be multiplied"):
         to_diffusers(weights)
 
 

@@ -103,7 +103,7 @@ def test_overwrite_never_removes_anything_else(files, tmp_path):
     ("select", "steps", "message"),
     [
         (slice(0, 1), None, "at least 2"),
-        (slice(0, 2), [4, 4], "Step 4 is there twice"),
+        (slice(0, 2), [4, 4], "Step 4 appears twice"),
         (slice(0, 2), [-4, 4], "whole number from 0, not -4"),
     ],
 )

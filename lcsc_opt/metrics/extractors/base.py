@@ -65,7 +65,7 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
                 features = checked_features(extractor, extractor(batch), len(batch))
                 rows.append(features.to("cpu", torch.float64).numpy())
     if not rows:
-        raise MetricError("images: there are none to extract features from")
+        raise MetricError("images: expected at least one to extract features from")
     return np.concatenate(rows)
 
 

@@ -45,7 +45,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
         published: Callable[..., FeatureExtractor] = PUBLISHED[name]
         return lambda device: published(weights, device=device)
     if weights is not None:
-        raise MetricError(f"weights: {name} takes no file: it is made by a factory, with its weights")
+        raise MetricError(f"weights: {name} needs no file: its factory loads its weights")
     factory = import_dotted(MADE.get(name, name), setting="extractor", error=MetricError)
     if name.removesuffix("2") in TRAINED:
         factory = functools.partial(factory, name.removesuffix("2"), second=name.endswith("2"))
@@ -67,7 +67,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
 
 
 class _FactoryExtractor:
-    """A factory's extractor under a name of its own: references from other weights or code do not fit it.
+    """A factory's extractor, named so that references from other weights or code are refused.
 
     Args:
         extractor: the factory's result.

@@ -1,4 +1,4 @@
-"""Published networks as extractors: Inception and CLIP as torch-fidelity runs them, DINOv2 of transformers."""
+"""Published networks as extractors: Inception and CLIP as in torch-fidelity, DINOv2 from transformers."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class _PublishedNetwork(ABC):
 
     images_with_graph: ClassVar[int]
     label: ClassVar[str]  # in the extractor's name
-    published: ClassVar[str]  # what the weights are, for messages
+    published: ClassVar[str]  # describes the weights in messages
 
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         try:
             with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-                network, self.dimension, used = self._build(weights)
+                network, self.dimension, used_weights = self._build(weights)
         except MetricError:
             raise
         except (LookupError, RuntimeError, AttributeError, ValueError, TypeError, ZeroDivisionError) as error:
@@ -56,7 +56,7 @@ class _PublishedNetwork(ABC):
             ) from error
         self._network = network.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
-        self.name = f"{self.label}-{self.dimension}-{weights_sha256(used)[:12]}"
+        self.name = f"{self.label}-{self.dimension}-{weights_sha256(used_weights)[:12]}"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
@@ -65,12 +65,13 @@ class _PublishedNetwork(ABC):
     @classmethod
     @abstractmethod
     def fetch(cls) -> Path:
-        """Where the published weights are, downloaded if they are missing. Raises MetricError if that fails."""
+        """The path of the published weights, which are downloaded if necessary. Raises MetricError if that fails."""
 
     @abstractmethod
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
-        """The network, its number of features, and the weights that these depend on. Weights that do not fit may raise
-        any error of torch.
+        """The network, its number of features, and the weights that determine the features.
+
+        Weights of another network may raise any error of torch.
         """
 
     @abstractmethod
@@ -87,8 +88,9 @@ class _PublishedNetwork(ABC):
 
 
 class InceptionExtractor(_PublishedNetwork):
-    """The Inception network of published FIDs (Heusel et al. 2017): 2,048 features, equal to those of torch-fidelity,
-    from its file ``weights-inception-2015-12-05-6726825d.pth``.
+    """The Inception network of published FIDs (Heusel et al. 2017), with torch-fidelity's 2,048 features.
+
+    The weights are its file ``weights-inception-2015-12-05-6726825d.pth``.
     """
 
     images_with_graph = 32  # an image's graph takes 121 MB
@@ -118,7 +120,7 @@ class InceptionExtractor(_PublishedNetwork):
     )
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score takes them."""
+        """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score uses them."""
         features = self(images)
         return features, features @ self._network.fc.weight.T
 
@@ -151,9 +153,9 @@ class InceptionExtractor(_PublishedNetwork):
 
 
 class RandomInception(InceptionExtractor):
-    """The same network with random weights, for trying things without a download; the same weights each time.
+    """The same network with random weights, always the same ones, for trials without a download.
 
-    FID in its features falls when samples look more like real images, but compares with no published one.
+    FID in its features falls when samples become more realistic, but does not compare with published values.
 
     Args:
         device: where the network runs.
@@ -165,7 +167,7 @@ class RandomInception(InceptionExtractor):
         super().__init__(device=device)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
-        """He normal weights, with which signals keep their size, and normalizations that change nothing."""
+        """He normal weights, which preserve the size of signals, and normalizations that change nothing."""
         original: Any = import_extra("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 
         class Unloaded(original):  # type: ignore[misc]
@@ -185,8 +187,9 @@ class RandomInception(InceptionExtractor):
 
 
 class ClipExtractor(_PublishedNetwork):
-    """CLIP's image encoder ViT-B/32 (Radford et al. 2021): 512 features, equal to those of torch-fidelity, from
-    OpenAI's archive ``ViT-B-32.pt`` or a state dict out of it.
+    """CLIP's image encoder ViT-B/32 (Radford et al. 2021), with torch-fidelity's 512 features.
+
+    The weights are OpenAI's archive ``ViT-B-32.pt`` or a state dict from it.
     """
 
     images_with_graph = 128  # an image's graph takes 27 MB
@@ -211,13 +214,13 @@ class ClipExtractor(_PublishedNetwork):
         module = import_extra("torch_fidelity.feature_extractor_clip")
         tensors = self._read(weights or self.fetch())
         prefixes = ("visual.", "text_projection")  # torch-fidelity reads the size of its output from the second
-        used = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
-        network = module.build_model(dict(used), torch.float32).visual
-        return network, int(network.output_dim), used
+        image_weights = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+        network = module.build_model(dict(image_weights), torch.float32).visual
+        return network, int(network.output_dim), image_weights
 
 
 class DinoV2Extractor(_PublishedNetwork):
-    """DINOv2 (Oquab et al. 2023): the class token of ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023).
+    """DINOv2 (Oquab et al. 2023): the class token of ViT-L/14, as FD-DINOv2 uses it (Stein et al. 2023).
 
     The weights are a folder in transformers' layout, such as that of ``facebook/dinov2-large``: 1,024 features; the
     sizes S, B and g serve as well. Bytes are scaled and normalized as in torch-fidelity, and the position embedding is
@@ -227,7 +230,7 @@ class DinoV2Extractor(_PublishedNetwork):
     images_with_graph = 16  # an image's graph takes 255 MB in ViT-L/14
     label = "dinov2"
     published = "DINOv2 without registers, a folder in transformers' layout such as that of facebook/dinov2-large"
-    size = 224  # of images, as torch-fidelity and FD-DINOv2 take them
+    size = 224  # of images, as torch-fidelity and FD-DINOv2 scale them
     mean = (0.485, 0.456, 0.406)  # of ImageNet
     std = (0.229, 0.224, 0.225)
 
@@ -254,12 +257,12 @@ class DinoV2Extractor(_PublishedNetwork):
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         kind = import_extra("transformers").Dinov2Model
         network = pretrained(kind, weights or self.fetch(), "dinov2", self.published)
-        used = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        original_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         embeddings = network.embeddings
         patches = self.size // int(embeddings.patch_embeddings.patch_size[0])
         scaled = _scaled_positions(embeddings.position_embeddings.data, patches)
         embeddings.position_embeddings = nn.Parameter(scaled)
-        return network, int(network.config.hidden_size), used
+        return network, int(network.config.hidden_size), original_weights
 
 
 def pretrained(kind: Any, folder: Path, setting: str, published: str) -> Any:
@@ -305,8 +308,9 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
 
 
 def _scaled_positions(positions: Tensor, patches: int) -> Tensor:
-    """A position embedding ``[1, 1 + side², D]`` for ``patches`` × ``patches`` patches: bicubic, by factors that are
-    shifted by 0.1, as in the authors' repository.
+    """A position embedding ``[1, 1 + side², D]``, scaled bicubically to ``patches`` × ``patches`` patches.
+
+    The scale factors are shifted by 0.1, as in the authors' repository.
     """
     class_position = positions[:, :1]
     patch_positions = positions[:, 1:]
@@ -346,7 +350,7 @@ def _resized(levels: Tensor, size: int) -> Tensor:
 
 
 def normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Levels → what a network was trained on: the mean and standard deviation ``[3]`` are those of pixels in [0, 1]."""
+    """Levels 0 to 255, normalized by the mean and standard deviation ``[3]`` of pixels in [0, 1]."""
     shift = levels.new_tensor([255 * value for value in mean])[:, None, None]
     scale = levels.new_tensor([255 * value for value in std])[:, None, None]
     return (levels - shift) / scale

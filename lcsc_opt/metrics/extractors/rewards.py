@@ -37,7 +37,7 @@ class Reward:
         function: images ``[N, C, H, W]``, nominally in [−1, 1] and on their device as the sampler gives them → scores
             ``[N]``, higher is better. It also gets ``prompts``, a list of N texts, if it has a parameter of this name.
             Scores with a graph back to the images have a gradient.
-        prompts: of the images, N texts.
+        prompts: the prompts of the images, N texts.
     """
 
     dimension = 1

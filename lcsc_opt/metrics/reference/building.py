@@ -122,7 +122,7 @@ class ReferenceSettings(FrozenModel):
         images = builder.image_set(self.train)
         if images is None and self.held_out_fraction:
             raise MetricError(
-                f"reference: {self.train} is no folder, .zip or dataset of which a fraction could be held out; "
+                f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
                 "give train: and held_out:"
             )
         fraction = 0.0 if images is None else self._fraction(images)
@@ -156,9 +156,9 @@ def _path(source: str) -> Path | None:
     if not path.exists():
         if source.lower() in DATASETS:
             return None
-        raise MetricError(f"reference: {path} does not exist, and is no data set; known: {', '.join(DATASETS)}")
+        raise MetricError(f"reference: {path} does not exist, and is not a data set; known: {', '.join(DATASETS)}")
     if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
-        raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
+        raise MetricError(f"{path}: is not a reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
     return path
 
 
@@ -221,7 +221,7 @@ class _Builder:
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept in the cache."""
         if images.count < 2:
-            raise MetricError("reference: one image is no distribution; give at least two")
+            raise MetricError("reference: one image is not a distribution; give at least two")
         identity = _digest(images.content, self._extractor.name)
         statistics_file = self._cache / f"{identity[:32]}.npz"
         features_file = self._cache / f"{identity[:32]}.npy"

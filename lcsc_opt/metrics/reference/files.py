@@ -1,4 +1,4 @@
-"""Files of reference images: their statistics, their features, or the images as an array.
+"""Reads files about reference images: statistics, features, or the images as an array.
 
 ::
 
@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance of features; the number of images and the extractor's name, if the file has them."""
+    """Mean and covariance of features, with the number of images and the extractor's name if the file has them."""
 
     gaussian: FrechetReference
     count: int | None
@@ -45,9 +45,9 @@ def read_reference_file(
     """The content of ``path`` for one extractor: statistics, features ``[N, D]``, images; at least one of these.
 
     Args:
-        path: one of the formats above.
-        extractor: its name in metrics. Statistics in a file of raw images (ADM's) are Inception's.
-        images: whether raw images are read even if there are statistics.
+        path: a file in one of the formats above.
+        extractor: its name in metrics, such as ``inception``.
+        images: whether raw images are read even if the file has statistics for the extractor, too.
 
     Raises:
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
@@ -57,6 +57,7 @@ def read_reference_file(
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             return None, _features(np.array(array)), None  # the copy fails if the file is cut off
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            # next to raw images, in ADM's files, statistics are of Inception's features
             has_statistics = extractor == INCEPTION and "mu" in archive
             if IMAGES in archive and (images or not has_statistics):
                 pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
@@ -84,7 +85,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     if not {"mu", "sigma"} <= set(arrays):
-        raise MetricError("holds no mu and sigma; expected statistics as of pytorch-fid, features or images")
+        raise MetricError("holds no mu and sigma; expected pytorch-fid statistics, features or images")
     count = int(arrays["count"]) if "count" in arrays else None
     if count is not None and count < 2:
         raise MetricError(f"count: a covariance needs at least 2 images, got {count}")

@@ -1,4 +1,4 @@
-"""Sets of real images of one size: a folder, a zip file, an array or a data set. The content identifies them."""
+"""Sets of real images of one size from a folder, a zip file, an array or a data set, identified by their content."""
 
 from __future__ import annotations
 
@@ -41,28 +41,27 @@ UNREADABLE = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
-DATASETS = {
+DATASETS = {  # name → class in torchvision, and whether it is the part for training
     f"{kind}-{split}".lower(): (kind, split == "train")
     for kind in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
     for split in ("train", "test")
 }
-"""Name → class in torchvision, and whether it is the part for training. All keep their images in one array, and check
-their files' MD5."""
+"""The data sets of torchvision that hold all images in one array, and check the MD5 of their files."""
 THREADS = min(8, os.cpu_count() or 1)
-SCANNED = 256  # files between two steps of the progress bar
+SCANNED = 256  # files between two updates of the progress bar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Real images of one size, which their content identifies.
+    """Real images of one size, identified by their content.
 
     Attributes:
         size: height and width.
         content: a SHA-256 of all images in their order.
-        marks: ``[M]``, four bytes of the hash of each image's content; of files and of arrays these differ.
-        pixels: indices → these images, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
+        marks: ``[M]``, the first four bytes of the hash of each image: of its file, or of its pixels in an array.
+        pixels: reads the images at some indices, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
         on_disk: whether these are files of a user, and not an array.
-        chosen: the indices of a part; all by default.
+        chosen: the indices of the images of a part; ``None`` for all.
     """
 
     size: tuple[int, int]
@@ -77,7 +76,7 @@ class ImageSet:
         """The images ``[M, H, W, 1 or 3]`` uint8 of an array; ``source`` says where they come from, for messages.
 
         Raises:
-            MetricError: for any other array.
+            MetricError: the array has another shape or type.
         """
         if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
             raise MetricError(
@@ -113,7 +112,7 @@ class ImageSet:
             scan = _scan(path, entries)
             height, width = scan.size
             write_atomically(cache_file, json.dumps(scan).encode(), error=MetricError)
-        mode = "L" if scan.grey else "RGB"
+        mode = "L" if scan.grey else "RGB"  # Pillow's
 
         def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
             with ThreadPoolExecutor(THREADS) as threads:
@@ -152,7 +151,7 @@ class ImageSet:
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
         """The held-out images, about this fraction of all, or the rest.
 
-        The hash of each image's content decides, so that copies are in one part.
+        The hash of an image decides which part it belongs to, so copies of an image are never in both.
         """
         [chosen] = np.nonzero((self.marks < fraction * 2**32) == held_out)
         side = "held out" if held_out else "train"
@@ -172,7 +171,7 @@ def _as_marks(content: bytes) -> npt.NDArray[np.uint32]:
 
 
 class _Entry(NamedTuple):
-    """One image file: its name, a stamp that changes with it, and what reads its bytes."""
+    """One image file: its name, a stamp that changes when it changes, and a function that reads its bytes."""
 
     name: str
     stamp: str
@@ -193,22 +192,23 @@ def _in_zip(path: Path) -> list[_Entry]:
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
-        raise MetricError(f"{path}: is no zip file ({error})") from error
-    return [
-        _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info))
-        for info in sorted(archive.infolist(), key=lambda info: info.filename)
-        if ImageSet.is_image(info.filename)
-    ]
+        raise MetricError(f"{path}: is not a zip file ({error})") from error
+    entries = []
+    for info in sorted(archive.infolist(), key=lambda info: info.filename):
+        if ImageSet.is_image(info.filename):
+            stamp = f"{info.file_size} {info.CRC}"
+            entries.append(_Entry(info.filename, stamp, functools.partial(archive.read, info)))
+    return entries
 
 
 class _Scan(NamedTuple):
-    """What reading all files of a set once gives.
+    """What is cached of a set of files.
 
     Attributes:
         size: height and width.
         grey: whether all images are grey.
         content: a SHA-256 of all images.
-        marks: in hexadecimal.
+        marks: those of the images, in hexadecimal.
     """
 
     size: tuple[int, int]
@@ -232,11 +232,13 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
                 if size != first_size:
                     raise MetricError(
                         f"{path}: images differ in size: {entries[0].name} is {first_size[0]}x{first_size[1]} and "
-                        f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first, since how "
+                        f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first: how "
                         "they are scaled changes FID"
                     )
                 if mode.startswith(DEEP_MODES):
-                    raise MetricError(f"{path}: {entry.name} has more than 8 bits a channel; write it with 8 first")
+                    raise MetricError(
+                        f"{path}: {entry.name} has more than 8 bits per channel; convert it to 8 bits first"
+                    )
                 grey = grey and mode in GREY_MODES
                 digest.update(file_digest)
                 marks += file_digest[:4]
@@ -259,7 +261,7 @@ def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def _opened(entry: _Entry) -> Iterator[tuple[Image.Image, bytes]]:
-    """An image and the bytes of its file; whatever breaks while this is open names the file."""
+    """An image and the bytes of its file; errors while this is open become a MetricError that names the file."""
     try:
         content = entry.read()
         with Image.open(io.BytesIO(content)) as image:

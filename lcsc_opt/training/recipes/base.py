@@ -31,13 +31,13 @@ class Batch:
     Attributes:
         images: ``[N, C, H, W]`` in [-1, 1], or latents.
         step: how many steps came before.
-        steps: of the whole training.
+        steps: the number of steps of the whole training.
         network: the one that is trained.
         target: the network's moving average where the recipe keeps one, else the network itself. No gradient goes
             through it.
-        generator: of this step's random numbers, on the device of the images.
+        generator: the generator of this step's random numbers, on the device of the images.
         noise_scale: the network's noise input is ``noise_scale * ln(sigma)``.
-        teacher: of a distillation.
+        teacher: the teacher of a distillation.
     """
 
     images: Tensor

@@ -267,9 +267,9 @@ class Slct(Ict):
     weight 5 of the diffusion loss.
 
     Attributes:
-        diffusion_share: of the noise levels, the lowest ones, at which the image itself is a second target.
-        diffusion_weight: of that loss.
-        coupling: of noise and images in a batch.
+        diffusion_share: the share of the noise levels, the lowest ones, at which the image itself is a second target.
+        diffusion_weight: the weight of that loss.
+        coupling: the coupling of noise and images in a batch.
     """
 
     name = "slct"

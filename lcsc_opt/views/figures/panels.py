@@ -25,9 +25,9 @@ class Axis:
     """An axis of a panel.
 
     Attributes:
-        title: below or beside the axis.
+        title: below or next to the axis.
         logarithmic: whether it shows logarithms; all values are then above zero.
-        tick_format: of the labels, in d3's notation.
+        tick_format: the format of the labels, in d3's notation.
         options: whatever else plotly knows of an axis.
     """
 
@@ -63,7 +63,7 @@ class Panel:
     """What is drawn above one vertical axis.
 
     Attributes:
-        traces: of plotly, drawn in this order.
+        traces: traces of plotly, drawn in this order.
         y: the vertical axis.
         title: above the panel.
         height: pixels.
@@ -89,7 +89,7 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: st
         x: the horizontal axis, which they share; its title is below the last one.
         theme: light or dark.
         name: while it stays the same, a refresh keeps what a reader zoomed or switched off.
-        title: of the whole figure.
+        title: the title of the whole figure.
         layout: whatever else plotly knows of a layout.
     """
     heights = [panel.height for panel in panels]
@@ -129,7 +129,7 @@ def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: st
 
 
 def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:
-    """Put the scale of colours beside its own panel; plotly's default is beside the whole figure."""
+    """Put the colour scale next to its own panel; plotly's default is next to the whole figure."""
     if isinstance(trace, go.Heatmap):
         length = min(panel.height, _LONGEST_COLORBAR)
         trace.update(colorbar={"lenmode": "pixels", "len": length, "yanchor": "top", "y": top})

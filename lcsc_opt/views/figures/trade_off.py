@@ -32,10 +32,10 @@ def trade_off_figure(
     """A mark for each answer, on noise that no search saw; those of one optimizer and seed over a sweep are joined.
 
     Args:
-        studies: of an experiment, or of several points of a sweep, in the order of the points.
+        studies: the studies of an experiment, or of several points of a sweep, in the order of the points.
         x: name of a held-out metric, or ``loss``; without it precision, or the first that is measured.
         y: the same; without it FID, else the loss.
-        theme: of the page.
+        theme: the theme of the page.
 
     Returns:
         ``None`` without two metrics to choose from.
@@ -46,7 +46,7 @@ def trade_off_figure(
     names = metrics_of(studies)
     for name in (x, y):
         if name is not None and name not in names:
-            raise LcscError(f"{name}: no answer has this held-out metric; there are {', '.join(names) or 'none'}")
+            raise LcscError(f"{name}: no answer has this held-out metric; available: {', '.join(names) or 'none'}")
     y = y or min(names, key=lambda name: (name == x, metric_place(name, _FIRST_UP)), default=None)
     x = x or next((name for name in names if name != y), None)
     if x is None or y is None:
@@ -96,7 +96,7 @@ def parallel_figure(points: Mapping[str, Sequence[StudyHistory]], theme: Theme =
 
     Args:
         points: experiment → its studies; those without a held-out loss are left out.
-        theme: of the page.
+        theme: the theme of the page.
     """
     answers: list[tuple[StudyHistory, dict[str, str], float]] = []
     for point, studies in points.items():

@@ -1,7 +1,7 @@
 """LCSC as Optuna samplers: K coefficients that sum to one, searched by lcsc_opt's own optimizers.
 
-Nothing but Optuna's trials is stored. The optimizer's state is derived from them: it asks for the trials of a study
-again in their order, and is told what had ended when each of them began.
+Only Optuna's trials are stored. The optimizer's state is derived from them: for each trial of a study, in order, a new
+optimizer is told what had ended when the trial began, and asks again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lcsc_opt.optimizers import Request, attach_evaluation, build_optimizer, req
 
 __all__ = ["LCSCGradientSampler", "LCSCQuadraticSampler", "LCSCSampler"]
 
-_BOUND = 1e6  # of a coefficient; Optuna's parameters need one
+_BOUND = 1e6  # of coefficients, since Optuna's parameters need bounds
 _LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
 _FIRST_FAILURE_LOSS = 1e6  # told for a failed trial before anything has succeeded
-_ENDLESS = 10**9  # trials, where none are planned
-_LOCK = threading.Lock()  # of all samplers, since one with a lock of its own could not be pickled
+_ENDLESS = 10**9  # trials, if no budget is given
+_LOCK = threading.Lock()  # shared by all samplers, since a sampler with a lock could not be pickled
 
 
 class LCSCSampler(optuna.samplers.BaseSampler):
@@ -39,11 +39,11 @@ class LCSCSampler(optuna.samplers.BaseSampler):
 
     Args:
         steps: ``[K]`` training steps of the checkpoints, or K for steps from 1 to K.
-        seed: of all random numbers; ``None`` derives it from the study's name.
+        seed: the seed of all random numbers; ``None`` derives it from the study's name.
         budget: how many trials are planned; :class:`LCSCQuadraticSampler` and :class:`LCSCGradientSampler` plan by it.
-        num_workers: how many trials run at once, in all processes. More of them that did not end count as failed.
-        images: of a plain evaluation; 0 where the objective samples none. With it, the quadratic and the gradient
-            sampler ask for evaluations of fewer images, too: see :meth:`request`.
+        num_workers: how many trials run at once, in all processes. If more have not ended, the oldest count as failed.
+        images: images of a plain evaluation; 0 if the objective samples none. With it, the quadratic and the gradient
+            sampler also ask for evaluations with fewer images: see :meth:`request`.
         options: settings of the optimizer, such as ``mutation``.
 
     Raises:
@@ -82,9 +82,9 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         """How a trial whose coefficients were suggested should be evaluated.
 
         Returns:
-            ``gradient`` (whether the trial's attribute ``gradient`` is wanted), ``images`` (``None``: of a plain
-            evaluation) and ``noise``. Losses of those for which ``compares()`` is false do not compare with others:
-            report the loss to the trial, and prune it.
+            ``gradient`` (whether to set the trial's attribute ``gradient``), ``images`` (``None``: as many as a plain
+            evaluation) and ``noise``. If ``compares()`` is false, the loss does not compare with those of other trials:
+            report it to the trial, and prune the trial.
         """
         return self._request(self._asked.get(trial.number))
 
@@ -95,7 +95,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The coefficients of a trial, but of none that was enqueued.
+        """The coefficients of a trial; none for an enqueued one.
 
         Raises:
             ValueError: the study has several objectives, or a trial lacks the gradient that was asked for.
@@ -109,7 +109,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Nothing is sampled alone.
+        """Refuse to sample a single coefficient.
 
         Raises:
             ValueError: always.
@@ -120,7 +120,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         )
 
     def _begin(self, study_name: str) -> None:
-        """Make a new optimizer, which knows of no trials."""
+        """Start with a new optimizer, which was told no trials."""
         seed = derive_seed(0, study_name) if self._seed is None else self._seed
         space = AffineSpace(self._steps, default_origin(self._steps))
         self._optimizer = build_optimizer(self._spec, space, budget=self._budget, workers=self._num_workers, seed=seed)
@@ -128,7 +128,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         if plan_budget is not None:
             plan_budget(evaluations=self._budget or _ENDLESS, images=None, images_per_evaluation=self._images)
         self._study_name = study_name
-        self._next = 0  # the number of the first trial that was not asked for
+        self._next = 0  # the first trial that was not asked for
         self._asked: dict[int, ng.p.Parameter] = {}  # by the trial's number
         self._told: set[int] = set()
         self._lost: set[int] = set()  # told as failed; their results may still come
@@ -144,7 +144,8 @@ class LCSCSampler(optuna.samplers.BaseSampler):
     def _ask(self, study: optuna.Study, trial: FrozenTrial) -> ng.p.Parameter:
         """Ask for every trial up to this one that was not asked for yet, in the order of their numbers.
 
-        Where the trials of a study are not what this optimizer asks for, it begins with them as another search's.
+        If the stored coefficients are not those that this optimizer asks for, another search made them: a new optimizer
+        is told their results.
         """
         if study.study_name != self._study_name:
             self._begin(study.study_name)
@@ -188,7 +189,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         killed = running[: max(len(running) - self._num_workers + 1, 0)]  # more than run at once
         for trial in untold:
             candidate = self._asked.get(trial.number)
-            if trial.number in self._lost:  # its candidate was told; the result is one of another search
+            if trial.number in self._lost:  # its candidate was told as failed; its result is told without it
                 candidate = None
             if trial.number in ended:
                 self._told.add(trial.number)

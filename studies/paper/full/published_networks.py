@@ -1,4 +1,4 @@
-"""The networks that the paper searched, of the code that trained them, and how they are sampled.
+"""The networks that the paper searched, built by the code that trained them, and their samplers.
 
 The classes come from your copies of four code bases, on PYTHONPATH: NVlabs/edm (``training``),
 openai/consistency_models (``cm``), ermongroup/ddim (``models``) and openai/improved-diffusion (``improved_diffusion``).
@@ -40,7 +40,7 @@ def cifar10_consistency(**changes: Any) -> nn.Module:
         "encoder_type": "residual",
         "resample_filter": [1, 3, 3, 1],
     }
-    return _made("NVlabs/edm", "training.networks", "SongUNet", {**published, **changes})
+    return _build("NVlabs/edm", "training.networks", "SongUNet", {**published, **changes})
 
 
 def imagenet64_consistency(**changes: Any) -> nn.Module:
@@ -60,7 +60,7 @@ def imagenet64_consistency(**changes: Any) -> nn.Module:
     }
     unet: Any = _module("openai/consistency_models", "cm.unet")
     unet.QKVFlashAttention = TorchAttention  # flash-attn 1, which it imports, is not made for today's torch
-    return _made("openai/consistency_models", "cm.unet", "UNetModel", {**published, **changes})
+    return _build("openai/consistency_models", "cm.unet", "UNetModel", {**published, **changes})
 
 
 def cifar10_diffusion(**changes: Any) -> nn.Module:
@@ -81,7 +81,7 @@ def cifar10_diffusion(**changes: Any) -> nn.Module:
         data=types.SimpleNamespace(image_size=32),
         diffusion=types.SimpleNamespace(num_diffusion_timesteps=1000),
     )
-    return _made("ermongroup/ddim", "models.diffusion", "Model", {"config": config})
+    return _build("ermongroup/ddim", "models.diffusion", "Model", {"config": config})
 
 
 def imagenet64_diffusion(**changes: Any) -> nn.Module:
@@ -96,14 +96,14 @@ def imagenet64_diffusion(**changes: Any) -> nn.Module:
         "num_heads": 4,
         "use_scale_shift_norm": True,
     }
-    return _made("openai/improved-diffusion", "improved_diffusion.unet", "UNetModel", {**published, **changes})
+    return _build("openai/improved-diffusion", "improved_diffusion.unet", "UNetModel", {**published, **changes})
 
 
-def _made(code: str, module: str, name: str, arguments: dict[str, Any]) -> nn.Module:
+def _build(code: str, module: str, name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         network: nn.Module = getattr(_module(code, module), name)(**arguments)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ObjectiveError(f"model: {module}:{name} of {code} cannot be made with {arguments}: {error}") from error
+        raise ObjectiveError(f"model: {module}:{name} of {code} cannot be built with {arguments}: {error}") from error
     return network
 
 
@@ -155,8 +155,10 @@ def _consistency(
     function = ConsistencyFunction(cast("nn.Module", network), noise_scale=noise_scale)
     images = torch.zeros_like(noise)
     for step, sigma in enumerate(sigmas):
-        spread = sigma if step == 0 else (sigma**2 - function.sigma_min**2) ** 0.5
-        noisy = images + spread * (noise if step == 0 else draw(step))
+        if step == 0:
+            noisy = images + sigma * noise
+        else:
+            noisy = images + (sigma**2 - function.sigma_min**2) ** 0.5 * draw(step)
         images = function(noisy, noise.new_full((len(noise),), sigma)).clamp(-1, 1)
     return images
 
@@ -168,37 +170,40 @@ def dpm_solver(model: Any, noise: Tensor, nfe: int, timesteps: int = 1000, beta_
     sigma_1 / sigma_0 x - alpha_1 (phi_1 m_0 - phi_2 D_1 + phi_3 D_2), of lower order where there are not three yet.
 
     Args:
-        model: told the timestep on a scale of 1,000, whatever their number.
+        model: a network; timesteps are scaled to 1,000 for it, whatever their number.
         noise: ``[N, C, H, W]``.
-        nfe: steps.
-        timesteps: of the training.
+        nfe: the number of steps.
+        timesteps: the number of timesteps in the training.
         beta_schedule: ``linear`` or ``squaredcos_cap_v2``, which is the cosine of improved DDPM.
     """
     levels = _log_snr(timesteps, beta_schedule)
     grid = np.linspace(max(levels[-1], SMALLEST_LOG_SNR), levels[0], nfe + 1)
-    told = np.interp(-grid, -levels, np.arange(timesteps)) * 1000 / timesteps
-    alpha, sigma = (1 / (1 + np.exp(-2 * grid))) ** 0.5, (1 / (1 + np.exp(2 * grid))) ** 0.5
+    conditioning = np.interp(-grid, -levels, np.arange(timesteps)) * 1000 / timesteps
+    alpha = (1 / (1 + np.exp(-2 * grid))) ** 0.5
+    sigma = (1 / (1 + np.exp(2 * grid))) ** 0.5
     h = grid[1] - grid[0]
     phi_1 = math.expm1(-h)
     phi_2 = phi_1 / h + 1
     phi_3 = phi_2 / h - 0.5
-    x, kept = noise, list[Tensor]()
+    x = noise
+    m: list[Tensor] = []  # the predicted images of the last three steps, the latest first
     for i in range(nfe):
-        predicted = model(x, x.new_full((len(x),), told[i]))
-        kept = [(x - sigma[i] * predicted) / alpha[i], *kept[:2]]
-        moved = phi_1 * kept[0]
-        if len(kept) == 2:
-            moved = moved + phi_1 / 2 * (kept[0] - kept[1])
-        elif len(kept) == 3:
-            first, second = kept[0] - kept[1], kept[0] - 2 * kept[1] + kept[2]
-            moved = moved - phi_2 * (first + second / 2) + phi_3 * second / 2
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * moved
+        predicted = model(x, x.new_full((len(x),), conditioning[i]))
+        m = [(x - sigma[i] * predicted) / alpha[i], *m[:2]]
+        change = phi_1 * m[0]
+        if len(m) == 2:
+            change = change + phi_1 / 2 * (m[0] - m[1])
+        elif len(m) == 3:
+            first = m[0] - m[1]
+            second = m[0] - 2 * m[1] + m[2]
+            change = change - phi_2 * (first + second / 2) + phi_3 * second / 2
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * change
     return x
 
 
 def _log_snr(timesteps: int, beta_schedule: str) -> npt.NDArray[np.float64]:
     """``[T]`` lambda of each timestep, decreasing."""
     scheduler = build_scheduler("ddpm", {"num_train_timesteps": timesteps, "beta_schedule": beta_schedule})
-    kept = (1 - scheduler.betas.double().numpy()).cumprod()
-    found: npt.NDArray[np.float64] = 0.5 * np.log(kept / (1 - kept))
-    return found
+    signal = (1 - scheduler.betas.double().numpy()).cumprod()  # alpha², and sigma² = 1 - alpha²
+    log_snr: npt.NDArray[np.float64] = 0.5 * np.log(signal / (1 - signal))
+    return log_snr

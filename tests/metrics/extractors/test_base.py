@@ -70,8 +70,8 @@ def test_features_depend_neither_on_the_batch_size_nor_on_parts(batch_size):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (torch.zeros(0, 1, 2, 2), "there are none"),
-        ([], "there are none"),
+        (torch.zeros(0, 1, 2, 2), "expected at least one"),
+        ([], "expected at least one"),
         (torch.full((2, 1, 2, 2), torch.nan), "own: features are not finite"),
     ],
 )

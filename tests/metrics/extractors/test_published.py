@@ -134,7 +134,7 @@ def test_random_weights_need_no_file_are_the_same_each_time_and_let_images_throu
     features, logits = one.features_and_logits(images())
     assert float((features[0] - features[1]).abs().mean()) > 0.01 * float(features.mean()) > 1e-4
     assert torch.isfinite(logits).all()
-    with pytest.raises(MetricError, match="random takes no file"):
+    with pytest.raises(MetricError, match="random needs no file"):
         find_extractor("random", weights=Path("file"))("cpu")
 
 

@@ -101,7 +101,7 @@ def test_folders_that_are_no_image_set_are_refused(tmp_path):
     with pytest.raises(MetricError, match=r"odd.png has more than 8 bits"):
         read(folder)
     (tmp_path / "no.zip").write_bytes(b"no zip")
-    with pytest.raises(MetricError, match="is no zip file"):
+    with pytest.raises(MetricError, match="is not a zip file"):
         read(tmp_path / "no.zip")
 
 

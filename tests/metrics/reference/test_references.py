@@ -133,7 +133,7 @@ def test_references_of_another_extractor_are_refused(tmp_path):
     [
         ("a.npz", b"no zip", "cannot be read"),
         ("a.npy", b"no array", "cannot be read"),
-        ("a.txt", b"", r"is no reference; expected a folder of images, .zip, .npz"),
+        ("a.txt", b"", r"is not a reference; expected a folder of images, .zip, .npz"),
     ],
 )
 def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):

@@ -80,5 +80,5 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="missing"):
         ReferenceSettings.parse({"train": str(tmp_path), "held_out": str(tmp_path / "missing")}).check()
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
-    with pytest.raises(MetricError, match=r"no folder, \.zip or dataset"):
+    with pytest.raises(MetricError, match=r"not a folder, \.zip or data set"):
         build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)

@@ -48,7 +48,7 @@ def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryR
     made = trade_off_figure(studies, "loss", "precision@clip")
     assert made is not None
     assert list(made.data[0].x) == [3.8, 5.6]
-    with pytest.raises(LcscError, match="recall: no answer has this held-out metric; there are precision@clip"):
+    with pytest.raises(LcscError, match="recall: no answer has this held-out metric; available: precision@clip"):
         trade_off_figure(studies, "recall")
     assert trade_off_figure(siblings(reader, "other")) is None
     assert trade_off_figure(()) is None
