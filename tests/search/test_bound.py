@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import lcsc_opt
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import HELD_OUT, Candidate
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.kept_bound import KeptBound
@@ -200,8 +200,6 @@ def test_a_report_says_that_keep_did_not_hold_only_against_the_ema_that_bounded_
     assert report is not None
     [baseline] = report.baselines
     objective = lcsc_opt.load_objective(content)
-    from lcsc_opt.base.records import HELD_OUT
-
     measured = objective.evaluate(Candidate(bound_of(study).coefficients, images=2000, noise=HELD_OUT))
     name = "precision@stored_parts:Means"
     assert baseline.measured.metrics[name] == pytest.approx(measured.metrics[name])
@@ -279,7 +277,7 @@ def test_a_fork_of_a_grid_takes_over_no_losses_without_a_penalty(typed: Typed) -
 
 def test_a_landscape_has_the_bound_of_its_source(typed: Typed) -> None:
     [source] = run(specification())
-    typed("landscape", source.name, "--resolution", "5", "--storage", URL)
+    typed("landscape", source.name, "--grid", "5", "--storage", URL)
     landscape = StoredStudy.open(open_storage(URL, write=True), "kept/Landscape/0")
     assert landscape.attributes["kept_bound"] == source.attributes["kept_bound"]
     complete = [trial for trial in landscape.trials() if trial.state == TrialState.COMPLETE]
