@@ -120,12 +120,13 @@ def bound_of(study: StoredStudy) -> KeptBound:
     return bound
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_image_that_is_sampled_is_stored_and_counts_in_the_budget(workers: int) -> None:
-    content = specification(workers=workers)
+@pytest.mark.parametrize(("optimizer", "workers"), [("LCSC", 1), ("LCSC", 2), ("CMA", 2)])
+def test_every_image_that_is_sampled_is_stored_and_counts_in_the_budget(optimizer: str, workers: int) -> None:
+    """Two workers share the images of each candidate of LCSC, and have candidates of their own of CMA."""
+    content = specification(optimizers=[optimizer], workers=workers)
     [study] = run(content)
     assert sampled_images() == stored_images(study.name) == content["budget"]["images"]
-    baselines, searched = trials()[: AVERAGES + 1], trials()[AVERAGES + 1 :]
+    baselines, searched = trials(study.name)[: AVERAGES + 1], trials(study.name)[AVERAGES + 1 :]
     assert {trial.state for trial in baselines} == {TrialState.PRUNED}
     assert all(trial.user_attrs["baseline"] for trial in baselines)
     assert [trial.state for trial in searched] == [TrialState.COMPLETE] * 5
@@ -133,8 +134,9 @@ def test_every_image_that_is_sampled_is_stored_and_counts_in_the_budget(workers:
     assert study.attributes["search_ended"]["evaluations"] == AVERAGES + 1 + 5
 
 
-def test_baselines_count_in_a_budget_of_evaluations_and_a_higher_budget_repeats_none() -> None:
-    content = specification(budget={"evaluations": AVERAGES + 4})
+@pytest.mark.parametrize("tells", ["ordered", "as-completed"])
+def test_baselines_count_in_a_budget_of_evaluations_and_a_higher_budget_repeats_none(tells: str) -> None:
+    content = specification(budget={"evaluations": AVERAGES + 4}, tells=tells)
     run(content)
     assert len(trials()) == AVERAGES + 4
     before = [trial.value for trial in trials()]
@@ -158,6 +160,15 @@ def test_the_bound_is_that_of_the_best_average_and_every_loss_has_its_penalty() 
         penalty = bound.constraint.penalty(metrics[name])
         assert trial.value == pytest.approx(metrics["fid@stored_parts:Means"] + penalty, rel=1e-9)
         assert trial.user_attrs["violation"] == bound.constraint.violation(metrics[name], IMAGES)
+
+
+def test_an_optimizer_plans_with_what_the_bound_leaves_of_the_budget() -> None:
+    options = {"LCSCGradient": {"images": 20}}
+    [study] = run(specification(optimizers=[options], budget={"images": ALL_BASELINES + 600}))
+    searched = [trial for trial in trials(study.name) if "baseline" not in trial.user_attrs]
+    assert sum(trial.user_attrs["cost"]["images"] for trial in searched) <= 600
+    assert searched[-1].state == TrialState.COMPLETE, "its last trial is its answer, evaluated like any other"
+    assert searched[-1].user_attrs["violation"] is not None
 
 
 def test_a_bound_of_ones_own_replaces_the_value_only() -> None:
