@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecError
 from lcsc_opt.base.progress import progress
@@ -81,8 +81,8 @@ def measure_bound(
     """
     baselines = _Baselines(study, evaluator, steps=objective.steps, retries=retries, in_flight=in_flight)
     ema = None
-    # Where averages are stored, an earlier run began to compare them: it is finished, even if there is a grid now.
-    if not baselines.has_averages:
+    # What an earlier run began is finished, even if there is a grid now, unless an average failed.
+    if not baselines.can_finish_averages:
         ema = _ema_of_grid(study)
     check_budget(study.name, objective, budget, must_find_ema=ema is None)
     count = _baseline_count(objective, must_find_ema=ema is None)
@@ -248,10 +248,11 @@ class _Baselines:
                 self._stored[_key(coefficients_of(trial), trial.user_attrs.get("images"))] = trial
 
     @property
-    def has_averages(self) -> bool:
-        """Whether an earlier run has begun to evaluate the averages of which EMA* is the best."""
+    def can_finish_averages(self) -> bool:
+        """Whether an earlier run has begun to evaluate the averages of which EMA* is the best, and none has failed."""
         first_average = plain_averages(self._steps)[0]
-        return _key(first_average, None) in self._stored
+        has_failures = any(trial.state == TrialState.FAIL for trial in self._stored.values())
+        return _key(first_average, None) in self._stored and not has_failures
 
     def evaluate(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """The evaluations of these candidates, several of which may run at the same time.
@@ -297,7 +298,7 @@ class _Baselines:
             raise SearchFailedError(
                 f"{self._study.name}: trial {baseline.number}, an average that EMA* is chosen from, failed: "
                 f"{baseline.outcome.reason.rstrip('.')}. Fix it, then run: lcsc resume {self._study.name} "
-                "--retry-failed; lcsc show prints the whole traceback"
+                "--retry-failed; or run EMAGrid, which goes on without averages that fail"
             )
         self.on_end(note=f"loss {baseline.outcome.loss:.4g}")
         return baseline.outcome

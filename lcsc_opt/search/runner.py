@@ -106,7 +106,7 @@ class Search:
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         own_trials = trials[len(self._inherited) :]
-        self._baselines = [trial for trial in own_trials if is_baseline(trial)]
+        self._paid_baselines = _paid_baselines(trials)
         self._stored = [trial for trial in own_trials if not is_baseline(trial)]
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
@@ -143,7 +143,7 @@ class Search:
     @property
     def evaluations(self) -> int:
         """How many trials have ended: those that were told, and the baselines."""
-        return len(self._baselines) + self.told
+        return len(self._paid_baselines) + self.told
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -341,11 +341,13 @@ def charged_for_baselines(trials: Sequence[FrozenTrial], unit: str, images_per_e
         unit: ``evaluations`` or ``images``.
         images_per_evaluation: the images of a candidate that names no other number.
     """
-    charged = 0
-    for trial in trials:
-        if is_baseline(trial) and "inherited" not in trial.user_attrs:
-            charged += _price(_request(trial), unit, images_per_evaluation)
-    return charged
+    return sum(_price(_request(trial), unit, images_per_evaluation) for trial in _paid_baselines(trials))
+
+
+def _paid_baselines(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The baselines that a study has evaluated itself, in an earlier run or in this one."""
+    own_trials = [trial for trial in trials if "inherited" not in trial.user_attrs]
+    return [trial for trial in own_trials if is_baseline(trial) and trial.state.is_finished()]
 
 
 def _price(request: Request, unit: str, images_per_evaluation: int) -> int:

@@ -260,6 +260,19 @@ def test_a_failed_baseline_ends_the_study_with_its_reason_and_can_be_tried_again
     assert sum(trial.state == TrialState.COMPLETE for trial in trials()) == 5
 
 
+def test_after_a_failed_baseline_a_grid_gives_the_bound(folder: Path) -> None:
+    write_parts(folder, "ValueError('no disk')")
+    content = specification(failures={"retries": 0})
+    Path("stop_after").write_text("200")
+    with pytest.raises(SearchFailedError, match="or run EMAGrid, which goes on without averages that fail"):
+        run(content)
+    Path("stop_after").unlink()
+    grid, study = run({**content, "optimizers": ["EMAGrid", "LCSC"]})
+    assert bound_of(study).study == grid.name
+    prices = [trial.user_attrs.get("images", IMAGES) for trial in trials()]
+    assert content["budget"]["images"] - IMAGES < sum(prices) < content["budget"]["images"] + IMAGES
+
+
 def test_a_budget_that_leaves_nothing_to_the_search_is_refused_before_anything_is_stored() -> None:
     with pytest.raises(StudySpecError, match=rf"budget: {ALL_BASELINES:,} of {ALL_BASELINES + 59:,} images .* EMAGrid"):
         run(specification(budget={"images": ALL_BASELINES + IMAGES - 1}))
