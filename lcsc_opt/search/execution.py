@@ -162,7 +162,7 @@ class Execution:
     def _optimizer(self) -> Optimizer:
         """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later.
 
-        What the bound of the kept metric has cost is not its to plan with.
+        What the bound of the kept metric has cost is deducted.
         """
         stored = self.stored.attributes
         images = self.objective.images_per_evaluation

@@ -319,8 +319,10 @@ def _baseline_models(
         return []
     bound = KeptBound.of(study.attributes)
     if bound is not None:
-        grid = bound.study if bound.study in our_studies(study.storage) else None
-        return [_BaselineModel(EMA, bound.coefficients, study=grid, trial=bound.trial, label=bound.label)]
+        bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
+        if bound.study in our_studies(study.storage):  # else it was measured by the study, or the grid was deleted
+            bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
+        return [bounding_ema]
     known_best = known_ema(study)
     if known_best is not None:
         ema, coefficients = known_best
