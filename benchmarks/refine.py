@@ -98,8 +98,12 @@ class Ways:
             "layers, then all weights": lambda: self._refined(layered, self._searched(layered, half), half),
         }
 
-    def _searched(self, objective: MergeSampleScore, images: int) -> Coefficients:
-        return answer_of(objective, "LCSCGradient", self._seed, images, selected_on=self._selected)
+    def _searched(
+        self, objective: MergeSampleScore, images: int, *, bounded_by: MergeSampleScore | None = None
+    ) -> Coefficients:
+        return answer_of(
+            objective, "LCSCGradient", self._seed, images, selected_on=self._selected, bounded_by=bounded_by
+        )
 
     def _refined(self, objective: MergeSampleScore, start: Coefficients, images: int, *, then_search: int = 0) -> Found:
         settings = RefineSettings(images=images, seed=self._seed)
@@ -108,7 +112,7 @@ class Ways:
         if not then_search:
             return Found(ONE, OneModel(load_file(answer), frozenset()))
         left = Trajectory.open(out)
-        return Found(self._searched(objective.on_weights(left), then_search), left)
+        return Found(self._searched(objective.on_weights(left), then_search, bounded_by=objective), left)
 
 
 def main() -> None:

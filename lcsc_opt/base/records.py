@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 STANDARD_ERROR = "_stderr"
 """Behind the name of a metric, as lm_eval has it: the standard error of its value."""
+
+PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
 
 Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
@@ -32,6 +35,42 @@ SELECTION = Noise("selection")
 HELD_OUT = Noise("held-out")
 
 
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """The bound of the kept metric, and what is measured at EMA* on the noise of the search.
+
+    Attributes:
+        loss: EMA*'s loss.
+        value: the bound: EMA*'s value of the kept metric, or the one of the settings.
+        deviation: the standard deviation of the kept metric between images.
+        guide: EMA*'s value of the metric whose gradient is followed.
+        sign: −1 if higher values of the kept metric are better, else 1.
+    """
+
+    loss: float
+    value: float
+    deviation: float
+    guide: float
+    sign: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """The loss at EMA* divided by the guide there: the factor between their units."""
+        return abs(self.loss) / (self.guide or 1.0)
+
+    def violation(self, value: float, images: int) -> float:
+        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
+        excess = self.sign * (value - self.value)
+        standard_error = self.deviation / math.sqrt(images)
+        if standard_error > 0:
+            return excess / standard_error
+        return float(excess > 0)
+
+    def penalty(self, value: float) -> float:
+        """What is added to the loss."""
+        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
     """What an objective is asked to evaluate.
@@ -41,12 +80,14 @@ class Candidate:
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
+        constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
     """
 
     coefficients: Coefficients
     images: int | None = None
     noise: Noise = SEARCH
     keep_weight: float | None = None
+    constraint: Constraint | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +127,10 @@ class Evaluation:
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
         gradient: the gradient of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
-        violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a kept metric.
+        violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a bound.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
+        constraint: the bound of the kept metric if this candidate is EMA*; ``None`` if no metric is kept, and of a
+            candidate that has a constraint already.
     """
 
     loss: float
@@ -96,6 +139,7 @@ class Evaluation:
     gradient: Coefficients | None = dataclasses.field(default=None, compare=False)
     violation: float | None = None
     unseen: float | None = None
+    constraint: Constraint | None = None
 
 
 @dataclasses.dataclass(frozen=True)

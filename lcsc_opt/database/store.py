@@ -11,13 +11,15 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
                        ``tell_index``; ``images`` and ``noise`` where other than the objective's were asked for,
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
                        ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
-                       over from another study;
+                       over from another study; ``baseline``, the name of an average that was evaluated to measure
+                       the bound of the kept metric, and ``constraint``, the bound if this model is EMA*;
                        ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
                        ``created``, ``created_by``, ``schema``, ``forked_from``, ``parallelism``, ``plane`` of
                        landscapes, ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
+                       ``kept_bound`` (EMA* and the bound of the kept metric),
                        ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``
 =====================  =======================================================================================
 
@@ -54,6 +56,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.connection import in_database, quiet_optuna
+from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.urls import masked
@@ -118,6 +121,8 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
         attributes["violation"] = evaluation.violation
     if evaluation.unseen is not None:
         attributes["unseen"] = evaluation.unseen
+    if evaluation.constraint is not None:
+        attributes["constraint"] = dataclasses.asdict(evaluation.constraint)
     return attributes
 
 
@@ -232,12 +237,15 @@ class StoredStudy:
         remembered = [trial for trial in trials if trial.number not in forgotten]
         return sorted(remembered, key=lambda trial: trial.number)
 
-    def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> int:
+    def add_candidate(
+        self, candidate: Candidate, *, tells_before: int | None = None, baseline: str | None = None
+    ) -> int:
         """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
 
         Args:
             candidate: what is evaluated.
             tells_before: how many results were told before this ask, where tells do not follow the order of asks.
+            baseline: the name of an average that no optimizer has asked.
 
         Returns:
             The trial's number.
@@ -246,6 +254,8 @@ class StoredStudy:
         attributes["tell_index"] = self._next_number
         if tells_before is not None:
             attributes["tells_before"] = tells_before
+        if baseline is not None:
+            attributes[BASELINE] = baseline
         coefficients = candidate.coefficients
         effective_range = FloatDistribution(1.0, float(coefficients.shape[-1]))
         trial = create_trial(
@@ -343,14 +353,19 @@ class StoredStudy:
     def retry_failed(self) -> int:
         """Forget the failures after the last success: their candidates are asked again. The caller holds the study.
 
-        A trial that failed before the last success stays failed, since all later candidates depend on that.
+        A trial that failed before the last success stays failed, since all later candidates depend on that. But no
+        candidate depends on a failed baseline, after which nothing was asked.
 
         Returns:
             How many trials were forgotten.
         """
         trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
         last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
-        later_trials = [trial for trial in trials if trial.number > last_success]
+        later_trials = []
+        for trial in trials:
+            is_failed_baseline = is_baseline(trial) and trial.state == TrialState.FAIL
+            if trial.number > last_success or is_failed_baseline:
+                later_trials.append(trial)
         if not any(trial.state == TrialState.FAIL for trial in later_trials):
             return 0
         forgotten = self._forgotten + [trial.number for trial in later_trials]

@@ -14,7 +14,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
 from lcsc_opt.base.machine import free_memory
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.records import Candidate, Constraint, Cost, Evaluation
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
@@ -121,6 +121,10 @@ def _plain(answer: object) -> Evaluation:
     gradient = answer.gradient
     if gradient is not None:
         gradient = np.asarray(gradient, dtype=np.float64)
+    constraint = answer.constraint
+    if constraint is not None:
+        numbers = dataclasses.asdict(constraint)
+        constraint = Constraint(**{name: float(_number(f"constraint.{name}", numbers[name])) for name in numbers})
     cost = {name: _number(f"cost.{name}", value) for name, value in dataclasses.asdict(answer.cost).items()}
     return dataclasses.replace(
         answer,
@@ -130,6 +134,7 @@ def _plain(answer: object) -> Evaluation:
         gradient=gradient,
         violation=_optional_float("violation", answer.violation),
         unseen=_optional_float("unseen", answer.unseen),
+        constraint=constraint,
     )
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.records import PENALTY, Constraint
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
-from lcsc_opt.metrics.loss import PENALTY, Constraint, Loss
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import FDR, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -48,7 +49,7 @@ class ImageMetrics:
         metrics: all metrics to compute, those of the loss among them.
         references: extractor's name in the metrics → its reference.
         total: how many images the whole evaluation has.
-        constraint: the bound of the kept metric; ``None`` while it was not measured.
+        constraint: the bound of the kept metric; ``None`` bounds nothing.
         real_fids: extractor's name → FID of real images to real images, for ``fdr``; empty leaves it out.
         gradient: keep the features that the gradient of the loss needs.
         device: where distances between features are computed.
@@ -161,7 +162,7 @@ class ImageMetrics:
         return weights
 
     def violation(self) -> float | None:
-        """By how many standard errors the kept metric is worse than its bound; ``None`` if none is kept."""
+        """By how many standard errors the kept metric is worse than its bound; ``None`` without a bound."""
         if self._loss.keep is None or self._constraint is None:
             return None
         return self._constraint.violation(self._value(self._loss.keep), self._total)
@@ -183,13 +184,18 @@ class ImageMetrics:
             return None
         return loss + sum(changes)
 
-    def constraint(self) -> Constraint:
-        """The bound of the kept metric; these must be the images of EMA*."""
+    def measured_constraint(self, loss: float) -> Constraint | None:
+        """The bound of the kept metric, if these are images of EMA*; ``None`` if no metric is kept.
+
+        Args:
+            loss: of :meth:`compute`, without a penalty.
+        """
         keep = self._loss.keep
-        assert keep is not None
-        loss, _ = self.compute()
+        if keep is None:
+            return None
+        value = self._value(keep) if self._loss.bound is None else self._loss.bound
         deviation = self._features[keep.extractor].deviation(keep.formula)
-        return Constraint(loss, self._value(keep), deviation, self._value(keep.guide), keep.sign)
+        return Constraint(loss, value, deviation, self._value(keep.guide), keep.sign)
 
 
 def _features_and_logits(extractor: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,48 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
+from lcsc_opt.base.records import Constraint
 from lcsc_opt.metrics.names import Kept, MetricName
-
-PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
-
-
-@dataclasses.dataclass(frozen=True)
-class Constraint:
-    """The bound of the kept metric, and what is measured at EMA* on the noise of the search.
-
-    Attributes:
-        loss: EMA*'s loss.
-        value: the bound: EMA*'s value of the kept metric, or the one of the settings.
-        deviation: the standard deviation of the kept metric between images.
-        guide: EMA*'s value of the metric whose gradient is followed.
-        sign: −1 if higher values of the kept metric are better, else 1.
-    """
-
-    loss: float
-    value: float
-    deviation: float
-    guide: float
-    sign: float = 1.0
-
-    @property
-    def scale(self) -> float:
-        """The loss at EMA* divided by the guide there: the factor between their units."""
-        return abs(self.loss) / (self.guide or 1.0)
-
-    def violation(self, value: float, images: int) -> float:
-        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
-        excess = self.sign * (value - self.value)
-        standard_error = self.deviation / math.sqrt(images)
-        if standard_error > 0:
-            return excess / standard_error
-        return float(excess > 0)
-
-    def penalty(self, value: float) -> float:
-        """What is added to the loss."""
-        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.records import Constraint
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.rewards import Thumbnails
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
-from lcsc_opt.metrics.loss import Constraint, Loss
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
@@ -53,7 +54,6 @@ class MetricSuite:
     Attributes:
         loss: the loss, with the metric that is kept.
         references: extractor's name → its reference.
-        constraint: the bound of the kept metric; ``None`` while it is not known, and nothing is bounded.
         reports: the metrics of held-out reports.
 
     Raises:
@@ -73,7 +73,6 @@ class MetricSuite:
         report_references: BuildReferences | None = None,
     ) -> None:
         self.loss = Loss.parse(loss, keep)
-        self.constraint: Constraint | None = None
         self._device = device
 
         metric_texts = list(metrics)
@@ -138,8 +137,18 @@ class MetricSuite:
         """The largest number of features that a metric of a search works with."""
         return max(self.references[metric.extractor].extractor.dimension for metric in self._metrics)
 
-    def image_metrics(self, total: int, *, held_out: bool = False, gradient: bool = False) -> ImageMetrics:
-        """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet."""
+    def image_metrics(
+        self,
+        total: int,
+        *,
+        held_out: bool = False,
+        gradient: bool = False,
+        constraint: Constraint | None = None,
+    ) -> ImageMetrics:
+        """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet.
+
+        Without a ``constraint``, nothing is bounded.
+        """
         metrics = self._metrics
         real_fids: Mapping[str, float] = {}
         if held_out:
@@ -150,7 +159,7 @@ class MetricSuite:
             metrics,
             self.references,
             total=total,
-            constraint=self.constraint,
+            constraint=constraint,
             real_fids=real_fids,
             gradient=gradient,
             device=self._device,

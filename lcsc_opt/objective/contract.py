@@ -174,6 +174,14 @@ class Objective(abc.ABC):
         return 0
 
     @property
+    def images_for_bound(self) -> int:
+        """The number of images of EMA* that bound the metric which is kept; 0 if no metric is kept.
+
+        A search with a kept metric measures EMA* first, by candidates without a constraint, whose evaluations have one.
+        """
+        return 0
+
+    @property
     def real_images_per_feature(self) -> float | None:
         """Real images that the loss compares with, divided by the dimension of its features; ``None`` if unknown."""
         return None

@@ -17,11 +17,9 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evalu
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
-from lcsc_opt.metrics.loss import Constraint
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
-from lcsc_opt.objective.ema_constraint import measure_constraint
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -31,6 +29,7 @@ from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+FEWEST_KEPT = 5_000  # images for EMA*'s precision: a standard error of at most 0.007
 
 Merged = tuple[dict[str, Tensor], Cost]
 """The merged weights of one candidate, name → tensor, until they are in the model; and the cost of merging."""
@@ -103,6 +102,15 @@ class MergeSampleScore(StagedObjective):
         return self._images
 
     @property
+    def images_for_bound(self) -> int:
+        """At least :data:`FEWEST_KEPT` where EMA*'s precision is the bound, else those of an evaluation."""
+        if self.scores.keep is None:
+            return 0
+        if self.scores.bound is None and self.scores.keep.formula == "precision":
+            return max(self._images, FEWEST_KEPT)
+        return self._images
+
+    @property
     def cross_check_metric(self) -> str | None:
         """The held-out metric in features that the loss does not see."""
         metric = self.scores.cross_check_metric
@@ -171,7 +179,6 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: an image, or its features, are not finite.
         """
-        self.know_constraint()
         watch = Stopwatch()
         weights, merging_cost = prepared
         with watch.timing("merge"):
@@ -192,10 +199,10 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self.know_constraint()
         watch = Stopwatch()
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
+        constraint = None
         with watch.timing("metric"), self._metric_threads():
             metrics = self._metrics(candidate, gradient=gradient)
             for state, _ in parts:
@@ -207,8 +214,11 @@ class MergeSampleScore(StagedObjective):
             violation = metrics.violation()
             if not gradient:
                 unseen = metrics.unseen(loss)
+                if candidate.constraint is None:
+                    constraint = metrics.measured_constraint(loss)
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
-        return Evaluation(loss, values, cost, violation=violation, unseen=unseen), feature_gradients
+        evaluation = Evaluation(loss, values, cost, violation=violation, unseen=unseen, constraint=constraint)
+        return evaluation, feature_gradients
 
     def vjp(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
         """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient.
@@ -220,11 +230,6 @@ class MergeSampleScore(StagedObjective):
             MetricError: the gradient is not finite.
         """
         return self._batch_sizes.retry_smaller(lambda: self._second_gradient_pass(candidate, first, last, back))
-
-    def know_constraint(self) -> None:
-        """Measure the bound of the kept metric once, if there is one; the search is not charged for it."""
-        if self.scores.constraint is None:
-            self.scores.constraint = measure_constraint(self.scores, self.steps, self._images, self._constraint_at)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
@@ -284,7 +289,9 @@ class MergeSampleScore(StagedObjective):
     def _metrics(self, candidate: Candidate, *, gradient: bool) -> ImageMetrics:
         """Metrics without images, for those of a candidate or for a part of them."""
         held_out = candidate.noise.group == HELD_OUT.group
-        return self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
+        return self.scores.image_metrics(
+            self.images_of(candidate), held_out=held_out, gradient=gradient, constraint=candidate.constraint
+        )
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         """Put merged weights into the model. The graph of its former weights is useless then."""
@@ -339,14 +346,6 @@ class MergeSampleScore(StagedObjective):
                 images = self._stages.sample(noise, start, stop)
             with watch.timing("features"):
                 self._stages.add_features(metrics, images, noise, start)
-
-    def _constraint_at(self, candidate: Candidate) -> Constraint:
-        """The loss and the kept metric of a candidate."""
-        self._load(self._source.merge(candidate.coefficients))
-        count = self.images_of(candidate)
-        metrics = self._batch_sizes.retry_smaller(lambda: self._sample(candidate, 0, count, Stopwatch()))
-        with self._metric_threads():
-            return metrics.constraint()
 
 
 def _divided(gradients: Mapping[str, npt.NDArray[Any]], counts: Sequence[int]) -> list[FeatureGradients]:

@@ -25,6 +25,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
+from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound, has_own_bound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -36,12 +37,20 @@ from lcsc_opt.exports import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.search.bound import check_new_budget, measure_bound
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import Resolved, differences, is_complete, is_searched, resolve
+from lcsc_opt.search.resolving import (
+    Resolved,
+    check_stored_bound,
+    differences,
+    is_complete,
+    is_searched,
+    resolve,
+)
 from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
-from lcsc_opt.search.runner import Search
+from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
@@ -70,7 +79,6 @@ class Execution:
         before = study.attributes
         if is_searched(plan, before):
             return
-        optimizer = self._optimizer()
         budget = plan.most(self.objective)
         if budget.model_dump() != before["budget"]:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
@@ -78,6 +86,8 @@ class Execution:
             study.set_attribute("budget", budget.model_dump())
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
         with contextlib.closing(self._evaluator()) as evaluator:
+            bound = self._bound(evaluator, budget)
+            optimizer = self._optimizer()
             search = Search(
                 study,
                 optimizer,
@@ -85,6 +95,7 @@ class Execution:
                 budget=budget,
                 first=plan.origin if starts_at_origin else None,
                 images_per_evaluation=self.objective.images_per_evaluation,
+                constraint=None if bound is None else bound.constraint,
                 in_flight=before["parallelism"]["in_flight"],
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
@@ -93,7 +104,7 @@ class Execution:
             with self._reporting(search) as on_tell:
                 search.run(on_tell)
         exhausted = getattr(optimizer, "finished", False)
-        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
+        study.set_attribute("search_ended", {"evaluations": search.evaluations, "exhausted": exhausted})
 
     def report(self) -> None:
         """Report on held-out noise as the study file asks, unless there is a report."""
@@ -113,10 +124,12 @@ class Execution:
 
         Raises:
             ObjectiveError: this objective has no held-out loss.
+            StudyStoreError: its losses had a penalty whose bound is not stored.
         """
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
+        check_stored_bound(self.plan, self.stored.attributes, self.objective)
         if not self.objective.images_per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
@@ -131,11 +144,32 @@ class Execution:
         """Logs the study while this is open, and calls the user's function about it."""
         return Reporting(self.stored, self.plan.spec.log, self.plan.spec.notify)
 
+    def _bound(self, evaluator: Evaluator, budget: BudgetSpec) -> KeptBound | None:
+        """The bound of the kept metric, which is measured first; ``None`` if the losses of this study have none."""
+        bound = KeptBound.of(self.stored.attributes)
+        measures_bound = self.objective.images_for_bound > 0 and has_own_bound(self.plan.optimizer.name)
+        if bound is not None or not measures_bound:
+            return bound
+        return measure_bound(
+            self.stored,
+            self.objective,
+            evaluator,
+            budget=budget,
+            retries=self.plan.spec.failures.retries,
+            in_flight=self.stored.attributes["parallelism"]["in_flight"],
+        )
+
     def _optimizer(self) -> Optimizer:
-        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
+        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later.
+
+        What the bound of the kept metric has cost is deducted.
+        """
         stored = self.stored.attributes
         images = self.objective.images_per_evaluation
         first_budget = BudgetSpec(**stored["optimizer_budget"])
+        if stored.get(KEPT_BOUND) is not None:
+            charged = charged_for_baselines(self.stored.trials(), first_budget.unit, images)
+            first_budget = BudgetSpec(**{first_budget.unit: max(first_budget.total - charged, 1)})
         evaluations = first_budget.total
         if first_budget.unit == "images":
             evaluations = math.ceil(first_budget.total / images)
@@ -298,6 +332,10 @@ class Executor:
         resolved = self.resolve(plan)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
+        keeps = objective.images_for_bound > 0 and has_own_bound(plan.optimizer.name)
+        if resolved.stored is None and keeps:
+            fingerprint = resolved.beginning["fingerprint"]
+            check_new_budget(self.storage, plan.name, objective, plan.spec.budget, fingerprint)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():

@@ -18,7 +18,8 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import NODES
-from lcsc_opt.database.names import HOLDER, LOGGED, is_ours
+from lcsc_opt.database.kept_bound import KeptBound
+from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
@@ -56,9 +57,10 @@ def fork(
     The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
     without evaluating any again. These trials are told to its optimizer in their order before its first ask, and it
     starts from the best one. Losses that do not compare are told only to optimizers that follow gradients. The budget
-    counts new evaluations only. With ``checkpoints``, which must include those of the source, the new study takes over
-    no trials, and starts from the best coefficients of the source. With ``rows`` every layer group begins with the
-    coefficients that a source without rows found for all.
+    counts new evaluations only. Where a metric is kept, and the losses of the two studies have different penalties, the
+    new study takes over no trials, and starts from the best coefficients. With ``checkpoints``, which must include
+    those of the source, it takes over no trials, either, and starts from the best coefficients of the source. With
+    ``rows`` every layer group begins with the coefficients that a source without rows found for all.
 
     Returns:
         The plan to run.
@@ -99,6 +101,12 @@ def fork(
         return plan
     plan = dataclasses.replace(plan, origin=origin.tolist())
     resolved = executor.resolve(plan)
+    if source_objective.images_for_bound and not _have_same_penalty(source, plan):
+        notice(
+            f"{plan.name}: starts from the best coefficients, without trials: losses of {source.name} do not compare"
+        )
+        executor.create(resolved, {"forked_from": source.name})
+        return plan
     for line in resolved.notices:
         notice(line)
     attributes = {**source.attributes, **changes}
@@ -108,6 +116,18 @@ def fork(
     attributes["forked_from"] = source.name
     source.copy(plan.name, attributes)
     return plan
+
+
+def _have_same_penalty(source: StoredStudy, fork: Plan) -> bool:
+    """Whether a kept metric is bounded in the losses of both studies, and by the same EMA*, or in none of them.
+
+    Only grids have no penalty. Studies of 0.2.0 have one, but no stored EMA*.
+    """
+    source_is_grid = split_name(source.name)[1] in BASELINES
+    fork_is_grid = fork.optimizer.name in BASELINES
+    if source_is_grid or fork_is_grid:
+        return source_is_grid and fork_is_grid
+    return KeptBound.of(source.attributes) is not None
 
 
 def _forked_plan(

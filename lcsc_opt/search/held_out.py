@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Noise
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Constraint, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import StudyHistory, best_ema, kept_metric
-from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
+from lcsc_opt.database.kept_bound import KeptBound
+from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
@@ -37,7 +40,7 @@ from lcsc_opt.database.report import (
     Measurement,
     MeasurementKey,
 )
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.report_rows import metric_rows, warning_of
@@ -138,12 +141,15 @@ def score_held_out(
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
         measurements = _Measurements(study, plan, evaluate, signs, advance)
+        bound = KeptBound.of(study.attributes)
+        constraint = None if bound is None else bound.constraint
         selection = {}
         for trial in best_trials:
-            measured = measurements.on(SELECTION, coefficients_of(trial), _trial_name(study, trial))
+            name = _trial_name(study, trial)
+            measured = measurements.on(SELECTION, coefficients_of(trial), name, constraint=constraint)
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen))
+        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen), constraint=constraint)
         baselines = _measure_baselines(models, measurements)
     rows = metric_rows(
         answer,
@@ -227,9 +233,22 @@ class _Measurements:
         self._seeds = range(plan.first_group, plan.first_group + plan.groups)
 
     def on(
-        self, noise: Noise, coefficients: Coefficients, model_name: str, *, also_in: StoredStudy | None = None
+        self,
+        noise: Noise,
+        coefficients: Coefficients,
+        model_name: str,
+        *,
+        constraint: Constraint | None = None,
+        also_in: StoredStudy | None = None,
     ) -> Measurement:
-        """One model on one group of noise; the study ``also_in`` may have measured it, too.
+        """One model on one group of noise.
+
+        Args:
+            noise: the group.
+            coefficients: of the model.
+            model_name: for a message.
+            constraint: the bound of the kept metric; without it, the loss has no penalty.
+            also_in: a study that may have measured it, too.
 
         Raises:
             SearchFailedError: it cannot be evaluated.
@@ -237,7 +256,8 @@ class _Measurements:
         key = MeasurementKey.of(coefficients, self._images, noise)
         measurement = self._stored(key, noise, also_in)
         if measurement is None:
-            outcome = self._evaluate(Candidate(coefficients, images=self._images or None, noise=noise))
+            candidate = Candidate(coefficients, images=self._images or None, noise=noise, constraint=constraint)
+            outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
                 raise SearchFailedError(f"{model_name} on {noise.group} noise: {outcome.reason}")
             measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics))
@@ -246,13 +266,21 @@ class _Measurements:
         self._advance(note=f"{measurement.loss:.4g}")
         return measurement
 
-    def held_out(self, coefficients: Coefficients, model_name: str, *, also_in: str | None = None) -> MeasuredModel:
+    def held_out(
+        self,
+        coefficients: Coefficients,
+        model_name: str,
+        *,
+        constraint: Constraint | None = None,
+        also_in: str | None = None,
+    ) -> MeasuredModel:
         """One model on each group of held-out noise, as :meth:`on`; ``also_in`` is the name of a study."""
         other_study = None if also_in is None else StoredStudy.open(self._study.storage, also_in)
         groups = []
         for seed in self._seeds:
             noise = Noise(HELD_OUT.group, seed)
-            groups.append(self.on(noise, coefficients, model_name, also_in=other_study))
+            measurement = self.on(noise, coefficients, model_name, constraint=constraint, also_in=other_study)
+            groups.append(measurement)
         return MeasuredModel.mean_of(groups, images=self._images)
 
     def _stored(self, key: MeasurementKey, noise: Noise, also_in: StoredStudy | None) -> Measurement | None:
@@ -281,7 +309,7 @@ class _BaselineModel:
 def _baseline_models(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, needed: bool
 ) -> list[_BaselineModel]:
-    """The models that the answer is compared with: EMA* of the same experiment.
+    """The models that the answer is compared with: EMA* that bounded the search, else EMA* of the same experiment.
 
     Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if neither
     ``plan.baselines`` nor the objective's metrics need one.
@@ -289,6 +317,12 @@ def _baseline_models(
     experiment, optimizer, _ = split_name(study.name)
     if optimizer == EMA_GRID or not (plan.baselines or needed):
         return []
+    bound = KeptBound.of(study.attributes)
+    if bound is not None:
+        bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
+        if bound.study in our_studies(study.storage):  # else it was measured by the study, or the grid was deleted
+            bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
+        return [bounding_ema]
     known_best = known_ema(study)
     if known_best is not None:
         ema, coefficients = known_best
@@ -327,21 +361,42 @@ def _compared_baseline(baselines: Sequence[Baseline]) -> Baseline | None:
 
 def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of the experiment's finished EMA grids with this study's objective, and ``[K]`` of its answer."""
-
-    def function_of(name: str) -> tuple[Any, Any]:
-        fingerprint = StoredStudy.open(study.storage, name).attributes["fingerprint"]
-        return fingerprint["objective"], fingerprint.get("code")
-
-    reader = HistoryReader(study.storage)
     experiment = split_name(study.name)[0]
-    grids = [history for history in reader.read(experiment) if history.optimizer == EMA_GRID]
+    return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
+
+
+def ema_of_grids(
+    storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
+) -> tuple[StudyHistory, Coefficients] | None:
+    """EMA*: the best of an experiment's finished EMA grids, and ``[K]`` of its answer; ``None`` without a grid.
+
+    Args:
+        storage: of the experiment's studies.
+        experiment: their name.
+        fingerprint: the objective and the code in it are those of the grid.
+    """
+    studies = our_studies(storage)
+    grids = []
+    for name, attributes in studies.items():
+        if not is_search(name):
+            continue
+        study_experiment, optimizer, _ = split_name(name)
+        if (study_experiment, optimizer) != (experiment, EMA_GRID):
+            continue
+        if _function_of(attributes["fingerprint"]) == _function_of(fingerprint):
+            grids.append(name)
     if not grids:
         return None
-    searched = function_of(study.name)
-    ema = best_ema([grid for grid in grids if function_of(grid.study) == searched])
+    reader = HistoryReader(storage)
+    ema = best_ema(reader.read_studies(grids))
     if ema is None:
         return None
     coefficients = reader.answer(ema)
     if coefficients is None:
         return None
     return ema, coefficients
+
+
+def _function_of(fingerprint: Mapping[str, Any]) -> Any:
+    """The objective and the code of a fingerprint, as they are stored: tuples are lists in the database."""
+    return json.loads(json.dumps([fingerprint["objective"], fingerprint.get("code")]))

@@ -13,6 +13,7 @@ from typing import Any
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
+from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
@@ -52,7 +53,11 @@ def run_landscape(
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
         products = plane.products(executor.objective(plan).gram())
-        executor.create(executor.resolve(plan), {"plane": {"products": stored_array(products)}})
+        attributes = {
+            "plane": {"products": stored_array(products)},
+            KEPT_BOUND: source.attributes.get(KEPT_BOUND),
+        }
+        executor.create(executor.resolve(plan), attributes)
     return plan.name, executor.run(plan)
 
 

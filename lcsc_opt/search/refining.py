@@ -26,14 +26,14 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Constraint, Evaluation, Noise
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import write_safetensors
-from lcsc_opt.metrics.loss import Constraint
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.optimizers.gradient import NOISE_STRIDE, DualAscent, averaging_share
+from lcsc_opt.search.bound import constraint_outside_studies
 from lcsc_opt.search.resolving import differences
 from lcsc_opt.training.trainer import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -146,9 +146,9 @@ def refine(
         else:
             _check_new(out)
             coefficients = start()
-            objective.know_constraint()
+            constraint = constraint_outside_studies(objective)
             objective.release()  # Adam needs the memory now
-            run = _Refinement(objective, settings, coefficients, out)
+            run = _Refinement(objective, settings, coefficients, out, constraint)
             run.save()
         run.descend()
         return run.finish(settings.held_out or held_out_images)
@@ -171,15 +171,22 @@ class _Refinement:
         begun: the start, name → tensor in the dtype of the checkpoints.
         model: the iterate; trained tensors are at least float32.
         objective: the objective of the iterate.
+        constraint: the bound of the kept metric, if there is one.
         done: how many steps were made, in ``seconds``.
     """
 
     def __init__(
-        self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients, out: Path
+        self,
+        objective: MergeSampleScore,
+        settings: RefineSettings,
+        coefficients: Coefficients,
+        out: Path,
+        constraint: Constraint | None,
     ) -> None:
         assert objective.trajectory is not None  # why_no_gradient would have said so
         self.settings = settings
         self.coefficients = coefficients
+        self.constraint = constraint
         self.out = out
         self._of_checkpoints = objective
         self._kept = DualAscent()
@@ -211,7 +218,14 @@ class _Refinement:
         difference = next(differences(stored, current), None)
         if difference is not None:
             raise StudySpecError(f"{out}: was started with other settings: {difference}; give the same settings again")
-        run = cls(objective, settings, state["coefficients"].numpy(), out)
+        if "constraint" not in state and objective.images_for_bound:
+            raise TrainingError(
+                f"{file}: was begun by lcsc_opt 0.2.0, which did not store the bound of keep; start again under another name"
+            )
+        constraint = None
+        if state.get("constraint") is not None:
+            constraint = Constraint(*state["constraint"])
+        run = cls(objective, settings, state["coefficients"].numpy(), out, constraint)
         run.done = int(state["done"])
         run.seconds = float(state["seconds"])
         for name, tensor in run._iterate.items():
@@ -219,14 +233,14 @@ class _Refinement:
             run._average[name].copy_(state["average"][name])
         run._adam.load_state_dict(state["adam"])
         run._kept = DualAscent(float(state["keep_weight"]))
-        if state["constraint"] is not None:
-            objective.scores.constraint = Constraint(*state["constraint"])
         return run
 
     def save(self) -> None:
         """Replace the stored state by everything that a resumed refinement needs."""
         file = self.out.with_suffix(_STATE)
-        constraint = self._of_checkpoints.scores.constraint
+        constraint = None
+        if self.constraint is not None:
+            constraint = [float(value) for value in dataclasses.astuple(self.constraint)]
         state = {
             "done": self.done,
             "seconds": self.seconds,
@@ -235,7 +249,7 @@ class _Refinement:
             "average": self._average,
             "adam": self._adam.state_dict(),
             "keep_weight": self._kept.weight,
-            "constraint": None if constraint is None else [float(value) for value in dataclasses.astuple(constraint)],
+            "constraint": constraint,
             "identity": _identity(self._of_checkpoints, self.settings),
         }
         try:
@@ -278,7 +292,13 @@ class _Refinement:
     def _evaluate(self) -> Evaluation:
         """The loss of the next step, and its gradient in the weights."""
         seed = self.settings.seed * NOISE_STRIDE + self.done
-        step = Candidate(ONE, self.settings.images_per_step, Noise(_NOISE_GROUP, seed), self._kept.weight)
+        step = Candidate(
+            ONE,
+            self.settings.images_per_step,
+            Noise(_NOISE_GROUP, seed),
+            self._kept.weight,
+            self.constraint,
+        )
         try:
             evaluation = self.objective.evaluate(step, gradient=True)
             if not math.isfinite(evaluation.loss):
@@ -317,7 +337,7 @@ class _Refinement:
                 write_safetensors(tensors, pending, {"format": "pt"})
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"{file}: cannot be written ({error})") from error
-        held_out = Candidate(ONE, held_out_images, HELD_OUT)
+        held_out = Candidate(ONE, held_out_images, HELD_OUT, constraint=self.constraint)
         with progress("held out", 2) as advance:
             start = start_objective.evaluate(held_out)
             advance(note=f"start {start.loss:.4g}")

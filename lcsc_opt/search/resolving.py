@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.history import kept_metric
+from lcsc_opt.database.kept_bound import KEPT_BOUND, has_own_bound
+from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.trajectory import Trajectory
@@ -144,6 +146,8 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
     else:
         current = _completed(evidence, stored)
+        if not finished:
+            check_stored_bound(plan, stored, objective)
         accepted = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
         if accepted:
             following |= accepted
@@ -158,11 +162,14 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
         return Resolved(plan, state, stored, {}, following, objective, tuple(notices))
     plan.check_report(evidence.why_no_report)
+    if has_own_bound(plan.optimizer.name) and _keeps(plan, objective):
+        notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     beginning: dict[str, Any] = {}
     if objective is not None:
         beginning = plan.beginning(objective)
         beginning["fingerprint"] = evidence.fingerprint
         beginning["checkpoints"] = None
+        beginning[KEPT_BOUND] = None
         notices += plan.advice(objective)
         trajectory = objective.trajectory
         if isinstance(trajectory, Trajectory):
@@ -218,6 +225,32 @@ def _continued(plan: Plan, stored: Attributes | None) -> Plan:
     if changed:
         raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
     return plan
+
+
+def check_stored_bound(plan: Plan, stored: Attributes, objective: Objective | None) -> None:
+    """Refuse to add losses to a study whose losses had a penalty, but no stored bound.
+
+    Args:
+        plan: of the study.
+        stored: its attributes.
+        objective: once it is loaded.
+
+    Raises:
+        StudyStoreError: 0.2.0 began the study, and it keeps a metric.
+    """
+    if KEPT_BOUND in stored or plan.optimizer.name in BASELINES or not _keeps(plan, objective):
+        return
+    raise StudyStoreError(
+        f"{plan.name}: an older version bounded its losses by an EMA* that it did not store, so the study can be read, "
+        "but not continued. Give the new one another name: lcsc run FILE name=..."
+    )
+
+
+def _keeps(plan: Plan, objective: Objective | None) -> bool:
+    """Whether the objective keeps a metric; before it is loaded, by its settings."""
+    if objective is None:
+        return bool(kept_metric(plan.specification))
+    return objective.images_for_bound > 0
 
 
 def _completed(evidence: Evidence, stored: Attributes) -> Mapping[str, Any]:

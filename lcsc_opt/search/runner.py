@@ -24,10 +24,11 @@ from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
-from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.database.arrays import array_of, coefficients_of
+from lcsc_opt.database.kept_bound import is_baseline
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
@@ -65,9 +66,10 @@ class Search:
         study: where everything is written.
         optimizer: freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
-        budget: the total over all runs of the study; inherited trials do not count.
+        budget: the total over all runs of the study; inherited trials do not count, but baselines do.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others, unless trials are inherited.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
+        constraint: the bound of the kept metric, with which every candidate is evaluated.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
@@ -83,6 +85,7 @@ class Search:
         budget: BudgetSpec,
         first: Sequence[Any] | None = None,
         images_per_evaluation: int = 0,
+        constraint: Constraint | None = None,
         in_flight: int = 1,
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
@@ -94,6 +97,7 @@ class Search:
         self._optimizer = optimizer
         self._evaluator = evaluator
         self._images_per_evaluation = images_per_evaluation
+        self._constraint = constraint
         self._most_in_flight = in_flight
         self._tells = tells
         self._policy = FailureSpec() if failures is None else failures
@@ -101,12 +105,14 @@ class Search:
 
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
-        self._stored = trials[len(self._inherited) :]
+        own_trials = trials[len(self._inherited) :]
+        self._paid_baselines = _paid_baselines(trials)
+        self._stored = [trial for trial in own_trials if not is_baseline(trial)]
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
         self._committed = 0  # the place of the next result that is told as it is completed
-        for trial in self._stored:
+        for trial in own_trials:
             if trial.state.is_finished():
                 self._committed = max(self._committed, _tell_index(trial) + 1)
         has_results = any(trial.state in SUCCEEDED for trial in trials)
@@ -115,7 +121,8 @@ class Search:
         self._worst: float | None = None
         self.best: tuple[float, int] | None = None
         self.told = 0
-        self.spent = 0
+        self._charged = charged_for_baselines(trials, budget.unit, images_per_evaluation)
+        self.spent = self._charged
 
     @property
     def failures(self) -> int:
@@ -130,7 +137,13 @@ class Search:
     @property
     def stored_spent(self) -> int:
         """What was spent of the budget before this run, in the budget's unit."""
-        return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
+        searched = sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
+        return self._charged + searched
+
+    @property
+    def evaluations(self) -> int:
+        """How many trials have ended: those that were told, and the baselines."""
+        return len(self._paid_baselines) + self.told
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -144,7 +157,7 @@ class Search:
         """
         self._tell_inherited()
         number = 0
-        asked = 0  # what was spent on asks, in the budget's unit
+        asked = self._charged  # what was spent on asks, in the budget's unit
         while asked < self.budget.total:
             while self._must_tell_before(number):
                 self._tell_next(on_tell)
@@ -160,11 +173,7 @@ class Search:
 
     def _price(self, request: Request) -> int:
         """What a candidate costs, in the unit of the budget."""
-        if self.budget.unit == "evaluations":
-            return 1
-        if request.images is None:
-            return self._images_per_evaluation
-        return request.images
+        return _price(request, self.budget.unit, self._images_per_evaluation)
 
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
@@ -173,12 +182,14 @@ class Search:
         """
         follows_gradients = getattr(self._optimizer, "needs_gradient", False)
         for trial in self._inherited:
+            if is_baseline(trial):
+                continue
             request = _request(trial)
             if not (follows_gradients or request.compares(self._images_per_evaluation)):
                 continue
             parameter = self._optimizer.parametrization.spawn_child(new_value=coefficients_of(trial))
             attach_request(parameter, request)
-            outcome = _stored_outcome(trial)
+            outcome = stored_outcome(trial)
             loss = self._loss_to_tell(outcome, trial.number, request)
             attach_evaluation(parameter, _with_fitting_gradient(outcome, parameter.value.shape))
             try:
@@ -196,7 +207,7 @@ class Search:
     def _ask(self, number: int) -> _Trial:
         with blas_threads(1):
             parameter = self._optimizer.ask()
-        candidate = candidate_of(parameter)
+        candidate = dataclasses.replace(candidate_of(parameter), constraint=self._constraint)
         request = request_of(parameter)
         if number < len(self._stored):
             stored = self._stored[number]
@@ -210,7 +221,7 @@ class Search:
         """A stored trial that was asked again: with its result, or evaluated again if it has none."""
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
-            asked.outcome = _stored_outcome(stored)
+            asked.outcome = stored_outcome(stored)
             asked.tell_index = _tell_index(stored)
             return asked
         if asked.attempts and asked.attempts[-1].get("last"):
@@ -322,6 +333,32 @@ class Search:
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
 
 
+def charged_for_baselines(trials: Sequence[FrozenTrial], unit: str, images_per_evaluation: int) -> int:
+    """What a study has paid for its baselines, in this unit of a budget.
+
+    Args:
+        trials: of the study.
+        unit: ``evaluations`` or ``images``.
+        images_per_evaluation: the images of a candidate that names no other number.
+    """
+    return sum(_price(_request(trial), unit, images_per_evaluation) for trial in _paid_baselines(trials))
+
+
+def _paid_baselines(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The baselines that a study has evaluated itself, in an earlier run or in this one."""
+    own_trials = [trial for trial in trials if "inherited" not in trial.user_attrs]
+    return [trial for trial in own_trials if is_baseline(trial) and trial.state.is_finished()]
+
+
+def _price(request: Request, unit: str, images_per_evaluation: int) -> int:
+    """What a candidate costs, in this unit of a budget."""
+    if unit == "evaluations":
+        return 1
+    if request.images is None:
+        return images_per_evaluation
+    return request.images
+
+
 def _with_fitting_gradient(outcome: Outcome, shape: tuple[int, ...]) -> Evaluation | None:
     """What to attach for an inherited result: a gradient of one row does not fit where there are several now."""
     if not isinstance(outcome, Evaluation):
@@ -331,12 +368,13 @@ def _with_fitting_gradient(outcome: Outcome, shape: tuple[int, ...]) -> Evaluati
     return outcome
 
 
-def _stored_outcome(trial: FrozenTrial) -> Outcome:
+def stored_outcome(trial: FrozenTrial) -> Outcome:
     """The evaluation or the failure of a finished trial."""
     attributes = trial.user_attrs
     cost: Mapping[str, Any] = attributes.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = attributes.get("gradient")
+        constraint = attributes.get("constraint")
         return Evaluation(
             trial.value,
             attributes.get("metrics", {}),
@@ -344,6 +382,7 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
             gradient=None if gradient is None else array_of(gradient),
             violation=attributes.get("violation"),
             unseen=attributes.get("unseen"),
+            constraint=None if constraint is None else Constraint(**constraint),
         )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials
+from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, kept_metric
+from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HELD_OUT_REPORT
 from lcsc_opt.database.store import StoredStudy
@@ -201,6 +202,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     space = specification.get("space", {})
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(history.reasons[trial][-1] for trial in history.failed["number"].tolist())
+    bound = KeptBound.of(attributes)
     return {
         **history.as_row(),
         "budget": dict(history.budget),
@@ -209,6 +211,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "code_changes": attributes.get("changes", []),
+        "keeps": None if bound is None else _described_bound(bound, specification),
         "compared_trials": int(np.count_nonzero(~np.isnan(history.compared["loss"]))),
         "best_trial": history.best,
         "chosen_trial": history.chosen,
@@ -220,6 +223,14 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "tracebacks": dict(history.tracebacks),
         "seconds_per_trial": _seconds_per_trial(history),
     }
+
+
+def _described_bound(bound: KeptBound, specification: Mapping[str, Any]) -> str:
+    """``precision at least 0.7463; EMA* (EMA 0.9995), trial 3 of digits/EMAGrid/0``."""
+    metrics = ", ".join(kept_metric(specification)) or "a metric"
+    limit = "at least" if bound.constraint.sign < 0 else "at most"
+    where = "among the first trials of this study" if bound.study is None else f"trial {bound.trial} of {bound.study}"
+    return f"{metrics} {limit} {number(bound.constraint.value)}; {bound.label}, {where}"
 
 
 def _coefficients(study: StudyHistory, answer: Floats | None, space: Mapping[str, Any]) -> dict[str, Any]:

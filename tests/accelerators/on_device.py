@@ -16,7 +16,7 @@ import torch
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import Candidate, Constraint
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation.pool import WorkerPool
@@ -294,14 +294,14 @@ def test_a_published_extractor_has_the_features_and_the_gradient_of_the_cpu(
 
 
 def test_what_is_kept_and_every_metric_agree_with_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 40)
     monkeypatch.setattr("lcsc_opt.metrics.distances.SUBSETS", 3)
     images = np.random.default_rng(0).integers(90, 170, (30, 8, 8, 1), dtype=np.uint8)
     np.savez(folder / "images.npz", images)
     pixels = PIXELS.partition("@")[2]
     metrics = [f"{name}@{pixels}" for name in ("kid", "precision", "recall", "near", "sliced", "cmmd")]
     how = {"reference": "images.npz", "metrics": metrics, "keep": "precision"}
-    candidate = Candidate(ema_coefficients((10, 20, 30), 0.8))
+    constraint = Constraint(loss=1.0, value=1.0, deviation=0.5, guide=1.0, sign=-1)
+    candidate = Candidate(ema_coefficients((10, 20, 30), 0.8), constraint=constraint)
     found, expected = (small(device, folder, **how).evaluate(candidate) for device in (DEVICE.type, "cpu"))
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-6)

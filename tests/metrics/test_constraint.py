@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from lcsc_opt.base.records import PENALTY, Constraint
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.image_metrics import ImageMetrics
-from lcsc_opt.metrics.loss import PENALTY, Constraint
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import Pixels, differences, fill
 
@@ -28,8 +28,8 @@ def scores(keep: str | None = "precision") -> MetricSuite:
     return MetricSuite({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
 
 
-def seen(made: MetricSuite, images: torch.Tensor) -> ImageMetrics:
-    metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True), images)
+def seen(made: MetricSuite, images: torch.Tensor, constraint: Constraint | None = None) -> ImageMetrics:
+    metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True, constraint=constraint), images)
     return metrics
 
 
@@ -52,8 +52,9 @@ def test_what_is_kept_is_in_the_features_of_the_loss_and_has_a_guide_with_a_grad
 def test_the_baseline_is_measured_without_a_penalty() -> None:
     made, images = scores(), drawn(50, seed=1, spread=0.5)
     plain, metrics = seen(scores(None), images).compute()
-    baseline = seen(made, images).constraint()
-    assert baseline.loss == plain == metrics["fid"]
+    loss = seen(made, images).compute()[0]
+    baseline = seen(made, images).measured_constraint(loss)
+    assert loss == plain == metrics["fid"]
     value, guide = (seen(made, images).compute()[1][name] for name in ("precision", "hinge"))
     assert baseline == Constraint(plain, value, (value * (1 - value)) ** 0.5, guide, -1)
     assert 0 < value < 1
@@ -63,11 +64,11 @@ def test_the_baseline_is_measured_without_a_penalty() -> None:
 def test_the_loss_to_unseen_images_has_their_fid_and_the_same_penalty() -> None:
     images, other = drawn(50, seed=1, spread=0.5), drawn(60, seed=2, spread=0.4)
     made, swapped = scores(), MetricSuite({"inception": Reference.of_images(FourPixels(), other)})
-    made.constraint = Constraint(2.0, 0.9, 0.1, 1.0, -1)
-    assert seen(made, images).unseen(1.0) is None
+    constraint = Constraint(2.0, 0.9, 0.1, 1.0, -1)
+    assert seen(made, images, constraint).unseen(1.0) is None
     held_out = Reference.of_images(FourPixels(), other)
     made.references["inception"] = dataclasses.replace(made.references["inception"], held_out=held_out)
-    found = seen(made, images)
+    found = seen(made, images, constraint)
     loss, metrics = found.compute()
     assert loss > metrics["fid"]
     assert found.unseen(loss) == pytest.approx(seen(swapped, images).compute()[0] + loss - metrics["fid"])
@@ -78,12 +79,12 @@ def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not(keep: str, s
     made, images = scores(keep), drawn(50, seed=1, spread=0.5)
     plain, metrics = seen(made, images).compute()
     value = metrics[keep]
-    made.constraint = Constraint(plain, value * (1 + 0.1 * sign), value, 1.0, sign)
-    assert seen(made, images).compute()[0] == plain
-    assert seen(made, images).violation() == pytest.approx(-0.1 * 50**0.5)
+    loose = Constraint(plain, value * (1 + 0.1 * sign), value, 1.0, sign)
+    assert seen(made, images, loose).compute()[0] == plain
+    assert seen(made, images, loose).violation() == pytest.approx(-0.1 * 50**0.5)
     bound = value * (1 - 0.5 * sign)
-    made.constraint = Constraint(plain, bound, value / 100, 1.0, sign)
-    assert seen(made, images).compute()[0] == pytest.approx(plain + PENALTY * plain * value / 2 / bound)
+    tight = Constraint(plain, bound, value / 100, 1.0, sign)
+    assert seen(made, images, tight).compute()[0] == pytest.approx(plain + PENALTY * plain * value / 2 / bound)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +94,13 @@ def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_i
     keep: str, keep_weight: float | None
 ) -> None:
     made, images = scores(keep), drawn(12, seed=1, spread=0.6)
-    made.constraint = Constraint(3.0, 0.2, 0.01, 0.2)
+    constraint = Constraint(3.0, 0.2, 0.01, 0.2)
 
     def value(at: Any) -> float:
-        loss, metrics = seen(made, torch.from_numpy(at)).compute()
+        loss, metrics = seen(made, torch.from_numpy(at), constraint).compute()
         if keep_weight is None:
             return loss
         return metrics["fid"] + keep_weight * 3.0 / 0.2 * metrics["hinge"]
 
-    gradient = seen(made, images).gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
+    gradient = seen(made, images, constraint).gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
     assert gradient == pytest.approx(differences(value, images.numpy(), 1e-6), rel=1e-4, abs=1e-7)

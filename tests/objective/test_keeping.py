@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import Candidate, Noise
-from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
+from lcsc_opt.base.records import Candidate, Constraint, Noise
+from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import FEWEST_KEPT, MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
 from tests.objective.test_merge_sample_score import STEPS, Pixels, build
 
-IMAGES, FEWEST_KEPT = 60, 500
-
-
-@pytest.fixture(autouse=True)
-def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", FEWEST_KEPT)
+IMAGES = 60
 
 
 def objective(folder: Path, keep: Any) -> MergeSampleScore:
@@ -36,26 +32,47 @@ def far(seed: int) -> Candidate:
     return Candidate(ema_coefficients(STEPS, 0.9) + moved - moved.mean())
 
 
-def test_the_bound_is_the_best_ema_of_the_window(tmp_path: Path) -> None:
+def bound(kept: MergeSampleScore) -> Constraint:
+    """What bounds a search of this objective: one of the averages, on enough images."""
+    candidate = Candidate(ema_coefficients(STEPS, 0.9), images=kept.images_for_bound)
+    constraint = kept.evaluate(candidate).constraint
+    assert constraint is not None
+    return constraint
+
+
+def bounded(candidate: Candidate, constraint: Constraint) -> Candidate:
+    return dataclasses.replace(candidate, constraint=constraint)
+
+
+def test_an_evaluation_without_a_constraint_has_no_penalty_and_measures_the_bound(tmp_path: Path) -> None:
     plain, kept = objective(tmp_path, None), objective(tmp_path, "precision")
-    emas = [plain.evaluate(Candidate(ema_coefficients(STEPS, rate))) for rate in window_ema_rates(STEPS)]
-    kept.evaluate(far(0))
-    baseline = kept.scores.constraint
-    assert baseline is not None
-    assert baseline.loss == pytest.approx(min(ema.loss for ema in emas), rel=1e-12)
-    rate = window_ema_rates(STEPS)[int(np.argmin([ema.loss for ema in emas]))]
-    counted = kept.evaluate(Candidate(ema_coefficients(STEPS, rate), images=FEWEST_KEPT))
-    assert 0 < baseline.value == counted.metrics["precision"] < 1
+    evaluation = kept.evaluate(far(0))
+    assert evaluation.loss == pytest.approx(plain.evaluate(far(0)).loss, rel=1e-9)
+    assert evaluation.violation is None
+    assert evaluation.constraint is not None
+    assert evaluation.constraint.loss == evaluation.loss
+    assert evaluation.constraint.value == evaluation.metrics["precision"]
+    assert kept.evaluate(bounded(far(0), evaluation.constraint)).constraint is None
+    assert plain.evaluate(far(0)).constraint is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "images"),
+    [("precision", FEWEST_KEPT), ({"precision": 0.7}, IMAGES), ("hinge", IMAGES), (None, 0)],
+)
+def test_only_where_precision_is_the_bound_it_is_measured_on_more_images(
+    tmp_path: Path, keep: Any, images: int
+) -> None:
+    assert objective(tmp_path, keep).images_for_bound == images
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("keep", "bound"), [("hinge", None), ("precision", None), ("precision", 0.9)])
-def test_losses_have_a_penalty_where_the_bound_is_passed(tmp_path: Path, keep: str, bound: Any, seed: int) -> None:
-    plain, kept = objective(tmp_path, None), objective(tmp_path, {keep: bound} if bound else keep)
-    evaluation = kept.evaluate(far(seed))
-    baseline = kept.scores.constraint
-    assert baseline is not None
-    assert (baseline.value == bound) == (bound is not None)
+@pytest.mark.parametrize(("keep", "value"), [("hinge", None), ("precision", None), ("precision", 0.9)])
+def test_losses_have_a_penalty_where_the_bound_is_passed(tmp_path: Path, keep: str, value: Any, seed: int) -> None:
+    plain, kept = objective(tmp_path, None), objective(tmp_path, {keep: value} if value else keep)
+    baseline = bound(kept)
+    evaluation = kept.evaluate(bounded(far(seed), baseline))
+    assert (baseline.value == value) == (value is not None)
     penalty = baseline.penalty(evaluation.metrics[keep])
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
     violation = baseline.violation(evaluation.metrics[keep], IMAGES)
@@ -65,7 +82,7 @@ def test_losses_have_a_penalty_where_the_bound_is_passed(tmp_path: Path, keep: s
 
 def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     whole, main, worker = (objective(tmp_path, "precision") for _ in range(3))
-    candidate = Candidate(far(1).coefficients, noise=Noise("gradient", 3), keep_weight=0.4)
+    candidate = Candidate(far(1).coefficients, noise=Noise("gradient", 3), keep_weight=0.4, constraint=bound(whole))
     expected = whole.evaluate(candidate, gradient=True)
     ranges = [(0, 25), (25, IMAGES)]
     parts = [worker.sample(candidate, worker.prepare(candidate), *range_, gradient=True) for range_ in ranges]
@@ -78,13 +95,14 @@ def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) ->
 
 def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(tmp_path: Path) -> None:
     kept = objective(tmp_path, "precision")
+    baseline = bound(kept)
     origin = ema_coefficients(STEPS, 0.9)
     optimizer = LCSCGradient(images=IMAGES, step_size=0.3)(coefficient_array(AffineSpace(STEPS, origin), seed=0))
     weights, signs = [], []
     for _ in range(12):
         asked = optimizer.ask()
         request = request_of(asked)
-        evaluation = kept.evaluate(candidate_of(asked), gradient=request.gradient)
+        evaluation = kept.evaluate(bounded(candidate_of(asked), baseline), gradient=request.gradient)
         if request.gradient:
             assert request.keep_weight is not None
             weights.append(request.keep_weight)

@@ -21,7 +21,7 @@ from tests.unet_examples import unet
 
 @pytest.fixture(autouse=True)
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 50)  # of keep: precision
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 50)  # of keep: precision
 
 
 def plain() -> None:
@@ -40,7 +40,7 @@ def test_a_run_of_diffusers_next_to_real_images_needs_nothing_more(capsys: pytes
     said = capsys.readouterr().err
     assert "study.yaml: 3 checkpoints, steps 100 to 300, for objectives/diffusers_unconditional.py" in said
     assert "FILL IN" not in Path("study.yaml").read_text()
-    small = ["budget.evaluations=3", "objective.settings.images=12", "held_out=null"]
+    small = ["budget.evaluations=13", "objective.settings.images=12", "held_out=null"]
     small.append(f"objective.settings.loss={PIXELS}")  # Inception would be downloaded
     assert lcsc(["run", "study.yaml", *small, "--dry-run"]) == 0
     assert lcsc(["run", "study.yaml", *small, "--optimizer", "LCSCGradient"]) == 0

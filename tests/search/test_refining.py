@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Constraint, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.loss import Loss
@@ -68,7 +68,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # sums over several threads 
 
 @pytest.fixture(autouse=True)
 def fewer_images_tell_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.ema_constraint.FEWEST_KEPT", 500)
+    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 500)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path)
     run(objective, out, resume=True)
     kept = DualAscent()
     for step, row in enumerate(rows(out)[: state["done"]], start=1):
-        candidate = Candidate(ONE, 40, noise_of(step), kept.weight)
+        candidate = Candidate(ONE, 40, noise_of(step), kept.weight, Constraint(*state["constraint"]))
         kept.update(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
     assert state["keep_weight"] == kept.weight != FIRST_KEEP_WEIGHT
     answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory")[0]]

@@ -63,6 +63,11 @@ def test_continue_as_0_2_0_continued_them(folder: Path, file: str, budget: int) 
         assert study.held_out is not None
 
 
-def test_with_keep_continue_too(folder: Path) -> None:
-    _, study = lcsc_opt.run("keep.yaml", budget=16, accept_changes=True)
-    assert losses(study.name) == pytest.approx(CONTINUED[study.name], rel=1e-4)
+def test_with_keep_are_read_and_not_continued(folder: Path, typed: Typed) -> None:
+    line = typed.refused("run", "keep.yaml", "--budget", "16", "--accept-changes", "--optimizer", "LCSCGradient")
+    assert "an older version bounded its losses by an EMA* that it did not store" in line
+    assert "lcsc run FILE name=..." in line
+    said = typed("evaluate", "stored-keep/LCSCGradient/0", "--images", "200", "--storage", URL, status=2)
+    assert "can be read, but not continued" in said.err
+    said = typed("run", "keep.yaml")
+    assert said.err.count("finished already") == 2
