@@ -220,7 +220,8 @@ class _Refinement:
             raise StudySpecError(f"{out}: was started with other settings: {difference}; give the same settings again")
         if "constraint" not in state and objective.images_for_bound:
             raise TrainingError(
-                f"{file}: was begun by lcsc_opt 0.2.0, which did not store the bound of keep; start again under another name"
+                f"{file}: was begun by lcsc_opt 0.2.0, which did not store the bound of keep; "
+                "start again under another name"
             )
         constraint = None
         if state.get("constraint") is not None:
