@@ -129,6 +129,12 @@ class BudgetSpec(FrozenModel):
         """The number of evaluations or images."""
         return self.evaluations or self.images or 0
 
+    def with_total(self, total: int) -> BudgetSpec:
+        """Another total in the same unit."""
+        if self.unit == "images":
+            return BudgetSpec(images=total)
+        return BudgetSpec(evaluations=total)
+
     def __str__(self) -> str:
         return f"{self.total:,} {self.unit}"
 

@@ -124,7 +124,9 @@ def _plain(answer: object) -> Evaluation:
     constraint = answer.constraint
     if constraint is not None:
         numbers = dataclasses.asdict(constraint)
-        constraint = Constraint(**{name: float(_number(f"constraint.{name}", numbers[name])) for name in numbers})
+        for name, value in numbers.items():
+            numbers[name] = float(_number(f"constraint.{name}", value))
+        constraint = Constraint(**numbers)
     cost = {name: _number(f"cost.{name}", value) for name, value in dataclasses.asdict(answer.cost).items()}
     return dataclasses.replace(
         answer,

@@ -169,7 +169,7 @@ class Execution:
         first_budget = BudgetSpec(**stored["optimizer_budget"])
         if stored.get(KEPT_BOUND) is not None:
             charged = charged_for_baselines(self.stored.trials(), first_budget.unit, images)
-            first_budget = BudgetSpec(**{first_budget.unit: max(first_budget.total - charged, 1)})
+            first_budget = first_budget.with_total(max(first_budget.total - charged, 1))
         evaluations = first_budget.total
         if first_budget.unit == "images":
             evaluations = math.ceil(first_budget.total / images)

@@ -13,7 +13,7 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate, Coefficients
-from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
+from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
@@ -156,7 +156,7 @@ def _forked_plan(
     if seed is not None:
         changes["seeds"] = (seed,)
     if budget is not None:
-        changes["budget"] = BudgetSpec(**{spec.budget.unit: budget})
+        changes["budget"] = spec.budget.with_total(budget)
     plan = source_plan.changed(**changes)
     configure(plan.optimizer)
     return plan

@@ -146,7 +146,7 @@ class Plan:
         budget = self.spec.budget
         if total < budget.total:
             raise StudySpecError(f"--budget: {self.name} has a budget of {budget}, which cannot be lowered")
-        return self.changed(budget=BudgetSpec(**{budget.unit: total}))
+        return self.changed(budget=budget.with_total(total))
 
     @property
     def specification(self) -> dict[str, Any]:
@@ -308,7 +308,7 @@ class Plan:
             return budget
         price = objective.images_per_evaluation if budget.unit == "images" else 1
         candidates = len(profiles(objective.steps))
-        return BudgetSpec(**{budget.unit: min(budget.total, price * candidates)})
+        return budget.with_total(min(budget.total, price * candidates))
 
     def _parallelism(self, objective: Objective) -> dict[str, Any]:
         """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""
@@ -377,7 +377,7 @@ def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:
     for key in specs[0].vary:
         if key.split(".")[0] == "budget":
             raise StudySpecError(f"--budget: the study file varies {key}; give {key}={total} instead")
-    return [spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: total})}) for spec in specs]
+    return [spec.model_copy(update={"budget": spec.budget.with_total(total)}) for spec in specs]
 
 
 def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
