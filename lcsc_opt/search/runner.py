@@ -100,6 +100,7 @@ class Search:
         self._environment_change = environment_change
 
         trials = study.trials()
+        study.begin_summary(trials)
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
         if first is not None and not self._inherited:
