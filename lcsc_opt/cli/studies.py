@@ -197,14 +197,14 @@ def list_(
         studies = reader.summaries()
     else:
         studies = reader.read_summaries(experiment)
-    studies = sorted_studies(studies, sort.value)[:limit]
+    listed = sorted_studies(studies, sort.value)[:limit]
     foreign = reader.foreign_count()
     if foreign and experiment is None:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
     if output == "json":
-        print_json([study.as_row() for study in studies])
+        print_json([study.as_row() for study in listed])
         return
-    print_table(*studies_table(studies))
+    print_table(*studies_table(listed))
 
 
 def _print_catalog(output: str) -> None:

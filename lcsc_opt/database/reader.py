@@ -137,7 +137,7 @@ class HistoryReader:
             studies = our_studies(self.storage)
             chosen = list(studies if names is None else names)
             running = in_database(self.storage, lambda: locked(self.storage, chosen))
-            summarized = []
+            summarized: list[SummarizedStudy] = []
             for name in chosen:
                 if name not in studies:
                     continue
