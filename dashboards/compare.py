@@ -96,13 +96,12 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
             return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
-        all_studies = reader.read_summaries(experiment)
+        sweep = points_of(reader, experiment, siblings=True)
+        all_studies = sweep[experiment] if experiment in sweep else reader.read_summaries(experiment)
         optimizers = list(dict.fromkeys(study.optimizer for study in all_studies if study.optimizer != EMA_GRID))
         shown = [name for name in only or () if name in optimizers]  # another experiment may not have them
         studies = _of_optimizers(all_studies, shown)
-        points = {
-            point: _of_optimizers(group, shown) for point, group in points_of(reader, experiment, siblings=True).items()
-        }
+        points = {point: _of_optimizers(group, shown) for point, group in sweep.items()}
         sweep_studies = [study for group in points.values() for study in group]
         interval = parts.refresh_interval(studies)
         controls = (axis, scale, target, across, up, optimizers)
