@@ -195,11 +195,12 @@ def list_(
     reader = HistoryReader(database)
     if experiment is None:
         studies = reader.summaries()
+        foreign = len(database.get_all_studies()) - len(studies)
     else:
         studies = reader.read_summaries(experiment)
+        foreign = 0
     listed = sorted_studies(studies, sort.value)[:limit]
-    foreign = reader.foreign_count()
-    if foreign and experiment is None:
+    if foreign:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
     if output == "json":
         print_json([study.as_row() for study in listed])

@@ -82,11 +82,6 @@ class HistoryReader:
         """The names of our studies, in the order in which they were created."""
         return list(our_studies(self.storage))
 
-    def foreign_count(self) -> int:
-        """How many studies of other programs the database holds."""
-        all_studies = in_database(self.storage, self.storage.get_all_studies)
-        return len(all_studies) - len(self.names())
-
     def searches(self) -> list[str]:
         """The names of our studies that are searches: all but landscapes."""
         return [name for name in self.names() if is_search(name)]
