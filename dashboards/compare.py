@@ -14,7 +14,7 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
@@ -34,7 +34,7 @@ from lcsc_opt.views.ranking import (
     spread_text,
     varied_keys,
 )
-from lcsc_opt.views.study_status import Progress, duration
+from lcsc_opt.views.study_status import duration
 from lcsc_opt.views.tables import comparison_table, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
@@ -96,13 +96,12 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
             return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
-        all_studies = reader.read(experiment)
+        sweep = points_of(reader, experiment, siblings=True)
+        all_studies = sweep[experiment] if experiment in sweep else reader.read_summaries(experiment)
         optimizers = list(dict.fromkeys(study.optimizer for study in all_studies if study.optimizer != EMA_GRID))
         shown = [name for name in only or () if name in optimizers]  # another experiment may not have them
         studies = _of_optimizers(all_studies, shown)
-        points = {
-            point: _of_optimizers(group, shown) for point, group in points_of(reader, experiment, siblings=True).items()
-        }
+        points = {point: _of_optimizers(group, shown) for point, group in sweep.items()}
         sweep_studies = [study for group in points.values() for study in group]
         interval = parts.refresh_interval(studies)
         controls = (axis, scale, target, across, up, optimizers)
@@ -152,7 +151,7 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
     experiment = query.get("experiment") or next(reversed(experiments), None)
     axis = query.get("axis")
     if axis not in AXES:
-        studies = reader.read(experiment) if experiment in experiments else ()
+        studies = reader.read_summaries(experiment) if experiment in experiments else ()
         axis = default_axis(studies)
     only = [name for name in query.get("only", "").split(",") if name]
     scale = [name for name in query.get("scale", "y").split(",") if name in SCALES]
@@ -162,7 +161,7 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
     return experiment, axis, only, scale, target, across, up
 
 
-def _of_optimizers(studies: Sequence[StudyHistory], names: Sequence[str]) -> tuple[StudyHistory, ...]:
+def _of_optimizers(studies: Sequence[SummarizedStudy], names: Sequence[str]) -> tuple[SummarizedStudy, ...]:
     """The studies of these optimizers, if any are named, and EMA*, with which everything is compared."""
     if not names:
         return tuple(studies)
@@ -229,14 +228,14 @@ def _content() -> list[Any]:
     ]
 
 
-def _metrics(studies: Sequence[StudyHistory]) -> Any:
+def _metrics(studies: Sequence[SummarizedStudy]) -> Any:
     table = comparison_table(studies)
     if table is None:
         return ""
     return parts.section("Evaluation metrics, held out", parts.table(*table))
 
 
-def _trade_off(studies: Sequence[StudyHistory], across: str | None, up: str | None, theme: Theme) -> Any:
+def _trade_off(studies: Sequence[SummarizedStudy], across: str | None, up: str | None, theme: Theme) -> Any:
     """The figure of these two metrics; those that no answer has are chosen by the figure."""
     metrics = metrics_of(studies)
     x = across if across in metrics else None
@@ -327,7 +326,7 @@ def _quantity(field: str, title: str, *, text: str | None = None, **options: Any
     }
 
 
-def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str, theme: Theme) -> Any:
+def _sweep(points: Mapping[str, Sequence[SummarizedStudy]], experiment: str, theme: Theme) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
     keys = varied_keys(points)
     if not keys:
@@ -347,7 +346,7 @@ def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str, theme:
     return parts.section("Sweep", figure, parts.table(header, rows, text=len(keys) + 1))
 
 
-def _settings(studies: Sequence[StudyHistory]) -> Any:
+def _settings(studies: Sequence[SummarizedStudy]) -> Any:
     """The settings in which these studies differ; those that a sweep varies are in its own table."""
     table = settings_table(studies)
     if table is None:
@@ -356,23 +355,21 @@ def _settings(studies: Sequence[StudyHistory]) -> Any:
     return parts.section("Settings that differ", parts.table(header, rows, text=len(header)))
 
 
-def _studies(studies: Sequence[StudyHistory]) -> Any:
+def _studies(studies: Sequence[SummarizedStudy]) -> Any:
     header = ("study", "state", "done", "failed", "held out", "searched", "images", "time evaluating", "")
     return parts.table(header, [_study(study) for study in studies], text=2)
 
 
-def _study(study: StudyHistory) -> list[Any]:
-    progress = Progress.of(study)
-    finished = study.finished
+def _study(study: SummarizedStudy) -> list[Any]:
     return [
         parts.study_link(study),
-        progress.state,
-        f"{count(progress.done, progress.total)} {progress.unit}",
-        progress.failed,
+        study.progress_state,
+        f"{count(study.budget_spent, study.budget_total)} {study.budget_unit}",
+        study.summary.failed,
         number(study.held_out_loss),
         number(study.searched),
-        f"{finished['images'].sum():,.0f}",
-        duration(float(finished["seconds"].sum())),
+        f"{study.images:,}",
+        duration(study.seconds),
         parts.optuna_link(study),
     ]
 

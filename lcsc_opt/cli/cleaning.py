@@ -28,7 +28,7 @@ def delete(
 ) -> None:
     """Delete studies with their trials and images from the database, unless one is being run."""
     from lcsc_opt.database.lock import locked
-    from lcsc_opt.database.store import StoredStudy
+    from lcsc_opt.database.store import StoredStudy, trial_count
     from lcsc_opt.database.urls import masked
     from lcsc_opt.maintenance.cleaning import files_of
 
@@ -38,7 +38,7 @@ def delete(
     if running:
         raise StudyStoreError(f"{', '.join(sorted(running))}: is being run; wait for it, or end it")
     for study in chosen:
-        say(f"{study.name}: {len(study.trials())} trials and {len(files_of(study))} files")
+        say(f"{study.name}: {trial_count(database, study.key)} trials and {len(files_of(study))} files")
     if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
         return
     for study in chosen:

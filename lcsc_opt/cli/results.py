@@ -16,7 +16,7 @@ from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZ
 from lcsc_opt.views import number
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
-    from lcsc_opt.database.history import StudyHistory
+    from lcsc_opt.database.history import SummarizedStudy
     from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.database.store import StoredStudy
 
@@ -69,7 +69,7 @@ def compare(
         _draw(studies, axis, plot)
 
 
-def _print_ranking(title: str, points: Mapping[str, Sequence[StudyHistory]], keys: Sequence[str] = ()) -> None:
+def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], keys: Sequence[str] = ()) -> None:
     """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides."""
     from lcsc_opt.views.ranking import ranking
     from lcsc_opt.views.tables import metric_names
@@ -108,7 +108,7 @@ def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:
     return number(*mean_and_spread)
 
 
-def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
+def _draw(studies: Sequence[SummarizedStudy], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.curves import AXES, comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from lcsc_opt.search.resolving import Resolved
 
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
+
+
+class StudyOrder(enum.StrEnum):
+    """What a list of studies is sorted by."""
+
+    CREATED = "created"
+    NAME = "name"
+    SEARCHED = "searched"
+    HELD_OUT = "held-out"
+    EVALUATIONS = "evaluations"
+    SECONDS = "seconds"
+
+
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
@@ -165,6 +179,11 @@ def list_(
     catalog: Annotated[
         bool, typer.Option("--catalog", help="List objectives, studies and dashboards by name.")
     ] = False,
+    experiment: Annotated[str | None, typer.Option(help="Only the studies of this experiment.")] = None,
+    sort: Annotated[
+        StudyOrder, typer.Option(help="created is oldest first; losses are lowest first, costs highest first.")
+    ] = StudyOrder.CREATED,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many studies, the first of this order.")] = None,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
@@ -174,19 +193,23 @@ def list_(
         return
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.views.study_status import studies_table
+    from lcsc_opt.views.study_status import sorted_studies, studies_table
 
     database = open_database(storage)
     reader = HistoryReader(database)
-    names = reader.names()
-    studies = reader.read_studies(names)
-    foreign = len(database.get_all_studies()) - len(names)
+    if experiment is None:
+        studies = reader.summaries()
+        foreign = len(database.get_all_studies()) - len(studies)
+    else:
+        studies = reader.read_summaries(experiment)
+        foreign = 0
+    listed = sorted_studies(studies, sort.value)[:limit]
     if foreign:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
     if output == "json":
-        print_json([study.as_row() for study in studies])
+        print_json([study.as_row() for study in listed])
         return
-    print_table(*studies_table(studies))
+    print_table(*studies_table(listed))
 
 
 def _print_catalog(output: str) -> None:

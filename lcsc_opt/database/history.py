@@ -1,11 +1,11 @@
-"""The history of a study as plain arrays, without coefficients."""
+"""A study as plain data: its summary for lists and rankings, its history as arrays, without coefficients."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.names import EMA_GRID, label
 from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.summary import Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
 
@@ -42,8 +43,8 @@ trial's place among the results that the optimizer was told; where none is store
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StudyHistory:
-    """One study at one moment.
+class SummarizedStudy:
+    """One study at one moment, without its trials.
 
     Attributes:
         study_id: the database's key.
@@ -51,9 +52,7 @@ class StudyHistory:
         experiment: the first part of it.
         optimizer: its name.
         seed: of the study.
-        trials: ``[n]`` of :data:`TRIAL`, by number.
-        reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
-        tracebacks: reason → the traceback of the last exception with that reason.
+        summary: of its trials.
         steps: ``[K]`` training steps of the checkpoints.
         layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
         settings: its specification, as nested mappings.
@@ -78,9 +77,8 @@ class StudyHistory:
     experiment: str
     optimizer: str
     seed: int
-    trials: Trials
-    reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    _: dataclasses.KW_ONLY
+    summary: Summary = dataclasses.field(default_factory=Summary)
     steps: tuple[int, ...] = ()
     layer_groups: tuple[str, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -110,7 +108,37 @@ class StudyHistory:
         """``finished``, ``unfinished`` or ``empty``."""
         if self.ended:
             return "finished"
-        return "unfinished" if len(self.trials) else "empty"
+        return "unfinished" if self.summary.trials else "empty"
+
+    @property
+    def progress_state(self) -> str:
+        """``running``, ``finished``, ``interrupted`` or ``empty``."""
+        if self.ended:
+            return "finished"
+        if self.running:
+            return "running"
+        return "interrupted" if self.summary.trials else "empty"
+
+    @property
+    def budget_unit(self) -> str:
+        """The unit of the budget, ``evaluations`` or ``images``."""
+        return next(iter(self.budget), "evaluations")
+
+    @property
+    def budget_total(self) -> int | None:
+        """The budget in its unit; ``None`` if none is stored."""
+        return self.budget.get(self.budget_unit)
+
+    @property
+    def budget_spent(self) -> int:
+        """How much of the budget was spent; inherited trials do not count.
+
+        A failed trial takes the images that it was asked for, else as many as a complete trial.
+        """
+        summary = self.summary
+        if self.budget_unit == "images":
+            return int(summary.charged_images + summary.uncharged_failures * summary.largest_images)
+        return summary.evaluations - summary.inherited
 
     @property
     def held_out_loss(self) -> float | None:
@@ -132,17 +160,17 @@ class StudyHistory:
     @property
     def evaluations(self) -> int:
         """Finished trials, failed ones included."""
-        return len(self.finished)
+        return self.summary.evaluations
 
     @property
     def images(self) -> int:
         """How many images the search sampled."""
-        return int(self.finished["images"].sum())
+        return int(self.summary.images)
 
     @property
     def seconds(self) -> float:
         """How many seconds the search spent in evaluations."""
-        return round(float(self.finished["seconds"].sum()), 3)
+        return round(self.summary.seconds, 3)
 
     @property
     def running(self) -> bool:
@@ -150,48 +178,20 @@ class StudyHistory:
         return self.holder is not None
 
     @property
-    def finished(self) -> Trials:
-        """Trials that ended, failed ones included, in the order in which the optimizer was told of them."""
-        ended = self.trials[is_finished(self.trials)]
-        order = np.lexsort((ended["number"], ended["tell_index"], ~ended["inherited"]))  # the last key decides first
-        return np.asarray(ended[order])
-
-    @property
-    def compared(self) -> Trials:
-        """:attr:`finished`, in which the losses that do not compare with others are NaN."""
-        trials = self.finished
-        trials["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
-        return trials
-
-    @property
-    def failed(self) -> Trials:
-        """Trials that failed, by number."""
-        return np.asarray(self.trials[self.trials["state"] == TrialState.FAIL.value])
-
-    @property
     def best(self) -> int | None:
         """The number of the trial with the lowest loss that compares; of equal ones the earlier."""
-        complete = self.trials[self.trials["state"] == TrialState.COMPLETE.value]
-        with_loss = complete[~np.isnan(complete["loss"])]
-        if not len(with_loss):
-            return None
-        return int(with_loss["number"][with_loss["loss"].argmin()])
+        return self.summary.best
 
     @property
     def searched(self) -> float | None:
         """The lowest loss of the search that compares."""
-        best = self.best
-        if best is None:
-            return None
-        return float(self.trials["loss"][self.trials["number"] == best][0])
+        return self.summary.loss
 
     @property
     def chosen(self) -> int | None:
         """The number of the trial that is the study's answer: chosen on other noise, else the best."""
-        reported = None if self.held_out is None else self.held_out.trial
-        with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
-        if reported is not None and reported in with_loss:
-            return reported
+        if self.held_out is not None and self.held_out.trial is not None:
+            return self.held_out.trial
         return self.best
 
     def as_row(self) -> dict[str, Any]:
@@ -212,13 +212,67 @@ class StudyHistory:
         }
 
 
-def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class StudyHistory(SummarizedStudy):
+    """One study at one moment, with all its trials; its summary is always of them.
+
+    Attributes:
+        trials: ``[n]`` of :data:`TRIAL`, by number.
+        reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
+        tracebacks: reason → the traceback of the last exception with that reason.
+    """
+
+    trials: Trials
+    _: dataclasses.KW_ONLY
+    reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        finished = self.finished
+        summary = Summary.of(finished, unfinished=len(self.trials) - len(finished))
+        object.__setattr__(self, "summary", summary)
+
+    @property
+    def finished(self) -> Trials:
+        """Trials that ended, failed ones included, in the order in which the optimizer was told of them."""
+        return in_tell_order(self.trials[is_finished(self.trials)])
+
+    @property
+    def compared(self) -> Trials:
+        """:attr:`finished`, in which the losses that do not compare with others are NaN."""
+        trials = self.finished
+        trials["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
+        return trials
+
+    @property
+    def failed(self) -> Trials:
+        """Trials that failed, by number."""
+        return np.asarray(self.trials[self.trials["state"] == TrialState.FAIL.value])
+
+    @property
+    def chosen(self) -> int | None:
+        """The number of the trial that is the study's answer: chosen on other noise, else the best."""
+        with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
+        chosen = super().chosen
+        return chosen if chosen in with_loss else self.best
+
+
+def in_tell_order(trials: Trials) -> Trials:
+    """Trials in the order in which the optimizer was told of them."""
+    order = np.lexsort((trials["number"], trials["tell_index"], ~trials["inherited"]))  # the last key decides first
+    return np.asarray(trials[order])
+
+
+AnyStudy = TypeVar("AnyStudy", bound=SummarizedStudy)
+
+
+def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
     """EMA*, the best plain average of the checkpoints: an EMA, a uniform average of the last ones, or the last one.
 
     It is the answer of the finished EMA grid with the lowest held-out loss; without one, with the lowest searched loss.
     """
 
-    def rank(study: StudyHistory) -> tuple[float, float]:
+    def rank(study: AnyStudy) -> tuple[float, float]:
         held_out = math.inf if study.held_out_loss is None else study.held_out_loss
         return held_out, study.searched or 0.0
 

@@ -6,7 +6,6 @@ Trials come through Optuna's cache, which never reads a trial again that has end
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,22 +22,27 @@ from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
-    COSTS,
     NODES,
     TRIAL,
+    AnyStudy,
     Floats,
     StudyHistory,
+    SummarizedStudy,
     Trials,
+    in_tell_order,
     is_finished,
     kept_metric,
 )
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, SUCCEEDED, is_search, short_metric, split_name
+from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_search, split_name
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.rows import name_of_loss, trial_rows
+from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
+from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
-UNSEEN = (HOLDER, NODES, LOGGED)  # attributes whose changes make no new revision
+MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once is faster for more
+UNSEEN = (HOLDER, NODES, LOGGED, SUMMARY)  # attributes whose changes make no new revision
 
 
 @dataclasses.dataclass
@@ -69,6 +73,9 @@ class HistoryReader:
         self._cached_storage = get_storage(storage)
         self._file = _file_of(storage)
         self._studies: dict[str, _CachedStudy] = {}
+        self._summarized: dict[str, SummarizedStudy] = {}
+        self._summarized_from: dict[str, tuple[Any, ...]] = {}  # what each of them was made from
+        self._averages: dict[tuple[Any, ...], str | None] = {}
         self._revisions = itertools.count(1)
 
     def names(self) -> list[str]:
@@ -89,6 +96,17 @@ class HistoryReader:
         Raises:
             StudyStoreError: there is no such experiment; the message lists all.
         """
+        return self.read_studies(self._names_of(experiment))
+
+    def read_summaries(self, experiment: str) -> tuple[SummarizedStudy, ...]:
+        """:meth:`read` without the trials, which are not read: at the cost of what is shown.
+
+        Raises:
+            StudyStoreError: there is no such experiment; the message lists all.
+        """
+        return self.summaries(self._names_of(experiment))
+
+    def _names_of(self, experiment: str) -> list[str]:
         names = self.searches()
         names_of_experiment = [name for name in names if split_name(name)[0] == experiment]
         if not names_of_experiment:
@@ -96,7 +114,34 @@ class HistoryReader:
             listed = ", ".join(experiments) or "none"
             guess = near_miss(experiment, experiments)
             raise StudyStoreError(f"{experiment}: no such experiment{guess}; the database holds: {listed}")
-        return self.read_studies(names_of_experiment)
+        return names_of_experiment
+
+    def summaries(self, names: Iterable[str] | None = None) -> tuple[SummarizedStudy, ...]:
+        """The studies of these names as they are now, without their trials; those that were deleted are left out.
+
+        A study whose summary is missing, or contradicts its trials, is read with all of them.
+
+        Args:
+            names: ``None`` for all studies.
+
+        Raises:
+            StudyStoreError: a name is not that of one of our studies, or the database cannot be read.
+        """
+        with self._lock:
+            self._notice_another_file()
+            studies = our_studies(self.storage)
+            chosen = list(studies if names is None else names)
+            running = in_database(self.storage, lambda: locked(self.storage, chosen))
+            summarized: list[SummarizedStudy] = []
+            for name in chosen:
+                if name not in studies:
+                    continue
+                study = self._summary(name, studies[name])
+                if study is None:
+                    summarized.append(self._read(name, studies[name], is_running=name in running))
+                else:
+                    summarized.append(_with_holder(study, studies[name], is_running=name in running))
+            return tuple(summarized)
 
     def read_studies(self, names: Iterable[str]) -> tuple[StudyHistory, ...]:
         """The studies of these names as they are now, in this order; those that were deleted are left out.
@@ -108,11 +153,7 @@ class HistoryReader:
         for name in names:
             split_name(name)
         with self._lock:
-            file = _file_of(self.storage)
-            if file != self._file:  # another database, as a copy from before
-                self._cached_storage = get_storage(self.storage)
-                self._file = file
-                self._studies = {}
+            self._notice_another_file()
             studies = our_studies(self.storage)
             running = in_database(self.storage, lambda: locked(self.storage, names))
             return tuple(
@@ -155,6 +196,71 @@ class HistoryReader:
                 place[...] = array
         return all_coefficients
 
+    def _notice_another_file(self) -> None:
+        file = _file_of(self.storage)
+        if file != self._file:  # another database, as a copy from before
+            self._cached_storage = get_storage(self.storage)
+            self._file = file
+            self._studies = {}
+            self._summarized = {}
+            self._summarized_from = {}
+            self._averages = {}
+
+    def _summary(self, name: str, attributes: Mapping[str, Any]) -> SummarizedStudy | None:
+        """A study from its summary and the trials that it does not cover; ``None`` where that cannot be done."""
+        try:
+            summary = Summary.from_json(attributes[SUMMARY])
+        except (KeyError, TypeError):  # none, or of another form
+            return None
+        study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
+        forgotten = set((attributes.get("retry") or {}).get("forgotten", ()))
+        count = trial_count(self.storage, study_id, at_least=summary.covers)
+        newer_count = count - summary.covers
+        if newer_count < 0 or newer_count > MOST_READ_ONE_BY_ONE or len(forgotten) != summary.forgotten:
+            return None
+        newer_numbers = [number for number in range(summary.covers, count) if number not in forgotten]
+        newer_trials = [self._trial(study_id, number) for number in newer_numbers]
+        rows = trial_rows(newer_trials)
+        seen_attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
+        source = (study_id, summary, rows.tobytes(), seen_attributes)
+        if self._summarized_from.get(name) == source:
+            return self._summarized[name]
+
+        finished = in_tell_order(rows[is_finished(rows)])
+        summary = summary.extended(finished, unfinished=len(rows) - len(finished))
+        study = _with_attributes(SummarizedStudy(study_id, name, *split_name(name), summary=summary), attributes)
+        study = dataclasses.replace(study, metric="loss" if study.keeps else self._metric(summary, newer_trials))
+        if study.optimizer in BASELINES and study.chosen is not None:
+            study = dataclasses.replace(study, average=self._average(study, attributes.get("created")))
+        study = dataclasses.replace(study, revision=next(self._revisions))
+        self._summarized[name] = study
+        self._summarized_from[name] = source
+        return study
+
+    def _trial(self, study_id: int, number: int) -> FrozenTrial:
+        def trial() -> FrozenTrial:
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            return self.storage.get_trial(trial_id)
+
+        return in_database(self.storage, trial)
+
+    @staticmethod
+    def _metric(summary: Summary, newer_trials: Sequence[FrozenTrial]) -> str:
+        """What the loss is called."""
+        for trial in newer_trials:
+            if trial.number == summary.best:
+                return name_of_loss(trial.user_attrs.get("metrics") or {}, summary.loss)
+        return summary.metric
+
+    def _average(self, study: SummarizedStudy, created: Any) -> str | None:
+        """What the answer of a baseline is called; its trial is read only once."""
+        assert study.chosen is not None
+        key = (study.study_id, created, study.chosen)
+        if key not in self._averages:
+            coefficients = coefficients_of(self._trial(study.study_id, study.chosen))
+            self._averages[key] = average_name(coefficients, study.steps)
+        return self._averages[key]
+
     def _stored_trials(self, study_id: int) -> list[FrozenTrial]:
         """The one place where trials are read."""
         return in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
@@ -170,10 +276,7 @@ class HistoryReader:
             study, has_new_trials = self._with_trials(cached, study, attributes)
             is_changed = is_changed or has_new_trials
         cached.attributes = seen_attributes
-        study = dataclasses.replace(study, holder=None, held_since=0.0)
-        if is_running and attributes.get(HOLDER):
-            holder = attributes[HOLDER]
-            study = dataclasses.replace(study, holder=holder["host"], held_since=holder["since"])
+        study = _with_holder(study, attributes, is_running=is_running)
         if is_changed:
             study = dataclasses.replace(study, revision=next(self._revisions))
         cached.history = study
@@ -200,7 +303,7 @@ class HistoryReader:
         ended_trials = cached.trials[is_finished(cached.trials)]  # which never change
         ended_numbers = set(ended_trials["number"].tolist())
         new_trials = [trial for trial in stored_trials if trial.number not in ended_numbers]
-        trials = np.concatenate([ended_trials, _trials_as_array(new_trials)])
+        trials = np.concatenate([ended_trials, trial_rows(new_trials)])
         trials = trials[np.argsort(trials["number"], kind="stable")]
         is_changed = trials.tobytes() != cached.trials.tobytes()
         cached.trials = trials
@@ -232,7 +335,15 @@ def _file_of(storage: RDBStorage) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
+def _with_holder(study: AnyStudy, attributes: Mapping[str, Any], *, is_running: bool) -> AnyStudy:
+    """The study with the machine that runs it now, if one does."""
+    if not is_running or not attributes.get(HOLDER):
+        return dataclasses.replace(study, holder=None, held_since=0.0)
+    holder = attributes[HOLDER]
+    return dataclasses.replace(study, holder=holder["host"], held_since=holder["since"])
+
+
+def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy:
     """The study updated with its user attributes."""
     specification = attributes.get("specification") or {}
     budget = attributes.get("budget") or {}
@@ -258,46 +369,11 @@ def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> Study
     """The study with the name of its loss, and of a baseline's answer."""
     if study.metric == "loss" and not study.keeps and study.best is not None:
         metrics = trials[study.best].user_attrs.get("metrics") or {}
-        study = dataclasses.replace(study, metric=_shown_name_of_loss(metrics, study.searched))
+        study = dataclasses.replace(study, metric=name_of_loss(metrics, study.searched))
     if study.optimizer in BASELINES and study.chosen is not None:
         coefficients = coefficients_of(trials[study.chosen])
         study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
     return study
-
-
-def _shown_name_of_loss(metrics: Mapping[str, float], loss: float | None) -> str:
-    """``FID`` if the loss is the metric ``fid``; ``loss`` if it is none of the metrics."""
-    name = next((name for name, value in metrics.items() if value == loss), "loss")
-    if name == "loss":
-        return name
-    formula, at, extractor = short_metric(name).partition("@")
-    return f"{formula.upper()}{at}{extractor}"
-
-
-def _trials_as_array(trials: Sequence[FrozenTrial]) -> Trials:
-    """``[n]`` of :data:`TRIAL`."""
-    rows = np.zeros(len(trials), dtype=TRIAL)
-    for row, trial in zip(rows, trials, strict=True):
-        attributes = trial.user_attrs
-        row["number"] = trial.number
-        row["state"] = trial.state.value
-        row["inherited"] = "inherited" in attributes
-        row["tell_index"] = attributes.get("tell_index", trial.number)
-        row["started"] = _seconds(trial.datetime_start)
-        row["ended"] = _seconds(trial.datetime_complete)
-        row["loss"] = np.nan
-        if trial.state in SUCCEEDED and trial.value is not None:
-            row["loss"] = trial.value
-        if trial.state == TrialState.FAIL:
-            row["asked"] = attributes.get("images") or 0
-        cost = attributes.get("cost", {})
-        for name in COSTS:
-            row[name] = cost.get(name, 0.0)
-    return rows
-
-
-def _seconds(moment: datetime.datetime | None) -> float:
-    return np.nan if moment is None else moment.timestamp()
 
 
 def _failures_of(trials: Sequence[FrozenTrial]) -> tuple[dict[int, tuple[str, ...]], dict[str, str]]:

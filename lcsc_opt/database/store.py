@@ -20,7 +20,8 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        landscapes, ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``kept_bound`` (EMA* and the bound of the kept metric),
-                       ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``
+                       ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``, ``summary``
+                       (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first
@@ -52,6 +53,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import array_of, stored_array
@@ -59,6 +61,8 @@ from lcsc_opt.database.connection import in_database, quiet_optuna
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
+from lcsc_opt.database.summarizing import Summarizer
+from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 1
@@ -97,6 +101,41 @@ def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
             f"{name}: was stored by {attributes['created_by']} in schema {schema}, and lcsc_opt {VERSION} reads "
             f"schemas up to {SCHEMA}; upgrade lcsc_opt, or give another --storage"
         )
+
+
+def trial_count(storage: RDBStorage, study_id: int, *, at_least: int = 0) -> int:
+    """How many trials a study has, without reading them, as Optuna's own count does.
+
+    Args:
+        storage: of the study.
+        study_id: the database's key of it.
+        at_least: a number that is close to the count; a wrong one only costs more queries.
+    """
+
+    def exists(number: int) -> bool:
+        try:
+            in_database(storage, lambda: storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        except KeyError:
+            return False
+        return True
+
+    low = at_least  # the count is at least this
+    step = 1
+    while low > 0 and not exists(low - 1):
+        low = max(low - step, 0)
+        step *= 2
+    step = 1
+    while exists(low + step - 1):
+        low += step
+        step *= 2
+    high = low + step - 1  # and at most this, since that trial does not exist
+    while low < high:
+        middle = (low + high) // 2
+        if exists(middle):
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
@@ -147,6 +186,7 @@ class StoredStudy:
         self._trial_count: int | None = None
         self._cached_attributes: dict[str, Any] | None = None  # while nobody else writes them
         self._trial_ids: dict[int, int] = {}  # number of a trial → the database's key
+        self._summarizer: Summarizer | None = None  # while a search runs
 
     @classmethod
     def open(cls, storage: RDBStorage, name: str) -> StoredStudy:
@@ -214,7 +254,10 @@ class StoredStudy:
             self._coordinator.begin()
             yield
         finally:
-            self._coordinator.end()
+            try:
+                self._end_summary()
+            finally:
+                self._coordinator.end()
             self._coordinator = None
             self._cached_attributes = None
 
@@ -236,6 +279,33 @@ class StoredStudy:
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         remembered = [trial for trial in trials if trial.number not in forgotten]
         return sorted(remembered, key=lambda trial: trial.number)
+
+    def begin_summary(self, trials: Sequence[FrozenTrial]) -> None:
+        """Keep the study's summary from here on until :meth:`hold` is closed.
+
+        A stored summary that contradicts the trials is replaced, with a notice.
+
+        Args:
+            trials: what :meth:`trials` has returned.
+        """
+        self._summarizer = Summarizer(trials, self._forgotten)
+        stored = self.attributes.get(SUMMARY)
+        if stored is not None and not self._summarizer.agrees_with(stored):
+            notice(f"{self.name}: its summary contradicted its trials and was made anew")
+        self._write_summary()
+
+    def _write_summary(self) -> None:
+        if self._summarizer is not None:
+            self.set_attribute(SUMMARY, self._summarizer.write())
+
+    def _end_summary(self) -> None:
+        """Write what is new; what cannot be written is added by readers."""
+        try:
+            if self._summarizer is not None and self._summarizer.has_news:
+                with contextlib.suppress(StudyStoreError):
+                    self._write_summary()
+        finally:
+            self._summarizer = None
 
     def add_candidate(
         self, candidate: Candidate, *, tells_before: int | None = None, baseline: str | None = None
@@ -267,13 +337,16 @@ class StoredStudy:
             },
             distributions={"sum_abs": _SUM_ABS_RANGE, "effective": effective_range},
         )
-        return self._add(trial)
+        number = self._add(trial)
+        if self._summarizer is not None:
+            self._summarizer.begin(number, attributes)
+        return number
 
     @property
     def _next_number(self) -> int:
         """The number of the next trial."""
         if self._trial_count is None:
-            self._trial_count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
+            self._trial_count = trial_count(self.storage, self.key)
         return self._trial_count
 
     def _add(self, trial: FrozenTrial) -> int:
@@ -335,6 +408,10 @@ class StoredStudy:
         with contextlib.suppress(RuntimeError):  # it has ended, see above
             self._set_trial_attributes(number, attributes)
         self._write(end)
+        if self._summarizer is not None:
+            self._summarizer.end(number, state, value, attributes)
+            if self._summarizer.is_due:
+                self._write_summary()
 
     def _set_trial_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
         """The one place where attributes of a trial that exists are written."""
@@ -372,6 +449,7 @@ class StoredStudy:
         self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
         self.set_attribute("held_out", None)
         self.set_attribute("retry", {"forgotten": forgotten})
+        self.set_attribute(SUMMARY, None)
         return len(later_trials)
 
     def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.names import SUCCEEDED, split_name
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
@@ -39,9 +40,13 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
     """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
     study = StoredStudy.open(storage, name)
     forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
-    many = in_database(storage, lambda: storage.get_n_trials(study.key))
-    successes = in_database(storage, lambda: storage.get_n_trials(study.key, SUCCEEDED))
-    return StoredTrials(many - len(forgotten), successes > 0)
+    many = trial_count(storage, study.key)
+    try:
+        in_database(storage, lambda: storage.get_best_trial(study.key))
+        succeeded = True
+    except ValueError:  # none is complete; others may have a loss that does not compare
+        succeeded = in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
+    return StoredTrials(many - len(forgotten), succeeded)
 
 
 def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:

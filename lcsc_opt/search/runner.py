@@ -104,6 +104,7 @@ class Search:
         self._environment_change = environment_change
 
         trials = study.trials()
+        study.begin_summary(trials)
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         own_trials = trials[len(self._inherited) :]
         self._paid_baselines = _paid_baselines(trials)

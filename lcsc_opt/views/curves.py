@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from lcsc_opt.database.history import Floats, StudyHistory, Trials, best_ema
+from lcsc_opt.database.history import Floats, SummarizedStudy, best_ema
 from lcsc_opt.database.names import label
 from lcsc_opt.views.figures.look import Theme, empty_figure, inert, style, with_alpha
 from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
@@ -27,7 +27,6 @@ AXES = {
 _HOVER = "%{y:.4g}"
 _FEW_EVALUATIONS = 10
 MOST_POINTS = 1000  # of one curve; about the width of a screen in pixels
-_SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,15 +90,15 @@ class _Curve:
         return min([float(self.lowest.min()), *(loss for _, loss in self.held_out)])
 
 
-def default_axis(studies: Sequence[StudyHistory]) -> str:
+def default_axis(studies: Sequence[SummarizedStudy]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
-    has_images = any(study.trials["images"].any() for study in studies)
+    has_images = any(study.images for study in studies)
     return "images" if has_images else "evaluations"
 
 
-def curves(studies: Sequence[StudyHistory], axis: str) -> list[_Curve]:
+def curves(studies: Sequence[SummarizedStudy], axis: str) -> list[_Curve]:
     """The curves of an experiment over one of :data:`AXES`; optimizers in the order in which they were created."""
-    groups: dict[str, list[StudyHistory]] = {}
+    groups: dict[str, list[SummarizedStudy]] = {}
     for study in studies:
         if study.best is not None:
             # an unfinished study has its own curve; its key has slashes, which names of optimizers have not
@@ -109,7 +108,7 @@ def curves(studies: Sequence[StudyHistory], axis: str) -> list[_Curve]:
 
 
 def comparison_figure(
-    studies: Sequence[StudyHistory],
+    studies: Sequence[SummarizedStudy],
     axis: str | None = None,
     *,
     log_x: bool = False,
@@ -202,7 +201,7 @@ def _line_traces(curve: _Curve) -> list[go.Scatter]:
     return [mean, marks]
 
 
-def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
+def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
     """Best so far of one optimizer; each study has a complete trial, and all are finished, or there is only one."""
     steps = [best_so_far(study, axis) for study in studies]
     start = max(step.positions[0] for step in steps)
@@ -226,57 +225,25 @@ def _curve(studies: Sequence[StudyHistory], axis: str) -> _Curve:
     )
 
 
-def best_so_far(study: StudyHistory, axis: str) -> _Steps:
+def best_so_far(study: SummarizedStudy, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
-    trials = study.compared
-    if not len(trials):
-        return _Steps(np.zeros(0), np.zeros(0), 0.0)
-    if axis == "evaluations":
-        positions = np.arange(1, len(trials) + 1, dtype=np.float64)
-    elif axis == "seconds":
-        positions = wall_clock(trials)
-        order = np.argsort(positions, kind="stable")  # with several workers not the order of the tells
-        positions = positions[order]
-        trials = trials[order]
-    elif axis == "evaluation_seconds":
-        positions = np.cumsum(trials["seconds"], dtype=np.float64)
+    summary = study.summary
+    if axis == "seconds":
+        timed = summary.timed_improvements
+        positions = [point.seconds for point in timed]
+        losses = [point.loss for point in timed]
+        end = summary.run_seconds
     else:
-        positions = np.cumsum(trials[axis], dtype=np.float64)
-    improved = improvements(trials["loss"])
-    return _Steps(positions[improved], trials["loss"][improved], end=float(positions[-1]))
-
-
-def improvements(losses: Floats) -> npt.NDArray[np.intp]:
-    """The indices at which a loss is lower than all before it; NaN is not."""
-    lowest_before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
-    return np.flatnonzero(losses < lowest_before)
-
-
-def wall_clock(trials: Trials) -> Floats:
-    """``[n]`` seconds for which the search had run when each trial ended.
-
-    A pause between evaluations counts up to :func:`longest_pause`: it is the time of the optimizer and the database.
-    A trial that was interrupted and evaluated again counts with its last evaluation only.
-    """
-    if not len(trials):
-        return np.zeros(0)
-    ended = np.where(np.isnan(trials["ended"]), np.nanmax(trials["ended"], initial=0.0), trials["ended"])
-    began = np.fmax(trials["started"], ended - trials["seconds"])
-    order = np.argsort(began, kind="stable")
-    busy_until = np.maximum.accumulate(ended[order])
-    idle = began[order][1:] - busy_until[:-1]
-    interruptions = np.where(idle > longest_pause(trials), idle, 0.0)
-    interrupted = np.concatenate([[0.0], np.cumsum(interruptions)])  # seconds until each trial began, in this order
-    place = np.empty(len(trials), dtype=np.int64)
-    place[order] = np.arange(len(trials))
-    return np.asarray(ended - began[order[0]] - interrupted[place])
-
-
-def longest_pause(trials: Trials) -> float:
-    """Seconds without an evaluation after which a search of these trials counts as interrupted."""
-    if not len(trials):
-        return 0.0
-    return max(_SHORTEST_INTERRUPTION, 3 * float(np.median(trials["seconds"])))
+        positions = [getattr(point, axis) for point in summary.improvements]
+        losses = [point.loss for point in summary.improvements]
+        ends = {
+            "evaluations": summary.evaluations,
+            "images": summary.images,
+            "model_calls": summary.model_calls,
+            "evaluation_seconds": summary.seconds,
+        }
+        end = float(ends[axis])
+    return _Steps(np.array(positions, dtype=np.float64), np.array(losses, dtype=np.float64), end=end)
 
 
 def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray[Any]:

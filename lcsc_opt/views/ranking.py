@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import Floats, StudyHistory, best_ema
+from lcsc_opt.database.history import Floats, SummarizedStudy, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -166,14 +166,14 @@ class Ranked:
     doubted: tuple[str, ...]
 
 
-def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> list[Ranked]:
+def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -> list[Ranked]:
     """The optimizers of an experiment, the best held-out loss first, then the best searched one.
 
     Args:
         studies: the studies of one experiment.
         value: a loss on the search's noise; the cost of reaching it is computed, too.
     """
-    groups: dict[str, list[StudyHistory]] = {}
+    groups: dict[str, list[SummarizedStudy]] = {}
     for study in studies:
         groups.setdefault(study.optimizer, []).append(study)
     ordered = sorted(groups.values(), key=_rank)
@@ -182,7 +182,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
     return [_ranked(group, best, ema, value) for group in ordered]
 
 
-def _rank(group: Sequence[StudyHistory]) -> tuple[float, float]:
+def _rank(group: Sequence[SummarizedStudy]) -> tuple[float, float]:
     """A key that sorts by held-out loss, then by searched loss; unknown losses come last."""
     held_out = _mean_or_infinite(study.held_out_loss for study in group)
     searched = _mean_or_infinite(study.searched for study in group)
@@ -198,7 +198,10 @@ def _mean_or_infinite(losses: Iterable[float | None]) -> float:
 
 
 def _ranked(
-    group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
+    group: Sequence[SummarizedStudy],
+    best: Sequence[SummarizedStudy] | None,
+    ema: SummarizedStudy | None,
+    value: float | None,
 ) -> Ranked:
     losses = _held_out_losses(group)
     reports = reports_of(group)
@@ -242,7 +245,7 @@ def _ranked(
     )
 
 
-def _common_label(group: Sequence[StudyHistory]) -> str:
+def _common_label(group: Sequence[SummarizedStudy]) -> str:
     """The label of all seeds; where they differ, as in the average that is best, the optimizer's."""
     labels = {study.label for study in group}
     if len(labels) == 1:
@@ -250,7 +253,7 @@ def _common_label(group: Sequence[StudyHistory]) -> str:
     return label(group[0].optimizer)
 
 
-def _difference_from(best: Sequence[StudyHistory] | None, group: Sequence[StudyHistory]) -> Difference | None:
+def _difference_from(best: Sequence[SummarizedStudy] | None, group: Sequence[SummarizedStudy]) -> Difference | None:
     """The group's difference from the best one; ``None`` where they are the same or do not compare."""
     losses = _held_out_losses(group)
     if not losses or best is None or best is group:
@@ -260,12 +263,12 @@ def _difference_from(best: Sequence[StudyHistory] | None, group: Sequence[StudyH
     return Difference.of(losses, _held_out_losses(best))
 
 
-def _held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
+def _held_out_losses(studies: Sequence[SummarizedStudy]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
     return {study.seed: study.held_out.loss for study in studies if study.held_out is not None}
 
 
-def reports_of(studies: Iterable[StudyHistory]) -> list[HeldOutReport]:
+def reports_of(studies: Iterable[SummarizedStudy]) -> list[HeldOutReport]:
     """The held-out reports of the studies that have one."""
     return [study.held_out for study in studies if study.held_out is not None]
 
@@ -299,7 +302,7 @@ def _below_ema(reports: Sequence[HeldOutReport], ema: HeldOutReport | None) -> f
     return (loss - baseline) / abs(baseline)
 
 
-def _cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, Reach]:
+def _cost_to_reach(studies: Sequence[SummarizedStudy], target: float) -> dict[str, Reach]:
     """Axis → what the search spent until its best loss was at most ``target``."""
     reaches = {}
     for axis in AXES:
@@ -314,7 +317,7 @@ def _cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, 
     return reaches
 
 
-def different_samples(studies: Sequence[StudyHistory]) -> str | None:
+def different_samples(studies: Sequence[SummarizedStudy]) -> str | None:
     """A warning if held-out losses do not compare, since their numbers of images or groups of noise differ."""
     samples = {report.sample for report in reports_of(studies)}
     if len(samples) < 2:
@@ -325,7 +328,7 @@ def different_samples(studies: Sequence[StudyHistory]) -> str | None:
     )
 
 
-def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[StudyHistory, ...]]:
+def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[SummarizedStudy, ...]]:
     """Experiment → its studies: of one experiment, or of all points of a sweep, in the order in which they were begun.
 
     Args:
@@ -341,10 +344,10 @@ def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> di
     is_one_point = name in points and not siblings
     if is_one_point or not points:
         points = [name]
-    return {point: reader.read(point) for point in points}
+    return {point: reader.read_summaries(point) for point in points}
 
 
-def varied_keys(points: Mapping[str, Sequence[StudyHistory]]) -> list[str]:
+def varied_keys(points: Mapping[str, Sequence[SummarizedStudy]]) -> list[str]:
     """The short names of all keys that the points vary, in the order in which they first appear."""
     return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, kept_metric
+from lcsc_opt.database.history import PARTS, Floats, StudyHistory, SummarizedStudy, Trials, kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HELD_OUT_REPORT
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import longest_pause, wall_clock
 from lcsc_opt.views import number
-from lcsc_opt.views.curves import longest_pause, wall_clock
 
 RECENT = 50  # trials that the rate is computed from
 
@@ -55,21 +56,18 @@ class Progress:
     @classmethod
     def of(cls, study: StudyHistory) -> Progress:
         """The progress of a study, its rate, and the time that it still needs."""
-        unit, total = next(iter(study.budget.items()), ("evaluations", None))
         finished = study.finished
-        is_inherited = finished["inherited"]
-        searched = finished[~is_inherited]
-        done = len(searched)
-        if unit == "images":
-            done = int(_images_charged(study)[~is_inherited].sum())
-        state = _state(study)
+        searched = finished[~finished["inherited"]]
+        done = study.budget_spent
+        total = study.budget_total
+        state = study.progress_state
         rate = _rate(searched, done)
         seconds_left = None
         if state == "running" and total and rate:
             seconds_left = max((total - done) / rate, 0.0)
         return cls(
             state=state,
-            unit=unit,
+            unit=study.budget_unit,
             done=done,
             total=total,
             per_hour=None if rate is None else 3600 * rate,
@@ -77,17 +75,6 @@ class Progress:
             failed=len(study.failed),
             retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
         )
-
-
-def _state(study: StudyHistory) -> str:
-    """``running``, ``finished``, ``interrupted`` or ``empty``."""
-    if study.ended:
-        return "finished"
-    if study.running:
-        return "running"
-    if len(study.trials):
-        return "interrupted"
-    return "empty"
 
 
 def _rate(trials: Trials, done: int) -> float | None:
@@ -104,19 +91,6 @@ def _rate(trials: Trials, done: int) -> float | None:
     if elapsed <= 0:
         return None
     return (len(clock) - 1) * (done / len(trials)) / elapsed
-
-
-def _images_charged(study: StudyHistory) -> Floats:
-    """``[n]`` images that each finished trial took of the budget: those it sampled, or if it failed, was asked for.
-
-    A failed trial that names no number took as many as a complete trial.
-    """
-    trials = study.finished
-    is_comparable = ~np.isnan(study.compared["loss"])
-    images_of_complete = trials["images"][is_comparable].max(initial=0.0)
-    asked = np.where(trials["asked"] > 0, trials["asked"], images_of_complete)
-    is_failed = np.isin(trials["number"], study.failed["number"])
-    return np.where(is_failed, asked, trials["images"])
 
 
 def duration(seconds: float) -> str:
@@ -157,20 +131,42 @@ class FailureReason:
         ]
 
 
-def studies_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[object]]]:
+def studies_table(studies: Sequence[SummarizedStudy]) -> tuple[tuple[str, ...], list[list[object]]]:
     """Header and rows: state, results and cost of each study."""
     header = ("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
     rows: list[list[object]] = []
     for study in studies:
         evaluations: object = study.evaluations
-        total = study.budget.get("evaluations")
-        if total:
-            evaluations = f"{Progress.of(study).done}/{total}"
-        row = [study.study, study.state, evaluations, len(study.failed)]
+        if study.budget_unit == "evaluations" and study.budget_total:
+            evaluations = f"{study.budget_spent}/{study.budget_total}"
+        row = [study.study, study.state, evaluations, study.summary.failed]
         row += [number(study.searched), number(study.held_out_loss)]
         row += [f"{study.images:,}", f"{study.seconds:,.0f}"]
         rows.append(row)
     return header, rows
+
+
+def sorted_studies(studies: Sequence[SummarizedStudy], order: str) -> list[SummarizedStudy]:
+    """Studies in another order than that of their creation; those without the value come last.
+
+    Args:
+        studies: in the order in which they were created.
+        order: ``created``, ``name``, the losses ``searched`` and ``held-out`` from the lowest, or ``evaluations`` and
+            ``seconds`` from the highest.
+    """
+    values: dict[str, Callable[[SummarizedStudy], Any]] = {
+        "created": lambda _: 0,
+        "name": lambda study: study.study,
+        "searched": lambda study: _or_infinite(study.searched),
+        "held-out": lambda study: _or_infinite(study.held_out_loss),
+        "evaluations": lambda study: -study.evaluations,
+        "seconds": lambda study: -study.seconds,
+    }
+    return sorted(studies, key=values[order])
+
+
+def _or_infinite(loss: float | None) -> float:
+    return math.inf if loss is None else loss
 
 
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label
 from lcsc_opt.database.report import MetricRow
 from lcsc_opt.views import UNKNOWN, number
@@ -47,7 +47,7 @@ def _gain(row: MetricRow) -> str:
     return f"{gain} (worse)" if row.lost else gain
 
 
-def comparison_table(studies: Sequence[StudyHistory]) -> TextTable | None:
+def comparison_table(studies: Sequence[SummarizedStudy]) -> TextTable | None:
     """Each optimizer's held-out loss and metrics, means over seeds; ``None`` without metrics.
 
     The last row is real images that the loss does not see, if some are held out.
@@ -74,7 +74,7 @@ def metric_names(ranked: Sequence[Ranked]) -> list[str]:
     return list(dict.fromkeys(name for row in longest_first for name in row.metrics))
 
 
-def settings_table(studies: Sequence[StudyHistory]) -> TextTable | None:
+def settings_table(studies: Sequence[SummarizedStudy]) -> TextTable | None:
     """Only the settings in which studies differ; ``None`` if in none but optimizer and seed.
 
     A row is of all seeds with the same settings.
@@ -107,7 +107,7 @@ def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
     return by_path
 
 
-def comparison_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, Any]]:
+def comparison_rows(points: Mapping[str, Sequence[SummarizedStudy]]) -> list[dict[str, Any]]:
     """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it.
 
     Rows of a sweep's points have their values in ``varied``.

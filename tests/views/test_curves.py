@@ -4,15 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcsc_opt.database.summary import improvements, wall_clock
 from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
     best_so_far,
     curves,
     default_axis,
-    improvements,
     thinned,
-    wall_clock,
 )
 from tests.history_examples import history
 
@@ -87,8 +86,7 @@ def test_a_seed_that_still_searches_does_not_cut_the_others_off() -> None:
 
 def test_curves_are_drawn_against_images_where_there_are_any() -> None:
     assert default_axis([history([3.0]), history([])]) == "images"
-    without = history([3.0])
-    without.trials["images"] = 0
+    without = history([3.0], images=0)
     assert default_axis([without]) == default_axis([]) == "evaluations"
 
 

@@ -9,7 +9,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport, MeasuredModel
-from lcsc_opt.views.study_status import FailureReason, Progress, overview, seconds_outside
+from lcsc_opt.views.study_status import FailureReason, Progress, overview, seconds_outside, sorted_studies
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
 
@@ -100,3 +100,14 @@ def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() 
     assert seconds_outside(study, study.trials).tolist() == pytest.approx([0.5, 0.5, 0.0, 0.0])
     study = history([3.0, 2.0], seconds=1.0, workers=2, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
     assert seconds_outside(study, study.trials).tolist() == pytest.approx([0.5, 2.0]), "the second one waited for 2 s"
+
+
+def test_studies_are_sorted_with_unknown_losses_last() -> None:
+    studies = [history([3.0], seed=0), history([], seed=1), history([2.0, 1.0], seed=2)]
+
+    def seeds(order: str) -> list[int]:
+        return [study.seed for study in sorted_studies(studies, order)]
+
+    assert seeds("created") == [0, 1, 2]
+    assert seeds("searched") == [2, 0, 1]
+    assert seeds("evaluations") == [2, 0, 1]

@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.dashboard.pages import HOME, ROOT_PATH
@@ -136,7 +136,7 @@ class Page:
         experiment = query.get("experiment", "")
         if experiment not in experiments:
             experiment = experiments[-1]
-        studies = self.reader.read(experiment)
+        studies = self.reader.read_summaries(experiment)
         for study in studies:
             if study.running and not study.ended:
                 return study.study
@@ -170,12 +170,12 @@ class Page:
         return Output(f"{name}-new", "data")
 
 
-def refresh_interval(studies: Iterable[StudyHistory]) -> int:
+def refresh_interval(studies: Iterable[SummarizedStudy]) -> int:
     """Milliseconds until the next refresh."""
     return RUNNING_MS if any(study.running for study in studies) else IDLE_MS
 
 
-def signature(studies: Iterable[StudyHistory], *more: object) -> str:
+def signature(studies: Iterable[SummarizedStudy], *more: object) -> str:
     """Changes when anything that is drawn from these studies does."""
     return repr(([(study.study, study.study_id, study.revision) for study in studies], more))
 
@@ -213,12 +213,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
     return html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]), className="wide")
 
 
-def study_link(study: StudyHistory, page: str = "study", text: str | None = None) -> html.A:
+def study_link(study: SummarizedStudy, page: str = "study", text: str | None = None) -> html.A:
     """To a page of ours about a study."""
     return html.A(text or study.study, href=f"{HOME}{page}?{urlencode({'study': study.study})}")
 
 
-def optuna_link(study: StudyHistory, text: str = "optuna-dashboard") -> html.A:
+def optuna_link(study: SummarizedStudy, text: str = "optuna-dashboard") -> html.A:
     """To the same study in optuna-dashboard."""
     return html.A(text, href=f"{ROOT_PATH}studies/{study.study_id}")
 

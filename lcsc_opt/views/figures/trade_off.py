@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label, short_metric
 from lcsc_opt.views import metric_place, number
 from lcsc_opt.views.figures.look import Theme, inert, style
@@ -20,14 +20,14 @@ _FIRST_UP = ("fid", "loss")
 _LOSS_AXIS = "held-out loss"
 
 
-def metrics_of(studies: Iterable[StudyHistory]) -> list[str]:
+def metrics_of(studies: Iterable[SummarizedStudy]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
     names = dict.fromkeys(name for study in studies for name in _values(study))
     return sorted(names, key=lambda name: (metric_place(name, _FIRST_ACROSS), name == "loss"))
 
 
 def trade_off_figure(
-    studies: Sequence[StudyHistory], x: str | None = None, y: str | None = None, *, theme: Theme = "light"
+    studies: Sequence[SummarizedStudy], x: str | None = None, y: str | None = None, *, theme: Theme = "light"
 ) -> go.Figure | None:
     """A mark for each answer, on noise that no search saw; those of one optimizer and seed over a sweep are joined.
 
@@ -51,7 +51,7 @@ def trade_off_figure(
     x = x or next((name for name in names if name != y), None)
     if x is None or y is None:
         return None
-    joined: dict[tuple[str, int], list[StudyHistory]] = {}
+    joined: dict[tuple[str, int], list[SummarizedStudy]] = {}
     for study in studies:
         if {x, y} <= _values(study).keys():
             joined.setdefault((study.optimizer, study.seed), []).append(study)
@@ -68,7 +68,7 @@ def trade_off_figure(
     )
 
 
-def _answers(studies: Sequence[StudyHistory], x: str, y: str) -> go.Scatter:
+def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
     """The answers of one optimizer and seed, over the points of a sweep."""
     first = studies[0]
     look = style(first.optimizer)
@@ -88,7 +88,7 @@ def _answers(studies: Sequence[StudyHistory], x: str, y: str) -> go.Scatter:
     )
 
 
-def parallel_figure(points: Mapping[str, Sequence[StudyHistory]], theme: Theme = "light") -> go.Figure:
+def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Theme = "light") -> go.Figure:
     """Parallel coordinates of a sweep: a line for each answer, through the values of what was varied to its loss.
 
     Values of a setting are evenly apart; losses are to scale, the lowest at the bottom. The lines are of Scatter:
@@ -98,7 +98,7 @@ def parallel_figure(points: Mapping[str, Sequence[StudyHistory]], theme: Theme =
         points: experiment → its studies; those without a held-out loss are left out.
         theme: the theme of the page.
     """
-    answers: list[tuple[StudyHistory, dict[str, str], float]] = []
+    answers: list[tuple[SummarizedStudy, dict[str, str], float]] = []
     for point, studies in points.items():
         varied = split_point(point)[1]
         answers += [(study, varied, study.held_out.loss) for study in studies if study.held_out is not None]
@@ -156,7 +156,7 @@ def _numbers_first(value: str) -> tuple[float, str]:
         return math.inf, value
 
 
-def _values(study: StudyHistory) -> dict[str, float]:
+def _values(study: SummarizedStudy) -> dict[str, float]:
     """Name → value of everything that was measured of the answer on held-out noise."""
     if study.held_out is None:
         return {}

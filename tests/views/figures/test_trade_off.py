@@ -6,14 +6,14 @@ import pytest
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
 from lcsc_opt.views.ranking import points_of
 from tests.study_examples import write_study
 
 
-def siblings(reader: HistoryReader, name: str) -> list[StudyHistory]:
+def siblings(reader: HistoryReader, name: str) -> list[SummarizedStudy]:
     return [study for point in points_of(reader, name, siblings=True).values() for study in point]
 
 

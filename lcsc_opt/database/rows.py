@@ -1,0 +1,47 @@
+"""The rows of arrays that stand for trials, without coefficients."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from lcsc_opt.database.history import COSTS, TRIAL, Trials
+from lcsc_opt.database.names import SUCCEEDED, short_metric
+
+
+def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
+    """``[n]`` of :data:`TRIAL`."""
+    rows = np.zeros(len(trials), dtype=TRIAL)
+    for row, trial in zip(rows, trials, strict=True):
+        attributes = trial.user_attrs
+        row["number"] = trial.number
+        row["state"] = trial.state.value
+        row["inherited"] = "inherited" in attributes
+        row["tell_index"] = attributes.get("tell_index", trial.number)
+        row["started"] = _seconds(trial.datetime_start)
+        row["ended"] = _seconds(trial.datetime_complete)
+        row["loss"] = np.nan
+        if trial.state in SUCCEEDED and trial.value is not None:
+            row["loss"] = trial.value
+        if trial.state == TrialState.FAIL:
+            row["asked"] = attributes.get("images") or 0
+        cost = attributes.get("cost", {})
+        for name in COSTS:
+            row[name] = cost.get(name, 0.0)
+    return rows
+
+
+def _seconds(moment: datetime.datetime | None) -> float:
+    return np.nan if moment is None else moment.timestamp()
+
+
+def name_of_loss(metrics: Mapping[str, float], loss: float | None) -> str:
+    """``FID`` if the loss is the metric ``fid``; ``loss`` if it is none of the metrics."""
+    name = next((name for name, value in metrics.items() if value == loss), "loss")
+    if name == "loss":
+        return name
+    formula, at, extractor = short_metric(name).partition("@")
+    return f"{formula.upper()}{at}{extractor}"

@@ -1,0 +1,108 @@
+"""Keeps the summary of a study while it is searched."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lcsc_opt.database.history import TRIAL, in_tell_order
+from lcsc_opt.database.names import compared_trials
+from lcsc_opt.database.rows import name_of_loss, trial_rows
+from lcsc_opt.database.summary import Summary
+
+MOST_TRIALS = 25  # that have ended since the summary was written
+MOST_SECONDS = 10.0
+_COMPARED = ("forgotten", "evaluations", "inherited", "failed", "images", "best", "loss")
+
+
+class Summarizer:
+    """The summary of a study whose trials are added as they end.
+
+    Args:
+        trials: all that are stored, without forgotten ones.
+        forgotten: the numbers of those.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial], forgotten: Collection[int]) -> None:
+        self._forgotten = frozenset(forgotten)
+        self._rows: dict[int, Any] = {}  # number → one row; of trials that have ended
+        self._begun: dict[int, tuple[float, Mapping[str, Any]]] = {}  # number → its start and its attributes
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        for row in trial_rows(ended):
+            self._rows[int(row["number"])] = row
+        for trial in trials:
+            if not trial.state.is_finished():
+                started = time.time() if trial.datetime_start is None else trial.datetime_start.timestamp()
+                attributes = {name: trial.user_attrs[name] for name in ("images",) if name in trial.user_attrs}
+                self._begun[trial.number] = (started, attributes)
+        best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
+        self._lowest = np.inf
+        self._metric = "loss"
+        if best is not None and best.value is not None:
+            self._lowest = best.value
+            self._metric = name_of_loss(best.user_attrs.get("metrics") or {}, best.value)
+        self._covers = 0
+        self._written_at = time.monotonic()
+        self._ended_since = 0
+
+    def begin(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """A trial begins, with the attributes of its candidate."""
+        self._begun[number] = (time.time(), {name: attributes[name] for name in ("images",) if name in attributes})
+
+    def end(self, number: int, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
+        """A trial has ended, with the attributes of its result."""
+        started, candidate = self._begun.pop(number, (time.time(), {}))
+        trial = create_trial(state=TrialState.RUNNING, user_attrs={**candidate, **attributes})
+        trial.number = number
+        trial.state = state
+        trial.value = value
+        [row] = trial_rows([trial])
+        row["started"] = started
+        row["ended"] = time.time()
+        self._rows[number] = row
+        self._ended_since += 1
+        if state == TrialState.COMPLETE and value is not None and value < self._lowest:
+            self._lowest = value
+            self._metric = name_of_loss(attributes.get("metrics") or {}, value)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a trial has ended since :meth:`write`."""
+        return self._ended_since > 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the summary should be written now."""
+        is_late = time.monotonic() - self._written_at >= MOST_SECONDS
+        return self._ended_since >= MOST_TRIALS or (self.has_news and is_late)
+
+    def write(self) -> dict[str, Any]:
+        """The summary as it is to be stored now."""
+        while self._covers in self._rows or self._covers in self._forgotten:
+            self._covers += 1
+        self._written_at = time.monotonic()
+        self._ended_since = 0
+        return self._summary(self._covers).to_json()
+
+    def agrees_with(self, stored: Mapping[str, Any]) -> bool:
+        """Whether a stored summary is one of the first of these trials. Times may differ by what a clock is off."""
+        try:
+            summary = Summary.from_json(stored)
+        except TypeError:
+            return False
+        numbers = range(summary.covers)
+        if not all(number in self._rows or number in self._forgotten for number in numbers):
+            return False
+        anew = self._summary(summary.covers)
+        return all(getattr(anew, name) == getattr(summary, name) for name in _COMPARED)
+
+    def _summary(self, covers: int) -> Summary:
+        rows = [row for number, row in self._rows.items() if number < covers]
+        trials = np.array(rows, dtype=TRIAL)
+        summary = Summary.of(in_tell_order(trials))
+        return dataclasses.replace(summary, covers=covers, forgotten=len(self._forgotten), metric=self._metric)
