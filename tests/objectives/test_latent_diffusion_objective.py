@@ -109,7 +109,7 @@ def test_a_lora_keeps_the_contract_of_objectives_with_its_gradient(place: Path) 
     assert of_rows.gradient is not None
     assert whole.gradient is not None
     np.testing.assert_allclose(of_rows.gradient.sum(axis=0), whole.gradient, rtol=1e-4, atol=1e-6)
-    with pytest.raises(LcscError, match="no LoRA"):
+    with pytest.raises(LcscError, match="not a LoRA"):
         refine(by_row, RefineSettings(), place / "r.trajectory", start=lambda: COEFFICIENTS, held_out_images=8)
 
 
@@ -127,7 +127,7 @@ def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path)
     [
         ({"height": 20}, StudySpecError, "height"),
         ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
-        ({"checkpoints": "whole"}, TrajectoryError, "no LoRA"),
+        ({"checkpoints": "whole"}, TrajectoryError, "not a LoRA"),
         ({"component": "unet"}, LcscError, "do not fit the network"),
     ],
 )

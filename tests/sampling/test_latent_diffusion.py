@@ -218,7 +218,7 @@ def test_a_lora_of_a_transformer_changes_the_images_as_a_file_of_it_does(tmp_pat
     other = tiny_pipelines.stable_diffusion_3(tmp_path)
     other.load_lora_weights(factors)
     torch.testing.assert_close(each.sample(SEARCH, 0, 2), own_images(other, 0, 2), rtol=0, atol=1e-5)
-    with pytest.raises(ObjectiveError, match="PixArtSigmaPipeline takes no LoRA"):
+    with pytest.raises(ObjectiveError, match="PixArtSigmaPipeline does not support LoRAs"):
         sampler(tiny_pipelines.pixart(tmp_path), component="lora")
 
 
