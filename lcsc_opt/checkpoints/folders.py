@@ -57,14 +57,16 @@ def find_weights(folder: Path, key: str | None) -> FolderWeights:
     Raises:
         TrajectoryError: there are none, or several of which none can be preferred.
     """
-    file = _weights_file(folder)
-    if file is not None and key in (None, "", folder.name):
-        return FolderWeights(file, key or "")
+    if key in (None, "", folder.name):
+        file = _weights_file(folder)
+        if file is not None:
+            return FolderWeights(file, key or "")
     if not key:
         return _first_component(folder)
     subfolder_or_file = _weights_under_key(folder, key)
     if subfolder_or_file is not None:
         return subfolder_or_file
+    file = _weights_file(folder)
     if file is not None and file.name == METADATA:
         return FolderWeights(file, "", rest=key)
     raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")

@@ -11,6 +11,7 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from multiprocessing import spawn
@@ -151,13 +152,16 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
 def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
     """Queue jobs, and end this process with the coordinator, also when that was killed and an evaluation runs here.
 
-    Otherwise the device would stay occupied.
+    Otherwise the device would stay occupied. A job that cannot be unpickled ends this process, too, and so fails.
     """
-    while True:
-        try:
+    try:
+        while True:
             jobs.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(1)
+    except (EOFError, OSError):
+        os._exit(1)
+    except BaseException:  # of a class of the user's
+        traceback.print_exc()
+        os._exit(1)
 
 
 def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:

@@ -336,6 +336,8 @@ class Executor:
         if resolved.stored is None and keeps:
             fingerprint = resolved.beginning["fingerprint"]
             check_new_budget(self.storage, plan.name, objective, plan.spec.budget, fingerprint)
+        if resolved.stored is not None and retry_failed:  # which continues a finished study, too
+            check_stored_bound(resolved.plan, resolved.stored, objective)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():

@@ -18,7 +18,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import accepted_changes
+from lcsc_opt.search.resolving import accepted_changes, check_stored_bound
 from lcsc_opt.search.resources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
@@ -39,19 +39,22 @@ def run_landscape(
         The landscape's name, and one line with the result.
 
     Raises:
-        StudyStoreError: the stored landscape has other options, or the objective has changed.
+        StudyStoreError: the stored landscape has other options, the objective has changed, or the losses of the search
+            had a penalty whose bound is not stored.
         StudySpecError: the corners span no plane.
     """
     optimizer = OptimizerSpec(name=LANDSCAPE, options=dict(options))
     configure(optimizer)
     plane = Plane.through(options.get("corners"), source.attributes["steps"])
     points = plane_grid(options.get("size", DEFAULT_SIZE))[1]
-    plan = _landscape_plan(Plan.of(source), optimizer, len(points), images, seed)
+    searched = Plan.of(source)
+    plan = _landscape_plan(searched, optimizer, len(points), images, seed)
     executor = Executor(source.storage)
     if images is None:
         current = {"objective": executor.objective(plan).describe()}
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
+        check_stored_bound(searched, source.attributes, executor.objective(plan))
         products = plane.products(executor.objective(plan).gram())
         attributes = {
             "plane": {"products": stored_array(products)},

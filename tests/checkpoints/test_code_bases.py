@@ -79,6 +79,8 @@ def test_variants_are_found_where_nothing_else_is(tmp_path):
     saved(tmp_path / "unet" / "diffusion_pytorch_model.non_ema.safetensors", MODEL)
     with pytest.raises(TrajectoryError, match=r"several variants.*fp16.*non_ema"):
         read_checkpoint(tmp_path)
+    chosen = read_checkpoint(tmp_path / "unet", key="diffusion_pytorch_model.fp16")
+    assert same_bits(chosen.tensors, EMA)
     saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", MODEL)
     assert same_bits(read_checkpoint(tmp_path).tensors, MODEL)
 

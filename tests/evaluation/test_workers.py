@@ -91,6 +91,23 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     assert all("worker process died" in one.reason and one.retry for one in died)
 
 
+def cannot_be_made() -> None:
+    raise AttributeError("of another version")
+
+
+class Unreadable:
+    """Raises an error where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return cannot_be_made, ()
+
+
+def test_a_job_that_a_worker_cannot_read_fails_and_the_next_one_does_not() -> None:
+    with contextlib.closing(WorkerPool(Stages, 1)) as pool:
+        failed(pool.submit("submit", Unreadable()))
+        evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))
+
+
 def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

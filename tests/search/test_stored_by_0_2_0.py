@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,19 @@ def test_with_keep_are_read_and_not_continued(folder: Path, typed: Typed) -> Non
     assert "can be read, but not continued" in said.err
     said = typed("run", "keep.yaml")
     assert said.err.count("finished already") == 2
+
+
+def test_with_keep_repeat_no_failed_trials_and_have_no_new_landscape(folder: Path, typed: Typed) -> None:
+    with sqlite3.connect("studies.db") as database:
+        database.execute(
+            "UPDATE trials SET state = 'FAIL' WHERE number = 9 AND study_id = "
+            "(SELECT study_id FROM studies WHERE study_name = 'stored-keep/LCSCGradient/0')"
+        )
+    before = losses("stored-keep/LCSCGradient/0")
+    options = ("--retry-failed", "--accept-changes", "--storage", URL)
+    said = typed("resume", "stored-keep/LCSCGradient/0", *options, status=2)
+    assert "can be read, but not continued" in said.err
+    assert losses("stored-keep/LCSCGradient/0") == before
+    assert {study["state"] for study in typed.json("list")} == {"finished"}
+    said = typed("landscape", "stored-keep/LCSCGradient/0", "--storage", URL, status=2)
+    assert "can be read, but not continued" in said.err
