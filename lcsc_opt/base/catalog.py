@@ -121,5 +121,9 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
         raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
-        raise StudySpecError(f"{path}: defines no function build")
+        advice = ""
+        shipped = SHIPPED / "objectives" / path.name
+        if shipped.is_file() and not shipped.samefile(path):
+            advice = f"; if the {path.name} of lcsc_opt is meant, rename this one"
+        raise StudySpecError(f"{path}: defines no function build{advice}")
     return module

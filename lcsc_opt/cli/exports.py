@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, StudyName, find_study, in_natural_order
+from lcsc_opt.cli.options import Steps, Storage, StudyName, find_study, in_order_of
 from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
@@ -86,7 +86,7 @@ def apply(
     from lcsc_opt.exports.writing import Destination
 
     if steps is not None:
-        checkpoints = in_natural_order(checkpoints)
+        checkpoints = in_order_of(steps, checkpoints)
     named = coefficients_named(recipe)
     if named is not None:
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)

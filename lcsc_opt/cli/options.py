@@ -41,13 +41,14 @@ Steps = Annotated[
 PathType = TypeVar("PathType", str, Path)
 
 
-def in_natural_order(paths: Sequence[PathType]) -> list[PathType]:
-    """Files as people count them: a shell expands ``epoch*.pt`` to 1, 10, 2, and steps are given for 1, 2, 10.
+def in_order_of(steps: Sequence[int], paths: Sequence[PathType]) -> list[PathType]:
+    """The files, in the order in which ``steps`` were given.
 
-    Files in any other order than a shell's are as the user listed them, and stay so.
+    A shell expands ``epoch*.pt`` to 1, 10, 2. Where steps ascend they are meant for 1, 2, 10. Where they do not, or the
+    files are in any other order than a shell's, each step is meant for the file in its place.
     """
     listed = [str(path) for path in paths]
-    if listed != sorted(listed):
+    if listed != sorted(listed) or list(steps) != sorted(steps):
         return list(paths)
     return sorted(paths, key=lambda path: natural_order(Path(path)))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.cli.options import Output, Steps, assignments, in_natural_order
+from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
 from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
@@ -36,7 +36,7 @@ def pack(
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
     if steps is not None:
-        checkpoints = in_natural_order(checkpoints)
+        checkpoints = in_order_of(steps, checkpoints)
     trajectory = packing.pack(
         checkpoints,
         out,

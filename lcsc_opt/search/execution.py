@@ -349,7 +349,10 @@ class Executor:
                     notice(line)
                 if retry_failed:
                     many = retry_failures(study)
-                    notice(f"{study.name}: {many} trials after the last success are repeated")
+                    notice(
+                        f"{study.name}: failed trials that are repeated: {many}, those after the last success; "
+                        "what was asked after an earlier failure depends on it"
+                    )
                 yield Execution(resolved.plan, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:

@@ -98,10 +98,13 @@ class FailurePolicy:
         if outcome.retry and len(attempts) == 1:  # it might have succeeded at another attempt
             most = _MOST_IN_A_ROW
         if len(self._repeated) >= most and not self._many_expected and not older_run:
+            trials = "a trial before the first success"
+            if len(self._repeated) > 1:
+                trials = f"{len(self._repeated)} trials in a row"
             raise SearchFailedError(
-                f"{self._name}: trials raised the same error at each attempt, {len(self._repeated)} in a row: "
-                f"{outcome.reason.rstrip('.')}. Fix it, then run: lcsc resume {self._name} --retry-failed; lcsc show "
-                "prints the whole traceback"
+                f"{self._name}: {trials} raised the same error at each attempt: {outcome.reason.rstrip('.')}. "
+                f"Fix it, then run: lcsc resume {self._name} --retry-failed; "
+                f"lcsc show {self._name} prints the whole traceback"
             )
 
     def check_share(self, told: int, *, ended: bool = False) -> None:

@@ -109,7 +109,7 @@ def test_a_lora_keeps_the_contract_of_objectives_with_its_gradient(place: Path) 
     assert of_rows.gradient is not None
     assert whole.gradient is not None
     np.testing.assert_allclose(of_rows.gradient.sum(axis=0), whole.gradient, rtol=1e-4, atol=1e-6)
-    with pytest.raises(LcscError, match="not a LoRA"):
+    with pytest.raises(LcscError, match="no LoRA"):
         refine(by_row, RefineSettings(), place / "r.trajectory", start=lambda: COEFFICIENTS, held_out_images=8)
 
 
