@@ -27,8 +27,11 @@ def step_in_name(path: Path) -> int | None:
     """The training step that a checkpoint's name tells, or ``None``.
 
     It is the number behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of a folder
-    ``checkpoint-N`` around it.
+    ``checkpoint-N`` around it. A name such as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of
+    PostHocEMA hold their step.
     """
+    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):
+        return None
     step = _find_step(_without_suffix(path.name))
     if step is not None:
         return int(step["digits"])

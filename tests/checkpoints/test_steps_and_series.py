@@ -68,11 +68,11 @@ def test_step_inside_the_file_is_believed_whatever_the_name_is(tmp_path):
 
 @pytest.mark.parametrize("step", [torch.tensor(70), torch.tensor(70, dtype=torch.int32)])
 def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
-    torch.save({"step": step, "initted": torch.tensor(True), **state_dict(1)}, tmp_path / "0.5.pt")
-    assert checkpoint_step(tmp_path / "0.5.pt") == 70
+    torch.save({"step": step, "initted": torch.tensor(True), **state_dict(1)}, tmp_path / "model5.pt")
+    assert checkpoint_step(tmp_path / "model5.pt") == 70
     for value in (torch.tensor(70.0), torch.tensor(True), torch.tensor([70]), torch.tensor(-3)):
-        torch.save({"step": value, **state_dict(1)}, tmp_path / "0.5.pt")
-        assert checkpoint_step(tmp_path / "0.5.pt") == 5
+        torch.save({"step": value, **state_dict(1)}, tmp_path / "model5.pt")
+        assert checkpoint_step(tmp_path / "model5.pt") == 5
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,12 @@ def test_series_is_the_name_without_what_changes(name, series):
 def test_glob_of_a_series_matches_it(name, pattern):
     assert series_glob(Path("runs") / name) == f"runs/{pattern}"
     assert (Path("runs") / name).match(pattern)
+
+
+def test_the_rate_of_an_average_is_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "0.9999.pt"
+    torch.save({"w": torch.zeros(2)}, path)
+    with pytest.raises(TrajectoryError, match="has no step in its name or contents"):
+        checkpoint_step(path)
+    torch.save({"w": torch.zeros(2), "step": torch.tensor(50)}, path)
+    assert checkpoint_step(path) == 50
