@@ -141,9 +141,7 @@ class TestNothingCanSucceed:
         if begun:
             search(study, bowl, evaluations=4)
         broken, said = (moved, "TrajectoryError: runs") if begun else (Breaking(*range(7, 99), reason="b"), "KeyError")
-        with pytest.raises(
-            SearchFailedError, match=rf"5 trials in a row raised the same error at each.*: {said}"
-        ):
+        with pytest.raises(SearchFailedError, match=rf"5 trials in a row raised the same error at each.*: {said}"):
             search(study, broken, 16, failures=TWICE)
         assert study.retry_failed() == 5
         search(study, bowl, 16)
