@@ -68,7 +68,8 @@ def test_with_keep_are_read_and_not_continued(folder: Path, typed: Typed) -> Non
     line = typed.refused("run", "keep.yaml", "--budget", "16", "--accept-changes", "--optimizer", "LCSCGradient")
     assert "an older version bounded its losses by an EMA* that it did not store" in line
     assert "lcsc run FILE name=..." in line
-    said = typed("evaluate", "stored-keep/LCSCGradient/0", "--images", "200", "--storage", URL, status=2)
+    options = ("--images", "200", "--accept-changes", "--storage", URL)
+    said = typed("evaluate", "stored-keep/LCSCGradient/0", *options, status=2)
     assert "can be read, but not continued" in said.err
     said = typed("run", "keep.yaml")
     assert said.err.count("finished already") == 2
