@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
 
-class StudyOrder(enum.StrEnum):
+class StudyOrder(str, enum.Enum):
     """What a list of studies is sorted by."""
 
     CREATED = "created"

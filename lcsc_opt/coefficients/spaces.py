@@ -105,7 +105,8 @@ class ConvexSpace:
         clipped = np.maximum(self.origin + free, 0.0)
         empty = _sums(clipped) < NEAR_ZERO
         if empty.all():
-            return self.origin.copy()
+            start: Coefficients = self.origin.copy()
+            return start
         return normalize(np.where(empty, self.origin, clipped))
 
     def to_free(self, coefficients: Coefficients) -> _Array:

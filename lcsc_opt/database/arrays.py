@@ -28,7 +28,8 @@ def array_of(stored: Any) -> npt.NDArray[np.float64]:
     if not isinstance(stored, dict):
         return np.array(stored, dtype=np.float64)
     content = np.frombuffer(base64.b64decode(stored["float64"]), dtype="<f8")
-    return content.reshape(stored["shape"]).astype(np.float64)
+    array: npt.NDArray[np.float64] = content.reshape(stored["shape"]).astype(np.float64)
+    return array
 
 
 def coefficients_of(trial: FrozenTrial) -> Coefficients:

@@ -248,7 +248,8 @@ class FrechetReference:
         factor, triangular = self._factor
         half = self._after(scatter)
         if not triangular:
-            return factor.T @ half
+            full: Array = factor.T @ half
+            return full
         product = np.zeros_like(half)
         for start in range(0, len(half), BLOCK):
             stop = start + BLOCK
@@ -316,4 +317,5 @@ def _checked(values: npt.ArrayLike, name: str, *shape: int | None) -> Array:
 def _covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     """``cov`` as ``[D, D]`` float64, exactly symmetric. Raises MetricError for another shape, NaN and infinity."""
     array = _checked(cov, name, dimension, dimension)
-    return (array + array.T) / 2
+    symmetric: Array = (array + array.T) / 2
+    return symmetric
