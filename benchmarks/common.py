@@ -141,8 +141,8 @@ def measure_missing(
     seed, shown = named.index("seed"), shown or metrics
     groups: dict[tuple[str, ...], list[Sequence[float]]] = {}
     for first, values in (baseline or {}).items():
-        empty = [""] * (len(named) - 2)
-        groups[(first, *empty)] = [values]
+        alone = (first, *([""] * (len(named) - 2)))
+        groups[alone] = [values]
     for key, found in known.items():
         groups.setdefault((*key[:seed], *key[seed + 1 :]), []).append(found)
     table = [[*named[:seed], *named[seed + 1 :], "seeds", *shown]]
