@@ -49,6 +49,9 @@ Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
 """The name of an experiment; a point of a sweep is called ``NAME,KEY=VALUE``."""
 
 
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+
+
 class ObjectiveSpec(FrozenModel):
     """The file that builds the objective, and the settings for it, which that file checks."""
 
@@ -86,6 +89,28 @@ class SpaceSpec(FrozenModel):
             raise ValueError("principal: expected the number of directions, as in {principal: 40}")
         if self.kind != "principal" and self.directions is not None:
             raise ValueError(f"{self.kind}: expected no directions")
+        return self
+
+
+class TuneSpec(FrozenModel):
+    """The range of a number of the sampler that is searched together with the coefficients.
+
+    Attributes:
+        low: its smallest value.
+        high: its largest value.
+        start: where a search starts; by default the value of the objective's settings, if that is in the range.
+    """
+
+    low: Finite
+    high: Finite
+    start: Finite | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_range(self) -> TuneSpec:
+        if self.low >= self.high:
+            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
+        if self.start is not None and not self.low <= self.start <= self.high:
+            raise ValueError(f"start {self.start:g} is not between low {self.low:g} and high {self.high:g}")
         return self
 
 
@@ -190,6 +215,7 @@ Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
 class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
+    ``tune`` names numbers of the sampler that are searched together with the coefficients.
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
     workers of a Ray cluster. ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one
     candidate; ``auto`` spreads images where the optimizer waits for each result. ``pipeline`` overlaps sampling with
@@ -201,6 +227,7 @@ class StudySpec(FrozenModel):
     name: Experiment
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec()
+    tune: dict[str, TuneSpec] = pydantic.Field(default_factory=dict)
     optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)]
     seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False)] = (0,)
     budget: BudgetSpec

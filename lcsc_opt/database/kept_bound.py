@@ -8,9 +8,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.records import Coefficients, Constraint
+from lcsc_opt.base.records import Constraint, SampledModel
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.arrays import array_of, stored_array
+from lcsc_opt.database.arrays import TUNED, array_of, stored_array
 from lcsc_opt.database.names import BASELINES
 
 KEPT_BOUND = "kept_bound"
@@ -26,14 +26,14 @@ class KeptBound:
 
     Attributes:
         constraint: the bound.
-        coefficients: ``[K]`` or ``[S, K]`` of EMA*.
+        model: EMA*.
         label: what EMA* is called, as ``EMA* (EMA 0.9995)``.
         study: the EMA grid whose answer EMA* is; ``None`` if the study measured it among its own trials.
         trial: the number of the trial with these coefficients, in that study or in its own.
     """
 
     constraint: Constraint
-    coefficients: Coefficients
+    model: SampledModel
     label: str
     study: str | None
     trial: int | None
@@ -46,7 +46,7 @@ class KeptBound:
             return None
         return cls(
             constraint=Constraint(**stored["constraint"]),
-            coefficients=array_of(stored["coefficients"]),
+            model=SampledModel(array_of(stored["coefficients"]), stored.get(TUNED) or {}),
             label=stored["label"],
             study=stored["study"],
             trial=stored["trial"],
@@ -56,7 +56,8 @@ class KeptBound:
         """The value of the attribute."""
         return {
             "constraint": dataclasses.asdict(self.constraint),
-            "coefficients": stored_array(self.coefficients),
+            "coefficients": stored_array(self.model.coefficients),
+            TUNED: dict(self.model.tuned),
             "label": self.label,
             "study": self.study,
             "trial": self.trial,

@@ -16,10 +16,10 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import NodeWork
+from lcsc_opt.base.records import NodeWork, SampledModel
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import coefficients_of, tuned_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
     NODES,
@@ -176,6 +176,14 @@ class HistoryReader:
             return None
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]
         return coefficients
+
+    def answer_model(self, study: StudyHistory) -> SampledModel | None:
+        """The answer as :meth:`answer` has it, with its tuned numbers; ``None`` while there is none."""
+        coefficients = self.answer(study)
+        if coefficients is None:
+            return None
+        [trial] = [trial for trial in self._stored_trials(study.study_id) if trial.number == study.chosen]
+        return SampledModel(coefficients, tuned_of(trial))
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.

@@ -23,6 +23,7 @@ from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.database.arrays import TUNED
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -60,6 +61,7 @@ class Recipe(pydantic.BaseModel):
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
+        tuned: number of the sampler → the value that was found together with the coefficients: sample with it.
         rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
@@ -84,6 +86,7 @@ class Recipe(pydantic.BaseModel):
     study: str
     trial: int | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
+    tuned: dict[str, float] = {}
     rows: dict[str, tuple[str, ...]] | None = None
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[_Sha256, ...]
@@ -168,6 +171,7 @@ class Recipe(pydantic.BaseModel):
             dtype=dtype,
             loss=float(attributes["loss"]),
             metrics=attributes.get("metrics", {}),
+            tuned=attributes.get(TUNED, {}),
             held_out=attributes.get("held_out"),
         )
 

@@ -15,6 +15,7 @@ from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler
+from lcsc_opt.sampling.base import tune
 
 
 class GradientPass:
@@ -44,11 +45,18 @@ class GradientPass:
         self._first = first
         self._last = last
         self._last_batch: Tensor | None = None
-        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying))
+        # the numbers have the dtype of images, in which a plain evaluation multiplies, too
+        self._tuned = {
+            name: torch.tensor(value, dtype=torch.float32, requires_grad=True)
+            for name, value in candidate.tuned.items()
+        }
+        tune(self._sampler, self._tuned)
+        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying), self._tuned)
 
     def close(self) -> None:
         """Free the graph, and make the weights ordinary tensors again."""
         self._last_batch = None
+        tune(self._sampler, self._candidate.tuned)
         self._total.close()
 
     def is_of(self, candidate: Candidate, first: int, last: int) -> bool:
@@ -56,6 +64,8 @@ class GradientPass:
         if (first, last) != (self._first, self._last):
             return False
         if (candidate.images, candidate.noise) != (self._candidate.images, self._candidate.noise):
+            return False
+        if candidate.tuned != self._candidate.tuned:
             return False
         return candidate.coefficients.tobytes() == self._candidate.coefficients.tobytes()
 
@@ -83,7 +93,8 @@ class GradientPass:
             watch: measures the stages.
 
         Returns:
-            What these images contribute to the gradient in the coefficients, and the cost.
+            What these images contribute to the gradient in the coefficients, and the cost. With m tuned numbers the
+            gradient is flat, ``[K + m]``, with the derivatives in these at the end.
 
         Raises:
             MetricError: the gradient is not finite.
@@ -105,6 +116,9 @@ class GradientPass:
             if product.ndim > self._candidate.coefficients.ndim:
                 # a trajectory in rows, and coefficients that all rows share
                 product = product.sum(axis=0)
+            if self._tuned:
+                slopes = [self._total.tuned_sums[name] for name in self._tuned]
+                product = np.concatenate([product.ravel(), slopes])
         if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")
 

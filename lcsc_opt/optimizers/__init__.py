@@ -18,6 +18,7 @@ from lcsc_opt.optimizers.parametrization import (
     candidate_of,
     coefficient_array,
     evaluation_of,
+    point_of,
     request_of,
     space_of,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "candidate_of",
     "coefficient_array",
     "evaluation_of",
+    "point_of",
     "request_of",
     "space_of",
 ]

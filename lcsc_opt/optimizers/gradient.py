@@ -22,6 +22,7 @@ from pydantic import Field
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
+from lcsc_opt.coefficients.tuning import RANGE, TunedSpace
 from lcsc_opt.optimizers.parametrization import (
     Positive,
     Request,
@@ -32,6 +33,7 @@ from lcsc_opt.optimizers.parametrization import (
     space_of,
     start_of,
     steps_of,
+    tuned_space_of,
 )
 
 _Free = npt.NDArray[np.float64]
@@ -40,6 +42,7 @@ _Free = npt.NDArray[np.float64]
 # Adam's beta_1 and beta_2: shorter than usual, since a search has only some hundred steps.
 _MOMENTUM = 0.8
 _MEMORY = 0.99
+_NUMBER_STEP = 0.025  # of the range of a tuned number
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 _FEWEST_CHECKS = 20  # before the search may end by itself
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
@@ -109,7 +112,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._options = (config or LCSCGradient()).config()
         start = start_of(self.parametrization)
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
-        self._path = _Path(self._space, start, self._options["step_size"])
+        self._path = self._new_path(start)
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._gradient_images = 0  # images of all gradients that were asked for
         self._cost_since_check = 0
@@ -122,6 +125,12 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._retreated_at = 0
         self._best_inherited = np.inf
         self._dual_ascent = DualAscent()
+
+    def _new_path(self, start: Coefficients) -> _Path | _TunedPath:
+        tuned_space = tuned_space_of(self.parametrization)
+        if tuned_space is not None:
+            return _TunedPath(tuned_space, start, self._options["step_size"])
+        return _Path(self._space, start, self._options["step_size"])
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Plan the checks, so that the last one ends the budget; exactly one of the two numbers is given.
@@ -308,26 +317,18 @@ class _Path:
         self._directions = _directions_of_rows(space, cosines)
         count = cosines.shape[1]
         self._step_size = step_size / np.sqrt(count)  # in each direction
-        self._momentum = np.zeros((*space.shape[:-1], count))  # m
-        self._square = np.zeros_like(self._momentum)  # v
-        self._since_retreat = 0
+        self._adam = _Adam((*space.shape[:-1], count))
 
     def step(self, coefficients: Coefficients, gradient: Coefficients, *, delay: int) -> None:
         """One step against the gradient at ``coefficients``, of their shape, which was asked ``delay`` steps ago.
 
-        Kingma and Ba 2015, Algorithm 1, without its epsilon, so that the loss's unit does not matter. Late gradients
-        make shorter steps, else the path swings: the first gradients of all workers are asked at one point, and full
-        steps along all of them would lead much too far.
+        Late gradients make shorter steps, else the path swings: the first gradients of all workers are asked at one
+        point, and full steps along all of them would lead much too far.
         """
         free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
         slopes = self._by_row(_onto_directions, free_gradient)
         self.steps += 1
-        self._since_retreat += 1
-        self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
-        self._square += (1 - _MEMORY) * (np.square(slopes) - self._square)
-        mean = self._momentum / (1 - _MOMENTUM**self._since_retreat)
-        spread = np.sqrt(self._square / (1 - _MEMORY**self.steps))
-        ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
+        ratio = self._adam.ratio(slopes)
         size = self._step_size / (1 + _DELAY * delay)
         moved = self.free - size * self._by_row(_along_directions, ratio)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
@@ -344,8 +345,99 @@ class _Path:
         """Go back to the average, without momentum, with half the step."""
         self.free = self.average
         self._step_size /= 2
+        self._adam.forget_momentum()
+
+
+class _TunedPath:
+    """The iterates of a search with tuned numbers, as free vectors ``[d + m]``: a :class:`_Path`, and m numbers.
+
+    Each number is a direction of its own. Its first steps have a fixed length, a share of its range: the length of a
+    step in coefficients says nothing about it.
+    """
+
+    def __init__(self, space: TunedSpace, start: _Free, step_size: float) -> None:
+        self._space = space
+        self._coefficients = _Path(space.coefficients, space.coefficients_of(start), step_size)
+        self._units = space.units_of(start).copy()
+        self._average_units = self._units
+        self._unit_step = _NUMBER_STEP * RANGE
+        self._adam = _Adam(self._units.shape)
+
+    @property
+    def steps(self) -> int:
+        """How many were made."""
+        return self._coefficients.steps
+
+    @property
+    def free(self) -> _Free:
+        """The next iterate."""
+        return self._joined(self._coefficients.free, self._units)
+
+    @free.setter
+    def free(self, free: _Free) -> None:
+        point = self._space.to_coefficients(free)
+        self._coefficients.free = self._space.coefficients.to_free(self._space.coefficients_of(point))
+        self._units = self._space.units_of(point)
+
+    @property
+    def average(self) -> _Free:
+        """The average of the iterates."""
+        return self._joined(self._coefficients.average, self._average_units)
+
+    @average.setter
+    def average(self, free: _Free) -> None:
+        point = self._space.to_coefficients(free)
+        self._coefficients.average = self._space.coefficients.to_free(self._space.coefficients_of(point))
+        self._average_units = self._space.units_of(point)
+
+    def step(self, point: _Free, gradient: _Free, *, delay: int) -> None:
+        """One step against the gradient of an evaluation at a point, both ``[K + m]``."""
+        point_gradient = self._space.point_gradient(gradient)
+        coefficients = self._space.coefficients_of(point)
+        self._coefficients.step(coefficients, self._space.coefficients_of(point_gradient), delay=delay)
+        ratio = self._adam.ratio(self._space.units_of(point_gradient))
+        size = self._unit_step / (1 + _DELAY * delay)
+        self._units = np.clip(self._units - size * ratio, 0.0, RANGE)
+        share = averaging_share(self.steps)
+        self._average_units = self._average_units + share * (self._units - self._average_units)
+
+    def retreat(self) -> None:
+        """Go back to the average, without momentum, with half the step."""
+        self._coefficients.retreat()
+        self._units = self._average_units
+        self._unit_step /= 2
+        self._adam.forget_momentum()
+
+    def _joined(self, free: _Free, units: _Free) -> _Free:
+        """``[d + m]``, as the space has it."""
+        coefficients = self._space.coefficients.to_coefficients(free)
+        return self._space.to_free(np.concatenate([coefficients.ravel(), units]))
+
+
+class _Adam:
+    """Kingma and Ba 2015, Algorithm 1, without its epsilon, so that the loss's unit does not matter."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._momentum = np.zeros(shape)  # m
+        self._square = np.zeros(shape)  # v
+        self._steps = 0
+        self._since_forgotten = 0
+
+    def ratio(self, slopes: _Free) -> _Free:
+        """How far to go against each slope, in step sizes; about 1 where slopes have one sign and size."""
+        self._steps += 1
+        self._since_forgotten += 1
+        self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
+        self._square += (1 - _MEMORY) * (np.square(slopes) - self._square)
+        mean = self._momentum / (1 - _MOMENTUM**self._since_forgotten)
+        spread = np.sqrt(self._square / (1 - _MEMORY**self._steps))
+        ratio: _Free = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
+        return ratio
+
+    def forget_momentum(self) -> None:
+        """Start again with the mean, but not with the spread."""
         self._momentum = np.zeros_like(self._momentum)
-        self._since_retreat = 0
+        self._since_forgotten = 0
 
 
 def _onto_directions(directions: _Free, free: _Free) -> _Free:

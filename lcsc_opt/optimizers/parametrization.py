@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import nevergrad as ng
@@ -18,9 +18,10 @@ import pydantic
 from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import NOTHING_TUNED, SEARCH, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import close_sum, default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace
+from lcsc_opt.coefficients.tuning import TunedSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
@@ -76,6 +77,22 @@ def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     """The space behind a parameter made by :func:`coefficient_array`; ``None`` for a plain array."""
     layers: list[_CoefficientLayer] = _CoefficientLayer.filter_from(parametrization)
     return layers[0].space if layers else None
+
+
+def tuned_space_of(parametrization: ng.p.Parameter) -> TunedSpace | None:
+    """The space behind a parameter if it has tuned numbers: the parameter's value is then a flat point."""
+    space = space_of(parametrization)
+    return space if isinstance(space, TunedSpace) else None
+
+
+def point_of(
+    parametrization: ng.p.Parameter, coefficients: Coefficients, tuned: Mapping[str, float] = NOTHING_TUNED
+) -> npt.NDArray[np.float64]:
+    """The value of a parameter for these coefficients, and tuned numbers if it has such."""
+    tuned_space = tuned_space_of(parametrization)
+    if tuned_space is None:
+        return coefficients
+    return tuned_space.point(coefficients, tuned)
 
 
 def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:
@@ -156,7 +173,12 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
     """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
     request = request_of(parameter)
     coefficients = np.asarray(parameter.value, dtype=np.float64)
-    return Candidate(coefficients, request.images, request.noise, request.keep_weight)
+    tuned = NOTHING_TUNED
+    tuned_space = tuned_space_of(parameter)
+    if tuned_space is not None:
+        tuned = tuned_space.tuned_of(coefficients)
+        coefficients = tuned_space.coefficients_of(coefficients)
+    return Candidate(coefficients, request.images, request.noise, request.keep_weight, tuned=tuned)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

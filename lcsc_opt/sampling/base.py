@@ -6,7 +6,9 @@ A repeated call keeps only its arguments, so memory grows with the images, not w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -47,6 +49,37 @@ def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[st
     if prompts is None:
         return None
     return prompts(noise, start, stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tunable:
+    """A number of a sampler that a study may search together with the coefficients.
+
+    Attributes:
+        value: of the sampler's settings.
+        low: the smallest value that the sampler accepts.
+        high: the largest one.
+        differentiable: whether images have a graph back to it.
+    """
+
+    value: float
+    low: float = -math.inf
+    high: float = math.inf
+    differentiable: bool = False
+
+
+def tunable_numbers(sampler: Sampler | None) -> Mapping[str, Tunable]:
+    """Name → number of a sampler that can be tuned; empty for a sampler without an attribute ``tunable``."""
+    numbers: Mapping[str, Tunable] = getattr(sampler, "tunable", {})
+    return numbers
+
+
+def tune(sampler: Sampler, values: Mapping[str, float | Tensor]) -> None:
+    """Give a sampler these values of its numbers; those that are not named get the values of its settings."""
+    if not tunable_numbers(sampler):
+        return
+    set_numbers: Callable[[Mapping[str, float | Tensor]], None] = sampler.tune  # type: ignore[attr-defined]
+    set_numbers(values)
 
 
 @runtime_checkable

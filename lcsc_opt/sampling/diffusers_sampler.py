@@ -17,6 +17,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel, near_miss
+from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.sampling.diffusers_folder import diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
@@ -199,6 +200,22 @@ class DiffusersSampler(NetworkSampler):
             if option not in step_parameters:
                 raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {option!r}")
         self._takes_generator = "generator" in step_parameters
+        self.tune({})
+
+    @property
+    def tunable(self) -> Mapping[str, Tunable]:
+        """Those of the network; and ``guidance``, the scale of classifier-free guidance, where there is such."""
+        numbers = dict(super().tunable)
+        if self._guidance is not None:
+            numbers["guidance"] = Tunable(self._guidance[0], low=0.0, differentiable=True)
+        return numbers
+
+    def tune(self, values: Mapping[str, float | Tensor]) -> None:
+        """Sample with these values of tunable numbers, and with those of the settings for others."""
+        super().tune(values)
+        self._scale: float | Tensor = 1.0
+        if self._guidance is not None:
+            self._scale = values.get("guidance", self._guidance[0])
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -249,22 +266,19 @@ class DiffusersSampler(NetworkSampler):
         elif self._guidance is None:
             output = self._network(images, times, class_labels=labels, again=again)
         else:
-            output = self._guided_output(images, times, labels, self._guidance, again=again)
+            output = self._guided_output(images, times, labels, self._guidance[1], again=again)
         if self._uses_variance:
             return output
         return output[:, : self.image_shape[0]]
 
-    def _guided_output(
-        self, images: Tensor, times: Tensor, labels: Tensor, guidance: tuple[float, int], *, again: bool
-    ) -> Tensor:
+    def _guided_output(self, images: Tensor, times: Tensor, labels: Tensor, null_label: int, *, again: bool) -> Tensor:
         """Classifier-free guidance: conditional and unconditional outputs from one call on twice as many images."""
-        scale, null_label = guidance
         labels_and_null = torch.cat([labels, torch.full_like(labels, null_label)])
         outputs = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, again=again)
         conditional, unconditional = outputs.chunk(2)
         channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
         difference = conditional[:, :channels] - unconditional[:, :channels]
-        guided = unconditional[:, :channels] + scale * difference
+        guided = unconditional[:, :channels] + self._scale * difference
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lcsc_opt.base.accelerator import has_float64
 from lcsc_opt.base.records import Noise
+from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
@@ -45,11 +46,23 @@ class EdmDenoiser(nn.Module):
         self.network = network
         self.guide = guide
         self.label_dim = label_dim
-        self.guidance = guidance
+        self.guidance: float | Tensor = guidance
+        self._guidance_of_settings = guidance
         self.config: dict[str, object] = {"class": type(network).__name__, "guidance": None}
         if guide is not None:
             self.config["guidance"] = guidance
         self.config |= config or {}
+
+    @property
+    def tunable(self) -> Mapping[str, Tunable]:
+        """``guidance``, where there is a guide."""
+        if self.guide is None:
+            return {}
+        return {"guidance": Tunable(self._guidance_of_settings, low=0.0, differentiable=True)}
+
+    def tune(self, values: Mapping[str, float | Tensor]) -> None:
+        """Use these values of tunable numbers, and those of the settings for others."""
+        self.guidance = values.get("guidance", self._guidance_of_settings)
 
     @property
     def calls(self) -> int:
@@ -90,6 +103,15 @@ class RawOutput(nn.Module):
         self.denoiser = denoiser
         self.sigma_data = sigma_data
         self.config = denoiser.config
+
+    @property
+    def tunable(self) -> Mapping[str, Tunable]:
+        """Those of the denoiser."""
+        return self.denoiser.tunable
+
+    def tune(self, values: Mapping[str, float | Tensor]) -> None:
+        """Use these values of tunable numbers, and those of the settings for others."""
+        self.denoiser.tune(values)
 
     def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """``[N, C, H, W]``, ``[N]``, ``[N]`` → ``[N, C, H, W]``."""
@@ -171,12 +193,27 @@ class HeunSampler(NetworkSampler):
             decoder=decoder,
         )
         self.schedule = schedule
+        self._schedule_of_settings = schedule
         self._denoiser = denoiser
         self._dtype = torch.float32
         if has_float64(self._network.device):
             self._dtype = torch.float64
         self.nfe = (2 * schedule.steps - 1) * denoiser.calls
         self.recomputed = self.nfe - denoiser.calls  # all but the last
+
+    @property
+    def tunable(self) -> Mapping[str, Tunable]:
+        """``guidance``, where there is a guide; ``s_churn`` and ``sigma_min`` of the schedule."""
+        numbers = dict(super().tunable)
+        numbers["s_churn"] = Tunable(self._schedule_of_settings.s_churn, low=0.0)
+        numbers["sigma_min"] = Tunable(self._schedule_of_settings.sigma_min, low=1e-6)
+        return numbers
+
+    def tune(self, values: Mapping[str, float | Tensor]) -> None:
+        """Sample with these values of tunable numbers, and with those of the settings for others."""
+        super().tune(values)
+        changes: dict[str, Any] = {name: float(values[name]) for name in ("s_churn", "sigma_min") if name in values}
+        self.schedule = dataclasses.replace(self._schedule_of_settings, **changes)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -211,7 +248,7 @@ class HeunSampler(NetworkSampler):
         return {
             **super().describe(),
             "sampler": "edm-heun",
-            "schedule": {name: str(value) for name, value in dataclasses.asdict(self.schedule).items()},
+            "schedule": {name: str(value) for name, value in dataclasses.asdict(self._schedule_of_settings).items()},
             "network": self._denoiser.config,
         }
 

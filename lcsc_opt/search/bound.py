@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.records import Candidate, Coefficients, Constraint, Evaluation
+from lcsc_opt.base.records import Candidate, Coefficients, Constraint, Evaluation, SampledModel
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.coefficients.profiles import average_name, plain_averages
 from lcsc_opt.database.arrays import coefficients_of
@@ -41,14 +41,14 @@ class _Ema:
     """EMA*, before its bound is measured.
 
     Attributes:
-        coefficients: ``[K]``, or ``[S, K]`` with the same row for each layer group.
+        model: its coefficients, ``[K]`` or ``[S, K]`` with equal rows, and tuned numbers.
         loss: on the search's noise, with as many images as a candidate of the search.
         label: as of :class:`KeptBound`.
         study: the EMA grid whose answer it is.
         trial: the number of the answer.
     """
 
-    coefficients: Coefficients
+    model: SampledModel
     loss: float
     label: str
     study: str | None = None
@@ -91,7 +91,7 @@ def measure_bound(
         if ema is None:
             ema = _best_average(objective, baselines.evaluate)
         constraint = _constraint_at(ema, objective, baselines.evaluate)
-    bound = KeptBound(constraint, ema.coefficients, ema.label, ema.study, ema.trial)
+    bound = KeptBound(constraint, ema.model, ema.label, ema.study, ema.trial)
     study.set_attribute(KEPT_BOUND, bound.to_json())
     return bound
 
@@ -180,9 +180,9 @@ def _ema_of_grid(study: StoredStudy) -> _Ema | None:
     grid_and_answer = known_ema(study)
     if grid_and_answer is None:
         return None
-    grid, coefficients = grid_and_answer
+    grid, model = grid_and_answer
     loss = grid.trials["loss"][grid.trials["number"] == grid.chosen][0]
-    return _Ema(coefficients, float(loss), grid.label, grid.study, grid.chosen)
+    return _Ema(model, float(loss), grid.label, grid.study, grid.chosen)
 
 
 def _best_average(objective: Objective, evaluate: _Evaluate) -> _Ema:
@@ -191,7 +191,7 @@ def _best_average(objective: Objective, evaluate: _Evaluate) -> _Ema:
     evaluations = evaluate([Candidate(average) for average in averages])
     best = min(range(len(averages)), key=lambda index: evaluations[index].loss)
     label = f"{EMA} ({average_name(averages[best], objective.steps)})"
-    return _Ema(averages[best], evaluations[best].loss, label)
+    return _Ema(SampledModel(averages[best]), evaluations[best].loss, label)
 
 
 def _constraint_at(ema: _Ema, objective: Objective, evaluate: _Evaluate) -> Constraint:
@@ -202,7 +202,7 @@ def _constraint_at(ema: _Ema, objective: Objective, evaluate: _Evaluate) -> Cons
     images = None
     if objective.images_for_bound != objective.images_per_evaluation:
         images = objective.images_for_bound
-    evaluation = evaluate([Candidate(ema.coefficients, images=images)])[0]
+    evaluation = evaluate([Candidate(ema.model.coefficients, images=images, tuned=ema.model.tuned)])[0]
     if evaluation.constraint is None:
         raise ObjectiveError("images_for_bound: the objective keeps a metric, and its evaluations have no constraint")
     return dataclasses.replace(evaluation.constraint, loss=ema.loss)

@@ -218,6 +218,12 @@ def starting_point(
         images = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
         return objective, lambda: _best_average(objective), images
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
+    tuned = study.attributes["specification"].get("tune")
+    if tuned:
+        raise StudySpecError(
+            f"{source}: tunes {', '.join(tuned)} together with the coefficients, and a refinement samples with fixed "
+            "numbers; put those it found into the settings of a study file, and refine that"
+        )
     objective = objective_of(study)
     current = {"objective": objective.describe()}
     accepted_changes(study.name, study.attributes, read_database(study.storage).trials, current, accept=False)
@@ -228,7 +234,7 @@ def starting_point(
         ema = known_ema(study)
         if ema is None:
             return _best_average(objective)
-        return ema[1]
+        return ema[1].coefficients
 
     return objective, start, HeldOutPlan.of(study).images
 

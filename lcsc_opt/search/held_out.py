@@ -23,10 +23,10 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Constraint, Noise
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Constraint, Noise, SampledModel
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import model_of
 from lcsc_opt.database.history import StudyHistory, best_ema, kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, is_search, split_name
@@ -146,10 +146,10 @@ def score_held_out(
         selection = {}
         for trial in best_trials:
             name = _trial_name(study, trial)
-            measured = measurements.on(SELECTION, coefficients_of(trial), name, constraint=constraint)
+            measured = measurements.on(SELECTION, model_of(trial), name, constraint=constraint)
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen), constraint=constraint)
+        answer = measurements.held_out(model_of(chosen), _trial_name(study, chosen), constraint=constraint)
         baselines = _measure_baselines(models, measurements)
     rows = metric_rows(
         answer,
@@ -180,10 +180,10 @@ def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
 
 
 def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same coefficients once."""
+    """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same model once."""
     distinct: dict[bytes, FrozenTrial] = {}
     for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
-        distinct.setdefault(coefficients_of(trial).tobytes(), trial)
+        distinct.setdefault(model_of(trial).identity, trial)
     return list(distinct.values())[:top]
 
 
@@ -235,7 +235,7 @@ class _Measurements:
     def on(
         self,
         noise: Noise,
-        coefficients: Coefficients,
+        model: SampledModel,
         model_name: str,
         *,
         constraint: Constraint | None = None,
@@ -245,7 +245,7 @@ class _Measurements:
 
         Args:
             noise: the group.
-            coefficients: of the model.
+            model: what is measured.
             model_name: for a message.
             constraint: the bound of the kept metric; without it, the loss has no penalty.
             also_in: a study that may have measured it, too.
@@ -253,10 +253,16 @@ class _Measurements:
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        key = MeasurementKey.of(coefficients, self._images, noise)
+        key = MeasurementKey.of(model, self._images, noise)
         measurement = self._stored(key, noise, also_in)
         if measurement is None:
-            candidate = Candidate(coefficients, images=self._images or None, noise=noise, constraint=constraint)
+            candidate = Candidate(
+                model.coefficients,
+                images=self._images or None,
+                noise=noise,
+                constraint=constraint,
+                tuned=model.tuned,
+            )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
                 raise SearchFailedError(f"{model_name} on {noise.group} noise: {outcome.reason}")
@@ -268,7 +274,7 @@ class _Measurements:
 
     def held_out(
         self,
-        coefficients: Coefficients,
+        model: SampledModel,
         model_name: str,
         *,
         constraint: Constraint | None = None,
@@ -279,7 +285,7 @@ class _Measurements:
         groups = []
         for seed in self._seeds:
             noise = Noise(HELD_OUT.group, seed)
-            measurement = self.on(noise, coefficients, model_name, constraint=constraint, also_in=other_study)
+            measurement = self.on(noise, model, model_name, constraint=constraint, also_in=other_study)
             groups.append(measurement)
         return MeasuredModel.mean_of(groups, images=self._images)
 
@@ -300,7 +306,7 @@ class _BaselineModel:
     """A model that the answer is compared with, before it is measured; :class:`Baseline` is the measured one."""
 
     name: str
-    coefficients: Coefficients
+    model: SampledModel
     study: str | None = None
     trial: int | None = None
     label: str | None = None
@@ -319,15 +325,15 @@ def _baseline_models(
         return []
     bound = KeptBound.of(study.attributes)
     if bound is not None:
-        bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
+        bounding_ema = _BaselineModel(EMA, bound.model, label=bound.label)
         if bound.study in our_studies(study.storage):  # else it was measured by the study, or the grid was deleted
             bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
         return [bounding_ema]
     known_best = known_ema(study)
     if known_best is not None:
-        ema, coefficients = known_best
-        return [_BaselineModel(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)]
-    default_ema = _BaselineModel(_DEFAULT_EMA, default_origin(objective.steps))
+        ema, model = known_best
+        return [_BaselineModel(EMA, model, study=ema.study, trial=ema.chosen, label=ema.label)]
+    default_ema = _BaselineModel(_DEFAULT_EMA, SampledModel(default_origin(objective.steps)))
     if not plan.baselines:
         return [default_ema]
     notice(
@@ -335,7 +341,7 @@ def _baseline_models(
         "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
     last_checkpoint = np.eye(len(objective.steps))[-1]
-    return [_BaselineModel(_LAST_CHECKPOINT, last_checkpoint), default_ema]
+    return [_BaselineModel(_LAST_CHECKPOINT, SampledModel(last_checkpoint)), default_ema]
 
 
 def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurements) -> tuple[Baseline, ...]:
@@ -343,7 +349,7 @@ def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurem
     baselines = []
     for model in models:
         try:
-            measured = measurements.held_out(model.coefficients, model.name, also_in=model.study)
+            measured = measurements.held_out(model.model, model.name, also_in=model.study)
         except SearchFailedError as error:
             notice(f"{error}; it is left out")
         else:
@@ -359,16 +365,16 @@ def _compared_baseline(baselines: Sequence[Baseline]) -> Baseline | None:
     return None
 
 
-def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
-    """EMA*: the best of the experiment's finished EMA grids with this study's objective, and ``[K]`` of its answer."""
+def known_ema(study: StoredStudy) -> tuple[StudyHistory, SampledModel] | None:
+    """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
     experiment = split_name(study.name)[0]
     return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
 
 
 def ema_of_grids(
     storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
-) -> tuple[StudyHistory, Coefficients] | None:
-    """EMA*: the best of an experiment's finished EMA grids, and ``[K]`` of its answer; ``None`` without a grid.
+) -> tuple[StudyHistory, SampledModel] | None:
+    """EMA*: the best of an experiment's finished EMA grids, and its answer; ``None`` without a grid.
 
     Args:
         storage: of the experiment's studies.
@@ -391,10 +397,10 @@ def ema_of_grids(
     ema = best_ema(reader.read_studies(grids))
     if ema is None:
         return None
-    coefficients = reader.answer(ema)
-    if coefficients is None:
+    model = reader.answer_model(ema)
+    if model is None:
         return None
-    return ema, coefficients
+    return ema, model
 
 
 def _function_of(fingerprint: Mapping[str, Any]) -> Any:

@@ -73,6 +73,7 @@ def _landscape_plan(searched: Plan, optimizer: OptimizerSpec, points: int, image
     plan = searched.changed(
         objective=spec.objective.model_copy(update={"settings": settings}),
         optimizers=(optimizer,),
+        tune={},
         seeds=(seed,),
         failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
         budget=BudgetSpec(evaluations=points),

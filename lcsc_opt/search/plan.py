@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import near_miss, parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
+UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
 
@@ -155,6 +157,8 @@ class Plan:
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
+        if self.spec.tune:
+            specification["tune"] = {name: range_.model_dump() for name, range_ in self.spec.tune.items()}
         return specification
 
     @property
@@ -253,6 +257,7 @@ class Plan:
                 raise StudySpecError(
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
+        self._check_tuned(objective)
         directions = spec.space.directions
         if directions is None:
             return
@@ -261,6 +266,34 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
+
+    def _check_tuned(self, objective: Objective) -> None:
+        """Refuse numbers that the sampler does not have, or this optimizer cannot search.
+
+        Raises:
+            StudySpecError: the message names the number.
+        """
+        tunable = objective.tunable
+        for name, wanted in self.spec.tune.items():
+            if name not in tunable:
+                known = ", ".join(tunable) or "none that can be tuned"
+                hint = near_miss(name, list(tunable))
+                raise StudySpecError(f"tune.{name}: the sampler has no such number{hint}; it has {known}")
+            number = tunable[name]
+            if not number.low <= wanted.low or not wanted.high <= number.high:
+                raise StudySpecError(
+                    f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got {wanted.low:g} to "
+                    f"{wanted.high:g}"
+                )
+            if self.follows_gradients and not number.differentiable:
+                raise StudySpecError(
+                    f"tune.{name}: {self.optimizer.name} follows gradients, and images have none in {name}; tune it "
+                    "with LCSC or CMA"
+                )
+        if self.spec.tune and self.optimizer.name in UNTUNED:
+            raise StudySpecError(
+                f"tune: {self.optimizer.name} searches coefficients only; use EMAGrid, LCSC, LCSCGradient or CMA"
+            )
 
     def advice(self, objective: Objective) -> Iterator[str]:
         """Reasons not to search a row for each layer group, one line each (measured in docs/optimizers.md)."""
@@ -276,10 +309,24 @@ class Plan:
             )
 
     def space(self, objective: Objective) -> CoefficientSpace:
-        """The coefficient space over an objective's checkpoints.
+        """The coefficient space over an objective's checkpoints, together with the tuned numbers if there are such.
 
         Grids get the affine space, which contains their profiles exactly; another space may not reach them.
         """
+        coefficients = self._coefficient_space(objective)
+        if not self.spec.tune:
+            return coefficients
+        numbers = []
+        for name, wanted in self.spec.tune.items():
+            start = wanted.start
+            if start is None:
+                start = objective.tunable[name].value
+                if not wanted.low <= start <= wanted.high:
+                    start = (wanted.low + wanted.high) / 2
+            numbers.append(TunedNumber(name, wanted.low, wanted.high, start))
+        return TunedSpace(coefficients, tuple(numbers))
+
+    def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
         is_grid = self.optimizer.name in (*BASELINES, LANDSCAPE)
         spec = SpaceSpec() if is_grid else self.spec.space
         steps = objective.steps
@@ -304,7 +351,7 @@ class Plan:
         """The budget, but no more than a grid has candidates."""
         budget = self.spec.budget
         profiles = getattr(configure(self.optimizer)[0], "profiles", None)
-        if profiles is None:  # not a grid
+        if profiles is None or self.spec.tune:  # no grid, or one that goes on around its best point
             return budget
         price = objective.images_per_evaluation if budget.unit == "images" else 1
         candidates = len(profiles(objective.steps))

@@ -27,12 +27,12 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
-from lcsc_opt.database.arrays import array_of, coefficients_of
+from lcsc_opt.database.arrays import TUNED, array_of, coefficients_of, tuned_of
 from lcsc_opt.database.kept_bound import is_baseline
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
-from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
+from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, point_of, request_of
 from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
@@ -110,7 +110,7 @@ class Search:
         self._paid_baselines = _paid_baselines(trials)
         self._stored = [trial for trial in own_trials if not is_baseline(trial)]
         if first is not None and not self._inherited:
-            optimizer.suggest(np.array(first))
+            optimizer.suggest(point_of(optimizer.parametrization, np.array(first)))
         self._in_flight: list[_Trial] = []
         self._committed = 0  # the place of the next result that is told as it is completed
         for trial in own_trials:
@@ -188,7 +188,9 @@ class Search:
             request = _request(trial)
             if not (follows_gradients or request.compares(self._images_per_evaluation)):
                 continue
-            parameter = self._optimizer.parametrization.spawn_child(new_value=coefficients_of(trial))
+            parametrization = self._optimizer.parametrization
+            point = point_of(parametrization, coefficients_of(trial), tuned_of(trial))
+            parameter = parametrization.spawn_child(new_value=point)
             attach_request(parameter, request)
             outcome = stored_outcome(trial)
             loss = self._loss_to_tell(outcome, trial.number, request)
@@ -240,7 +242,7 @@ class Search:
     def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
         """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit."""
         attributes = candidate_attributes(asked)
-        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise"))
+        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise", TUNED))
         if same_request and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._environment_change or "the same versions, BLAS and cores as before"
