@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import nevergrad as ng
@@ -45,13 +45,14 @@ class _ProfileGrid(Optimizer):  # type: ignore[misc]
         grid = config or EMAGrid()
         profiles = grid.profiles(steps_of(self.parametrization))
         tuned_space = tuned_space_of(self.parametrization)
-        self._asked: dict[str, _Point] = {}  # by uid; a candidate's value is rounded differently
+        self._point_of: dict[str, _Point] = {}  # by uid; a candidate's value is rounded differently
         self._bracketing: _Bracketing | None = None
         if tuned_space is None:
             self._to_ask = deque(profiles)
         else:
-            self._to_ask = deque(_with_numbers(profiles, tuned_space))
-            self._bracketing = _Bracketing(tuned_space, self._to_ask)
+            grid_points = _with_numbers(profiles, tuned_space)
+            self._to_ask = deque(grid_points)
+            self._bracketing = _Bracketing(tuned_space, grid_points)
 
     @property
     def finished(self) -> bool:
@@ -68,11 +69,11 @@ class _ProfileGrid(Optimizer):  # type: ignore[misc]
         else:
             value = self._bracketing.next()
         candidate = self.parametrization.spawn_child(new_value=value)
-        self._asked[candidate.uid] = value
+        self._point_of[candidate.uid] = value
         return candidate
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        point = self._asked.pop(candidate.uid, None)
+        point = self._point_of.pop(candidate.uid, None)
         if self._bracketing is not None and point is not None:
             self._bracketing.tell(point, np.inf if failed(candidate) else loss)
 
@@ -93,7 +94,7 @@ def _with_numbers(profiles: Sequence[Coefficients], space: TunedSpace) -> list[_
 def _on_lattice(unit: float) -> float:
     """A tuned number's unit within its range, rounded so that sums of the same steps are the same number."""
     share = round(unit / RANGE * _LATTICE) / _LATTICE
-    return min(max(share, 0.0), 1.0) * RANGE
+    return min(max(0.0, share), 1.0) * RANGE
 
 
 class _Bracketing:
@@ -104,35 +105,39 @@ class _Bracketing:
         grid: the points that are asked first; a step between two of them is as wide as their values are apart.
     """
 
-    def __init__(self, space: TunedSpace, grid: Iterable[_Point]) -> None:
+    def __init__(self, space: TunedSpace, grid: Sequence[_Point]) -> None:
         self._space = space
-        self._asked = {point.tobytes() for point in grid}
-        self._not_told = len(self._asked)
+        self._first = grid[0]
+        self._grid = frozenset(point.tobytes() for point in grid)
+        self._asked = set(self._grid)
+        self._told: set[bytes] = set()
         self._best: tuple[float, _Point] | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether the smallest steps from the best point were told."""
-        return self._best is not None and self._not_told == 0 and self._next_to(self._best[1]) is None
+        """Whether the smallest steps from the best point were told, whatever else is still evaluated."""
+        if self._best is None or not self._grid <= self._told:
+            return False
+        return self._next_to(self._best[1], self._told) is None
 
     def next(self) -> _Point:
-        """The next point. While results are missing it may be nearer to the best than is needed."""
-        assert self._best is not None  # the grid is asked first, and all of it if nothing is told
-        point = self._next_to(self._best[1], smallest=_SMALLEST_STEP / 16)
+        """The next point. While results are missing it may be nearer to the best than is needed, or the best again."""
+        if self._best is None:  # nothing was told yet
+            return self._first
+        point = self._next_to(self._best[1], self._asked, smallest=_SMALLEST_STEP / 16)
         if point is None:
             return self._best[1]
         self._asked.add(point.tobytes())
-        self._not_told += 1
         return point
 
     def tell(self, point: _Point, loss: float) -> None:
         """The loss of a point that was asked; infinite if it failed."""
-        self._not_told -= 1
+        self._told.add(point.tobytes())
         if self._best is None or loss < self._best[0]:
             self._best = (loss, point)
 
-    def _next_to(self, best: _Point, smallest: float = _SMALLEST_STEP) -> _Point | None:
-        """The first point that was not asked, by the widest step; ``None`` if all were."""
+    def _next_to(self, best: _Point, known: set[bytes], smallest: float = _SMALLEST_STEP) -> _Point | None:
+        """The first neighbour, by the widest step, that is not among the known points; ``None`` if all are."""
         step = RANGE / (_COARSE_VALUES - 1) / 2
         while step >= smallest * RANGE:
             for index in range(len(self._space.numbers)):
@@ -140,7 +145,7 @@ class _Bracketing:
                     point: _Point = best.copy()
                     units = self._space.units_of(point)
                     units[index] = _on_lattice(units[index] + signed_step)
-                    if point.tobytes() not in self._asked:
+                    if point.tobytes() not in known:
                         return point
             step /= 2
         return None
