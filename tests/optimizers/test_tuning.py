@@ -110,8 +110,14 @@ def test_the_gradient_in_a_free_vector_is_the_finite_difference() -> None:
 
 @pytest.mark.parametrize(
     ("name", "evaluations", "rows", "tolerance"),
-    [("LCSC", 500, None, 0.1), ("LCSC", 500, 2, 0.15), ("CMA", 500, None, 0.1), ("LCSCGradient", 150, None, 0.1)]
-    + [("LCSCGradient", 150, 2, 0.1), ("DE", 1500, None, 0.15)],
+    [
+        ("LCSC", 500, None, 0.1),
+        ("LCSC", 500, 2, 0.15),
+        ("CMA", 500, None, 0.1),
+        ("DE", 1500, None, 0.15),
+        ("LCSCGradient", 150, None, 0.1),
+        ("LCSCGradient", 150, 2, 0.1),
+    ],
 )
 def test_optimizers_find_numbers_and_coefficients(
     name: str, evaluations: int, rows: int | None, tolerance: float
