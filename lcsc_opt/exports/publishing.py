@@ -236,7 +236,15 @@ def _coefficients_table(recipe: Recipe) -> str:
     for index, step in enumerate(recipe.steps):
         column = [repr(value) for value in coefficients[:, index].tolist()]
         lines.append([str(step), *column, f"`{recipe.checkpoint_sha256[index][:12]}`"])
-    return f"## Coefficients\n\n{_table(['step', *rows, 'SHA-256'], lines)}"
+    return f"## Coefficients\n\n{_tuned_text(recipe)}{_table(['step', *rows, 'SHA-256'], lines)}"
+
+
+def _tuned_text(recipe: Recipe) -> str:
+    """How to sample, if numbers of the sampler were found together with the coefficients."""
+    if not recipe.tuned:
+        return ""
+    numbers = ", ".join(f"`{name}` {value:.6g}" for name, value in recipe.tuned.items())
+    return f"Sample with {numbers}: found together with the coefficients, which are the best for these values only.\n\n"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

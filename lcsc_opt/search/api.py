@@ -19,10 +19,10 @@ from torch import Tensor
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
-from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.records import Coefficients, SampledModel
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import TUNED, coefficients_of
 from lcsc_opt.database.connection import looked_into, open_storage, reading
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
@@ -89,12 +89,16 @@ class Study:
         Raises:
             StudyStoreError: no trial is complete yet.
         """
-        with reading(self.storage) as storage:
-            reader = HistoryReader(storage)
-            answer = reader.answer(reader.read_study(self.name))
-        if answer is None:
-            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
-        return answer
+        return self._answer.coefficients
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """Name → value of the sampler's numbers that belong to :attr:`coefficients`; empty if none are tuned.
+
+        Raises:
+            StudyStoreError: no trial is complete yet.
+        """
+        return dict(self._answer.tuned)
 
     @property
     def layer_groups(self) -> tuple[str, ...]:
@@ -106,8 +110,8 @@ class Study:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
         Keys: ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` if the loss does not compare with
-        others), ``loss``, ``coefficients`` (a list, ``[K]`` or ``[S, K]``), ``metrics`` (name → value), ``images``,
-        ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
+        others), ``loss``, ``coefficients`` (a list, ``[K]`` or ``[S, K]``), ``tuned`` and ``metrics`` (name → value),
+        ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
         """
         with reading(self.storage) as storage:
             return [_row(trial) for trial in StoredStudy.open(storage, self.name).trials()]
@@ -135,6 +139,15 @@ class Study:
         checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         merged = trajectory.merge(checked) | dict(self.objective.statistics(checked))
         return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU
+
+    @property
+    def _answer(self) -> SampledModel:
+        with reading(self.storage) as storage:
+            reader = HistoryReader(storage)
+            answer = reader.answer_model(reader.read_study(self.name))
+        if answer is None:
+            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
+        return answer
 
     @property
     def _history(self) -> StudyHistory:
@@ -347,6 +360,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "loss": trial.value,
         "coefficients": coefficients,
+        "tuned": attributes.get(TUNED, {}),
         "metrics": attributes.get("metrics"),
         "images": cost.get("images"),
         "seconds": cost.get("seconds"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lcsc_opt.base.records import SampledModel
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, SummarizedStudy, Trials, kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
@@ -211,7 +212,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "compared_trials": int(np.count_nonzero(~np.isnan(history.compared["loss"]))),
         "best_trial": history.best,
         "chosen_trial": history.chosen,
-        **_coefficients(history, reader.answer(history), space),
+        **_coefficients(history, reader.answer_model(history), space),
+        "tune": specification.get("tune", {}),
         "held_out_report": attributes.get(HELD_OUT_REPORT),
         "warning": history.warning,
         "failed": len(history.failed),
@@ -229,17 +231,19 @@ def _described_bound(bound: KeptBound, specification: Mapping[str, Any]) -> str:
     return f"{metrics} {limit} {number(bound.constraint.value)}; {bound.label}, {where}"
 
 
-def _coefficients(study: StudyHistory, answer: Floats | None, space: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer's coefficients, described and as numbers, and the layer groups that their rows are of."""
+def _coefficients(study: StudyHistory, answer: SampledModel | None, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer's coefficients, described and as numbers, the layer groups of their rows, and its tuned numbers."""
     if answer is None:
-        return {"best_coefficients": None, "coefficients": None, "layer_groups": None}
+        return {"best_coefficients": None, "coefficients": None, "layer_groups": None, "tuned": {}}
+    coefficients = answer.coefficients
     layer_groups = None
-    if answer.ndim > 1:
+    if coefficients.ndim > 1:
         layer_groups = {"rows": space["rows"], "names": list(study.layer_groups)}
     return {
-        "best_coefficients": describe_coefficients(answer, study.steps),
-        "coefficients": answer.tolist(),
+        "best_coefficients": describe_coefficients(coefficients, study.steps),
+        "coefficients": coefficients.tolist(),
         "layer_groups": layer_groups,
+        "tuned": dict(answer.tuned),
     }
 
 

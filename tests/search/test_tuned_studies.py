@@ -16,7 +16,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 
-OBJECTIVE = '''
+OBJECTIVE = """
 import numpy as np
 
 from lcsc_opt.base.records import Evaluation
@@ -48,7 +48,7 @@ class Bowl(Objective):
 
 def build(settings, context):
     return Bowl()
-'''
+"""
 
 TUNE = {"guidance": {"low": 1, "high": 6}}
 
