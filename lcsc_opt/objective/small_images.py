@@ -33,6 +33,7 @@ from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
 from lcsc_opt.sampling import (
+    ClassLabels,
     ConsistencyFunction,
     ConsistencySampler,
     DiffusersSampler,
@@ -45,6 +46,7 @@ from lcsc_opt.training.recipes import Batch, TrainingRecipe
 from lcsc_opt.training.recipes.consistency import ConsistencyRecipe
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
+_DROPPED_LABELS = 0.1  # share of a batch, as of Ho and Salimans 2022
 THREADS = 2  # two threads trained the weights of the README's numbers; another number trains other weights
 
 
@@ -94,7 +96,10 @@ class TrainedSettings(ScoreSettings):
 
     def parts(self, dataset: Bundled) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images ``[n, C, H, W]``: to train on, to compare with in searches, and for held-out reports only."""
-        images, _ = bundled_images(dataset)
+        return self.split(bundled_images(dataset)[0])
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All images of a dataset, or their classes, in the three parts of :meth:`parts`."""
         if self.data == "all":
             return images, images, None
         if self.data == "half":
@@ -160,6 +165,8 @@ class SmallModel:
         architecture: names the network in the cache; change it with the network.
         network: makes the network.
         spacing: ratio of the noise levels of a consistency model that is sampled in several steps.
+        classes: how many classes its images have, if the network is told them. It then has one class more, the last,
+            which stands for no class in a part of the training, so that guidance has something to lead away from.
         threads: threads of the training; ``None`` is :data:`THREADS`. A single thread hardly waits on a busy machine.
     """
 
@@ -170,14 +177,20 @@ class SmallModel:
     architecture: str
     network: Callable[[], nn.Module]
     spacing: float = 0.2
+    classes: int | None = None
     threads: int | None = None
 
-    def build(self, settings: TrainedSettings) -> MergeSampleScore:
-        """The objective; the trajectory and the feature network come from the cache, or are trained first."""
-        settings.check()
-        return settings.objective(self.dataset, self.trajectory(settings), self._sampler(settings))
+    def build(self, settings: TrainedSettings, *, guidance: float = 1.0) -> MergeSampleScore:
+        """The objective; the trajectory and the feature network come from the cache, or are trained first.
 
-    def _sampler(self, settings: TrainedSettings) -> Sampler:
+        Args:
+            settings: the model is trained with these.
+            guidance: scale of classifier-free guidance, of a model that is told classes.
+        """
+        settings.check()
+        return settings.objective(self.dataset, self.trajectory(settings), self._sampler(settings, guidance))
+
+    def _sampler(self, settings: TrainedSettings, guidance: float) -> Sampler:
         network = self.network()
         recipe = self.recipe
         noise = ImageNoise(settings.noise_seed)
@@ -186,7 +199,15 @@ class SmallModel:
             sigmas = [recipe.sigma_max * self.spacing**step for step in range(settings.nfe)]
             return ConsistencySampler(function, image_shape=self.image_shape, sigmas=sigmas, noise=noise)
         scheduler = build_scheduler(None, recipe.scheduler())
-        return DiffusersSampler(network, scheduler, steps=settings.nfe, image_shape=self.image_shape, noise=noise)
+        labels = None
+        if self.classes is not None:
+            null_label = self.classes
+            labels = ClassLabels.choose(
+                "balanced", classes=self.classes + 1, noise=noise, guidance=(guidance, null_label)
+            )
+        return DiffusersSampler(
+            network, scheduler, steps=settings.nfe, image_shape=self.image_shape, noise=noise, labels=labels
+        )
 
     def trajectory(self, settings: TrainedSettings) -> Trajectory:
         """The trajectory from the cache, trained first if it does not exist.
@@ -223,6 +244,7 @@ class SmallModel:
     def _train(self, settings: TrainedSettings, path: Path) -> None:
         """Train, and leave the trajectory at ``path``; a training that was interrupted begins again."""
         images, _, _ = settings.parts(self.dataset)
+        classes, _, _ = settings.split(bundled_images(self.dataset)[1])
         network = self.network()
         generator = torch.Generator().manual_seed(derive_seed(settings.training_seed, "training"))
         initialize(network, generator)
@@ -231,7 +253,8 @@ class SmallModel:
 
         def loss(step: int) -> Tensor:
             chosen = torch.randint(len(images), (self.recipe.batch_size,), generator=generator)
-            return self.recipe.loss(Batch(images[chosen], step, steps, network, network, generator))
+            labels = self._told_labels(classes[chosen], generator)
+            return self.recipe.loss(Batch(images[chosen], step, steps, network, network, generator, labels=labels))
 
         partial = path.with_name(f"{path.name}.partial")
         remove(partial)
@@ -243,3 +266,10 @@ class SmallModel:
 
             descend(loss, optimizer, steps=steps, description=f"training {self.name}", after=save)
         partial.replace(path)
+
+    def _told_labels(self, classes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """The classes ``[N]`` that the network is told in one step, some of them replaced by the last one."""
+        if self.classes is None:
+            return None
+        is_dropped = torch.rand(len(classes), generator=generator) < _DROPPED_LABELS
+        return torch.where(is_dropped, self.classes, classes.long())

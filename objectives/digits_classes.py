@@ -1,0 +1,63 @@
+"""Class-conditional models of 8×8 digits, trained here, sampled with classifier-free guidance, scored by FID.
+
+A denoising diffusion model (``recipe: ddpm``) or flow matching (``recipe: flow``), told the digit that it draws, and in
+a tenth of the training none. Data, features and the U-Net are those of ``digits_ddpm.py``. ``guidance`` can be searched
+together with the coefficients: ``tune: {guidance: {low: 0.5, high: 4}}``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.small_images import SmallModel, TrainedSettings
+from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.recipes.diffusion import Ddpm, Flow
+
+CLASSES = 10
+
+_network = functools.partial(small_unet, (1, 8, 8), (16, 32), num_class_embeds=CLASSES + 1)
+
+MODELS = {
+    "ddpm": SmallModel(
+        name="digits-classes-ddpm",
+        dataset="digits",
+        recipe=Ddpm(batch_size=64, learning_rate=2e-3),
+        image_shape=(1, 8, 8),
+        architecture="UNet2DModel 16-32, 11 classes",
+        network=_network,
+        classes=CLASSES,
+    ),
+    "flow": SmallModel(
+        name="digits-classes-flow",
+        dataset="digits",
+        recipe=Flow(batch_size=64, learning_rate=2e-3, coupling="independent"),
+        image_shape=(1, 8, 8),
+        architecture="UNet2DModel 16-32, 11 classes",
+        network=_network,
+        classes=CLASSES,
+    ),
+}
+
+
+class Settings(TrainedSettings):
+    """The settings of all models that are trained here, with other defaults.
+
+    Attributes:
+        recipe: which model.
+        guidance: scale of classifier-free guidance; 1 is none.
+    """
+
+    recipe: Literal["ddpm", "flow"] = "ddpm"
+    nfe: Annotated[int, Field(ge=2, le=100)] = 10
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    return MODELS[checked.recipe].build(checked, guidance=checked.guidance)
