@@ -25,7 +25,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
-from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound, has_own_bound
+from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -41,14 +41,7 @@ from lcsc_opt.search.bound import check_new_budget, measure_bound
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import (
-    Resolved,
-    check_stored_bound,
-    differences,
-    is_complete,
-    is_searched,
-    resolve,
-)
+from lcsc_opt.search.resolving import Penalty, Resolved, differences, is_complete, is_searched, resolve
 from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
@@ -62,12 +55,14 @@ class Execution:
 
     Attributes:
         plan: its specification.
+        penalty: for a kept metric.
         stored: the study in the database.
         objective: what is searched.
         pool: the workers; ``None`` if this process evaluates.
     """
 
     plan: Plan
+    penalty: Penalty
     stored: StoredStudy
     objective: Objective
     pool: WorkerPool | None
@@ -129,7 +124,7 @@ class Execution:
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
-        check_stored_bound(self.plan, self.stored.attributes, self.objective)
+        self.penalty.check_bound()
         if not self.objective.images_per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
@@ -147,8 +142,7 @@ class Execution:
     def _bound(self, evaluator: Evaluator, budget: BudgetSpec) -> KeptBound | None:
         """The bound of the kept metric, which is measured first; ``None`` if the losses of this study have none."""
         bound = KeptBound.of(self.stored.attributes)
-        measures_bound = self.objective.images_for_bound > 0 and has_own_bound(self.plan.optimizer.name)
-        if bound is not None or not measures_bound:
+        if bound is not None or self.penalty.bound != "measured":
             return bound
         return measure_bound(
             self.stored,
@@ -332,12 +326,10 @@ class Executor:
         resolved = self.resolve(plan)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
-        keeps = objective.images_for_bound > 0 and has_own_bound(plan.optimizer.name)
-        if resolved.stored is None and keeps:
-            fingerprint = resolved.beginning["fingerprint"]
-            check_new_budget(self.storage, plan.name, objective, plan.spec.budget, fingerprint)
-        if resolved.stored is not None and retry_failed:  # which continues a finished study, too
-            check_stored_bound(resolved.plan, resolved.stored, objective)
+        if retry_failed:  # which continues a finished study, too
+            resolved.penalty.check_bound()
+        if resolved.state == "new" and resolved.penalty.bound == "measured":
+            check_new_budget(self.storage, plan, objective, resolved.fingerprint)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
@@ -353,7 +345,7 @@ class Executor:
                         f"{study.name}: failed trials that are repeated: {many}, those after the last success; "
                         "what was asked after an earlier failure depends on it"
                     )
-                yield Execution(resolved.plan, study, objective, pool)
+                yield Execution(resolved.plan, resolved.penalty, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.

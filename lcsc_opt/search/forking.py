@@ -27,9 +27,10 @@ from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers.registry import configure
+from lcsc_opt.search.bound import known_ema
 from lcsc_opt.search.execution import Executor, objective_of
 from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES
-from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
+from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.search.resolving import accepted_changes
 from lcsc_opt.search.resources import read_database

@@ -16,6 +16,7 @@ from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, Spac
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -90,6 +91,11 @@ class Plan:
     def follows_gradients(self) -> bool:
         """Whether the optimizer needs the gradient of the loss."""
         return needs_gradient(self.optimizer)
+
+    @property
+    def names_kept_metric(self) -> bool:
+        """Whether the objective's settings say that a metric is kept; once it is loaded, the objective itself knows."""
+        return bool(kept_metric(self.specification))
 
     @property
     def ray(self) -> RayWorkers | None:
