@@ -17,10 +17,12 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.history import kept_metric
+from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
+from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
@@ -178,9 +180,10 @@ class Plan:
         }
 
     def beginning(self, objective: Objective) -> dict[str, Any]:
-        """The study's attributes that are written when it begins, and never change."""
+        """The study's attributes that are written when it begins. Runs change the budget and the bound only."""
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
+        trajectory = objective.trajectory
         return {
             "budget": budget,
             "optimizer_budget": budget,
@@ -188,8 +191,10 @@ class Plan:
             "parallelism": self._parallelism(objective),
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
+            "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "layer_groups": None if groups is None else list(groups.names),
             "directory": None if self.directory is None else str(self.directory),
+            KEPT_BOUND: None,
         }
 
     def check_devices(self) -> None:
@@ -269,7 +274,13 @@ class Plan:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
 
     def advice(self, objective: Objective) -> Iterator[str]:
-        """Reasons not to search a row for each layer group, one line each (measured in docs/optimizers.md)."""
+        """What to know before a new study begins, one line each."""
+        yield from self._advice_on_rows(objective)
+        if isinstance(objective.trajectory, Trajectory):
+            yield from objective.trajectory.identical()
+
+    def _advice_on_rows(self, objective: Objective) -> Iterator[str]:
+        """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
         images = objective.real_images_per_feature

@@ -21,10 +21,11 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
-from lcsc_opt.trajectory import Trajectory
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
+
+State = Literal["new", "unfinished", "finished"]
 
 # Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
 _NEUTRAL = frozenset(
@@ -150,7 +151,7 @@ class Resolved:
     """
 
     plan: Plan
-    state: Literal["new", "unfinished", "finished"]
+    state: State
     stored: Attributes | None
     penalty: Penalty
     fingerprint: Mapping[str, Any]
@@ -183,51 +184,57 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     stored = studies.attributes.get(plan.name)
     plan = _continued(plan, stored)
     objective = evidence.objective
-    penalty = Penalty.of(plan, stored, keeps=evidence.keeps)
-    finished = stored is not None and is_finished(plan, stored)
-    if stored is not None and finished and objective is None:
+    study = Resolved(
+        plan=plan,
+        state=_state(plan, stored),
+        stored=stored,
+        penalty=Penalty.of(plan, stored, keeps=evidence.keeps),
+        fingerprint=evidence.fingerprint,
+        objective=objective,
+    )
+    if stored is not None and study.state == "finished" and objective is None:
         # a finished study needs no objective; its code may even be gone
-        notices_since = _since_finished(plan, stored, evidence)
-        return Resolved(plan, "finished", stored, penalty, evidence.fingerprint, notices=notices_since)
+        return dataclasses.replace(study, notices=_since_finished(plan, stored, evidence))
     if evidence.refusal is not None:
         raise evidence.refusal
 
-    following = plan.following
-    notices: list[str] = []
+    changes: dict[str, Any] = {}
     if stored is None:
         _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
     else:
+        if study.state == "unfinished":
+            study.penalty.check_bound()
         current = _completed(evidence, stored)
-        if not finished:
-            penalty.check_bound()
-        accepted = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
-        if accepted:
-            following |= accepted
-            notices.append(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
+        changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
 
     plan.check_devices()
     if objective is None:
         plan.check_gradient(evidence.why_no_gradient)
     else:
         plan.check(objective)
+
+    notices: list[str] = []
     if stored is not None:
-        state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
-        return Resolved(plan, state, stored, penalty, evidence.fingerprint, {}, following, objective, tuple(notices))
+        if changes:
+            notices.append(f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}")
+        return dataclasses.replace(study, following={**plan.following, **changes}, notices=tuple(notices))
+
     plan.check_report(evidence.why_no_report)
-    if penalty.bound == "measured":
-        notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     beginning: dict[str, Any] = {}
+    if study.penalty.bound == "measured":
+        notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
-        beginning = plan.beginning(objective)
-        beginning["fingerprint"] = evidence.fingerprint
-        beginning["checkpoints"] = None
-        beginning[KEPT_BOUND] = None
+        beginning = {**plan.beginning(objective), "fingerprint": evidence.fingerprint}
         notices += plan.advice(objective)
-        trajectory = objective.trajectory
-        if isinstance(trajectory, Trajectory):
-            beginning["checkpoints"] = trajectory.sha256
-            notices += trajectory.identical()
-    return Resolved(plan, "new", None, penalty, evidence.fingerprint, beginning, following, objective, tuple(notices))
+    return dataclasses.replace(study, beginning=beginning, following=plan.following, notices=tuple(notices))
+
+
+def _state(plan: Plan, stored: Attributes | None) -> State:
+    if stored is None:
+        return "new"
+    if is_finished(plan, stored):
+        return "finished"
+    return "unfinished"
 
 
 def is_searched(plan: Plan, stored: Attributes) -> bool:
