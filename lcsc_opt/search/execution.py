@@ -41,7 +41,7 @@ from lcsc_opt.search.bound import check_new_budget, measure_bound
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import Penalty, Resolved, differences, is_complete, is_searched, resolve
+from lcsc_opt.search.resolving import Evidence, Penalty, Resolved, differences, is_complete, is_searched, resolve
 from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
@@ -284,13 +284,13 @@ class Executor:
         """The plan's objective; loading it may train or read a model."""
         return self._objectives.load(plan, lambda: our_studies(self.storage))
 
-    def fingerprint(self, plan: Plan) -> Mapping[str, Any]:
-        """What the results of the plan's objective depend on now.
+    def evidence(self, plan: Plan) -> Evidence:
+        """What is known of the plan's objective once it is loaded.
 
         Raises:
             TrajectoryError: the weights on the disk are damaged.
         """
-        return self._objectives.evidence(plan, lambda: our_studies(self.storage)).fingerprint
+        return self._objectives.evidence(plan, lambda: our_studies(self.storage))
 
     def resolve(self, plan: Plan) -> Resolved:
         """The study as the database has it now, compared with the loaded objective.
@@ -298,7 +298,7 @@ class Executor:
         Raises:
             LcscError: as :meth:`open`.
         """
-        evidence = self._objectives.evidence(plan, lambda: our_studies(self.storage))
+        evidence = self.evidence(plan)
         studies = read_database(self.storage)  # only now, since loading may have taken hours
         return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
 
