@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nevergrad.optimization.base import Optimizer
@@ -41,7 +41,16 @@ from lcsc_opt.search.bound import check_new_budget, measure_bound
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import Evidence, Penalty, Resolved, differences, is_complete, is_searched, resolve
+from lcsc_opt.search.resolving import (
+    Evidence,
+    Penalty,
+    Resolved,
+    StoredStudies,
+    differences,
+    is_complete,
+    is_searched,
+    resolve,
+)
 from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
@@ -284,7 +293,7 @@ class Executor:
         """The plan's objective; loading it may train or read a model."""
         return self._objectives.load(plan, lambda: our_studies(self.storage))
 
-    def evidence(self, plan: Plan) -> Evidence:
+    def loaded_evidence(self, plan: Plan) -> Evidence:
         """What is known of the plan's objective once it is loaded.
 
         Raises:
@@ -298,7 +307,7 @@ class Executor:
         Raises:
             LcscError: as :meth:`open`.
         """
-        evidence = self.evidence(plan)
+        evidence = self.loaded_evidence(plan)
         studies = read_database(self.storage)  # only now, since loading may have taken hours
         return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
 
@@ -379,6 +388,31 @@ class Executor:
         if len(study.failed):
             line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
         return line
+
+
+def check_new_studies(
+    resolved: Sequence[Resolved], studies: StoredStudies, objectives: ObjectiveLoader, *, accept_changes: bool = False
+) -> None:
+    """Refuse what the first objective does not allow, before anything is written.
+
+    The other objectives are loaded when their turn comes: only one is in memory at a time.
+
+    Args:
+        resolved: studies in the order in which they will run, resolved without their objectives.
+        studies: the contents of the database.
+        objectives: loads the first objective, and keeps it.
+        accept_changes: as of :class:`Executor`.
+
+    Raises:
+        LcscError: a new study with the first objective could not be searched.
+    """
+    first = resolved[0].plan.objective_key
+    new = [study.plan for study in resolved if study.state == "new" and study.plan.objective_key == first]
+    if not new:
+        return
+    evidence = objectives.evidence(new[0], lambda: studies.attributes)
+    for plan in new:
+        resolve(plan, studies, evidence, accept_changes=accept_changes)
 
 
 def objective_of(study: StoredStudy) -> Objective:

@@ -86,7 +86,7 @@ def fork(
 
     executor = Executor(source.storage, accept_changes=accept_changes)
     source_objective = executor.objective(source_plan)
-    evidence = executor.evidence(source_plan)
+    evidence = executor.loaded_evidence(source_plan)
     trials = read_database(source.storage).trials
     changes = accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
     if checkpoints:

@@ -54,9 +54,9 @@ def run_landscape(
         current = {"objective": executor.objective(plan).describe()}
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
-        objective = executor.objective(plan)
-        Penalty.of(searched, source.attributes, keeps=objective.images_for_bound > 0).check_bound()
-        products = plane.products(objective.gram())
+        keeps = executor.loaded_evidence(plan).keeps
+        Penalty.of(searched, source.attributes, keeps=keeps).check_bound()
+        products = plane.products(executor.objective(plan).gram())
         attributes = {
             "plane": {"products": stored_array(products)},
             KEPT_BOUND: source.attributes.get(KEPT_BOUND),
