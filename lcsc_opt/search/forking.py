@@ -83,36 +83,38 @@ def fork(
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
     origin = source.chosen_trial()[1]
-
     executor = Executor(source.storage, accept_changes=accept_changes)
-    source_objective = executor.objective(source_plan)
     evidence = executor.loaded_evidence(source_plan)
     trials = read_database(source.storage).trials
     changes = accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
     if checkpoints:
-        before = packed_trajectory(source_objective)
+        before = packed_trajectory(executor.objective(source_plan))
         now = packed_trajectory(executor.objective(plan))
         origin = _coefficients_on(origin, before, now, source=source.name)
 
-    plan = dataclasses.replace(plan, origin=origin.tolist())
-    resolved = executor.resolve(plan)
-    if not checkpoints:
-        source_penalty = Penalty.of(source_plan, source.attributes, keeps=evidence.keeps)
-        if _losses_compare(source, source_penalty, resolved.penalty):
-            _create_with_trials(source, resolved, changes)
-            return plan
-        notice(
-            f"{plan.name}: starts from the best coefficients, without trials: losses of {source.name} do not compare"
-        )
-    executor.create(resolved, {"forked_from": source.name})
-    return plan
+    resolved = executor.resolve(dataclasses.replace(plan, origin=origin.tolist()))
+    source_penalty = Penalty.of(source_plan, source.attributes, keeps=evidence.keeps)
+    if not checkpoints and _losses_compare(source, source_penalty, resolved):
+        _create_with_trials(source, resolved, changes)
+    else:
+        executor.create(resolved, {"forked_from": source.name})
+    return resolved.plan
 
 
-def _losses_compare(source: StoredStudy, source_penalty: Penalty, penalty: Penalty) -> bool:
-    """Whether a kept metric penalizes the losses of a study and of its fork, and by the same bound, or of neither."""
+def _losses_compare(source: StoredStudy, source_penalty: Penalty, resolved: Resolved) -> bool:
+    """Whether a kept metric penalizes the losses of a study and of its fork, and by the same bound, or of neither.
+
+    A notice says if they do not compare.
+    """
+    penalty = resolved.penalty
     if source_penalty.bound == "none" or penalty.bound == "none":
-        return source_penalty.bound == penalty.bound
-    return KeptBound.of(source.attributes) is not None
+        compare = source_penalty.bound == penalty.bound
+    else:
+        compare = KeptBound.of(source.attributes) is not None
+    if not compare:
+        name = resolved.plan.name
+        notice(f"{name}: starts from the best coefficients, without trials: losses of {source.name} do not compare")
+    return compare
 
 
 def _create_with_trials(source: StoredStudy, resolved: Resolved, changes: Mapping[str, Any]) -> None:
@@ -127,8 +129,8 @@ def _create_with_trials(source: StoredStudy, resolved: Resolved, changes: Mappin
     for line in resolved.plan.advice(resolved.objective):
         notice(line)
     inherited = {name: value for name, value in source.attributes.items() if name in _INHERITED}
-    forked_from = {"forked_from": source.name}
-    source.copy(resolved.plan.name, {**resolved.attributes, **inherited, **changes, **forked_from})
+    attributes = {**resolved.attributes, **inherited, **changes, "forked_from": source.name}
+    source.copy(resolved.plan.name, attributes)
 
 
 def _forked_plan(
