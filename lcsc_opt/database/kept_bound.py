@@ -9,9 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Constraint, SampledModel
-from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.arrays import TUNED, array_of, stored_array
-from lcsc_opt.database.names import BASELINES
 
 KEPT_BOUND = "kept_bound"
 """The attribute of a study with the bound; ``None`` until it is measured. Studies of 0.2.0 lack it: they bounded each
@@ -62,14 +60,6 @@ class KeptBound:
             "study": self.study,
             "trial": self.trial,
         }
-
-
-def has_own_bound(optimizer: str) -> bool:
-    """Whether the searches of an optimizer measure the bound of a kept metric.
-
-    Losses of grids have no penalty, since their averages define EMA*. A landscape has the bound of its source.
-    """
-    return optimizer not in (*BASELINES, LANDSCAPE)
 
 
 def is_baseline(trial: FrozenTrial) -> bool:

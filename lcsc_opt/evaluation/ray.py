@@ -42,12 +42,23 @@ _Reply = tuple[str, list[Answer]]
 
 @contextlib.contextmanager
 def ray_workers(
-    settings: RayWorkers, spec: ObjectiveSpec, objective: Objective, *, study: Path | None = None
+    settings: RayWorkers,
+    spec: ObjectiveSpec,
+    objective: Objective,
+    *,
+    expected: dict[str, Any],
+    study: Path | None = None,
 ) -> Iterator[WorkerPool]:
     """Workers on a cluster, which has the study's own files while this is open; they begin as nodes have room.
 
-    A program that is connected already stays connected, with its own runtime environment. ``study`` is the study file's
-    folder.
+    A program that is connected already stays connected, with its own runtime environment.
+
+    Args:
+        settings: where the cluster is, how many workers there are, and what each needs.
+        spec: of the objective.
+        objective: as this process has loaded it.
+        expected: the fingerprint that each worker's objective must have.
+        study: the study file's folder.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no node with room for a worker.
@@ -67,7 +78,7 @@ def ray_workers(
         pool = WorkerPool(
             load,
             settings.ray,
-            expected=objective.fingerprint(),
+            expected=expected,
             environments=[environment] * settings.ray,
             threads=max(int(settings.cpus), 1),
             machines=cluster,

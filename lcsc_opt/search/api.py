@@ -30,7 +30,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.execution import Executor, objective_of
+from lcsc_opt.search.execution import Executor, check_new_studies, objective_of
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
 from lcsc_opt.search.resources import ObjectiveLoader, check_machine, read_code, read_database
@@ -216,7 +216,8 @@ def run_plans(
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
-    Plans that could never be searched are refused before any runs, and a missing database is created after that.
+    Studies of one objective follow each other. Plans that could never be searched are refused before any runs, and a
+    missing database is created after that.
 
     Args:
         to_run: the plans.
@@ -228,15 +229,16 @@ def run_plans(
         LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them.
     """
+    to_run = _by_objective(to_run)
     objectives = ObjectiveLoader()
     with looked_into(url) as storage:
         studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
-        _check_new(resolved, studies, objectives, accept_changes=accept_changes)
+        check_new_studies(resolved, studies, objectives, accept_changes=accept_changes)
     executor = Executor(open_storage(url, write=True), accept_changes=accept_changes, objectives=objectives)
     failed: list[str] = []
     try:
-        for study in _by_objective(resolved):
+        for study in resolved:
             name = study.plan.name
             try:
                 outcome = executor.run(study.plan)
@@ -272,28 +274,12 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
     return resolved
 
 
-def _check_new(
-    resolved: Sequence[Resolved], studies: StoredStudies, objectives: ObjectiveLoader, *, accept_changes: bool
-) -> None:
-    """Resolve the new studies of the first objective with that objective, before anything is written.
-
-    The other objectives are loaded when their turn comes: only one is in memory at a time.
-    """
-    key = resolved[0].plan.objective_key
-    new = [study.plan for study in resolved if study.state == "new" and study.plan.objective_key == key]
-    if not new:
-        return
-    evidence = objectives.evidence(new[0], lambda: studies.attributes)
-    for plan in new:
-        resolve(plan, studies, evidence, accept_changes=accept_changes)
-
-
-def _by_objective(resolved: Sequence[Resolved]) -> list[Resolved]:
-    """The studies in their order, but those of one objective together."""
-    groups: dict[str, list[Resolved]] = {}
-    for study in resolved:
-        groups.setdefault(study.plan.objective_key, []).append(study)
-    return [study for group in groups.values() for study in group]
+def _by_objective(to_run: Sequence[Plan]) -> list[Plan]:
+    """The plans in their order, but those of one objective together: only one objective is in memory at a time."""
+    groups: dict[str, list[Plan]] = {}
+    for plan in to_run:
+        groups.setdefault(plan.objective_key, []).append(plan)
+    return [plan for group in groups.values() for plan in group]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:

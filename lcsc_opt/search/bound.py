@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,14 @@ from lcsc_opt.base.records import Candidate, Coefficients, Constraint, Evaluatio
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.coefficients.profiles import average_name, plain_averages
 from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound, is_baseline
-from lcsc_opt.database.names import EMA, split_name
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.names import EMA, EMA_GRID, is_search, split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.held_out import ema_of_grids, known_ema
+from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.runner import stored_outcome
 
 _Evaluate = Callable[[Sequence[Candidate]], list[Evaluation]]
@@ -121,23 +124,63 @@ def constraint_outside_studies(objective: Objective) -> Constraint | None:
         return _constraint_at(ema, objective, evaluate)
 
 
-def check_new_budget(
-    storage: RDBStorage, name: str, objective: Objective, budget: BudgetSpec, fingerprint: Mapping[str, Any]
-) -> None:
+def known_ema(study: StoredStudy) -> tuple[StudyHistory, SampledModel] | None:
+    """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
+    experiment = split_name(study.name)[0]
+    return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
+
+
+def ema_of_grids(
+    storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
+) -> tuple[StudyHistory, SampledModel] | None:
+    """EMA*: the best of an experiment's finished EMA grids, and its answer; ``None`` without a grid.
+
+    Args:
+        storage: of the experiment's studies.
+        experiment: their name.
+        fingerprint: the objective and the code in it are those of the grid.
+    """
+    studies = our_studies(storage)
+    grids = []
+    for name, attributes in studies.items():
+        if not is_search(name):
+            continue
+        study_experiment, optimizer, _ = split_name(name)
+        if (study_experiment, optimizer) != (experiment, EMA_GRID):
+            continue
+        if _function_of(attributes["fingerprint"]) == _function_of(fingerprint):
+            grids.append(name)
+    if not grids:
+        return None
+    reader = HistoryReader(storage)
+    ema = best_ema(reader.read_studies(grids))
+    if ema is None:
+        return None
+    model = reader.answer_model(ema)
+    if model is None:
+        return None
+    return ema, model
+
+
+def _function_of(fingerprint: Mapping[str, Any]) -> Any:
+    """The objective and the code of a fingerprint, as they are stored: tuples are lists in the database."""
+    return json.loads(json.dumps([fingerprint["objective"], fingerprint.get("code")]))
+
+
+def check_new_budget(storage: RDBStorage, plan: Plan, objective: Objective, fingerprint: Mapping[str, Any]) -> None:
     """Refuse a new study whose budget would be spent before its search begins.
 
     Args:
-        storage: of the study.
-        name: of the study.
+        storage: where it will be stored.
+        plan: of the study.
         objective: one that keeps a metric.
-        budget: of the study.
-        fingerprint: of the study.
+        fingerprint: of the objective and its code.
 
     Raises:
         StudySpecError: the budget is too small.
     """
-    must_find_ema = ema_of_grids(storage, split_name(name)[0], fingerprint) is None
-    check_budget(name, objective, budget, must_find_ema=must_find_ema)
+    must_find_ema = ema_of_grids(storage, plan.spec.name, fingerprint) is None
+    check_budget(plan.name, objective, plan.spec.budget, must_find_ema=must_find_ema)
 
 
 def check_budget(name: str, objective: Objective, budget: BudgetSpec, *, must_find_ema: bool) -> None:

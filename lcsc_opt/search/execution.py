@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nevergrad.optimization.base import Optimizer
@@ -25,7 +25,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES
-from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound, has_own_bound
+from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -42,8 +42,10 @@ from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.resolving import (
+    Evidence,
+    Penalty,
     Resolved,
-    check_stored_bound,
+    StoredStudies,
     differences,
     is_complete,
     is_searched,
@@ -62,12 +64,14 @@ class Execution:
 
     Attributes:
         plan: its specification.
+        penalty: for a kept metric.
         stored: the study in the database.
         objective: what is searched.
         pool: the workers; ``None`` if this process evaluates.
     """
 
     plan: Plan
+    penalty: Penalty
     stored: StoredStudy
     objective: Objective
     pool: WorkerPool | None
@@ -129,7 +133,7 @@ class Execution:
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
-        check_stored_bound(self.plan, self.stored.attributes, self.objective)
+        self.penalty.check_bound()
         if not self.objective.images_per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
@@ -147,8 +151,7 @@ class Execution:
     def _bound(self, evaluator: Evaluator, budget: BudgetSpec) -> KeptBound | None:
         """The bound of the kept metric, which is measured first; ``None`` if the losses of this study have none."""
         bound = KeptBound.of(self.stored.attributes)
-        measures_bound = self.objective.images_for_bound > 0 and has_own_bound(self.plan.optimizer.name)
-        if bound is not None or not measures_bound:
+        if bound is not None or self.penalty.bound != "measured":
             return bound
         return measure_bound(
             self.stored,
@@ -290,13 +293,13 @@ class Executor:
         """The plan's objective; loading it may train or read a model."""
         return self._objectives.load(plan, lambda: our_studies(self.storage))
 
-    def fingerprint(self, plan: Plan) -> Mapping[str, Any]:
-        """What the results of the plan's objective depend on now.
+    def loaded_evidence(self, plan: Plan) -> Evidence:
+        """What is known of the plan's objective once it is loaded.
 
         Raises:
             TrajectoryError: the weights on the disk are damaged.
         """
-        return self._objectives.evidence(plan, lambda: our_studies(self.storage)).fingerprint
+        return self._objectives.evidence(plan, lambda: our_studies(self.storage))
 
     def resolve(self, plan: Plan) -> Resolved:
         """The study as the database has it now, compared with the loaded objective.
@@ -304,7 +307,7 @@ class Executor:
         Raises:
             LcscError: as :meth:`open`.
         """
-        evidence = self._objectives.evidence(plan, lambda: our_studies(self.storage))
+        evidence = self.loaded_evidence(plan)
         studies = read_database(self.storage)  # only now, since loading may have taken hours
         return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
 
@@ -332,12 +335,10 @@ class Executor:
         resolved = self.resolve(plan)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
-        keeps = objective.images_for_bound > 0 and has_own_bound(plan.optimizer.name)
-        if resolved.stored is None and keeps:
-            fingerprint = resolved.beginning["fingerprint"]
-            check_new_budget(self.storage, plan.name, objective, plan.spec.budget, fingerprint)
-        if resolved.stored is not None and retry_failed:  # which continues a finished study, too
-            check_stored_bound(resolved.plan, resolved.stored, objective)
+        if retry_failed:  # which continues a finished study, too
+            resolved.penalty.check_bound()
+        if resolved.state == "new" and resolved.penalty.bound == "measured":
+            check_new_budget(self.storage, plan, objective, resolved.fingerprint)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
@@ -353,7 +354,7 @@ class Executor:
                         f"{study.name}: failed trials that are repeated: {many}, those after the last success; "
                         "what was asked after an earlier failure depends on it"
                     )
-                yield Execution(resolved.plan, study, objective, pool)
+                yield Execution(resolved.plan, resolved.penalty, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
@@ -387,6 +388,31 @@ class Executor:
         if len(study.failed):
             line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
         return line
+
+
+def check_new_studies(
+    resolved: Sequence[Resolved], studies: StoredStudies, objectives: ObjectiveLoader, *, accept_changes: bool = False
+) -> None:
+    """Refuse what the first objective does not allow, before anything is written.
+
+    The other objectives are loaded when their turn comes: only one is in memory at a time.
+
+    Args:
+        resolved: studies in the order in which they will run, resolved without their objectives.
+        studies: the contents of the database.
+        objectives: loads the first objective, and keeps it.
+        accept_changes: as of :class:`Executor`.
+
+    Raises:
+        LcscError: a new study with the first objective could not be searched.
+    """
+    first = resolved[0].plan.objective_key
+    new = [study.plan for study in resolved if study.state == "new" and study.plan.objective_key == first]
+    if not new:
+        return
+    evidence = objectives.evidence(new[0], lambda: studies.attributes)
+    for plan in new:
+        resolve(plan, studies, evidence, accept_changes=accept_changes)
 
 
 def objective_of(study: StoredStudy) -> Objective:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,8 @@ from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experim
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import NODES
-from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_ours, split_name
+from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
+from lcsc_opt.database.names import is_ours
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
@@ -27,18 +26,18 @@ from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers.registry import configure
+from lcsc_opt.search.bound import known_ema
 from lcsc_opt.search.execution import Executor, objective_of
-from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES
-from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
+from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
-from lcsc_opt.search.resolving import accepted_changes
+from lcsc_opt.search.resolving import Penalty, Resolved, accepted_changes
 from lcsc_opt.search.resources import read_database
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
 
-# attributes of the source that a fork does not begin with
-_NOT_INHERITED = ("search_ended", "held_out", NODES, HOLDER, LOGGED, "measured", "retry", ACCEPTED_FAILURES)
+_INHERITED = ("fingerprint", "changes", "checkpoints", KEPT_BOUND, "plane")
+"""Attributes of a study that belong to its trials, and to a fork that takes these over."""
 
 
 def fork(
@@ -85,49 +84,53 @@ def fork(
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
     origin = source.chosen_trial()[1]
     executor = Executor(source.storage, accept_changes=accept_changes)
-    source_objective = executor.objective(source_plan)
-    changes = accepted_changes(
-        source.name,
-        source.attributes,
-        read_database(source.storage).trials,
-        executor.fingerprint(source_plan),
-        accept=accept_changes,
-    )
+    evidence = executor.loaded_evidence(source_plan)
+    trials = read_database(source.storage).trials
+    changes = accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
     if checkpoints:
-        before = packed_trajectory(source_objective)
+        before = packed_trajectory(executor.objective(source_plan))
         now = packed_trajectory(executor.objective(plan))
-        plan = dataclasses.replace(plan, origin=_coefficients_on(origin, before, now, source=source.name))
-        executor.create(executor.resolve(plan), {"forked_from": source.name})
-        return plan
-    plan = dataclasses.replace(plan, origin=origin.tolist())
-    resolved = executor.resolve(plan)
-    if source_objective.images_for_bound and not _have_same_penalty(source, plan):
-        notice(
-            f"{plan.name}: starts from the best coefficients, without trials: losses of {source.name} do not compare"
-        )
+        origin = _coefficients_on(origin, before, now, source=source.name)
+
+    resolved = executor.resolve(dataclasses.replace(plan, origin=origin.tolist()))
+    source_penalty = Penalty.of(source_plan, source.attributes, keeps=evidence.keeps)
+    if not checkpoints and _losses_compare(source, source_penalty, resolved):
+        _create_with_trials(source, resolved, changes)
+    else:
         executor.create(resolved, {"forked_from": source.name})
-        return plan
-    for line in resolved.notices:
-        notice(line)
-    attributes = {**source.attributes, **changes}
-    attributes |= plan.following
-    attributes |= plan.beginning(executor.objective(plan))
-    attributes |= dict.fromkeys(_NOT_INHERITED)
-    attributes["forked_from"] = source.name
-    source.copy(plan.name, attributes)
-    return plan
+    return resolved.plan
 
 
-def _have_same_penalty(source: StoredStudy, fork: Plan) -> bool:
-    """Whether a kept metric is bounded in the losses of both studies, and by the same EMA*, or in none of them.
+def _losses_compare(source: StoredStudy, source_penalty: Penalty, resolved: Resolved) -> bool:
+    """Whether a kept metric penalizes the losses of a study and of its fork, and by the same bound, or of neither.
 
-    Only grids have no penalty. Studies of 0.2.0 have one, but no stored EMA*.
+    A notice says if they do not compare.
     """
-    source_is_grid = split_name(source.name)[1] in BASELINES
-    fork_is_grid = fork.optimizer.name in BASELINES
-    if source_is_grid or fork_is_grid:
-        return source_is_grid and fork_is_grid
-    return KeptBound.of(source.attributes) is not None
+    penalty = resolved.penalty
+    if source_penalty.bound == "none" or penalty.bound == "none":
+        compare = source_penalty.bound == penalty.bound
+    else:
+        compare = KeptBound.of(source.attributes) is not None
+    if not compare:
+        name = resolved.plan.name
+        notice(f"{name}: starts from the best coefficients, without trials: losses of {source.name} do not compare")
+    return compare
+
+
+def _create_with_trials(source: StoredStudy, resolved: Resolved, changes: Mapping[str, Any]) -> None:
+    """Create a fork that takes over the trials of its source, and what belongs to them.
+
+    Args:
+        source: the study with the trials.
+        resolved: the fork.
+        changes: attributes that the source would have if it continued now.
+    """
+    assert resolved.objective is not None  # the evidence was of the loaded objective
+    for line in resolved.plan.advice(resolved.objective):
+        notice(line)
+    inherited = {name: value for name, value in source.attributes.items() if name in _INHERITED}
+    attributes = {**resolved.attributes, **inherited, **changes, "forked_from": source.name}
+    source.copy(resolved.plan.name, attributes)
 
 
 def _forked_plan(
@@ -172,7 +175,7 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
     return spec.model_copy(update={"settings": settings})
 
 
-def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajectory, *, source: str) -> list[Any]:
+def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajectory, *, source: str) -> Coefficients:
     """Coefficients of ``before`` as coefficients of ``now``: zero for the checkpoints that are new.
 
     Raises:
@@ -188,8 +191,7 @@ def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajec
             )
     extended = np.zeros((*coefficients.shape[:-1], len(now)))
     extended[..., np.isin(now.steps, before.steps)] = coefficients
-    listed: list[Any] = extended.tolist()
-    return listed
+    return extended
 
 
 def starting_point(

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
@@ -27,10 +24,9 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Constraint, No
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import model_of
-from lcsc_opt.database.history import StudyHistory, best_ema, kept_metric
+from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, is_search, split_name
-from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
@@ -43,6 +39,7 @@ from lcsc_opt.database.report import (
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.bound import known_ema
 from lcsc_opt.search.report_rows import metric_rows, warning_of
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
@@ -363,46 +360,3 @@ def _compared_baseline(baselines: Sequence[Baseline]) -> Baseline | None:
         if baseline.name in (EMA, _DEFAULT_EMA):
             return baseline
     return None
-
-
-def known_ema(study: StoredStudy) -> tuple[StudyHistory, SampledModel] | None:
-    """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
-    experiment = split_name(study.name)[0]
-    return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
-
-
-def ema_of_grids(
-    storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
-) -> tuple[StudyHistory, SampledModel] | None:
-    """EMA*: the best of an experiment's finished EMA grids, and its answer; ``None`` without a grid.
-
-    Args:
-        storage: of the experiment's studies.
-        experiment: their name.
-        fingerprint: the objective and the code in it are those of the grid.
-    """
-    studies = our_studies(storage)
-    grids = []
-    for name, attributes in studies.items():
-        if not is_search(name):
-            continue
-        study_experiment, optimizer, _ = split_name(name)
-        if (study_experiment, optimizer) != (experiment, EMA_GRID):
-            continue
-        if _function_of(attributes["fingerprint"]) == _function_of(fingerprint):
-            grids.append(name)
-    if not grids:
-        return None
-    reader = HistoryReader(storage)
-    ema = best_ema(reader.read_studies(grids))
-    if ema is None:
-        return None
-    model = reader.answer_model(ema)
-    if model is None:
-        return None
-    return ema, model
-
-
-def _function_of(fingerprint: Mapping[str, Any]) -> Any:
-    """The objective and the code of a fingerprint, as they are stored: tuples are lists in the database."""
-    return json.loads(json.dumps([fingerprint["objective"], fingerprint.get("code")]))

@@ -18,7 +18,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import accepted_changes, check_stored_bound
+from lcsc_opt.search.resolving import Penalty, accepted_changes
 from lcsc_opt.search.resources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
@@ -54,7 +54,8 @@ def run_landscape(
         current = {"objective": executor.objective(plan).describe()}
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
-        check_stored_bound(searched, source.attributes, executor.objective(plan))
+        keeps = executor.loaded_evidence(plan).keeps
+        Penalty.of(searched, source.attributes, keeps=keeps).check_bound()
         products = plane.products(executor.objective(plan).gram())
         attributes = {
             "plane": {"products": stored_array(products)},

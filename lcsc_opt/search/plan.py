@@ -17,10 +17,13 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
+from lcsc_opt.database.history import kept_metric
+from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
+from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
 UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
@@ -92,6 +95,11 @@ class Plan:
     def follows_gradients(self) -> bool:
         """Whether the optimizer needs the gradient of the loss."""
         return needs_gradient(self.optimizer)
+
+    @property
+    def names_kept_metric(self) -> bool:
+        """Whether the objective's settings say that a metric is kept; once it is loaded, the objective itself knows."""
+        return bool(kept_metric(self.specification))
 
     @property
     def ray(self) -> RayWorkers | None:
@@ -176,9 +184,10 @@ class Plan:
         }
 
     def beginning(self, objective: Objective) -> dict[str, Any]:
-        """The study's attributes that are written when it begins, and never change."""
+        """The study's attributes that are written when it begins. Runs change the budget and the bound only."""
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
+        trajectory = objective.trajectory
         return {
             "budget": budget,
             "optimizer_budget": budget,
@@ -186,8 +195,10 @@ class Plan:
             "parallelism": self._parallelism(objective),
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
+            "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "layer_groups": None if groups is None else list(groups.names),
             "directory": None if self.directory is None else str(self.directory),
+            KEPT_BOUND: None,
         }
 
     def check_devices(self) -> None:
@@ -296,7 +307,13 @@ class Plan:
             )
 
     def advice(self, objective: Objective) -> Iterator[str]:
-        """Reasons not to search a row for each layer group, one line each (measured in docs/optimizers.md)."""
+        """What to know before a new study begins, one line each."""
+        yield from self._advice_on_rows(objective)
+        if isinstance(objective.trajectory, Trajectory):
+            yield from objective.trajectory.identical()
+
+    def _advice_on_rows(self, objective: Objective) -> Iterator[str]:
+        """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
         images = objective.real_images_per_feature

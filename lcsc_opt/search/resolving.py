@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.history import kept_metric
-from lcsc_opt.database.kept_bound import KEPT_BOUND, has_own_bound
+from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
-from lcsc_opt.trajectory import Trajectory
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
+
+State = Literal["new", "unfinished", "finished"]
 
 # Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
 _NEUTRAL = frozenset(
@@ -76,6 +76,7 @@ class Evidence:
         why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
         why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
             that ask for a report. It is known before the objective is loaded, and not asked again.
+        keeps: whether a metric is kept, so that losses may have a penalty.
         objective: the objective, if it is loaded.
         refusal: the error in the objective's settings or code, if there is one.
     """
@@ -83,8 +84,54 @@ class Evidence:
     fingerprint: Mapping[str, Any]
     why_no_gradient: Callable[[], str | None] = lambda: None
     why_no_report: Callable[[], str | None] = lambda: None
+    keeps: bool = False
     objective: Objective | None = None
     refusal: LcscError | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """The penalty for a kept metric in the losses of one study.
+
+    Attributes:
+        study: the name of the study.
+        bound: where the bound comes from. ``none``: losses have no penalty, since no metric is kept, or since the study
+            is a grid, whose averages define EMA*. ``measured``: the first trials of the study measure the bound.
+            ``copied``: a landscape has the bound of its search. ``lost``: 0.2.0 began the study, and stored no bound.
+    """
+
+    study: str
+    bound: Literal["none", "measured", "copied", "lost"]
+
+    @classmethod
+    def of(cls, plan: Plan, stored: Attributes | None, *, keeps: bool) -> Penalty:
+        """The penalty of a study.
+
+        Args:
+            plan: of the study.
+            stored: its attributes; ``None`` if it is new.
+            keeps: whether its objective keeps a metric.
+        """
+        optimizer = plan.optimizer.name
+        if not keeps or optimizer in BASELINES:
+            return cls(plan.name, "none")
+        if stored is not None and KEPT_BOUND not in stored:
+            return cls(plan.name, "lost")
+        if optimizer == LANDSCAPE:
+            return cls(plan.name, "copied")
+        return cls(plan.name, "measured")
+
+    def check_bound(self) -> None:
+        """Refuse to add losses to a study whose bound is lost.
+
+        Raises:
+            StudyStoreError: 0.2.0 began the study, and it keeps a metric.
+        """
+        if self.bound == "lost":
+            raise StudyStoreError(
+                f"{self.study}: an older version bounded its losses by an EMA* that it did not store, so the study can "
+                "be read, but not continued. Give the new one another name: lcsc run FILE name=..."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +142,8 @@ class Resolved:
         plan: the specification, with the stored study's workers if the study file does not name any.
         state: ``finished`` if neither the search nor the report has anything left to do.
         stored: the study's attributes in the database; ``None`` if it is new.
+        penalty: for a kept metric.
+        fingerprint: of the code that would run, as far as it is known; of a loaded objective it is complete.
         beginning: attributes that are written once, into a new study; empty before the objective is loaded.
         following: attributes that every run writes if they have changed.
         objective: the objective, if it is loaded.
@@ -102,8 +151,10 @@ class Resolved:
     """
 
     plan: Plan
-    state: Literal["new", "unfinished", "finished"]
+    state: State
     stored: Attributes | None
+    penalty: Penalty
+    fingerprint: Mapping[str, Any]
     beginning: Attributes = dataclasses.field(default_factory=dict)
     following: Attributes = dataclasses.field(default_factory=dict)
     objective: Objective | None = None
@@ -133,49 +184,57 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     stored = studies.attributes.get(plan.name)
     plan = _continued(plan, stored)
     objective = evidence.objective
-    finished = stored is not None and is_finished(plan, stored)
-    if stored is not None and finished and objective is None:
+    study = Resolved(
+        plan=plan,
+        state=_state(plan, stored),
+        stored=stored,
+        penalty=Penalty.of(plan, stored, keeps=evidence.keeps),
+        fingerprint=evidence.fingerprint,
+        objective=objective,
+    )
+    if stored is not None and study.state == "finished" and objective is None:
         # a finished study needs no objective; its code may even be gone
-        return Resolved(plan, "finished", stored, notices=_since_finished(plan, stored, evidence))
+        return dataclasses.replace(study, notices=_since_finished(plan, stored, evidence))
     if evidence.refusal is not None:
         raise evidence.refusal
 
-    following = plan.following
-    notices: list[str] = []
+    changes: dict[str, Any] = {}
     if stored is None:
         _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
     else:
+        if study.state == "unfinished":
+            study.penalty.check_bound()
         current = _completed(evidence, stored)
-        if not finished:
-            check_stored_bound(plan, stored, objective)
-        accepted = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
-        if accepted:
-            following |= accepted
-            notices.append(f"{plan.name}: continues with changes: {accepted['changes'][-1]['changed']}")
+        changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
 
     plan.check_devices()
     if objective is None:
         plan.check_gradient(evidence.why_no_gradient)
     else:
         plan.check(objective)
+
+    notices: list[str] = []
     if stored is not None:
-        state: Literal["unfinished", "finished"] = "finished" if finished else "unfinished"
-        return Resolved(plan, state, stored, {}, following, objective, tuple(notices))
+        if changes:
+            notices.append(f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}")
+        return dataclasses.replace(study, following={**plan.following, **changes}, notices=tuple(notices))
+
     plan.check_report(evidence.why_no_report)
-    if has_own_bound(plan.optimizer.name) and _keeps(plan, objective):
-        notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     beginning: dict[str, Any] = {}
+    if study.penalty.bound == "measured":
+        notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
-        beginning = plan.beginning(objective)
-        beginning["fingerprint"] = evidence.fingerprint
-        beginning["checkpoints"] = None
-        beginning[KEPT_BOUND] = None
+        beginning = {**plan.beginning(objective), "fingerprint": evidence.fingerprint}
         notices += plan.advice(objective)
-        trajectory = objective.trajectory
-        if isinstance(trajectory, Trajectory):
-            beginning["checkpoints"] = trajectory.sha256
-            notices += trajectory.identical()
-    return Resolved(plan, "new", None, beginning, following, objective, tuple(notices))
+    return dataclasses.replace(study, beginning=beginning, following=plan.following, notices=tuple(notices))
+
+
+def _state(plan: Plan, stored: Attributes | None) -> State:
+    if stored is None:
+        return "new"
+    if is_finished(plan, stored):
+        return "finished"
+    return "unfinished"
 
 
 def is_searched(plan: Plan, stored: Attributes) -> bool:
@@ -225,32 +284,6 @@ def _continued(plan: Plan, stored: Attributes | None) -> Plan:
     if changed:
         raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
     return plan
-
-
-def check_stored_bound(plan: Plan, stored: Attributes, objective: Objective | None) -> None:
-    """Refuse to add losses to a study whose losses had a penalty, but no stored bound.
-
-    Args:
-        plan: of the study.
-        stored: its attributes.
-        objective: once it is loaded.
-
-    Raises:
-        StudyStoreError: 0.2.0 began the study, and it keeps a metric.
-    """
-    if KEPT_BOUND in stored or plan.optimizer.name in BASELINES or not _keeps(plan, objective):
-        return
-    raise StudyStoreError(
-        f"{plan.name}: an older version bounded its losses by an EMA* that it did not store, so the study can be read, "
-        "but not continued. Give the new one another name: lcsc run FILE name=..."
-    )
-
-
-def _keeps(plan: Plan, objective: Objective | None) -> bool:
-    """Whether the objective keeps a metric; before it is loaded, by its settings."""
-    if objective is None:
-        return bool(kept_metric(plan.specification))
-    return objective.images_for_bound > 0
 
 
 def _completed(evidence: Evidence, stored: Attributes) -> Mapping[str, Any]:

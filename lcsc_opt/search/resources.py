@@ -63,7 +63,7 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
         return Evidence({"environment": environment(), "code": {}}, refusal=error)
     digests = {name: file.sha256 for name, file in checked.code.items()}
     fingerprint = {"environment": environment(), "code": digests}
-    return Evidence(fingerprint, checked.why_no_gradient, checked.why_no_report)
+    return Evidence(fingerprint, checked.why_no_gradient, checked.why_no_report, keeps=plan.names_kept_metric)
 
 
 class ObjectiveLoader:
@@ -97,7 +97,8 @@ class ObjectiveLoader:
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
         fingerprint = {**objective.fingerprint(), "environment": environment()}
-        return Evidence(fingerprint, objective.why_no_gradient, objective=objective)
+        keeps = objective.images_for_bound > 0
+        return Evidence(fingerprint, objective.why_no_gradient, keeps=keeps, objective=objective)
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
@@ -175,22 +176,24 @@ def open_workers(
     """The study's worker processes, which start when they are first used; ``None`` if this process evaluates.
 
     Args:
-        resolved: the study.
-        objective: as this process has loaded it; workers must load the same.
+        resolved: the study; workers must load the objective that was resolved.
+        objective: as this process has loaded it.
         studies: name → attributes of all stored studies.
     """
     plan = resolved.plan
     # Workers load the checkpoints of this study, which is not stored yet if it is new.
     load = loader_of(plan, {**studies, plan.name: resolved.attributes})
     environments = worker_environments(plan)
+    expected = {name: resolved.fingerprint[name] for name in ("objective", "code")}
     if plan.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
 
-        with ray_workers(plan.ray, plan.spec.objective, objective, study=plan.directory) as pool:
+        spec = plan.spec.objective
+        with ray_workers(plan.ray, spec, objective, expected=expected, study=plan.directory) as pool:
             yield pool
     elif plan.workers == 1 and not plan.devices:
         yield None
     else:
-        pool = WorkerPool(load, plan.workers, expected=objective.fingerprint(), environments=environments)
+        pool = WorkerPool(load, plan.workers, expected=expected, environments=environments)
         with contextlib.closing(pool):
             yield pool

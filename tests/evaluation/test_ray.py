@@ -52,7 +52,8 @@ def loss_there(
     wanted: RayWorkers, spec: ObjectiveSpec, objective: Any, study: Path, meanwhile: Callable[[], object] = bool
 ) -> float:
     """What a worker of the cluster finds for the first checkpoint."""
-    with ray_workers(wanted, spec, objective, study=study) as pool:
+    expected = objective.fingerprint()
+    with ray_workers(wanted, spec, objective, expected=expected, study=study) as pool:
         meanwhile()
         return evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0))).loss
 

@@ -283,7 +283,9 @@ def test_a_budget_that_leaves_nothing_to_the_search_is_refused_before_anything_i
 def test_a_fork_has_the_bound_of_its_source_and_is_told_of_no_baseline(typed: Typed) -> None:
     [source] = run(specification())
     sampled = sampled_images()
-    typed("fork", source.name, "forked", "--optimizer", "CMA", "--budget", str(4 * IMAGES), "--storage", URL)
+    said = typed("fork", source.name, "forked", "--optimizer", "CMA", "--budget", str(4 * IMAGES), "--storage", URL)
+    assert "the first trials measure" not in said.err
+    assert "contradicted" not in said.err, "its summary is of its own trials"
     typed("resume", "forked/CMA/0", "--storage", URL)
     fork = StoredStudy.open(open_storage(URL, write=True), "forked/CMA/0")
     assert fork.attributes["kept_bound"] == source.attributes["kept_bound"]
