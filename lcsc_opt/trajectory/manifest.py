@@ -26,8 +26,20 @@ _MOST_SCALARS = 2**48  # of one tensor
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
+Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
+"""What a row is the uniform mean of: its first step, its last step, and how many checkpoints."""
+
+
 class _SavedCheckpoint(pydantic.BaseModel):
-    """One checkpoint: its training step, its row, where it came from, and the SHA-256 of the row."""
+    """One row: its training step, its place, where it came from, its SHA-256, and what it is a mean of.
+
+    Attributes:
+        step: the training step; of an interval, the last one.
+        slot: the row of ``weights.bin``.
+        source: the file that it was made from, or empty text.
+        sha256: of the bytes of the row.
+        interval: the checkpoints that the row is the mean of; ``None`` for a checkpoint in a trajectory without means.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
@@ -35,12 +47,14 @@ class _SavedCheckpoint(pydantic.BaseModel):
     slot: _Whole
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+    interval: Interval | None = None
 
 
 class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
+        format: 1, or 2 if a row says more of itself than the first format can.
         row_bytes: the bytes of a row.
         stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
         tensors: in the order of their bytes.
@@ -51,7 +65,7 @@ class Manifest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
     stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
@@ -82,7 +96,28 @@ class Manifest(pydantic.BaseModel):
             raise ValueError("two checkpoints share a slot")
         if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")
+        self._check_intervals()
         return self
+
+    def _check_intervals(self) -> None:
+        with_interval = [saved for saved in self.checkpoints if saved.interval is not None]
+        if not with_interval:
+            return
+        if len(with_interval) < len(self.checkpoints):
+            raise ValueError("means and checkpoints without an interval are mixed")
+        previous = -1
+        for saved in with_interval:
+            assert saved.interval is not None
+            first, last, count = saved.interval
+            if not previous < first <= last == saved.step or count > last - first + 1:
+                raise ValueError(f"the interval of step {saved.step} does not fit the rows around it")
+            previous = last
+
+    @property
+    def intervals(self) -> tuple[Interval, ...] | None:
+        """What each row is the mean of, ``[K]``; ``None`` if rows are checkpoints."""
+        intervals = tuple(saved.interval for saved in self.checkpoints if saved.interval is not None)
+        return intervals or None
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -112,8 +147,10 @@ class Manifest(pydantic.BaseModel):
         Raises:
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
+        needed_format = 1 if self.intervals is None else 2
+        written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:
-            pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+            pending.write_text(written.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
 
     def with_checkpoint(self, keep_last: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
         """This manifest with one more checkpoint.
