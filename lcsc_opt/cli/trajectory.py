@@ -16,10 +16,14 @@ app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", n
 _KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
 _DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits, which halves what is read."
 
+_MEANS_HELP = "Make so many rows, each the mean of the checkpoints since the row before; the last one is kept as well."
+
 
 @app.command()
 def pack(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs, or folders of checkpoints.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Files, quoted globs, folders of checkpoints, or one trajectory.")
+    ],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
     steps: Steps = None,
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
@@ -29,10 +33,12 @@ def pack(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
     dtype: Annotated[Literal["exact", "float16", "bfloat16"], typer.Option(help=_DTYPE_HELP)] = "exact",
+    means: Annotated[int | None, typer.Option(min=1, help=_MEANS_HELP)] = None,
 ) -> None:
     """Pack the checkpoints of one training run into a trajectory, a memory-mapped file from which merges are fast."""
     from lcsc_opt.checkpoints.finding import Selection
     from lcsc_opt.trajectory import packing
+    from lcsc_opt.trajectory.means import described
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
     if steps is not None:
@@ -45,9 +51,13 @@ def pack(
         selection=chosen,
         overwrite=overwrite,
         dtype=dtype,
+        means=means,
     )
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
-    say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
+    rows = f"{len(trajectory)} checkpoints"
+    if trajectory.intervals is not None:
+        rows = described(trajectory.intervals)
+    say(f"{out}: {rows}, of {trajectory.parameters:,} parameters in {size}")
 
 
 @app.command()

@@ -19,6 +19,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec
+from lcsc_opt.trajectory.means import Interval
 
 LOCK = "writer.lock"  # held by the process that writes
 _MOST_SCALARS = 2**48  # of one tensor
@@ -26,8 +27,7 @@ _MOST_SCALARS = 2**48  # of one tensor
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
-"""What a row is the uniform mean of: its first step, its last step, and how many checkpoints."""
+_Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
 
 
 class _SavedCheckpoint(pydantic.BaseModel):
@@ -47,7 +47,7 @@ class _SavedCheckpoint(pydantic.BaseModel):
     slot: _Whole
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
-    interval: Interval | None = None
+    interval: _Interval | None = None
 
 
 class Manifest(pydantic.BaseModel):

@@ -19,6 +19,7 @@ from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lo
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
+from lcsc_opt.trajectory.means import Interval
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -94,6 +95,20 @@ class MatrixWriter:
         manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
 
+    def check_kind(self, *, means: bool) -> None:
+        """Refuse means in a trajectory of checkpoints, and checkpoints in one of means.
+
+        Raises:
+            TrajectoryError: the rows that are there are of the other kind.
+        """
+        manifest = self._current()
+        if manifest is None or not manifest.checkpoints:
+            return
+        if means and manifest.intervals is None:
+            raise TrajectoryError(f"{self.path} holds checkpoints, and no means: write means to another trajectory.")
+        if not means and manifest.intervals is not None:
+            raise TrajectoryError(f"{self.path} holds means of checkpoints: write checkpoints to another trajectory.")
+
     def truncate(self, last: int) -> int:
         """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
 
@@ -140,17 +155,28 @@ class MatrixWriter:
             )
         return True
 
-    def write(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], *, source: str = "") -> None:
+    def write(
+        self,
+        step: int,
+        layout: Layout,
+        tensors: Mapping[str, Tensor],
+        *,
+        source: str = "",
+        interval: Interval | None = None,
+    ) -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
         ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
-        of a checkpoint that the manifest on the disk still names.
+        of a checkpoint that the manifest on the disk still names. With an ``interval``, the row is the mean of its
+        checkpoints, and ``step`` is the last one.
 
         Raises:
-            TrajectoryError: a weight is not finite, the step is not larger than the last one, or the disk refuses.
+            TrajectoryError: a weight is not finite, the step is not larger than the last one, the other rows are means
+                and this one is not, or the disk refuses.
         """
         is_new = self.is_new(step)
         manifest = self._current()
+        self.check_kind(means=interval is not None)
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
@@ -160,7 +186,9 @@ class MatrixWriter:
         slot = next(slot for slot in range(len(used) + 1) if slot not in used)
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
-        added = manifest.with_checkpoint(self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256)
+        added = manifest.with_checkpoint(
+            self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256, interval=interval
+        )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
     def commit(self) -> None:
@@ -209,7 +237,7 @@ class MatrixWriter:
                 for first in range(0, len(content), WRITE_BYTES):
                     piece = content[first : first + WRITE_BYTES]
                     if spec is not None and spec.merged:
-                        _check_finite(piece, spec, step, manifest.stored)
+                        check_finite(piece.view(spec.torch_dtype), spec, step, manifest.stored)
                     self._write_bytes(piece.numpy().data)
                 if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
                     _check_mergeable(spec)
@@ -249,8 +277,13 @@ def _check_same_bytes(manifest: Manifest, step: int, layout: Layout, tensors: Ma
         )
 
 
-def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
-    least, most = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite of all
+def check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
+    """Refuse NaN and infinity in a tensor that is merged, or a part of it.
+
+    Raises:
+        TrajectoryError: there is one; names the tensor and the step.
+    """
+    least, most = torch.aminmax(content)  # thirty times faster than isfinite of all
     if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
