@@ -21,9 +21,7 @@ _MEANS_HELP = "Make so many rows, each the mean of the checkpoints since the row
 
 @app.command()
 def pack(
-    checkpoints: Annotated[
-        list[Path], typer.Argument(help="Files, quoted globs, folders of checkpoints, or one trajectory.")
-    ],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs or folders, or one trajectory.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
     steps: Steps = None,
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,

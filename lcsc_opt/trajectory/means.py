@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,8 +21,8 @@ _GROUP_BYTES = 2**28  # added at once: one launch on a GPU, and so much memory w
 class RunningMean:
     """The mean of checkpoints of one layout, in float32 or float64, with one addition for each of them.
 
-    mean ← mean + (checkpoint − mean) / count, so tensors that never change keep their values. Integers, booleans and the
-    statistics of batch norm are those of the last checkpoint.
+    mean ← mean + (checkpoint − mean) / count, so tensors that never change keep their values. Integers, booleans and
+    the statistics of batch norm are those of the last checkpoint.
 
     Args:
         layout: of the checkpoints.
@@ -104,7 +105,7 @@ def split_rows(steps: Sequence[int], means: int) -> list[tuple[int, ...]]:
             "for fewer means, or select more checkpoints."
         )
     bounds = [count * row // means for row in range(means + 1)]
-    rows = [tuple(steps[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    rows = [tuple(steps[start:stop]) for start, stop in itertools.pairwise(bounds)]
     return [*rows, (steps[-1],)]
 
 
