@@ -166,6 +166,11 @@ class Manifest(pydantic.BaseModel):
         all_varying = tuple(sorted({*self.varying, *varying}))
         return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
 
+    def free_slot(self) -> int:
+        """The first slot that no row has."""
+        used = {saved.slot for saved in self.checkpoints}
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
+
     def sha256_of(self, steps: Collection[int]) -> str:
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
         return self.layout.sha256((saved.step, saved.sha256) for saved in self.checkpoints if saved.step in steps)

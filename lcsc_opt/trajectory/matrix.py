@@ -19,7 +19,7 @@ from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lo
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
-from lcsc_opt.trajectory.means import Interval
+from lcsc_opt.trajectory.means import Interval, MeanOfRows
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -66,6 +66,22 @@ class MatrixWriter:
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
     @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """What the rows are the means of, in order; empty without rows, or if they are checkpoints."""
+        manifest = self._current()
+        return () if manifest is None else manifest.intervals or ()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The notes of the trajectory; empty before the first row."""
+        manifest = self._current()
+        return {} if manifest is None else manifest.metadata
+
+    def add_metadata(self, name: str, text: str) -> None:
+        """Write a note with the next row."""
+        self._metadata[name] = text
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The steps that were written and are kept, in order."""
         manifest = self._current()
@@ -110,12 +126,13 @@ class MatrixWriter:
             raise TrajectoryError(f"{self.path} holds means of checkpoints: write checkpoints to another trajectory.")
 
     def truncate(self, last: int) -> int:
-        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
+        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were. -1 drops all.
 
         Raises:
             TrajectoryError: the disk refuses.
         """
-        last = self.whole_step(last)
+        if last != -1:
+            last = self.whole_step(last)
         manifest = self._current()
         if manifest is None:
             return 0
@@ -182,14 +199,39 @@ class MatrixWriter:
         if not is_new:
             _check_same_bytes(manifest, step, layout, tensors)
             return
-        used = {saved.slot for saved in manifest.checkpoints}
-        slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+        slot = manifest.free_slot()
         with self._as_trajectory_error():
             sha256, varying = self._write_row(step, slot, tensors, manifest)
         added = manifest.with_checkpoint(
             self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256, interval=interval
         )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
+
+    def merge_pair(self, row: int) -> None:
+        """Replace two neighbouring rows of means, from ``row``, by the mean of their checkpoints, on the disk.
+
+        The two stay until the new row is complete. All rows must have been committed.
+
+        Raises:
+            TrajectoryError: the disk refuses; then the two rows are as before.
+        """
+        manifest = self._current()
+        assert manifest is not None
+        earlier, later = manifest.checkpoints[row : row + 2]
+        assert earlier.interval is not None
+        assert later.interval is not None
+        mapped = manifest.map_rows(self.path)
+        rows = (mapped[earlier.slot], mapped[later.slot])
+        tensors = MeanOfRows(manifest.layout, rows, (earlier.interval[2], later.interval[2]))
+        slot = manifest.free_slot()
+        with self._as_trajectory_error():
+            sha256, varying = self._write_row(later.step, slot, tensors, manifest)
+        interval = (earlier.interval[0], later.interval[1], earlier.interval[2] + later.interval[2])
+        merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
+        checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
+        all_varying = tuple(sorted({*manifest.varying, *varying}))
+        self._written = manifest.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
+        self.commit()
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
