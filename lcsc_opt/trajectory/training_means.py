@@ -44,6 +44,7 @@ class MeansOfTraining:
         self._loaded: dict[str, Tensor] = {}  # a mean of the training's state, until the first checkpoint comes
         self._training = ""
         self._needed_from: list[int] = []  # the first steps of the open means of the last two states
+        self._state_additions = -1  # of the last state
         self._is_finished = False
         self._is_broken = False
 
@@ -157,7 +158,10 @@ class MeansOfTraining:
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` takes: numbers, texts, and tensors on the CPU."""
         self._begin()
-        self._needed_from = [*self._needed_from[-1:], self.windows.first]
+        is_another = self._state_additions != self.windows.additions  # one state may be asked for twice
+        if is_another:
+            self._needed_from = [*self._needed_from[-1:], self.windows.first]
+            self._state_additions = self.windows.additions
         mean = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors.items()}
         return {"training": self._training, "windows": self.windows.state(), "mean": mean}
 
@@ -194,6 +198,7 @@ class MeansOfTraining:
         self._training = training
         self._saver.add_metadata(_TRAINING, training)
         self._needed_from = [windows.first]
+        self._state_additions = windows.additions
         return dropped
 
     def _merge(self, most: int | None, *, state: int) -> None:
