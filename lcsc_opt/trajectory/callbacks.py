@@ -36,8 +36,8 @@ class TrajectorySaver:
             saver.step(step, ema_model)
         saver.close()
 
-    With ``means=32`` rows are means of checkpoints, and ``saver.finish(step, ema_model)`` comes before the end; the open
-    mean is a part of what ``save_state`` keeps.
+    With ``means=32`` rows are means of checkpoints, and ``saver.finish(step, ema_model)`` comes in place of ``close``;
+    the open mean is a part of what ``save_state`` keeps.
 
     Args:
         path: the path of the trajectory.
