@@ -13,6 +13,7 @@ from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
+from lcsc_opt.trajectory.means import described
 from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -40,6 +41,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         * ``sha256``: of the packed trajectory, else ``None``;
         * ``verified``: whether all bytes were compared with their hashes;
         * ``steps``: ``[K]``; empty if they are not known;
+        * ``rows``: in words, what the rows are: ``checkpoints``, or means of how many of them;
         * ``difference_norms``: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; empty if
           they are not packed;
         * ``warnings``: one line each.
@@ -68,6 +70,7 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
         "packed": True,
         "key": trajectory.metadata.get("key", ""),
         "checkpoints": len(trajectory),
+        "rows": "checkpoints" if trajectory.intervals is None else described(trajectory.intervals),
         "stored": trajectory.stored or EXACT,
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
@@ -94,6 +97,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         "packed": False,
         "key": first.key,
         "checkpoints": len(paths),
+        "rows": "checkpoints",
         "stored": EXACT,
         "bytes": layout.row_bytes * len(paths),
         "sha256": None,

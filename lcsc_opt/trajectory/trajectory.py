@@ -28,7 +28,7 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -67,7 +67,10 @@ class Trajectory:
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
         self.path = path
-        self.steps: tuple[int, ...] = tuple(saved.step for saved in checkpoints)
+        steps = tuple(saved.step for saved in checkpoints)
+        self.steps: tuple[int, ...] = steps
+        if manifest.intervals is not None:
+            self.steps = RowSteps(steps, [count for _, _, count in manifest.intervals])
         self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
