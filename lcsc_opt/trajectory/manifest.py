@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
-from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec
+from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
+from lcsc_opt.trajectory.int8 import Int8Layout, Int8Rows
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, INT8, Layout, PlainRows, TensorSpec
 
 LOCK = "writer.lock"  # held by the process that writes
 _MOST_SCALARS = 2**48  # of one tensor
@@ -54,10 +55,10 @@ class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
-        format: 1, or 2 if a row says more of itself than the first format can.
-        row_bytes: the bytes of a row.
+        format: 1, or 2 if rows say more of themselves than the first format can, or are int8.
+        row_bytes: the bytes of a row; of int8, of a row that is read as float32.
         stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
-        tensors: in the order of their bytes.
+        tensors: in the order of their bytes. Those that are stored as int8 are listed as the float32 that is read.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
         metadata: the writer's notes.
@@ -67,7 +68,7 @@ class Manifest(pydantic.BaseModel):
 
     format: Literal[1, 2] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
-    stored: Literal["float16", "bfloat16"] | None = None
+    stored: Literal["float16", "bfloat16", "int8"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
     checkpoints: tuple[_SavedCheckpoint, ...] = ()
@@ -77,6 +78,24 @@ class Manifest(pydantic.BaseModel):
     def layout(self) -> Layout:
         """Where the tensors lie in a row."""
         return Layout(self.tensors, self.row_bytes)
+
+    @property
+    def int8_layout(self) -> Int8Layout | None:
+        """Where the parts of a row lie that is stored as int8; ``None`` for all others."""
+        return Int8Layout.of(self.layout) if self.stored == INT8 else None
+
+    @property
+    def stored_row_bytes(self) -> int:
+        """The bytes of a row in ``weights.bin``."""
+        int8 = self.int8_layout
+        return self.row_bytes if int8 is None else int8.row_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of all checkpoints, with their mean if there is one."""
+        int8 = self.int8_layout
+        mean_bytes = 0 if int8 is None else int8.mean_bytes
+        return len(self.checkpoints) * self.stored_row_bytes + mean_bytes
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -147,7 +166,9 @@ class Manifest(pydantic.BaseModel):
         Raises:
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
-        needed_format = 1 if self.intervals is None else 2
+        needed_format = 1
+        if self.intervals is not None or self.stored == INT8:
+            needed_format = 2
         written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:
             pending.write_text(written.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
@@ -170,28 +191,39 @@ class Manifest(pydantic.BaseModel):
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
         return self.layout.sha256((saved.step, saved.sha256) for saved in self.checkpoints if saved.step in steps)
 
-    def map_rows(self, path: Path) -> Tensor:
-        """The matrix at ``path``, ``[slots, row_bytes]`` uint8, mapped read-only and shared with other processes.
+    def map_rows(self, path: Path) -> PlainRows | Int8Rows:
+        """The rows at ``path``, ``[slots, stored_row_bytes]`` uint8, mapped read-only and shared with other processes.
 
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
         slots = 1 + max((saved.slot for saved in self.checkpoints), default=-1)
-        weights = path / WEIGHTS
-        size = slots * self.row_bytes
-        try:
-            with weights.open("rb") as file:
-                file_size = file.seek(0, os.SEEK_END)
-                if file_size < size:
-                    raise TrajectoryError(
-                        f"{weights} is truncated: {file_size} bytes of {size}. Copy it or pack again."
-                    )
-                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, OverflowError) as error:
-            raise TrajectoryError(f"Cannot map {weights}: {error}.") from error
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
-            return torch.frombuffer(mapped, dtype=torch.uint8).view(slots, self.row_bytes)
+        size = slots * self.stored_row_bytes
+        matrix = map_bytes(path / WEIGHTS, size).view(slots, self.stored_row_bytes)
+        int8 = self.int8_layout
+        if int8 is None:
+            return PlainRows(matrix, self.layout)
+        mean = map_bytes(path / MEAN, int8.mean_bytes).view(torch.float32)
+        return Int8Rows(matrix, mean[: int8.columns], int8)
+
+
+def map_bytes(path: Path, size: int) -> Tensor:
+    """The first bytes of a file, ``[size]`` uint8, mapped read-only.
+
+    Raises:
+        TrajectoryError: the file is shorter, or cannot be mapped.
+    """
+    try:
+        with path.open("rb") as file:
+            file_size = file.seek(0, os.SEEK_END)
+            if file_size < size:
+                raise TrajectoryError(f"{path} is truncated: {file_size} bytes of {size}. Copy it or pack again.")
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, OverflowError) as error:
+        raise TrajectoryError(f"Cannot map {path}: {error}.") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+        return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
 def _first_line(error: pydantic.ValidationError) -> str:
@@ -205,4 +237,4 @@ def _first_line(error: pydantic.ValidationError) -> str:
 def foreign_files(path: Path) -> list[str]:
     """The names of entries that do not belong in a trajectory's folder, sorted."""
     names = [entry.name for entry in path.iterdir()]
-    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, LOCK) and not is_pending(name))
+    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, MEAN, LOCK) and not is_pending(name))
