@@ -6,28 +6,48 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, replacing, sync_folder
+from lcsc_opt.base.paths import MEAN
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
 from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.layout import Layout, stored_dtype
+from lcsc_opt.trajectory.int8 import Int8Layout
+from lcsc_opt.trajectory.layout import INT8, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest, foreign_files
-from lcsc_opt.trajectory.matrix import MatrixWriter
+from lcsc_opt.trajectory.matrix import MatrixWriter, check_finite
+from lcsc_opt.trajectory.means import Interval, RunningMean, interval_of, split_rows
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
+_IN_THE_MEAN = 16  # checkpoints at most, each of which is read once more
 _PLAN = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was made
 
 
-def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fingerprint: str) -> Trajectory:
+def pack_sources(
+    sources: Sources,
+    out: Path,
+    *,
+    key: str | None,
+    dtype: str,
+    fingerprint: str,
+    means: int | None = None,
+    packed: Trajectory | None = None,
+) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``fingerprint`` stopped.
+
+    With ``means``, so many rows are means of checkpoints, and the last checkpoint is one more row. Checkpoints that are
+    in a trajectory already are read from ``packed``.
 
     The trajectory grows in ``OUT.partial`` and gets its name when it is complete. No other process may pack to ``out``
     meanwhile.
@@ -41,16 +61,28 @@ def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fi
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    if is_packed(partial):
-        reader = _Reader(Manifest.load(partial).metadata["key"])
-        alphas = None  # they are in the metadata already
+    rows = [(step,) for step in sources] if means is None else split_rows(list(sources), means)
+    reader: _Reader | _PackedReader
+    metadata: dict[str, str] = {}
+    if packed is not None:
+        reader = _PackedReader(packed)
+        metadata |= packed.metadata
+        if not is_packed(partial):
+            check_room(out, reader.read(rows[0][0], packed.path), len(rows), dtype, what=_what(means))
+    elif is_packed(partial):
+        reader = _Reader(Manifest.load(partial).metadata["key"])  # LoRA's alphas are in the metadata already
     else:
-        reader, alphas = _begin(out, sources, key, dtype)
-    metadata = {_PLAN: fingerprint, "key": reader.key}
-    if alphas is not None:
-        metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
+        first = read_checkpoint(next(iter(sources.values())), key=key)
+        check_room(out, first, len(rows), dtype, what=_what(means))
+        reader = _Reader(first.key, first)
+        alphas = _lora_alphas(first, list(sources.values())[-1])
+        if alphas is not None:
+            metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
+    metadata |= {_PLAN: fingerprint, "key": reader.key}
+    if dtype == INT8 and not (partial / MEAN).exists():
+        _write_mean(partial, sources, reader)
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
-        _write_rows(writer, sources, reader)
+        _write_rows(writer, rows, sources, reader)
     try:
         if out.exists():
             shutil.rmtree(out)
@@ -61,13 +93,17 @@ def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fi
     return Trajectory.open(out)
 
 
-def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
+def check_room(out: Path, first: Checkpoint, rows: int, dtype: str, *, what: str = "checkpoints") -> None:
     """Say how large a trajectory will be, from its first checkpoint, or refuse; nothing is written.
 
     Raises:
         TrajectoryError: the disk does not have so much.
     """
-    needed = Layout.of(first.tensors, stored_dtype(dtype)).row_bytes * checkpoints
+    layout = Layout.of(first.tensors, stored_dtype(dtype))
+    needed = layout.row_bytes * rows
+    if dtype == INT8:
+        int8 = Int8Layout.of(layout)
+        needed = int8.row_bytes * rows + int8.mean_bytes
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
     size = tqdm.format_sizeof(needed, "B")
@@ -76,7 +112,7 @@ def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> No
             f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory needs {size}, and "
             f"{tqdm.format_sizeof(free, 'B')} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
-    notice(f"packing {checkpoints} checkpoints, once, into {out} ({size})")
+    notice(f"packing {rows} {what}, once, into {out} ({size})")
 
 
 def is_trajectory(path: Path) -> bool:
@@ -96,12 +132,8 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
         return False
 
 
-def _begin(out: Path, sources: Sources, key: str | None, dtype: str) -> tuple[_Reader, LoraAlphas | None]:
-    """Read the first checkpoint, and refuse if there is no room for all. Gives it to a reader, for the first row."""
-    paths = list(sources.values())
-    first = read_checkpoint(paths[0], key=key)
-    check_room(out, first, len(sources), dtype)
-    return _Reader(first.key, first), _lora_alphas(first, paths[-1])
+def _what(means: int | None) -> str:
+    return "checkpoints" if means is None else "rows (means, and the last checkpoint)"
 
 
 def _lora_alphas(first: Checkpoint, last: Path) -> LoraAlphas | None:
@@ -119,7 +151,7 @@ class _Reader:
         self.key = key
         self._first = first
 
-    def read(self, path: Path) -> Checkpoint:
+    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
         checkpoint = self._first
         self._first = None  # frees its memory for the next one
         if checkpoint is None:
@@ -127,21 +159,78 @@ class _Reader:
         return checkpoint
 
 
-def _write_rows(writer: MatrixWriter, sources: Sources, reader: _Reader) -> None:
+class _PackedReader:
+    """Reads checkpoints that are in a trajectory already."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.key = trajectory.metadata.get("key", "")
+        self._trajectory = trajectory
+
+    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the step tells enough
+        tensors = self._trajectory.checkpoint(self._trajectory.steps.index(step))
+        return Checkpoint(tensors, self.key, {})
+
+
+def _write_mean(partial: Path, sources: Sources, reader: _Reader | _PackedReader) -> None:
+    """Write the mean from which int8 rows deviate: of some checkpoints, evenly spaced, in float64.
+
+    More checkpoints would not make the deviations smaller.
+    """
+    steps = list(sources)
+    apart = -(-len(steps) // _IN_THE_MEAN)
+    mean: RunningMean | None = None
+    for step in steps[::apart]:
+        path = sources[step]
+        tensors = reader.read(step, path).tensors
+        try:
+            layout = Layout.of(tensors, INT8)
+            if mean is None:
+                first_layout = layout
+                mean = RunningMean(layout, dtype=torch.float64, device=CPU)
+            first_layout.check(tensors, INT8)
+            _check_all_finite(layout, tensors, step)
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{path}: {error}") from error
+        mean.add(tensors)
+    assert mean is not None
+    int8 = Int8Layout.of(first_layout)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with replacing(partial / MEAN) as pending, pending.open("xb") as file:
+            for part in int8.mean_of(mean.tensors):
+                file.write(part.numpy().data)
+    except OSError as error:
+        raise TrajectoryError(f"Cannot write to {partial}: {error.strerror}.") from error
+
+
+def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], step: int) -> None:
+    for spec in layout.tensors:
+        if spec.merged and spec.numel:
+            check_finite(tensors[spec.name], spec, step, None)
+
+
+def _write_rows(
+    writer: MatrixWriter, rows: Sequence[Sequence[int]], sources: Sources, reader: _Reader | _PackedReader
+) -> None:
     """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
     committing = Background("lcsc-commit")
-    done = len(writer.steps)
-    last_step = list(sources)[-1]
+    written = len(writer.steps)
+    are_means = len(rows) < len(sources)
     try:
-        with progress("pack", len(sources), done=done) as advance:
-            for step, path in list(sources.items())[done:]:
-                _write_row(writer, step, path, reader.read(path))
+        with progress("pack", len(sources), done=sum(map(len, rows[:written]))) as advance:
+            for steps in rows[written:]:
+                interval = interval_of(steps) if are_means else None
+                if len(steps) == 1:
+                    _write_checkpoint(writer, steps[0], sources[steps[0]], reader, interval)
+                else:
+                    layout, tensors = _mean(writer, {step: sources[step] for step in steps}, reader, advance)
+                    writer.write(steps[-1], layout, tensors, interval=interval)
                 if not committing.running:
                     committing.start(writer.commit)
-                if step == last_step:
+                if steps is rows[-1]:
                     committing.finish()
                     writer.commit()  # before the progress bar says that all is done
-                advance(note=f"step {step}")
+                advance(note=f"step {steps[-1]}")
     except BaseException as error:
         with contextlib.suppress(TrajectoryError):  # the first error says more
             committing.finish()
@@ -150,9 +239,36 @@ def _write_rows(writer: MatrixWriter, sources: Sources, reader: _Reader) -> None
         raise
 
 
-def _write_row(writer: MatrixWriter, step: int, path: Path, checkpoint: Checkpoint) -> None:
+def _mean(
+    writer: MatrixWriter, sources: Sources, reader: _Reader | _PackedReader, advance: Callable[..., object]
+) -> tuple[Layout, Mapping[str, Tensor]]:
+    """The layout of these checkpoints, and their mean, summed in float64.
+
+    The caller advances the progress by the last one.
+    """
+    mean: RunningMean | None = None
+    for step, path in sources.items():
+        tensors = reader.read(step, path).tensors
+        try:
+            layout = writer.check(tensors)
+            _check_all_finite(layout, tensors, step)
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{path}: {error}") from error
+        if mean is None:
+            mean = RunningMean(layout, dtype=torch.float64, device=CPU)
+        mean.add(tensors)
+        if mean.count < len(sources):
+            advance(note=f"step {step}")
+    assert mean is not None
+    return layout, mean.tensors
+
+
+def _write_checkpoint(
+    writer: MatrixWriter, step: int, path: Path, reader: _Reader | _PackedReader, interval: Interval | None
+) -> None:
+    tensors = reader.read(step, path).tensors
     try:
-        layout = writer.check(checkpoint.tensors)
-        writer.write(step, layout, checkpoint.tensors, source=str(path.absolute()))
+        layout = writer.check(tensors)
+        writer.write(step, layout, tensors, source=str(path.absolute()), interval=interval)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error

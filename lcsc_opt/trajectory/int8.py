@@ -20,6 +20,7 @@ from lcsc_opt.trajectory.layout import (
     BLOCK,
     INT8,
     Layout,
+    RowPart,
     Segment,
     TensorSpec,
     aligned,
@@ -29,6 +30,7 @@ from lcsc_opt.trajectory.tiles import Tile
 
 _LARGEST_CODE = 127
 _FLOAT_BYTES = 4
+_ENCODED_AT_ONCE = 2**18  # values; few enough to stay in a cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,15 @@ class Int8Layout:
         """The bytes of the mean: float32, in the order of the codes."""
         return max(self.columns * _FLOAT_BYTES, ALIGNMENT)
 
+    def mean_of(self, tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """The bytes of a mean, ``[n]`` uint8: its ``tensors`` in float32, each filled up with zeros."""
+        for name, codes in self.codes.items():
+            values = torch.zeros(codes.numel, device="cpu")
+            flat = tensors[name].reshape(-1)
+            values[: len(flat)] = flat
+            yield values.view(torch.uint8)
+        yield torch.zeros(self.mean_bytes - self.columns * _FLOAT_BYTES, dtype=torch.uint8, device="cpu")
+
     def scales(self, rows: Tensor) -> Tensor:
         """The scales ``[slots, columns / BLOCK]`` float32 in rows ``[slots, row_bytes]`` uint8; not copied."""
         stop = self.columns + self.columns // BLOCK * _FLOAT_BYTES
@@ -106,23 +117,45 @@ def dequantize(codes: Tensor, scales: Tensor, mean: Tensor) -> Tensor:
 
 
 class Encoder:
-    """Encodes the rows of a new or a growing trajectory; ``mean`` ``[columns]`` float32 stays what it is."""
+    """Encodes the rows of a trajectory whose ``mean`` is ``[columns]`` float32."""
 
     def __init__(self, layout: Int8Layout, mean: Tensor) -> None:
-        self.layout = layout
+        self._layout = layout
         self._mean = mean
 
-    def encode(self, spec: TensorSpec, content: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode a tensor that is merged, given as the bytes of its float32, ``[n]`` uint8.
+    def encode(self, spec: TensorSpec, content: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Encode a tensor that is merged, a piece at a time, from the bytes of its float32, ``[n]`` uint8.
 
-        Returns:
-            Its codes, its scales, and the bytes of the float32 that they stand for.
+        Yields:
+            Codes, scales, and the float32 values that they stand for. Those are not finite if the given ones are not,
+            or are too far from the mean.
         """
-        places = self.layout.codes[spec.name]
-        mean = self._mean[places.offset : places.end]
-        codes, scales = quantize(content.view(torch.float32), mean)
-        rounded = dequantize(codes, scales, mean)[: spec.numel]
-        return codes, scales, rounded.view(torch.uint8)
+        values = content.view(torch.float32)
+        start = self._layout.codes[spec.name].offset
+        for first in range(0, len(values), _ENCODED_AT_ONCE):
+            piece = values[first : first + _ENCODED_AT_ONCE]
+            count = -(-len(piece) // BLOCK) * BLOCK
+            mean = self._mean[start + first : start + first + count]
+            codes, scales = quantize(piece, mean)
+            yield codes, scales, dequantize(codes, scales, mean)[: len(piece)]
+
+    def rounded(self, parts: Iterable[RowPart]) -> Iterator[RowPart]:
+        """The parts of a row, with the rounded values for those that are given."""
+        for spec, content in parts:
+            if spec is None or not spec.merged:
+                yield spec, content
+            else:
+                for _, _, values in self.encode(spec, content):
+                    yield spec, values.view(torch.uint8)
+
+    def behind_codes(self, scales: Sequence[Tensor], copied: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The bytes of a row behind its codes: all scales, the tensors that are copied, and zeros up to its end."""
+        end = self._layout.columns
+        for part in (*scales, *copied):
+            content = part.view(torch.uint8)
+            end += len(content)
+            yield content
+        yield torch.zeros(self._layout.row_bytes - end, dtype=torch.uint8, device="cpu")
 
 
 class Int8Rows:

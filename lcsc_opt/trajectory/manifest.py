@@ -20,6 +20,7 @@ from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
 from lcsc_opt.trajectory.int8 import Int8Layout, Int8Rows
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, INT8, Layout, PlainRows, TensorSpec
+from lcsc_opt.trajectory.means import Interval
 
 LOCK = "writer.lock"  # held by the process that writes
 _MOST_SCALARS = 2**48  # of one tensor
@@ -27,8 +28,7 @@ _MOST_SCALARS = 2**48  # of one tensor
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
-"""What a row is the uniform mean of: its first step, its last step, and how many checkpoints."""
+_Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
 
 
 class _SavedCheckpoint(pydantic.BaseModel):
@@ -48,7 +48,7 @@ class _SavedCheckpoint(pydantic.BaseModel):
     slot: _Whole
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
-    interval: Interval | None = None
+    interval: _Interval | None = None
 
 
 class Manifest(pydantic.BaseModel):
@@ -203,8 +203,16 @@ class Manifest(pydantic.BaseModel):
         int8 = self.int8_layout
         if int8 is None:
             return PlainRows(matrix, self.layout)
-        mean = map_bytes(path / MEAN, int8.mean_bytes).view(torch.float32)
-        return Int8Rows(matrix, mean[: int8.columns], int8)
+        return Int8Rows(matrix, map_mean(path, int8), int8)
+
+
+def map_mean(path: Path, layout: Int8Layout) -> Tensor:
+    """The mean of the rows at ``path``, ``[columns]`` float32, mapped.
+
+    Raises:
+        TrajectoryError: it is not there, or too short.
+    """
+    return map_bytes(path / MEAN, layout.mean_bytes).view(torch.float32)[: layout.columns]
 
 
 def map_bytes(path: Path, size: int) -> Tensor:

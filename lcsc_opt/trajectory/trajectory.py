@@ -47,6 +47,8 @@ class Trajectory:
         path: the path of its folder.
         steps: the training step of each checkpoint, ``[K]``, strictly increasing.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
+        intervals: of a trajectory of means, the checkpoints that each row is the mean of, ``[K]``: first step, last
+            step, and how many; ``None`` where rows are checkpoints.
         checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
         sha256: the SHA-256 of names, shapes, dtypes, steps and the bytes of all rows.
         tensors: the tensors of every checkpoint, in the order of their bytes.
@@ -66,6 +68,7 @@ class Trajectory:
         checkpoints = manifest.checkpoints
         self.path = path
         self.steps: tuple[int, ...] = tuple(saved.step for saved in checkpoints)
+        self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
