@@ -49,7 +49,8 @@ def pack(
         key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
         selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
-        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
+        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights; ``int8`` rounds
+            their deviations from a mean, for which some of the checkpoints are read twice.
         means: how many rows are uniform means of the checkpoints since the row before; the last checkpoint is one more
             row. ``None`` makes a row of each checkpoint.
 

@@ -192,9 +192,7 @@ class Trajectory:
         slot = self._merger.slots[index]
         widened = self.stored is not None
         with self._unchanged():
-            return {
-                spec.name: spec.copy_from(self._rows.content(slot, spec), widened=widened) for spec in self.tensors
-            }
+            return {spec.name: spec.copy_from(self._rows.content(slot, spec), widened=widened) for spec in self.tensors}
 
     @property
     def layout(self) -> Layout:
