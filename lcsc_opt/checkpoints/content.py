@@ -47,6 +47,12 @@ class Content:
                 return value
         return None
 
+    @property
+    def is_post_hoc_ema(self) -> bool:
+        """Whether it is an average of ema-pytorch's PostHocEMA, all of whose entries have the dtype of the weights."""
+        entries = _entries(self._value) or {}
+        return "initted" in entries and isinstance(entries.get("step"), TensorRef)
+
     def guess(self) -> str:
         """The key of the state dict: ``""`` when all entries are tensors, else the first usual key that has tensors.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
+from lcsc_opt.cli.options import Output, Steps, Widths, assignments, in_order_of
 from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
@@ -33,6 +33,7 @@ def pack(
         Literal["exact", "float16", "bfloat16", "int8"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
     ] = "exact",
     means: Annotated[int | None, typer.Option(min=1, help=_MEANS_HELP)] = None,
+    widths: Widths = None,
 ) -> None:
     """Pack the checkpoints of one training run into a trajectory, a memory-mapped file from which merges are fast."""
     from lcsc_opt.checkpoints.finding import Selection
@@ -51,6 +52,7 @@ def pack(
         overwrite=overwrite,
         dtype=dtype,
         means=means,
+        widths=widths,
     )
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
     rows = f"{len(trajectory)} checkpoints"

@@ -208,4 +208,3 @@ def _solved(rows: Profiles, products: _Array) -> _Array:
         solution[row] = (right[row] - known) / matrix[row, row]
     coefficients = solution / lengths
     return np.asarray(coefficients / coefficients.sum())
-

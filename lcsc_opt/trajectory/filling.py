@@ -21,6 +21,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
+from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.int8 import Int8Layout
 from lcsc_opt.trajectory.layout import INT8, Layout, stored_dtype
@@ -61,7 +62,9 @@ def pack_sources(
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    rows = [(step,) for step in sources] if means is None else split_rows(list(sources), means)
+    rows = [(row,) for row in sources]
+    if means is not None:
+        rows = [tuple(map(Row, steps)) for steps in split_rows([row.step for row in sources], means)]
     reader: _Reader | _PackedReader
     metadata: dict[str, str] = {}
     if packed is not None:
@@ -151,7 +154,7 @@ class _Reader:
         self.key = key
         self._first = first
 
-    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
+    def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
         checkpoint = self._first
         self._first = None  # frees its memory for the next one
         if checkpoint is None:
@@ -166,8 +169,8 @@ class _PackedReader:
         self.key = trajectory.metadata.get("key", "")
         self._trajectory = trajectory
 
-    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the step tells enough
-        tensors = self._trajectory.checkpoint(self._trajectory.steps.index(step))
+    def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the row tells enough
+        tensors = self._trajectory.checkpoint(self._trajectory.rows.index(row))
         return Checkpoint(tensors, self.key, {})
 
 
@@ -176,19 +179,19 @@ def _write_mean(partial: Path, sources: Sources, reader: _Reader | _PackedReader
 
     More checkpoints would not make the deviations smaller.
     """
-    steps = list(sources)
-    apart = -(-len(steps) // _IN_THE_MEAN)
+    rows = list(sources)
+    apart = -(-len(rows) // _IN_THE_MEAN)
     mean: RunningMean | None = None
-    for step in steps[::apart]:
-        path = sources[step]
-        tensors = reader.read(step, path).tensors
+    for row in rows[::apart]:
+        path = sources[row]
+        tensors = reader.read(row, path).tensors
         try:
             layout = Layout.of(tensors, INT8)
             if mean is None:
                 first_layout = layout
                 mean = RunningMean(layout, dtype=torch.float64, device=CPU)
             first_layout.check(tensors, INT8)
-            _check_all_finite(layout, tensors, step)
+            _check_all_finite(layout, tensors, row.step)
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}: {error}") from error
         mean.add(tensors)
@@ -210,7 +213,7 @@ def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], step: int) 
 
 
 def _write_rows(
-    writer: MatrixWriter, rows: Sequence[Sequence[int]], sources: Sources, reader: _Reader | _PackedReader
+    writer: MatrixWriter, rows: Sequence[Sequence[Row]], sources: Sources, reader: _Reader | _PackedReader
 ) -> None:
     """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
     committing = Background("lcsc-commit")
@@ -218,19 +221,20 @@ def _write_rows(
     are_means = len(rows) < len(sources)
     try:
         with progress("pack", len(sources), done=sum(map(len, rows[:written]))) as advance:
-            for steps in rows[written:]:
-                interval = interval_of(steps) if are_means else None
-                if len(steps) == 1:
-                    _write_checkpoint(writer, steps[0], sources[steps[0]], reader, interval)
+            for averaged in rows[written:]:
+                last = averaged[-1]
+                interval = interval_of([row.step for row in averaged]) if are_means else None
+                if len(averaged) == 1:
+                    _write_checkpoint(writer, last, sources[last], reader, interval)
                 else:
-                    layout, tensors = _mean(writer, {step: sources[step] for step in steps}, reader, advance)
-                    writer.write(steps[-1], layout, tensors, interval=interval)
+                    layout, tensors = _mean(writer, {row: sources[row] for row in averaged}, reader, advance)
+                    writer.write(last, layout, tensors, interval=interval)
                 if not committing.running:
                     committing.start(writer.commit)
-                if steps is rows[-1]:
+                if averaged is rows[-1]:
                     committing.finish()
                     writer.commit()  # before the progress bar says that all is done
-                advance(note=f"step {steps[-1]}")
+                advance(note=str(last))
     except BaseException as error:
         with contextlib.suppress(TrajectoryError):  # the first error says more
             committing.finish()
@@ -247,28 +251,28 @@ def _mean(
     The caller advances the progress by the last one.
     """
     mean: RunningMean | None = None
-    for step, path in sources.items():
-        tensors = reader.read(step, path).tensors
+    for row, path in sources.items():
+        tensors = reader.read(row, path).tensors
         try:
             layout = writer.check(tensors)
-            _check_all_finite(layout, tensors, step)
+            _check_all_finite(layout, tensors, row.step)
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}: {error}") from error
         if mean is None:
             mean = RunningMean(layout, dtype=torch.float64, device=CPU)
         mean.add(tensors)
         if mean.count < len(sources):
-            advance(note=f"step {step}")
+            advance(note=str(row))
     assert mean is not None
     return layout, mean.tensors
 
 
 def _write_checkpoint(
-    writer: MatrixWriter, step: int, path: Path, reader: _Reader | _PackedReader, interval: Interval | None
+    writer: MatrixWriter, row: Row, path: Path, reader: _Reader | _PackedReader, interval: Interval | None
 ) -> None:
-    tensors = reader.read(step, path).tensors
+    tensors = reader.read(row, path).tensors
     try:
         layout = writer.check(tensors)
-        writer.write(step, layout, tensors, source=str(path.absolute()), interval=interval)
+        writer.write(row, layout, tensors, source=str(path.absolute()), interval=interval)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error

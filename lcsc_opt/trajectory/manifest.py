@@ -15,9 +15,10 @@ import pydantic
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
+from lcsc_opt.coefficients.rows import Row, check_width
 from lcsc_opt.trajectory.int8 import Int8Layout, Int8Rows
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, INT8, Layout, PlainRows, TensorSpec
 from lcsc_opt.trajectory.means import Interval
@@ -40,6 +41,8 @@ class _SavedCheckpoint(pydantic.BaseModel):
         source: the file that it was made from, or empty text.
         sha256: of the bytes of the row.
         interval: the checkpoints that the row is the mean of; ``None`` for a checkpoint in a trajectory without means.
+        width: of an average over the training up to the step, ``sigma_rel`` of its power-function profile; ``None`` for
+            the weights of the step.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
@@ -49,6 +52,12 @@ class _SavedCheckpoint(pydantic.BaseModel):
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
     interval: _Interval | None = None
+    width: float | None = None
+
+    @property
+    def row(self) -> Row:
+        """Its step and width."""
+        return Row(self.step, self.width or 0.0)
 
 
 class Manifest(pydantic.BaseModel):
@@ -113,8 +122,15 @@ class Manifest(pydantic.BaseModel):
         slots = {saved.slot for saved in self.checkpoints}
         if len(slots) < len(self.checkpoints):
             raise ValueError("two checkpoints share a slot")
-        if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.rows)):
             raise ValueError("steps do not increase")
+        try:
+            for row in self.rows:
+                check_width(row)
+        except StudySpecError as error:
+            raise ValueError(str(error)) from error
+        if self.intervals is not None and any(row.width for row in self.rows):
+            raise ValueError("means of checkpoints have no widths")
         self._check_intervals()
         return self
 
@@ -131,6 +147,11 @@ class Manifest(pydantic.BaseModel):
             if not previous < first <= last == saved.step or count > last - first + 1:
                 raise ValueError(f"the interval of step {saved.step} does not fit the rows around it")
             previous = last
+
+    @property
+    def rows(self) -> list[Row]:
+        """The step and the width of each row, ``[K]``."""
+        return [saved.row for saved in self.checkpoints]
 
     @property
     def intervals(self) -> tuple[Interval, ...] | None:
@@ -167,7 +188,7 @@ class Manifest(pydantic.BaseModel):
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
         needed_format = 1
-        if self.intervals is not None or self.stored == INT8:
+        if self.intervals is not None or self.stored == INT8 or any(row.width for row in self.rows):
             needed_format = 2
         written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:
@@ -186,6 +207,11 @@ class Manifest(pydantic.BaseModel):
             checkpoints = checkpoints[-keep_last:]
         all_varying = tuple(sorted({*self.varying, *varying}))
         return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
+
+    def free_slot(self) -> int:
+        """The first slot that no row has."""
+        used = {saved.slot for saved in self.checkpoints}
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
 
     def sha256_of(self, steps: Collection[int]) -> str:
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
 from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
+from lcsc_opt.coefficients.rows import Row, check_width
 from lcsc_opt.trajectory.int8 import Encoder
 from lcsc_opt.trajectory.layout import EXACT, INT8, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files, map_mean
-from lcsc_opt.trajectory.means import Interval
+from lcsc_opt.trajectory.means import Interval, MeanOfRows
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -74,6 +75,22 @@ class MatrixWriter:
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
     @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """What the rows are the means of, in order; empty without rows, or if they are checkpoints."""
+        manifest = self._current()
+        return () if manifest is None else manifest.intervals or ()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The notes of the trajectory; empty before the first row."""
+        manifest = self._current()
+        return {} if manifest is None else manifest.metadata
+
+    def add_metadata(self, name: str, text: str) -> None:
+        """Write a note with the next row."""
+        self._metadata[name] = text
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The steps that were written and are kept, in order."""
         manifest = self._current()
@@ -118,12 +135,13 @@ class MatrixWriter:
             raise TrajectoryError(f"{self.path} holds means of checkpoints: write checkpoints to another trajectory.")
 
     def truncate(self, last: int) -> int:
-        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
+        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were. -1 drops all.
 
         Raises:
             TrajectoryError: the disk refuses.
         """
-        last = self.whole_step(last)
+        if last != -1:
+            last = self.whole_step(last)
         manifest = self._current()
         if manifest is None:
             return 0
@@ -146,43 +164,49 @@ class MatrixWriter:
             raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
         return number
 
-    def is_new(self, step: int) -> bool:
-        """Whether ``step`` comes after all saved ones; False when it is one of them.
+    def is_new(self, row: Row) -> bool:
+        """Whether a row comes after all saved ones; False when it is one of them.
 
         Raises:
-            TrajectoryError: it lies between saved steps, or is no step at all.
+            TrajectoryError: it lies between saved rows, is of no step at all, or has a width that cannot be.
         """
-        step = self.whole_step(step)
-        steps = self.steps
-        if step in steps:
+        self.whole_step(row.step)
+        try:
+            check_width(row)
+        except StudySpecError as error:
+            raise TrajectoryError(f"{error}.") from error
+        manifest = self._current()
+        rows = [] if manifest is None else manifest.rows
+        if row in rows:
             return False
-        if steps and step < steps[-1]:
+        if rows and row < rows[-1]:
+            order = "steps have to increase" if row.step < rows[-1].step else "widths of one step have to increase"
             raise TrajectoryError(
-                f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
-                "to continue training from an earlier step."
+                f"{str(row).capitalize()} comes after {rows[-1]}; {order}: open the writer with resume=STEP to "
+                "continue training from an earlier step."
             )
         return True
 
     def write(
         self,
-        step: int,
+        row: Row,
         layout: Layout,
         tensors: Mapping[str, Tensor],
         *,
         source: str = "",
         interval: Interval | None = None,
     ) -> None:
-        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
+        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its row is saved with the same bytes.
 
         ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
         of a checkpoint that the manifest on the disk still names. With an ``interval``, the row is the mean of its
-        checkpoints, and ``step`` is the last one.
+        checkpoints, and its step is the last one.
 
         Raises:
-            TrajectoryError: a weight is not finite, the step is not larger than the last one, the other rows are means
+            TrajectoryError: a weight is not finite, the row does not come after the last one, the other rows are means
                 and this one is not, or the disk refuses.
         """
-        is_new = self.is_new(step)
+        is_new = self.is_new(row)
         manifest = self._current()
         self.check_kind(means=interval is not None)
         if manifest is None:
@@ -191,19 +215,48 @@ class MatrixWriter:
             parts = layout.row_parts(tensors)
             if manifest.stored == INT8:
                 parts = self._encoder(manifest).rounded(parts)
-            _check_same_bytes(manifest, step, parts)
+            _check_same_bytes(manifest, row, parts)
             return
-        used = {saved.slot for saved in manifest.checkpoints}
-        slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+        slot = manifest.free_slot()
         with self._as_trajectory_error():
-            if manifest.stored == INT8:
-                sha256, varying = self._write_int8_row(step, slot, tensors, manifest)
-            else:
-                sha256, varying = self._write_row(step, slot, tensors, manifest)
+            sha256, varying = self._write_row(row.step, slot, tensors, manifest)
         added = manifest.with_checkpoint(
-            self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256, interval=interval
+            self._keep_last,
+            varying,
+            step=row.step,
+            width=row.width or None,
+            slot=slot,
+            source=source,
+            sha256=sha256,
+            interval=interval,
         )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
+
+    def merge_pair(self, row: int) -> None:
+        """Replace two neighbouring rows of means, from ``row``, by the mean of their checkpoints, on the disk.
+
+        The two stay until the new row is complete. All rows must have been committed.
+
+        Raises:
+            TrajectoryError: the disk refuses; then the two rows are as before.
+        """
+        manifest = self._current()
+        assert manifest is not None
+        earlier, later = manifest.checkpoints[row : row + 2]
+        assert earlier.interval is not None
+        assert later.interval is not None
+        content = manifest.map_rows(self.path).content
+        rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
+        tensors = MeanOfRows(manifest.layout, rows, (earlier.interval[2], later.interval[2]))
+        slot = manifest.free_slot()
+        with self._as_trajectory_error():
+            sha256, varying = self._write_row(later.step, slot, tensors, manifest)
+        interval = (earlier.interval[0], later.interval[1], earlier.interval[2] + later.interval[2])
+        merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
+        checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
+        all_varying = tuple(sorted({*manifest.varying, *varying}))
+        self._written = manifest.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
+        self.commit()
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
@@ -239,6 +292,8 @@ class MatrixWriter:
         Returns:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
+        if manifest.stored == INT8:
+            return self._write_int8_row(step, slot, tensors, manifest)
         digest = hashlib.sha256()
         varying: list[str] = []
         last_row = self._last_row(manifest)
@@ -321,15 +376,15 @@ class MatrixWriter:
             raise TrajectoryError(f"{message}.") from error
 
 
-def _check_same_bytes(manifest: Manifest, step: int, parts: Iterable[RowPart]) -> None:
-    """Refuse other weights for a step that is saved."""
+def _check_same_bytes(manifest: Manifest, row: Row, parts: Iterable[RowPart]) -> None:
+    """Refuse other weights for a row that is saved."""
     digest = hashlib.sha256()
     for _, content in parts:
         digest.update(content.numpy().data)
-    [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
+    [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
     if digest.hexdigest() != saved.sha256:
         raise TrajectoryError(
-            f"Step {step} is saved already, with other weights: open the writer with resume=STEP to continue "
+            f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to continue "
             "training from an earlier step, or write the new run to another trajectory."
         )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import Layout
+from lcsc_opt.trajectory.layout import Layout, TensorSpec
 
 Interval = tuple[int, int, int]
 """What a row is the uniform mean of: its first step, its last step, and how many checkpoints."""
@@ -41,14 +41,15 @@ class RunningMean:
         self._copied = tuple(spec for spec in layout.tensors if not spec.merged or _is_statistic(spec.name))
         self._dtype = dtype
         self._device = device
+        self._is_placed = False
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Add the next checkpoint."""
+        if not self._is_placed:
+            self._place(tensors)
         self.count += 1
-        if not self.tensors:
-            self._allocate(tensors)
         for spec in self._copied:
             self.tensors[spec.name].copy_(tensors[spec.name].detach())
         names = [spec.name for spec in self._averaged]
@@ -64,7 +65,10 @@ class RunningMean:
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def without(self, last: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of all but the checkpoint that was added last, of two or more: name → tensor."""
+        """The mean of all but the checkpoint that was added last, of two or more: name → tensor.
+
+        What is not averaged is still that of the last one.
+        """
         tensors = dict(self.tensors)
         for spec in self._averaged:
             mean = self.tensors[spec.name].double()
@@ -75,19 +79,25 @@ class RunningMean:
         """Begin the next mean, in the same memory."""
         self.count = 0
 
-    def load(self, tensors: Mapping[str, Tensor], count: int, devices: Mapping[str, torch.device]) -> None:
-        """Continue a mean that was saved: its ``tensors``, on ``devices``."""
+    def load(self, tensors: Mapping[str, Tensor], count: int) -> None:
+        """Continue a mean that was saved."""
         self.count = count
-        self.tensors = {name: tensor.clone().to(devices[name]) for name, tensor in tensors.items()}
+        self.tensors = dict(tensors)
 
-    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
-        for spec in (*self._averaged, *self._copied):
-            tensor = tensors[spec.name]
+    def _place(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the memory of the sums, with what was loaded in it."""
+        loaded = self.tensors
+        self.tensors = {}
+        averaged = {spec.name for spec in self._averaged}
+        for name in (*averaged, *(spec.name for spec in self._copied)):
+            tensor = tensors[name]
             dtype = tensor.dtype
-            if spec in self._averaged and dtype != torch.float64:
+            if name in averaged and dtype != torch.float64:
                 dtype = self._dtype
-            device = self._device or tensor.device
-            self.tensors[spec.name] = torch.empty(tensor.shape, dtype=dtype, device=device)
+            self.tensors[name] = torch.empty(tensor.shape, dtype=dtype, device=self._device or tensor.device)
+            if name in loaded:
+                self.tensors[name].copy_(loaded[name])
+        self._is_placed = True
 
 
 def split_rows(steps: Sequence[int], means: int) -> list[tuple[int, ...]]:
@@ -123,6 +133,36 @@ def described(intervals: Sequence[Interval]) -> str:
     number = len(others) if is_checkpoint else len(intervals)
     text = f"{number} means of {shown} checkpoints each"
     return f"{text}, and the last checkpoint" if is_checkpoint else text
+
+
+class MeanOfRows(Mapping[str, Tensor]):
+    """Two rows of a layout → the mean of their checkpoints, one tensor at a time.
+
+    Args:
+        layout: of the rows.
+        rows: the bytes of a tensor in each of the two, the earlier one first.
+        counts: how many checkpoints each row is the mean of.
+    """
+
+    def __init__(self, layout: Layout, rows: Sequence[Callable[[TensorSpec], Tensor]], counts: Sequence[int]) -> None:
+        self._specs = {spec.name: spec for spec in layout.tensors}
+        self._rows = rows
+        self._share = counts[1] / sum(counts)  # of the later one
+
+    def __getitem__(self, name: str) -> Tensor:
+        spec = self._specs[name]
+        later = spec.copy_from(self._rows[1](spec), widened=False)
+        if not spec.merged or _is_statistic(name):
+            return later
+        wide = torch.float64 if spec.dtype in ("float32", "float64") else torch.float32
+        earlier = spec.copy_from(self._rows[0](spec), widened=False).to(wide)
+        return earlier.lerp_(later.to(wide), self._share).to(spec.torch_dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 def _groups(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[list[str]]:

@@ -88,7 +88,7 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
         saver.step(step, model)
         if step == SAVED_AT:
             accelerator.save_state(str(folder / "kept"))
-    saver.close()
+    saver.finish(STEPS, model)
     accelerator.end_training()
 
 
@@ -158,6 +158,35 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     assert Trajectory.open(died / "run.trajectory").steps == (2,)
     train(died, None, False, resume="restart")
     assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("train", [lightning, accelerate, transformers])
+def test_means_of_a_training_that_dies_and_goes_on_are_those_of_one_that_did_not(tmp_path: Path, train: Train) -> None:
+    train(tmp_path / "uninterrupted", None, False, means=2)
+    died = tmp_path / "died"
+    with pytest.raises(DiedError):
+        train(died, DIES_AT, False, means=2)
+    train(died, None, True, means=2)
+    expected = Trajectory.open(tmp_path / "uninterrupted" / "run.trajectory")
+    continued = Trajectory.open(died / "run.trajectory")
+    assert continued.intervals is not None
+    assert continued.intervals[-2:] == ((6, 8, 2), (10, 10, 1)), "rows before the last state may still be needed"
+    assert sum(count for _, _, count in continued.intervals) == STEPS // 2
+    assert continued.intervals == expected.intervals
+    assert continued.sha256 == expected.sha256
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_means_of_a_training_that_goes_on_without_its_open_mean_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiedError):
+        transformers(tmp_path, DIES_AT, False, means=2)
+    sha256 = Trajectory.open(tmp_path / "run.trajectory").sha256
+    for file in (tmp_path / "run.trajectory.means").iterdir():
+        file.unlink()
+    with pytest.raises(TrajectoryError, match="holds means already: load the training's state"):
+        transformers(tmp_path, None, True, means=2)
+    assert Trajectory.open(tmp_path / "run.trajectory").sha256 == sha256
 
 
 @pytest.mark.parametrize("main", [True, False])

@@ -37,14 +37,18 @@ def expected_mean(steps):
     return row
 
 
-def assert_is_mean(trajectory, index, steps):
+def assert_is_mean(trajectory, index, steps, *, copied_from=None):
     row = trajectory.checkpoint(index)
     expected = expected_mean(steps)
+    if copied_from is not None:
+        expected = {**with_statistics(copied_from), **{name: expected[name] for name in COMBINED}}
     assert row.keys() == expected.keys()
     for name, tensor in row.items():
         assert tensor.dtype == expected[name].dtype
-        if name in COMBINED:
-            torch.testing.assert_close(tensor, expected[name])
+        if name in COMBINED and tensor.dtype == torch.bfloat16:  # rounded again whenever a training merges two rows
+            torch.testing.assert_close(tensor, expected[name], atol=0.02, rtol=0.02)
+        elif name in COMBINED:
+            torch.testing.assert_close(tensor, expected[name], atol=1e-3 if name == "half" else 1e-5, rtol=1e-5)
         else:
             assert torch.equal(tensor, expected[name])
 

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.coefficients.rows import RowSteps
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import improvements
@@ -221,7 +222,12 @@ def _coefficient_title(study: StudyHistory, *, is_mean: bool) -> str:
 
 
 def _is_irregular(steps: Sequence[int]) -> bool:
-    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step."""
+    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step.
+
+    Never where a step is there with several widths: such a row stands for no interval.
+    """
+    if isinstance(steps, RowSteps):
+        return False
     intervals = np.diff(steps)
     return len(intervals) > 0 and bool(intervals.max() > _IRREGULAR * intervals.min())
 
