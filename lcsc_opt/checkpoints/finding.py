@@ -177,7 +177,7 @@ def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Pa
         globs = sorted({_glob_of(path) for path in paths})
         choices = " or ".join(globs[:_MOST_SERIES_NAMED])
         raise TrajectoryError(
-            f"{place} holds several series of checkpoints: {named}. Choose one: {choices}{_about_widths(paths)}"
+            f"{place} holds several series of checkpoints: {named}. {_about_widths(paths)}Choose one: {choices}"
         )
     return sorted(paths, key=natural_order)
 
@@ -186,7 +186,7 @@ def _about_widths(paths: Sequence[Path]) -> str:
     """What to do with the averages of ema-pytorch's PostHocEMA, whose files do not tell their widths."""
     if not all(is_post_hoc_ema(path) for path in paths):
         return ""
-    return "; or, if these are ema-pytorch's averages, pack all of them with --widths SIGMA_REL,SIGMA_REL"
+    return "Averages of ema-pytorch are packed together with --widths SIGMA_REL,SIGMA_REL. "
 
 
 def _glob_of(path: Path) -> str:

@@ -136,7 +136,7 @@ class Profiles(NamedTuple):
         at_high = _height(first, high) * _height(others, high) * high / total
         with np.errstate(divide="ignore", invalid="ignore"):
             below = np.where(low < high, np.power(low / high, total), 1.0)
-        return at_high * (1 - below)
+        return np.asarray(at_high * (1 - below))
 
     def times_exponential(self, rate: float, end: float) -> _Array:
         """Inner products ``[N]`` with an exponential moving average of this rate per step up to the step ``end``.

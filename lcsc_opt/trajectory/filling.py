@@ -62,7 +62,7 @@ def pack_sources(
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    rows = [(row,) for row in sources]
+    rows: list[tuple[Row, ...]] = [(row,) for row in sources]
     if means is not None:
         rows = [tuple(map(Row, steps)) for steps in split_rows([row.step for row in sources], means)]
     reader: _Reader | _PackedReader

@@ -384,8 +384,8 @@ def _check_same_bytes(manifest: Manifest, row: Row, parts: Iterable[RowPart]) ->
     [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
     if digest.hexdigest() != saved.sha256:
         raise TrajectoryError(
-            f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to continue "
-            "training from an earlier step, or write the new run to another trajectory."
+            f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to "
+            "continue training from an earlier step, or write the new run to another trajectory."
         )
 
 
