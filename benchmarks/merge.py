@@ -264,7 +264,8 @@ def digits() -> dict[str, dict[str, float]]:
             size = objective.trajectory.nbytes / exact.nbytes
             searched = float(held_out_fid(objective, follow_gradient(objective)).mean())
             print(
-                f"{dtype:9s} {size:.3f} of the bytes  FID {fid.mean():.4f}  {change:+.4%}; searched on it {searched:.4f}",
+                f"{dtype:9s} {size:.3f} of the bytes  FID {fid.mean():.4f}  {change:+.4%}; "
+                f"searched on it {searched:.4f}",
                 flush=True,
             )
             results[dtype] = {"bytes": size, "fid": float(fid.mean()), "fid_change": change, "searched_fid": searched}
