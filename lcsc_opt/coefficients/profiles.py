@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.rows import (
     LARGEST_SIGMA_REL,
-    RowSteps,
+    AverageSteps,
     nearest_exponential,
     nearest_power,
     power_exponent,
@@ -44,7 +44,7 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     checked = tuple(int(step) for step in steps)
     if len(checked) < 2:
         raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         return steps
     previous = -1
     for index, step in enumerate(checked):
@@ -70,7 +70,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     """
     if not 0 <= rate < 1:
         raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         if rate == 0:
             return decay_coefficients(len(steps), 1)
         return close_sum(nearest_exponential(steps, rate))
@@ -87,7 +87,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    if isinstance(steps, RowSteps) and rates is None:
+    if isinstance(steps, AverageSteps) and rates is None:
         averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
     else:
         averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
@@ -139,7 +139,7 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         return f"average of {count}"
     if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt"), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         for sigma_rel in POWER_EMA_SIGMAS:
             if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
                 return f"power EMA {sigma_rel:g}"
@@ -173,7 +173,7 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
         raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         return close_sum(nearest_power(steps, sigma_rel))
     exponent = power_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
@@ -194,7 +194,7 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
     count = len(steps) - 1
-    if isinstance(steps, RowSteps):  # averages reach back to the beginning
+    if isinstance(steps, AverageSteps):  # averages reach back to the beginning
         window = steps[-1]
         count = len(set(steps))
     interval = window / count
@@ -305,7 +305,7 @@ def default_origin(steps: Sequence[int]) -> Coefficients:
 
     Of rows that are averages with a width, the middle one of EDM2's widths.
     """
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         return power_ema_coefficients(steps, POWER_EMA_SIGMAS[len(POWER_EMA_SIGMAS) // 2])
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])

@@ -39,7 +39,7 @@ class Row(NamedTuple):
         return f"step {self.step}, width {self.width:g}" if self.width else f"step {self.step}"
 
 
-class RowSteps(tuple[int, ...]):
+class AverageSteps(tuple[int, ...]):
     """The training steps ``[K]`` of rows, with the width of each: a plain tuple of steps for whoever needs no more.
 
     Attributes:
@@ -70,13 +70,13 @@ class RowSteps(tuple[int, ...]):
         return made
 
     def __reduce__(self) -> tuple[object, ...]:
-        return RowSteps.of, (list(rows_of(self)),)
+        return AverageSteps.of, (list(rows_of(self)),)
 
 
 def rows_of(steps: Sequence[int]) -> list[Row]:
     """Each step with its width; without widths, the weights of these steps."""
     widths: Sequence[float] = [0.0] * len(steps)
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         widths = steps.widths
     return [Row(step, width) for step, width in zip(steps, widths, strict=True)]
 
@@ -166,7 +166,7 @@ def _height(profiles: Profiles, at: _Array) -> _Array:
     return np.asarray(height * np.power(at / profiles.stop, profiles.exponent))
 
 
-def nearest_power(steps: RowSteps, sigma_rel: float) -> _Array:
+def nearest_power(steps: AverageSteps, sigma_rel: float) -> _Array:
     """The combination of rows whose profile is nearest to a power function's, up to the last step, ``[K]``.
 
     Least squares over profiles (Karras et al. 2024, Algorithm 3), divided by the sum.
@@ -176,7 +176,7 @@ def nearest_power(steps: RowSteps, sigma_rel: float) -> _Array:
     return _solved(rows, rows.times_power(target)[:, 0])
 
 
-def nearest_exponential(steps: RowSteps, rate: float) -> _Array:
+def nearest_exponential(steps: AverageSteps, rate: float) -> _Array:
     """The combination of rows whose profile is nearest to an exponential moving average's, ``[K]``."""
     rows = Profiles.of(rows_of(steps))
     return _solved(rows, rows.times_exponential(rate, float(steps[-1])))

@@ -19,7 +19,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
-from lcsc_opt.coefficients.rows import Row, RowSteps
+from lcsc_opt.coefficients.rows import Row, AverageSteps
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
@@ -353,7 +353,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
     widths = attributes.get("widths") or [0.0] * len(steps)
     return dataclasses.replace(
         study,
-        steps=RowSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True)),
+        steps=AverageSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True)),
         layer_groups=tuple(attributes.get("layer_groups") or ()),
         forked_from=attributes.get("forked_from"),
         settings=specification,

@@ -15,7 +15,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
-from lcsc_opt.coefficients.rows import RowSteps
+from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
@@ -177,7 +177,7 @@ class Plan:
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
         widths = {}
-        if isinstance(objective.steps, RowSteps):
+        if isinstance(objective.steps, AverageSteps):
             widths["widths"] = list(objective.steps.widths)
         return {
             "budget": budget,

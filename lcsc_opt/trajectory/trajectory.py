@@ -29,7 +29,7 @@ from lcsc_opt.checkpoints.lora import (
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.coefficients.rows import RowSteps
+from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -47,7 +47,7 @@ class Trajectory:
     Attributes:
         path: the path of its folder.
         steps: the training step of each checkpoint, ``[K]``, strictly increasing. Of averages of several widths
-            :class:`~lcsc_opt.coefficients.rows.RowSteps`, in which a step is there for each width.
+            :class:`~lcsc_opt.coefficients.rows.AverageSteps`, in which a step is there for each width.
         rows: the step and the width of each, ``[K]``; the width is 0 where rows are the weights of steps.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
         intervals: of a trajectory of means, the checkpoints that each row is the mean of, ``[K]``: first step, last
@@ -71,7 +71,7 @@ class Trajectory:
         checkpoints = manifest.checkpoints
         self.path = path
         self.rows = tuple(manifest.rows)
-        self.steps: tuple[int, ...] = RowSteps.of(self.rows)
+        self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
         self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)

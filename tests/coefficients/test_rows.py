@@ -10,7 +10,7 @@ import pytest
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients import ema_coefficients, power_ema_coefficients
 from lcsc_opt.coefficients.profiles import average_name, default_origin, plain_averages, window_ema_rates
-from lcsc_opt.coefficients.rows import LARGEST_SIGMA_REL, Profiles, Row, RowSteps, power_exponent, rows_of
+from lcsc_opt.coefficients.rows import LARGEST_SIGMA_REL, Profiles, Row, AverageSteps, power_exponent, rows_of
 
 # printed by solve_posthoc_coefficients of NVlabs' training/phema.py (edm2, commit of 2024) for widths .05 and .1
 PHEMA = {
@@ -51,9 +51,9 @@ PHEMA = {
 }
 
 
-def two_widths(*steps: int, widths: tuple[float, ...] = (0.05, 0.1)) -> RowSteps:
-    steps_of_rows = RowSteps.of(Row(step, width) for step in steps for width in widths)
-    assert isinstance(steps_of_rows, RowSteps)
+def two_widths(*steps: int, widths: tuple[float, ...] = (0.05, 0.1)) -> AverageSteps:
+    steps_of_rows = AverageSteps.of(Row(step, width) for step in steps for width in widths)
+    assert isinstance(steps_of_rows, AverageSteps)
     return steps_of_rows
 
 
@@ -137,7 +137,7 @@ def test_a_running_mean_of_the_whole_training_gives_means_of_intervals() -> None
 
 def test_weights_of_the_last_step_make_fast_averages_exact() -> None:
     rows = [Row(step, width) for step in (100, 200) for width in (0.05, 0.1)]
-    with_last = RowSteps.of([*rows[:2], Row(200), *rows[2:]])
+    with_last = AverageSteps.of([*rows[:2], Row(200), *rows[2:]])
     found = ema_coefficients(with_last, 0.3)
     assert found[2] > 0.6
     assert ema_coefficients(with_last, 0.0).tolist() == [0, 0, 0, 0, 1]
@@ -156,7 +156,7 @@ def test_whatever_takes_steps_takes_them() -> None:
 
 
 def test_plain_steps_stay_plain() -> None:
-    steps = RowSteps.of([Row(1), Row(5)])
+    steps = AverageSteps.of([Row(1), Row(5)])
     assert type(steps) is tuple
     assert rows_of(steps) == [Row(1), Row(5)]
 
@@ -174,4 +174,4 @@ def test_plain_steps_stay_plain() -> None:
 )
 def test_rows_that_cannot_be_are_refused(rows: list[Row], message: str) -> None:
     with pytest.raises(StudySpecError, match=message):
-        RowSteps.of(rows)
+        AverageSteps.of(rows)

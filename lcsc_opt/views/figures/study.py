@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.coefficients.rows import RowSteps
+from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import improvements
@@ -226,7 +226,7 @@ def _is_irregular(steps: Sequence[int]) -> bool:
 
     Never where a step is there with several widths: such a row stands for no interval.
     """
-    if isinstance(steps, RowSteps):
+    if isinstance(steps, AverageSteps):
         return False
     intervals = np.diff(steps)
     return len(intervals) > 0 and bool(intervals.max() > _IRREGULAR * intervals.min())
