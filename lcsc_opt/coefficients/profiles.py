@@ -7,7 +7,7 @@ Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12); wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,32 @@ POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
+
+
+class RowSteps(tuple[int, ...]):
+    """The training steps of rows that are means of checkpoints: the last step of each, ``[K]``.
+
+    Averages of rows weigh each by its :attr:`counts`, so that all checkpoints count the same.
+    """
+
+    counts: tuple[int, ...]
+    """How many checkpoints each row is the mean of, ``[K]``."""
+
+    def __new__(cls, steps: Iterable[int], counts: Iterable[int]) -> RowSteps:
+        """Rows of these steps and counts."""
+        made = super().__new__(cls, steps)
+        made.counts = tuple(counts)
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return tuple(self), self.counts
+
+
+def counts_of(steps: Sequence[int]) -> tuple[int, ...]:
+    """How many checkpoints each row is the mean of, ``[K]``: ones, unless the steps are :class:`RowSteps`."""
+    if isinstance(steps, RowSteps):
+        return steps.counts
+    return (1,) * len(steps)
 
 
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
@@ -62,6 +88,10 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     Rate 0 gives the last checkpoint. Of rows that are averages with a width, the combination with the nearest profile,
     by least squares (:mod:`lcsc_opt.coefficients.rows`); it has negative coefficients.
 
+    Of rows that are means of the checkpoints since the row before, this is the least-squares fit to the EMA of all
+    checkpoints (as in Karras et al. 2024, Algorithm 3): their profiles do not overlap, so the best height in each
+    interval is the mean of the EMA's weights there. :func:`distance_to_exact` says how far it is.
+
     Returns:
         ``[K]``, sum to one.
 
@@ -91,12 +121,35 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
     else:
         averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    counts = [count for count in (1, 3, 10, 30, 100) if count < len(steps)]
-    counts.append(len(steps))
-    return averages + [decay_coefficients(len(steps), count) for count in counts]
+    windows = [window for window in (1, 3, 10, 30, 100) if window < len(steps)]
+    windows.append(len(steps))
+    counts = counts_of(steps)
+    return averages + [decay_coefficients(len(steps), window, counts=counts) for window in windows]
 
 
-def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coefficients:
+def distance_to_exact(
+    intervals: Sequence[tuple[int, int, int]], profile: Callable[[Sequence[int]], Coefficients]
+) -> float:
+    """How far the weights of checkpoints in an average of means are from those of the same average of checkpoints.
+
+    Args:
+        intervals: of each row: first step, last step, and how many checkpoints, which count as equally far apart.
+        profile: steps ``[n]`` → coefficients ``[n]``, such as an EMA.
+
+    Returns:
+        The L2 norm of the difference, relative to that of the exact weights.
+    """
+    counts = np.array([count for _, _, count in intervals])
+    steps_of_rows = [np.linspace(first, last, count).round() for first, last, count in intervals]
+    exact = profile([int(step) for steps in steps_of_rows for step in steps])
+    of_rows = profile([last for _, last, _ in intervals])
+    difference = np.repeat(of_rows / counts, counts) - exact
+    return float(np.linalg.norm(difference) / np.linalg.norm(exact))
+
+
+def decay_coefficients(
+    total: int, last: int, decay: str = "linear", *, counts: Sequence[int] | None = None
+) -> Coefficients:
     """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
 
     Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
@@ -108,14 +161,17 @@ def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coeffici
         total: K, the number of checkpoints, which count as equally far apart.
         last: N.
         decay: ``linear`` or ``1-sqrt``.
+        counts: how many checkpoints each of the K rows is the mean of, ``[K]``; ``None`` is one each.
 
     Returns:
         ``[K]``, non-negative, sum to one.
     """
     window = np.arange(total, 0, -1) <= last
+    weights = np.ones(total) if counts is None else np.array(counts, dtype=np.float64)
     if decay == "linear":
-        return normalize(window)
-    factors = 1 - np.sqrt(np.arange(last + 1) / last)
+        return normalize(window * weights)
+    position = np.concatenate([[0.0], np.cumsum(weights[total - last :])])  # j, in checkpoints
+    factors = 1 - np.sqrt(position / position[-1])
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
 
 
@@ -129,7 +185,9 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     nonzero = np.abs(coefficients) > _COARSE
     count = int(np.count_nonzero(nonzero))
     last_ones = f"all {count}" if count == len(steps) else f"the last {count}"
-    if np.allclose(coefficients, nonzero / count, atol=_COARSE):
+    counts = counts_of(steps)
+    weights = nonzero * np.array(counts)
+    if np.allclose(coefficients, weights / weights.sum(), atol=_COARSE):
         if count == 1 and nonzero[-1]:
             return "last checkpoint"
         if count == 1:
@@ -137,7 +195,7 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         if nonzero[-count:].all():
             return f"average of {last_ones}"
         return f"average of {count}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt"), atol=_COARSE):
+    if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt", counts=counts), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
     if isinstance(steps, AverageSteps):
         for sigma_rel in POWER_EMA_SIGMAS:

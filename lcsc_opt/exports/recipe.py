@@ -23,7 +23,7 @@ from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.coefficients.rows import Row, AverageSteps
+from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory

@@ -17,6 +17,7 @@ from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.recognition import SCORE, Proposal, Setting, propose
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.means import described
 from lcsc_opt.trajectory.sources import find_sources
 
 Ask = Callable[[str, str], "str | None"]
@@ -53,11 +54,13 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
         steps = trajectory.steps
+        intervals = trajectory.intervals
         first = folder
         tensors = trajectory.checkpoint(-1)
     else:
         sources = find_sources(find_checkpoints(folder))
         steps = tuple(row.step for row in sources)
+        intervals = None
         first = next(iter(sources.values()))
         tensors = read_checkpoint(first).tensors
     proposal = propose(folder, first, tensors, has_reference=reference is not None)
@@ -76,7 +79,8 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
             line = f"    {setting.name}: {_as_yaml(value)}"
             lines.append(f"{line.ljust(_COMMENT_COLUMN)}  # {setting.meaning}")
     name = experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study"
-    summary = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, for objectives/{proposal.file}"
+    rows = f"{len(steps)} checkpoints" if intervals is None else described(intervals)
+    summary = f"{rows}, steps {steps[0]} to {steps[-1]}, for objectives/{proposal.file}"
     text = _TEXT.format(
         summary=summary,
         name=_as_yaml(name),

@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
+from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import BASELINES
@@ -176,17 +176,18 @@ class Plan:
         """The study's attributes that are written when it begins, and never change."""
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
-        widths = {}
+        attributes: dict[str, Any] = {}
+        if isinstance(objective.steps, RowSteps):
+            attributes["counts"] = list(objective.steps.counts)
         if isinstance(objective.steps, AverageSteps):
-            widths["widths"] = list(objective.steps.widths)
-        return {
+            attributes["widths"] = list(objective.steps.widths)
+        return attributes | {
             "budget": budget,
             "optimizer_budget": budget,
             "origin": self.origin,
             "parallelism": self._parallelism(objective),
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
-            **widths,
             "layer_groups": None if groups is None else list(groups.names),
             "directory": None if self.directory is None else str(self.directory),
         }

@@ -13,6 +13,7 @@ from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
+from lcsc_opt.trajectory.means import described
 from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -41,6 +42,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         * ``verified``: whether all bytes were compared with their hashes;
         * ``widths`` of averages that occur, ``sigma_rel``; empty where rows are the weights of steps;
         * ``steps``: ``[K]``; empty if they are not known;
+        * ``rows``: in words, what the rows are: ``checkpoints``, or means of how many of them;
         * ``difference_norms``: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; empty if
           they are not packed;
         * ``warnings``: one line each.
@@ -70,6 +72,7 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
         "packed": True,
         "key": trajectory.metadata.get("key", ""),
         "checkpoints": len(trajectory),
+        "rows": "checkpoints" if trajectory.intervals is None else described(trajectory.intervals),
         "stored": trajectory.stored or EXACT,
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
@@ -98,6 +101,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         "packed": False,
         "key": first.key,
         "checkpoints": len(paths),
+        "rows": "checkpoints",
         "stored": EXACT,
         "bytes": layout.row_bytes * len(paths),
         "sha256": None,

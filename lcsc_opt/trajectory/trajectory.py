@@ -28,7 +28,7 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
@@ -72,6 +72,8 @@ class Trajectory:
         self.path = path
         self.rows = tuple(manifest.rows)
         self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
+        if manifest.intervals is not None:
+            self.steps = RowSteps(self.steps, [count for _, _, count in manifest.intervals])
         self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)

@@ -171,7 +171,7 @@ def test_means_of_a_training_that_dies_and_goes_on_are_those_of_one_that_did_not
     expected = Trajectory.open(tmp_path / "uninterrupted" / "run.trajectory")
     continued = Trajectory.open(died / "run.trajectory")
     assert continued.intervals is not None
-    assert continued.intervals[-2:] == ((6, 8, 2), (10, 10, 1)), "rows before the last state may still be needed"
+    assert continued.intervals[-1] == (10, 10, 1)
     assert sum(count for _, _, count in continued.intervals) == STEPS // 2
     assert continued.intervals == expected.intervals
     assert continued.sha256 == expected.sha256
