@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -18,9 +19,11 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, replacing, sync_folder
 from lcsc_opt.base.paths import MEAN
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.content import RUNNING_MEAN
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
+from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.int8 import Int8Layout
@@ -65,7 +68,7 @@ def pack_sources(
     rows: list[tuple[Row, ...]] = [(row,) for row in sources]
     if means is not None:
         rows = [tuple(map(Row, steps)) for steps in split_rows([row.step for row in sources], means)]
-    reader: _Reader | _PackedReader
+    reader: _AnyReader
     metadata: dict[str, str] = {}
     if packed is not None:
         reader = _PackedReader(packed)
@@ -82,6 +85,10 @@ def pack_sources(
         if alphas is not None:
             metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
     metadata |= {_PLAN: fingerprint, "key": reader.key}
+    if isinstance(reader, _Reader) and reader.key == RUNNING_MEAN:
+        if means is not None:
+            raise TrajectoryError(f"--means: {RUNNING_MEAN} is a mean already; leave --means out, or pass --key model.")
+        reader = _IntervalReader(reader, sources)
     if dtype == INT8 and not (partial / MEAN).exists():
         _write_mean(partial, sources, reader)
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
@@ -162,6 +169,60 @@ class _Reader:
         return checkpoint
 
 
+class _IntervalReader:
+    """Reads the means of intervals out of running means of all weights since the training began (icefall).
+
+    With the running means m_i at steps n_i, the mean of the steps between two is (n_i m_i - n_j m_j) / (n_i - n_j):
+    rows that differ as much as checkpoints do, where running means differ less and less.
+    """
+
+    def __init__(self, reader: _Reader, sources: Sources) -> None:
+        self.key = reader.key
+        self._reader = reader
+        self._sources = sources
+        self._rows = list(sources)
+        self._last: tuple[Row, Checkpoint] | None = None
+
+    def interval(self, row: Row) -> Interval:
+        """The steps that the mean is of."""
+        earlier = self._earlier(row)
+        first = 1 if earlier is None else earlier.step + 1
+        return first, row.step, row.step - first + 1
+
+    def read(self, row: Row, path: Path) -> Checkpoint:
+        if row.step < 1:
+            raise TrajectoryError(f"{path}: {RUNNING_MEAN} at step 0 is a mean of nothing: leave it out.")
+        earlier_row = self._earlier(row)
+        earlier = None
+        if earlier_row is not None:
+            earlier = self._running_mean(earlier_row)
+        checkpoint = self._running_mean(row)
+        if earlier is None or earlier_row is None:
+            return checkpoint
+        differs = difference(checkpoint.tensors, {name: tuple(t.shape) for name, t in earlier.tensors.items()})
+        if differs is not None:
+            raise TrajectoryError(f"{path}: The checkpoint does not fit the one before: it {differs}.")
+        share = earlier_row.step / (row.step - earlier_row.step)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in checkpoint.tensors.items():
+            tensors[name] = tensor
+            if tensor.is_floating_point():
+                wide = tensor.double()
+                change = wide - earlier.tensors[name].double()
+                tensors[name] = change.mul_(share).add_(wide).to(tensor.dtype)
+        return dataclasses.replace(checkpoint, tensors=tensors)
+
+    def _earlier(self, row: Row) -> Row | None:
+        place = self._rows.index(row)
+        return self._rows[place - 1] if place else None
+
+    def _running_mean(self, row: Row) -> Checkpoint:
+        """The running mean as it was saved; the one that was read last is not read again."""
+        if self._last is None or self._last[0] != row:
+            self._last = (row, self._reader.read(row, self._sources[row]))
+        return self._last[1]
+
+
 class _PackedReader:
     """Reads checkpoints that are in a trajectory already."""
 
@@ -174,7 +235,10 @@ class _PackedReader:
         return Checkpoint(tensors, self.key, {})
 
 
-def _write_mean(partial: Path, sources: Sources, reader: _Reader | _PackedReader) -> None:
+_AnyReader = _Reader | _PackedReader | _IntervalReader
+
+
+def _write_mean(partial: Path, sources: Sources, reader: _AnyReader) -> None:
     """Write the mean from which int8 rows deviate: of some checkpoints, evenly spaced, in float64.
 
     More checkpoints would not make the deviations smaller.
@@ -212,9 +276,7 @@ def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], step: int) 
             check_finite(tensors[spec.name], spec, step, None)
 
 
-def _write_rows(
-    writer: MatrixWriter, rows: Sequence[Sequence[Row]], sources: Sources, reader: _Reader | _PackedReader
-) -> None:
+def _write_rows(writer: MatrixWriter, rows: Sequence[Sequence[Row]], sources: Sources, reader: _AnyReader) -> None:
     """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
     committing = Background("lcsc-commit")
     written = len(writer.steps)
@@ -223,7 +285,11 @@ def _write_rows(
         with progress("pack", len(sources), done=sum(map(len, rows[:written]))) as advance:
             for averaged in rows[written:]:
                 last = averaged[-1]
-                interval = interval_of([row.step for row in averaged]) if are_means else None
+                interval: Interval | None = None
+                if are_means:
+                    interval = interval_of([row.step for row in averaged])
+                elif isinstance(reader, _IntervalReader):
+                    interval = reader.interval(last)
                 if len(averaged) == 1:
                     _write_checkpoint(writer, last, sources[last], reader, interval)
                 else:
@@ -244,7 +310,7 @@ def _write_rows(
 
 
 def _mean(
-    writer: MatrixWriter, sources: Sources, reader: _Reader | _PackedReader, advance: Callable[..., object]
+    writer: MatrixWriter, sources: Sources, reader: _AnyReader, advance: Callable[..., object]
 ) -> tuple[Layout, Mapping[str, Tensor]]:
     """The layout of these checkpoints, and their mean, summed in float64.
 
@@ -268,7 +334,7 @@ def _mean(
 
 
 def _write_checkpoint(
-    writer: MatrixWriter, row: Row, path: Path, reader: _Reader | _PackedReader, interval: Interval | None
+    writer: MatrixWriter, row: Row, path: Path, reader: _AnyReader, interval: Interval | None
 ) -> None:
     tensors = reader.read(row, path).tensors
     try:
