@@ -14,6 +14,13 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.coefficients.rows import (
+    LARGEST_SIGMA_REL,
+    AverageSteps,
+    nearest_exponential,
+    nearest_power,
+    power_exponent,
+)
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""
@@ -21,7 +28,6 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
-LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
@@ -56,12 +62,16 @@ def counts_of(steps: Sequence[int]) -> tuple[int, ...]:
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
 
+    Those of averages of several widths were checked when they were made: a step may be there for each width.
+
     Raises:
         StudySpecError: fewer than two, or one that is not whole, negative or out of order.
     """
     checked = tuple(int(step) for step in steps)
     if len(checked) < 2:
         raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
+    if isinstance(steps, AverageSteps):
+        return steps
     previous = -1
     for index, step in enumerate(checked):
         if step != steps[index] or step <= previous:
@@ -75,20 +85,25 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
     since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
-    Rate 0 gives the last checkpoint.
+    Rate 0 gives the last checkpoint. Of rows that are averages with a width, the combination with the nearest profile,
+    by least squares (:mod:`lcsc_opt.coefficients.rows`); it has negative coefficients.
 
     Of rows that are means of the checkpoints since the row before, this is the least-squares fit to the EMA of all
     checkpoints (as in Karras et al. 2024, Algorithm 3): their profiles do not overlap, so the best height in each
     interval is the mean of the EMA's weights there. :func:`distance_to_exact` says how far it is.
 
     Returns:
-        ``[K]``, non-negative, sum to one.
+        ``[K]``, sum to one.
 
     Raises:
         StudySpecError: ``rate`` is out of range, or :func:`check_steps` refuses the steps.
     """
     if not 0 <= rate < 1:
         raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
+    if isinstance(steps, AverageSteps):
+        if rate == 0:
+            return decay_coefficients(len(steps), 1)
+        return close_sum(nearest_exponential(steps, rate))
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
     return close_sum(np.diff(np.power(float(rate), ages), prepend=0.0))  # cumulative weights of checkpoints 0..i
 
@@ -96,12 +111,16 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of the window.
+    The rates of the EMAs are by default those of the window. Of rows that are averages with a width, they are by
+    default EDM2's averages of :data:`POWER_EMA_SIGMAS`, which such rows reach best.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    if isinstance(steps, AverageSteps) and rates is None:
+        averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
+    else:
+        averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
     windows = [window for window in (1, 3, 10, 30, 100) if window < len(steps)]
     windows.append(len(steps))
     counts = counts_of(steps)
@@ -183,6 +202,14 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         return f"average of {count}"
     if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt", counts=counts), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
+    if isinstance(steps, AverageSteps):
+        for sigma_rel in POWER_EMA_SIGMAS:
+            if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
+                return f"power EMA {sigma_rel:g}"
+        for rate in window_ema_rates(steps):
+            if np.allclose(coefficients, ema_coefficients(steps, rate)):
+                return f"EMA {rate:.6g}"
+        return None
     # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
     rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
     if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)):
@@ -196,10 +223,11 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
     The weight of training time t is proportional to t^e; ``sigma_rel`` is the profile's standard deviation relative to
     the length of the training, above 0 and at most 1/sqrt(12) (the uniform average): sigma_rel^2 = (e + 1) / ((e + 2)^2
     (e + 3)), solved for its largest real e (Appendix C.2). As with :func:`ema_coefficients`, the first checkpoint takes
-    all that came before it.
+    all that came before it. Of rows that are such averages of other widths, it is the reconstruction of Algorithm 3,
+    with the coefficients of NVlabs' ``phema.py``.
 
     Returns:
-        ``[K]``, non-negative, sum to one.
+        ``[K]``, sum to one; of rows without a width, non-negative.
 
     Raises:
         StudySpecError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
@@ -208,8 +236,9 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
         raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
-    precision = sigma_rel**-2
-    exponent = max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
+    if isinstance(steps, AverageSteps):
+        return close_sum(nearest_power(steps, sigma_rel))
+    exponent = power_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
     return close_sum(np.diff(np.power(times, exponent + 1), prepend=0.0))  # of cumulative weights
 
@@ -227,7 +256,11 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     """
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
-    interval = window / (len(steps) - 1)
+    count = len(steps) - 1
+    if isinstance(steps, AverageSteps):  # averages reach back to the beginning
+        window = steps[-1]
+        count = len(set(steps))
+    interval = window / count
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))
@@ -331,7 +364,12 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
+    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates.
+
+    Of rows that are averages with a width, the middle one of EDM2's widths.
+    """
+    if isinstance(steps, AverageSteps):
+        return power_ema_coefficients(steps, POWER_EMA_SIGMAS[len(POWER_EMA_SIGMAS) // 2])
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

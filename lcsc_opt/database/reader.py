@@ -19,6 +19,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import RowSteps, average_name
+from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
@@ -366,9 +367,12 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
 
 
 def _steps(attributes: Mapping[str, Any]) -> tuple[int, ...]:
-    """The steps of the checkpoints, or of the rows that are means of several."""
+    """The steps of the checkpoints, or of the rows that are means of several or averages of several widths."""
     steps = tuple(attributes.get("steps") or ())
     counts = attributes.get("counts")
+    widths = attributes.get("widths")
+    if widths is not None:
+        return AverageSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True))
     return steps if counts is None else RowSteps(steps, counts)
 
 

@@ -61,9 +61,9 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         tensors = trajectory.checkpoint(-1)
     else:
         sources = find_sources(find_checkpoints(folder))
-        steps = tuple(sources)
+        steps = tuple(row.step for row in sources)
         intervals = None
-        first = sources[steps[0]]
+        first = next(iter(sources.values()))
         tensors = read_checkpoint(first).tensors
     proposal = propose(folder, first, tensors, has_reference=reference is not None)
     settings = [Setting("checkpoints", "a folder, a glob, or a packed trajectory", str(folder)), *proposal.settings]

@@ -15,6 +15,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
+from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
@@ -178,6 +179,8 @@ class Plan:
         attributes: dict[str, Any] = {}
         if isinstance(objective.steps, RowSteps):
             attributes["counts"] = list(objective.steps.counts)
+        if isinstance(objective.steps, AverageSteps):
+            attributes["widths"] = list(objective.steps.widths)
         return attributes | {
             "budget": budget,
             "optimizer_budget": budget,

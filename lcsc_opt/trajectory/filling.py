@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -15,19 +16,25 @@ from tqdm import tqdm
 
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, replacing, sync_folder
+from lcsc_opt.base.paths import MEAN
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.content import RUNNING_MEAN
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
+from lcsc_opt.checkpoints.weights import difference
+from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.layout import Layout, stored_dtype
+from lcsc_opt.trajectory.int8 import Int8Layout
+from lcsc_opt.trajectory.layout import INT8, Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter, check_finite
 from lcsc_opt.trajectory.means import Interval, RunningMean, interval_of, split_rows
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
+_IN_THE_MEAN = 16  # checkpoints at most, each of which is read once more
 _PLAN = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was made
 
 
@@ -58,8 +65,10 @@ def pack_sources(
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    rows = [(step,) for step in sources] if means is None else split_rows(list(sources), means)
-    reader: _Reader | _PackedReader
+    rows: list[tuple[Row, ...]] = [(row,) for row in sources]
+    if means is not None:
+        rows = [tuple(map(Row, steps)) for steps in split_rows([row.step for row in sources], means)]
+    reader: _AnyReader
     metadata: dict[str, str] = {}
     if packed is not None:
         reader = _PackedReader(packed)
@@ -76,6 +85,12 @@ def pack_sources(
         if alphas is not None:
             metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
     metadata |= {_PLAN: fingerprint, "key": reader.key}
+    if isinstance(reader, _Reader) and reader.key == RUNNING_MEAN:
+        if means is not None:
+            raise TrajectoryError(f"--means: {RUNNING_MEAN} is a mean already; leave --means out, or pass --key model.")
+        reader = _IntervalReader(reader, sources)
+    if dtype == INT8 and not (partial / MEAN).exists():
+        _write_mean(partial, sources, reader)
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
         _write_rows(writer, rows, sources, reader)
     try:
@@ -94,7 +109,11 @@ def check_room(out: Path, first: Checkpoint, rows: int, dtype: str, *, what: str
     Raises:
         TrajectoryError: the disk does not have so much.
     """
-    needed = Layout.of(first.tensors, stored_dtype(dtype)).row_bytes * rows
+    layout = Layout.of(first.tensors, stored_dtype(dtype))
+    needed = layout.row_bytes * rows
+    if dtype == INT8:
+        int8 = Int8Layout.of(layout)
+        needed = int8.row_bytes * rows + int8.mean_bytes
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
     size = tqdm.format_sizeof(needed, "B")
@@ -142,12 +161,66 @@ class _Reader:
         self.key = key
         self._first = first
 
-    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
+    def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
         checkpoint = self._first
         self._first = None  # frees its memory for the next one
         if checkpoint is None:
             return read_checkpoint(path, key=self.key)
         return checkpoint
+
+
+class _IntervalReader:
+    """Reads the means of intervals out of running means of all weights since the training began (icefall).
+
+    With the running means m_i at steps n_i, the mean of the steps between two is (n_i m_i - n_j m_j) / (n_i - n_j):
+    rows that differ as much as checkpoints do, where running means differ less and less.
+    """
+
+    def __init__(self, reader: _Reader, sources: Sources) -> None:
+        self.key = reader.key
+        self._reader = reader
+        self._sources = sources
+        self._rows = list(sources)
+        self._last: tuple[Row, Checkpoint] | None = None
+
+    def interval(self, row: Row) -> Interval:
+        """The steps that the mean is of."""
+        earlier = self._earlier(row)
+        first = 1 if earlier is None else earlier.step + 1
+        return first, row.step, row.step - first + 1
+
+    def read(self, row: Row, path: Path) -> Checkpoint:
+        if row.step < 1:
+            raise TrajectoryError(f"{path}: {RUNNING_MEAN} at step 0 is a mean of nothing: leave it out.")
+        earlier_row = self._earlier(row)
+        earlier = None
+        if earlier_row is not None:
+            earlier = self._running_mean(earlier_row)
+        checkpoint = self._running_mean(row)
+        if earlier is None or earlier_row is None:
+            return checkpoint
+        differs = difference(checkpoint.tensors, {name: tuple(t.shape) for name, t in earlier.tensors.items()})
+        if differs is not None:
+            raise TrajectoryError(f"{path}: The checkpoint does not fit the one before: it {differs}.")
+        share = earlier_row.step / (row.step - earlier_row.step)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in checkpoint.tensors.items():
+            tensors[name] = tensor
+            if tensor.is_floating_point():
+                wide = tensor.double()
+                change = wide - earlier.tensors[name].double()
+                tensors[name] = change.mul_(share).add_(wide).to(tensor.dtype)
+        return dataclasses.replace(checkpoint, tensors=tensors)
+
+    def _earlier(self, row: Row) -> Row | None:
+        place = self._rows.index(row)
+        return self._rows[place - 1] if place else None
+
+    def _running_mean(self, row: Row) -> Checkpoint:
+        """The running mean as it was saved; the one that was read last is not read again."""
+        if self._last is None or self._last[0] != row:
+            self._last = (row, self._reader.read(row, self._sources[row]))
+        return self._last[1]
 
 
 class _PackedReader:
@@ -157,33 +230,77 @@ class _PackedReader:
         self.key = trajectory.metadata.get("key", "")
         self._trajectory = trajectory
 
-    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the step tells enough
-        tensors = self._trajectory.checkpoint(self._trajectory.steps.index(step))
+    def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the row tells enough
+        tensors = self._trajectory.checkpoint(self._trajectory.rows.index(row))
         return Checkpoint(tensors, self.key, {})
 
 
-def _write_rows(
-    writer: MatrixWriter, rows: Sequence[Sequence[int]], sources: Sources, reader: _Reader | _PackedReader
-) -> None:
+_AnyReader = _Reader | _PackedReader | _IntervalReader
+
+
+def _write_mean(partial: Path, sources: Sources, reader: _AnyReader) -> None:
+    """Write the mean from which int8 rows deviate: of some checkpoints, evenly spaced, in float64.
+
+    More checkpoints would not make the deviations smaller.
+    """
+    rows = list(sources)
+    apart = -(-len(rows) // _IN_THE_MEAN)
+    mean: RunningMean | None = None
+    for row in rows[::apart]:
+        path = sources[row]
+        tensors = reader.read(row, path).tensors
+        try:
+            layout = Layout.of(tensors, INT8)
+            if mean is None:
+                first_layout = layout
+                mean = RunningMean(layout, dtype=torch.float64, device=CPU)
+            first_layout.check(tensors, INT8)
+            _check_all_finite(layout, tensors, row.step)
+        except TrajectoryError as error:
+            raise TrajectoryError(f"{path}: {error}") from error
+        mean.add(tensors)
+    assert mean is not None
+    int8 = Int8Layout.of(first_layout)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with replacing(partial / MEAN) as pending, pending.open("xb") as file:
+            for part in int8.mean_of(mean.tensors):
+                file.write(part.numpy().data)
+    except OSError as error:
+        raise TrajectoryError(f"Cannot write to {partial}: {error.strerror}.") from error
+
+
+def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], step: int) -> None:
+    for spec in layout.tensors:
+        if spec.merged and spec.numel:
+            check_finite(tensors[spec.name], spec, step, None)
+
+
+def _write_rows(writer: MatrixWriter, rows: Sequence[Sequence[Row]], sources: Sources, reader: _AnyReader) -> None:
     """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
     committing = Background("lcsc-commit")
     written = len(writer.steps)
     are_means = len(rows) < len(sources)
     try:
         with progress("pack", len(sources), done=sum(map(len, rows[:written]))) as advance:
-            for steps in rows[written:]:
-                interval = interval_of(steps) if are_means else None
-                if len(steps) == 1:
-                    _write_checkpoint(writer, steps[0], sources[steps[0]], reader, interval)
+            for averaged in rows[written:]:
+                last = averaged[-1]
+                interval: Interval | None = None
+                if are_means:
+                    interval = interval_of([row.step for row in averaged])
+                elif isinstance(reader, _IntervalReader):
+                    interval = reader.interval(last)
+                if len(averaged) == 1:
+                    _write_checkpoint(writer, last, sources[last], reader, interval)
                 else:
-                    layout, tensors = _mean(writer, {step: sources[step] for step in steps}, reader, advance)
-                    writer.write(steps[-1], layout, tensors, interval=interval)
+                    layout, tensors = _mean(writer, {row: sources[row] for row in averaged}, reader, advance)
+                    writer.write(last, layout, tensors, interval=interval)
                 if not committing.running:
                     committing.start(writer.commit)
-                if steps is rows[-1]:
+                if averaged is rows[-1]:
                     committing.finish()
                     writer.commit()  # before the progress bar says that all is done
-                advance(note=f"step {steps[-1]}")
+                advance(note=str(last))
     except BaseException as error:
         with contextlib.suppress(TrajectoryError):  # the first error says more
             committing.finish()
@@ -193,37 +310,35 @@ def _write_rows(
 
 
 def _mean(
-    writer: MatrixWriter, sources: Sources, reader: _Reader | _PackedReader, advance: Callable[..., object]
+    writer: MatrixWriter, sources: Sources, reader: _AnyReader, advance: Callable[..., object]
 ) -> tuple[Layout, Mapping[str, Tensor]]:
     """The layout of these checkpoints, and their mean, summed in float64.
 
     The caller advances the progress by the last one.
     """
     mean: RunningMean | None = None
-    for step, path in sources.items():
-        tensors = reader.read(step, path).tensors
+    for row, path in sources.items():
+        tensors = reader.read(row, path).tensors
         try:
             layout = writer.check(tensors)
-            for spec in layout.tensors:
-                if spec.merged and spec.numel:
-                    check_finite(tensors[spec.name], spec, step, None)
+            _check_all_finite(layout, tensors, row.step)
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}: {error}") from error
         if mean is None:
             mean = RunningMean(layout, dtype=torch.float64, device=CPU)
         mean.add(tensors)
         if mean.count < len(sources):
-            advance(note=f"step {step}")
+            advance(note=str(row))
     assert mean is not None
     return layout, mean.tensors
 
 
 def _write_checkpoint(
-    writer: MatrixWriter, step: int, path: Path, reader: _Reader | _PackedReader, interval: Interval | None
+    writer: MatrixWriter, row: Row, path: Path, reader: _AnyReader, interval: Interval | None
 ) -> None:
-    tensors = reader.read(step, path).tensors
+    tensors = reader.read(row, path).tensors
     try:
         layout = writer.check(tensors)
-        writer.write(step, layout, tensors, source=str(path.absolute()), interval=interval)
+        writer.write(row, layout, tensors, source=str(path.absolute()), interval=interval)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import Layout
+from lcsc_opt.trajectory.layout import Layout, TensorSpec
 
 Interval = tuple[int, int, int]
 """What a row is the uniform mean of: its first step, its last step, and how many checkpoints."""
@@ -140,22 +140,22 @@ class MeanOfRows(Mapping[str, Tensor]):
 
     Args:
         layout: of the rows.
-        rows: ``[2, row_bytes]`` uint8, the earlier one first.
+        rows: the bytes of a tensor in each of the two, the earlier one first.
         counts: how many checkpoints each row is the mean of.
     """
 
-    def __init__(self, layout: Layout, rows: Sequence[Tensor], counts: Sequence[int]) -> None:
+    def __init__(self, layout: Layout, rows: Sequence[Callable[[TensorSpec], Tensor]], counts: Sequence[int]) -> None:
         self._specs = {spec.name: spec for spec in layout.tensors}
         self._rows = rows
         self._share = counts[1] / sum(counts)  # of the later one
 
     def __getitem__(self, name: str) -> Tensor:
         spec = self._specs[name]
-        later = spec.copy_from(self._rows[1], widened=False)
+        later = spec.copy_from(self._rows[1](spec), widened=False)
         if not spec.merged or _is_statistic(name):
             return later
         wide = torch.float64 if spec.dtype in ("float32", "float64") else torch.float32
-        earlier = spec.copy_from(self._rows[0], widened=False).to(wide)
+        earlier = spec.copy_from(self._rows[0](spec), widened=False).to(wide)
         return earlier.lerp_(later.to(wide), self._share).to(spec.torch_dtype)
 
     def __iter__(self) -> Iterator[str]:

@@ -34,6 +34,7 @@ def pack(
     overwrite: bool = False,
     dtype: str = EXACT,
     means: int | None = None,
+    widths: Sequence[float] | None = None,
 ) -> Trajectory:
     """Pack checkpoints into the trajectory ``out``, in the order of their steps.
 
@@ -49,9 +50,13 @@ def pack(
         key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
         selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
-        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
+        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights; ``int8`` rounds
+            their deviations from a mean, for which some of the checkpoints are read twice.
         means: how many rows are uniform means of the checkpoints since the row before; the last checkpoint is one more
             row. ``None`` makes a row of each checkpoint.
+        widths: of power-function averages (ema-pytorch's PostHocEMA, EDM2), ``sigma_rel`` of each series of files, in
+            the natural order of the series; a step has a row for each of them. ``None`` reads them from the names of
+            EDM2's files.
 
     Raises:
         TrajectoryError: a file cannot be read as weights, does not tell its step, or holds another one than ``steps``
@@ -64,20 +69,23 @@ def pack(
         raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
     if out.exists() and not overwrite:
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-    packed = _packed_checkpoints(patterns, out, key, steps)
+    packed = _packed_checkpoints(patterns, out, key, steps, widths)
     if packed is None:
-        sources = select_sources(find_sources(find_checkpoints(patterns, key=key), steps), selection)
+        paths = find_checkpoints(patterns, key=key, several_series=widths is not None)
+        sources = select_sources(find_sources(paths, steps, widths), selection)
     else:
-        sources = select_sources(dict.fromkeys(packed.steps, packed.path), selection)
+        sources = select_sources(dict.fromkeys(packed.rows, packed.path), selection)
     if means is not None:
-        split_rows(list(sources), means)
+        if any(row.width for row in sources):
+            raise TrajectoryError("--means: these checkpoints are averages already: leave --means out.")
+        split_rows([row.step for row in sources], means)
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         fingerprint = sources_fingerprint(sources, key, dtype, means)
         return pack_sources(sources, out, key=key, dtype=dtype, fingerprint=fingerprint, means=means, packed=packed)
 
 
 def _packed_checkpoints(
-    patterns: Patterns, out: Path, key: str | None, steps: Sequence[int] | None
+    patterns: Patterns, out: Path, key: str | None, steps: Sequence[int] | None, widths: Sequence[float] | None
 ) -> Trajectory | None:
     """The trajectory that the patterns name, to be packed again; ``None`` if they name files."""
     named = as_patterns(patterns)
@@ -88,8 +96,8 @@ def _packed_checkpoints(
         return None
     if path.resolve() == out.resolve():
         raise TrajectoryError(f"{path} cannot be packed into itself: name another output.")
-    if key is not None or steps is not None:
-        raise TrajectoryError(f"{path} is packed: leave out --key and --steps.")
+    if key is not None or steps is not None or widths is not None:
+        raise TrajectoryError(f"{path} is packed: leave out --key, --steps and --widths.")
     trajectory = Trajectory.open(path)
     if trajectory.intervals is not None:
         raise TrajectoryError(f"{path} holds means: pack the checkpoints that they were made from.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.weights import difference
+from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.means import Interval, RunningMean
@@ -127,7 +128,7 @@ class MeansOfTraining:
             TrajectoryError: a weight is not finite, or the disk refuses. No further mean can then be written.
         """
         try:
-            self._saver.write(interval[1], layout, tensors, interval=interval)
+            self._saver.write(Row(interval[1]), layout, tensors, interval=interval)
             self._saver.commit()
             self._merge(_MOST_MERGES, state=0)
         except BaseException:
@@ -149,9 +150,9 @@ class MeansOfTraining:
             if count:
                 averaged = mean.without(tensors)
         if count:
-            self._saver.write(last, layout, averaged, interval=(first, last, count))
+            self._saver.write(Row(last), layout, averaged, interval=(first, last, count))
             self._saver.commit()
-        self._saver.write(step, layout, tensors, interval=(step, step, 1))
+        self._saver.write(Row(step), layout, tensors, interval=(step, step, 1))
         self._saver.commit()
         self._is_finished = True
 

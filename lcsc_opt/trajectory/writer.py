@@ -16,6 +16,7 @@ from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
+from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
@@ -56,7 +57,8 @@ class TrajectoryWriter:
         metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
             which are read and merged in float32. ``None`` is the dtype that the trajectory began with; ``exact`` for a
-            new one.
+            new one. A trajectory that was packed as ``int8`` goes on so, from the mean that it has; no new one begins
+            so, because the mean is not known yet.
         resume: the step that training continues from. Later checkpoints are dropped, all at once, and a notice says
             so: training may reach their steps again with other weights. Of means, only 0 drops rows: any other step
             needs the training's state.
@@ -246,7 +248,13 @@ class TrajectoryWriter:
             self._appending.release()
 
     def append(
-        self, step: int, weights: Mapping[str, Tensor] | nn.Module, *, source: str = "", wait: bool = True
+        self,
+        step: int,
+        weights: Mapping[str, Tensor] | nn.Module,
+        *,
+        source: str = "",
+        wait: bool = True,
+        width: float = 0.0,
     ) -> bool:
         """Save ``weights`` as the checkpoint of training iteration ``step``.
 
@@ -260,6 +268,9 @@ class TrajectoryWriter:
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
+            width: of weights that are an average over the training so far, ``sigma_rel`` of its power-function profile
+                (EDM2, Karras et al. 2024); a step may have several, each in a row of its own, narrow ones first. 0 for
+                weights that are no average, or of another kind.
 
         Returns:
             Whether the checkpoint is new: False if ``step`` is not a multiple of ``every``, or is saved already.
@@ -288,7 +299,8 @@ class TrajectoryWriter:
             if self._background.running:  # a signal's handler, within the saving that it would wait for
                 raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
             layout = self._saver.check(tensors)
-            is_new = self._saver.is_new(step)
+            row = Row(step, width)
+            is_new = self._saver.is_new(row)
             copied: list[torch.Event] = []
             if not wait:
                 tensors, copied = self._staged(layout, tensors)
@@ -296,7 +308,7 @@ class TrajectoryWriter:
             def save() -> None:
                 for event in copied:
                     wait_for(event)
-                self._saver.write(step, layout, tensors, source=source)
+                self._saver.write(row, layout, tensors, source=source)
                 self._saver.commit()
 
             if wait:
