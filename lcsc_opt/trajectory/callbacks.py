@@ -189,20 +189,21 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
 
         def state_dict(self) -> dict[str, Any]:
             state = self.saver.state_dict()
-            return {"mean": state["mean"]} if "mean" in state else {}
+            del state["step"]  # Lightning has its own
+            return state
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             self.mean = state_dict.get("mean")
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            saved = pl_module if weights is None else weights(pl_module)
+            saved = _chosen(pl_module, weights)
             self.saver.step(int(trainer.global_step), saved)
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
             self.saver.flush()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            saved = pl_module if weights is None else weights(pl_module)
+            saved = _chosen(pl_module, weights)
             self.saver.finish(int(trainer.global_step), saved)
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
@@ -237,20 +238,28 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             step = int(state.global_step)
             self.saver.main = bool(state.is_world_process_zero)
-            self.saver.begin(step, self.means.load(step) if step else None)
+            self.saver.begin(step, self.means.load(step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            saved = model if weights is None else weights(model)
+            saved = _chosen(model, weights)
             step = int(state.global_step)
             self.saver.step(step, saved)
             if control.should_save:
                 self.means.save(step, self.saver.state_dict())
 
         def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            saved = model if weights is None else weights(model)
+            saved = _chosen(model, weights)
             self.saver.finish(int(state.global_step), saved)
 
     return Callback()
+
+
+def _chosen(module: Any, weights: Weights | None) -> nn.Module | Mapping[str, Tensor]:
+    """The weights to save of a trainer's module."""
+    if weights is not None:
+        return weights(module)
+    chosen: nn.Module = module
+    return chosen
 
 
 class _MeansBeside:

@@ -143,7 +143,9 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
 
 
 def _what(means: int | None) -> str:
-    return "checkpoints" if means is None else "rows (means, and the last checkpoint)"
+    if means is None:
+        return "checkpoints"
+    return "rows (means, and the last checkpoint)"
 
 
 def _lora_alphas(first: Checkpoint, last: Path) -> LoraAlphas | None:
@@ -237,7 +239,9 @@ class _PackedReader:
     def interval(self, row: Row) -> Interval | None:
         """What the row is the mean of; ``None`` for a checkpoint."""
         intervals = self._trajectory.intervals
-        return None if intervals is None else intervals[self._index(row)]
+        if intervals is None:
+            return None
+        return intervals[self._index(row)]
 
     def source(self, row: Row) -> str:
         """Where the row came from when it was packed first."""
@@ -351,7 +355,9 @@ def _write_checkpoint(
     tensors = reader.read(row, path).tensors
     try:
         layout = writer.check(tensors)
-        source = reader.source(row) if isinstance(reader, _PackedReader) else str(path.absolute())
+        source = str(path.absolute())
+        if isinstance(reader, _PackedReader):
+            source = reader.source(row)
         writer.write(row, layout, tensors, source=source, interval=interval)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error

@@ -78,13 +78,17 @@ class MatrixWriter:
     def intervals(self) -> tuple[Interval, ...]:
         """What the rows are the means of, in order; empty without rows, or if they are checkpoints."""
         manifest = self._current()
-        return () if manifest is None else manifest.intervals or ()
+        if manifest is None or manifest.intervals is None:
+            return ()
+        return manifest.intervals
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """The notes of the trajectory; empty before the first row."""
         manifest = self._current()
-        return {} if manifest is None else manifest.metadata
+        if manifest is None:
+            return {}
+        return manifest.metadata
 
     def add_metadata(self, name: str, text: str) -> None:
         """Write a note with the next row."""

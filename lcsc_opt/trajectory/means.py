@@ -126,13 +126,17 @@ def interval_of(steps: Sequence[int]) -> Interval:
 
 def described(intervals: Sequence[Interval]) -> str:
     """In words, as in ``16 means of 125 checkpoints each, and the last checkpoint``."""
-    *others, (first, last, count) = intervals
-    is_checkpoint = count == 1 and first == last and bool(others)
-    counts = sorted({interval[2] for interval in (others if is_checkpoint else intervals)})
-    shown = " to ".join(str(number) for number in dict.fromkeys((counts[0], counts[-1])))
-    number = len(others) if is_checkpoint else len(intervals)
-    text = f"{number} means of {shown} checkpoints each"
-    return f"{text}, and the last checkpoint" if is_checkpoint else text
+    means = list(intervals)
+    ending = ""
+    last_count = means[-1][2]
+    if last_count == 1 and len(means) > 1:
+        means.pop()
+        ending = ", and the last checkpoint"
+    counts = [count for _, _, count in means]
+    shown = str(min(counts))
+    if max(counts) > min(counts):
+        shown += f" to {max(counts)}"
+    return f"{len(means)} means of {shown} checkpoints each{ending}"
 
 
 class MeanOfRows(Mapping[str, Tensor]):
@@ -154,7 +158,9 @@ class MeanOfRows(Mapping[str, Tensor]):
         later = spec.copy_from(self._rows[1](spec), widened=False)
         if not spec.merged or _is_statistic(name):
             return later
-        wide = torch.float64 if spec.dtype in ("float32", "float64") else torch.float32
+        wide = torch.float32
+        if spec.dtype in ("float32", "float64"):
+            wide = torch.float64
         earlier = spec.copy_from(self._rows[0](spec), widened=False).to(wide)
         return earlier.lerp_(later.to(wide), self._share).to(spec.torch_dtype)
 

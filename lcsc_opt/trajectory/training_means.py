@@ -37,10 +37,12 @@ class MeansOfTraining:
         windows: which checkpoints were added.
     """
 
-    def __init__(self, saver: MatrixWriter, means: int, device: torch.device | None) -> None:
+    def __init__(self, saver: MatrixWriter, means: int, device: torch.device | str | None) -> None:
         self.windows = Windows(means)
         self._saver = saver
-        self._device = device
+        self._device: torch.device | None = None
+        if device is not None:
+            self._device = torch.device(device)
         self._mean: RunningMean | None = None
         self._loaded: dict[str, Tensor] = {}  # a mean of the training's state, until the first checkpoint comes
         self._training = ""
@@ -52,7 +54,9 @@ class MeansOfTraining:
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The open mean."""
-        return self._loaded if self._mean is None else self._mean.tensors
+        if self._mean is None:
+            return self._loaded
+        return self._mean.tensors
 
     def check_step(self, step: int) -> None:
         """Refuse a step that cannot be the next one.
@@ -193,7 +197,10 @@ class MeansOfTraining:
                 f"{path} does not hold the means before step {windows.first} of the state: resume from a later state, "
                 "or begin again with resume=0."
             )
-        dropped = self._saver.truncate(closed[-1][1] if closed else -1)
+        last_step = -1  # drops all
+        if closed:
+            _, last_step, _ = closed[-1]
+        dropped = self._saver.truncate(last_step)
         self.windows = windows
         self._loaded = dict(state["mean"])
         self._training = training
@@ -204,7 +211,9 @@ class MeansOfTraining:
 
     def _merge(self, most: int | None, *, state: int) -> None:
         """Merge up to ``most`` pairs of rows that are one window, and lie before the open mean of a state."""
-        before = self._needed_from[state] if self._needed_from else math.inf
+        before = math.inf
+        if self._needed_from:
+            before = self._needed_from[state]
         merged = 0
         while most is None or merged < most:
             row = pair_to_merge(self._saver.intervals, self.windows.size, before)

@@ -95,16 +95,13 @@ class TrajectoryWriter:
         self._appending = threading.Lock()
         self._means: MeansOfTraining | None = None
         if means is not None:
-            device = None if means_on is None else torch.device(means_on)
-            self._means = MeansOfTraining(self._saver, means, device)
-        if resume == 0 or (resume is not None and means is None):
+            self._means = MeansOfTraining(self._saver, means, means_on)
+        if resume is not None:
             try:
-                dropped = self._saver.truncate(resume if means is None else -1)
+                self._go_back(resume)
             except TrajectoryError:
                 self._saver.close()
                 raise
-            if dropped:
-                notice(f"{self.path}: goes back to step {resume}, {dropped} later {self._kind} are dropped")
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -146,9 +143,18 @@ class TrajectoryWriter:
         """
         self._background.finish()
 
-    @property
-    def _kind(self) -> str:
-        return "checkpoints" if self._means is None else "means"
+    def _go_back(self, step: int) -> None:
+        """Drop the rows of later steps. Of means all or none: those before ``step`` are known from a state only."""
+        kind = "checkpoints"
+        last = step
+        if self._means is not None:
+            if step > 0:
+                return
+            kind = "means"
+            last = -1
+        dropped = self._saver.truncate(last)
+        if dropped:
+            notice(f"{self.path}: goes back to step {step}, {dropped} later {kind} are dropped")
 
     def step(self, step: int, weights: Mapping[str, Tensor] | nn.Module) -> None:
         """Add ``weights`` to the open mean, as the checkpoint of training iteration ``step``.
