@@ -17,7 +17,7 @@ _SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct; see docs/training.md."
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
-_EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints are enough for a search with rows: layers."
+_EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints do for a search with rows: layers."
 
 
 def train(
