@@ -13,6 +13,7 @@ SHIPPED = _IN_THE_WHEEL if _IN_THE_WHEEL.is_dir() else _PACKAGE.parent
 
 MANIFEST = "manifest.json"  # of a packed trajectory
 WEIGHTS = "weights.bin"
+MEAN = "mean.bin"  # next to it, where rows are deviations from their mean
 
 
 def cache_directory() -> Path:

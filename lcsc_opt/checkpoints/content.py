@@ -14,10 +14,20 @@ from lcsc_opt.checkpoints.modules import init_arguments_of, is_module, module_we
 from lcsc_opt.checkpoints.pickles import Record, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind
 
-_AVERAGE_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
+RUNNING_MEAN = "model_avg"  # icefall's mean of all weights since the training began
+_AVERAGE_KEYS = (
+    "ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "ema_model",
+    "model_ema1",  # of JiT, RiT and JLT, the one that they sample with; model_ema2 is the other
+    "ema_optimizer",  # of torchtitan, and "ema" later
+    RUNNING_MEAN,
+)
 _RAW_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")
 GUESSED_KEYS = (*_AVERAGE_KEYS, *_RAW_KEYS)
-_STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step")
+_STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _SHADOW = "shadow_params"  # a list of averages without names
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -46,6 +56,12 @@ class Content:
             if isinstance(value, TensorRef) and _is_whole_number(value):
                 return value
         return None
+
+    @property
+    def is_post_hoc_ema(self) -> bool:
+        """Whether it is an average of ema-pytorch's PostHocEMA, all of whose entries have the dtype of the weights."""
+        entries = _entries(self._value) or {}
+        return "initted" in entries and isinstance(entries.get("step"), TensorRef)
 
     def guess(self) -> str:
         """The key of the state dict: ``""`` when all entries are tensors, else the first usual key that has tensors.
@@ -99,7 +115,7 @@ class Content:
             )
         if _is_list_of_averages(tensors):
             return _name_averages(tensors[_SHADOW], self._value)
-        return tensors
+        return _of_pseudo_optimizer(tensors) or tensors
 
     def init_arguments(self, key: str) -> dict[str, Any]:
         """``class_name``, ``init_args`` and ``init_kwargs`` of NVlabs' network ``key``, as plain data.
@@ -230,6 +246,15 @@ def _averaged_prefix(names: Mapping[Any, Any]) -> str:
     if "n_averaged" in names and all(name == "n_averaged" or name.startswith("module.") for name in texts):
         return "module"  # torch.optim.swa_utils.AveragedModel
     return ""
+
+
+def _of_pseudo_optimizer(entries: Mapping[Any, Any]) -> dict[str, Any]:
+    """The averages in the state of torchtitan's ``EMA``, an optimizer in form; empty for anything else."""
+    averages: dict[str, Any] = {}
+    for name, value in entries.items():
+        if isinstance(name, str) and name.startswith("state.") and name.endswith(".ema_params"):
+            averages[name.removeprefix("state.").removesuffix(".ema_params")] = value
+    return averages
 
 
 def _is_list_of_averages(parts: Mapping[Any, Any]) -> bool:

@@ -23,8 +23,11 @@ from lcsc_opt.checkpoints.names import (
     TORCH_SUFFIXES,
     checkpoint_series,
     is_numbered,
+    is_post_hoc_ema,
     natural_order,
+    post_hoc_step,
     series_glob,
+    series_without_width,
     step_in_name,
 )
 from lcsc_opt.checkpoints.reading import read_metadata
@@ -46,7 +49,7 @@ _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
-def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
+def find_checkpoints(patterns: Patterns, *, key: str | None = None, several_series: bool = False) -> list[Path]:
     """The checkpoints that ``patterns`` stand for, each once.
 
     Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed.
@@ -57,6 +60,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
             of optimizers, schedulers and random numbers are left out. ``hf://owner/name@step-*`` are revisions at the
             Hugging Face hub.
         key: which state dict; it may name a subfolder of a checkpoint folder.
+        several_series: whether a folder or glob may hold several series, as averages whose widths are given.
 
     Raises:
         TrajectoryError: no checkpoint, a missing path or broken link, an invalid glob, a packed trajectory, or several
@@ -69,7 +73,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         path = Path(pattern).expanduser()
         is_state = _STATE_FILES.fullmatch(path.stem) is not None and path.is_file()
         if not is_state:  # a shell's glob may name them
-            checkpoints.update(dict.fromkeys(_expand(path, key)))
+            checkpoints.update(dict.fromkeys(_expand(path, key, several_series)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; optimizer states are not checkpoints.")
@@ -84,12 +88,12 @@ def is_packed(path: Path) -> bool:
     return (path / MANIFEST).is_file() and (path / WEIGHTS).is_file()
 
 
-def _expand(pattern: Path, key: str | None) -> list[Path]:
+def _expand(pattern: Path, key: str | None, several_series: bool) -> list[Path]:
     revisions = hub.revisions(pattern)
     if revisions is not None:
-        return _only_series(str(pattern), revisions)
+        return _only_series(str(pattern), revisions, several_series)
     if pattern.is_dir():
-        return _in_folder(pattern, key)
+        return _in_folder(pattern, key, several_series)
     if pattern.exists():
         return [pattern]
     if not re.search(r"[*?\[]", str(pattern)):
@@ -102,10 +106,10 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         ) from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
     checkpoints = [folder for folder in folders if _is_checkpoint(folder, key)]
-    return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)])
+    return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)], several_series)
 
 
-def _in_folder(folder: Path, key: str | None) -> list[Path]:
+def _in_folder(folder: Path, key: str | None, several_series: bool) -> list[Path]:
     if is_packed(folder):
         raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")
     try:
@@ -115,14 +119,14 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     numbered = [path for path in entries if _CHECKPOINT_FOLDER.fullmatch(path.name)]
     checkpoints = [path for path in numbered if not path.is_file() and _is_checkpoint(path, key)]
     if checkpoints:
-        return _only_series(str(folder), checkpoints)
+        return _only_series(str(folder), checkpoints, several_series)
     if _is_checkpoint(folder, key):
         return [folder]
     files = _weights_files(entries)
     if files:
-        return _only_series(str(folder), files)
+        return _only_series(str(folder), files, several_series)
     if (folder / _INNER_FOLDER).is_dir():
-        return _in_folder(folder / _INNER_FOLDER, key)
+        return _in_folder(folder / _INNER_FOLDER, key, several_series)
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_EXPECTED}; it holds {names}.")
 
@@ -152,26 +156,37 @@ def _is_weights_file(path: Path) -> bool:
     return _STATE_FILES.fullmatch(path.stem) is None and not path.is_dir()
 
 
-def _only_series(place: str, paths: list[Path]) -> list[Path]:
+def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Path]:
     """The paths in natural order; ``last.ckpt`` and its like are left out of a numbered series.
 
+    EDM2's averages of one training are one series, whatever their widths are.
+
     Raises:
-        TrajectoryError: the paths are of several series; the message has a glob for each.
+        TrajectoryError: the paths are of several series, and may not be; the message has a glob for each.
     """
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
-    is_one_series = len({checkpoint_series(path) for path in numbered}) == 1
+    is_one_series = several_series or len({series_without_width(path) for path in numbered}) == 1
     if unnumbered and is_one_series and len(numbered) > 1:
         names = ", ".join(path.name for path in unnumbered)
         notice(f"{names} in {place} left out: no step in the name")
         paths = numbered
     sizes = Counter(checkpoint_series(path) for path in paths)
-    if len(sizes) > 1 and max(sizes.values()) > 1:
+    if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
         named = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
         globs = sorted({_glob_of(path) for path in paths})
         choices = " or ".join(globs[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(f"{place} holds several series of checkpoints: {named}. Choose one: {choices}")
+        raise TrajectoryError(
+            f"{place} holds several series of checkpoints: {named}. {_about_widths(paths)}Choose one: {choices}"
+        )
     return sorted(paths, key=natural_order)
+
+
+def _about_widths(paths: Sequence[Path]) -> str:
+    """What to do with the averages of ema-pytorch's PostHocEMA, whose files do not tell their widths."""
+    if not all(is_post_hoc_ema(path) for path in paths):
+        return ""
+    return "Averages of ema-pytorch are packed together with --widths SIGMA_REL,SIGMA_REL. "
 
 
 def _glob_of(path: Path) -> str:
@@ -303,7 +318,10 @@ def _step_in_torch_file(path: Path) -> int | None:
     if path.suffix not in TORCH_SUFFIXES or not path.is_file():
         return None
     with contextlib.suppress(Exception):  # a damaged file can raise anything, and its name may tell the step
-        step = Content(read_content(path)).step
+        content = Content(read_content(path))
+        step = content.step
+        if step is None and content.is_post_hoc_ema:  # its step is rounded to float16; that in the name is not
+            return post_hoc_step(path)
         if isinstance(step, TensorRef):
             step = int(map_tensors(path, {"step": step})["step"])
         if step is not None and 0 <= step < _MAX_STEP:

@@ -18,6 +18,7 @@ _WHOLE_NUMBER = re.compile(
 _WIDTH_AND_STEP = re.compile(
     r"[0-9]{1,3}(?P<removed>\.(?P<digits>[1-9][0-9]{0,17}))"  # 0.50.pt of ema-pytorch's PostHocEMA
 )
+_EDM2_AVERAGE = re.compile(r".+-[0-9]{7,}-(?P<width>0\.[0-2][0-9]{2})\.pkl")
 _SETTING = re.compile(r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?")  # epoch=3, val_loss=0.25
 _PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
 _NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
@@ -60,6 +61,30 @@ def checkpoint_series(path: str | Path) -> str:
     folder = _without_suffix(path.parts[-1 - depth])
     inside = path.parts[len(path.parts) - depth : -1]
     return "/".join((_series_of_name(folder) or "step", *inside, name))
+
+
+def series_without_width(path: Path) -> str:
+    """As :func:`checkpoint_series`, and the same for EDM2's averages of all widths."""
+    series = checkpoint_series(path)
+    width = _EDM2_AVERAGE.fullmatch(path.name)
+    return series if width is None else series.removesuffix(f"-{width['width']}")
+
+
+def width_in_name(path: Path) -> float | None:
+    """The width (``sigma_rel``) of an average that EDM2 saved, or made: ``network-snapshot-0001000-0.050.pkl``."""
+    average = _EDM2_AVERAGE.fullmatch(path.name)
+    return None if average is None else float(average["width"])
+
+
+def is_post_hoc_ema(path: Path) -> bool:
+    """Whether the name may be one of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step."""
+    return post_hoc_step(path) is not None
+
+
+def post_hoc_step(path: Path) -> int | None:
+    """The step in such a name, or ``None``."""
+    width_and_step = _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name))
+    return None if width_and_step is None else int(width_and_step["digits"])
 
 
 def series_glob(path: Path) -> str:

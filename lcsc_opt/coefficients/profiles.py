@@ -7,13 +7,20 @@ Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12); wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.coefficients.rows import (
+    LARGEST_SIGMA_REL,
+    AverageSteps,
+    nearest_exponential,
+    nearest_power,
+    power_exponent,
+)
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""
@@ -21,14 +28,41 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
-LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
+class RowSteps(tuple[int, ...]):
+    """The training steps of rows that are means of checkpoints: the last step of each, ``[K]``.
+
+    Averages of rows weigh each by its :attr:`counts`, so that all checkpoints count the same.
+    """
+
+    counts: tuple[int, ...]
+    """How many checkpoints each row is the mean of, ``[K]``."""
+
+    def __new__(cls, steps: Iterable[int], counts: Iterable[int]) -> RowSteps:
+        """Rows of these steps and counts."""
+        made = super().__new__(cls, steps)
+        made.counts = tuple(counts)
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return tuple(self), self.counts
+
+
+def counts_of(steps: Sequence[int]) -> tuple[int, ...]:
+    """How many checkpoints each row is the mean of, ``[K]``: ones, unless the steps are :class:`RowSteps`."""
+    if isinstance(steps, RowSteps):
+        return steps.counts
+    return (1,) * len(steps)
+
+
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
+
+    Those of averages of several widths were checked when they were made: a step may be there for each width.
 
     Raises:
         StudySpecError: fewer than two, or one that is not whole, negative or out of order.
@@ -36,6 +70,8 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     checked = tuple(int(step) for step in steps)
     if len(checked) < 2:
         raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
+    if isinstance(steps, AverageSteps):
+        return steps
     previous = -1
     for index, step in enumerate(checked):
         if step != steps[index] or step <= previous:
@@ -49,16 +85,25 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
     since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
-    Rate 0 gives the last checkpoint.
+    Rate 0 gives the last checkpoint. Of rows that are averages with a width, the combination with the nearest profile,
+    by least squares (:mod:`lcsc_opt.coefficients.rows`); it has negative coefficients.
+
+    Of rows that are means of the checkpoints since the row before, this is the least-squares fit to the EMA of all
+    checkpoints (as in Karras et al. 2024, Algorithm 3): their profiles do not overlap, so the best height in each
+    interval is the mean of the EMA's weights there. :func:`distance_to_exact` says how far it is.
 
     Returns:
-        ``[K]``, non-negative, sum to one.
+        ``[K]``, sum to one.
 
     Raises:
         StudySpecError: ``rate`` is out of range, or :func:`check_steps` refuses the steps.
     """
     if not 0 <= rate < 1:
         raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
+    if isinstance(steps, AverageSteps):
+        if rate == 0:
+            return decay_coefficients(len(steps), 1)
+        return close_sum(nearest_exponential(steps, rate))
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
     return close_sum(np.diff(np.power(float(rate), ages), prepend=0.0))  # cumulative weights of checkpoints 0..i
 
@@ -66,18 +111,50 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of the window.
+    The rates of the EMAs are by default those of the window. Of rows that are averages with a width, they are by
+    default EDM2's averages of :data:`POWER_EMA_SIGMAS`, which such rows reach best.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    counts = [count for count in (1, 3, 10, 30, 100) if count < len(steps)]
-    counts.append(len(steps))
-    return averages + [decay_coefficients(len(steps), count) for count in counts]
+    if isinstance(steps, AverageSteps) and rates is None:
+        averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
+    else:
+        averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    windows = [window for window in (1, 3, 10, 30, 100) if window < len(steps)]
+    windows.append(len(steps))
+    counts = counts_of(steps)
+    return averages + [decay_coefficients(len(steps), window, counts=counts) for window in windows]
 
 
-def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coefficients:
+def distance_to_exact(
+    intervals: Sequence[tuple[int, int, int]], profile: Callable[[Sequence[int]], Coefficients]
+) -> float:
+    """How far the weights of checkpoints in an average of means are from those of the same average of checkpoints.
+
+    The weight that stands for the time before the first checkpoint does not count.
+
+    Args:
+        intervals: of each row: first step, last step, and how many checkpoints, which count as equally far apart.
+        profile: steps ``[n]`` → coefficients ``[n]``, such as an EMA.
+
+    Returns:
+        The L2 norm of the difference, relative to that of the exact weights.
+    """
+    counts = np.array([count for _, _, count in intervals])
+    steps_of_rows = [np.linspace(first, last, count).round() for first, last, count in intervals]
+    checkpoints = [int(step) for steps in steps_of_rows for step in steps]
+    before = max(2 * checkpoints[0] - checkpoints[1], 0)
+    start = [before] if before < checkpoints[0] else []  # takes that weight
+    exact = profile([*start, *checkpoints])[len(start) :]
+    of_rows = profile([*start, *(last for _, last, _ in intervals)])[len(start) :]
+    difference = np.repeat(of_rows / counts, counts) - exact
+    return float(np.linalg.norm(difference) / np.linalg.norm(exact))
+
+
+def decay_coefficients(
+    total: int, last: int, decay: str = "linear", *, counts: Sequence[int] | None = None
+) -> Coefficients:
     """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
 
     Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
@@ -89,14 +166,17 @@ def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coeffici
         total: K, the number of checkpoints, which count as equally far apart.
         last: N.
         decay: ``linear`` or ``1-sqrt``.
+        counts: how many checkpoints each of the K rows is the mean of, ``[K]``; ``None`` is one each.
 
     Returns:
         ``[K]``, non-negative, sum to one.
     """
     window = np.arange(total, 0, -1) <= last
+    weights = np.ones(total) if counts is None else np.array(counts, dtype=np.float64)
     if decay == "linear":
-        return normalize(window)
-    factors = 1 - np.sqrt(np.arange(last + 1) / last)
+        return normalize(window * weights)
+    position = np.concatenate([[0.0], np.cumsum(weights[total - last :])])  # j, in checkpoints
+    factors = 1 - np.sqrt(position / position[-1])
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
 
 
@@ -110,7 +190,9 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     nonzero = np.abs(coefficients) > _COARSE
     count = int(np.count_nonzero(nonzero))
     last_ones = f"all {count}" if count == len(steps) else f"the last {count}"
-    if np.allclose(coefficients, nonzero / count, atol=_COARSE):
+    counts = counts_of(steps)
+    weights = nonzero * np.array(counts)
+    if np.allclose(coefficients, weights / weights.sum(), atol=_COARSE):
         if count == 1 and nonzero[-1]:
             return "last checkpoint"
         if count == 1:
@@ -118,8 +200,16 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         if nonzero[-count:].all():
             return f"average of {last_ones}"
         return f"average of {count}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt"), atol=_COARSE):
+    if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt", counts=counts), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
+    if isinstance(steps, AverageSteps):
+        for sigma_rel in POWER_EMA_SIGMAS:
+            if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
+                return f"power EMA {sigma_rel:g}"
+        for rate in window_ema_rates(steps):
+            if np.allclose(coefficients, ema_coefficients(steps, rate)):
+                return f"EMA {rate:.6g}"
+        return None
     # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
     rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
     if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)):
@@ -133,10 +223,11 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
     The weight of training time t is proportional to t^e; ``sigma_rel`` is the profile's standard deviation relative to
     the length of the training, above 0 and at most 1/sqrt(12) (the uniform average): sigma_rel^2 = (e + 1) / ((e + 2)^2
     (e + 3)), solved for its largest real e (Appendix C.2). As with :func:`ema_coefficients`, the first checkpoint takes
-    all that came before it.
+    all that came before it. Of rows that are such averages of other widths, it is the reconstruction of Algorithm 3,
+    with the coefficients of NVlabs' ``phema.py``.
 
     Returns:
-        ``[K]``, non-negative, sum to one.
+        ``[K]``, sum to one; of rows without a width, non-negative.
 
     Raises:
         StudySpecError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
@@ -145,8 +236,9 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
         raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
-    precision = sigma_rel**-2
-    exponent = max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
+    if isinstance(steps, AverageSteps):
+        return close_sum(nearest_power(steps, sigma_rel))
+    exponent = power_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
     return close_sum(np.diff(np.power(times, exponent + 1), prepend=0.0))  # of cumulative weights
 
@@ -164,7 +256,11 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     """
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
-    interval = window / (len(steps) - 1)
+    count = len(steps) - 1
+    if isinstance(steps, AverageSteps):  # averages reach back to the beginning
+        window = steps[-1]
+        count = len(set(steps))
+    interval = window / count
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))
@@ -268,7 +364,12 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
+    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates.
+
+    Of rows that are averages with a width, the middle one of EDM2's widths.
+    """
+    if isinstance(steps, AverageSteps):
+        return power_ema_coefficients(steps, POWER_EMA_SIGMAS[len(POWER_EMA_SIGMAS) // 2])
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

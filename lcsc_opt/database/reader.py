@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import NodeWork, SampledModel
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.coefficients.profiles import average_name
+from lcsc_opt.coefficients.profiles import RowSteps, average_name
+from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database.arrays import coefficients_of, tuned_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
@@ -358,7 +359,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
     nodes = attributes.get(NODES) or {}
     return dataclasses.replace(
         study,
-        steps=tuple(attributes.get("steps") or ()),
+        steps=_steps(attributes),
         layer_groups=tuple(attributes.get("layer_groups") or ()),
         forked_from=attributes.get("forked_from"),
         settings=specification,
@@ -371,6 +372,16 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in nodes.get("nodes", ())),
         nodes_seen_at=float(nodes.get("seen_at", 0.0)),
     )
+
+
+def _steps(attributes: Mapping[str, Any]) -> tuple[int, ...]:
+    """The steps of the checkpoints, or of the rows that are means of several or averages of several widths."""
+    steps = tuple(attributes.get("steps") or ())
+    counts = attributes.get("counts")
+    widths = attributes.get("widths")
+    if widths is not None:
+        return AverageSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True))
+    return steps if counts is None else RowSteps(steps, counts)
 
 
 def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> StudyHistory:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.files import only_process, replacing
-from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory
+from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS, KnownCheckpoints, cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -46,7 +46,7 @@ class PackedTrajectory:
         in_cache: its path inside the cache folder, on the coordinator and on other machines.
         checkpoints: their identity.
         manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
-        size: bytes of its weights.
+        sizes: the files of its weights, name → bytes.
         node: Ray's id of the coordinator's machine, which reads them for others.
     """
 
@@ -54,7 +54,7 @@ class PackedTrajectory:
     in_cache: Path
     checkpoints: KnownCheckpoints
     manifest: bytes
-    size: int
+    sizes: dict[str, int]
     node: str = ""
 
     @classmethod
@@ -66,12 +66,13 @@ class PackedTrajectory:
             in_cache = path.relative_to(cache)
         else:
             in_cache = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
+        files = [path / WEIGHTS, path / MEAN]
         return cls(
             path=path,
             in_cache=in_cache,
             checkpoints=KnownCheckpoints(trajectory.sha256, trajectory.steps),
             manifest=(path / MANIFEST).read_bytes(),
-            size=(path / WEIGHTS).stat().st_size,
+            sizes={file.name: file.stat().st_size for file in files if file.exists()},
         )
 
     def on_this_machine(self) -> Path:
@@ -97,7 +98,7 @@ class PackedTrajectory:
         """Copy the trajectory from the coordinator's machine, in pieces, and check it."""
         from lcsc_opt.trajectory import Trajectory
 
-        notice(f"fetching the trajectory ({self.size / 1e6:,.0f} MB) to {cached}")
+        notice(f"fetching the trajectory ({sum(self.sizes.values()) / 1e6:,.0f} MB) to {cached}")
         ray = importlib.import_module("ray")
         scheduling = importlib.import_module("ray.util.scheduling_strategies")
         on_coordinator = scheduling.NodeAffinitySchedulingStrategy(self.node, soft=False)
@@ -105,10 +106,11 @@ class PackedTrajectory:
         try:
             with replacing(cached) as pending:
                 pending.mkdir()
-                with (pending / WEIGHTS).open("xb") as file:
-                    for start in range(0, self.size, _PIECE_BYTES):
-                        length = min(_PIECE_BYTES, self.size - start)
-                        file.write(ray.get(read.remote(self.path / WEIGHTS, start, length)))
+                for name, size in self.sizes.items():
+                    with (pending / name).open("xb") as file:
+                        for start in range(0, size, _PIECE_BYTES):
+                            length = min(_PIECE_BYTES, size - start)
+                            file.write(ray.get(read.remote(self.path / name, start, length)))
                 (pending / MANIFEST).write_bytes(self.manifest)
                 Trajectory.open(pending, steps=self.checkpoints.steps).verify()
         except OSError as error:

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import SpaceSpec
-from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
+from lcsc_opt.coefficients.profiles import (
+    check_coefficients,
+    distance_to_exact,
+    ema_coefficients,
+    power_ema_coefficients,
+)
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.means import described
 
 CoefficientsOf = Callable[[Trajectory], tuple[Trajectory, Coefficients]]
 """Checkpoints → their coefficients, with the trajectory in layer groups where each has a row of its own."""
@@ -67,7 +74,16 @@ def _of_profile(kind: str, text: str) -> CoefficientsOf:
     except ValueError as error:
         raise StudySpecError(f"{kind}:{text}: expected a number, as in ema:0.9999 or power:0.1") from error
     profile = _PROFILES[kind]
-    return lambda trajectory: (trajectory, profile(trajectory.steps, value))
+
+    def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
+        coefficients = profile(trajectory.steps, value)
+        if trajectory.intervals is not None:
+            distance = distance_to_exact(trajectory.intervals, lambda steps: profile(steps, value))
+            rows = described(trajectory.intervals)
+            notice(f"{kind}:{text} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
+        return trajectory, coefficients
+
+    return coefficients_of
 
 
 def _read_json(path: Path) -> Any:

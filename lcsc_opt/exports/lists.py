@@ -40,7 +40,7 @@ def write_list(checkpoints: Checkpoints, recipe: Recipe, to: Destination) -> Rec
             f"{to.form} only merges weights, and this model also has recomputed statistics: export the model itself"
         )
     paths: dict[int, str] = {}  # index in the recipe → absolute path
-    for index, checkpoint in recipe.find_needed(checkpoints.steps).items():
+    for index, checkpoint in recipe.find_needed(checkpoints.rows).items():
         source = checkpoints.sources[checkpoint]
         if not source:
             step = recipe.steps[index]

@@ -16,6 +16,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
+    counts_of,
     decay_coefficients,
     normalize,
     plain_averages,
@@ -204,7 +205,7 @@ class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each window."""
         windows = _windows(self.config()["windows"], len(steps))
-        return [decay_coefficients(len(steps), window) for window in windows]
+        return [decay_coefficients(len(steps), window, counts=counts_of(steps)) for window in windows]
 
 
 class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
@@ -227,7 +228,12 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
         """``[K]`` coefficients of each window, for one decay after the other."""
         options = self.config()
         windows = _windows(options["windows"], len(steps))
-        return [decay_coefficients(len(steps), window, decay) for decay in options["decays"] for window in windows]
+        counts = counts_of(steps)
+        return [
+            decay_coefficients(len(steps), window, decay, counts=counts)
+            for decay in options["decays"]
+            for window in windows
+        ]
 
 
 class EachCheckpoint(ConfiguredOptimizer):  # type: ignore[misc]

@@ -14,7 +14,8 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.settings import near_miss, parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
+from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
+from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
@@ -188,7 +189,12 @@ class Plan:
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
         trajectory = objective.trajectory
-        return {
+        attributes: dict[str, Any] = {}
+        if isinstance(objective.steps, RowSteps):
+            attributes["counts"] = list(objective.steps.counts)
+        if isinstance(objective.steps, AverageSteps):
+            attributes["widths"] = list(objective.steps.widths)
+        return attributes | {
             "budget": budget,
             "optimizer_budget": budget,
             "origin": self.origin,

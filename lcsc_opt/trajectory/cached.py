@@ -10,6 +10,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
+from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.filling import pack_sources
 from lcsc_opt.trajectory.layout import EXACT
 from lcsc_opt.trajectory.sources import Sources, find_sources, select_sources, sources_fingerprint
@@ -51,7 +52,7 @@ class PackRequest:
         path = Path(self.patterns[0]).expanduser()
         return path if is_packed(path) else None
 
-    def sources(self) -> dict[int, Path]:
+    def sources(self) -> dict[Row, Path]:
         """All checkpoints that match the patterns, by their steps.
 
         Raises:
@@ -59,14 +60,14 @@ class PackRequest:
         """
         return find_sources(find_checkpoints(self.patterns, key=self.key), self.steps)
 
-    def sources_if_any(self) -> dict[int, Path]:
+    def sources_if_any(self) -> dict[Row, Path]:
         """As :meth:`sources`, but empty if the checkpoints are gone or no longer form a trajectory."""
         try:
             return self.sources()
         except TrajectoryError:
             return {}
 
-    def selected_sources(self) -> dict[int, Path]:
+    def selected_sources(self) -> dict[Row, Path]:
         """The selected checkpoints of :meth:`sources`.
 
         Raises:

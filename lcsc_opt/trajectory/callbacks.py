@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
+_STATES = 2  # as many as a writer of means can go back to
 Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
 
 
@@ -32,6 +35,9 @@ class TrajectorySaver:
             ...
             saver.step(step, ema_model)
         saver.close()
+
+    With ``means=32`` rows are means of checkpoints, and ``saver.finish(step, ema_model)`` comes in place of ``close``;
+    the open mean is a part of what ``save_state`` keeps.
 
     Args:
         path: the path of the trajectory.
@@ -57,16 +63,22 @@ class TrajectorySaver:
         self._options = {"every": every, **options}
         self._restarts = resume == "restart"
         self._accelerator = accelerator
+        self._means = options.get("means") is not None
         self._writer: TrajectoryWriter | None = None
         self._last = 0
         if accelerator is not None:
             accelerator.register_for_checkpointing(self)
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, mean: Mapping[str, Any] | None = None) -> None:
         """Begin or continue training after ``step``; 0 is its start. Rows of later steps are dropped.
 
+        Args:
+            step: the last one of the training.
+            mean: the state of the writer of means; needed to continue one.
+
         Raises:
-            TrajectoryError: training starts, and the trajectory already holds rows of another training.
+            TrajectoryError: training starts, and the trajectory already holds rows of another training; or it is
+                continued without the mean, or with that of another training.
         """
         self.close()
         self._last = step
@@ -80,6 +92,12 @@ class TrajectorySaver:
                 f"{self._path}: holds {len(writer.steps)} checkpoints of another training, and this one starts: name "
                 'another path, remove it, or let the saver drop them with resume="restart"'
             )
+        if mean is not None:
+            try:
+                writer.load_state_dict(mean)
+            except TrajectoryError:
+                writer.close()
+                raise
         self._writer = writer
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
@@ -91,14 +109,32 @@ class TrajectorySaver:
         if self._writer is None and self.main:
             self.begin(0)
         if self._writer is not None and step != self._last:
-            if self._accelerator is not None and isinstance(weights, nn.Module):
-                weights = self._accelerator.unwrap_model(weights)
-            self._writer.append(step, weights, wait=False)
+            weights = self._unwrapped(weights)
+            if self._means:
+                self._writer.step(step, weights)
+            else:
+                self._writer.append(step, weights, wait=False)
         self._last = step
+
+    def finish(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
+        """End the training after ``step``. Of means, the open one and the last checkpoint are written, too."""
+        if self._means and self._writer is not None and self._last > 0:
+            self._writer.finish(step, self._unwrapped(weights))
+        self.close()
+
+    def _unwrapped(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | Mapping[str, Tensor]:
+        if self._accelerator is None or not isinstance(weights, nn.Module):
+            return weights
+        unwrapped: nn.Module = self._accelerator.unwrap_model(weights)
+        return unwrapped
 
     def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """Save the weights that a tuning begins with, as the checkpoint of step 0, as :meth:`step` does."""
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        if self._means:
+            self._writer.step(0, weights)
+        else:
             self._writer.append(0, weights, wait=False)
 
     def flush(self) -> None:
@@ -116,11 +152,14 @@ class TrajectorySaver:
     def state_dict(self) -> dict[str, Any]:
         """The state for the training's own checkpoint. Waits until all rows are on the disk."""
         self.flush()
-        return {"step": self._last}
+        state: dict[str, Any] = {"step": self._last}
+        if self._means and self._writer is not None:
+            state["mean"] = self._writer.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to the step of the training's checkpoint."""
-        self.begin(int(state["step"]))
+        self.begin(int(state["step"]), state.get("mean"))
 
 
 def lightning_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
@@ -141,20 +180,31 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         """Saves on rank 0."""
 
         saver = TrajectorySaver(path, every=every, **options)
+        mean: Mapping[str, Any] | None = None  # of the training's checkpoint
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
             self.saver.main = bool(trainer.is_global_zero)
-            self.saver.begin(int(trainer.global_step))
+            self.saver.begin(int(trainer.global_step), self.mean)
+            self.mean = None
+
+        def state_dict(self) -> dict[str, Any]:
+            state = self.saver.state_dict()
+            del state["step"]  # Lightning has its own
+            return state
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self.mean = state_dict.get("mean")
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            saved = pl_module if weights is None else weights(pl_module)
+            saved = _chosen(pl_module, weights)
             self.saver.step(int(trainer.global_step), saved)
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
             self.saver.flush()
 
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            self.saver.close()
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            saved = _chosen(pl_module, weights)
+            self.saver.finish(int(trainer.global_step), saved)
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
             self.saver.close()
@@ -183,18 +233,69 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
         """Saves on the process with rank 0."""
 
         saver = TrajectorySaver(path, every=every, **options)
+        means = _MeansBeside(Path(path))
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            step = int(state.global_step)
             self.saver.main = bool(state.is_world_process_zero)
-            self.saver.begin(int(state.global_step))
+            self.saver.begin(step, self.means.load(step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            saved = model if weights is None else weights(model)
-            self.saver.step(int(state.global_step), saved)
+            saved = _chosen(model, weights)
+            step = int(state.global_step)
+            self.saver.step(step, saved)
             if control.should_save:
-                self.saver.flush()
+                self.means.save(step, self.saver.state_dict())
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.saver.close()
+        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
+            saved = _chosen(model, weights)
+            self.saver.finish(int(state.global_step), saved)
 
     return Callback()
+
+
+def _chosen(module: Any, weights: Weights | None) -> nn.Module | Mapping[str, Tensor]:
+    """The weights to save of a trainer's module."""
+    if weights is not None:
+        return weights(module)
+    chosen: nn.Module = module
+    return chosen
+
+
+class _MeansBeside:
+    """The open means of the last two states of a training, in files beside the trajectory.
+
+    The Trainer of transformers keeps no tensors of its callbacks. Each file is complete before the Trainer's own
+    checkpoint of that step begins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._folder = path.with_name(f"{path.name}.means")
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Keep the mean of a state, if it has one, and remove all but the one before.
+
+        Raises:
+            TrajectoryError: the disk refuses.
+        """
+        if "mean" not in state:
+            return
+        try:
+            self._folder.mkdir(exist_ok=True)
+            with replacing(self._file(step)) as pending:
+                torch.save(state["mean"], pending)
+            for file in sorted(self._folder.glob("step-*.pt"))[:-_STATES]:
+                file.unlink()
+        except OSError as error:
+            raise TrajectoryError(f"Cannot write to {self._folder}: {error.strerror}.") from error
+
+    def load(self, step: int) -> Mapping[str, Any] | None:
+        """The mean of the state of a step; ``None`` if there is no file."""
+        file = self._file(step)
+        if not file.exists():
+            return None
+        state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+    def _file(self, step: int) -> Path:
+        return self._folder / f"step-{step:018d}.pt"

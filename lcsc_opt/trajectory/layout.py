@@ -23,7 +23,9 @@ MERGED = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_HALVES = ("float16", "bfloat16")  # dtypes that rows may be rounded to
+INT8 = "int8"
+BLOCK = 256  # values that share a scale, where rows are stored as int8
+ROUNDED = ("float16", "bfloat16", INT8)  # what rows may be rounded to
 _INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 UNMERGEABLE = (
     "complex32",
@@ -40,13 +42,13 @@ _SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out (fi
 
 
 def stored_dtype(dtype: str) -> str | None:
-    """What rows are rounded to, ``float16`` or ``bfloat16``; ``None`` for ``exact``.
+    """What rows are rounded to, ``float16``, ``bfloat16`` or ``int8``; ``None`` for ``exact``.
 
     Raises:
         TrajectoryError: there is no such way to store rows.
     """
-    if dtype not in (EXACT, *_HALVES):
-        raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(_HALVES)}, got {dtype!r}.")
+    if dtype not in (EXACT, *ROUNDED):
+        raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(ROUNDED)}, got {dtype!r}.")
     return None if dtype == EXACT else dtype
 
 
@@ -79,10 +81,10 @@ class TensorSpec:
         """The first byte behind it."""
         return self.offset + self.numel * self.torch_dtype.itemsize
 
-    def copy_from(self, row: Tensor, *, widened: bool) -> Tensor:
-        """A new tensor with its bytes in ``row``, ``[row_bytes]`` uint8; if ``widened``, in float32 if it is merged."""
+    def copy_from(self, content: Tensor, *, widened: bool) -> Tensor:
+        """A new tensor with the bytes ``content``, ``[n]`` uint8; if ``widened``, in float32 if it is merged."""
         tensor = torch.empty(self.shape, dtype=self.torch_dtype, device="cpu")
-        tensor.reshape(-1).view(torch.uint8).copy_(row[self.offset : self.end])
+        tensor.reshape(-1).view(torch.uint8).copy_(content)
         if widened and self.merged:
             return tensor.float()
         return tensor
@@ -117,6 +119,12 @@ class Segment:
     def width(self) -> int:
         """How many columns of its dtype it has."""
         return (self.stop - self.start) // self.dtype.itemsize
+
+    def whole(self, columns: int) -> int:
+        """So many columns, or a few more: those that share a scale are read together."""
+        if self.dtype == torch.int8:
+            return -(-columns // BLOCK) * BLOCK
+        return columns
 
     def places(self) -> Iterator[tuple[TensorSpec, int]]:
         """Its tensors, each with its first column."""
@@ -164,12 +172,12 @@ class Layout:
         end = 0
         ordered = sorted(described, key=lambda tensor: (region(tensor), tensor[0]))
         for _, tensors in itertools.groupby(ordered, key=region):
-            end = _aligned(end)
+            end = aligned(end)
             for name, shape, dtype in tensors:
                 spec = TensorSpec(name, shape, dtype, end)
                 specs.append(spec)
                 end = spec.end
-        return cls(tuple(specs), max(_aligned(end), ALIGNMENT))
+        return cls(tuple(specs), max(aligned(end), ALIGNMENT))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -178,14 +186,7 @@ class Layout:
 
     def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
         """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
-        segments: list[Segment] = []
-        neighbours = itertools.groupby(self.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
-        for (dtype, varies), specs in neighbours:
-            segment = Segment(tuple(specs))
-            is_empty = segment.start == segment.stop
-            if varies and dtype in MERGED and not is_empty:
-                segments.append(segment)
-        return tuple(segments)
+        return segments_of(self.tensors, frozenset(spec.name for spec in self.tensors if spec.merged) & varying)
 
     def check(self, tensors: Mapping[str, Tensor], stored: str | None = None) -> None:
         """Compare a later checkpoint with the first one, by name.
@@ -235,17 +236,49 @@ class Layout:
         return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
 
 
+class PlainRows:
+    """Rows ``[slots, row_bytes]`` uint8 in which tensors lie as the layout says."""
+
+    def __init__(self, matrix: Tensor, layout: Layout) -> None:
+        self.matrix = matrix
+        self._layout = layout
+
+    def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
+        """As :meth:`Layout.segments`."""
+        return self._layout.segments(varying)
+
+    def content(self, slot: int, spec: TensorSpec) -> Tensor:
+        """The bytes of a tensor, ``[n]`` uint8; not copied."""
+        return self.matrix[slot, spec.offset : spec.end]
+
+    def padding(self, slot: int, start: int, end: int) -> Tensor:
+        """The bytes between two tensors."""
+        return self.matrix[slot, start:end]
+
+
+def segments_of(tensors: Iterable[TensorSpec], names: frozenset[str]) -> tuple[Segment, ...]:
+    """The fewest segments with all of ``tensors`` that have one of these names, but for empty ones."""
+    segments: list[Segment] = []
+    neighbours = itertools.groupby(tensors, key=lambda spec: (spec.dtype, spec.name in names))
+    for (_, is_named), specs in neighbours:
+        segment = Segment(tuple(specs))
+        is_empty = segment.start == segment.stop
+        if is_named and not is_empty:
+            segments.append(segment)
+    return tuple(segments)
+
+
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TrajectoryError(f"Tensor {name!r} is sparse, quantized or without data: save it as a plain one.")
     if tensor.dtype not in _NAMES:
         raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
     dtype = _NAMES[tensor.dtype]
-    if stored is not None and dtype in MERGED:
-        return stored
-    return dtype
+    if stored is None or dtype not in MERGED:
+        return dtype
+    return "float32" if stored == INT8 else stored  # int8 is how they are stored; they are read as float32
 
 
-def _aligned(offset: int) -> int:
+def aligned(offset: int) -> int:
     """The next multiple of :data:`ALIGNMENT`."""
     return (offset + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import operator
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
-from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
-from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
+from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
+from lcsc_opt.coefficients.rows import Row, check_width
+from lcsc_opt.trajectory.int8 import Encoder
+from lcsc_opt.trajectory.layout import EXACT, INT8, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files, map_mean
+from lcsc_opt.trajectory.means import Interval, MeanOfRows
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -46,6 +50,12 @@ class MatrixWriter:
         self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
+        is_new = not (path / MANIFEST).exists()
+        if self._stored == INT8 and is_new and not (path / MEAN).exists():
+            raise TrajectoryError(
+                f"{path}: int8 rows are deviations from a mean of all rows, which is not known while training: append "
+                "in another dtype, and then run lcsc trajectory pack TRAJECTORY -o OUT --stored int8."
+            )
         self._committed: Manifest | None = None  # what the disk is known to have
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
             self._release = _lock(path)
@@ -63,6 +73,26 @@ class MatrixWriter:
             undo.pop_all()
         self._close = weakref.finalize(self, os.close, self._weights)
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """What the rows are the means of, in order; empty without rows, or if they are checkpoints."""
+        manifest = self._current()
+        if manifest is None or manifest.intervals is None:
+            return ()
+        return manifest.intervals
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The notes of the trajectory; empty before the first row."""
+        manifest = self._current()
+        if manifest is None:
+            return {}
+        return manifest.metadata
+
+    def add_metadata(self, name: str, text: str) -> None:
+        """Write a note with the next row."""
+        self._metadata[name] = text
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -94,13 +124,28 @@ class MatrixWriter:
         manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
 
+    def check_kind(self, *, means: bool) -> None:
+        """Refuse means in a trajectory of checkpoints, and checkpoints in one of means.
+
+        Raises:
+            TrajectoryError: the rows that are there are of the other kind.
+        """
+        manifest = self._current()
+        if manifest is None or not manifest.checkpoints:
+            return
+        if means and manifest.intervals is None:
+            raise TrajectoryError(f"{self.path} holds checkpoints, and no means: write means to another trajectory.")
+        if not means and manifest.intervals is not None:
+            raise TrajectoryError(f"{self.path} holds means of checkpoints: write checkpoints to another trajectory.")
+
     def truncate(self, last: int) -> int:
-        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
+        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were. -1 drops all.
 
         Raises:
             TrajectoryError: the disk refuses.
         """
-        last = self.whole_step(last)
+        if last != -1:
+            last = self.whole_step(last)
         manifest = self._current()
         if manifest is None:
             return 0
@@ -123,45 +168,99 @@ class MatrixWriter:
             raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
         return number
 
-    def is_new(self, step: int) -> bool:
-        """Whether ``step`` comes after all saved ones; False when it is one of them.
+    def is_new(self, row: Row) -> bool:
+        """Whether a row comes after all saved ones; False when it is one of them.
 
         Raises:
-            TrajectoryError: it lies between saved steps, or is no step at all.
+            TrajectoryError: it lies between saved rows, is of no step at all, or has a width that cannot be.
         """
-        step = self.whole_step(step)
-        steps = self.steps
-        if step in steps:
+        self.whole_step(row.step)
+        try:
+            check_width(row)
+        except StudySpecError as error:
+            raise TrajectoryError(f"{error}.") from error
+        manifest = self._current()
+        rows = [] if manifest is None else manifest.rows
+        if row in rows:
             return False
-        if steps and step < steps[-1]:
+        if rows and row < rows[-1]:
+            order = "steps have to increase" if row.step < rows[-1].step else "widths of one step have to increase"
             raise TrajectoryError(
-                f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
-                "to continue training from an earlier step."
+                f"{str(row).capitalize()} comes after {rows[-1]}; {order}: open the writer with resume=STEP to "
+                "continue training from an earlier step."
             )
         return True
 
-    def write(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], *, source: str = "") -> None:
-        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
+    def write(
+        self,
+        row: Row,
+        layout: Layout,
+        tensors: Mapping[str, Tensor],
+        *,
+        source: str = "",
+        interval: Interval | None = None,
+    ) -> None:
+        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its row is saved with the same bytes.
 
         ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
-        of a checkpoint that the manifest on the disk still names.
+        of a checkpoint that the manifest on the disk still names. With an ``interval``, the row is the mean of its
+        checkpoints, and its step is the last one.
 
         Raises:
-            TrajectoryError: a weight is not finite, the step is not larger than the last one, or the disk refuses.
+            TrajectoryError: a weight is not finite, the row does not come after the last one, the other rows are means
+                and this one is not, or the disk refuses.
         """
-        is_new = self.is_new(step)
+        is_new = self.is_new(row)
         manifest = self._current()
+        self.check_kind(means=interval is not None)
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
-            _check_same_bytes(manifest, step, layout, tensors)
+            parts = layout.row_parts(tensors)
+            if manifest.stored == INT8:
+                parts = self._encoder(manifest).rounded(parts)
+            _check_same_bytes(manifest, row, parts)
             return
-        used = {saved.slot for saved in manifest.checkpoints}
-        slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+        slot = manifest.free_slot()
         with self._as_trajectory_error():
-            sha256, varying = self._write_row(step, slot, tensors, manifest)
-        added = manifest.with_checkpoint(self._keep_last, varying, step=step, slot=slot, source=source, sha256=sha256)
+            sha256, varying = self._write_row(row.step, slot, tensors, manifest)
+        added = manifest.with_checkpoint(
+            self._keep_last,
+            varying,
+            step=row.step,
+            width=row.width or None,
+            slot=slot,
+            source=source,
+            sha256=sha256,
+            interval=interval,
+        )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
+
+    def merge_pair(self, row: int) -> None:
+        """Replace two neighbouring rows of means, from ``row``, by the mean of their checkpoints, on the disk.
+
+        The two stay until the new row is complete. All rows must have been committed.
+
+        Raises:
+            TrajectoryError: the disk refuses; then the two rows are as before.
+        """
+        manifest = self._current()
+        assert manifest is not None
+        earlier, later = manifest.checkpoints[row : row + 2]
+        assert earlier.interval is not None
+        assert later.interval is not None
+        content = manifest.map_rows(self.path).content
+        rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
+        tensors = MeanOfRows(manifest.layout, rows, (earlier.interval[2], later.interval[2]))
+        slot = manifest.free_slot()
+        with self._as_trajectory_error():
+            sha256, varying = self._write_row(later.step, slot, tensors, manifest)
+        interval = (earlier.interval[0], later.interval[1], earlier.interval[2] + later.interval[2])
+        merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
+        checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
+        all_varying = tuple(sorted({*manifest.varying, *varying}))
+        self._written = manifest.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
+        self.commit()
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
@@ -197,11 +296,11 @@ class MatrixWriter:
         Returns:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
+        if manifest.stored == INT8:
+            return self._write_int8_row(step, slot, tensors, manifest)
         digest = hashlib.sha256()
         varying: list[str] = []
-        last_row: Tensor | None = None
-        if manifest.checkpoints:
-            last_row = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot]
+        last_row = self._last_row(manifest)
         os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
             for spec, content in manifest.layout.row_parts(tensors):
@@ -209,7 +308,7 @@ class MatrixWriter:
                 for first in range(0, len(content), WRITE_BYTES):
                     piece = content[first : first + WRITE_BYTES]
                     if spec is not None and spec.merged:
-                        _check_finite(piece, spec, step, manifest.stored)
+                        check_finite(piece.view(spec.torch_dtype), spec, step, manifest.stored)
                     self._write_bytes(piece.numpy().data)
                 if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
                     _check_mergeable(spec)
@@ -217,6 +316,51 @@ class MatrixWriter:
                 if hashing is not None:
                     hashing.result()
         return digest.hexdigest(), varying
+
+    def _write_int8_row(
+        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
+    ) -> tuple[str, list[str]]:
+        """As :meth:`_write_row`. The hash is that of the rounded weights, as they are read."""
+        digest = hashlib.sha256()
+        varying: list[str] = []
+        last_row = self._last_row(manifest)
+        encoder = self._encoder(manifest)
+        all_scales: list[Tensor] = []
+        copied: list[Tensor] = []
+        os.lseek(self._weights, slot * manifest.stored_row_bytes, os.SEEK_SET)
+        for spec, content in manifest.layout.row_parts(tensors):
+            if spec is None or not spec.merged:
+                digest.update(content.numpy().data)
+            if spec is None:
+                continue
+            if spec.merged:
+                deviates = False
+                for codes, scales, rounded in encoder.encode(spec, content):
+                    check_finite(rounded, spec, step, manifest.stored)
+                    digest.update(rounded.view(torch.uint8).numpy().data)
+                    self._write_bytes(codes.numpy().data.cast("B"))
+                    all_scales.append(scales)
+                    deviates = deviates or bool(scales.any())
+            else:
+                copied.append(content)
+                deviates = _differs(spec, content, last_row)
+            if deviates and spec.name not in manifest.varying:
+                _check_mergeable(spec)
+                varying.append(spec.name)
+        for part in encoder.behind_codes(all_scales, copied):
+            self._write_bytes(part.numpy().data)
+        return digest.hexdigest(), varying
+
+    def _encoder(self, manifest: Manifest) -> Encoder:
+        int8 = manifest.int8_layout
+        assert int8 is not None
+        return Encoder(int8, map_mean(self.path, int8))
+
+    def _last_row(self, manifest: Manifest) -> Callable[[TensorSpec], Tensor] | None:
+        """Gives the bytes of a tensor in the last row; ``None`` before the first checkpoint."""
+        if not manifest.checkpoints:
+            return None
+        return functools.partial(manifest.map_rows(self.path).content, manifest.checkpoints[-1].slot)
 
     def _write_bytes(self, remaining: memoryview) -> None:
         while remaining:
@@ -236,21 +380,26 @@ class MatrixWriter:
             raise TrajectoryError(f"{message}.") from error
 
 
-def _check_same_bytes(manifest: Manifest, step: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse other weights for a step that is saved."""
+def _check_same_bytes(manifest: Manifest, row: Row, parts: Iterable[RowPart]) -> None:
+    """Refuse other weights for a row that is saved."""
     digest = hashlib.sha256()
-    for _, content in layout.row_parts(tensors):
+    for _, content in parts:
         digest.update(content.numpy().data)
-    [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
+    [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
     if digest.hexdigest() != saved.sha256:
         raise TrajectoryError(
-            f"Step {step} is saved already, with other weights: open the writer with resume=STEP to continue "
-            "training from an earlier step, or write the new run to another trajectory."
+            f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to "
+            "continue training from an earlier step, or write the new run to another trajectory."
         )
 
 
-def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
-    least, most = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite of all
+def check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
+    """Refuse NaN and infinity in a tensor that is merged, or a part of it.
+
+    Raises:
+        TrajectoryError: there is one; names the tensor and the step.
+    """
+    least, most = torch.aminmax(content)  # thirty times faster than isfinite of all
     if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
@@ -260,9 +409,9 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
     )
 
 
-def _differs(spec: TensorSpec, content: Tensor, row: Tensor | None) -> bool:
-    """Whether the bytes of a tensor are not those in ``row``, which is ``None`` before the first checkpoint."""
-    return row is not None and not torch.equal(content, row[spec.offset : spec.end])
+def _differs(spec: TensorSpec, content: Tensor, last_row: Callable[[TensorSpec], Tensor] | None) -> bool:
+    """Whether the bytes of a tensor are not those in the last row, if there is one."""
+    return last_row is not None and not torch.equal(content, last_row(spec))
 
 
 def _check_mergeable(spec: TensorSpec) -> None:

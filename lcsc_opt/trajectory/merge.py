@@ -21,7 +21,8 @@ from torch import Tensor
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.trajectory.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.int8 import Deviations, Int8Rows
+from lcsc_opt.trajectory.layout import PlainRows, Segment, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.placement import ColumnSource
 from lcsc_opt.trajectory.tiles import (
@@ -37,7 +38,7 @@ StateDict = dict[str, Tensor]
 
 
 class Merger:
-    """Combines the rows ``[slots, row_bytes]`` uint8 of a matrix; results are on the device of the source.
+    """Combines the rows of a matrix, which are mapped; results are on the device of the source.
 
     They are float32 if the manifest says that rows were rounded, else of the rows' dtypes. On a GPU it works on a
     stream of its own, next to a sampler's, and what it returns is finished. With layer ``groups`` it also combines with
@@ -45,7 +46,11 @@ class Merger:
     """
 
     def __init__(
-        self, source: ColumnSource, rows: Tensor, manifest: Manifest, groups: LayerGroups | None = None
+        self,
+        source: ColumnSource,
+        rows: PlainRows | Int8Rows,
+        manifest: Manifest,
+        groups: LayerGroups | None = None,
     ) -> None:
         self.source = source
         self.slots = [saved.slot for saved in manifest.checkpoints]  # [K], in the order of their steps
@@ -54,7 +59,10 @@ class Merger:
         self._groups = groups
         self._varying = frozenset(manifest.varying)
         self._widened = manifest.stored is not None
-        self.segments = manifest.layout.segments(self._varying)  # what is combined
+        self.segments = rows.segments(self._varying)  # what is combined
+        self._deviations: Deviations | None = None
+        if isinstance(rows, Int8Rows):
+            self._deviations = rows.on(source.device)
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
@@ -96,6 +104,10 @@ class Merger:
                 of_rows = torch.zeros_like(projected)
                 for tile in tiles:
                     gradient = flat[segment][tile.start : tile.stop]
+                    if self._deviations is not None:  # from their mean, which takes the place of the origin
+                        of_origin[tile.row] += self._deviations.of_mean(gradient, segment, tile)
+                        self._deviations.project(gradient, runs, segment, tile, of_rows[tile.row])
+                        continue
                     origin = tile.columns[origin_slot].to(gradient.dtype)
                     of_origin[tile.row] += origin.double() @ gradient.double()
                     for run in runs:
@@ -108,7 +120,10 @@ class Merger:
         return by_checkpoint[0] if self._groups is None else by_checkpoint
 
     def float64_tiles(self) -> Generator[tuple[int, Tensor]]:
-        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time, each with its row."""
+        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time, each with its row.
+
+        Of rows that are stored as int8, their deviations from the mean: what is the same in all rows may be left out.
+        """
         order = torch.tensor(self.slots, device=self.source.device)
         blocks = tiled_blocks(
             self.source,
@@ -119,9 +134,12 @@ class Merger:
             tile_bytes=merge_tile_bytes(self.source.device),
         )
         with contextlib.closing(blocks):
-            for _, tiles in blocks:
+            for segment, tiles in blocks:
                 for tile in tiles:
-                    yield tile.row, tile.columns.index_select(0, order).double()
+                    columns = tile.columns
+                    if self._deviations is not None:
+                        columns = self._deviations.values(segment, tile)
+                    yield tile.row, columns.index_select(0, order).double()
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""
@@ -129,10 +147,12 @@ class Merger:
         coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
         merged = self._copies(coefficients, groups)
         flat: dict[Segment, Tensor] = {}
+        spec_of = {spec.name: spec for spec in self._tensors}
         for segment in self.segments:
             dtype = torch.float32 if self._widened else segment.dtype
             flat[segment] = torch.empty(segment.width, dtype=dtype, device=self.source.device)
-            for spec, first in segment.places():
+            for stored, first in segment.places():
+                spec = spec_of[stored.name]  # of int8, without what fills its last block
                 merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         self._multiply_into(flat, coefficients, groups)
         return {spec.name: merged[spec.name] for spec in self._tensors}
@@ -178,6 +198,9 @@ class Merger:
                 weights = by_slot.to(accumulator(segment.dtype, device))
                 shared = iter(tiles)  # threads share a list's iterator safely: each takes the next tile
                 product = functools.partial(_multiply, weights, runs, shared, flat[segment])
+                if self._deviations is not None:
+                    multiply = self._deviations.multiply
+                    product = functools.partial(multiply, weights, runs, segment, shared, flat[segment])
                 if threads == 1:  # on a GPU, the stream is that of this thread
                     product()
                 else:
@@ -196,36 +219,35 @@ class Merger:
         """``[n]`` in the order of the segment's columns; zero for tensors without a gradient."""
         device = self.source.device
         dtype = accumulator(segment.dtype, device)
-        parts: list[Tensor] = []
-        for spec in segment.tensors:
+        flat = torch.zeros(segment.width, dtype=dtype, device=device)
+        for spec, first in segment.places():
             if spec.name in gradients:
-                parts.append(gradients[spec.name].detach().to(device, dtype).reshape(-1))
-            else:
-                parts.append(torch.zeros(spec.numel, dtype=dtype, device=device))
-        return torch.cat(parts)
+                gradient = gradients[spec.name].detach().reshape(-1)
+                flat[first : first + len(gradient)] = gradient.to(device, dtype)
+        return flat
 
     def _copy(self, index: int, specs: Iterable[TensorSpec]) -> StateDict:
         """Tensors of checkpoint ``index``, bit for bit."""
-        row = self._rows[self.slots[index]]
+        slot = self.slots[index]
         copies: StateDict = {}
         for spec in specs:
             constant = self._constants.get(spec.name)
             if constant is None:
-                copies[spec.name] = self._copied_from(row, spec)
+                copies[spec.name] = self._copied_from(slot, spec)
             else:
                 copies[spec.name] = constant.clone()
         return copies
 
-    def _copied_from(self, row: Tensor, spec: TensorSpec) -> Tensor:
-        return spec.copy_from(row, widened=self._widened).to(self.source.device)
+    def _copied_from(self, slot: int, spec: TensorSpec) -> Tensor:
+        return spec.copy_from(self._rows.content(slot, spec), widened=self._widened).to(self.source.device)
 
     @functools.cached_property
     def _constants(self) -> StateDict:
         """Tensors that are the same in all checkpoints, on a GPU: they need not be copied there for each merge."""
         if self.source.device == CPU:
             return {}
-        row = self._rows[self.slots[0]]
-        return {spec.name: self._copied_from(row, spec) for spec in self._tensors if spec.name not in self._varying}
+        slot = self.slots[0]
+        return {spec.name: self._copied_from(slot, spec) for spec in self._tensors if spec.name not in self._varying}
 
     @functools.cached_property
     def _stream(self) -> torch.Stream:

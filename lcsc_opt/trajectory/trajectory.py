@@ -28,7 +28,8 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
+from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -45,8 +46,12 @@ class Trajectory:
 
     Attributes:
         path: the path of its folder.
-        steps: the training step of each checkpoint, ``[K]``, strictly increasing.
+        steps: the training step of each checkpoint, ``[K]``, strictly increasing. Of averages of several widths
+            :class:`~lcsc_opt.coefficients.rows.AverageSteps`, in which a step is there for each width.
+        rows: the step and the width of each, ``[K]``; the width is 0 where rows are the weights of steps.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
+        intervals: of a trajectory of means, the checkpoints that each row is the mean of, ``[K]``: first step, last
+            step, and how many; ``None`` where rows are checkpoints.
         checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
         sha256: the SHA-256 of names, shapes, dtypes, steps and the bytes of all rows.
         tensors: the tensors of every checkpoint, in the order of their bytes.
@@ -65,7 +70,11 @@ class Trajectory:
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
         self.path = path
-        self.steps: tuple[int, ...] = tuple(saved.step for saved in checkpoints)
+        self.rows = tuple(manifest.rows)
+        self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
+        if manifest.intervals is not None:
+            self.steps = RowSteps(self.steps, [count for _, _, count in manifest.intervals])
+        self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
@@ -73,14 +82,14 @@ class Trajectory:
         self.names = tuple(spec.name for spec in self.tensors)
         self.varying = frozenset(manifest.varying)
         self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
-        self.nbytes = len(checkpoints) * manifest.row_bytes
+        self.nbytes = manifest.stored_bytes
         self.stored = manifest.stored
         self.metadata: Mapping[str, str] = manifest.metadata
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
-        segments = manifest.layout.segments(self.varying)
-        self._merger = Merger(ColumnsInMemory.mapped(self._rows, segments), self._rows, manifest)
+        columns = ColumnsInMemory.mapped(self._rows.matrix, self._rows.segments(self.varying))
+        self._merger = Merger(columns, self._rows, manifest)
 
     @classmethod
     def holding(cls, path: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
@@ -136,7 +145,14 @@ class Trajectory:
         """
         merger = self._merger
         with self._unchanged():
-            source = place(self.path / WEIGHTS, self._rows, merger.segments, merger.slots, torch.device(device), how)
+            source = place(
+                self.path / WEIGHTS,
+                self._rows.matrix,
+                merger.segments,
+                merger.slots,
+                torch.device(device),
+                how,
+            )
         return self._merged_by(source, self.layer_groups)
 
     def in_rows(self, rule: Rule | None) -> Trajectory:
@@ -174,15 +190,15 @@ class Trajectory:
     def checkpoint(self, index: int) -> StateDict:
         """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit, on the CPU.
 
-        Floating-point tensors that were rounded to half precision come in float32.
+        Floating-point tensors that were rounded when they were stored come in float32.
 
         Raises:
             TrajectoryError: the checkpoint has been overwritten since opening.
         """
-        row = self._rows[self._merger.slots[index]]
+        slot = self._merger.slots[index]
         widened = self.stored is not None
         with self._unchanged():
-            return {spec.name: spec.copy_from(row, widened=widened) for spec in self.tensors}
+            return {spec.name: spec.copy_from(self._rows.content(slot, spec), widened=widened) for spec in self.tensors}
 
     @property
     def layout(self) -> Layout:
@@ -190,15 +206,22 @@ class Trajectory:
         return self._manifest.layout
 
     def row_parts(self, index: int) -> Iterator[RowPart]:
-        """The bytes of a row in order: each tensor with its spec, padding with ``None``. They are not copied.
+        """The bytes of a row in order: each tensor with its spec, padding with ``None``.
+
+        Those of int8 are the float32 that they stand for; no others are copied.
 
         Raises:
             TrajectoryError: the row has been overwritten since opening.
         """
         self._check()
-        row = self._rows[self._merger.slots[index]]
+        yield from self._parts(self._merger.slots[index])
+
+    def _parts(self, slot: int) -> Iterator[RowPart]:
         for spec, start, end in self.layout.spans():
-            yield spec, row[start:end]
+            if spec is None:
+                yield None, self._rows.padding(slot, start, end)
+            else:
+                yield spec, self._rows.content(slot, spec)
 
     @property
     def device(self) -> torch.device:
@@ -336,8 +359,10 @@ class Trajectory:
         """
         with progress("verify", len(self)) as advance:
             for saved in self._manifest.checkpoints:
-                row = self._rows[saved.slot].numpy()
-                if hashlib.sha256(row.data).hexdigest() != saved.sha256:
+                digest = hashlib.sha256()
+                for _, content in self._parts(saved.slot):
+                    digest.update(content.numpy().data)
+                if digest.hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 

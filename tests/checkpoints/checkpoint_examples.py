@@ -112,13 +112,41 @@ def lucidrains(folder: Path, step: int) -> Weights:
 
 
 def post_hoc_ema(folder: Path, step: int) -> Weights:
-    """Two widths of the average, in half precision except for the whole numbers."""
+    """Two widths of the average, in half precision, in which the step is rounded, too."""
     for width in (0, 1):
         averaged = {name: tensor.clone() for name, tensor in net(step + 1 - width).half().state_dict().items()}
-        content: dict[str, Tensor] = {"initted": torch.tensor(True), "step": torch.tensor(step)}
+        content: dict[str, Tensor] = {"initted": torch.tensor(1.0).half(), "step": torch.tensor(step + 0.5).half()}
         content |= {f"ema_model.{name}": tensor for name, tensor in averaged.items()}
         torch.save(content, folder / f"{width}.{step}.pt")
     return averaged
+
+
+def jit(folder: Path, step: int) -> Weights:
+    """As ``util/misc.py`` of JiT saves it, and the code bases that began with it; numbers in names are epochs."""
+    model = {"model": prefixed("net.", step + 1), "optimizer": optimizer_state(), "epoch": step}
+    averages = {"model_ema1": prefixed("net.", step), "model_ema2": prefixed("net.", step + 2)}
+    content = model | averages | {"args": argparse.Namespace(ema_decay1=0.9999, ema_decay2=0.9996)}
+    torch.save(content, folder / f"checkpoint-{step}.pth")
+    torch.save(content, folder / "checkpoint-last.pth")
+    return prefixed("net.", step)
+
+
+def icefall(folder: Path, step: int) -> Weights:
+    """A running mean of all weights in ``model_avg``; with few digits, so that means of intervals are exact."""
+    mean = {
+        name: (tensor * 64).round() / 64 if tensor.is_floating_point() else tensor
+        for name, tensor in weights(step).items()
+    }
+    content = {"model": weights(step + 1), "model_avg": mean, "optimizer": optimizer_state(), "grad_scaler": None}
+    torch.save(content | {"batch_idx_train": step, "cur_epoch": 1}, folder / f"checkpoint-{step}.pt")
+    if step == STEPS[0]:
+        return mean
+    before = torch.load(folder / f"checkpoint-{step - 100}.pt", weights_only=True)["model_avg"]
+    count = step // 100
+    return {
+        name: count * tensor - (count - 1) * before[name] if tensor.is_floating_point() else tensor
+        for name, tensor in mean.items()
+    }
 
 
 def compvis(folder: Path, step: int) -> Weights:
@@ -226,6 +254,17 @@ def distributed(folder: Path, step: int) -> Weights:
     return weights(step)
 
 
+def torchtitan(folder: Path, step: int) -> Weights:
+    """Its ``EMA`` is an optimizer in form; the model's own weights lie beside it, without a name in front."""
+    content: dict[str, Any] = dict(weights(step + 1))
+    content["ema"] = {f"state.{name}.ema_params": tensor for name, tensor in weights(step).items()}
+    content["ema"] |= {f"param_groups.{name}.lr": 0.0 for name in weights(step)}
+    content["optimizer"] = {f"state.{name}.exp_avg": tensor for name, tensor in weights(step + 2).items()}
+    content["train_state"] = {"step": torch.tensor(step)}
+    write_distributed(folder / f"step-{step}", content)
+    return weights(step)
+
+
 def diffusers_training(folder: Path, step: int) -> Weights:
     """What diffusers' training scripts leave: the model, and its ``EMAModel``, both by their ``save_pretrained``."""
     from diffusers.training_utils import EMAModel
@@ -285,6 +324,8 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "score_sde, torch-ema": score_sde,
     "denoising-diffusion-pytorch, ema-pytorch": lucidrains,
     "PostHocEMA of ema-pytorch": post_hoc_ema,
+    "JiT, RiT, JLT": jit,
+    "icefall": icefall,
     "latent-diffusion (CompVis)": compvis,
     "NVlabs EDM": edm,
     "NVlabs EDM2": edm2,
@@ -293,6 +334,7 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "diffusers pipelines": diffusers_pipelines,
     "Weights in several files": sharded,
     "torch.distributed.checkpoint (FSDP, Accelerate, torchtitan, Megatron-LM)": distributed,
+    "torchtitan with its EMA": torchtitan,
     "LoRA (diffusers, PEFT, kohya)": lora,
     "safetensors": safetensors,
 }

@@ -77,7 +77,9 @@ def post_hoc_ema(folder: Path) -> None:
 def test_one_width_of_a_post_hoc_ema_is_a_trajectory_and_several_are_refused_with_their_patterns(tmp_path):
     folder = tmp_path / "post-hoc-ema-checkpoints"
     post_hoc_ema(folder)
-    with pytest.raises(TrajectoryError, match=r"several series.* 0 \(3\), 1 \(3\)\. Choose one: ") as refusal:
+    with pytest.raises(
+        TrajectoryError, match=r"several series.* 0 \(3\), 1 \(3\)\..* --widths .* Choose one: "
+    ) as refusal:
         find_checkpoints(folder)
     patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
     assert patterns == [str(folder / "0.*.pt"), str(folder / "1.*.pt")]

@@ -88,7 +88,7 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
         saver.step(step, model)
         if step == SAVED_AT:
             accelerator.save_state(str(folder / "kept"))
-    saver.close()
+    saver.finish(STEPS, model)
     accelerator.end_training()
 
 
@@ -160,6 +160,35 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("train", [lightning, accelerate, transformers])
+def test_means_of_a_training_that_dies_and_goes_on_are_those_of_one_that_did_not(tmp_path: Path, train: Train) -> None:
+    train(tmp_path / "uninterrupted", None, False, means=2)
+    died = tmp_path / "died"
+    with pytest.raises(DiedError):
+        train(died, DIES_AT, False, means=2)
+    train(died, None, True, means=2)
+    expected = Trajectory.open(tmp_path / "uninterrupted" / "run.trajectory")
+    continued = Trajectory.open(died / "run.trajectory")
+    assert continued.intervals is not None
+    assert continued.intervals[-1] == (10, 10, 1)
+    assert sum(count for _, _, count in continued.intervals) == STEPS // 2
+    assert continued.intervals == expected.intervals
+    assert continued.sha256 == expected.sha256
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_means_of_a_training_that_goes_on_without_its_open_mean_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiedError):
+        transformers(tmp_path, DIES_AT, False, means=2)
+    sha256 = Trajectory.open(tmp_path / "run.trajectory").sha256
+    for file in (tmp_path / "run.trajectory.means").iterdir():
+        file.unlink()
+    with pytest.raises(TrajectoryError, match="holds means already: load the training's state"):
+        transformers(tmp_path, None, True, means=2)
+    assert Trajectory.open(tmp_path / "run.trajectory").sha256 == sha256
+
+
 @pytest.mark.parametrize("main", [True, False])
 @pytest.mark.parametrize("with_accelerate", [False, True])
 def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(
@@ -195,4 +224,5 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
-    assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}
+    means = tuple(range(10, 110, 10))
+    assert rows == {"means": means, "lightning": eight, "accelerate": (*eight, 10), "transformers": eight}

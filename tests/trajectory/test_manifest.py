@@ -8,6 +8,7 @@ import pytest
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory
+from tests.trajectory.trajectory_examples import make_trajectory
 
 
 def edit(trajectory, *keys, value):
@@ -28,7 +29,7 @@ HOSTILE = {
     "unknown dtype": ("tensors", 0, "dtype", "object"),
     "twice the same tensor": ("tensors", 1, "name", "double"),
     "unaligned row": ("row_bytes", 1001),
-    "another format": ("format", 2),
+    "another format": ("format", 3),
     "negative slot": ("checkpoints", 0, "slot", -1),
     "same slot": ("checkpoints", 0, "slot", 1),
     "falling steps": ("checkpoints", 0, "step", 900),
@@ -65,3 +66,21 @@ def test_what_is_not_a_trajectory_says_so(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
         with pytest.raises(TrajectoryError, match=f"{path} is not a trajectory"):
             Trajectory.open(path)
+
+
+MIXED = {
+    "means and checkpoints": [[1, 100, 10], None, [201, 300, 10]],
+    "overlapping": [[1, 100, 10], [100, 200, 10], [201, 300, 10]],
+    "not up to the step": [[1, 99, 10], [101, 200, 10], [201, 300, 10]],
+    "more checkpoints than steps": [[1, 100, 101], [101, 200, 10], [201, 300, 10]],
+    "of nothing": [[1, 100, 0], [101, 200, 10], [201, 300, 10]],
+}
+
+
+@pytest.mark.parametrize("intervals", MIXED.values(), ids=MIXED.keys())
+def test_intervals_that_contradict_each_other_are_refused(tmp_path, intervals):
+    trajectory = make_trajectory(tmp_path / "t", steps=(100, 200, 300))
+    for row, interval in enumerate(intervals):
+        edit(trajectory, "checkpoints", row, "interval", value=interval)
+    with pytest.raises(TrajectoryError, match="is broken"):
+        Trajectory.open(trajectory.path)

@@ -13,6 +13,7 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, placement, tiles
+from lcsc_opt.trajectory.packing import pack
 from lcsc_opt.trajectory.placement import Placement
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, append, make_trajectory, same_bits, state_dict
 
@@ -44,9 +45,10 @@ def assert_close(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16"])
+@pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16", "int8"])
 def test_merges_are_those_of_the_map(tmp_path: Path, stored: str, way: Placement) -> None:
-    trajectory = make_trajectory(tmp_path / "run.trajectory", dtype=stored)
+    exact = make_trajectory(tmp_path / "exact.trajectory")
+    trajectory = pack(exact.path, tmp_path / "run.trajectory", dtype=stored)
     placed = trajectory.on("cpu", how=way)
     for index in (0, 2, K - 1):
         assert same_bits(placed.merge(np.eye(K)[index]), trajectory.checkpoint(index))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.coefficients.rows import AverageSteps, rows_of
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import improvements
@@ -116,14 +118,18 @@ def coefficients_figure(
 
 
 def _bars(study: StudyHistory, coefficients: Floats) -> go.Bar:
-    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it."""
+    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it.
+
+    Averages of several widths stand side by side, under their names.
+    """
     steps = study.steps
-    intervals = np.diff(steps, prepend=2 * steps[0] - steps[1])
+    place: dict[str, Any] = {"x": _names_of_averages(steps)}
+    if not isinstance(steps, AverageSteps):
+        intervals = np.diff(steps, prepend=2 * steps[0] - steps[1])
+        place = {"x": steps, "width": intervals, "offset": -intervals}
     return go.Bar(
-        x=steps,
+        **place,
         y=_bar_heights(coefficients, steps),
-        width=intervals,
-        offset=-intervals,
         name=inert(f"{study.label}/{study.seed}"),
         customdata=coefficients,
         marker={"color": style(study.optimizer).colour, "line": {"width": 0}},
@@ -132,9 +138,10 @@ def _bars(study: StudyHistory, coefficients: Floats) -> go.Bar:
 
 
 def _ema_line(ema: StudyHistory, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
+    steps = ema.steps
     return go.Scatter(
-        x=ema.steps,
-        y=_bar_heights(coefficients, ema.steps),
+        x=_names_of_averages(steps) if isinstance(steps, AverageSteps) else steps,
+        y=_bar_heights(coefficients, steps),
         mode="lines",
         line={"color": GREY, "width": 2, "shape": "vh"},
         name="EMA*",
@@ -174,8 +181,11 @@ def _heat_map(
     """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer."""
     absolute = np.abs(coefficients)
     largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
+    edges: list[int] | list[str] = [2 * steps[0] - steps[1], *steps]  # of cells, where those of bars are
+    if isinstance(steps, AverageSteps):
+        edges = _names_of_averages(steps)
     return go.Heatmap(
-        x=[2 * steps[0] - steps[1], *steps],  # the edges of cells, which are where those of bars are
+        x=edges,
         y=names,
         z=coefficients.astype(np.float32),
         zmin=-largest,
@@ -220,8 +230,17 @@ def _coefficient_title(study: StudyHistory, *, is_mean: bool) -> str:
     return title
 
 
+def _names_of_averages(steps: Sequence[int]) -> list[str]:
+    return [str(row).removeprefix("step ") for row in rows_of(steps)]
+
+
 def _is_irregular(steps: Sequence[int]) -> bool:
-    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step."""
+    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step.
+
+    Never where a step is there with several widths: such a row stands for no interval.
+    """
+    if isinstance(steps, AverageSteps):
+        return False
     intervals = np.diff(steps)
     return len(intervals) > 0 and bool(intervals.max() > _IRREGULAR * intervals.min())
 

@@ -1,0 +1,190 @@
+"""Few rows in place of many checkpoints: plain ones and interval means, with the same bytes on the disk.
+
+    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--tables | --averages]
+
+The trainings are those of ``rows.py``: digits (a consistency model in one step), DDPM in six steps, and photographs.
+``32 checkpoints`` are evenly spaced among all, with the last one; ``32 means`` are 31 uniform means of all checkpoints
+and the last one. Searches by ``LCSCGradient`` see half A of the real images through one network; no search saw half B.
+Results that are already in ``results/means.csv`` are not measured again, and those that decide come first. ``--tables``
+only prints what is known. ``--averages`` writes to ``results/means_averages.csv`` how far EMAs of few rows are from the
+EMA of all checkpoints, relative to the distance of the last checkpoint from it, for the first training of digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, markdown, measure_missing, parse, read_csv, write_csv
+from fidelity import REPORTED, answer_of, objective_of
+from rows import DDPM, DIGITS, PHOTOGRAPHS, metrics_of
+from torch import Tensor
+
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
+from lcsc_opt.metrics.bundled_images import Bundled
+from lcsc_opt.trajectory import Trajectory, pack
+
+ALL = "all"
+NAMED = ("model", "training", "rows", "coefficients", "seed", "images")
+METRICS = ("fid A", "fid B", "precision A", "recall A")
+COLUMNS = (*METRICS, "megabytes")
+FIRST = ("32 means", "32 checkpoints", ALL, "16 means", "16 checkpoints")  # of every model, before the others
+OTHERS = tuple(f"{count} {kind}" for count in (8, 64, 4) for kind in ("means", "checkpoints"))
+MOST_FID, GOAL = 1.03, "required: FID B of 32 rows at most 1.03 of that of all, and no lower precision"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that is trained several times, and how it is searched."""
+
+    file: str
+    settings: Mapping[str, Any]
+    images: int
+    dataset: Bundled = "digits"
+    selected: int = 10_000
+
+
+MODELS = {
+    "digits": Model("digits.py", DIGITS, 20_000),
+    "DDPM, 6 steps": Model("digits_ddpm.py", {**DDPM, "nfe": 6}, 8_000, selected=3_000),
+    "photographs": Model("photographs.py", PHOTOGRAPHS, 10_000, dataset="photographs", selected=3_000),
+}
+Key = tuple[str, int, str, str, int, int]
+
+
+def main() -> None:
+    """Measure what is missing, and print the tables."""
+    arguments = parse(
+        __doc__,
+        seeds=3,
+        trainings=3,
+        only={"default": "", "help": "only searches whose MODEL, TRAINING: ROWS, COEFFICIENTS contains this"},
+        tables={"action": "store_true", "help": "measure nothing"},
+        averages={"action": "store_true", "help": "search nothing"},
+    )
+    if arguments.averages:
+        write_averages()
+        return
+    keys = []
+    for model, training, rows, coefficients, seed, images in ordered(arguments.seeds, arguments.trainings):
+        if arguments.only in f"{model}, {training}: {rows}, {coefficients}":
+            keys.append((model, training, rows, coefficients, seed, images))
+    if not arguments.tables:
+        measure_missing("means", keys, measured, named=NAMED, metrics=COLUMNS)
+    print(machine())
+    print_pairs()
+
+
+def ordered(seeds: int, trainings: int) -> Iterator[Key]:
+    """All searches, the ones that decide first: layers before one row, 32 and 16 rows before the others."""
+    for coefficients, kept in (("layers", FIRST), ("layers", OTHERS), ("one row", FIRST + OTHERS)):
+        for name, model in MODELS.items():
+            for seed in range(seeds):
+                for training in range(trainings):
+                    yield from ((name, training, rows, coefficients, seed, model.images) for rows in kept)
+
+
+def measured(name: str, training: int, rows: str, coefficients: str, seed: int, images: int) -> list[float]:
+    """The metrics of one answer, and the megabytes of the rows."""
+    model = MODELS[name]
+    objective = objective_of(model.file, **model.settings, training_seed=training)
+    trajectory = kept_rows(objective.trajectory, rows)
+    objective.trajectory = trajectory
+    if coefficients == "layers":
+        objective.merge_in_rows("layers")
+    answer = answer_of(objective, "LCSCGradient", seed, images, selected_on=model.selected)
+    sampled = objective.images(np.asarray(answer), HELD_OUT, REPORTED)
+    return [*metrics_of(sampled, METRICS, model.dataset), trajectory.nbytes / 1e6]
+
+
+def kept_rows(trajectory: Any, rows: str) -> Trajectory:
+    """``all``, ``32 checkpoints`` or ``32 means`` of a trajectory; means are packed once, in the cache."""
+    assert isinstance(trajectory, Trajectory)
+    if rows == ALL:
+        return trajectory
+    number, _, kind = rows.partition(" ")
+    count = int(number)
+    if kind == "checkpoints":
+        last = len(trajectory) - 1
+        positions = [last - round(last * place / count) for place in reversed(range(count))]
+        return Trajectory.open(trajectory.path, steps=[trajectory.steps[position] for position in positions])
+    path = cache_directory() / "means" / f"{trajectory.path.stem}-{count}.trajectory"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        pack(trajectory.path, path, means=count - 1)
+    return Trajectory.open(path)
+
+
+def write_averages() -> None:
+    """EMAs of 16 and 32 rows against those of all checkpoints, for the rates of the window."""
+    model = MODELS["digits"]
+    trajectory = objective_of(model.file, **model.settings).trajectory
+    rates = window_ema_rates(trajectory.steps)
+    last = _vector(trajectory.merge(np.eye(len(trajectory.steps))[-1]))
+    table = []
+    for rows in ("32 means", "32 checkpoints", "16 means", "16 checkpoints"):
+        kept = kept_rows(trajectory, rows)
+        for rate in rates:
+            exact = _vector(trajectory.merge(ema_coefficients(trajectory.steps, rate)))
+            distance = (_vector(kept.merge(ema_coefficients(kept.steps, rate))) - exact).norm()
+            table.append([rows, f"{rate:.5f}", f"{float(distance / (last - exact).norm()):.4f}"])
+    header = ["rows", "rate", "distance"]
+    print(write_csv("means_averages", header, table))
+    print(*markdown([header, *table]), sep="\n")
+
+
+def _vector(weights: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in weights.values() if tensor.is_floating_point()])
+
+
+def print_pairs() -> None:
+    """For each model and number of rows: means against checkpoints of the same training and seed, and against all."""
+    known: dict[Key, dict[str, float]] = {}
+    for model, training, rows, coefficients, seed, images, *values in read_csv("means"):
+        key = (model, int(training), rows, coefficients, int(seed), int(images))
+        known[key] = dict(zip(COLUMNS, map(float, values), strict=True))
+    header = ["model", "coefficients", "rows", "pairs", "FID B lower", "precision higher", "FID B / all", "precision"]
+    groups = dict.fromkeys((key[0], key[3], key[2]) for key in known if key[2] != ALL)
+    table = [[*header, "precision of all"], *(_pairs(known, *group) for group in groups)]
+    print(GOAL)
+    print(*markdown(table), sep="\n")
+
+
+def _pairs(known: Mapping[Key, Mapping[str, float]], model: str, coefficients: str, rows: str) -> list[str]:
+    own = {key: values for key, values in known.items() if (key[0], key[3], key[2]) == (model, coefficients, rows)}
+    number, _, kind = rows.partition(" ")
+    other = f"{number} checkpoints" if kind == "means" else f"{number} means"
+    pairs = _beside(known, own, other)
+    with_all = _beside(known, own, ALL)
+    lower = sum(mine["fid B"] < theirs["fid B"] for mine, theirs in pairs)
+    higher = sum(mine["precision A"] > theirs["precision A"] for mine, theirs in pairs)
+    cells = [model, coefficients, rows, str(len(pairs)), f"{lower} of {len(pairs)}", f"{higher} of {len(pairs)}"]
+    if not with_all:
+        return [*cells, "", "", ""]
+    ratio = statistics.fmean(mine["fid B"] / of_all["fid B"] for mine, of_all in with_all)
+    precision = statistics.fmean(mine["precision A"] for mine, _ in with_all)
+    precision_of_all = statistics.fmean(of_all["precision A"] for _, of_all in with_all)
+    verdict = "" if ratio > MOST_FID or precision < precision_of_all else " ✓"
+    return [*cells, f"{ratio:.3f}{verdict}", f"{precision:.3f}", f"{precision_of_all:.3f}"]
+
+
+def _beside(
+    known: Mapping[Key, Mapping[str, float]], own: Mapping[Key, Mapping[str, float]], rows: str
+) -> Sequence[tuple[Mapping[str, float], Mapping[str, float]]]:
+    """Each result with that of the same training and seed with other ``rows``, where both are known."""
+    pairs = []
+    for key, values in own.items():
+        there = known.get((*key[:2], rows, *key[3:]))
+        if there is not None:
+            pairs.append((values, there))
+    return pairs
+
+
+if __name__ == "__main__":
+    main()

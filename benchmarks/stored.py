@@ -1,0 +1,52 @@
+"""Searches on checkpoints that are stored in fewer bits: FID of the answers, on noise that no search saw.
+
+    python benchmarks/stored.py [--images 4000] [--seeds 1] [--training 0]
+
+The training, the halves of the real images and the search are those of ``means.py`` for digits: ``LCSCGradient``, with
+a row of coefficients for each layer. The same search runs on the checkpoints as they are, in bfloat16, and in int8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from common import machine, parse, write_json
+from fidelity import REPORTED, answer_of, objective_of
+from rows import DIGITS, metrics_of
+
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.trajectory.packing import pack
+
+STORED = ("exact", "bfloat16", "int8")
+METRICS = ("fid A", "fid B", "precision A")
+
+
+def main() -> None:
+    """Search on each, and print."""
+    arguments = parse(__doc__, images=4_000, seeds=1, training=0)
+    print(machine())
+    results: dict[str, Any] = {"machine": machine(), "images": arguments.images, "seeds": arguments.seeds}
+    for stored in STORED:
+        objective = objective_of("digits.py", **DIGITS, training_seed=arguments.training)
+        exact = objective.trajectory
+        size = exact.nbytes
+        if stored != "exact":
+            path = cache_directory() / "stored" / f"{exact.path.stem}-{stored}.trajectory"
+            path.parent.mkdir(exist_ok=True)
+            objective.trajectory = pack(exact.path, path, dtype=stored, overwrite=True)
+        share = objective.trajectory.nbytes / size
+        objective.merge_in_rows("layers")
+        found = []
+        for seed in range(arguments.seeds):
+            answer = answer_of(objective, "LCSCGradient", seed, arguments.images, selected_on=3_000)
+            found.append(metrics_of(objective.images(np.asarray(answer), HELD_OUT, REPORTED), METRICS, "digits"))
+        means = dict(zip(METRICS, np.mean(found, axis=0).round(4).tolist(), strict=True))
+        results[stored] = {"bytes": round(share, 4), **means}
+        print(stored, results[stored], flush=True)
+    print(write_json("stored", results))
+
+
+if __name__ == "__main__":
+    main()
