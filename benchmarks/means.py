@@ -1,12 +1,13 @@
 """Few rows in place of many checkpoints: plain ones and interval means, with the same bytes on the disk.
 
-    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--tables]
+    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--tables | --averages]
 
 The trainings are those of ``rows.py``: digits (a consistency model in one step), DDPM in six steps, and photographs.
 ``32 checkpoints`` are evenly spaced among all, with the last one; ``32 means`` are 31 uniform means of all checkpoints
 and the last one. Searches by ``LCSCGradient`` see half A of the real images through one network; no search saw half B.
 Results that are already in ``results/means.csv`` are not measured again, and those that decide come first. ``--tables``
-only prints what is known.
+only prints what is known. ``--averages`` writes to ``results/means_averages.csv`` how far EMAs of few rows are from the
+EMA of all checkpoints, relative to the distance of the last checkpoint from it, for the first training of digits.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from common import machine, markdown, measure_missing, parse, read_csv
+import torch
+from common import machine, markdown, measure_missing, parse, read_csv, write_csv
 from fidelity import REPORTED, answer_of, objective_of
 from rows import DDPM, DIGITS, PHOTOGRAPHS, metrics_of
+from torch import Tensor
 
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics.bundled_images import Bundled
 from lcsc_opt.trajectory import Trajectory, pack
 
@@ -62,7 +66,11 @@ def main() -> None:
         trainings=3,
         only={"default": "", "help": "only searches whose MODEL, TRAINING: ROWS, COEFFICIENTS contains this"},
         tables={"action": "store_true", "help": "measure nothing"},
+        averages={"action": "store_true", "help": "search nothing"},
     )
+    if arguments.averages:
+        write_averages()
+        return
     keys = []
     for model, training, rows, coefficients, seed, images in ordered(arguments.seeds, arguments.trainings):
         if arguments.only in f"{model}, {training}: {rows}, {coefficients}":
@@ -111,6 +119,28 @@ def kept_rows(trajectory: Any, rows: str) -> Trajectory:
         path.parent.mkdir(exist_ok=True)
         pack(trajectory.path, path, means=count - 1)
     return Trajectory.open(path)
+
+
+def write_averages() -> None:
+    """EMAs of 16 and 32 rows against those of all checkpoints, for the rates of the window."""
+    model = MODELS["digits"]
+    trajectory = objective_of(model.file, **model.settings).trajectory
+    rates = window_ema_rates(trajectory.steps)
+    last = _vector(trajectory.merge(np.eye(len(trajectory.steps))[-1]))
+    table = []
+    for rows in ("32 means", "32 checkpoints", "16 means", "16 checkpoints"):
+        kept = kept_rows(trajectory, rows)
+        for rate in rates:
+            exact = _vector(trajectory.merge(ema_coefficients(trajectory.steps, rate)))
+            distance = (_vector(kept.merge(ema_coefficients(kept.steps, rate))) - exact).norm()
+            table.append([rows, f"{rate:.5f}", f"{float(distance / (last - exact).norm()):.4f}"])
+    header = ["rows", "rate", "distance"]
+    print(write_csv("means_averages", header, table))
+    print(*markdown([header, *table]), sep="\n")
+
+
+def _vector(weights: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in weights.values() if tensor.is_floating_point()])
 
 
 def print_pairs() -> None:

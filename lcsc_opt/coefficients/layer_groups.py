@@ -30,6 +30,7 @@ LORA_FACTORS = (
 _FACTOR = re.compile(
     rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
 )
+_MANY_CHECKPOINTS = 64
 _KINDS = ("norms", "norms", "linear", "convolutions")  # by axes of a weight: 0, 1, 2, more
 _MOST_NAMED = 3
 
@@ -134,3 +135,16 @@ def _matched_groups(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str
             shown += f" and {len(unmatched) - _MOST_NAMED} more"
         notice(f"space.rows: no pattern matches {shown}; they are merged with the row {OTHER!r}")
     return group_of | dict.fromkeys(unmatched, OTHER)
+
+
+def advice_on_checkpoints(count: int) -> str | None:
+    """What to say to a user who keeps ``count`` checkpoints of a training; ``None`` if there is nothing to say.
+
+    The numbers are those of ``benchmarks/means.py``.
+    """
+    if count <= _MANY_CHECKPOINTS:
+        return None
+    return (
+        f"{count} checkpoints: with a row of coefficients for each layer (space: {{rows: layers}}, LCSCGradient) 16 to "
+        "32 evenly spaced ones are enough; keep more for one row, without a gradient, or with few real images"
+    )

@@ -132,6 +132,8 @@ def distance_to_exact(
 ) -> float:
     """How far the weights of checkpoints in an average of means are from those of the same average of checkpoints.
 
+    The weight that stands for the time before the first checkpoint does not count.
+
     Args:
         intervals: of each row: first step, last step, and how many checkpoints, which count as equally far apart.
         profile: steps ``[n]`` → coefficients ``[n]``, such as an EMA.
@@ -141,8 +143,11 @@ def distance_to_exact(
     """
     counts = np.array([count for _, _, count in intervals])
     steps_of_rows = [np.linspace(first, last, count).round() for first, last, count in intervals]
-    exact = profile([int(step) for steps in steps_of_rows for step in steps])
-    of_rows = profile([last for _, last, _ in intervals])
+    checkpoints = [int(step) for steps in steps_of_rows for step in steps]
+    before = max(2 * checkpoints[0] - checkpoints[1], 0)
+    start = [before] if before < checkpoints[0] else []  # takes that weight
+    exact = profile([*start, *checkpoints])[len(start) :]
+    of_rows = profile([*start, *(last for _, last, _ in intervals)])[len(start) :]
     difference = np.repeat(of_rows / counts, counts) - exact
     return float(np.linalg.norm(difference) / np.linalg.norm(exact))
 

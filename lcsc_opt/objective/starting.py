@@ -10,10 +10,12 @@ from typing import NamedTuple
 import yaml
 from pydantic import JsonValue
 
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.recognition import SCORE, Proposal, Setting, propose
 from lcsc_opt.trajectory import Trajectory
@@ -78,6 +80,9 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         else:
             line = f"    {setting.name}: {_as_yaml(value)}"
             lines.append(f"{line.ljust(_COMMENT_COLUMN)}  # {setting.meaning}")
+    advice = None if proposal.file == SCORE else advice_on_checkpoints(len(steps))
+    if advice is not None:
+        notice(f"for the next training: {advice}")
     name = experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study"
     rows = f"{len(steps)} checkpoints" if intervals is None else described(intervals)
     summary = f"{rows}, steps {steps[0]} to {steps[-1]}, for objectives/{proposal.file}"

@@ -231,8 +231,20 @@ class _PackedReader:
         self._trajectory = trajectory
 
     def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the row tells enough
-        tensors = self._trajectory.checkpoint(self._trajectory.rows.index(row))
+        tensors = self._trajectory.checkpoint(self._index(row))
         return Checkpoint(tensors, self.key, {})
+
+    def interval(self, row: Row) -> Interval | None:
+        """What the row is the mean of; ``None`` for a checkpoint."""
+        intervals = self._trajectory.intervals
+        return None if intervals is None else intervals[self._index(row)]
+
+    def source(self, row: Row) -> str:
+        """Where the row came from when it was packed first."""
+        return self._trajectory.sources[self._index(row)]
+
+    def _index(self, row: Row) -> int:
+        return self._trajectory.rows.index(row)
 
 
 _AnyReader = _Reader | _PackedReader | _IntervalReader
@@ -288,7 +300,7 @@ def _write_rows(writer: MatrixWriter, rows: Sequence[Sequence[Row]], sources: So
                 interval: Interval | None = None
                 if are_means:
                     interval = interval_of([row.step for row in averaged])
-                elif isinstance(reader, _IntervalReader):
+                elif not isinstance(reader, _Reader):
                     interval = reader.interval(last)
                 if len(averaged) == 1:
                     _write_checkpoint(writer, last, sources[last], reader, interval)
@@ -339,6 +351,7 @@ def _write_checkpoint(
     tensors = reader.read(row, path).tensors
     try:
         layout = writer.check(tensors)
-        writer.write(row, layout, tensors, source=str(path.absolute()), interval=interval)
+        source = reader.source(row) if isinstance(reader, _PackedReader) else str(path.absolute())
+        writer.write(row, layout, tensors, source=source, interval=interval)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error

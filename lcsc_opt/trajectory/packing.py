@@ -61,7 +61,7 @@ def pack(
     Raises:
         TrajectoryError: a file cannot be read as weights, does not tell its step, or holds another one than ``steps``
             says; fewer than two checkpoints, fewer than rows, a step twice, checkpoints of different models, too little
-            disk space, ``out`` exists, another process packs to it, or a trajectory is named that holds means.
+            disk space, ``out`` exists, another process packs to it, or means of a trajectory that holds means.
     """
     stored_dtype(dtype)
     out = Path(out)
@@ -69,7 +69,7 @@ def pack(
         raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
     if out.exists() and not overwrite:
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-    packed = _packed_checkpoints(patterns, out, key, steps, widths)
+    packed = _packed_checkpoints(patterns, out, key, steps, widths, means)
     if packed is None:
         paths = find_checkpoints(patterns, key=key, several_series=widths is not None)
         sources = select_sources(find_sources(paths, steps, widths), selection)
@@ -85,7 +85,12 @@ def pack(
 
 
 def _packed_checkpoints(
-    patterns: Patterns, out: Path, key: str | None, steps: Sequence[int] | None, widths: Sequence[float] | None
+    patterns: Patterns,
+    out: Path,
+    key: str | None,
+    steps: Sequence[int] | None,
+    widths: Sequence[float] | None,
+    means: int | None,
 ) -> Trajectory | None:
     """The trajectory that the patterns name, to be packed again; ``None`` if they name files."""
     named = as_patterns(patterns)
@@ -99,7 +104,7 @@ def _packed_checkpoints(
     if key is not None or steps is not None or widths is not None:
         raise TrajectoryError(f"{path} is packed: leave out --key, --steps and --widths.")
     trajectory = Trajectory.open(path)
-    if trajectory.intervals is not None:
+    if trajectory.intervals is not None and means is not None:
         raise TrajectoryError(f"{path} holds means: pack the checkpoints that they were made from.")
     return trajectory
 

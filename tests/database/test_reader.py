@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.coefficients.profiles import ema_coefficients, plain_averages
+from lcsc_opt.coefficients.profiles import RowSteps, counts_of, ema_coefficients, plain_averages
 from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -111,6 +111,15 @@ def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: 
     assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
     study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
     assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
+
+
+def test_the_average_of_a_studys_means_has_its_name(storage: RDBStorage) -> None:
+    rows = RowSteps(STEPS, [4, 8, 1])
+    study = StoredStudy.open_or_create(storage, "digits/EMAGrid/0", {"steps": STEPS, "counts": [4, 8, 1]})
+    study.finish(study.add_candidate(Candidate(plain_averages(rows)[-1])), Evaluation(1.0, {}, COST), tell_index=0)
+    found = HistoryReader(storage).read_study(study.name)
+    assert found.label == "EMA* (average of all 3)"
+    assert counts_of(found.steps) == (4, 8, 1)
 
 
 def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:

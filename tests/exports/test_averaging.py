@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,13 @@ def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: 
     assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("average.safetensors").exists()
+
+
+def test_an_ema_of_means_says_how_far_it_is_from_the_exact_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["trajectory", "pack", "runs", "-o", "means.trajectory", "--means", "2"]) == 0
+    assert lcsc(["apply", "ema:0.999", "means.trajectory", "-o", "average.safetensors"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"ema:0\.999 of 2 means of 2 checkpoints each, and .*: .* are \d+\.\d% off the exact ones", said)
+    first, second, last = ema_coefficients((20, 40, 50), 0.999)
+    expected = pack("runs", "all.trajectory").merge([first / 2, first / 2, second / 2, second / 2, last])
+    torch.testing.assert_close(load_file("average.safetensors")["conv.weight"], expected["conv.weight"])

@@ -59,6 +59,29 @@ def test_what_only_the_user_knows_is_marked_and_named_by_a_dry_run(capsys: pytes
     assert "reference: cifar10-train" in Path("mine.yaml").read_text()
 
 
+def test_of_means_it_says_how_many_checkpoints_each_is_of(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    for step in range(1, 66):
+        save_file({"conv.weight": torch.full((1, 1, 3, 3), float(step))}, Path("out") / f"model{step:04d}.safetensors")
+    assert lcsc(["trajectory", "pack", "out", "-o", "means.trajectory", "--means", "16"]) == 0
+    assert "means.trajectory: 16 means of 4 checkpoints each, and the last checkpoint, of 9" in capsys.readouterr().err
+    assert lcsc(["init", "means.trajectory", "-o", "means.yaml", "--reference", "cifar10-train"]) == 0
+    said = capsys.readouterr().err
+    assert "16 means of 4 checkpoints each, and the last checkpoint, steps 4 to 65" in said
+    assert lcsc(["trajectory", "show", "means.trajectory"]) == 0
+    assert "16 means of 4 checkpoints each" in capsys.readouterr().out
+
+
+def test_of_many_checkpoints_it_says_how_many_are_enough(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lcsc_opt.coefficients.layer_groups._MANY_CHECKPOINTS", 2)
+    for step in (100, 200, 300):
+        unet(step).save_pretrained(Path("out") / f"checkpoint-{step}" / "unet")
+    assert lcsc(["init", "out", "--reference", "cifar10-train"]) == 0
+    assert "for the next training: 3 checkpoints: with a row of coefficients for each layer" in capsys.readouterr().err
+
+
 def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     plain()
     answers = iter(["models:build", "models:sample", "[3, 8, 8]", ""])

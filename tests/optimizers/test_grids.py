@@ -10,6 +10,7 @@ from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
+    RowSteps,
     default_origin,
     ema_coefficients,
     power_ema_coefficients,
@@ -47,6 +48,18 @@ FOUR = AffineSpace(STEPS[:4], default_origin(STEPS[:4]))
 
 def build(grid: Any) -> Any:
     return grid(coefficient_array(AFFINE, seed=0), budget=100)
+
+
+@pytest.mark.parametrize("grid", [EMAGrid(rates=[0.9]), UniformGrid(windows=[3]), DecayGrid(windows=[3])])
+def test_averages_of_means_give_all_checkpoints_the_same_weight(grid: Any) -> None:
+    counts = np.array([5, 5, 8, 1])
+    rows = RowSteps((50, 100, 180, 190), counts.tolist())
+    asking = grid(coefficient_array(AffineSpace(rows, ema_coefficients(rows, 0.9)), seed=0), budget=100)
+    points = []
+    while not asking.finished:
+        points.append(asking.ask().value)
+    last_three = np.array([0, 5, 8, 1]) / 14
+    assert any(np.allclose(point, last_three) for point in points)
 
 
 def plane_points(corners: Any) -> list[np.ndarray]:

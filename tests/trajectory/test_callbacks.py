@@ -224,4 +224,5 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
-    assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}
+    means = tuple(range(10, 110, 10))
+    assert rows == {"means": means, "lightning": eight, "accelerate": (*eight, 10), "transformers": eight}

@@ -112,7 +112,17 @@ def test_too_many_means_are_refused(files, tmp_path, means, message):
     assert not list(tmp_path.glob("t*"))
 
 
-def test_means_are_not_packed_again_nor_mixed_with_checkpoints(files, tmp_path):
+@pytest.mark.parametrize("dtype", ["exact", "float16", "int8"])
+def test_trajectory_of_means_is_packed_again_in_another_dtype(files, tmp_path, dtype):
+    means = pack(files, tmp_path / "t", means=3)
+    again = pack(means.path, tmp_path / "again", dtype=dtype)
+    assert again.intervals == INTERVALS
+    assert again.sources == means.sources
+    if dtype == "exact":
+        assert again.sha256 == means.sha256
+
+
+def test_means_are_not_averaged_again_nor_mixed_with_checkpoints(files, tmp_path):
     path = pack(files, tmp_path / "t", means=3).path
     sha256 = Trajectory.open(path).sha256
     with pytest.raises(TrajectoryError, match="holds means: pack the checkpoints"):

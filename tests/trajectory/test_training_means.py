@@ -46,6 +46,7 @@ def written(path: Path, steps: int, *, means: int = 4, **options: Any) -> Trajec
 def test_rows_are_the_means_of_all_checkpoints_and_the_last_one(tmp_path, steps):
     trajectory = written(tmp_path / "t", steps)
     trajectory.verify()
+    assert trajectory.intervals is not None
     *means, last = trajectory.intervals
     assert last == (steps, steps, 1)
     assert [first for first, _, _ in (*means, last)] == [1, *(end + 1 for _, end, _ in means)], "no step is left out"
@@ -152,6 +153,7 @@ def test_training_that_crashed_at_any_call_leaves_the_same_bits(tmp_path, monkey
 def assert_rows_are_whole(path):
     trajectory = Trajectory.open(path)
     trajectory.verify()
+    assert trajectory.intervals is not None
     for row, (first, last, _) in enumerate(trajectory.intervals):
         mean = torch.stack([weights(step)["w"] for step in range(first, last + 1)]).mean(dim=0)
         torch.testing.assert_close(trajectory.checkpoint(row)["w"], mean)
@@ -267,7 +269,8 @@ def test_checkpoints_and_means_are_not_mixed(tmp_path):
     ):
         writer.step(3, state_dict(3))
     written(tmp_path / "means", 5)
-    for options, message in (({}, "holds means of checkpoints"), ({"means": 4}, "saves means: call step")):
+    without: dict[str, Any] = {}
+    for options, message in ((without, "holds means of checkpoints"), ({"means": 4}, "saves means: call step")):
         with (
             TrajectoryWriter(tmp_path / "means", **options) as writer,
             pytest.raises(TrajectoryError, match=message),
