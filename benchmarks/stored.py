@@ -1,6 +1,9 @@
-"""Searches on checkpoints that are stored in fewer bits: FID of the answers, on noise that no search saw.
+"""Checkpoints that are stored in fewer bits: bytes, errors and speed of merges, and FID of searches on them.
 
-    python benchmarks/stored.py [--images 4000] [--seeds 1] [--training 0]
+    python benchmarks/stored.py [--images 4000] [--seeds 1] [--training 0] [--rounds 5]
+
+Merges and projections are those of ``merge.py``, of 50 checkpoints of 16 MB, in turns. FID is on noise that no search
+saw.
 
 The training, the halves of the real images and the search are those of ``means.py`` for digits: ``LCSCGradient``, with
 a row of coefficients for each layer. The same search runs on the checkpoints as they are, in bfloat16, and in int8.
@@ -8,11 +11,14 @@ a row of coefficients for each layer. The same search runs on the checkpoints as
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import machine, parse, write_json
 from fidelity import REPORTED, answer_of, objective_of
+from merge import make, measure
 from rows import DIGITS, metrics_of
 
 from lcsc_opt.base.paths import cache_directory
@@ -25,9 +31,11 @@ METRICS = ("fid A", "fid B", "precision A")
 
 def main() -> None:
     """Search on each, and print."""
-    arguments = parse(__doc__, images=4_000, seeds=1, training=0)
+    arguments = parse(__doc__, images=4_000, seeds=1, training=0, rounds=5)
     print(machine())
     results: dict[str, Any] = {"machine": machine(), "images": arguments.images, "seeds": arguments.seeds}
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        results["merges"] = measure(make(Path(folder), 50, 16), arguments.rounds)["stored"]
     for stored in STORED:
         objective = objective_of("digits.py", **DIGITS, training_seed=arguments.training)
         exact = objective.trajectory

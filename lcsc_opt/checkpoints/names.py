@@ -20,6 +20,7 @@ _WIDTH_AND_STEP = re.compile(
 )
 _EDM2_AVERAGE = re.compile(r".+-[0-9]{7,}-(?P<width>0\.[0-2][0-9]{2})\.pkl")
 _SETTING = re.compile(r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?")  # epoch=3, val_loss=0.25
+_TOKENS = re.compile(r"(tokens)[0-9.]+[KMBT]?", re.IGNORECASE)  # step10000-tokens21B of OLMo
 _PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
 _NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
 
@@ -44,7 +45,7 @@ def step_in_name(path: Path) -> int | None:
 
 
 def checkpoint_series(path: str | Path) -> str:
-    """The series in a folder that a checkpoint belongs to: its name without step, epoch and metrics.
+    """The series in a folder that a checkpoint belongs to: its name without step, epoch, tokens and metrics.
 
     ``ema_0.9999_012345.pt`` is of ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
     ``network-snapshot-0.050``, ``0.5000.pt`` of ``0``, ``checkpoint-500/unet`` of ``checkpoint/unet``. Only checkpoints
@@ -99,6 +100,7 @@ def series_glob(path: Path) -> str:
     if step is not None:
         stem = f"{stem[: step.start('digits')]}*{stem[step.end('digits') :]}"
         stem = _SETTING.sub(lambda setting: f"{setting[0].partition('=')[0]}=*", stem)
+        stem = _TOKENS.sub(r"\1*", stem)
     parts[place] = stem + suffix
     return str(Path(*parts))
 
@@ -133,7 +135,8 @@ def _series_of_name(name: str) -> str | None:
     step = _find_step(name)
     if step is None:
         return None
-    constant = _SETTING.sub("", name[: step.start("removed")] + name[step.end("removed") :])
+    constant = name[: step.start("removed")] + name[step.end("removed") :]
+    constant = _TOKENS.sub("", _SETTING.sub("", constant))
     return re.sub(r"([-_. ])[-_. ]+", r"\1", constant).strip("-_. ") or "step"
 
 

@@ -126,9 +126,9 @@ def _write(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: st
     """Merge by a recipe and write the model, or only the list; returns the recipe."""
     if to.form in LISTS:
         return write_list(checkpoints, recipe, to)
+    weights = merge_exactly(checkpoints, recipe)
     if checkpoints.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {checkpoints.stored} when they were packed")
-    weights = merge_exactly(checkpoints, recipe)
     weights.update(_statistics_in(recipe))
     to.write(weights, recipe, config)
     return recipe

@@ -42,7 +42,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         * ``verified``: whether all bytes were compared with their hashes;
         * ``widths`` of averages that occur, ``sigma_rel``; empty where rows are the weights of steps;
         * ``steps``: ``[K]``; empty if they are not known;
-        * ``rows``: in words, what the rows are: ``checkpoints``, or means of how many of them;
+        * ``rows``: in words, what the rows are: ``checkpoints``, means of how many of them, or averages of which width;
         * ``difference_norms``: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; empty if
           they are not packed;
         * ``warnings``: one line each.
@@ -72,7 +72,7 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
         "packed": True,
         "key": trajectory.metadata.get("key", ""),
         "checkpoints": len(trajectory),
-        "rows": "checkpoints" if trajectory.intervals is None else described(trajectory.intervals),
+        "rows": _kind_of_rows(trajectory),
         "stored": trajectory.stored or EXACT,
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
@@ -80,6 +80,15 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
         "difference_norms": trajectory.difference_norms().tolist(),
         **_described(trajectory.tensors, list(trajectory.steps), widths, sources, trajectory.identical()),
     }
+
+
+def _kind_of_rows(trajectory: Trajectory) -> str:
+    if trajectory.intervals is not None:
+        return described(trajectory.intervals)
+    widths = sorted({row.width for row in trajectory.rows if row.width})
+    if widths:
+        return f"averages of width {', '.join(f'{width:g}' for width in widths)}"
+    return "checkpoints"
 
 
 def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, Any]:

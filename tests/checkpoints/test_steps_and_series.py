@@ -88,6 +88,8 @@ def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
         ("5000.ckpt/nnet_ema.pth", "step/nnet_ema"),
         ("0.5000.pt", "0"),
         ("1.100.pt", "1"),
+        ("stage1-step10000-tokens21B", "stage1"),
+        ("stage1-step-40000", "stage1"),
         ("0.9999/model50.pt", "model"),
     ],
 )
@@ -104,6 +106,7 @@ def test_series_is_the_name_without_what_changes(name, series):
         ("network-snapshot-0002500-0.050.pkl", "network-snapshot-*-0.050.pkl"),
         ("epoch=4-step=3000-val_loss=0.25.ckpt", "epoch=*-step=*-val_loss=*.ckpt"),
         ("checkpoint-500/unet_ema/diffusion_pytorch_model.bin", "checkpoint-*/unet_ema/diffusion_pytorch_model.bin"),
+        ("stage1-step10000-tokens21B", "stage1-step*-tokens*"),
         ("final.pt", "final.pt"),
     ],
 )
