@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.store import StoredStudy
 
 _HIDDEN_BY_FID = ("precision", "recall", "fdr")
+_OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds")  # columns of the ranking
 
 
 def compare(
@@ -52,7 +53,8 @@ def compare(
         _print_ranking(experiment, points)
         metrics = comparison_table(studies)
         if metrics is not None:
-            print_table(*metrics, title="\nevaluation metrics, held out")
+            header, rows = metrics
+            print_table(header, rows, title="\nevaluation metrics, held out", optional=header[2:])
     if not is_sweep:
         warning = different_samples(studies)
         if warning is not None:
@@ -98,7 +100,7 @@ def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], 
         cells.append("–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %")
         cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         rows.append(cells)
-    print_table(header, rows, title=title)
+    print_table(header, rows, title=title, optional=(*metrics, *_OPTIONAL))
 
 
 def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:

@@ -209,7 +209,7 @@ def list_(
     if output == "json":
         print_json([study.as_row() for study in listed])
         return
-    print_table(*studies_table(listed))
+    print_table(*studies_table(listed), optional=("evaluations", "seconds", "images", "failed"))
 
 
 def _print_catalog(output: str) -> None:
