@@ -97,8 +97,8 @@ def print_table(
         table.add_row(*cells)
     console.print(table, crop=False)
     if dropped:
-        plural = "s" * (len(dropped) > 1)
-        say(f"{len(dropped)} more column{plural}: {', '.join(reversed(dropped))}; in a wider terminal, or --format json")
+        names = ", ".join(reversed(dropped))
+        say(f"{len(dropped)} more column{'s' * (len(dropped) > 1)}: {names}; in a wider terminal, or --format json")
 
 
 def _width(columns: Sequence[_Column]) -> int:

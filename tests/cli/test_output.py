@@ -11,7 +11,6 @@ import pytest
 
 from lcsc_opt.cli.output import print_json, print_table
 
-
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
 
