@@ -10,7 +10,16 @@ import typer
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, StudyName, find_study, open_database
+from lcsc_opt.cli.options import (
+    AcceptChanges,
+    Experiment,
+    Output,
+    Storage,
+    StudyName,
+    chosen_storage,
+    find_study,
+    open_database,
+)
 from lcsc_opt.cli.output import print_json, print_report, print_table, say
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 from lcsc_opt.views import number
@@ -42,7 +51,7 @@ def compare(
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_table
 
-    points = points_of(HistoryReader(open_database(storage)), experiment)
+    points = points_of(HistoryReader(open_database(storage, name=experiment)), experiment)
     studies = [study for point in points.values() for study in point]
     is_sweep = experiment not in points  # the points of a sweep have longer names
     if output == "json":
@@ -137,7 +146,7 @@ def report(
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
-    path = write_report(open_database(storage), experiment, out or Path(f"{experiment}.html"))
+    path = write_report(open_database(storage, name=experiment), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")
 
 
@@ -256,13 +265,13 @@ def dashboard(
 ) -> None:
     """Compare optimizers in the browser, live. Studies are only read. optuna-dashboard is served as well."""
     from lcsc_opt.database.connection import open_storage
-    from lcsc_opt.database.urls import is_there, masked, storage_url
+    from lcsc_opt.database.urls import is_there, masked
 
     for package in ("dash", "dash_ag_grid", "optuna_dashboard"):
         import_extra(package)
     from lcsc_opt.views.dashboard.server import serve
 
-    url = storage_url(storage)
+    url = chosen_storage(storage)
     if not is_there(url):  # a missing file is created, without studies
         open_storage(url, write=True).engine.dispose()
     database = open_storage(url, write=False)

@@ -81,7 +81,8 @@ def run(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Override values, as in objective.settings.images=500 seeds=[0,1]."
+            metavar="[KEY=VALUE]...",
+            help="Override values, as in objective.settings.images=500 seeds=[0,1]; ~KEY removes one, as '~held_out'.",
         ),
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
