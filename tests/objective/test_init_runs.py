@@ -83,12 +83,12 @@ def test_a_lora(capsys: pytest.CaptureFixture[str]) -> None:
         tiny_pipelines.save_lora(network, Path("loras") / f"checkpoint-{step}")
     Path("captions.txt").write_text("a dog\na cat\n")
     real_images("real", side=16)
-    study = init("loras", *SMALL)
+    study = init("loras", *SMALL, "sampler={steps: 1}", "batch_size=40")
     settings = study["objective"]["settings"]
     assert settings["pipeline"] == "base"
     assert settings["prompts"] == "captions.txt"
     assert settings["component"] == "lora"
-    runs(capsys, study, evaluations=2)
+    runs(capsys, study)
 
 
 def language_model(folder: Path) -> Any:
