@@ -10,6 +10,13 @@ STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 BENCHMARKS := $(filter-out benchmarks/gpu.py benchmarks/large.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
+DEMO := demo
+DEMO_CHANGES :=
+ifneq ($(TRAIN),)
+DEMO := demo_trained
+DEMO_CHANGES := name=$(DEMO) objective.file=characters.py budget.evaluations=50
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test matrix check docs links bench gpu optimizers paper stress clean
 
@@ -31,17 +38,17 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc works around that, your own scripts need README's one line"
 	@touch $@
 
-demo: setup ## train a small model of letters, search with three optimizers, compare them in demo.html (minutes)
-	$(BIN)/lcsc run studies/demo.yaml
-	@$(BIN)/lcsc report demo
-	@echo "First curves and images: file://$(CURDIR)/demo.html; one more search follows"
-	$(BIN)/lcsc run studies/demo.yaml 'optimizers=[LCSC]' space=affine budget.evaluations=120
-	$(BIN)/lcsc compare demo
-	@$(BIN)/lcsc report demo
+demo: setup ## search checkpoints of a small model of letters, compare in demo.html (2 minutes; TRAIN=1 trains one first)
+	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES)
+	@$(BIN)/lcsc report $(DEMO)
+	@echo "First images and curves: file://$(CURDIR)/$(DEMO).html; one more search follows"
+	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES) 'optimizers=[LCSC]' space=affine budget.evaluations=120
+	$(BIN)/lcsc compare $(DEMO)
+	@$(BIN)/lcsc report $(DEMO)
 	@echo
-	@echo "Open in a browser: file://$(CURDIR)/demo.html, images before and after, curves, coefficients of each layer"
+	@echo "Open in a browser: file://$(CURDIR)/$(DEMO).html, images before and after, curves, coefficients of each layer"
 	@echo "The same, live:    $(BIN)/lcsc dashboard, then http://127.0.0.1:8080"
-	@echo "The found model:   $(BIN)/lcsc export demo/LCSCGradient/0 -o best.safetensors"
+	@echo "The found model:   $(BIN)/lcsc export $(DEMO)/LCSCGradient/0 -o best.safetensors"
 
 # Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
 test: export PYTHONDONTWRITEBYTECODE :=

@@ -15,6 +15,8 @@ or with a command in place of ``score``, which gets each merged model on the dis
         read: results.arc_easy.acc
         maximize: true
 
+or, for a causal language model, with ``text: corpus.txt``: its cross-entropy on that file.
+
 ``my`` is imported like any module; it may also be in the working directory or next to the study file. docs/score.md has
 more.
 """
@@ -39,6 +41,7 @@ from lcsc_opt.checkpoints.hub import model_folder
 from lcsc_opt.objective.command_scorer import CommandScorer
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
+from lcsc_opt.objective.text_loss import TextLoss
 from lcsc_opt.objective.weight_score import WeightScore, why_no_report
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 
@@ -52,6 +55,8 @@ class Settings(CheckpointSettings):
             folder, or nothing.
         score: ``module:function``, called with the model, and with ``draw`` if it has a parameter of that name.
         command: scores a model on the disk.
+        text: a text file, on which the cross-entropy of a causal language model is measured, with the tokenizer in the
+            folder ``model``. Searches and reports use different parts of it.
         read: where its number is in the JSON that the command writes.
         maximize: whether higher is better.
         size: the number of items of a ``draw`` of the search, if the score asks for it.
@@ -62,6 +67,7 @@ class Settings(CheckpointSettings):
     model: str | None = None
     score: str | None = None
     command: str | None = None
+    text: str | None = None
     read: str | None = None
     maximize: bool = False
     size: Annotated[int, Field(ge=2)] | None = None
@@ -69,13 +75,16 @@ class Settings(CheckpointSettings):
 
     @model_validator(mode="after")
     def _one_score(self) -> Settings:
-        if (self.score is None) == (self.command is None):
-            raise ValueError("expected either score or command")
-        if self.score is not None and self.model is None:
-            raise ValueError("score needs a model: module:function, or a folder")
+        given = [name for name in ("score", "command", "text") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("expected one of score, command and text")
+        if self.command is None and self.model is None:
+            raise ValueError(f"{given[0]} needs a model: module:function, or a folder")
+        if self.text is not None and ":" in (self.model or ""):
+            raise ValueError("text needs a model's folder, in which its tokenizer is")
         if self.read is not None and self.command is None:
             raise ValueError("read belongs to a command")
-        if self.batch_norm is not None and self.score is None:
+        if self.batch_norm is not None and self.command is not None:
             raise ValueError("batch_norm belongs to a score")
         asks_for_size = "{size}" in (self.command or "") or "{size}" in (self.read or "")
         if asks_for_size and self.size is None:
@@ -88,7 +97,7 @@ class Settings(CheckpointSettings):
         if self.command is not None:
             self.scorer(context)
             return
-        import_dotted(self.score or "", setting="score")
+        self._function(context)
         if self.batch_norm is not None:
             import_dotted(self.batch_norm, setting="batch_norm")
         _network_factory(self.model or "", context)
@@ -105,14 +114,24 @@ class Settings(CheckpointSettings):
         batch_norm = None
         if self.batch_norm is not None:
             batch_norm = import_dotted(self.batch_norm, setting="batch_norm")
-        names = (self.model, self.score, self.batch_norm)
+        function = self._function(context)
+        measured = self.score
+        if isinstance(function, TextLoss):
+            measured = function.name
+        names = (self.model, measured, self.batch_norm)
         return NetworkScorer(
             _network(self.model or "", context),
-            import_dotted(self.score or "", setting="score"),
+            function,
             self,
             batch_norm=batch_norm,
             name=", ".join(name for name in names if name),
         )
+
+    def _function(self, context: BuildContext) -> Callable[..., Any]:
+        """What scores a network."""
+        if self.text is not None:
+            return TextLoss(context.path(self.text), _folder(self.model or "", context))
+        return import_dotted(self.score or "", setting="score")
 
     def why_no_gradient(self, context: BuildContext) -> str | None:
         """Why there is no gradient. This calls the score once, with the weights that the model begins with."""

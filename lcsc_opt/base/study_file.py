@@ -15,7 +15,7 @@ import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
-from lcsc_opt.base.sweep import VARY, points, replaced, split_point
+from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
 FILL_IN = "FILL IN"  # the start of a text that the user must replace
 _BLANK = f"{FILL_IN}: "
@@ -326,7 +326,7 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     Args:
         path: the path of the file.
         overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML. A
-            key that the file varies then has only this value.
+            key that the file varies then has only this value. ``~held_out`` removes a key.
 
     Raises:
         StudySpecError: one line that names every wrong key with its path.
@@ -349,11 +349,15 @@ def _yaml(text: str, source: object) -> Any:
 
 
 def _overridden(content: Any, override: str) -> Any:
-    """The content with one value replaced. Behind ``vary.``, the rest of the path is one key."""
+    """The content with one value replaced, or removed (``~KEY``). Behind ``vary.``, the rest of the path is a key."""
     path, equals, text = override.partition("=")
+    if path.startswith("~") and not equals:
+        return removed(content, path[1:].split("."), where=override)
     keys = path.split(".")
     if not equals or not all(keys):
-        raise StudySpecError(f"{override}: expected KEY=VALUE, as in objective.settings.images=500")
+        raise StudySpecError(
+            f"{override}: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"
+        )
     value = _yaml(text, override)
     if keys[0] == VARY and len(keys) > 1:
         return replaced(content, [VARY, ".".join(keys[1:])], value, where=override)
@@ -361,6 +365,29 @@ def _overridden(content: Any, override: str) -> Any:
     if isinstance(varied, Mapping) and path in varied:
         return {**content, VARY: {**varied, path: [value]}}
     return replaced(content, keys, value, where=override)
+
+
+def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
+    """The database that the study files in a folder name; ``None`` if there are none, or they name several.
+
+    Args:
+        folder: only files directly in it count.
+        name: a study or an experiment; a file of this experiment counts more than others.
+    """
+    storages: dict[str, str] = {}  # of an experiment
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        try:
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # no file of ours
+        if isinstance(content, Mapping) and {"name", "objective", "storage"} <= content.keys():
+            storages[str(content["name"])] = str(content["storage"])
+    if name is not None:
+        experiment = name.split("/")[0].split(",")[0]
+        if experiment in storages:
+            return storages[experiment]
+    named = set(storages.values())
+    return named.pop() if len(named) == 1 else None
 
 
 def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:

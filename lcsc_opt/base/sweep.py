@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import excerpt
+from lcsc_opt.base.settings import excerpt, near_miss
 
 VARY = "vary"
 _FIXED = ("name", "storage", VARY)  # of the whole file
@@ -136,3 +136,26 @@ def _replaced_in_list(optimizers: list[Any], keys: Sequence[str], value: Any, *,
         else:
             result.append(entry)
     return result
+
+
+def removed(content: Any, keys: Sequence[str], *, where: str) -> Any:
+    """A copy of the content without one key.
+
+    Args:
+        content: the content of a study file; it is left as it is.
+        keys: the way to the key.
+        where: begins the message of an error.
+
+    Raises:
+        StudySpecError: there is no such key.
+    """
+    first = keys[0]
+    if not isinstance(content, Mapping) or first not in content:
+        raise StudySpecError(f"{where}: there is no key {first!r}{near_miss(first, _names(content))}")
+    if len(keys) == 1:
+        return {key: value for key, value in content.items() if key != first}
+    return {**content, first: removed(content[first], keys[1:], where=where)}
+
+
+def _names(content: Any) -> list[str]:
+    return [str(key) for key in content] if isinstance(content, Mapping) else []

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.cli.options import Output, Storage, open_database
+from lcsc_opt.cli.options import Output, Storage, chosen_storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def delete(
     from lcsc_opt.database.urls import masked
     from lcsc_opt.maintenance.cleaning import files_of
 
-    database = open_database(storage, write=True)
+    database = open_database(storage, name=studies[0], write=True)
     chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
     running = locked(database, studies)
     if running:
@@ -62,12 +62,12 @@ def cache(
 ) -> None:
     """List the cache, or clear it. For each entry the list has its size, its last use and the studies that use it."""
     from lcsc_opt.database.store import our_studies
-    from lcsc_opt.database.urls import is_there, storage_url
+    from lcsc_opt.database.urls import is_there
     from lcsc_opt.maintenance.cleaning import cache_entries
 
     studies: dict[str, dict[str, Any]] = {}
     # before entries are removed, a mistyped --storage is an error: its studies would protect nothing
-    if is_there(storage_url(storage)) or (clear and storage is not None):
+    if is_there(chosen_storage(storage)) or (clear and storage is not None):
         studies = our_studies(open_database(storage))
     entries = cache_entries(cache_directory(), studies)
     if names:

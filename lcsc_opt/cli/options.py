@@ -79,16 +79,29 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def open_database(storage: str | None, *, write: bool = False) -> RDBStorage:
-    """The database of ``--storage``, or of a URL; a missing one is not created.
+def chosen_storage(storage: str | None, name: str | None = None) -> str:
+    """The URL of ``--storage``, of the environment, of the study file in the working folder, or the default.
+
+    Args:
+        storage: the option.
+        name: the study or the experiment that is asked for.
+    """
+    from lcsc_opt.base.study_file import storage_of_folder
+    from lcsc_opt.database.urls import storage_url
+
+    return storage_url(storage, storage_of_folder(Path(), name))
+
+
+def open_database(storage: str | None, *, name: str | None = None, write: bool = False) -> RDBStorage:
+    """The database of :func:`chosen_storage`; a missing one is not created.
 
     Raises:
         StudyStoreError: it cannot be opened.
     """
     from lcsc_opt.database.connection import open_storage
-    from lcsc_opt.database.urls import is_there, storage_url
+    from lcsc_opt.database.urls import is_there
 
-    url = storage_url(storage)
+    url = chosen_storage(storage, name)
     if not is_there(url):
         write = False  # opening to read reports a missing one
     return open_storage(url, write=write)
@@ -102,4 +115,4 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     """
     from lcsc_opt.database.store import StoredStudy
 
-    return StoredStudy.open(open_database(storage, write=write), name)
+    return StoredStudy.open(open_database(storage, name=name, write=write), name)

@@ -7,10 +7,10 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from lcsc_opt.base.progress import log
@@ -18,43 +18,92 @@ from lcsc_opt.base.progress import log
 if TYPE_CHECKING:
     from lcsc_opt.database.report import HeldOutReport
 
-_WIDTH_OF_FILES = 140  # characters, where the output is not a terminal
+_WIDTH_OF_FILES = 140  # characters, where the output is not a terminal; wider where a table needs it
+_LONGEST_IN_ONE_LINE = 24  # characters of a cell
+_GAP = 2  # characters between two columns
 
 
-class _Table(Table):
-    """On a narrow terminal headings wrap, but words in cells are never cut: a cut number would be a wrong number."""
+class _Column(NamedTuple):
+    """A column of a table, as texts.
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table, as wide as the longest words of its cells need."""
-        unlimited = options.update(max_width=1000)
-        needed = 0
-        for column in self.columns:
-            measurements = [Measurement.get(console, unlimited, cell) for cell in column.cells]
-            if column.no_wrap:
-                widths = [measurement.maximum for measurement in measurements]
-            else:
-                widths = [measurement.minimum for measurement in measurements]
-            column.min_width = max(widths, default=0)
-            needed += column.min_width + 2
-        yield from super().__rich_console__(console, options.update(max_width=max(options.max_width, needed)))
+    Attributes:
+        name: its heading.
+        cells: one for each row.
+        fewest: characters it needs: words are never cut, and short cells stay in one line.
+        most: characters with which nothing wraps.
+    """
+
+    name: str
+    cells: Sequence[str]
+    fewest: int
+    most: int
+
+    @classmethod
+    def of(cls, name: str, cells: Sequence[str], *, wraps: bool) -> _Column:
+        """Measure a column; only headings wrap unless ``wraps``."""
+        fewest = max((cell_len(word) for word in name.split()), default=0)
+        most = cell_len(name)
+        for cell in cells:
+            length = cell_len(cell)
+            most = max(most, length)
+            if wraps and length > _LONGEST_IN_ONE_LINE:
+                length = max(cell_len(word) for word in cell.split())
+            fewest = max(fewest, length)
+        return cls(name, cells, fewest, most)
 
 
 def print_table(
-    header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, left: int = 1
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str | None = None,
+    left: int = 1,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Print a plain table. The first ``left`` columns are left-aligned, and words of the first one stay in a line."""
-    table = _Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
-    for i, column in enumerate(header):
-        table.add_column(
-            column,
-            justify="left" if i < left else "right",
-            no_wrap=i == 0,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*map(str, row))
-    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
-    Console(width=width, highlight=False, emoji=False, markup=False).print(table, crop=False)
+    """Print a plain table. On a narrow terminal headings and long texts wrap between words, and no word is cut.
+
+    Args:
+        header: the headings.
+        rows: a cell for each heading.
+        title: printed above it.
+        left: how many columns are left-aligned; the first of them never wraps.
+        optional: headings of columns that a narrow terminal goes without, the last of these first. A message names
+            them; the command has ``--format json``.
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
+    columns = []
+    for index, name in enumerate(header):
+        cells = [row[index] for row in texts]
+        columns.append(_Column.of(name, cells, wraps=index > 0))
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(width=None if is_terminal else _WIDTH_OF_FILES, highlight=False, emoji=False, markup=False)
+    dropped = []
+    for name in reversed(optional if is_terminal else ()):
+        if _width(columns) <= console.width:
+            break
+        dropped.append(name)
+        columns = [column for column in columns if column.name != name]
+
+    console.width = max(console.width, _width(columns))
+    table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    free = console.width - _width(columns)
+    for index, column in enumerate(columns):
+        extra = min(free, column.most - column.fewest)
+        free -= extra
+        justify: JustifyMethod = "left" if index < left else "right"
+        table.add_column(column.name, justify=justify, width=column.fewest + extra)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
+    console.print(table, crop=False)
+    if dropped:
+        names = ", ".join(reversed(dropped))
+        say(f"{len(dropped)} more column{'s' * (len(dropped) > 1)}: {names}; in a wider terminal, or --format json")
+
+
+def _width(columns: Sequence[_Column]) -> int:
+    """The fewest characters that a table of these columns needs, with two between neighbours."""
+    return sum(column.fewest for column in columns) + _GAP * (len(columns) - 1)
 
 
 def print_described(title: str, described: Mapping[str, Any]) -> None:
@@ -104,4 +153,4 @@ def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
     from lcsc_opt.views.tables import report_table
 
     if report is not None and report.rows:
-        print_table(*report_table(report.rows), title=title)
+        print_table(*report_table(report.rows), title=title, optional=("better", "real images"))

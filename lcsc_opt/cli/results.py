@@ -10,7 +10,16 @@ import typer
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.cli.options import AcceptChanges, Experiment, Output, Storage, StudyName, find_study, open_database
+from lcsc_opt.cli.options import (
+    AcceptChanges,
+    Experiment,
+    Output,
+    Storage,
+    StudyName,
+    chosen_storage,
+    find_study,
+    open_database,
+)
 from lcsc_opt.cli.output import print_json, print_report, print_table, say
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 from lcsc_opt.views import number
@@ -21,6 +30,7 @@ if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.store import StoredStudy
 
 _HIDDEN_BY_FID = ("precision", "recall", "fdr")
+_OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds")  # columns of the ranking
 
 
 def compare(
@@ -41,7 +51,7 @@ def compare(
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_table
 
-    points = points_of(HistoryReader(open_database(storage)), experiment)
+    points = points_of(HistoryReader(open_database(storage, name=experiment)), experiment)
     studies = [study for point in points.values() for study in point]
     is_sweep = experiment not in points  # the points of a sweep have longer names
     if output == "json":
@@ -52,7 +62,8 @@ def compare(
         _print_ranking(experiment, points)
         metrics = comparison_table(studies)
         if metrics is not None:
-            print_table(*metrics, title="\nevaluation metrics, held out")
+            header, rows = metrics
+            print_table(header, rows, title="\nevaluation metrics, held out", optional=header[2:])
     if not is_sweep:
         warning = different_samples(studies)
         if warning is not None:
@@ -98,7 +109,7 @@ def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], 
         cells.append("–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %")
         cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         rows.append(cells)
-    print_table(header, rows, title=title)
+    print_table(header, rows, title=title, optional=(*metrics, *_OPTIONAL))
 
 
 def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:
@@ -135,7 +146,7 @@ def report(
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
-    path = write_report(open_database(storage), experiment, out or Path(f"{experiment}.html"))
+    path = write_report(open_database(storage, name=experiment), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")
 
 
@@ -254,13 +265,13 @@ def dashboard(
 ) -> None:
     """Compare optimizers in the browser, live. Studies are only read. optuna-dashboard is served as well."""
     from lcsc_opt.database.connection import open_storage
-    from lcsc_opt.database.urls import is_there, masked, storage_url
+    from lcsc_opt.database.urls import is_there, masked
 
     for package in ("dash", "dash_ag_grid", "optuna_dashboard"):
         import_extra(package)
     from lcsc_opt.views.dashboard.server import serve
 
-    url = storage_url(storage)
+    url = chosen_storage(storage)
     if not is_there(url):  # a missing file is created, without studies
         open_storage(url, write=True).engine.dispose()
     database = open_storage(url, write=False)

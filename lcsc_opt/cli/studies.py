@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, StudyName, find_study, open_database
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, StudyName, assignments, find_study, open_database
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ra
 
 def init(
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in model=my:build score=my:loss."),
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
 ) -> None:
@@ -51,11 +55,16 @@ def init(
 
     if out.exists():
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
-    text, summary, missing = draft(checkpoints, reference=reference, ask=_ask)
+    given = assignments(settings or ())
+    if reference is not None:
+        given["reference"] = reference
+    text, summary, missing, problem = draft(checkpoints, given, ask=_ask, beside=out.parent)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
     if missing:
         say(f"to be filled in: {', '.join(missing)}; then: lcsc run {out} --dry-run")
+    elif problem:
+        say(f"to be corrected: {problem}; then: lcsc run {out} --dry-run")
     else:
         say(f"next: lcsc run {out}")
 
@@ -72,7 +81,8 @@ def run(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Override values, as in objective.settings.images=500 seeds=[0,1]."
+            metavar="[KEY=VALUE]...",
+            help="Override values, as in objective.settings.images=500 seeds=[0,1]; ~KEY removes one, as '~held_out'.",
         ),
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
@@ -209,7 +219,7 @@ def list_(
     if output == "json":
         print_json([study.as_row() for study in listed])
         return
-    print_table(*studies_table(listed))
+    print_table(*studies_table(listed), optional=("evaluations", "seconds", "images", "failed"))
 
 
 def _print_catalog(output: str) -> None:

@@ -52,7 +52,7 @@ class NetworkScorer:
         self._function = function
         self._name = name
         self._metric = getattr(function, "__name__", "score")
-        self.takes_draw = _takes_draw(function)
+        self.takes_draw = takes_draw(function)
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:
             self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))
@@ -183,7 +183,7 @@ class NetworkScorer:
     def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:
         """The user's function of batch normalization, without arguments."""
         arguments: dict[str, Draw] = {}
-        if _takes_draw(function):
+        if takes_draw(function):
             # always the same data, so that the same candidate has the same statistics
             arguments["draw"] = Draw.of(Noise("batch-norm"), None)
 
@@ -194,7 +194,8 @@ class NetworkScorer:
         return passes
 
 
-def _takes_draw(function: Callable[..., Any]) -> bool:
+def takes_draw(function: Callable[..., Any]) -> bool:
+    """Whether a score measures on the data of a :class:`Draw`."""
     return "draw" in inspect.signature(function).parameters
 
 

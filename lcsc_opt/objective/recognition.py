@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -18,6 +19,7 @@ from lcsc_opt.checkpoints.reading import read_init_arguments
 SCORE = "score.py"
 """The objective for models that do not make images."""
 
+_LOSS_OF_ADAPTER = "python -m lcsc_opt.objective.text_loss"
 _NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
 _DIFFUSERS_NETWORK = re.compile(r"UNet\w+|\w+Transformer\w*")
 
@@ -40,6 +42,23 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Near:
+    """What lies next to the checkpoints, or in the working directory; ``None`` where there is none, or several.
+
+    Attributes:
+        reference: a folder of images.
+        image_shape: ``[C, H, W]`` of its first image.
+        text: a text file.
+        pipeline: a folder of a pipeline of diffusers.
+    """
+
+    reference: Path | None = None
+    image_shape: list[int] | None = None
+    text: Path | None = None
+    pipeline: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Proposal:
     """An objective that fits the checkpoints.
 
@@ -52,34 +71,50 @@ class Proposal:
     settings: tuple[Setting, ...]
 
 
-def propose(folder: Path, first: Path, tensors: Mapping[str, Tensor], *, has_reference: bool) -> Proposal:
+_SIZE = Setting("size", "items of an evaluation", 500)
+
+
+def propose(
+    folder: Path,
+    first: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    given: Collection[str],
+    near: Near,
+) -> Proposal:
     """Choose an objective by the configurations near the checkpoints, else by the tensors.
 
     Args:
         folder: the folder of the checkpoints, a glob, or a packed trajectory.
         first: one of the checkpoints.
         tensors: the tensors of one of the checkpoints.
-        has_reference: whether the user named real images; then the model makes images.
+        given: the settings that the user gave; with ``reference`` the model makes images, with ``score`` or
+            ``command`` it does not.
+        near: what lies near the checkpoints.
     """
     base = folder if folder.is_dir() else folder.parent
     places = (first, first.parent, base, base.parent)
     adapter = _first(places, _adapts_transformers)
     if adapter is not None:
-        return _scored_by_command(adapter)
+        return _scored_by_command(adapter, near.text)
     language_model = _first(places, _is_of_transformers)
+    if "score" in given or "command" in given:
+        return _scored_by_function(language_model)
+    if language_model is not None and _is_causal(language_model):
+        return _scored_on_text(language_model, near.text)
     if language_model is not None:
         return _scored_by_function(language_model)
     if lora_flavour(tensors) is not None:
-        return _text_to_image("lora", pipeline=None)
+        return _text_to_image("lora", pipeline=near.pipeline, prompts=near.text)
     network = _first((inside for place in places for inside in (place / "unet", place)), _is_of_diffusers)
     if network is not None and _diffusers_class(network) == "UNet2DConditionModel":
-        return _text_to_image("unet", pipeline=network.parent)
+        return _text_to_image("unet", pipeline=network.parent, prompts=near.text)
     if network is not None:
         return _unconditional(network)
     if _is_edm_snapshot(first):
         return _edm()
-    if has_reference or _may_make_images(tensors):
-        return _torch_module()
+    if "reference" in given or _may_make_images(tensors):
+        return _torch_module(near.image_shape)
     return _scored_by_function(None)
 
 
@@ -87,37 +122,64 @@ def _scored_by_function(model: Path | None) -> Proposal:
     network = Setting("model", "module:function that makes your network")
     if model is not None:
         network = Setting("model", "its config.json; weights come from the checkpoints", str(model))
-    score = Setting(
-        "score", "module:function, called as score(model, draw); gives losses of single items, docs/score.md"
-    )
-    size = Setting("size", "items of an evaluation; leave it out if the score has no argument draw", 500)
-    return Proposal(SCORE, (network, score, size))
+    score = Setting("score", "module:function, called as score(model, draw), or score(model); docs/score.md")
+    return Proposal(SCORE, (network, score, _SIZE))
 
 
-def _scored_by_command(adapter: Path) -> Proposal:
-    base = _text_in_json(adapter / "adapter_config.json", "base_model_name_or_path") or "BASE"
-    example = f"lm_eval --model hf --model_args pretrained={base},peft={{model}} --tasks arc_easy --output_path {{out}}"
+def _scored_on_text(model: Path, text: Path | None) -> Proposal:
+    """The cross-entropy of a causal language model."""
+    network = Setting("model", "its config.json and tokenizer; weights come from the checkpoints", str(model))
+    return Proposal(SCORE, (network, _text(text), Setting("size", "sequences of an evaluation", 64)))
+
+
+def _scored_by_command(adapter: Path, text: Path | None) -> Proposal:
+    """The cross-entropy of an adapter, on a base model that is read anew for each evaluation."""
+    configuration = Setting("model", "the adapter's configuration", str(adapter))
+    if text is None:
+        base = _text_in_json(adapter / "adapter_config.json", "base_model_name_or_path") or "BASE"
+        example = (
+            f"lm_eval --model hf --model_args pretrained={base},peft={{model}} --tasks arc_easy --output_path {{out}}"
+        )
+        return Proposal(
+            SCORE,
+            (
+                configuration,
+                Setting("command", f"scores the adapter in {{model}}, such as {example}"),
+                Setting("read", "where in the JSON of the command its number is, such as results.arc_easy.acc"),
+                Setting("maximize", "whether higher is better", True),
+            ),
+        )
+    command = f"{_LOSS_OF_ADAPTER} {{model}} {shlex.quote(str(text))} {{group}} {{seed}} {{size}}"
     return Proposal(
         SCORE,
         (
-            Setting("model", "the adapter's configuration", str(adapter)),
-            Setting("command", f"scores the adapter in {{model}}, such as {example}"),
-            Setting("read", "where in the JSON of the command its number is, such as results.arc_easy.acc"),
-            Setting("maximize", "whether higher is better", True),
+            configuration,
+            Setting("command", "the cross-entropy on a text; any other command may take its place", command),
+            Setting("read", "where in the JSON of the command its numbers are", "losses"),
+            Setting("size", "sequences of an evaluation", 64),
         ),
     )
 
 
-def _text_to_image(component: str, *, pipeline: Path | None) -> Proposal:
+def _text(text: Path | None) -> Setting:
+    if text is None:
+        return Setting("text", "a text file in UTF-8 to measure the cross-entropy on; or score: module:function")
+    return Setting("text", "the cross-entropy is measured on it", str(text))
+
+
+def _text_to_image(component: str, *, pipeline: Path | None, prompts: Path | None) -> Proposal:
     source = Setting("pipeline", "the folder of the pipeline that the LoRA is for, or its name at the hub")
     if pipeline is not None:
         source = Setting("pipeline", "where the rest of the pipeline is", str(pipeline))
+    listed = Setting("prompts", "a text file, one prompt a line")
+    if prompts is not None:
+        listed = Setting("prompts", "one prompt a line", str(prompts))
     return Proposal(
         "latent_diffusion.py",
         (
             Setting("component", "what they are", component),
             source,
-            Setting("prompts", "a text file, one prompt a line"),
+            listed,
             Setting("sampler", "the pipeline's own scheduler; {name: lcm, steps: 4} uses another", {"steps": 20}),
         ),
     )
@@ -139,14 +201,17 @@ def _edm() -> Proposal:
     return Proposal("edm.py", (network, Setting("sampler", "EDM's own", {"name": "heun", "steps": 18})))
 
 
-def _torch_module() -> Proposal:
+def _torch_module(image_shape: list[int] | None) -> Proposal:
+    shape = Setting("image_shape", "of the noise of one image, as [3, 32, 32]", is_list=True)
+    if image_shape is not None:
+        shape = Setting("image_shape", "of the noise of one image, as the real images", [*image_shape])
     called = "module:function that is called as sample(model, noise) and returns images in [-1, 1]"
     return Proposal(
         "torch_module.py",
         (
             Setting("model", "module:function that makes your network"),
             Setting("sampler", called),
-            Setting("image_shape", "of the noise of one image, as [3, 32, 32]", is_list=True),
+            shape,
         ),
     )
 
@@ -169,6 +234,15 @@ def _adapts_transformers(folder: Path) -> bool:
 
 def _is_of_transformers(folder: Path) -> bool:
     return _text_in_json(folder / "config.json", "model_type") is not None
+
+
+def _is_causal(folder: Path) -> bool:
+    """Whether it is a language model that predicts the next token."""
+    try:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return str(architectures[0]).endswith("ForCausalLM")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _is_of_diffusers(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Objectives whose models are trained here, on small images, when a study first needs them.
 
 ``objectives/digits.py``, ``digits_ddpm.py``, ``characters.py``, ``photographs.py`` and ``trained.py`` use this. The
-networks whose features score the images are trained here, too.
+networks whose features score the images are trained here, too. ``letters.py`` comes with all of it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _DROPPED_LABELS = 0.1  # share of a batch, as of Ho and Salimans 2022
 THREADS = 2  # two threads trained the weights of the README's numbers; another number trains other weights
 
 
-class TrainedSettings(ScoreSettings):
-    """Settings of an objective whose model is trained here.
+class SmallSettings(ScoreSettings):
+    """Settings of an objective whose model makes bundled images.
 
     Attributes:
         select: which of the checkpoints are combined.
@@ -61,9 +61,6 @@ class TrainedSettings(ScoreSettings):
         images: images per evaluation; more than 64, so that the covariance of 64 features has full rank.
         batch_size: images at once.
         nfe: model calls per image.
-        training_steps: length of the training.
-        checkpoint_every: training steps between two checkpoints.
-        training_seed: the seed of weights, batches and noise of the training.
     """
 
     select: Selection = Selection()
@@ -72,16 +69,12 @@ class TrainedSettings(ScoreSettings):
     images: Annotated[int, Field(ge=65)] = 1000
     batch_size: Positive = 500
     nfe: Annotated[int, Field(ge=1, le=100)] = 1
-    training_steps: Annotated[int, Field(ge=2)] = 1000
-    checkpoint_every: Positive = 5
-    training_seed: Annotated[int, Field(ge=0)] = 0
 
     def check(self) -> None:
-        """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training.
+        """Refuse metrics that cannot be computed.
 
         Raises:
             MetricError: a metric is unknown, needs another network, or cannot be kept.
-            TrajectoryError: fewer than two checkpoints are selected.
         """
         loss = MetricName.parse_loss(self.loss, unguarded=self.unguarded)
         metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
@@ -92,7 +85,6 @@ class TrainedSettings(ScoreSettings):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
         for reward in self.rewards.values():
             find_reward(reward, weights=None)
-        self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
 
     def parts(self, dataset: Bundled) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images ``[n, C, H, W]``: to train on, to compare with in searches, and for held-out reports only."""
@@ -153,6 +145,30 @@ class TrainedSettings(ScoreSettings):
         )
 
 
+class TrainedSettings(SmallSettings):
+    """Settings of an objective whose model is trained here.
+
+    Attributes:
+        training_steps: length of the training.
+        checkpoint_every: training steps between two checkpoints.
+        training_seed: the seed of weights, batches and noise of the training.
+    """
+
+    training_steps: Annotated[int, Field(ge=2)] = 1000
+    checkpoint_every: Positive = 5
+    training_seed: Annotated[int, Field(ge=0)] = 0
+
+    def check(self) -> None:
+        """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training.
+
+        Raises:
+            MetricError: a metric is unknown, needs another network, or cannot be kept.
+            TrajectoryError: fewer than two checkpoints are selected.
+        """
+        super().check()
+        self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
+
+
 @dataclasses.dataclass(frozen=True)
 class SmallModel:
     """A network, and a recipe that trains it in minutes on a CPU, in this process and without Accelerate.
@@ -188,9 +204,10 @@ class SmallModel:
             guidance: scale of classifier-free guidance, of a model that is told classes.
         """
         settings.check()
-        return settings.objective(self.dataset, self.trajectory(settings), self._sampler(settings, guidance))
+        return settings.objective(self.dataset, self.trajectory(settings), self.sampler(settings, guidance=guidance))
 
-    def _sampler(self, settings: TrainedSettings, guidance: float) -> Sampler:
+    def sampler(self, settings: SmallSettings, *, guidance: float = 1.0) -> Sampler:
+        """The sampler of the recipe, from the settings' noise; guidance is that of :meth:`build`."""
         network = self.network()
         recipe = self.recipe
         noise = ImageNoise(settings.noise_seed)

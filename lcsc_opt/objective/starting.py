@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from PIL import Image
 from pydantic import JsonValue
 
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, experiment_name
+from lcsc_opt.base.study_file import FILL_IN, ObjectiveSpec, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
 from lcsc_opt.metrics.reference.images import ImageSet
-from lcsc_opt.objective.recognition import SCORE, Proposal, Setting, propose
+from lcsc_opt.objective.loading import check_objective
+from lcsc_opt.objective.network_scorer import takes_draw
+from lcsc_opt.objective.recognition import SCORE, Near, Proposal, Setting, propose
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.means import described
 from lcsc_opt.trajectory.sources import find_sources
@@ -35,20 +42,25 @@ class Draft(NamedTuple):
         text: its content.
         summary: the checkpoints and the objective, in one line.
         missing: the paths of the settings that the user has to fill in.
+        problem: what is wrong with the settings that are there; empty if nothing is.
     """
 
     text: str
     summary: str
     missing: list[str]
+    problem: str
 
 
-def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
+def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Path) -> Draft:
     """Draft a study file for checkpoints.
+
+    Nothing of the checkpoints' folder is executed; a function that the user names is imported, and a score is called.
 
     Args:
         folder: the folder of checkpoints, a glob, or a packed trajectory.
-        reference: the real images; ``None`` if the user has not named them.
+        given: settings that the user has named, such as ``reference``, ``model`` or ``score``.
         ask: asks the user for what the files do not tell.
+        beside: the folder of the study file.
 
     Raises:
         TrajectoryError: there are no checkpoints, or those of several models.
@@ -65,21 +77,22 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         intervals = None
         first = next(iter(sources.values()))
         tensors = read_checkpoint(first).tensors
-    proposal = propose(folder, first, tensors, has_reference=reference is not None)
+    near = _near(folder, given)
+    proposal = propose(folder, first, tensors, given=given, near=near)
     settings = [Setting("checkpoints", "a folder, a glob, or a packed trajectory", str(folder)), *proposal.settings]
     if proposal.file != SCORE:
-        settings += _settings_of_images(reference or _images_near(folder))
+        settings += _settings_of_images(near.reference)
+    settings, missing = _filled(settings, given, ask)
 
-    lines: list[str] = []
-    missing: list[str] = []
-    for setting in settings:
-        value = _answer(setting, ask) if setting.value is None else setting.value
-        if value is None:
-            missing.append(f"objective.settings.{setting.name}")
-            lines.append(f"    {setting.name}: {_as_yaml(f'{FILL_IN}: {setting.meaning}')}")
-        else:
-            line = f"    {setting.name}: {_as_yaml(value)}"
-            lines.append(f"{line.ljust(_COMMENT_COLUMN)}  # {setting.meaning}")
+    values = {setting.name: setting.value for setting in settings if setting.value is not None}
+    search = _Search.of(proposal, values)
+    problem = ""
+    if not missing:
+        try:
+            search = search.fitted(ObjectiveSpec(file=proposal.file, settings=values), beside)
+        except LcscError as error:
+            problem = str(error)
+    lines = [_line(setting) for setting in settings if setting.name != "size" or search.held_out or "command" in values]
     advice = None if proposal.file == SCORE else advice_on_checkpoints(len(steps))
     if advice is not None:
         notice(f"for the next training: {advice}")
@@ -91,9 +104,33 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         name=_as_yaml(name),
         file=proposal.file,
         settings="\n".join(lines),
-        search=_search(proposal),
+        search=search.text,
     )
-    return Draft(text, summary, missing)
+    return Draft(text, summary, missing, problem)
+
+
+def _filled(settings: Sequence[Setting], given: Mapping[str, JsonValue], ask: Ask) -> tuple[list[Setting], list[str]]:
+    """The settings with the values that the user gives, and the paths of those that are still missing."""
+    filled = []
+    missing = []
+    for setting in settings:
+        value = given.get(setting.name, setting.value)
+        if value is None:
+            value = _answer(setting, ask)
+        if value is None:
+            missing.append(f"objective.settings.{setting.name}")
+        filled.append(dataclasses.replace(setting, value=value))
+    names = {setting.name for setting in settings}
+    filled += [Setting(name, "as given", value) for name, value in given.items() if name not in names]
+    return filled, missing
+
+
+def _line(setting: Setting) -> str:
+    """A setting as a line of the study file."""
+    if setting.value is None:
+        return f"    {setting.name}: {_as_yaml(f'{FILL_IN}: {setting.meaning}')}"
+    line = f"    {setting.name}: {_as_yaml(setting.value)}"
+    return f"{line.ljust(_COMMENT_COLUMN)}  # {setting.meaning}"
 
 
 _TEXT = """\
@@ -107,48 +144,99 @@ objective:
 storage: sqlite:///studies.db
 """
 
-_SEARCH_OF_IMAGES = """\
-space: {rows: layers}   # coefficients for each layer; with fewer than ten real images a feature: affine
-optimizers:
-  - EMAGrid          # the best plain average of the checkpoints, to compare with
-  - LCSCGradient     # follows the gradient of FID; use LCSCQuadratic where loss or sampler have none
-budget: {evaluations: 300}
-held_out: {images: 10000, top: 5}   # the answer is chosen and reported on other noise
-"""
 
-_SEARCH_BY_FUNCTION = """\
-space: affine
-optimizers:
-  - EMAGrid          # the best plain average of the checkpoints, to compare with
-  - LCSCGradient     # follows the gradient of the score; use LCSCQuadratic where it has none
-budget: {evaluations: 100}
-held_out: {images: 5000, top: 5}    # the answer is chosen and reported on other data; without draw: leave it out
-"""
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The part of a study file behind the objective.
 
-_SEARCH_BY_COMMAND = """\
-space: affine
-optimizers:
-  - EMAGrid          # the best plain average of the checkpoints, to compare with
-  - LCSCQuadratic    # needs no gradient
-budget: {evaluations: 60}
-"""
+    Attributes:
+        space: of the coefficients, with a comment.
+        optimizer: the one after the baseline.
+        evaluations: the budget.
+        held_out: the items of a report; 0 where nothing can be held out.
+        why_no_gradient: a comment on the optimizer.
+    """
+
+    space: str
+    optimizer: str
+    evaluations: int
+    held_out: int
+    why_no_gradient: str = ""
+
+    @classmethod
+    def of(cls, proposal: Proposal, values: Mapping[str, JsonValue]) -> _Search:
+        """What fits an objective of which only the settings are known."""
+        if proposal.file != SCORE:
+            return cls(f"{{rows: layers}}   # {_ROWS}", "LCSCGradient", evaluations=300, held_out=10_000)
+        draws = _drawn_items(values)
+        if any(setting.name == "command" for setting in proposal.settings):
+            return cls("affine", "LCSCQuadratic", evaluations=60, held_out=draws)
+        return cls("affine", "LCSCGradient", evaluations=100, held_out=draws)
+
+    def fitted(self, spec: ObjectiveSpec, beside: Path) -> _Search:
+        """The search without what the objective lacks: a gradient, or data for a report.
+
+        Raises:
+            LcscError: the objective refuses its settings.
+        """
+        checked = check_objective(spec, beside=beside)
+        search = self
+        score = spec.settings.get("score")
+        if isinstance(score, str) and not takes_draw(import_dotted(score, setting="score")):
+            search = dataclasses.replace(search, held_out=0)
+            spec = spec.model_copy(update={"settings": {**spec.settings, "size": None}})
+            checked = check_objective(spec, beside=beside)
+        if search.held_out and checked.why_no_report() is not None:
+            search = dataclasses.replace(search, held_out=0)
+        if search.optimizer == "LCSCGradient":
+            reason = checked.why_no_gradient()
+            if reason is not None:
+                search = dataclasses.replace(
+                    search, space="affine", optimizer="LCSCQuadratic", why_no_gradient=" ".join(reason.split())
+                )
+        return search
+
+    @property
+    def text(self) -> str:
+        """The lines of the study file."""
+        meaning = "follows the gradient; use LCSCQuadratic where there is none"
+        if self.optimizer == "LCSCQuadratic":
+            meaning = "needs no gradient"
+            if self.why_no_gradient:
+                meaning += f": {self.why_no_gradient}"
+        lines = [
+            f"space: {self.space}",
+            "optimizers:",
+            "  - EMAGrid          # the best plain average of the checkpoints, to compare with",
+            f"  - {self.optimizer}  # {meaning}",
+            f"budget: {{evaluations: {self.evaluations}}}",
+        ]
+        if self.held_out:
+            lines.append(f"held_out: {{images: {self.held_out}, top: 5}}   # {_HELD_OUT}")
+        return "".join(f"{line}\n" for line in lines)
 
 
-def _search(proposal: Proposal) -> str:
-    if proposal.file != SCORE:
-        return _SEARCH_OF_IMAGES
-    if any(setting.name == "command" for setting in proposal.settings):
-        return _SEARCH_BY_COMMAND
-    return _SEARCH_BY_FUNCTION
+_ROWS = "coefficients for each layer; with fewer than ten real images a feature: affine"
+_HELD_OUT = "the answer is chosen and reported on data that no search saw"
 
 
-def _settings_of_images(reference: str | None) -> list[Setting]:
+def _drawn_items(values: Mapping[str, JsonValue]) -> int:
+    """The items of a report on other data: as many as the search's, which a score is known to have."""
+    command = str(values.get("command", ""))
+    if command and "{group}" not in command:
+        return 0
+    size = values.get("size")
+    return size if isinstance(size, int) else 0
+
+
+def _settings_of_images(reference: Path | str | None) -> list[Setting]:
     """The settings that all objectives over images share."""
     meaning = "the real images"
     if reference is None:
         meaning = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
-    settings = [Setting("reference", meaning, reference)]
-    if reference is None or not reference.endswith(".npz"):  # precision compares with single real images
+    named = None if reference is None else str(reference)
+    settings = [Setting("reference", meaning, named)]
+    if named is None or not named.endswith(".npz"):  # precision compares with single real images
         meaning = "must not get worse than that of the best average; not with a file of statistics"
         settings.append(Setting("keep", meaning, "precision"))
     settings.append(Setting("images", "the number of images of an evaluation; 10000 in the paper", 2000))
@@ -194,18 +282,45 @@ def _dumped(value: JsonValue, *, style: str | None) -> str:
     return text.splitlines()[0]
 
 
-def _images_near(folder: Path) -> str | None:
-    """The only folder of images next to the checkpoints or in the working directory; ``None`` if there are several."""
+def _near(folder: Path, given: Mapping[str, JsonValue]) -> Near:
+    """What lies next to the checkpoints or in the working directory, unless the user named it."""
     base = folder if folder.is_dir() else folder.parent
-    neighbours = {path for place in (base.parent, Path()) for path in _entries(place) if path.is_dir()}
-    folders = [path for path in sorted(neighbours) if _holds_images(path)]
-    if len({path.resolve() for path in folders}) != 1:
+    neighbours = sorted({path for place in (base.parent, Path()) for path in _entries(place)})
+    reference = _only([path for path in neighbours if path.is_dir() and _image_names(path)])
+    if "reference" in given:
+        reference = Path(str(given["reference"]))
+    text = _only([path for path in neighbours if path.suffix == ".txt" and path.stem not in _NO_TEXTS])
+    for name in ("text", "prompts"):
+        if name in given:
+            text = Path(str(given[name]))
+    pipeline = _only([path for path in neighbours if (path / "model_index.json").is_file()])
+    return Near(reference, _image_shape(reference), text, pipeline)
+
+
+_NO_TEXTS = ("requirements", "constraints", "LICENSE", "README")
+
+
+def _only(paths: Sequence[Path]) -> Path | None:
+    """The only path; ``None`` if there is none, or several."""
+    if len({path.resolve() for path in paths}) != 1:
         return None
-    return str(folders[0])
+    return paths[0]
 
 
-def _holds_images(folder: Path) -> bool:
-    return sum(ImageSet.is_image(path.name) for path in _entries(folder)) >= 2
+def _image_shape(folder: Path | None) -> list[int] | None:
+    """``[C, H, W]`` of the first image of a folder."""
+    if folder is None or not folder.is_dir():
+        return None
+    for name in _image_names(folder):
+        with contextlib.suppress(OSError), Image.open(folder / name) as image:
+            return [len(image.getbands()), image.height, image.width]
+    return None
+
+
+def _image_names(folder: Path) -> list[str]:
+    """The images in a folder of at least two."""
+    names = sorted(path.name for path in _entries(folder) if ImageSet.is_image(path.name))
+    return names if len(names) >= 2 else []
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -29,13 +29,15 @@ class StoredImage:
         artifact_id: the name of its file in the folder of artifacts.
         caption: which model sampled it.
         content: the bytes of the file.
-        is_answer: whether the study's answer sampled it; else EMA* did, from the same noise.
+        is_answer: whether the study's answer sampled it.
+        is_baseline: whether EMA* did, from the same noise.
     """
 
     artifact_id: str
     caption: str
     content: bytes
     is_answer: bool
+    is_baseline: bool
 
     @classmethod
     def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
@@ -56,7 +58,8 @@ class StoredImage:
             content = read_png(path)
             if content is not None:
                 caption = captions.get(name, name)
-                images.append(cls(path.name, caption, content, is_answer=name == answer_name))
+                is_answer = name == answer_name
+                images.append(cls(path.name, caption, content, is_answer, is_baseline=name == EMA_IMAGES))
         return images
 
     @property

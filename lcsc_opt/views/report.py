@@ -5,6 +5,7 @@ The page loads nothing from elsewhere, and its content policy forbids it. Names 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import UNKNOWN, count, percent
+from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.look import CONFIG, template
@@ -37,6 +38,8 @@ _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
+_Images = list[tuple[str, list[StoredImage]]]
+"""Study → its stored images."""
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
     "movement": "How the best coefficients moved",
@@ -56,11 +59,16 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     reader = HistoryReader(storage)
     studies = reader.read(experiment)
     ranked = ranking(studies)
+    images = _images(reader, studies, ranked, artifact_directory(storage.url))
+    opening = _Opening.of(studies, images)
+    if opening is not None:
+        images = [(name, sheets) for name, sheets in images if name != opening.study.study]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters["short_metric"] = short_metric
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
+        opening=opening,
         headline=headline(ranked, studies[0].metric),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
@@ -72,7 +80,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         trade_off=_trade_off(reader, experiment),
         distances=_distances(reader, studies),
         landscapes=_landscapes(reader, experiment),
-        images=_images(reader, studies, ranked, artifact_directory(storage.url)),
+        images=images,
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
@@ -81,6 +89,51 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     )
     write_atomically(path, page.encode(), error=LcscError)
     return path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opening:
+    """Images of EMA* and of one study's answer, from the same noise: what a report begins with.
+
+    Attributes:
+        study: whose answer it is.
+        before: the images of EMA*.
+        after: those of the answer.
+    """
+
+    study: StudyHistory
+    before: StoredImage
+    after: StoredImage
+
+    @classmethod
+    def of(cls, studies: Sequence[StudyHistory], images: _Images) -> _Opening | None:
+        """The first study that has both; ``None`` if none has."""
+        for name, sheets in images:
+            before = next((sheet for sheet in sheets if sheet.is_baseline), None)
+            after = next((sheet for sheet in sheets if sheet.is_answer), None)
+            if before is not None and after is not None:
+                study = next(study for study in studies if study.study == name)
+                return cls(study, before, after)
+        return None
+
+    def pair(self) -> list[tuple[str, StoredImage, str]]:
+        """Title, image, and the held-out loss as text, which is empty where it was not measured."""
+        report = self.study.held_out
+        baseline_loss = None
+        answer_loss = None
+        if report is not None:
+            answer_loss = report.loss
+            if report.rows:
+                baseline_loss = report.rows[0].baseline  # the first row is of the loss
+        return [
+            ("Before", self.before, self._loss_text(baseline_loss)),
+            ("After", self.after, self._loss_text(answer_loss)),
+        ]
+
+    def _loss_text(self, loss: float | None) -> str:
+        if loss is None:
+            return ""
+        return f"held-out {self.study.metric} {number(loss)}"
 
 
 def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
@@ -131,9 +184,7 @@ def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Draw
     return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
 
 
-def _images(
-    reader: HistoryReader, studies: Sequence[StudyHistory], ranked: Sequence[Ranked], folder: Path
-) -> list[tuple[str, list[StoredImage]]]:
+def _images(reader: HistoryReader, studies: Sequence[StudyHistory], ranked: Sequence[Ranked], folder: Path) -> _Images:
     """Study → its stored images, the best optimizer's first; only studies that have some."""
     order = [row.optimizer for row in ranked]
     images = []

@@ -19,6 +19,7 @@ from lcsc_opt.base.study_file import (
     StudySpec,
     experiment_name,
     parse_studies,
+    storage_of_folder,
 )
 from tests.study_examples import read_study_file
 
@@ -201,6 +202,27 @@ def minimal(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_tilde_removes_a_key(minimal: Path) -> None:
+    given = ["held_out.images=30", "objective.settings.images=500", "objective.settings.nfe=2"]
+    assert read_study_file(minimal, given).held_out is not None
+    spec = read_study_file(minimal, [*given, "~held_out", "~objective.settings.images"])
+    assert spec.held_out is None
+    assert spec.objective.settings == {"nfe": 2}
+
+
+def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:
+    assert storage_of_folder(tmp_path) is None
+    (tmp_path / "other.yaml").write_text("- no\n- study")
+    (tmp_path / "broken.yaml").write_text("{name: [")
+    study = "name: {0}\nobjective: {{file: FILL IN}}\nstorage: sqlite:///{0}.db\n"
+    (tmp_path / "study.yaml").write_text(study.format("mine"))
+    assert storage_of_folder(tmp_path) == "sqlite:///mine.db"
+    assert storage_of_folder(tmp_path, "renamed/LCSC/0") == "sqlite:///mine.db"
+    (tmp_path / "second.yml").write_text(study.format("second"))
+    assert storage_of_folder(tmp_path) is None, "which of two is not known"
+    assert storage_of_folder(tmp_path, "second,images=20/LCSC/0") == "sqlite:///second.db"
+
+
 def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:
     given = ["objective.settings.images=500", "seeds=[0, 1]", "budget.evaluations=9", "optimizers=[CMA]"]
     spec = read_study_file(minimal, given)
@@ -212,7 +234,11 @@ def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:
     ("override", "message"),
     [
         ("sedes=[0]", "sedes: unknown key (did you mean 'seeds'?)"),
-        ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500"),
+        ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"),
+        ("~sedes", "~sedes: there is no key 'sedes'"),
+        ("~objective.file.name", "~objective.file.name: there is no key 'name'"),
+        ("~", "there is no key ''"),
+        ("~name", "name"),  # without which there is no study
         ("objective..file=a", "expected KEY=VALUE"),
         ("seeds=[0", "seeds=[0: not valid YAML"),
         ("name.first=1", "'digits' has no key 'first'; replace all of it"),

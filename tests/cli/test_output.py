@@ -5,26 +5,99 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 
 from lcsc_opt.cli.output import print_json, print_table
 
+NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
+CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
+
+METRICS = ("precision", "recall", "kid", "fid_held_out", "cross_check", "nearer_train", "fid@dinov2", "coverage")
+COMPARED = (
+    ("optimizer", "held-out fid", *METRICS),
+    [("LCSCGradient", "5.51 ± 0.2", *("0.158 ± 0.01",) * 8), ("EMA* (EMA 0.985287)", "31.92", *("0.099",) * 8)],
+)
+
+Terminal = Callable[[int], io.StringIO]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make standard output a terminal of so many characters; 0 is a file."""
+
+    def of_width(width: int) -> io.StringIO:
+        written = io.StringIO()
+        monkeypatch.setattr("sys.stdout", written)
+        monkeypatch.setattr(written, "isatty", lambda: width > 0)
+        for name, value in {"TERM": "dumb", "COLUMNS": str(width or 20), "LINES": "24"}.items():
+            monkeypatch.setenv(name, value)
+        return written
+
+    return of_width
+
+
+def longest(text: str) -> int:
+    return len(max(text.splitlines(), key=len))
+
 
 @pytest.mark.parametrize("width", [140, 80, 60, 40])
-def test_no_table_cuts_a_number_or_a_name(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+def test_no_table_cuts_a_number_or_a_name(terminal: Terminal, width: int) -> None:
     """``120,0…`` of 120,000 could be any number."""
-    written = io.StringIO()
-    monkeypatch.setattr("sys.stdout", written)
-    monkeypatch.setattr(written, "isatty", lambda: True)
-    for name, value in {"TERM": "dumb", "COLUMNS": str(width), "LINES": "24"}.items():
-        monkeypatch.setenv(name, value)
-    cells = ["mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words"]
-    print_table(("study", "state", "evaluations", "searched", "images", "optimizer options"), [cells])
+    written = terminal(width)
+    print_table(NAMES, [CELLS])
     words = written.getvalue().split()
-    assert set(" ".join(cells).split()) <= set(words)
+    assert set(" ".join(CELLS).split()) <= set(words)
     assert "…" not in written.getvalue()
-    assert (len(max(written.getvalue().splitlines(), key=len)) <= width) == (width >= 80)
+    assert (longest(written.getvalue()) <= width) == (width >= 80)
+
+
+@pytest.mark.parametrize("width", [*range(40, 141, 4), 200])
+def test_a_terminal_gets_the_columns_that_fit_it_and_the_names_of_the_others(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    header, rows = COMPARED
+    written = terminal(width)
+    print_table(header, rows, title="held out", optional=METRICS)
+    said = capsys.readouterr().err
+    words = written.getvalue().split()
+    shown = [name for name in METRICS if name in words]
+    dropped = [name for name in METRICS if name not in shown]
+    assert shown == list(METRICS[: len(shown)]), "whole names, the first ones"
+    assert longest(written.getvalue()) <= width
+    assert written.getvalue().count("0.158 ± 0.01") == len(shown), "a number and its spread stay in one line"
+    if dropped:
+        plural = "s" if len(dropped) > 1 else ""
+        assert said == (
+            f"{len(dropped)} more column{plural}: {', '.join(dropped)}; in a wider terminal, or --format json\n"
+        )
+    else:
+        assert said == ""
+    assert (dropped == []) == (width >= 143)
+
+
+def test_columns_are_dropped_one_after_the_other(terminal: Terminal) -> None:
+    """A wider terminal never has fewer columns, and what it has uses its width."""
+    header, rows = COMPARED
+    shown = []
+    for width in (60, 80, 120, 200):
+        written = terminal(width)
+        print_table(header, rows, optional=METRICS)
+        shown.append(sum(name in written.getvalue().split() for name in METRICS))
+    assert shown == [2, 3, 6, 8]
+
+
+def test_a_file_gets_every_column_with_each_row_in_a_line(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, rows = COMPARED
+    written = terminal(0)
+    print_table(header * 2, [row * 2 for row in rows], optional=METRICS)
+    lines = written.getvalue().splitlines()
+    assert len(lines) <= 4
+    assert [line.split()[-1] for line in lines[-2:]] == ["0.01", "0.099"]
+    assert capsys.readouterr().err == ""
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,7 +203,7 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
     ("changes", "kind", "message"),
     [
         ({"model": f"{OWN}:normalized"}, ObjectiveError, "do not fit the network"),
-        ({"command": "true {model}"}, StudySpecError, "either score or command"),
+        ({"command": "true {model}"}, StudySpecError, "one of score, command and text"),
         ({"model": None}, StudySpecError, "score needs a model"),
         ({"read": "a"}, StudySpecError, "read belongs to a command"),
         (

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.descent import descend, torch_threads
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import BUNDLED_WEIGHTS, cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.bundled_images import CHARACTERS, COLUMNS, FORMATS, ROWS, SIDE, SIZE, Bundled, bundled_images
@@ -145,7 +145,7 @@ class _Classifier(nn.Module):
 
 
 def feature_network(name: Bundled, *, second: bool = False, cache: Path | None = None, **changes: Any) -> _Classifier:
-    """The classifier of these images: read from the cache, or trained and written there.
+    """The classifier of these images: read from the cache, or as it ships, or trained and written to the cache.
 
     On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
     processor the weights differ by rounding, so the extractor's name differs, too.
@@ -165,10 +165,12 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
     settings = dataclasses.replace(settings, **changes)
     text = json.dumps({"format": FORMATS[name], **dataclasses.asdict(settings)}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = (cache or cache_directory()) / f"{name}-network-{digest}.safetensors"
+    file = f"{name}-network-{digest}.safetensors"
+    path = (cache or cache_directory()) / file
     network = _Classifier(settings)
-    if path.exists():
-        network.load_state_dict(load_file(path))
+    existing = [folder_file for folder_file in (path, BUNDLED_WEIGHTS / file) if folder_file.exists()]
+    if existing:
+        network.load_state_dict(load_file(existing[0]))
     else:
         with torch_threads(1):  # small layers gain nothing from more
             _train(network, settings)
