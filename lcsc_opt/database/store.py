@@ -58,6 +58,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.connection import in_database, quiet_optuna
+from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
@@ -530,12 +531,7 @@ class StoredStudy:
 
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
-
-        def delete() -> None:
-            with contextlib.suppress(KeyError):  # deleted by an attempt that was not acknowledged
-                self.storage.delete_study(self.key)
-
-        self._write(delete)
+        self._write(lambda: delete_study(self.storage, self.key, self.name))
 
 
 def _clipped(value: float, allowed: FloatDistribution) -> float:
