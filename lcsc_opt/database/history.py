@@ -14,14 +14,13 @@ from optuna.trial import TrialState
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.names import EMA_GRID, label
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.summary import Summary
+from lcsc_opt.database.summary import PARTS, Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
 
-PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")
 COSTS = ("images", "model_calls", "seconds", *PARTS)
 TRIAL = np.dtype(
     [
@@ -29,6 +28,7 @@ TRIAL = np.dtype(
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
+        ("retried", np.bool_),
         ("started", np.float64),
         ("ended", np.float64),
         ("loss", np.float64),
@@ -36,10 +36,11 @@ TRIAL = np.dtype(
         *((name, np.float64) for name in COSTS),
     ]
 )
-"""One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
-where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
-zero where no number was named; costs are zero where they are not known. ``tell_index`` is the
-trial's place among the results that the optimizer was told; where none is stored, it is the trial's number."""
+"""One trial. ``state`` is the value of Optuna's ``TrialState``; ``retried`` is whether it succeeded after failed
+attempts; ``started`` and ``ended`` are seconds since 1970, NaN where unknown; ``loss`` is NaN unless the trial
+succeeded; ``asked`` is how many images a failed trial was asked for, zero where no number was named; costs are zero
+where they are not known. ``tell_index`` is the trial's place among the results that the optimizer was told; where none
+is stored, it is the trial's number."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -42,7 +42,23 @@ from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
 MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once is faster for more
+_UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 UNSEEN = (HOLDER, NODES, LOGGED, SUMMARY)  # attributes whose changes make no new revision
+
+
+@dataclasses.dataclass(frozen=True)
+class Failures:
+    """The failed attempts of a study, also those of trials that succeeded later, or are evaluated again now.
+
+    Attributes:
+        failed: the numbers of the trials that failed in the end.
+        reasons: number of a trial → the reasons of its failed attempts.
+        tracebacks: reason → the traceback of the last exception with that reason.
+    """
+
+    failed: tuple[int, ...]
+    reasons: Mapping[int, tuple[str, ...]]
+    tracebacks: Mapping[str, str]
 
 
 @dataclasses.dataclass
@@ -170,24 +186,49 @@ class HistoryReader:
             return study
         raise StudyStoreError(f"{name}: was deleted from the database while it was read")
 
-    def answer(self, study: StudyHistory) -> Floats | None:
+    def read_summary(self, name: str) -> SummarizedStudy:
+        """:meth:`read_study` without the trials, which are not read.
+
+        Raises:
+            StudyStoreError: its name is not ``experiment/optimizer/seed``, or it was deleted.
+        """
+        for study in self.summaries([name]):
+            return study
+        raise StudyStoreError(f"{name}: was deleted from the database while it was read")
+
+    def failures(self, study: SummarizedStudy) -> Failures:
+        """Why attempts failed; of a study without its trials, only those that failed or have not ended are read."""
+        if isinstance(study, StudyHistory):
+            return Failures(tuple(study.failed["number"].tolist()), study.reasons, study.tracebacks)
+        trials = [self._trial(study.study_id, number) for number in study.summary.retried]
+        if study.summary.failed or study.summary.trials > study.evaluations:
+            states = (TrialState.FAIL, *_UNFINISHED)
+            attributes = in_database(self.storage, lambda: self.storage.get_study_user_attrs(study.study_id))
+            forgotten = _forgotten(attributes)
+            stored_trials = in_database(
+                self.storage, lambda: self.storage.get_all_trials(study.study_id, deepcopy=False, states=states)
+            )
+            trials += [trial for trial in stored_trials if trial.number not in forgotten]
+        trials.sort(key=lambda trial: trial.number)
+        failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
+        return Failures(tuple(failed), *_failures_of(trials))
+
+    def answer(self, study: SummarizedStudy) -> Floats | None:
         """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
         if study.chosen is None:
             return None
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]
         return coefficients
 
-    def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
+    def coefficients(self, study: SummarizedStudy, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
+
+        Of a study without its trials, only these are read, one by one.
 
         Raises:
             StudyStoreError: there is no trial of one of these numbers.
         """
-        trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}
-        for number in numbers:
-            if number not in trials:
-                raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {len(trials) - 1}")
-        arrays = [coefficients_of(trials[number]) for number in numbers]
+        arrays = [coefficients_of(trial) for trial in self._trials_of(study, numbers)]
         shapes = [array.shape for array in arrays if array.size]
         shape = max(shapes, key=len, default=(len(study.steps),))  # with rows if any of them has rows
         all_coefficients = np.full((len(arrays), *shape), np.nan)
@@ -195,6 +236,21 @@ class HistoryReader:
             if array.size:
                 place[...] = array
         return all_coefficients
+
+    def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
+        """The trials of these numbers."""
+        stored_trials: dict[int, FrozenTrial] = {}
+        if isinstance(study, StudyHistory):  # its trials are in Optuna's cache
+            stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}
+        trials = []
+        for number in numbers:
+            try:
+                trial = stored_trials[number] if stored_trials else self._trial(study.study_id, number)
+            except KeyError as error:
+                last = trial_count(self.storage, study.study_id) - 1
+                raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {last}") from error
+            trials.append(trial)
+        return trials
 
     def _notice_another_file(self) -> None:
         file = _file_of(self.storage)
@@ -213,7 +269,7 @@ class HistoryReader:
         except (KeyError, TypeError):  # none, or of another form
             return None
         study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
-        forgotten = set((attributes.get("retry") or {}).get("forgotten", ()))
+        forgotten = _forgotten(attributes)
         count = trial_count(self.storage, study_id, at_least=summary.covers)
         newer_count = count - summary.covers
         if newer_count < 0 or newer_count > MOST_READ_ONE_BY_ONE or len(forgotten) != summary.forgotten:
@@ -308,8 +364,7 @@ class HistoryReader:
         is_changed = trials.tobytes() != cached.trials.tobytes()
         cached.trials = trials
 
-        forgotten = (attributes.get("retry") or {}).get("forgotten", ())
-        shown_trials = trials[~np.isin(trials["number"], forgotten)]
+        shown_trials = trials[~np.isin(trials["number"], list(_forgotten(attributes)))]
         shown_trials.setflags(write=False)
         reasons, tracebacks = _failures_of(new_trials)
         shown_numbers = set(shown_trials["number"].tolist())
@@ -321,6 +376,11 @@ class HistoryReader:
             tracebacks={**study.tracebacks, **tracebacks},
         )
         return _with_names(study, {trial.number: trial for trial in stored_trials}), is_changed
+
+
+def _forgotten(attributes: Mapping[str, Any]) -> set[int]:
+    """The numbers of the trials that ``--retry-failed`` has forgotten."""
+    return set((attributes.get("retry") or {}).get("forgotten", ()))
 
 
 def _file_of(storage: RDBStorage) -> tuple[int, int] | None:

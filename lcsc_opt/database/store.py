@@ -291,8 +291,9 @@ class StoredStudy:
         """
         self._summarizer = Summarizer(trials, self._forgotten)
         stored = self.attributes.get(SUMMARY)
-        if stored is not None and not self._summarizer.agrees_with(stored):
-            notice(f"{self.name}: its summary contradicted its trials and was made anew")
+        problem = None if stored is None else self._summarizer.problem_of(stored)
+        if problem is not None:
+            notice(f"{self.name}: its summary {problem} and was made anew")
         self._write_summary()
 
     def _write_summary(self) -> None:
@@ -382,6 +383,8 @@ class StoredStudy:
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
         self._set_trial_attributes(number, {"attempts": list(attempts)})
+        if self._summarizer is not None:
+            self._summarizer.note_attempts(number, attempts)
 
     def _end(
         self,

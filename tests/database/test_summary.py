@@ -9,7 +9,7 @@ import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import StudyHistory, SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
@@ -74,7 +74,7 @@ def test_trials_that_a_killed_coordinator_had_not_summarized_are_added(
 
 @pytest.mark.parametrize(
     "change",
-    [{"covers": 9}, {"loss": 0.5}, {"best": 3}, {"failed": 0}, {"unheard_of": 1}],
+    [{"covers": 9}, {"loss": 0.5}, {"best": 3}, {"failed": 0}, {"retried": [2]}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_summary_that_contradicts_its_trials_is_made_anew_with_a_line(
@@ -91,6 +91,28 @@ def test_a_summary_that_contradicts_its_trials_is_made_anew_with_a_line(
     with study.hold():
         study.begin_summary(study.trials())
     assert "contradicted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["waited_seconds", "unheard_of"])
+def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_coordinator(
+    storage: RDBStorage, field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = searched(storage)
+    good = study.attributes[SUMMARY]
+    other = {**good, "loss": 0.0}
+    if other.pop(field, None) is None:
+        other[field] = 1
+    study.set_attribute(SUMMARY, other)
+    [slow] = HistoryReader(storage).read_summaries("digits")
+    assert isinstance(slow, StudyHistory)
+    assert (slow.evaluations, slow.searched) == (5, 2.5)
+    with study.hold():
+        study.begin_summary(study.trials())
+    assert "its summary was of another version and was made anew" in capsys.readouterr().err
+    assert study.attributes[SUMMARY].keys() == good.keys()
+    forbid_reading_all(monkeypatch)
+    [quick] = HistoryReader(storage).read_summaries("digits")
+    assert shown(quick) == shown(slow)
 
 
 def test_a_reader_does_not_trust_a_summary_of_more_trials_than_there_are(storage: RDBStorage) -> None:
@@ -135,6 +157,7 @@ def test_extending_a_summary_gives_the_summary_of_all() -> None:
     trials = study.finished
     begun = dataclasses.replace(Summary.of(trials[:3]), longest_pause=Summary.of(trials).longest_pause)
     assert begun.extended(trials[3:]) == Summary.of(trials)
+    assert Summary.of(trials).compared == 5
     assert Summary.from_json(study.summary.to_json()) == study.summary
 
 

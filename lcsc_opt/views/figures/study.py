@@ -10,9 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
+from lcsc_opt.database.history import Floats, StudyHistory, best_ema
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import improvements
+from lcsc_opt.database.summary import PARTS, improvements
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, inert, style
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
