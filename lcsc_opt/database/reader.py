@@ -5,10 +5,11 @@ Trials come through Optuna's cache, which never reads a trial again that has end
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,29 @@ class _CachedStudy:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass
+class _CachedSummary:
+    """A study without its trials as it was last read.
+
+    Attributes:
+        study_id: the database's key of it.
+        created: when it was created, to notice that a study was deleted and created again.
+        study: what readers get; ``None`` before it was read.
+        attributes: its summary, and its attributes without :data:`UNSEEN`.
+        rows: of the trials that the summary does not cover.
+        ended: those of these trials that have ended, by number: they are read only once.
+        count: how many trials there were.
+    """
+
+    study_id: int
+    created: Any
+    study: SummarizedStudy | None = None
+    attributes: tuple[Any, ...] = ()
+    rows: bytes = b""
+    ended: dict[int, FrozenTrial] = dataclasses.field(default_factory=dict)
+    count: int = 0
+
+
 class HistoryReader:
     """Histories of the studies of one database, as fresh as their last :meth:`read`. Safe to share between threads."""
 
@@ -89,14 +113,38 @@ class HistoryReader:
         self._cached_storage = get_storage(storage)
         self._file = _file_of(storage)
         self._studies: dict[str, _CachedStudy] = {}
-        self._summarized: dict[str, SummarizedStudy] = {}
-        self._summarized_from: dict[str, tuple[Any, ...]] = {}  # what each of them was made from
+        self._summaries: dict[str, _CachedSummary] = {}
         self._averages: dict[tuple[Any, ...], str | None] = {}
         self._revisions = itertools.count(1)
+        self._moment = threading.local()  # ``studies`` while at_one_moment is open in this thread
+
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """While this is open, all studies' names and attributes are read once, by the first call of this thread.
+
+        Trials are always read as they are.
+        """
+        if hasattr(self._moment, "studies"):  # inside another one
+            yield
+            return
+        self._moment.studies = None
+        try:
+            yield
+        finally:
+            del self._moment.studies
+
+    def _our_studies(self) -> dict[str, dict[str, Any]]:
+        """The one place where names and attributes are read."""
+        if not hasattr(self._moment, "studies"):
+            return our_studies(self.storage)
+        if self._moment.studies is None:
+            self._moment.studies = our_studies(self.storage)
+        studies: dict[str, dict[str, Any]] = self._moment.studies
+        return studies
 
     def names(self) -> list[str]:
         """The names of our studies, in the order in which they were created."""
-        return list(our_studies(self.storage))
+        return list(self._our_studies())
 
     def searches(self) -> list[str]:
         """The names of our studies that are searches: all but landscapes."""
@@ -145,14 +193,14 @@ class HistoryReader:
         """
         with self._lock:
             self._notice_another_file()
-            studies = our_studies(self.storage)
+            studies = self._our_studies()
             chosen = list(studies if names is None else names)
             running = in_database(self.storage, lambda: locked(self.storage, chosen))
             summarized: list[SummarizedStudy] = []
             for name in chosen:
                 if name not in studies:
                     continue
-                study = self._summary(name, studies[name])
+                study = self._summary(name, studies[name], is_running=name in running)
                 if study is None:
                     summarized.append(self._read(name, studies[name], is_running=name in running))
                 else:
@@ -170,7 +218,7 @@ class HistoryReader:
             split_name(name)
         with self._lock:
             self._notice_another_file()
-            studies = our_studies(self.storage)
+            studies = self._our_studies()
             running = in_database(self.storage, lambda: locked(self.storage, names))
             return tuple(
                 self._read(name, studies[name], is_running=name in running) for name in names if name in studies
@@ -258,40 +306,64 @@ class HistoryReader:
             self._cached_storage = get_storage(self.storage)
             self._file = file
             self._studies = {}
-            self._summarized = {}
-            self._summarized_from = {}
+            self._summaries = {}
             self._averages = {}
 
-    def _summary(self, name: str, attributes: Mapping[str, Any]) -> SummarizedStudy | None:
+    def _summary(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> SummarizedStudy | None:
         """A study from its summary and the trials that it does not cover; ``None`` where that cannot be done."""
         try:
             summary = Summary.from_json(attributes[SUMMARY])
-        except (KeyError, TypeError):  # none, or of another form
+        except (KeyError, TypeError):  # none, or of another version
             return None
-        study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
-        forgotten = _forgotten(attributes)
-        count = trial_count(self.storage, study_id, at_least=summary.covers)
-        newer_count = count - summary.covers
-        if newer_count < 0 or newer_count > MOST_READ_ONE_BY_ONE or len(forgotten) != summary.forgotten:
+        cached = self._cached_summary(name, attributes.get("created"))
+        read_attributes = (summary, {key: value for key, value in attributes.items() if key not in UNSEEN})
+        is_changed = read_attributes != cached.attributes
+        if cached.study is not None and cached.study.ended and not is_running and not is_changed:
+            return cached.study  # nobody adds trials
+        newer_trials = self._newer_trials(cached, summary, _forgotten(attributes))
+        if newer_trials is None:
             return None
-        newer_numbers = [number for number in range(summary.covers, count) if number not in forgotten]
-        newer_trials = [self._trial(study_id, number) for number in newer_numbers]
         rows = trial_rows(newer_trials)
-        seen_attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
-        source = (study_id, summary, rows.tobytes(), seen_attributes)
-        if self._summarized_from.get(name) == source:
-            return self._summarized[name]
+        if cached.study is not None and not is_changed and rows.tobytes() == cached.rows:
+            return cached.study
 
         finished = in_tell_order(rows[is_finished(rows)])
         summary = summary.extended(finished, unfinished=len(rows) - len(finished))
-        study = _with_attributes(SummarizedStudy(study_id, name, *split_name(name), summary=summary), attributes)
+        study = _with_attributes(SummarizedStudy(cached.study_id, name, *split_name(name), summary=summary), attributes)
         study = dataclasses.replace(study, metric="loss" if study.keeps else self._metric(summary, newer_trials))
         if study.optimizer in BASELINES and study.chosen is not None:
             study = dataclasses.replace(study, average=self._average(study, attributes.get("created")))
-        study = dataclasses.replace(study, revision=next(self._revisions))
-        self._summarized[name] = study
-        self._summarized_from[name] = source
-        return study
+        cached.study = dataclasses.replace(study, revision=next(self._revisions))
+        cached.attributes = read_attributes
+        cached.rows = rows.tobytes()
+        return cached.study
+
+    def _cached_summary(self, name: str, created: Any) -> _CachedSummary:
+        """The study as it was last read; an empty one the first time, and if it was created again."""
+        cached = self._summaries.get(name)
+        if cached is None or cached.created != created:
+            study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
+            cached = _CachedSummary(study_id, created)
+            self._summaries[name] = cached
+        return cached
+
+    def _newer_trials(
+        self, cached: _CachedSummary, summary: Summary, forgotten: Collection[int]
+    ) -> list[FrozenTrial] | None:
+        """The trials that a summary does not cover; ``None`` if it contradicts them, or if they are many."""
+        if len(forgotten) != summary.forgotten:
+            return None
+        count = trial_count(self.storage, cached.study_id, at_least=max(summary.covers, cached.count))
+        if count < summary.covers or count - summary.covers > MOST_READ_ONE_BY_ONE:
+            return None
+        newer_trials = []
+        for number in range(summary.covers, count):
+            if number not in forgotten:
+                trial = cached.ended.get(number)
+                newer_trials.append(trial or self._trial(cached.study_id, number))
+        cached.ended = {trial.number: trial for trial in newer_trials if trial.state.is_finished()}
+        cached.count = count
+        return newer_trials
 
     def _trial(self, study_id: int, number: int) -> FrozenTrial:
         def trial() -> FrozenTrial:
