@@ -31,7 +31,7 @@ def delete(
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy, trial_count
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.maintenance.cleaning import files_of
+    from lcsc_opt.views.artifacts import files_of  # not from maintenance, which imports torch
 
     database = open_database(storage, write=True)
     chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]

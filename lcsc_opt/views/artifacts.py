@@ -65,6 +65,13 @@ class StoredImage:
         return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
 
 
+def files_of(study: StoredStudy) -> list[Path]:
+    """The study's files in the folder of artifacts, some of which may be missing."""
+    folder = artifact_directory(study.storage.url)
+    paths = [artifact_path(folder, artifact.get("artifact_id")) for artifact in study.artifacts()]
+    return [path for path in paths if path is not None]
+
+
 def artifact_directory(url: str) -> Path:
     """The artifacts folder of a study database: next to an SQLite file, else in the working directory."""
     file = sqlite_file(sa.make_url(url))
