@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
@@ -38,7 +38,7 @@ class StoredImage:
     is_answer: bool
 
     @classmethod
-    def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
+    def of_answer(cls, reader: HistoryReader, study: SummarizedStudy, folder: Path) -> list[StoredImage]:
         """The images of a study's answer; what :func:`read_png` refuses is left out."""
         if study.chosen is None:
             return []
