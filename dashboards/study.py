@@ -46,11 +46,10 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, *_blank(NOTHING, theme), parts.RUNNING_MS, None
-        stored_studies = reader.read_studies([name])  # the only one whose trials are drawn
-        if not stored_studies:
+        study = reader.read_latest(name)  # the only one whose trials are drawn
+        if study is None:
             problem = f"{name}: no such study; choose another one"
             return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
-        [study] = stored_studies
         others = reader.read_summaries(study.experiment)
         studies = [study if other.study == name else other for other in others]
         progress = Progress.of(study)

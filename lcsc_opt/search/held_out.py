@@ -27,7 +27,7 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, 
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.history import SummarizedStudy, best_ema, kept_metric
+from lcsc_opt.database.history import StudyHistory, best_ema, kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -359,7 +359,7 @@ def _compared_baseline(baselines: Sequence[Baseline]) -> Baseline | None:
     return None
 
 
-def known_ema(study: StoredStudy) -> tuple[SummarizedStudy, Coefficients] | None:
+def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of the experiment's finished EMA grids with this study's objective, and ``[K]`` of its answer."""
     experiment = split_name(study.name)[0]
     return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
@@ -367,7 +367,7 @@ def known_ema(study: StoredStudy) -> tuple[SummarizedStudy, Coefficients] | None
 
 def ema_of_grids(
     storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
-) -> tuple[SummarizedStudy, Coefficients] | None:
+) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of an experiment's finished EMA grids, and ``[K]`` of its answer; ``None`` without a grid.
 
     Args:
@@ -388,7 +388,7 @@ def ema_of_grids(
     if not grids:
         return None
     reader = HistoryReader(storage)
-    ema = best_ema(reader.summaries(grids))
+    ema = best_ema(reader.read_studies(grids))
     if ema is None:
         return None
     coefficients = reader.answer(ema)

@@ -61,7 +61,7 @@ class Progress:
         done = study.budget_spent
         total = study.budget_total
         state = study.progress_state
-        rate = _rate(searched, done)
+        rate = _rate(searched, done / max(study.evaluations - study.summary.inherited, 1))
         seconds_left = None
         if state == "running" and total and rate:
             seconds_left = max((total - done) / rate, 0.0)
@@ -72,17 +72,17 @@ class Progress:
             total=total,
             per_hour=None if rate is None else 3600 * rate,
             seconds_left=seconds_left,
-            failed=len(study.failed),
+            failed=study.summary.failed,
             retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
         )
 
 
-def _rate(trials: Trials, done: int) -> float | None:
+def _rate(trials: Trials, units: float) -> float | None:
     """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
 
     Args:
         trials: ``[n]``, those that count.
-        done: units that they were charged, all together.
+        units: that a trial was charged, in the mean.
     """
     clock = np.sort(wall_clock(trials))[-RECENT:]
     if len(clock) < 2:
@@ -90,7 +90,7 @@ def _rate(trials: Trials, done: int) -> float | None:
     elapsed = float(clock[-1] - clock[0])
     if elapsed <= 0:
         return None
-    return (len(clock) - 1) * (done / len(trials)) / elapsed
+    return (len(clock) - 1) * units / elapsed
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
@@ -99,9 +100,8 @@ def _killed_in_the_middle(url: str) -> None:
         delete(*arguments)
         os._exit(9)
 
-    deleting.BATCH = 2
-    deleting._delete = killed
-    StoredStudy.open(open_storage(url, write=True), NAME).delete()
+    with mock.patch.multiple(deleting, BATCH=2, _delete=killed):
+        StoredStudy.open(open_storage(url, write=True), NAME).delete()
 
 
 def test_a_killed_deletion_leaves_the_whole_study(any_url: str) -> None:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
-from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.reader import LATEST, HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, inert, style
@@ -199,7 +199,7 @@ def _layer_place(name: str) -> int:
     return _LAYER_PLACES[match.lastgroup]
 
 
-def _heading(study: StudyHistory, coefficients: Floats) -> str:
+def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
     """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
     trial = f"{study.study}, trial {study.chosen}"
     if coefficients.ndim > 1:
@@ -212,7 +212,7 @@ def _heading(study: StudyHistory, coefficients: Floats) -> str:
     return f"{inert(trial)}<br>{inert(facts)}"
 
 
-def _coefficient_title(study: StudyHistory, *, is_mean: bool) -> str:
+def _coefficient_title(study: SummarizedStudy, *, is_mean: bool) -> str:
     """The title of the axis of bars, in two lines above a heat map, where there is little height."""
     title = "coefficient"
     separator = " "
@@ -267,9 +267,11 @@ def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
-    ``other`` is the optimizer, the database, waiting, and parts without a name.
+    ``other`` is the optimizer, the database, waiting, and parts without a name. Of a long study the last trials.
     """
     trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
+    if study.latest_only:  # and not those that failed long before
+        trials = trials[-LATEST:]
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
     seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
@@ -293,7 +295,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
                 hovertemplate="%{y:.3g} s",
             )
         )
-    x_title = "trial"
+    x_title = f"the last {len(trials)} trials" if study.latest_only else "trial"
     if group_size > 1:
         x_title += f" (mean of {group_size})"
     return draw(
