@@ -336,18 +336,15 @@ class HistoryReader:
 
     def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these numbers."""
-        stored_trials: dict[int, FrozenTrial] = {}
-        if isinstance(study, StudyHistory) and not study.latest_only:  # its trials are in Optuna's cache
-            stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}
-        trials = []
-        for number in numbers:
-            try:
-                trial = stored_trials[number] if stored_trials else self._trial(study.study_id, number)
-            except KeyError as error:
-                last = trial_count(self.storage, study.study_id) - 1
-                raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {last}") from error
-            trials.append(trial)
-        return trials
+        try:
+            if not isinstance(study, StudyHistory) or study.latest_only:
+                return [self._trial(study.study_id, number) for number in numbers]
+            stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}  # in Optuna's cache
+            return [stored_trials[number] for number in numbers]
+        except KeyError:
+            count = trial_count(self.storage, study.study_id)
+        number = min(numbers, key=lambda number: 0 <= number < count)  # the first one that there is not
+        raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {count - 1}")
 
     def _notice_another_file(self) -> None:
         file = _file_of(self.storage)

@@ -291,9 +291,10 @@ class StoredStudy:
         """
         self._summarizer = Summarizer(trials, self._forgotten)
         stored = self.attributes.get(SUMMARY)
-        problem = None if stored is None else self._summarizer.problem_of(stored)
-        if problem is not None:
-            notice(f"{self.name}: its summary {problem} and was made anew")
+        if stored is not None:
+            problem = self._summarizer.problem_of(stored)
+            if problem is not None:
+                notice(f"{self.name}: its summary {problem} and was made anew")
         self._write_summary()
 
     def _write_summary(self) -> None:

@@ -295,7 +295,9 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
                 hovertemplate="%{y:.3g} s",
             )
         )
-    x_title = f"the last {len(trials)} trials" if study.latest_only else "trial"
+    x_title = "trial"
+    if study.latest_only:
+        x_title = f"the last {len(trials)} trials"
     if group_size > 1:
         x_title += f" (mean of {group_size})"
     return draw(
