@@ -11,7 +11,7 @@ from dash import Input, Output, dcc, html, no_update
 from flask import Response, request
 from optuna.storages import RDBStorage
 
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import number
@@ -35,7 +35,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, _theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, "", "", parts.RUNNING_MS, ""
-        studies = reader.read_studies([name])
+        studies = reader.summaries([name])
         if not studies:
             return f"{name}: no such study; choose another one", "", "", "", parts.IDLE_MS, ""
         [study] = studies
@@ -64,14 +64,14 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     if name not in reader.names():
         return parts.image_response(None)
     asked_id = request.args.get("artifact", "")
-    for study in reader.read_studies([name]):
+    for study in reader.summaries([name]):
         for image in StoredImage.of_answer(reader, study, folder):
             if image.artifact_id == asked_id:
                 return parts.image_response(image.content)
     return parts.image_response(None)
 
 
-def _links(study: StudyHistory) -> list[Any]:
+def _links(study: SummarizedStudy) -> list[Any]:
     return [
         parts.study_link(study, text="This study"),
         parts.optuna_link(study, "Its trials in optuna-dashboard"),
@@ -95,7 +95,7 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: StudyHistory) -> str:
+def _headline(study: SummarizedStudy) -> str:
     if study.chosen is None:
         return f"{study.study} has no complete trial yet"
     answer = f"{study.study}, trial {study.chosen}"
@@ -104,7 +104,7 @@ def _headline(study: StudyHistory) -> str:
     return f"{answer}: searched {study.metric} {number(study.searched)}"
 
 
-def _panes(study: StudyHistory, images: Sequence[StoredImage]) -> Any:
+def _panes(study: SummarizedStudy, images: Sequence[StoredImage]) -> Any:
     """The images; if there are none, why, and which command makes them."""
     if not images:
         return html.P(_why_no_images(study))
@@ -121,7 +121,7 @@ def _panes(study: StudyHistory, images: Sequence[StoredImage]) -> Any:
     return [*panes, *parts.before_and_after(*served)]
 
 
-def _why_no_images(study: StudyHistory) -> str:
+def _why_no_images(study: SummarizedStudy) -> str:
     if study.chosen is None:
         return "No complete trial yet. Images are stored when the search ends."
     if study.optimizer in BASELINES:

@@ -12,8 +12,7 @@ from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.history import StudyHistory, best_ema
-from lcsc_opt.database.names import split_name
+from lcsc_opt.database.history import StudyHistory, SummarizedStudy, best_ema
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import Theme, empty_figure
@@ -47,11 +46,12 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, *_blank(NOTHING, theme), parts.RUNNING_MS, None
-        studies = reader.read(split_name(name)[0])
-        study = next((study for study in studies if study.study == name), None)
+        study = reader.read_latest(name)  # the only one whose trials are drawn
         if study is None:
             problem = f"{name}: no such study; choose another one"
             return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
+        others = reader.read_summaries(study.experiment)
+        studies = [study if other.study == name else other for other in others]
         progress = Progress.of(study)
         signatures = _signatures(study, studies, theme)
         changed = {key for key in signatures if signatures[key] != (seen or {}).get(key)}
@@ -132,12 +132,12 @@ def _metrics(study: StudyHistory) -> Any:
     return parts.section("Evaluation metrics, held out", parts.table(header, rows, text=2))
 
 
-def _signatures(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
+def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
     answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
     ema_answer = None
-    compared = [study]
+    compared: list[SummarizedStudy] = [study]
     if ema is not None:
         ema_answer = (ema.study, ema.chosen)
         compared.append(ema)

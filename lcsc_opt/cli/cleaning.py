@@ -27,10 +27,11 @@ def delete(
     storage: Storage = None,
 ) -> None:
     """Delete studies with their trials and images from the database, unless one is being run."""
+    from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy, trial_count
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.maintenance.cleaning import files_of
+    from lcsc_opt.views.artifacts import files_of  # not from maintenance, which imports torch
 
     database = open_database(storage, name=studies[0], write=True)
     chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
@@ -48,6 +49,10 @@ def delete(
             for file in files:
                 file.unlink(missing_ok=True)
         say(f"deleted: {study.name}")
+    free = free_bytes(database)
+    if free:
+        size = tqdm.format_sizeof(free, "B")
+        say(f"the file keeps its size: {size} of it are free for new trials; SQLite's VACUUM would return them")
 
 
 def cache(

@@ -51,7 +51,9 @@ def compare(
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_table
 
-    points = points_of(HistoryReader(open_database(storage, name=experiment)), experiment)
+    reader = HistoryReader(open_database(storage, name=experiment))
+    with reader.at_one_moment():
+        points = points_of(reader, experiment)
     studies = [study for point in points.values() for study in point]
     is_sweep = experiment not in points  # the points of a sweep have longer names
     if output == "json":

@@ -14,14 +14,13 @@ from optuna.trial import TrialState
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.names import EMA_GRID, label
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.summary import Summary
+from lcsc_opt.database.summary import PARTS, Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
 
-PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")
 COSTS = ("images", "model_calls", "seconds", *PARTS)
 TRIAL = np.dtype(
     [
@@ -29,6 +28,7 @@ TRIAL = np.dtype(
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
+        ("retried", np.bool_),
         ("started", np.float64),
         ("ended", np.float64),
         ("loss", np.float64),
@@ -36,10 +36,11 @@ TRIAL = np.dtype(
         *((name, np.float64) for name in COSTS),
     ]
 )
-"""One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
-where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
-zero where no number was named; costs are zero where they are not known. ``tell_index`` is the
-trial's place among the results that the optimizer was told; where none is stored, it is the trial's number."""
+"""One trial. ``state`` is the value of Optuna's ``TrialState``; ``retried`` is whether it succeeded after failed
+attempts; ``started`` and ``ended`` are seconds since 1970, NaN where unknown; ``loss`` is NaN unless the trial
+succeeded; ``asked`` is how many images a failed trial was asked for, zero where no number was named; costs are zero
+where they are not known. ``tell_index`` is the trial's place among the results that the optimizer was told; where none
+is stored, it is the trial's number."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,20 +215,24 @@ class SummarizedStudy:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StudyHistory(SummarizedStudy):
-    """One study at one moment, with all its trials; its summary is always of them.
+    """One study at one moment, with its trials, of which its summary is.
 
     Attributes:
         trials: ``[n]`` of :data:`TRIAL`, by number.
         reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
         tracebacks: reason → the traceback of the last exception with that reason.
+        latest_only: whether ``trials`` are only the last ones and all that failed; the summary is always of all.
     """
 
     trials: Trials
     _: dataclasses.KW_ONLY
     reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    latest_only: bool = False
 
     def __post_init__(self) -> None:
+        if self.latest_only:
+            return
         finished = self.finished
         summary = Summary.of(finished, unfinished=len(self.trials) - len(finished))
         object.__setattr__(self, "summary", summary)
@@ -252,8 +257,10 @@ class StudyHistory(SummarizedStudy):
     @property
     def chosen(self) -> int | None:
         """The number of the trial that is the study's answer: chosen on other noise, else the best."""
-        with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
         chosen = super().chosen
+        if self.latest_only:
+            return chosen
+        with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
         return chosen if chosen in with_loss else self.best
 
 

@@ -5,10 +5,11 @@ Trials come through Optuna's cache, which never reads a trial again that has end
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from lcsc_opt.base.records import NodeWork, SampledModel
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import RowSteps, average_name
 from lcsc_opt.coefficients.rows import AverageSteps, Row
-from lcsc_opt.database.arrays import coefficients_of, tuned_of
+from lcsc_opt.database.arrays import coefficients_of, model_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
     NODES,
@@ -43,7 +44,25 @@ from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
 MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once is faster for more
+MOST_READ_AT_ONCE = 1000  # trials of a study that is drawn with all of them
+LATEST = 200  # trials of a longer study that are drawn
+_UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 UNSEEN = (HOLDER, NODES, LOGGED, SUMMARY)  # attributes whose changes make no new revision
+
+
+@dataclasses.dataclass(frozen=True)
+class Failures:
+    """The failed attempts of a study, also those of trials that succeeded later, or are evaluated again now.
+
+    Attributes:
+        failed: the numbers of the trials that failed in the end.
+        reasons: number of a trial → the reasons of its failed attempts.
+        tracebacks: reason → the traceback of the last exception with that reason.
+    """
+
+    failed: tuple[int, ...]
+    reasons: Mapping[int, tuple[str, ...]]
+    tracebacks: Mapping[str, str]
 
 
 @dataclasses.dataclass
@@ -65,6 +84,35 @@ class _CachedStudy:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass
+class _CachedSummary:
+    """A study without its trials as it was last read.
+
+    Attributes:
+        study_id: the database's key of it.
+        created: when it was created, to notice that a study was deleted and created again.
+        study: what readers get; ``None`` before it was read.
+        attributes: its summary, and its attributes without :data:`UNSEEN`.
+        rows: of the trials that the summary does not cover.
+        ended: those of these trials that have ended, by number: they are read only once.
+        count: how many trials there were.
+        forgotten: the numbers of those that were forgotten.
+        latest: the rows of the last trials that have ended, by number, where they were read.
+        failed: the trials that had failed attempts, and how many there were in the summary when they were read.
+    """
+
+    study_id: int
+    created: Any
+    study: SummarizedStudy | None = None
+    attributes: tuple[Any, ...] = ()
+    rows: bytes = b""
+    ended: dict[int, FrozenTrial] = dataclasses.field(default_factory=dict)
+    count: int = 0
+    forgotten: Collection[int] = ()
+    latest: dict[int, Any] = dataclasses.field(default_factory=dict)
+    failed: tuple[tuple[int, int], list[FrozenTrial]] = ((0, 0), [])
+
+
 class HistoryReader:
     """Histories of the studies of one database, as fresh as their last :meth:`read`. Safe to share between threads."""
 
@@ -74,14 +122,38 @@ class HistoryReader:
         self._cached_storage = get_storage(storage)
         self._file = _file_of(storage)
         self._studies: dict[str, _CachedStudy] = {}
-        self._summarized: dict[str, SummarizedStudy] = {}
-        self._summarized_from: dict[str, tuple[Any, ...]] = {}  # what each of them was made from
+        self._summaries: dict[str, _CachedSummary] = {}
         self._averages: dict[tuple[Any, ...], str | None] = {}
         self._revisions = itertools.count(1)
+        self._moment = threading.local()  # ``studies`` while at_one_moment is open in this thread
+
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """While this is open, all studies' names and attributes are read once, by the first call of this thread.
+
+        Trials are always read as they are.
+        """
+        if hasattr(self._moment, "studies"):  # inside another one
+            yield
+            return
+        self._moment.studies = None
+        try:
+            yield
+        finally:
+            del self._moment.studies
+
+    def _our_studies(self) -> dict[str, dict[str, Any]]:
+        """The one place where names and attributes are read."""
+        if not hasattr(self._moment, "studies"):
+            return our_studies(self.storage)
+        if self._moment.studies is None:
+            self._moment.studies = our_studies(self.storage)
+        studies: dict[str, dict[str, Any]] = self._moment.studies
+        return studies
 
     def names(self) -> list[str]:
         """The names of our studies, in the order in which they were created."""
-        return list(our_studies(self.storage))
+        return list(self._our_studies())
 
     def searches(self) -> list[str]:
         """The names of our studies that are searches: all but landscapes."""
@@ -130,14 +202,14 @@ class HistoryReader:
         """
         with self._lock:
             self._notice_another_file()
-            studies = our_studies(self.storage)
+            studies = self._our_studies()
             chosen = list(studies if names is None else names)
             running = in_database(self.storage, lambda: locked(self.storage, chosen))
             summarized: list[SummarizedStudy] = []
             for name in chosen:
                 if name not in studies:
                     continue
-                study = self._summary(name, studies[name])
+                study = self._summary(name, studies[name], is_running=name in running)
                 if study is None:
                     summarized.append(self._read(name, studies[name], is_running=name in running))
                 else:
@@ -155,7 +227,7 @@ class HistoryReader:
             split_name(name)
         with self._lock:
             self._notice_another_file()
-            studies = our_studies(self.storage)
+            studies = self._our_studies()
             running = in_database(self.storage, lambda: locked(self.storage, names))
             return tuple(
                 self._read(name, studies[name], is_running=name in running) for name in names if name in studies
@@ -171,32 +243,97 @@ class HistoryReader:
             return study
         raise StudyStoreError(f"{name}: was deleted from the database while it was read")
 
-    def answer(self, study: StudyHistory) -> Floats | None:
+    def read_summary(self, name: str) -> SummarizedStudy:
+        """:meth:`read_study` without the trials, which are not read.
+
+        Raises:
+            StudyStoreError: its name is not ``experiment/optimizer/seed``, or it was deleted.
+        """
+        for study in self.summaries([name]):
+            return study
+        raise StudyStoreError(f"{name}: was deleted from the database while it was read")
+
+    def read_latest(self, name: str) -> StudyHistory | None:
+        """:meth:`read_study`, but of a long study only the last :data:`LATEST` trials and those that failed.
+
+        ``None`` where there is no such study.
+
+        Raises:
+            StudyStoreError: its name is not ``experiment/optimizer/seed``.
+        """
+        split_name(name)
+        for study in self.summaries([name]):
+            if isinstance(study, StudyHistory):
+                return study
+            if study.summary.trials > MOST_READ_AT_ONCE:
+                with self._lock:
+                    return self._with_latest_trials(study, self._summaries[name])
+        return next(iter(self.read_studies([name])), None)
+
+    def failures(self, study: SummarizedStudy) -> Failures:
+        """Why attempts failed; of a study without its trials, only those that failed or have not ended are read."""
+        if isinstance(study, StudyHistory):
+            return Failures(tuple(study.failed["number"].tolist()), study.reasons, study.tracebacks)
+        attributes = in_database(self.storage, lambda: self.storage.get_study_user_attrs(study.study_id))
+        trials = self._trials_with_failures(study, _forgotten(attributes), (TrialState.FAIL, *_UNFINISHED))
+        failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
+        return Failures(tuple(failed), *_failures_of(trials))
+
+    def _trials_with_failures(
+        self, study: SummarizedStudy, forgotten: Collection[int], states: Sequence[TrialState]
+    ) -> list[FrozenTrial]:
+        """The trials in these states and those that succeeded at a later attempt, by number."""
+        trials = [self._trial(study.study_id, number) for number in study.summary.retried]
+        if study.summary.failed or study.summary.trials > study.evaluations:
+            stored_trials = in_database(
+                self.storage, lambda: self.storage.get_all_trials(study.study_id, deepcopy=False, states=states)
+            )
+            trials += [trial for trial in stored_trials if trial.number not in forgotten]
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def _with_latest_trials(self, study: SummarizedStudy, cached: _CachedSummary) -> StudyHistory:
+        """The study with its last trials, of which those that are new are read, and those that failed."""
+        latest_numbers = range(max(cached.count - LATEST, 0), cached.count)
+        missing = [number for number in latest_numbers if number not in {*cached.latest, *cached.forgotten}]
+        new_rows = trial_rows([self._trial(study.study_id, number) for number in missing])
+        latest = {number: row for number, row in cached.latest.items() if number in latest_numbers}
+        latest.update({int(row["number"]): row for row in new_rows})
+        failure_counts = (study.summary.failed, len(study.summary.retried))
+        if cached.failed[0] != failure_counts:
+            failed_trials = self._trials_with_failures(study, cached.forgotten, (TrialState.FAIL,))
+            cached.failed = (failure_counts, failed_trials)
+        failed_trials = cached.failed[1]
+        rows = {int(row["number"]): row for row in trial_rows(failed_trials)} | latest
+        trials = np.array([rows[number] for number in sorted(rows)], dtype=TRIAL)
+        is_ended = dict(zip(trials["number"].tolist(), is_finished(trials).tolist(), strict=True))
+        cached.latest = {number: row for number, row in latest.items() if is_ended[number]}
+        reasons, tracebacks = _failures_of(failed_trials)
+        fields = {field.name: getattr(study, field.name) for field in dataclasses.fields(study)}
+        return StudyHistory(**fields, trials=trials, reasons=reasons, tracebacks=tracebacks, latest_only=True)
+
+    def answer(self, study: SummarizedStudy) -> Floats | None:
         """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
         if study.chosen is None:
             return None
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]
         return coefficients
 
-    def answer_model(self, study: StudyHistory) -> SampledModel | None:
+    def answer_model(self, study: SummarizedStudy) -> SampledModel | None:
         """The answer as :meth:`answer` has it, with its tuned numbers; ``None`` while there is none."""
-        coefficients = self.answer(study)
-        if coefficients is None:
+        if study.chosen is None:
             return None
-        [trial] = [trial for trial in self._stored_trials(study.study_id) if trial.number == study.chosen]
-        return SampledModel(coefficients, tuned_of(trial))
+        [trial] = self._trials_of(study, [study.chosen])
+        return model_of(trial)
 
-    def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
+    def coefficients(self, study: SummarizedStudy, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
+
+        Of a study without its trials, only these are read, one by one.
 
         Raises:
             StudyStoreError: there is no trial of one of these numbers.
         """
-        trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}
-        for number in numbers:
-            if number not in trials:
-                raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {len(trials) - 1}")
-        arrays = [coefficients_of(trials[number]) for number in numbers]
+        arrays = [coefficients_of(trial) for trial in self._trials_of(study, numbers)]
         shapes = [array.shape for array in arrays if array.size]
         shape = max(shapes, key=len, default=(len(study.steps),))  # with rows if any of them has rows
         all_coefficients = np.full((len(arrays), *shape), np.nan)
@@ -205,46 +342,83 @@ class HistoryReader:
                 place[...] = array
         return all_coefficients
 
+    def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
+        """The trials of these numbers."""
+        try:
+            if not isinstance(study, StudyHistory) or study.latest_only:
+                return [self._trial(study.study_id, number) for number in numbers]
+            stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}  # in Optuna's cache
+            return [stored_trials[number] for number in numbers]
+        except KeyError:
+            count = trial_count(self.storage, study.study_id)
+        number = min(numbers, key=lambda number: 0 <= number < count)  # the first one that there is not
+        raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {count - 1}")
+
     def _notice_another_file(self) -> None:
         file = _file_of(self.storage)
         if file != self._file:  # another database, as a copy from before
             self._cached_storage = get_storage(self.storage)
             self._file = file
             self._studies = {}
-            self._summarized = {}
-            self._summarized_from = {}
+            self._summaries = {}
             self._averages = {}
 
-    def _summary(self, name: str, attributes: Mapping[str, Any]) -> SummarizedStudy | None:
+    def _summary(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> SummarizedStudy | None:
         """A study from its summary and the trials that it does not cover; ``None`` where that cannot be done."""
         try:
             summary = Summary.from_json(attributes[SUMMARY])
-        except (KeyError, TypeError):  # none, or of another form
+        except (KeyError, TypeError):  # none, or of another version
             return None
-        study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
-        forgotten = set((attributes.get("retry") or {}).get("forgotten", ()))
-        count = trial_count(self.storage, study_id, at_least=summary.covers)
-        newer_count = count - summary.covers
-        if newer_count < 0 or newer_count > MOST_READ_ONE_BY_ONE or len(forgotten) != summary.forgotten:
+        cached = self._cached_summary(name, attributes.get("created"))
+        read_attributes = (summary, {key: value for key, value in attributes.items() if key not in UNSEEN})
+        is_changed = read_attributes != cached.attributes
+        if cached.study is not None and cached.study.ended and not is_running and not is_changed:
+            return cached.study  # nobody adds trials
+        newer_trials = self._newer_trials(cached, summary, _forgotten(attributes))
+        if newer_trials is None:
             return None
-        newer_numbers = [number for number in range(summary.covers, count) if number not in forgotten]
-        newer_trials = [self._trial(study_id, number) for number in newer_numbers]
         rows = trial_rows(newer_trials)
-        seen_attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
-        source = (study_id, summary, rows.tobytes(), seen_attributes)
-        if self._summarized_from.get(name) == source:
-            return self._summarized[name]
+        if cached.study is not None and not is_changed and rows.tobytes() == cached.rows:
+            return cached.study
 
         finished = in_tell_order(rows[is_finished(rows)])
         summary = summary.extended(finished, unfinished=len(rows) - len(finished))
-        study = _with_attributes(SummarizedStudy(study_id, name, *split_name(name), summary=summary), attributes)
+        study = _with_attributes(SummarizedStudy(cached.study_id, name, *split_name(name), summary=summary), attributes)
         study = dataclasses.replace(study, metric="loss" if study.keeps else self._metric(summary, newer_trials))
         if study.optimizer in BASELINES and study.chosen is not None:
             study = dataclasses.replace(study, average=self._average(study, attributes.get("created")))
-        study = dataclasses.replace(study, revision=next(self._revisions))
-        self._summarized[name] = study
-        self._summarized_from[name] = source
-        return study
+        cached.study = dataclasses.replace(study, revision=next(self._revisions))
+        cached.attributes = read_attributes
+        cached.rows = rows.tobytes()
+        return cached.study
+
+    def _cached_summary(self, name: str, created: Any) -> _CachedSummary:
+        """The study as it was last read; an empty one the first time, and if it was created again."""
+        cached = self._summaries.get(name)
+        if cached is None or cached.created != created:
+            study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
+            cached = _CachedSummary(study_id, created)
+            self._summaries[name] = cached
+        return cached
+
+    def _newer_trials(
+        self, cached: _CachedSummary, summary: Summary, forgotten: Collection[int]
+    ) -> list[FrozenTrial] | None:
+        """The trials that a summary does not cover; ``None`` if it contradicts them, or if they are many."""
+        if len(forgotten) != summary.forgotten:
+            return None
+        count = trial_count(self.storage, cached.study_id, at_least=max(summary.covers, cached.count))
+        if count < summary.covers or count - summary.covers > MOST_READ_ONE_BY_ONE:
+            return None
+        newer_trials = []
+        for number in range(summary.covers, count):
+            if number not in forgotten:
+                trial = cached.ended.get(number)
+                newer_trials.append(trial or self._trial(cached.study_id, number))
+        cached.ended = {trial.number: trial for trial in newer_trials if trial.state.is_finished()}
+        cached.count = count
+        cached.forgotten = forgotten
+        return newer_trials
 
     def _trial(self, study_id: int, number: int) -> FrozenTrial:
         def trial() -> FrozenTrial:
@@ -317,8 +491,7 @@ class HistoryReader:
         is_changed = trials.tobytes() != cached.trials.tobytes()
         cached.trials = trials
 
-        forgotten = (attributes.get("retry") or {}).get("forgotten", ())
-        shown_trials = trials[~np.isin(trials["number"], forgotten)]
+        shown_trials = trials[~np.isin(trials["number"], list(_forgotten(attributes)))]
         shown_trials.setflags(write=False)
         reasons, tracebacks = _failures_of(new_trials)
         shown_numbers = set(shown_trials["number"].tolist())
@@ -330,6 +503,11 @@ class HistoryReader:
             tracebacks={**study.tracebacks, **tracebacks},
         )
         return _with_names(study, {trial.number: trial for trial in stored_trials}), is_changed
+
+
+def _forgotten(attributes: Mapping[str, Any]) -> set[int]:
+    """The numbers of the trials that ``--retry-failed`` has forgotten."""
+    return set((attributes.get("retry") or {}).get("forgotten", ()))
 
 
 def _file_of(storage: RDBStorage) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
         row["number"] = trial.number
         row["state"] = trial.state.value
         row["inherited"] = "inherited" in attributes
+        row["retried"] = trial.state in SUCCEEDED and bool(attributes.get("attempts"))
         row["tell_index"] = attributes.get("tell_index", trial.number)
         row["started"] = _seconds(trial.datetime_start)
         row["ended"] = _seconds(trial.datetime_complete)

@@ -60,6 +60,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import TUNED, array_of, stored_array
 from lcsc_opt.database.connection import in_database, quiet_optuna
+from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
@@ -294,8 +295,10 @@ class StoredStudy:
         """
         self._summarizer = Summarizer(trials, self._forgotten)
         stored = self.attributes.get(SUMMARY)
-        if stored is not None and not self._summarizer.agrees_with(stored):
-            notice(f"{self.name}: its summary contradicted its trials and was made anew")
+        if stored is not None:
+            problem = self._summarizer.problem_of(stored)
+            if problem is not None:
+                notice(f"{self.name}: its summary {problem} and was made anew")
         self._write_summary()
 
     def _write_summary(self) -> None:
@@ -385,6 +388,8 @@ class StoredStudy:
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
         self._set_trial_attributes(number, {"attempts": list(attempts)})
+        if self._summarizer is not None:
+            self._summarizer.note_attempts(number, attempts)
 
     def _end(
         self,
@@ -534,12 +539,7 @@ class StoredStudy:
 
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
-
-        def delete() -> None:
-            with contextlib.suppress(KeyError):  # deleted by an attempt that was not acknowledged
-                self.storage.delete_study(self.key)
-
-        self._write(delete)
+        self._write(lambda: delete_study(self.storage, self.key, self.name))
 
 
 def _clipped(value: float, allowed: FloatDistribution) -> float:

@@ -17,7 +17,8 @@ from lcsc_opt.database.summary import Summary
 
 MOST_TRIALS = 25  # that have ended since the summary was written
 MOST_SECONDS = 10.0
-_COMPARED = ("forgotten", "evaluations", "inherited", "failed", "images", "best", "loss")
+_COMPARED = ("forgotten", "evaluations", "inherited", "failed", "images", "compared", "retried", "best", "loss")
+_OF_CANDIDATE = ("images", "attempts")  # attributes that a trial has before it ends, and that its row shows
 
 
 class Summarizer:
@@ -38,8 +39,7 @@ class Summarizer:
         for trial in trials:
             if not trial.state.is_finished():
                 started = time.time() if trial.datetime_start is None else trial.datetime_start.timestamp()
-                attributes = {name: trial.user_attrs[name] for name in ("images",) if name in trial.user_attrs}
-                self._begun[trial.number] = (started, attributes)
+                self._begun[trial.number] = (started, _shown_attributes(trial.user_attrs))
         best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
         self._lowest = np.inf
         self._metric = "loss"
@@ -52,7 +52,12 @@ class Summarizer:
 
     def begin(self, number: int, attributes: Mapping[str, Any]) -> None:
         """A trial begins, with the attributes of its candidate."""
-        self._begun[number] = (time.time(), {name: attributes[name] for name in ("images",) if name in attributes})
+        self._begun[number] = (time.time(), _shown_attributes(attributes))
+
+    def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
+        """A trial is evaluated again after failed attempts."""
+        started, candidate = self._begun.get(number, (time.time(), {}))
+        self._begun[number] = (started, {**candidate, "attempts": attempts})
 
     def end(self, number: int, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
         """A trial has ended, with the attributes of its result."""
@@ -89,20 +94,30 @@ class Summarizer:
         self._ended_since = 0
         return self._summary(self._covers).to_json()
 
-    def agrees_with(self, stored: Mapping[str, Any]) -> bool:
-        """Whether a stored summary is one of the first of these trials. Times may differ by what a clock is off."""
+    def problem_of(self, stored: Mapping[str, Any]) -> str | None:
+        """What is wrong with a stored summary; ``None`` for one of the first of these trials.
+
+        Times may differ by what a clock is off.
+        """
         try:
             summary = Summary.from_json(stored)
         except TypeError:
-            return False
+            return "was of another version"
         numbers = range(summary.covers)
         if not all(number in self._rows or number in self._forgotten for number in numbers):
-            return False
+            return "contradicted its trials"
         anew = self._summary(summary.covers)
-        return all(getattr(anew, name) == getattr(summary, name) for name in _COMPARED)
+        if any(getattr(anew, name) != getattr(summary, name) for name in _COMPARED):
+            return "contradicted its trials"
+        return None
 
     def _summary(self, covers: int) -> Summary:
         rows = [row for number, row in self._rows.items() if number < covers]
         trials = np.array(rows, dtype=TRIAL)
         summary = Summary.of(in_tell_order(trials))
         return dataclasses.replace(summary, covers=covers, forgotten=len(self._forgotten), metric=self._metric)
+
+
+def _shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a trial that has not ended that its row will show."""
+    return {name: attributes[name] for name in _OF_CANDIDATE if name in attributes}

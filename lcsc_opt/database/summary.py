@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 SUMMARY = "summary"  # the attribute of a study
 SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
+PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")  # of an evaluation
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -56,6 +57,11 @@ class Summary:
         charged_images: images of trials that are not inherited, and those that failed ones had asked for.
         uncharged_failures: failed ones that named no number of images; each is charged ``largest_images``.
         largest_images: the most images of a trial whose loss compares.
+        compared: trials whose loss compares.
+        with_loss: trials with a loss, whether it compares or not.
+        part_seconds: spent in each of :data:`PARTS` by trials with a loss.
+        waited_seconds: between the asks of all trials and their results, outside of evaluations and interruptions.
+        retried: the numbers of the trials with a loss that had failed before.
         best: the number of the trial with the lowest loss that compares; of equal ones the earlier.
         loss: of that trial.
         metric: what this loss is called.
@@ -78,6 +84,11 @@ class Summary:
     charged_images: float = 0.0
     uncharged_failures: int = 0
     largest_images: float = 0.0
+    compared: int = 0
+    with_loss: int = 0
+    part_seconds: tuple[float, ...] = (0.0,) * len(PARTS)
+    waited_seconds: float = 0.0
+    retried: tuple[int, ...] = ()
     best: int | None = None
     loss: float | None = None
     metric: str = "loss"
@@ -92,16 +103,22 @@ class Summary:
         """The attribute :data:`SUMMARY`.
 
         Raises:
-            TypeError: it is of another form.
+            TypeError: it is of another form, as an earlier or later version writes it.
         """
+        if not isinstance(stored, Mapping) or stored.keys() != {field.name for field in dataclasses.fields(cls)}:
+            raise TypeError("the summary has other fields")
         fields = dict(stored)
-        fields["improvements"] = tuple(Improvement(*row) for row in fields.get("improvements", ()))
-        fields["timed_improvements"] = tuple(TimedImprovement(*row) for row in fields.get("timed_improvements", ()))
+        fields["part_seconds"] = tuple(fields["part_seconds"])
+        fields["retried"] = tuple(fields["retried"])
+        fields["improvements"] = tuple(Improvement(*row) for row in fields["improvements"])
+        fields["timed_improvements"] = tuple(TimedImprovement(*row) for row in fields["timed_improvements"])
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of :meth:`from_json`."""
         return dataclasses.asdict(self) | {
+            "part_seconds": list(self.part_seconds),
+            "retried": list(self.retried),
             "improvements": [list(point) for point in self.improvements],
             "timed_improvements": [list(point) for point in self.timed_improvements],
         }
@@ -125,6 +142,7 @@ class Summary:
         is_complete = trials["state"] == TrialState.COMPLETE.value
         is_failed = trials["state"] == TrialState.FAIL.value
         losses = np.where(is_complete, trials["loss"], np.nan)
+        has_loss = ~np.isnan(trials["loss"])
         is_searched = ~trials["inherited"]
         names_no_images = is_failed & (trials["asked"] == 0)
         is_charged = is_searched & ~names_no_images
@@ -143,6 +161,14 @@ class Summary:
             charged_images=self.charged_images + float(charged[is_charged].sum()),
             uncharged_failures=self.uncharged_failures + int((is_searched & names_no_images).sum()),
             largest_images=float(trials["images"][~np.isnan(losses)].max(initial=self.largest_images)),
+            compared=self.compared + int(np.count_nonzero(~np.isnan(losses))),
+            with_loss=self.with_loss + int(has_loss.sum()),
+            part_seconds=tuple(
+                seconds + float(trials[part][has_loss].sum())
+                for part, seconds in zip(PARTS, self.part_seconds, strict=True)
+            ),
+            waited_seconds=self.waited_seconds + self._newly_waited_seconds(trials),
+            retried=(*self.retried, *trials["number"][trials["retried"]].tolist()),
             best=best,
             loss=loss,
             run_seconds=max(self.run_seconds, float(clock.max())),
@@ -150,6 +176,12 @@ class Summary:
             improvements=(*self.improvements, *self._new_improvements(trials, losses)),
             timed_improvements=(*self.timed_improvements, *self._new_timed_improvements(clock, losses)),
         )
+
+    def _newly_waited_seconds(self, trials: Trials) -> float:
+        """The part of ``waited_seconds`` that these trials add."""
+        waited = np.nan_to_num(trials["ended"] - trials["started"] - trials["seconds"])
+        is_counted = (waited > 0) & (waited <= self.longest_pause)
+        return float(waited[is_counted].sum())
 
     def _best_with(self, numbers: npt.NDArray[np.int64], losses: Floats) -> tuple[int | None, float | None]:
         """The number and the loss of the best trial, of those before and these."""

@@ -34,12 +34,12 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     reader = HistoryReader(study.storage)
     experiment_grids = (split_name(study.name)[0], EMA_GRID)
     names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == experiment_grids]
-    histories = reader.read_studies(names)
-    history = next(history for history in histories if history.study == study.name)
-    answer = reader.answer_model(history)
-    if history.chosen is None or answer is None:
+    summaries = reader.summaries(names)
+    own_summary = next(summary for summary in summaries if summary.study == study.name)
+    answer = reader.answer_model(own_summary)
+    if own_summary.chosen is None or answer is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
-    ema = best_ema(histories)
+    ema = best_ema(summaries)
     if ema is None or ema.study == study.name or objective.sampler is None:
         return
     ema_answer = reader.answer_model(ema)
@@ -57,10 +57,10 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     farthest = np.argsort(-distance, kind="stable")[:SHOWN]
     folder = artifact_directory(study.storage.url)
     folder.mkdir(parents=True, exist_ok=True)
-    answer_name = OWN_IMAGES.format(optimizer=history.optimizer)
+    answer_name = OWN_IMAGES.format(optimizer=own_summary.optimizer)
     images_of_name = {EMA_IMAGES: ema_images, answer_name: answer_images}
     with tempfile.TemporaryDirectory() as temporary:
         for name, images in images_of_name.items():
             path = Path(temporary) / name
             path.write_bytes(contact_sheet(images[farthest].numpy()))
-            study.attach(history.chosen, folder, path)
+            study.attach(own_summary.chosen, folder, path)

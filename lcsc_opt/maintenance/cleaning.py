@@ -1,4 +1,4 @@
-"""Deletes studies, and lists and removes the entries of the cache.
+"""Lists and removes the entries of the cache.
 
 Only files and folders whose names lcsc_opt chooses are listed and removed: the cache may hold other files, too.
 """
@@ -16,9 +16,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import PENDING, remove
-from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.trajectory.manifest import Manifest
-from lcsc_opt.views.artifacts import artifact_directory, artifact_path
 
 TRAJECTORY = "trajectory"
 TRAINED_MODEL = "trained model"
@@ -36,13 +34,6 @@ _PATTERNS = {
 }
 _PENDING_NAME = re.compile(r"((?:.*/)?)\.(.*)\.[0-9a-f]{32}(?:\.old)?\.partial")  # of lcsc_opt.base.files.replacing
 _SETTLED_SECONDS = 600.0  # an entry that was changed more recently may still be written
-
-
-def files_of(study: StoredStudy) -> list[Path]:
-    """The study's files in the folder of artifacts, some of which may be missing."""
-    folder = artifact_directory(study.storage.url)
-    paths = [artifact_path(folder, artifact.get("artifact_id")) for artifact in study.artifacts()]
-    return [path for path in paths if path is not None]
 
 
 @dataclasses.dataclass(frozen=True)

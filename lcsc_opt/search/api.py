@@ -24,7 +24,7 @@ from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_st
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.arrays import TUNED, coefficients_of
 from lcsc_opt.database.connection import looked_into, open_storage, reading
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import masked, storage_url
@@ -63,22 +63,22 @@ class Study:
     @property
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
-        return self._history.state
+        return self._summary.state
 
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the checkpoints."""
-        return self._history.steps
+        return self._summary.steps
 
     @property
     def searched(self) -> float | None:
         """The lowest loss of the search; ``None`` while there is none."""
-        return self._history.searched
+        return self._summary.searched
 
     @property
     def held_out(self) -> float | None:
         """The answer's loss on noise that neither the search nor the choice saw; ``None`` before it is measured."""
-        return self._history.held_out_loss
+        return self._summary.held_out_loss
 
     @property
     def coefficients(self) -> Coefficients:
@@ -103,7 +103,7 @@ class Study:
     @property
     def layer_groups(self) -> tuple[str, ...]:
         """``[S]``, the names of the rows of coefficients; empty where all layers have the same."""
-        return self._history.layer_groups
+        return self._summary.layer_groups
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -144,15 +144,15 @@ class Study:
     def _answer(self) -> SampledModel:
         with reading(self.storage) as storage:
             reader = HistoryReader(storage)
-            answer = reader.answer_model(reader.read_study(self.name))
+            answer = reader.answer_model(reader.read_summary(self.name))
         if answer is None:
             raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
         return answer
 
     @property
-    def _history(self) -> StudyHistory:
+    def _summary(self) -> SummarizedStudy:
         with reading(self.storage) as storage:
-            return HistoryReader(storage).read_study(self.name)
+            return HistoryReader(storage).read_summary(self.name)
 
 
 def run(
@@ -202,8 +202,8 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     with looked_into(url) as storage:
         studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
-        histories = HistoryReader(storage).read_studies([plan.name for plan in to_run])
-    evaluations = {study.study: study.evaluations for study in histories}
+        summaries = HistoryReader(storage).summaries([plan.name for plan in to_run])
+    evaluations = {study.study: study.evaluations for study in summaries}
     return [(study, evaluations.get(study.plan.name, 0)) for study in resolved]
 
 

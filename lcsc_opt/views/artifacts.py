@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
@@ -40,7 +40,7 @@ class StoredImage:
     is_baseline: bool
 
     @classmethod
-    def of_answer(cls, reader: HistoryReader, study: StudyHistory, folder: Path) -> list[StoredImage]:
+    def of_answer(cls, reader: HistoryReader, study: SummarizedStudy, folder: Path) -> list[StoredImage]:
         """The images of a study's answer; what :func:`read_png` refuses is left out."""
         if study.chosen is None:
             return []
@@ -66,6 +66,13 @@ class StoredImage:
     def data_url(self) -> str:
         """The image as a ``data:`` URL, for a page that is one file."""
         return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
+
+
+def files_of(study: StoredStudy) -> list[Path]:
+    """The study's files in the folder of artifacts, some of which may be missing."""
+    folder = artifact_directory(study.storage.url)
+    paths = [artifact_path(folder, artifact.get("artifact_id")) for artifact in study.artifacts()]
+    return [path for path in paths if path is not None]
 
 
 def artifact_directory(url: str) -> Path:

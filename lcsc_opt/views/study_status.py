@@ -12,12 +12,12 @@ import numpy as np
 
 from lcsc_opt.base.records import SampledModel
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, SummarizedStudy, Trials, kept_metric
+from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, Trials, kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HELD_OUT_REPORT
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import longest_pause, wall_clock
+from lcsc_opt.database.summary import PARTS, longest_pause, wall_clock
 from lcsc_opt.views import number
 
 RECENT = 50  # trials that the rate is computed from
@@ -62,7 +62,7 @@ class Progress:
         done = study.budget_spent
         total = study.budget_total
         state = study.progress_state
-        rate = _rate(searched, done)
+        rate = _rate(searched, done / max(study.evaluations - study.summary.inherited, 1))
         seconds_left = None
         if state == "running" and total and rate:
             seconds_left = max((total - done) / rate, 0.0)
@@ -73,17 +73,17 @@ class Progress:
             total=total,
             per_hour=None if rate is None else 3600 * rate,
             seconds_left=seconds_left,
-            failed=len(study.failed),
+            failed=study.summary.failed,
             retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
         )
 
 
-def _rate(trials: Trials, done: int) -> float | None:
+def _rate(trials: Trials, units: float) -> float | None:
     """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
 
     Args:
         trials: ``[n]``, those that count.
-        done: units that they were charged, all together.
+        units: that a trial was charged, in the mean.
     """
     clock = np.sort(wall_clock(trials))[-RECENT:]
     if len(clock) < 2:
@@ -91,7 +91,7 @@ def _rate(trials: Trials, done: int) -> float | None:
     elapsed = float(clock[-1] - clock[0])
     if elapsed <= 0:
         return None
-    return (len(clock) - 1) * (done / len(trials)) / elapsed
+    return (len(clock) - 1) * units / elapsed
 
 
 def duration(seconds: float) -> str:
@@ -187,39 +187,40 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
 
     ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the answer, chosen among
-    the best trials on other noise.
+    the best trials on other noise. Only the trials that are shown are read where the study has a summary.
 
     Raises:
         StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
     """
     reader = HistoryReader(study.storage)
     attributes = study.attributes
-    history = reader.read_study(study.name)
+    summarized = reader.read_summary(study.name)
+    failures = reader.failures(summarized)
     specification = attributes.get("specification", {})
     space = specification.get("space", {})
     # a trial counts with the reason of its last attempt
-    last_reasons = Counter(history.reasons[trial][-1] for trial in history.failed["number"].tolist())
+    last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     bound = KeptBound.of(attributes)
     return {
-        **history.as_row(),
-        "budget": dict(history.budget),
-        "checkpoints": len(history.steps),
+        **summarized.as_row(),
+        "budget": dict(summarized.budget),
+        "checkpoints": len(summarized.steps),
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "code_changes": attributes.get("changes", []),
         "keeps": None if bound is None else _described_bound(bound, specification),
-        "compared_trials": int(np.count_nonzero(~np.isnan(history.compared["loss"]))),
-        "best_trial": history.best,
-        "chosen_trial": history.chosen,
-        **_coefficients(history, reader.answer_model(history), space),
+        "compared_trials": summarized.summary.compared,
+        "best_trial": summarized.best,
+        "chosen_trial": summarized.chosen,
+        **_coefficients(summarized, reader.answer_model(summarized), space),
         "tune": specification.get("tune", {}),
         "held_out_report": attributes.get(HELD_OUT_REPORT),
-        "warning": history.warning,
-        "failed": len(history.failed),
+        "warning": summarized.warning,
+        "failed": summarized.summary.failed,
         "failure_reasons": dict(last_reasons.most_common()),
-        "tracebacks": dict(history.tracebacks),
-        "seconds_per_trial": _seconds_per_trial(history),
+        "tracebacks": dict(failures.tracebacks),
+        "seconds_per_trial": seconds_per_trial(summarized),
     }
 
 
@@ -231,7 +232,7 @@ def _described_bound(bound: KeptBound, specification: Mapping[str, Any]) -> str:
     return f"{metrics} {limit} {number(bound.constraint.value)}; {bound.label}, {where}"
 
 
-def _coefficients(study: StudyHistory, answer: SampledModel | None, space: Mapping[str, Any]) -> dict[str, Any]:
+def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Mapping[str, Any]) -> dict[str, Any]:
     """The answer's coefficients, described and as numbers, the layer groups of their rows, and its tuned numbers."""
     if answer is None:
         return {"best_coefficients": None, "coefficients": None, "layer_groups": None, "tuned": {}}
@@ -247,20 +248,21 @@ def _coefficients(study: StudyHistory, answer: SampledModel | None, space: Mappi
     }
 
 
-def _seconds_per_trial(study: StudyHistory) -> dict[str, float]:
-    """Mean seconds of each part of a complete trial; ``other`` is the median of the time outside evaluations.
+def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
+    """Mean seconds of each part of a trial, of those with a loss; ``other`` is the mean outside of evaluations.
 
-    ``other`` is the time of the optimizer, the database and the progress bar. An interruption does not move a median.
+    ``other`` is the time of the optimizer, the database and the progress bar, without interruptions. With one worker it
+    lasts until the next trial begins, with several from a trial's ask to its result.
     """
-    complete = study.trials[~np.isnan(study.trials["loss"])]
-    if not len(complete):
+    summary = study.summary
+    if not summary.with_loss:
         return {}
-    seconds = {}
-    for part in PARTS:
-        mean = float(complete[part].mean())
-        if mean:
-            seconds[part.removesuffix("_seconds")] = mean
-    outside = seconds_outside(study, complete)[:-1]  # the last trial has no trial after it
-    if len(outside):
-        seconds["other"] = float(np.median(outside))
-    return seconds
+    mean_seconds = {}
+    for part, seconds in zip(PARTS, summary.part_seconds, strict=True):
+        if seconds:
+            mean_seconds[part.removesuffix("_seconds")] = seconds / summary.with_loss
+    outside = summary.waited_seconds
+    if study.workers == 1:
+        outside = max(summary.run_seconds - summary.seconds, 0.0)
+    mean_seconds["other"] = outside / summary.evaluations
+    return mean_seconds

@@ -124,6 +124,27 @@ def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: 
     assert view.page.url.startswith(f"{home}/lcsc/compare")
 
 
+def test_among_many_experiments_and_studies_typing_finds_one(page: Any, dashboard: Switched, url: str) -> None:
+    for number in range(30):
+        write_study(url, f"experiment{number:02d}/LCSC/0")
+    home = dashboard.show(url)
+    with watched(page, home) as view:
+        for name, control, chosen in (
+            ("compare", "experiment", "experiment17"),
+            ("study", "study", "experiment17/LCSC/0"),
+        ):
+            view.page.goto(f"{home}/lcsc/{name}")
+            assert "29" in view.until(f"document.querySelector('#{control}-value')?.innerText")
+            view.page.click(f"#{control}")
+            assert view.page.locator(".dash-dropdown-option").count() == 30
+            view.page.fill(".dash-dropdown-search", "17")
+            view.until("document.querySelectorAll('.dash-dropdown-option').length == 1")
+            view.page.click(".dash-dropdown-option")
+            view.until(f"document.querySelector('#{control}-value').innerText == '{chosen}'")
+            view.until("location.search.includes('experiment17')")
+        assert view.problems == []
+
+
 def test_the_curve_grows_while_a_study_runs_and_markup_in_its_name_runs_nothing(
     page: Any, dashboard: Switched, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

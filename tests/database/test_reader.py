@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -10,6 +11,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import RowSteps, counts_of, ema_coefficients, plain_averages
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -178,3 +180,25 @@ def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RD
         reader.read("face")
     with pytest.raises(StudyStoreError, match="their names are experiment/optimizer/seed"):
         reader.read_studies(["somebody's own"])
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"something else", "is not an SQLite database"), (b"", "holds no studies"), (None, "no such database")],
+)
+def test_a_file_that_was_replaced_is_refused_each_time(
+    content: bytes | None, problem: str, url: str, tmp_path: Path
+) -> None:
+    write_study(open_storage(url, write=True), "digits/LCSC/0", [1.0])
+    reader = HistoryReader(open_storage(url, write=False))
+    assert reader.names() == ["digits/LCSC/0"]
+    file = tmp_path / "studies.db"
+    stored = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StudyStoreError, match=problem):
+            reader.names()
+    file.write_bytes(stored)
+    assert reader.names() == ["digits/LCSC/0"]

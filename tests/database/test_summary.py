@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database import reader as reader_module
+from lcsc_opt.database.history import StudyHistory, SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
+from lcsc_opt.views.study_status import FailureReason, Progress
 from tests.history_examples import history
 from tests.study_examples import add_result, coefficients, write_study
 
@@ -74,7 +79,7 @@ def test_trials_that_a_killed_coordinator_had_not_summarized_are_added(
 
 @pytest.mark.parametrize(
     "change",
-    [{"covers": 9}, {"loss": 0.5}, {"best": 3}, {"failed": 0}, {"unheard_of": 1}],
+    [{"covers": 9}, {"loss": 0.5}, {"best": 3}, {"failed": 0}, {"retried": [2]}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_summary_that_contradicts_its_trials_is_made_anew_with_a_line(
@@ -91,6 +96,28 @@ def test_a_summary_that_contradicts_its_trials_is_made_anew_with_a_line(
     with study.hold():
         study.begin_summary(study.trials())
     assert "contradicted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["waited_seconds", "unheard_of"])
+def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_coordinator(
+    storage: RDBStorage, field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = searched(storage)
+    good = study.attributes[SUMMARY]
+    other = {**good, "loss": 0.0}
+    if other.pop(field, None) is None:
+        other[field] = 1
+    study.set_attribute(SUMMARY, other)
+    [slow] = HistoryReader(storage).read_summaries("digits")
+    assert isinstance(slow, StudyHistory)
+    assert (slow.evaluations, slow.searched) == (5, 2.5)
+    with study.hold():
+        study.begin_summary(study.trials())
+    assert "its summary was of another version and was made anew" in capsys.readouterr().err
+    assert study.attributes[SUMMARY].keys() == good.keys()
+    forbid_reading_all(monkeypatch)
+    [quick] = HistoryReader(storage).read_summaries("digits")
+    assert shown(quick) == shown(slow)
 
 
 def test_a_reader_does_not_trust_a_summary_of_more_trials_than_there_are(storage: RDBStorage) -> None:
@@ -135,6 +162,7 @@ def test_extending_a_summary_gives_the_summary_of_all() -> None:
     trials = study.finished
     begun = dataclasses.replace(Summary.of(trials[:3]), longest_pause=Summary.of(trials).longest_pause)
     assert begun.extended(trials[3:]) == Summary.of(trials)
+    assert Summary.of(trials).compared == 5
     assert Summary.from_json(study.summary.to_json()) == study.summary
 
 
@@ -154,3 +182,92 @@ def test_a_result_is_in_the_summary_at_the_latest_after_25_trials(storage: RDBSt
             study.finish(key, Evaluation(float(number), {}, Cost()), tell_index=number)
         assert study.attributes[SUMMARY]["covers"] == 25
     assert study.attributes[SUMMARY]["covers"] == 26
+
+
+def read_numbers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the trials that readers read from now on, one by one."""
+    numbers: list[int] = []
+    read = HistoryReader._trial
+
+    def counted(reader: HistoryReader, study_id: int, number: int) -> FrozenTrial:
+        numbers.append(number)
+        return read(reader, study_id, number)
+
+    monkeypatch.setattr(HistoryReader, "_trial", counted)
+    return numbers
+
+
+def test_of_a_long_study_the_last_trials_are_read_and_those_that_failed(
+    any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = searched(any_storage, [4.0, None, 3.0, 5.0, 2.5, 2.0, 3.0])
+    study.add_candidate(Candidate(coefficients(7)))
+    [full] = HistoryReader(any_storage).read("digits")
+    reader = HistoryReader(any_storage)
+    monkeypatch.setattr(reader_module, "LATEST", 3)
+    assert not reader.read_study(NAME).latest_only
+    monkeypatch.setattr(reader_module, "MOST_READ_AT_ONCE", 5)
+    numbers = read_numbers(monkeypatch)
+    reader = HistoryReader(any_storage)
+    with monkeypatch.context() as patched:
+        forbid_reading_all(patched)
+        latest = reader.read_latest(NAME)
+        assert latest is not None
+        assert latest.trials["number"].tolist() == [1, 5, 6, 7]
+        assert latest.trials[1:].tobytes() == full.trials[5:].tobytes()
+        assert (latest.reasons, latest.tracebacks) == (full.reasons, full.tracebacks)
+        assert shown(latest) == shown(full)
+        assert FailureReason.of(latest) == FailureReason.of(full)
+        assert dataclasses.replace(Progress.of(latest), per_hour=None) == dataclasses.replace(
+            Progress.of(full), per_hour=None
+        )
+        np.testing.assert_array_equal(reader.coefficients(latest, [5]), [coefficients(5)])
+
+        numbers.clear()
+        study.finish(7, Evaluation(1.0, {}, Cost()), tell_index=7)
+        add_result(study, 8, None)
+        latest = reader.read_latest(NAME)
+        assert latest is not None
+        assert latest.trials["number"].tolist() == [1, 6, 7, 8]
+        assert latest.best == 7
+        assert set(numbers) == {7, 8}, "the others have ended before"
+    assert reader.read_latest("digits/CMA/0") is None
+
+
+def test_a_moments_names_and_attributes_are_read_once(storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = searched(storage)
+    reader = HistoryReader(storage)
+    reads = []
+    read = RDBStorage.get_all_studies
+
+    def counted(of: RDBStorage) -> Any:
+        reads.append(of)
+        return read(of)
+
+    monkeypatch.setattr(RDBStorage, "get_all_studies", counted)
+    with reader.at_one_moment():
+        with reader.at_one_moment():
+            assert reader.experiments() == ["digits"]
+        [before] = reader.read_summaries("digits")
+        add_result(study, 5, 1.0)
+        [after] = reader.read_summaries("digits")
+    assert len(reads) == 1
+    assert (before.searched, after.searched) == (2.5, 1.0), "trials are always read as they are"
+    reader.experiments()
+    assert len(reads) == 2
+
+
+def test_a_study_that_has_ended_costs_a_refresh_no_query(storage: RDBStorage) -> None:
+    study = searched(storage)
+    study.set_attribute("search_ended", {"evaluations": 5, "exhausted": False})
+    reader = HistoryReader(storage)
+    reader.read_summaries("digits")
+    statements: list[str] = []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    [summary] = reader.read_summaries("digits")
+    assert summary.evaluations == 5
+    assert statements
+    assert not [statement for statement in statements if "FROM trials" in statement]
+    study.set_attribute("search_ended", None)
+    reader.read_summaries("digits")
+    assert [statement for statement in statements if "FROM trials" in statement]

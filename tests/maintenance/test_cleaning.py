@@ -17,8 +17,9 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.maintenance.cleaning import UNFINISHED, cache_entries, files_of
+from lcsc_opt.maintenance.cleaning import UNFINISHED, cache_entries
 from lcsc_opt.metrics.extractors.bundled import feature_network
+from lcsc_opt.views.artifacts import files_of
 from tests import model_studies
 from tests.commands import Typed
 from tests.study_examples import attach, write_study

@@ -5,11 +5,22 @@ import json
 
 import pytest
 
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport, MeasuredModel
-from lcsc_opt.views.study_status import FailureReason, Progress, overview, seconds_outside, sorted_studies
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import SUMMARY
+from lcsc_opt.views.study_status import (
+    FailureReason,
+    Progress,
+    overview,
+    seconds_outside,
+    seconds_per_trial,
+    sorted_studies,
+)
 from tests.history_examples import history
 from tests.study_examples import coefficients, write_study
 
@@ -92,6 +103,64 @@ def test_a_trial_counts_with_the_reason_of_its_last_attempt(url: str) -> None:
         number = study.add_candidate(Candidate(coefficients(0)))
         study.fail(number, [{"reason": reason, "seconds": 1.0} for reason in reasons], tell_index=number)
     assert list(overview(study)["failure_reasons"].items()) == [("not finite", 2), ("memory", 1)]
+
+
+def searched_with_failures(url: str) -> StoredStudy:
+    """Trials 0 and 3 failed, trial 2 succeeded at its second attempt, and trial 5 is at its second one."""
+    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [], ended=False)
+
+    def attempt(number: int) -> dict[str, object]:
+        return {"reason": f"broken {number % 3}", "seconds": 1.0, "traceback": f"Traceback {number}"}
+
+    with study.hold():
+        study.begin_summary([])
+        for number in range(6):
+            key = study.add_candidate(Candidate(coefficients(number)))
+            if number in {2, 5}:
+                study.note_attempts(key, [attempt(number)])
+            if number in {0, 3}:
+                study.fail(key, [attempt(number)], tell_index=number)
+            elif number < 5:
+                cost = Cost(images=10, seconds=0.5, merge_seconds=0.125)
+                study.finish(key, Evaluation(5.0 - number, {}, cost), tell_index=number)
+    return study
+
+
+def test_an_overview_reads_only_the_trials_that_it_shows(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = searched_with_failures(any_url)
+    with monkeypatch.context() as patched:
+        patched.setattr(HistoryReader, "_stored_trials", None)
+        short = overview(study)
+    assert study.attributes[SUMMARY]["retried"] == [2]
+    study.set_attribute(SUMMARY, None)
+    full = overview(study)
+    expected = {"failed": 2, "compared_trials": 3, "chosen_trial": 4, "failure_reasons": {"broken 0": 2}}
+    expected["tracebacks"] = {"broken 0": "Traceback 3", "broken 2": "Traceback 5"}
+    assert {name: short[name] for name in expected} == expected
+    seconds_per_trial = short.pop("seconds_per_trial")
+    assert seconds_per_trial["merge"] == full.pop("seconds_per_trial")["merge"] == 0.125
+    assert short == full
+
+
+def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
+    study = searched_with_failures(url)
+    study.set_attribute("held_out", {"trial": 9, "loss": 5.0})
+    with pytest.raises(StudyStoreError, match="has no trial 9; its trials are 0 to 5"):
+        overview(study)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_seconds_per_trial_are_means_without_interruptions(workers: int) -> None:
+    """A worker waits for half a second after each trial; two workers each wait for it before their result."""
+    study = history([4.0, None, 2.0, 1.0], seconds=1.0, gap=0.5, workers=workers, columns={"merge_seconds": 0.25})
+    if workers == 2:
+        study.trials["started"] -= 0.5
+    study.trials["started"][2:] += 3600
+    study.trials["ended"][2:] += 3600
+    found = seconds_per_trial(dataclasses.replace(study))
+    pauses = 2 if workers == 1 else 4  # none before the interruption, none after the last trial
+    assert found == {"merge": pytest.approx(0.25), "other": pytest.approx(0.5 * pauses / 4)}
+    assert seconds_per_trial(history([None])) == {}
 
 
 def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() -> None:

@@ -41,7 +41,8 @@ _BLANK = {  # invisible, and as high as the figure that will be drawn there
 Content = Any  # of Dash: a component, a text, or a list of them
 ServedImage = tuple[str, Mapping[str, object], str]
 """An image that a page serves: the path below the pages, the query, the caption."""
-_Decorator = Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]
+_Callback = Callable[..., tuple[Any, ...]]
+_Decorator = Callable[[_Callback], _Callback]
 
 
 class Page:
@@ -109,6 +110,7 @@ class Page:
             State(first, "value"),
             State(first, "options"),
         )
+        @self._at_one_moment
         def fill(search: str | None, _: int, chosen: str | None, shown: list[str] | None) -> tuple[Any, ...]:
             options = options_now()
             page_class = "" if options else "nothing"
@@ -151,7 +153,7 @@ class Page:
         and the ``states``. It returns the problem, the headline, the outputs, the milliseconds until the next refresh,
         and the signature of what is shown then.
         """
-        decorator: _Decorator = self.app.callback(
+        callback: _Decorator = self.app.callback(
             *(Output(name, "children") for name in ("problem", "headline")),
             *outputs,
             Output("tick", "interval"),
@@ -162,7 +164,17 @@ class Page:
             State("seen", "data"),
             *states,
         )
-        return decorator
+        return lambda draw: callback(self._at_one_moment(draw))
+
+    def _at_one_moment(self, callback: _Callback) -> _Callback:
+        """The same callback, during which the names and attributes of all studies are read once."""
+
+        @functools.wraps(callback)
+        def called(*arguments: Any) -> tuple[Any, ...]:
+            with self.reader.at_one_moment():
+                return callback(*arguments)
+
+        return called
 
     def drawn(self, name: str) -> Output:
         """Where a callback puts the figure of a :func:`graph`, so that a refresh leaves a reader's zoom as it is."""

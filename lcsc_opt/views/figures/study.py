@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.coefficients.rows import AverageSteps, rows_of
-from lcsc_opt.database.history import PARTS, Floats, StudyHistory, best_ema
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import improvements
+from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
+from lcsc_opt.database.reader import LATEST, HistoryReader
+from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, inert, style
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
@@ -49,17 +49,17 @@ _OTHER_TITLE = "other: optimizer, database, waiting"
 def own_figures(
     reader: HistoryReader,
     study: StudyHistory,
-    studies: Sequence[StudyHistory],
+    studies: Sequence[SummarizedStudy],
     names: Collection[str],
     *,
     theme: Theme = "light",
 ) -> dict[str, go.Figure]:
-    """What is drawn of one study of these studies of an experiment.
+    """What is drawn of one study, with EMA* of these studies of an experiment, whose trials are not needed.
 
     The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
     ema = best_ema(studies)
-    compared = [study]
+    compared: list[SummarizedStudy] = [study]
     if ema is not None and ema.study != study.study:
         compared.append(ema)
     draw_figure: dict[str, Callable[[], go.Figure]] = {
@@ -72,7 +72,11 @@ def own_figures(
 
 
 def coefficients_figure(
-    reader: HistoryReader, studies: Sequence[StudyHistory], ema: StudyHistory | None = None, *, theme: Theme = "light"
+    reader: HistoryReader,
+    studies: Sequence[SummarizedStudy],
+    ema: SummarizedStudy | None = None,
+    *,
+    theme: Theme = "light",
 ) -> go.Figure:
     """The answers' coefficients over training steps, with EMA*'s (Liu et al. 2024, Fig. 5, 7); seeds: Fig. 8.
 
@@ -117,7 +121,7 @@ def coefficients_figure(
     )
 
 
-def _bars(study: StudyHistory, coefficients: Floats) -> go.Bar:
+def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
     """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it.
 
     Averages of several widths stand side by side, under their names.
@@ -137,7 +141,7 @@ def _bars(study: StudyHistory, coefficients: Floats) -> go.Bar:
     )
 
 
-def _ema_line(ema: StudyHistory, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
+def _ema_line(ema: SummarizedStudy, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
     steps = ema.steps
     return go.Scatter(
         x=_names_of_averages(steps) if isinstance(steps, AverageSteps) else steps,
@@ -152,7 +156,7 @@ def _ema_line(ema: StudyHistory, coefficients: Floats, *, in_legend: bool) -> go
     )
 
 
-def _rows_panel(study: StudyHistory, rows: Floats) -> Panel:
+def _rows_panel(study: SummarizedStudy, rows: Floats) -> Panel:
     """A heat map of ``[S, K]``, a row for each layer group, in the order of the way through the network."""
     order = sorted(range(len(rows)), key=lambda group: _layer_place(study.layer_groups[group]))
     names = [inert(study.layer_groups[group]) for group in order]
@@ -205,7 +209,7 @@ def _layer_place(name: str) -> int:
     return _LAYER_PLACES[match.lastgroup]
 
 
-def _heading(study: StudyHistory, coefficients: Floats) -> str:
+def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
     """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
     trial = f"{study.study}, trial {study.chosen}"
     if coefficients.ndim > 1:
@@ -218,7 +222,7 @@ def _heading(study: StudyHistory, coefficients: Floats) -> str:
     return f"{inert(trial)}<br>{inert(facts)}"
 
 
-def _coefficient_title(study: StudyHistory, *, is_mean: bool) -> str:
+def _coefficient_title(study: SummarizedStudy, *, is_mean: bool) -> str:
     """The title of the axis of bars, in two lines above a heat map, where there is little height."""
     title = "coefficient"
     separator = " "
@@ -258,13 +262,12 @@ def _bar_heights(coefficients: Floats, steps: Sequence[int]) -> Floats:
     return heights
 
 
-def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
+def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
     Of many improvements some are chosen evenly.
     """
-    finished = study.compared
-    improved = finished["number"][improvements(finished["loss"])]
+    improved = np.array([point.number for point in study.summary.improvements], dtype=np.int64)
     if not len(improved):
         return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
@@ -283,9 +286,11 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
-    ``other`` is the optimizer, the database, waiting, and parts without a name.
+    ``other`` is the optimizer, the database, waiting, and parts without a name. Of a long study the last trials.
     """
     trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
+    if study.latest_only:  # and not those that failed long before
+        trials = trials[-LATEST:]
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
     seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
@@ -310,6 +315,8 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
             )
         )
     x_title = "trial"
+    if study.latest_only:
+        x_title = f"the last {len(trials)} trials"
     if group_size > 1:
         x_title += f" (mean of {group_size})"
     return draw(
@@ -324,7 +331,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     )
 
 
-def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, theme: Theme = "light") -> go.Figure:
+def distances_figure(reader: HistoryReader, studies: Sequence[SummarizedStudy], *, theme: Theme = "light") -> go.Figure:
     """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps.
 
     With a row of coefficients for each layer group, the root mean square over rows.
@@ -357,10 +364,12 @@ def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, 
     return draw([panel], x=Axis(options=ticks), theme=theme, name="distances")
 
 
-def _comparable_answers(reader: HistoryReader, studies: Sequence[StudyHistory]) -> list[tuple[StudyHistory, Floats]]:
+def _comparable_answers(
+    reader: HistoryReader, studies: Sequence[SummarizedStudy]
+) -> list[tuple[SummarizedStudy, Floats]]:
     """Studies with their answers ``[K]`` or ``[S, K]``, by optimizer; only those of the same steps and layer groups."""
     optimizers = list(dict.fromkeys(study.optimizer for study in studies))
-    answers: list[tuple[StudyHistory, Floats]] = []
+    answers: list[tuple[SummarizedStudy, Floats]] = []
     for study in sorted(studies, key=lambda study: optimizers.index(study.optimizer)):
         answer = reader.answer(study)
         has_first_steps = not answers or study.steps == answers[0][0].steps
