@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import mimetypes
 import time
@@ -57,7 +56,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import array_of, stored_array
-from lcsc_opt.database.connection import in_database, quiet_optuna
+from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
@@ -380,7 +379,8 @@ class StoredStudy:
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
-        self._set_trial_attributes(number, {"attempts": list(attempts)})
+        trial_id = self._trial_id(number)
+        self._write(lambda: self.storage.set_trial_user_attr(trial_id, "attempts", list(attempts)))
 
     def _end(
         self,
@@ -390,34 +390,28 @@ class StoredStudy:
         tell_index: int,
         value: float | None = None,
     ) -> None:
-        """Commit the attributes of a result, then its state: a trial without its state is evaluated again."""
+        """Commit a result, attributes and state, in one transaction."""
         if tell_index != number:
             attributes["tell_index"] = tell_index
-        json.dumps(attributes)  # whatever cannot be written fails before anything is
         trial_id = self._trial_id(number)
         values = None if value is None else [value]
 
         def end() -> None:
             try:
-                self.storage.set_trial_state_values(trial_id, state, values)
+                with one_transaction(self.storage):
+                    for name, attribute in attributes.items():
+                        self.storage.set_trial_user_attr(trial_id, name, attribute)
+                    self.storage.set_trial_state_values(trial_id, state, values)
             except RuntimeError:  # it has ended: by an attempt whose commit was not acknowledged?
                 stored = self.storage.get_trial(trial_id)
                 if (stored.state, stored.value) != (state, value):
                     raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
 
-        with contextlib.suppress(RuntimeError):  # it has ended, see above
-            self._set_trial_attributes(number, attributes)
         self._write(end)
         if self._summarizer is not None:
             self._summarizer.end(number, state, value, attributes)
             if self._summarizer.is_due:
                 self._write_summary()
-
-    def _set_trial_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """The one place where attributes of a trial that exists are written."""
-        trial_id = self._trial_id(number)
-        for name, value in attributes.items():
-            self._write(functools.partial(self.storage.set_trial_user_attr, trial_id, name, value))
 
     def _trial_id(self, number: int) -> int:
         """The database's key of a trial."""
