@@ -40,7 +40,7 @@ import json
 import mimetypes
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,13 +55,14 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.arrays import array_of, stored_array
+from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
+from lcsc_opt.database.trial_tables import ARRAYS, read_trials, with_arrays
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 1
@@ -273,11 +274,25 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""
-        forgotten = set(self._forgotten)
+        """All trials in the order of their numbers as Optuna reads them, but those that were forgotten.
+
+        For many trials :meth:`trials_without_arrays` needs a tenth of the time and a twentieth of the memory.
+        """
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
-        remembered = [trial for trial in trials if trial.number not in forgotten]
-        return sorted(remembered, key=lambda trial: trial.number)
+        return sorted(self._remembered(trials), key=lambda trial: trial.number)
+
+    def trials_without_arrays(self) -> list[FrozenTrial]:
+        """:meth:`trials` without ``coefficients``, ``gradient`` and Optuna's parameters."""
+        return self._remembered(read_trials(self.storage, self.key))
+
+    def with_arrays(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+        """These trials with ``coefficients`` and ``gradient`` as arrays of float64, read a few at a time."""
+        return with_arrays(self.storage, trials)
+
+    def _remembered(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that :meth:`retry_failed` has not forgotten."""
+        forgotten = set(self._forgotten)
+        return [trial for trial in trials if trial.number not in forgotten]
 
     def begin_summary(self, trials: Sequence[FrozenTrial]) -> None:
         """Keep the study's summary from here on until :meth:`hold` is closed.
@@ -285,7 +300,7 @@ class StoredStudy:
         A stored summary that contradicts the trials is replaced, with a notice.
 
         Args:
-            trials: what :meth:`trials` has returned.
+            trials: what :meth:`trials_without_arrays` has returned.
         """
         self._summarizer = Summarizer(trials, self._forgotten)
         stored = self.attributes.get(SUMMARY)
@@ -430,7 +445,7 @@ class StoredStudy:
         Returns:
             How many trials were forgotten.
         """
-        trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
+        trials = [trial for trial in self.trials_without_arrays() if "inherited" not in trial.user_attrs]
         last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
         later_trials = []
         for trial in trials:
@@ -450,13 +465,13 @@ class StoredStudy:
         """The trial to export: that of a number, else the one chosen on other noise, else the best of the search.
 
         Returns:
-            Its number, its coefficients and its user attributes with ``loss``, and with ``held_out`` if the
+            Its number, its coefficients and its other user attributes with ``loss``, and with ``held_out`` if the
             report is of this trial.
 
         Raises:
             StudyStoreError: there is no such complete trial.
         """
-        trials = self.trials()
+        trials = self.trials_without_arrays()
         report = self.attributes.get("held_out") or {}
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
@@ -469,7 +484,8 @@ class StoredStudy:
         description = {**trial.user_attrs, "loss": trial.value}
         if report.get("trial") == number:
             description["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
-        return number, array_of(trial.user_attrs["coefficients"]), description
+        [whole_trial] = self.with_arrays([trial])
+        return number, coefficients_of(whole_trial), description
 
     # its files
 
@@ -510,10 +526,12 @@ class StoredStudy:
             StudyStoreError: a study of that name exists.
         """
         copies = []
-        for trial in self.trials():
-            if not trial.state.is_finished():
-                continue
+        finished = [trial for trial in self.trials_without_arrays() if trial.state.is_finished()]
+        for trial in self.with_arrays(finished):
             copied = {key: value for key, value in trial.user_attrs.items() if key not in _NOT_COPIED}
+            for name in ARRAYS:
+                if name in copied:
+                    copied[name] = stored_array(copied[name])
             origin = {"study": self.name, "trial": trial.number}
             copied["inherited"] = trial.user_attrs.get("inherited") or origin
             copy = create_trial(state=trial.state, value=trial.value, user_attrs=copied)
