@@ -7,8 +7,9 @@ is the index of its ask, until failed trials are forgotten. Everything is reacha
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots the parameters ``sum_abs`` (Σ|a|)
                        and ``effective`` (checkpoints that matter)
-user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``,
-                       ``tell_index``; ``images`` and ``noise`` where other than the objective's were asked for,
+user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
+                       ``tell_index`` where the optimizer was told in another order than that of the numbers;
+                       ``images`` and ``noise`` where other than the objective's were asked for,
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
                        ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
                        over from another study; ``baseline``, the name of an average that was evaluated to measure
@@ -24,9 +25,9 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 
-A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first
-and the state last, before the optimizer is told: a trial without its state is evaluated again. Whoever writes holds the
-study's lock (:mod:`lcsc_opt.database.lock`).
+A candidate is committed, in one transaction, before it is evaluated. Its result is committed in another one, before the
+optimizer is told: a trial without its state is evaluated again. Whoever writes holds the study's lock
+(:mod:`lcsc_opt.database.lock`).
 
 Every read and write is tried again when the connection was lost. Each write can be repeated, since its commit may have
 succeeded without its acknowledgement: nothing is lost or doubled.
@@ -335,7 +336,6 @@ class StoredStudy:
             The trial's number.
         """
         attributes = candidate_attributes(candidate)
-        attributes["tell_index"] = self._next_number
         if tells_before is not None:
             attributes["tells_before"] = tells_before
         if baseline is not None:
@@ -529,9 +529,9 @@ class StoredStudy:
         finished = [trial for trial in self.trials_without_arrays() if trial.state.is_finished()]
         for trial in self.with_arrays(finished):
             copied = {key: value for key, value in trial.user_attrs.items() if key not in _NOT_COPIED}
-            for name in ARRAYS:
-                if name in copied:
-                    copied[name] = stored_array(copied[name])
+            for attribute in ARRAYS:
+                if attribute in copied:
+                    copied[attribute] = stored_array(copied[attribute])
             origin = {"study": self.name, "trial": trial.number}
             copied["inherited"] = trial.user_attrs.get("inherited") or origin
             copy = create_trial(state=trial.state, value=trial.value, user_attrs=copied)

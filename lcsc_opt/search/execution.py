@@ -377,15 +377,15 @@ class Executor:
 
     def outcome(self, plan: Plan) -> str:
         """One line for people: the result of a study."""
-        study = HistoryReader(self.storage).read_study(plan.name)
+        [study] = HistoryReader(self.storage).summaries([plan.name])
         line = "no result on the search's noise"
         if study.searched is not None:
             line = f"best {study.searched:.4g}"
         if study.held_out_loss is not None:
             line += f", held-out {study.held_out_loss:.4g}"
         line += f" after {study.evaluations} evaluations"
-        if len(study.failed):
-            line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
+        if study.summary.failed:
+            line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
         return line
 
 
