@@ -84,6 +84,26 @@ def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: Stor
     assert not {"metrics", "cost"} & set(trial.user_attrs)
 
 
+def test_a_result_that_a_crash_cuts_off_is_not_written_at_all(
+    study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    key = study.add_candidate(candidate(1, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(study.storage, "set_trial_state_values", killed)
+        with pytest.raises(KilledError):
+            study.finish(key, Evaluation(1.0, {"fid": 1.0}), tell_index=0)
+    assert study.trials()[0].user_attrs.keys() == {"coefficients"}
+    study.finish(key, Evaluation(2.0, {"fid": 2.0}), tell_index=0)
+    (trial,) = study.trials()
+    assert (trial.value, trial.user_attrs["metrics"]) == (2.0, {"fid": 2.0})
+
+
 @settings(
     max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
 )
