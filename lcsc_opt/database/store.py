@@ -277,7 +277,7 @@ class StoredStudy:
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers as Optuna reads them, but those that were forgotten.
 
-        For many trials :meth:`trials_without_arrays` needs a tenth of the time and a twentieth of the memory.
+        For many trials :meth:`trials_without_arrays` needs a small part of the time and the memory.
         """
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         return sorted(self._remembered(trials), key=lambda trial: trial.number)

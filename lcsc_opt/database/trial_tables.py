@@ -1,8 +1,7 @@
 """Reads the trials of a study from Optuna's tables: without their arrays, and then the arrays of a few at a time.
 
-Optuna's own ``get_all_trials`` reads every attribute of every trial into objects of Python, 65 KB a trial of 500
-coefficients, also where only losses are needed. Here such a trial takes 3 KB, and its coefficients 4 KB for as long as
-they are used. Everything is written through Optuna, and nothing here writes.
+Optuna's own ``get_all_trials`` reads every attribute of every trial into objects of Python, and each coefficient into
+one of its own, also where only losses are needed. Nothing here writes; everything is written through Optuna.
 """
 
 from __future__ import annotations
