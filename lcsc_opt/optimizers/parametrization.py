@@ -57,7 +57,8 @@ class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
         if self._last_coefficients is None or content != self._last_free:
             self._last_free = content
             self._last_coefficients = self.space.to_coefficients(free)
-        return self._last_coefficients.copy()
+        coefficients: Coefficients = self._last_coefficients.copy()
+        return coefficients
 
     def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[d]``."""
