@@ -5,8 +5,8 @@ is the index of its ask, until failed trials are forgotten. Everything is reacha
 
 =====================  =======================================================================================
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
-                       ``datetime_start``, ``datetime_complete``; for Optuna's plots the parameters ``sum_abs`` (Σ|a|)
-                       and ``effective`` (checkpoints that matter)
+                       ``datetime_start``, ``datetime_complete``; no parameters (0.2.0 stored ``sum_abs`` and
+                       ``effective``, which follow from the coefficients and took six of its statements)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``tell_index`` where the optimizer was told in another order than that of the numbers;
                        ``images`` and ``noise`` where other than the objective's were asked for,
@@ -45,7 +45,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -55,7 +54,6 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
-from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
@@ -70,7 +68,6 @@ SCHEMA = 1
 """The version of the stored format, as the table above describes it. Studies of 0.2.0 name none; it was the first."""
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
-_SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # for Optuna's plots; the coefficients have no bound
 _NOT_COPIED = ("tell_index", "tells_before", "inherited")  # attributes of a trial that belong to its study
 _CREATION_SECONDS = 30.0  # how long another process may take to create a study
 _WRITTEN_BY_CREATE = ("created", "created_by", "schema")
@@ -340,18 +337,7 @@ class StoredStudy:
             attributes["tells_before"] = tells_before
         if baseline is not None:
             attributes[BASELINE] = baseline
-        coefficients = candidate.coefficients
-        effective_range = FloatDistribution(1.0, float(coefficients.shape[-1]))
-        trial = create_trial(
-            state=TrialState.RUNNING,
-            user_attrs=attributes,
-            params={
-                "sum_abs": _clipped(sum_abs(coefficients), _SUM_ABS_RANGE),
-                "effective": _clipped(effective_count(coefficients), effective_range),
-            },
-            distributions={"sum_abs": _SUM_ABS_RANGE, "effective": effective_range},
-        )
-        number = self._add(trial)
+        number = self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
         if self._summarizer is not None:
             self._summarizer.begin(number, attributes)
         return number
@@ -548,10 +534,6 @@ class StoredStudy:
                 self.storage.delete_study(self.key)
 
         self._write(delete)
-
-
-def _clipped(value: float, allowed: FloatDistribution) -> float:
-    return min(max(float(value), allowed.low), allowed.high)
 
 
 def create(

@@ -58,15 +58,6 @@ def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: st
     assert trial.user_attrs["cost"]["seconds"] == 0.75
 
 
-def test_summary_values_are_parameters_that_optunas_plots_can_use(study: StoredStudy, url: str) -> None:
-    for coefficients in ((1.5, -0.5), (1.0, 0.0), (1e9, 1 - 1e9)):
-        study.finish(study.add_candidate(candidate(*coefficients)), Evaluation(1.0), tell_index=0)
-    params = [trial.params for trial in optuna.load_study(study_name=NAME, storage=url).trials]
-    assert params[0] == pytest.approx({"sum_abs": 2.0, "effective": 1.6})
-    assert params[1] == {"sum_abs": 1.0, "effective": 1.0}
-    assert params[2] == pytest.approx({"sum_abs": 1e6, "effective": 2.0})  # within the range of its distribution
-
-
 def test_a_result_is_written_once(study: StoredStudy) -> None:
     key = study.add_candidate(candidate(1, 0))
     study.finish(key, Evaluation(1.0), tell_index=0)
