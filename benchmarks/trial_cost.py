@@ -63,9 +63,9 @@ Trial = Callable[[], Parts]
 
 def main() -> None:
     """Measure, print the tables and write them."""
-    folder = {"help": "where databases are made; without it a temporary folder", "default": None}
+    place = {"help": "where databases are made; without it a temporary folder", "default": None}
     small = {"rounds": 10, "long": 500}
-    arguments = parse(__doc__, rounds=60, long=20_000, folder=folder, small=small)
+    arguments = parse(__doc__, rounds=60, long=20_000, folder=place, small=small)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with contextlib.ExitStack() as stack:
         folder = Path(arguments.folder or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -85,7 +85,7 @@ def trial_table(folder: Path, rounds: int) -> list[str]:
     """Milliseconds, transactions and statements of a trial."""
     parts = "candidate, result, optimizer"
     header = ("500 checkpoints", "ms a trial, median [quartiles]", "× Optuna's", parts, "transactions, statements")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     with contextlib.ExitStack() as stack:
         servers: dict[str, Callable[[str], str]] = {}
         place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
@@ -101,7 +101,7 @@ def trial_table(folder: Path, rounds: int) -> list[str]:
 def _trial_rows(database: str, url: Callable[[str], str], rounds: int) -> list[tuple[str, ...]]:
     measured = trial_milliseconds(url, rounds)
     medians = {way: statistics.median(parts["whole"] for parts in trials) for way, trials in measured.items()}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for way, trials in measured.items():
         lower, upper = np.quantile([parts["whole"] for parts in trials], [0.25, 0.75])
         shown_parts = ""
@@ -336,7 +336,8 @@ def replay_here(url: str, name: str) -> None:
     storage = open_storage(url, write=True)
     with _printed_costs(), contextlib.suppress(_AskedError):
         plan = Plan.of(StoredStudy.open(storage, name))
-        Executor(storage).run(plan.with_budget(plan.spec.budget.total + 1))
+        executor = Executor(storage, accept_changes=True)  # this script may have changed since it made the study
+        executor.run(plan.with_budget(plan.spec.budget.total + 1))
 
 
 def read_by_optuna_here(url: str, name: str) -> None:
