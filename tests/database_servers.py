@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -64,24 +64,28 @@ def find_binaries() -> Path | None:
 
 
 @contextlib.contextmanager
-def postgresql() -> Iterator[Postgresql]:
-    """Start a server, and stop it at the end; skips where none is installed, unless this is CI."""
+def postgresql(*, durable: bool = False) -> Iterator[Postgresql]:
+    """Start a server, and stop it at the end; skips where none is installed, unless this is CI.
+
+    Args:
+        durable: it waits for the disk, as servers do whose times are measured.
+    """
     binaries = find_binaries()
     if binaries is None:
         explain = pytest.fail if os.environ.get("CI") else pytest.skip
         explain("no PostgreSQL server on this machine: apt-get install postgresql")
     with tempfile.TemporaryDirectory(prefix="lcsc-postgresql-", ignore_cleanup_errors=True) as folder:
-        yield from _running(binaries, Path(folder))
+        yield from _running(binaries, Path(folder), {} if durable else FAST)
 
 
-def _running(binaries: Path, folder: Path) -> Iterator[Postgresql]:
+def _running(binaries: Path, folder: Path, more_settings: Mapping[str, str]) -> Iterator[Postgresql]:
     who = _someone_but_root(folder)
     data, password, port = folder / "data", folder / "password", free_port()
     password.write_text(f"{PASSWORD}\n")
     initdb = [binaries / "initdb", "-D", data, "-U", USER, "--pwfile", password, "-A", "scram-sha-256"]
     initdb += ["--no-sync", "-E", "UTF8", "--locale=C"]
     subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **who)  # type: ignore[arg-type]
-    settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": folder, **FAST}
+    settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": folder, **more_settings}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     dies_with_us = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
     with (folder / "log").open("wb") as log:

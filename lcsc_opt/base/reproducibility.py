@@ -73,7 +73,6 @@ def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
 
 
 _lock = threading.RLock()
-_controller = functools.cache(ThreadpoolController)  # looking for the libraries takes milliseconds
 
 
 @contextlib.contextmanager
@@ -86,5 +85,11 @@ def blas_threads(count: int | None) -> Iterator[None]:
         if count is None:
             yield
         else:
-            with _controller().limit(limits=count, user_api="blas"):
+            with _blas().limit(limits=count):
                 yield
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The libraries of :func:`blas_threads`; finding them takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas")

@@ -202,7 +202,7 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     sampled = ""
     if report.images:
         sampled = f", {report.images:,} images"
-    trials = {trial.number: trial for trial in stored.trials()}
+    trials = {trial.number: trial for trial in stored.trials_without_arrays()}
     rows = []
     for chosen, loss in report.selection.items():
         mark = "chosen" if chosen == report.trial else ""

@@ -264,6 +264,22 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
         time.sleep(pause)
 
 
+@contextlib.contextmanager
+def one_transaction(storage: RDBStorage) -> Iterator[None]:
+    """What Optuna writes in this thread while this is open is committed together at the end, or not at all.
+
+    Each of Optuna's calls commits its session. Here the session belongs to a transaction of ours, which its commits
+    leave open (SQLAlchemy: "joining a session into an external transaction").
+    """
+    storage.remove_session()
+    with storage.engine.begin() as connection:
+        storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
+        try:
+            yield
+        finally:
+            storage.remove_session()
+
+
 def _advice(problem: str) -> str:
     if READ_ONLY in problem:
         return "SQLite writes next to it, too: let this user write its folder, or give another --storage"

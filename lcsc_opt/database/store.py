@@ -5,10 +5,11 @@ is the index of its ask, until failed trials are forgotten. Everything is reacha
 
 =====================  =======================================================================================
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
-                       ``datetime_start``, ``datetime_complete``; for Optuna's plots the parameters ``sum_abs`` (Σ|a|)
-                       and ``effective`` (checkpoints that matter)
-user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``,
-                       ``tell_index``; ``images`` and ``noise`` where other than the objective's were asked for,
+                       ``datetime_start``, ``datetime_complete``; no parameters (0.2.0 stored ``sum_abs`` and
+                       ``effective``, which follow from the coefficients and took six of its statements)
+user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
+                       ``tell_index`` where the optimizer was told in another order than that of the numbers;
+                       ``images`` and ``noise`` where other than the objective's were asked for,
                        ``tuned``, name → value, of studies that tune numbers of the sampler;
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
                        ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
@@ -26,9 +27,9 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 
-A candidate is committed, in one transaction, before it is evaluated. Of its result, the attributes are committed first
-and the state last, before the optimizer is told: a trial without its state is evaluated again. Whoever writes holds the
-study's lock (:mod:`lcsc_opt.database.lock`).
+A candidate is committed, in one transaction, before it is evaluated. Its result is committed in another one, before the
+optimizer is told: a trial without its state is evaluated again. Whoever writes holds the study's lock
+(:mod:`lcsc_opt.database.lock`).
 
 Every read and write is tried again when the connection was lost. Each write can be repeated, since its commit may have
 succeeded without its acknowledgement: nothing is lost or doubled.
@@ -38,16 +39,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import mimetypes
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -57,22 +56,21 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
-from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.arrays import TUNED, array_of, stored_array
-from lcsc_opt.database.connection import in_database, quiet_optuna
+from lcsc_opt.database.arrays import TUNED, coefficients_of, stored_array
+from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
+from lcsc_opt.database.trial_tables import ARRAYS, read_trials, with_arrays
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 1
 """The version of the stored format, as the table above describes it. Studies of 0.2.0 name none; it was the first."""
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
-_SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # for Optuna's plots; the coefficients have no bound
 _NOT_COPIED = ("tell_index", "tells_before", "inherited")  # attributes of a trial that belong to its study
 _CREATION_SECONDS = 30.0  # how long another process may take to create a study
 _WRITTEN_BY_CREATE = ("created", "created_by", "schema")
@@ -279,11 +277,25 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials in the order of their numbers, but those that :meth:`retry_failed` has forgotten."""
-        forgotten = set(self._forgotten)
+        """All trials in the order of their numbers as Optuna reads them, but those that were forgotten.
+
+        For many trials :meth:`trials_without_arrays` needs a small part of the time and the memory.
+        """
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
-        remembered = [trial for trial in trials if trial.number not in forgotten]
-        return sorted(remembered, key=lambda trial: trial.number)
+        return sorted(self._remembered(trials), key=lambda trial: trial.number)
+
+    def trials_without_arrays(self) -> list[FrozenTrial]:
+        """:meth:`trials` without ``coefficients``, ``gradient`` and Optuna's parameters."""
+        return self._remembered(read_trials(self.storage, self.key))
+
+    def with_arrays(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+        """These trials with ``coefficients`` and ``gradient`` as arrays of float64, read a few at a time."""
+        return with_arrays(self.storage, trials)
+
+    def _remembered(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that :meth:`retry_failed` has not forgotten."""
+        forgotten = set(self._forgotten)
+        return [trial for trial in trials if trial.number not in forgotten]
 
     def begin_summary(self, trials: Sequence[FrozenTrial]) -> None:
         """Keep the study's summary from here on until :meth:`hold` is closed.
@@ -291,7 +303,7 @@ class StoredStudy:
         A stored summary that contradicts the trials is replaced, with a notice.
 
         Args:
-            trials: what :meth:`trials` has returned.
+            trials: what :meth:`trials_without_arrays` has returned.
         """
         self._summarizer = Summarizer(trials, self._forgotten)
         stored = self.attributes.get(SUMMARY)
@@ -328,23 +340,11 @@ class StoredStudy:
             The trial's number.
         """
         attributes = candidate_attributes(candidate)
-        attributes["tell_index"] = self._next_number
         if tells_before is not None:
             attributes["tells_before"] = tells_before
         if baseline is not None:
             attributes[BASELINE] = baseline
-        coefficients = candidate.coefficients
-        effective_range = FloatDistribution(1.0, float(coefficients.shape[-1]))
-        trial = create_trial(
-            state=TrialState.RUNNING,
-            user_attrs=attributes,
-            params={
-                "sum_abs": _clipped(sum_abs(coefficients), _SUM_ABS_RANGE),
-                "effective": _clipped(effective_count(coefficients), effective_range),
-            },
-            distributions={"sum_abs": _SUM_ABS_RANGE, "effective": effective_range},
-        )
-        number = self._add(trial)
+        number = self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
         if self._summarizer is not None:
             self._summarizer.begin(number, attributes)
         return number
@@ -387,7 +387,8 @@ class StoredStudy:
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
-        self._set_trial_attributes(number, {"attempts": list(attempts)})
+        trial_id = self._trial_id(number)
+        self._write(lambda: self.storage.set_trial_user_attr(trial_id, "attempts", list(attempts)))
         if self._summarizer is not None:
             self._summarizer.note_attempts(number, attempts)
 
@@ -399,34 +400,28 @@ class StoredStudy:
         tell_index: int,
         value: float | None = None,
     ) -> None:
-        """Commit the attributes of a result, then its state: a trial without its state is evaluated again."""
+        """Commit a result, attributes and state, in one transaction."""
         if tell_index != number:
             attributes["tell_index"] = tell_index
-        json.dumps(attributes)  # whatever cannot be written fails before anything is
         trial_id = self._trial_id(number)
         values = None if value is None else [value]
 
         def end() -> None:
             try:
-                self.storage.set_trial_state_values(trial_id, state, values)
+                with one_transaction(self.storage):
+                    for name, attribute in attributes.items():
+                        self.storage.set_trial_user_attr(trial_id, name, attribute)
+                    self.storage.set_trial_state_values(trial_id, state, values)
             except RuntimeError:  # it has ended: by an attempt whose commit was not acknowledged?
                 stored = self.storage.get_trial(trial_id)
                 if (stored.state, stored.value) != (state, value):
                     raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
 
-        with contextlib.suppress(RuntimeError):  # it has ended, see above
-            self._set_trial_attributes(number, attributes)
         self._write(end)
         if self._summarizer is not None:
             self._summarizer.end(number, state, value, attributes)
             if self._summarizer.is_due:
                 self._write_summary()
-
-    def _set_trial_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """The one place where attributes of a trial that exists are written."""
-        trial_id = self._trial_id(number)
-        for name, value in attributes.items():
-            self._write(functools.partial(self.storage.set_trial_user_attr, trial_id, name, value))
 
     def _trial_id(self, number: int) -> int:
         """The database's key of a trial."""
@@ -445,7 +440,7 @@ class StoredStudy:
         Returns:
             How many trials were forgotten.
         """
-        trials = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
+        trials = [trial for trial in self.trials_without_arrays() if "inherited" not in trial.user_attrs]
         last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
         later_trials = []
         for trial in trials:
@@ -465,13 +460,13 @@ class StoredStudy:
         """The trial to export: that of a number, else the one chosen on other noise, else the best of the search.
 
         Returns:
-            Its number, its coefficients and its user attributes with ``loss``, and with ``held_out`` if the
+            Its number, its coefficients and its other user attributes with ``loss``, and with ``held_out`` if the
             report is of this trial.
 
         Raises:
             StudyStoreError: there is no such complete trial.
         """
-        trials = self.trials()
+        trials = self.trials_without_arrays()
         report = self.attributes.get("held_out") or {}
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
@@ -484,7 +479,8 @@ class StoredStudy:
         description = {**trial.user_attrs, "loss": trial.value}
         if report.get("trial") == number:
             description["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
-        return number, array_of(trial.user_attrs["coefficients"]), description
+        [whole_trial] = self.with_arrays([trial])
+        return number, coefficients_of(whole_trial), description
 
     # its files
 
@@ -525,10 +521,12 @@ class StoredStudy:
             StudyStoreError: a study of that name exists.
         """
         copies = []
-        for trial in self.trials():
-            if not trial.state.is_finished():
-                continue
+        finished = [trial for trial in self.trials_without_arrays() if trial.state.is_finished()]
+        for trial in self.with_arrays(finished):
             copied = {key: value for key, value in trial.user_attrs.items() if key not in _NOT_COPIED}
+            for attribute in ARRAYS:
+                if attribute in copied:
+                    copied[attribute] = stored_array(copied[attribute])
             origin = {"study": self.name, "trial": trial.number}
             copied["inherited"] = trial.user_attrs.get("inherited") or origin
             copy = create_trial(state=trial.state, value=trial.value, user_attrs=copied)
@@ -540,10 +538,6 @@ class StoredStudy:
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
         self._write(lambda: delete_study(self.storage, self.key, self.name))
-
-
-def _clipped(value: float, allowed: FloatDistribution) -> float:
-    return min(max(float(value), allowed.low), allowed.high)
 
 
 def create(

@@ -185,9 +185,10 @@ class Summary:
 
     def _best_with(self, numbers: npt.NDArray[np.int64], losses: Floats) -> tuple[int | None, float | None]:
         """The number and the loss of the best trial, of those before and these."""
-        candidates = [
-            (float(loss), int(number)) for number, loss in zip(numbers, losses, strict=True) if not np.isnan(loss)
-        ]
+        candidates: list[tuple[float, int]] = []
+        if not np.isnan(losses).all():
+            lowest = np.nanmin(losses)
+            candidates.append((float(lowest), int(numbers[losses == lowest].min())))
         if self.best is not None and self.loss is not None:
             candidates.append((self.loss, self.best))
         if not candidates:

@@ -40,15 +40,26 @@ _SUM_TOLERANCE = 1e-9  # of the initial value of a plain array
 
 
 class _CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
-    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space (``[S, K]``, if it has rows), and back."""
+    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space (``[S, K]``, if it has rows), and back.
+
+    Nevergrad reads the value of a candidate five times between its ask and its tell, so the last one is kept.
+    """
 
     def __init__(self, space: CoefficientSpace) -> None:
         super().__init__()
         self.space = space
+        self._last_free = b""
+        self._last_coefficients: Coefficients | None = None
 
     def forward(self, value: npt.NDArray[np.float64]) -> Coefficients:
         """``[d]`` → ``[K]``."""
-        return self.space.to_coefficients(np.asarray(value, dtype=np.float64))
+        free = np.asarray(value, dtype=np.float64)
+        content = free.tobytes()
+        if self._last_coefficients is None or content != self._last_free:
+            self._last_free = content
+            self._last_coefficients = self.space.to_coefficients(free)
+        coefficients: Coefficients = self._last_coefficients.copy()
+        return coefficients
 
     def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[d]``."""

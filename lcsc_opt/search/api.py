@@ -114,7 +114,8 @@ class Study:
         ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
         """
         with reading(self.storage) as storage:
-            return [_row(trial) for trial in StoredStudy.open(storage, self.name).trials()]
+            study = StoredStudy.open(storage, self.name)
+            return [_row(trial) for trial in study.with_arrays(study.trials_without_arrays())]
 
     def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
         """The merged state dict, on the CPU, as it was scored.

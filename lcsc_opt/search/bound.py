@@ -286,9 +286,10 @@ class _Baselines:
         self._in_flight = in_flight
         self._stored: dict[tuple[bytes, int | None], FrozenTrial] = {}
         self._begun: dict[tuple[bytes, int | None], _Baseline] = {}
-        for trial in study.trials():
-            if is_baseline(trial) and "inherited" not in trial.user_attrs:
-                self._stored[_key(coefficients_of(trial), trial.user_attrs.get("images"))] = trial
+        trials = study.trials_without_arrays()
+        baselines = [trial for trial in trials if is_baseline(trial) and "inherited" not in trial.user_attrs]
+        for trial in study.with_arrays(baselines):
+            self._stored[_key(coefficients_of(trial), trial.user_attrs.get("images"))] = trial
 
     @property
     def can_finish_averages(self) -> bool:

@@ -171,7 +171,7 @@ class Execution:
         images = self.objective.images_per_evaluation
         first_budget = BudgetSpec(**stored["optimizer_budget"])
         if stored.get(KEPT_BOUND) is not None:
-            charged = charged_for_baselines(self.stored.trials(), first_budget.unit, images)
+            charged = charged_for_baselines(self.stored.trials_without_arrays(), first_budget.unit, images)
             first_budget = first_budget.with_total(max(first_budget.total - charged, 1))
         evaluations = first_budget.total
         if first_budget.unit == "images":

@@ -143,7 +143,7 @@ def retry_failures(study: StoredStudy) -> int:
         How many trials were forgotten, and will be asked again.
     """
     many = study.retry_failed()
-    remaining = [trial.number for trial in study.trials() if trial.state == TrialState.FAIL]
+    remaining = [trial.number for trial in study.trials_without_arrays() if trial.state == TrialState.FAIL]
     if remaining:
         study.set_attribute(ACCEPTED_FAILURES, remaining)
     return many

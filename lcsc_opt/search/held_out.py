@@ -128,8 +128,8 @@ def score_held_out(
         StudyStoreError: no trial is complete, or none of them on the search's noise.
         SearchFailedError: one of them cannot be evaluated.
     """
-    trials = study.trials()
-    best_trials = _best_trials(trials, plan.top)
+    trials = study.trials_without_arrays()
+    best_trials = _best_trials(study, trials, plan.top)
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     signs = objective.evaluation_metrics
@@ -176,12 +176,15 @@ def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
     return f"{study.name}: trial {trial.number}"
 
 
-def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
+def _best_trials(study: StoredStudy, trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same model once."""
     distinct: dict[bytes, FrozenTrial] = {}
-    for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
+    by_loss = sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number))
+    for trial in study.with_arrays(by_loss):
+        if len(distinct) == top:
+            break
         distinct.setdefault(model_of(trial).identity, trial)
-    return list(distinct.values())[:top]
+    return list(distinct.values())
 
 
 def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:

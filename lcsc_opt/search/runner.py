@@ -103,12 +103,13 @@ class Search:
         self._policy = FailureSpec() if failures is None else failures
         self._environment_change = environment_change
 
-        trials = study.trials()
+        trials = study.trials_without_arrays()
         study.begin_summary(trials)
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         own_trials = trials[len(self._inherited) :]
         self._paid_baselines = _paid_baselines(trials)
         self._stored = [trial for trial in own_trials if not is_baseline(trial)]
+        self._to_replay = study.with_arrays(self._stored)
         if first is not None and not self._inherited:
             optimizer.suggest(point_of(optimizer.parametrization, np.array(first)))
         self._in_flight: list[_Trial] = []
@@ -182,7 +183,7 @@ class Search:
         Losses that do not compare are told only to optimizers that follow gradients: others would favour lucky noise.
         """
         follows_gradients = getattr(self._optimizer, "needs_gradient", False)
-        for trial in self._inherited:
+        for trial in self._study.with_arrays(self._inherited):
             if is_baseline(trial):
                 continue
             request = _request(trial)
@@ -213,7 +214,7 @@ class Search:
         candidate = dataclasses.replace(candidate_of(parameter), constraint=self._constraint)
         request = request_of(parameter)
         if number < len(self._stored):
-            stored = self._stored[number]
+            stored = next(self._to_replay)
             self._verify(stored, candidate)
             return self._resumed(stored, _Trial(stored.number, candidate, request, parameter))
         tells_before = self.told if self._tells == "as-completed" else None

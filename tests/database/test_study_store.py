@@ -43,7 +43,7 @@ def test_plain_optuna_sees_a_candidate_before_it_is_evaluated_and_then_all_of_it
     study.finish(key, Evaluation(1.5, {"fid": 1.5}, Cost(images=10, seconds=2.0)), tell_index=0)
     trial = optuna.load_study(study_name=NAME, storage=url).best_trial
     assert (trial.number, trial.value, trial.state) == (0, 1.5, TrialState.COMPLETE)
-    assert (trial.user_attrs["metrics"], trial.user_attrs["tell_index"]) == ({"fid": 1.5}, 0)
+    assert trial.user_attrs["metrics"] == {"fid": 1.5}
     assert trial.user_attrs["cost"]["images"] == 10
     assert trial.duration is not None
     assert 0 <= trial.duration.total_seconds() < 60  # both ends are of the same clock
@@ -56,15 +56,6 @@ def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: st
     assert (trial.state, trial.value, trial.user_attrs["reason"]) == (TrialState.FAIL, None, "ValueError: broken")
     assert trial.user_attrs["attempts"] == [attempts[0], {**attempts[1], "last": True}]
     assert trial.user_attrs["cost"]["seconds"] == 0.75
-
-
-def test_summary_values_are_parameters_that_optunas_plots_can_use(study: StoredStudy, url: str) -> None:
-    for coefficients in ((1.5, -0.5), (1.0, 0.0), (1e9, 1 - 1e9)):
-        study.finish(study.add_candidate(candidate(*coefficients)), Evaluation(1.0), tell_index=0)
-    params = [trial.params for trial in optuna.load_study(study_name=NAME, storage=url).trials]
-    assert params[0] == pytest.approx({"sum_abs": 2.0, "effective": 1.6})
-    assert params[1] == {"sum_abs": 1.0, "effective": 1.0}
-    assert params[2] == pytest.approx({"sum_abs": 1e6, "effective": 2.0})  # within the range of its distribution
 
 
 def test_a_result_is_written_once(study: StoredStudy) -> None:
@@ -82,6 +73,26 @@ def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: Stor
     (trial,) = study.trials()
     assert trial.state == TrialState.RUNNING
     assert not {"metrics", "cost"} & set(trial.user_attrs)
+
+
+def test_a_result_that_a_crash_cuts_off_is_not_written_at_all(
+    study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    key = study.add_candidate(candidate(1, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(study.storage, "set_trial_state_values", killed)
+        with pytest.raises(KilledError):
+            study.finish(key, Evaluation(1.0, {"fid": 1.0}), tell_index=0)
+    assert study.trials()[0].user_attrs.keys() == {"coefficients"}
+    study.finish(key, Evaluation(2.0, {"fid": 2.0}), tell_index=0)
+    (trial,) = study.trials()
+    assert (trial.value, trial.user_attrs["metrics"]) == (2.0, {"fid": 2.0})
 
 
 @settings(

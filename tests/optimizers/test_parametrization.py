@@ -40,6 +40,21 @@ def test_a_child_of_given_coefficients_has_them(seed: int) -> None:
     np.testing.assert_allclose(child.value, wanted, rtol=0, atol=1e-13)
 
 
+@SPACES
+def test_a_value_that_was_read_follows_the_free_vector(space: CoefficientSpace) -> None:
+    array = coefficient_array(space, seed=0)
+    array.value[0] += 1.0  # of a copy
+    np.testing.assert_allclose(array.value, ORIGIN, atol=1e-15)
+    child = array.sample()
+    assert (
+        child.value == space.to_coefficients(child.get_standardized_data(reference=array) * DEFAULT_STEP_SIZE)
+    ).all()
+    again = child.spawn_child()
+    again.mutate()
+    assert (again.value != child.value).any()
+    assert (child.value == child.spawn_child().value).all()
+
+
 @pytest.mark.parametrize("step_size", [DEFAULT_STEP_SIZE, 0.3])
 def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) -> None:
     array = coefficient_array(AFFINE, step_size=step_size)
