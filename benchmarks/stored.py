@@ -23,6 +23,7 @@ from rows import DIGITS, metrics_of
 
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import pack
 
 STORED = ("exact", "bfloat16", "int8")
@@ -39,12 +40,15 @@ def main() -> None:
     for stored in STORED:
         objective = objective_of("digits.py", **DIGITS, training_seed=arguments.training)
         exact = objective.trajectory
+        assert isinstance(exact, Trajectory)
         size = exact.nbytes
+        packed = exact
         if stored != "exact":
             path = cache_directory() / "stored" / f"{exact.path.stem}-{stored}.trajectory"
             path.parent.mkdir(exist_ok=True)
-            objective.trajectory = pack(exact.path, path, dtype=stored, overwrite=True)
-        share = objective.trajectory.nbytes / size
+            packed = pack(exact.path, path, dtype=stored, overwrite=True)
+        share = packed.nbytes / size
+        objective.trajectory = packed
         objective.merge_in_rows("layers")
         found = []
         for seed in range(arguments.seeds):

@@ -93,8 +93,8 @@ def print_table(
         free -= extra
         justify: JustifyMethod = "left" if index < left else "right"
         table.add_column(column.name, justify=justify, width=column.fewest + extra)
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*cells)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
     console.print(table, crop=False)
     if dropped:
         names = ", ".join(reversed(dropped))

@@ -84,7 +84,7 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         settings += _settings_of_images(near.reference)
     settings, missing = _filled(settings, given, ask)
 
-    values = {setting.name: setting.value for setting in settings if setting.value is not None}
+    values: dict[str, JsonValue] = {setting.name: setting.value for setting in settings if setting.value is not None}
     search = _Search.of(proposal, values)
     problem = ""
     if not missing:

@@ -145,7 +145,7 @@ def test_adapters(capsys: pytest.CaptureFixture[str]) -> None:
         config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", base_model_name_or_path="base")
         adapted = get_peft_model(network, config)
         tiny_pipelines.randomize(adapted, step, only="lora_")
-        adapted.save_pretrained(Path("out") / f"checkpoint-{step}")
+        adapted.save_pretrained(f"out/checkpoint-{step}")
     write_text()
     study = init("out")
     assert study["optimizers"] == ["EMAGrid", "LCSCQuadratic"]

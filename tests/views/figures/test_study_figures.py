@@ -61,9 +61,9 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
 
 def test_averages_of_several_widths_stand_side_by_side(storage: RDBStorage) -> None:
     for name in ("EMAGrid/0", "LCSC/0"):
-        study = write_study(storage, f"digits/{name}", [4.0, 2.0])
-        study.set_attribute("steps", [100, 300, 300])
-        study.set_attribute("widths", [0.1, 0.05, 0.1])
+        stored = write_study(storage, f"digits/{name}", [4.0, 2.0])
+        stored.set_attribute("steps", [100, 300, 300])
+        stored.set_attribute("widths", [0.1, 0.05, 0.1])
     reader, (ema, study) = read(storage)
     assert study.steps == (100, 300, 300)
     assert study.steps.widths == (0.1, 0.05, 0.1)
