@@ -116,8 +116,8 @@ def _best(study: StudyHistory) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
     if study.held_out is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {number(study.searched)} searched"
-        if study.held_out.warning is not None:
-            best += f". Warning: {study.held_out.warning}"
+        if study.warning is not None:
+            best += f". Warning: {study.warning}"
         return best
     if study.searched is None:
         return "no result yet"

@@ -60,9 +60,12 @@ def compare(
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
+    names_by_warning: dict[str, list[str]] = {}
     for study in studies:
         if study.warning is not None:
-            say(f"{study.study}: {study.warning}")
+            names_by_warning.setdefault(study.warning, []).append(study.study)
+    for text, names in names_by_warning.items():
+        say(f"{', '.join(names)}: {text}")
     if plot is not None:
         if is_sweep and not axis:
             axis = ":"  # the trade-off of the two metrics that are chosen for it
@@ -173,9 +176,7 @@ def evaluate(
         first_group=first_group,
         keep=keep,
     )
-    executor = Executor(stored.storage, accept_changes=accept_changes)
-    with executor.open(Plan.of(stored)) as execution:
-        report = execution.evaluate(plan)
+    report = Executor(stored.storage, accept_changes=accept_changes).evaluate(Plan.of(stored), plan)
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":

@@ -124,12 +124,10 @@ class Execution:
 
         Raises:
             ObjectiveError: this objective has no held-out loss.
-            StudyStoreError: its losses had a penalty whose bound is not stored.
         """
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
-        check_stored_bound(self.plan, self.stored.attributes, self.objective)
         if not self.objective.images_per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
@@ -374,6 +372,18 @@ class Executor:
         with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):  # what its trackers lack
             pass
         return f"finished already; {self.outcome(plan)}"
+
+    def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
+        """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.
+
+        Raises:
+            StudyStoreError: its losses had a penalty whose bound is not stored.
+            LcscError: as :meth:`open` and :meth:`Execution.evaluate`.
+        """
+        stored = our_studies(self.storage)[plan.name]
+        check_stored_bound(plan, stored, None, refused="evaluated on other noise")
+        with self.open(plan) as execution:
+            return execution.evaluate(held_out)
 
     def outcome(self, plan: Plan) -> str:
         """One line for people: the result of a study."""

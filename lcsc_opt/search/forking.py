@@ -18,7 +18,7 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import NODES
-from lcsc_opt.database.kept_bound import KeptBound
+from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import storage_url
@@ -114,6 +114,7 @@ def fork(
     attributes |= plan.beginning(executor.objective(plan))
     attributes |= dict.fromkeys(_NOT_INHERITED)
     attributes["forked_from"] = source.name
+    attributes.setdefault(KEPT_BOUND, None)  # a grid of 0.2.0 lacks it; the fork's losses have no penalty
     source.copy(plan.name, attributes)
     return plan
 

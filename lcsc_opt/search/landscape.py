@@ -54,7 +54,7 @@ def run_landscape(
         current = {"objective": executor.objective(plan).describe()}
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
-        check_stored_bound(searched, source.attributes, executor.objective(plan))
+        check_stored_bound(searched, source.attributes, executor.objective(plan), refused="drawn as a landscape")
         products = plane.products(executor.objective(plan).gram())
         attributes = {
             "plane": {"products": stored_array(products)},

@@ -227,13 +227,16 @@ def _continued(plan: Plan, stored: Attributes | None) -> Plan:
     return plan
 
 
-def check_stored_bound(plan: Plan, stored: Attributes, objective: Objective | None) -> None:
+def check_stored_bound(
+    plan: Plan, stored: Attributes, objective: Objective | None, *, refused: str = "continued"
+) -> None:
     """Refuse to add losses to a study whose losses had a penalty, but no stored bound.
 
     Args:
         plan: of the study.
         stored: its attributes.
         objective: once it is loaded.
+        refused: what cannot be done with the study, for the message.
 
     Raises:
         StudyStoreError: 0.2.0 began the study, and it keeps a metric.
@@ -242,7 +245,7 @@ def check_stored_bound(plan: Plan, stored: Attributes, objective: Objective | No
         return
     raise StudyStoreError(
         f"{plan.name}: an older version bounded its losses by an EMA* that it did not store, so the study can be read, "
-        "but not continued. Give the new one another name: lcsc run FILE name=..."
+        f"but not {refused}. Search again under another name: lcsc run FILE name=..."
     )
 
 
