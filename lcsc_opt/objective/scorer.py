@@ -18,6 +18,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Noise
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.settings import excerpt
 
 _SEED_BITS = 31  # every random generator accepts a seed of so many bits
 
@@ -134,7 +135,9 @@ def outcomes(name: str, value: Any) -> Floats:
     except ValueError:  # lists of different lengths
         array = np.empty(0, dtype=object)
     if array.dtype.kind not in "biuf":
-        raise ObjectiveError(f"score: {name} is {str(value)[:80]!r}; expected a number, or single outcomes")
+        raise ObjectiveError(f"score: {name} must return a number, or single outcomes [n]; got {excerpt(value)}")
     if array.ndim > 1 or not array.size:
-        raise ObjectiveError(f"score: {name} has the shape {list(array.shape)}; expected outcomes in one dimension")
+        raise ObjectiveError(
+            f"score: {name} must return a number, or single outcomes [n]; got the shape {list(array.shape)}"
+        )
     return np.atleast_1d(array)

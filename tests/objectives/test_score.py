@@ -169,8 +169,9 @@ def test_draws_of_optimizers_are_of_the_search_and_all_have_seeds_of_their_own()
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [
-        ("good", ObjectiveError, "returned is 'good'; expected a number"),
-        (torch.zeros(2, 3), ObjectiveError, r"has the shape \[2, 3\]"),
+        ("good", ObjectiveError, r"returned must return a number, or single outcomes \[n\]; got 'good'"),
+        (None, ObjectiveError, "returned must return a number, .* got None"),
+        (torch.zeros(2, 3), ObjectiveError, r"got the shape \[2, 3\]"),
         (float("nan"), MetricError, "not finite: returned is nan"),
         (iter([]), ObjectiveError, "yielded nothing"),
     ],
