@@ -41,6 +41,8 @@ def compare(
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_table
 
+    if plot is not None:
+        _check_plot(plot, axis)
     points = points_of(HistoryReader(open_database(storage)), experiment)
     studies = [study for point in points.values() for study in point]
     is_sweep = experiment not in points  # the points of a sweep have longer names
@@ -111,8 +113,18 @@ def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:
     return number(*mean_and_spread)
 
 
+def _check_plot(path: Path, axis: str | None) -> None:
+    """Refuse what cannot be drawn, before the tables are printed."""
+    from lcsc_opt.views.curves import AXES
+    from lcsc_opt.views.figures.writing import check_suffix
+
+    check_suffix(path)
+    if axis is not None and ":" not in axis and axis not in AXES:
+        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
+
+
 def _draw(studies: Sequence[SummarizedStudy], axis: str | None, path: Path) -> None:
-    from lcsc_opt.views.curves import AXES, comparison_figure
+    from lcsc_opt.views.curves import comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figures
 
@@ -122,8 +134,6 @@ def _draw(studies: Sequence[SummarizedStudy], axis: str | None, path: Path) -> N
         if figure is None:
             say("nothing drawn: no two metrics were measured on held-out noise; see held_out_metrics")
             return
-    elif axis is not None and axis not in AXES:
-        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
     else:
         figure = comparison_figure(studies, axis)
     write_figures({path: figure})
@@ -227,9 +237,11 @@ def landscape(
     """Evaluate the loss on the plane through three models. The same command continues an unfinished landscape."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.search.landscape import run_landscape
-    from lcsc_opt.views.figures.writing import write_figures
+    from lcsc_opt.views.figures.writing import check_suffix, write_figures
     from lcsc_opt.views.landscape import Landscape
 
+    if plot is not None:
+        check_suffix(plot)
     stored = find_study(study, storage, write=True)
     options: dict[str, Any] = {}
     if corners:

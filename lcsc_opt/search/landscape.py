@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.kept_bound import KEPT_BOUND
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
@@ -61,6 +63,9 @@ def run_landscape(
             KEPT_BOUND: source.attributes.get(KEPT_BOUND),
         }
         executor.create(executor.resolve(plan), attributes)
+    missing = len(points) - HistoryReader(source.storage).read_study(plan.name).evaluations
+    if missing > 0:
+        notice(f"{plan.name}: {missing:,} evaluations, one for each point of the plane; a smaller --grid needs fewer")
     return plan.name, executor.run(plan)
 
 
