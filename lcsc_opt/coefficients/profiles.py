@@ -35,7 +35,7 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """
     checked = tuple(int(step) for step in steps)
     if len(checked) < 2:
-        raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
+        raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(checked)}")
     previous = -1
     for index, step in enumerate(checked):
         if step != steps[index] or step <= previous:

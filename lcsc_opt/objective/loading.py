@@ -7,11 +7,13 @@ is and which checkpoints it was begun with. Any of these functions may leave the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ def load_objective(
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
     context = BuildContext(beside, checkpoints)
     try:
-        objective = _call(module.build, dict(spec.settings), context=context)
+        with _naming_setting(spec.settings):
+            objective = _call(module.build, dict(spec.settings), context=context)
     except LcscError:
         raise
     except Exception as error:
@@ -98,12 +101,26 @@ def check_objective(
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
     context = BuildContext(beside, checkpoints)
     if hasattr(settings, "check"):
-        _call(settings.check, context=context)
+        with _naming_setting(spec.settings):
+            _call(settings.check, context=context)
     return CheckedObjective(
         code=code_of_settings(path, spec.settings),
         why_no_gradient=_asked_once(settings, "why_no_gradient", context),
         why_no_report=_asked_once(settings, "why_no_report", context),
     )
+
+
+@contextlib.contextmanager
+def _naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Where an error begins with the name of a setting, say where in the study file the setting is."""
+    try:
+        yield
+    except LcscError as error:
+        message = str(error)
+        name = re.split(r"[:.\[ ]", message, maxsplit=1)[0]
+        if name not in settings:
+            raise
+        raise type(error)(f"objective.settings.{message}") from error
 
 
 def _make_importable(beside: Path | None) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.loading import check_objective, load_objective
 
 WITH_CONTEXT = """
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.objective import CoefficientFunction
 
@@ -85,3 +86,17 @@ def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) 
     assert checked.why_no_report() is None
     with pytest.raises(ValueError, match="refused"):
         check_objective(ObjectiveSpec(file="without_context.py", settings={"name": "refused"}), beside=study)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"callable": "math:hypot", "steps": [1, 2, 2]}, r"^objective\.settings\.steps\[2\]: expected a whole number"),
+        ({"callable": "math.hypot", "steps": [1, 2]}, r"^objective\.settings\.callable: expected 'module:function'"),
+    ],
+)
+def test_an_error_about_a_setting_says_where_the_setting_is(settings: dict[str, Any], said: str) -> None:
+    spec = ObjectiveSpec(file="function.py", settings=settings)
+    for load in (load_objective, check_objective):
+        with pytest.raises(LcscError, match=said):
+            load(spec)
