@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
@@ -141,4 +141,4 @@ def _confirmed(question: str, *, yes: bool) -> bool:
 
 
 def _size(entries: Sequence[CacheEntry]) -> str:
-    return str(tqdm.format_sizeof(sum(entry.bytes for entry in entries), "B"))
+    return shown_size(sum(entry.bytes for entry in entries))

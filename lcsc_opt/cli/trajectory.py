@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
 from lcsc_opt.cli.output import print_described, print_json, say
@@ -46,7 +47,7 @@ def pack(
         overwrite=overwrite,
         dtype=dtype,
     )
-    size = f"{trajectory.nbytes / 1e9:,.2f} GB"
+    size = shown_size(trajectory.nbytes)
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
 
 

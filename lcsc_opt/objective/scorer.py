@@ -54,10 +54,12 @@ class Scorer(Protocol):
     Attributes:
         device: where it expects the weights; candidates are merged there.
         takes_draw: whether its data depend on the :class:`Draw`.
+        takes_group: whether they may depend on the group of the draw, and not only on its seed.
     """
 
     device: torch.device
     takes_draw: bool
+    takes_group: bool
 
     def measure(
         self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None

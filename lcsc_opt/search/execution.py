@@ -393,7 +393,10 @@ class Executor:
             line = f"best {study.searched:.4g}"
         if study.held_out_loss is not None:
             line += f", held-out {study.held_out_loss:.4g}"
-        line += f" after {study.evaluations} evaluations"
+        inherited = study.summary.inherited
+        line += f" after {study.evaluations - inherited} evaluations"
+        if inherited:
+            line += f" and {inherited} of {study.forked_from}"
         if len(study.failed):
             line += f" ({len(study.failed)} failed: lcsc show {plan.name})"
         return line

@@ -21,6 +21,7 @@ from lcsc_opt.database.history import NODES
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -38,7 +39,7 @@ if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
 
 # attributes of the source that a fork does not begin with
-_NOT_INHERITED = ("search_ended", "held_out", NODES, HOLDER, LOGGED, "measured", "retry", ACCEPTED_FAILURES)
+_NOT_INHERITED = ("search_ended", "held_out", NODES, HOLDER, LOGGED, SUMMARY, "measured", "retry", ACCEPTED_FAILURES)
 
 
 def fork(
@@ -116,6 +117,8 @@ def fork(
     attributes["forked_from"] = source.name
     attributes.setdefault(KEPT_BOUND, None)  # a grid of 0.2.0 lacks it; the fork's losses have no penalty
     source.copy(plan.name, attributes)
+    taken_over = sum(trial.state.is_finished() for trial in source.trials())
+    notice(f"{plan.name}: begins with the {taken_over} trials of {source.name}; its budget counts new ones only")
     return plan
 
 

@@ -262,11 +262,14 @@ class Plan:
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
 
-    def advice(self, objective: Objective) -> Iterator[str]:
-        """Reasons not to search a row for each layer group, one line each (measured in docs/optimizers.md)."""
+    def advice(self, objective: Objective | None) -> Iterator[str]:
+        """Reasons not to search a row for each layer group, one line each (measured in docs/optimizers.md).
+
+        Before the objective is loaded, they are those of the specification.
+        """
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
-        images = objective.real_images_per_feature
+        images = None if objective is None else objective.real_images_per_feature
         if not self.follows_gradients:
             yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:

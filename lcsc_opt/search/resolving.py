@@ -164,13 +164,13 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     plan.check_report(evidence.why_no_report)
     if has_own_bound(plan.optimizer.name) and _keeps(plan, objective):
         notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
+    notices += plan.advice(objective)
     beginning: dict[str, Any] = {}
     if objective is not None:
         beginning = plan.beginning(objective)
         beginning["fingerprint"] = evidence.fingerprint
         beginning["checkpoints"] = None
         beginning[KEPT_BOUND] = None
-        notices += plan.advice(objective)
         trajectory = objective.trajectory
         if isinstance(trajectory, Trajectory):
             beginning["checkpoints"] = trajectory.sha256

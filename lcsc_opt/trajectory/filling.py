@@ -8,10 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
@@ -61,8 +60,8 @@ def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fi
     return Trajectory.open(out)
 
 
-def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
-    """Say how large a trajectory will be, from its first checkpoint, or refuse; nothing is written.
+def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> int:
+    """The bytes that a trajectory will have, from its first checkpoint.
 
     Raises:
         TrajectoryError: the disk does not have so much.
@@ -70,13 +69,12 @@ def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> No
     needed = Layout.of(first.tensors, stored_dtype(dtype)).row_bytes * checkpoints
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
-    size = tqdm.format_sizeof(needed, "B")
     if needed > free:
         raise TrajectoryError(
-            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory needs {size}, and "
-            f"{tqdm.format_sizeof(free, 'B')} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
+            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory needs {shown_size(needed)}, and "
+            f"{shown_size(free)} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
-    notice(f"packing {checkpoints} checkpoints, once, into {out} ({size})")
+    return needed
 
 
 def is_trajectory(path: Path) -> bool:
@@ -100,7 +98,8 @@ def _begin(out: Path, sources: Sources, key: str | None, dtype: str) -> tuple[_R
     """Read the first checkpoint, and refuse if there is no room for all. Gives it to a reader, for the first row."""
     paths = list(sources.values())
     first = read_checkpoint(paths[0], key=key)
-    check_room(out, first, len(sources), dtype)
+    size = check_room(out, first, len(sources), dtype)
+    notice(f"packing {len(sources)} checkpoints, once, into {out} ({shown_size(size)})")
     return _Reader(first.key, first), _lora_alphas(first, paths[-1])
 
 

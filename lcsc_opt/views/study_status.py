@@ -206,6 +206,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
+        "forked_from": history.forked_from,
+        "inherited_trials": history.summary.inherited,
         "code_changes": attributes.get("changes", []),
         "keeps": None if bound is None else _described_bound(bound, specification),
         "compared_trials": int(np.count_nonzero(~np.isnan(history.compared["loss"]))),

@@ -147,6 +147,15 @@ def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
 
 
+def test_a_fork_says_which_trials_are_its_own(ran: Path, typed: Typed) -> None:
+    said = typed("fork", "tiny/LCSC/0", "forked", "--budget", "3").err
+    assert "forked/LCSC/0: begins with the 15 trials of tiny/LCSC/0; its budget counts new ones only" in said
+    assert "after 3 evaluations and 15 of tiny/LCSC/0\n" in said
+    assert "contradicted" not in said
+    shown = typed.json("show", "forked/LCSC/0")
+    assert (shown["forked_from"], shown["inherited_trials"], shown["evaluations"]) == ("tiny/LCSC/0", 15, 18)
+
+
 def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     assert "tiny/CMA/0" in typed("list").out
     assert "tiny/CMA/0" in [row["study"] for row in typed.json("list")]
