@@ -20,7 +20,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, style
+from lcsc_opt.views.figures.theme import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.ranking import (
     CONFIDENCE,

@@ -16,8 +16,8 @@ from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.names import split_name
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.study import distances_figure, own_figures
+from lcsc_opt.views.figures.theme import Theme, empty_figure
 from lcsc_opt.views.study_status import FailureReason, Progress, duration
 from lcsc_opt.views.tables import report_table
 

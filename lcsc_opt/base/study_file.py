@@ -79,7 +79,8 @@ class SpaceSpec(FrozenModel):
     def _is_a_rule(cls, value: Any) -> Any:
         if value is None or value in ROWS:
             return value
-        if not isinstance(value, Mapping):
+        has_names = isinstance(value, Mapping)
+        if not has_names:
             hint = near_miss(str(value), ROWS)
             raise ValueError(f"expected {', '.join(ROWS)} or {_ROWS_EXAMPLE}, got {excerpt(value)}{hint}")
         for patterns in value.values():

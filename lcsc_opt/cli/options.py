@@ -31,7 +31,6 @@ AcceptChanges = Annotated[
 ]
 
 
-
 def _parse_steps(text: str) -> list[int]:
     """``100,200,300`` → the steps."""
     try:

@@ -391,9 +391,8 @@ class CoefficientFunction(Objective):
         except (TypeError, ValueError):
             gradient = np.array(np.nan)
         if gradient.shape != coefficients.shape:
-            raise ObjectiveError(
-                f"the gradient of {self._name} was {excerpt(returned)}; it must return {list(coefficients.shape)} numbers"
-            )
+            expected = f"it must return {list(coefficients.shape)} numbers"
+            raise ObjectiveError(f"the gradient of {self._name} was {excerpt(returned)}; {expected}")
         return gradient
 
 

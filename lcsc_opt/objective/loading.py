@@ -30,7 +30,7 @@ from lcsc_opt.objective.contract import Objective
 def load_objective(
     spec: ObjectiveSpec,
     *,
-    beside: Path | None = None,
+    study_folder: Path | None = None,
     checkpoints: KnownCheckpoints | None = None,
     rows: Rule | None = None,
 ) -> Objective:
@@ -41,7 +41,7 @@ def load_objective(
 
     Args:
         spec: the file and its settings.
-        beside: the study file's folder.
+        study_folder: the study file's folder.
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
         rows: how layers are divided into groups with coefficients of their own.
 
@@ -49,11 +49,11 @@ def load_objective(
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
             it.
     """
-    _make_importable(beside)
-    path = find("objectives", spec.file, beside=beside)
+    _make_importable(study_folder)
+    path = find("objectives", spec.file, study_folder=study_folder)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    context = BuildContext(beside, checkpoints)
+    context = BuildContext(study_folder, checkpoints)
     try:
         with _naming_setting(spec.settings):
             objective = _call(module.build, dict(spec.settings), context=context)
@@ -86,20 +86,20 @@ class CheckedObjective:
 
 
 def check_objective(
-    spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
+    spec: ObjectiveSpec, *, study_folder: Path | None = None, checkpoints: KnownCheckpoints | None = None
 ) -> CheckedObjective:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
     The objective's file takes part if it has a class ``Settings``. Arguments and errors are those of
     :func:`load_objective`.
     """
-    _make_importable(beside)
-    path = find("objectives", spec.file, beside=beside)
+    _make_importable(study_folder)
+    path = find("objectives", spec.file, study_folder=study_folder)
     settings_class: Any = getattr(load_file(path), "Settings", None)
     settings: Any = None
     if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-    context = BuildContext(beside, checkpoints)
+    context = BuildContext(study_folder, checkpoints)
     if hasattr(settings, "check"):
         with _naming_setting(spec.settings):
             _call(settings.check, context=context)
@@ -123,9 +123,9 @@ def _naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
         raise type(error)(f"objective.settings.{message}") from error
 
 
-def _make_importable(beside: Path | None) -> None:
+def _make_importable(study_folder: Path | None) -> None:
     """Modules next to the study file and in the working directory can be imported from now on."""
-    for folder in (beside, Path()):
+    for folder in (study_folder, Path()):
         if folder is None:
             continue
         resolved = str(folder.resolve())

@@ -218,7 +218,7 @@ def starting_point(
             )
         path = find("studies", source)
         spec = only_one(read_studies(path), source="a refinement")
-        objective = load_objective(spec.objective, beside=path.parent)
+        objective = load_objective(spec.objective, study_folder=path.parent)
         images = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
         return objective, lambda: _best_average(objective), images
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)

@@ -8,7 +8,6 @@ import os
 import shutil
 from pathlib import Path
 
-
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress

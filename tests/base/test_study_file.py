@@ -133,7 +133,10 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ),
         ({"space": {"affine": {"orgin": 0.9}}}, "space.orgin: unknown key (did you mean 'origin'?); expected one of…"),
         # one of several forms
-        ({"space": {"rows": 3}}, "space.rows: expected layers, blocks, kinds or names with patterns of tensors, as in {…"),
+        (
+            {"space": {"rows": 3}},
+            "space.rows: expected layers, blocks, kinds or names with patterns of tensors, as…",
+        ),
         ({"space": {"rows": "layer"}}, f"space.rows: expected layers, blocks, kinds or {PATTERNS}, got 'layer' (did…"),
         ({"space": {"rows": {"a": 3}}}, f"space.rows: expected {PATTERNS}, got {{'a': 3}}"),
         ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),

@@ -84,7 +84,7 @@ def test_every_kind_of_number_is_a_loss(returned: Any) -> None:
 
 @pytest.mark.parametrize("returned", [None, "three", [1.0, 2.0], {}, 1j, torch.ones(2)])
 def test_what_is_no_number_is_an_error(returned: Any) -> None:
-    with pytest.raises(ObjectiveError, match="^constant returned .*; it must return one number, lower is better$"):
+    with pytest.raises(ObjectiveError, match=r"^constant returned .*; it must return one number, lower is better$"):
         function(returned)(np.full(3, 1 / 3))
 
 

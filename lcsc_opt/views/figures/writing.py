@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.views.figures.look import CONFIG
+from lcsc_opt.views.figures.theme import CONFIG
 
 _IMAGES = (".png", ".svg", ".pdf")
 _SUFFIXES = (*_IMAGES, ".html", ".json")
