@@ -41,6 +41,8 @@ def compare(
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_table
 
+    if plot is None and axis is not None:
+        raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
     if plot is not None:
         _check_plot(plot, axis)
     points = points_of(HistoryReader(open_database(storage)), experiment)

@@ -46,8 +46,8 @@ def run_landscape(
         StudySpecError: the corners span no plane.
     """
     optimizer = OptimizerSpec(name=LANDSCAPE, options=dict(options))
-    configure(optimizer)
     plane = Plane.through(options.get("corners"), source.attributes["steps"])
+    configure(optimizer)
     points = plane_grid(options.get("size", DEFAULT_SIZE))[1]
     searched = Plan.of(source)
     plan = _landscape_plan(searched, optimizer, len(points), images, seed)

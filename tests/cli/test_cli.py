@@ -104,7 +104,9 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     drawn = json.loads(Path("curves.json").read_text())
     assert "(s)" in drawn["layout"]["xaxis"]["title"]["text"]
     assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
-    typed.refused("compare", "tiny", "--plot", "curves.json", "--axis", "sheep")
+    assert "--axis: expected evaluations" in typed.refused("compare", "tiny", "--plot", "c.json", "--axis", "sheep")
+    assert "give --plot, too" in typed.refused("compare", "tiny", "--axis", "seconds")
+    assert "expected a file that ends in" in typed.refused("compare", "tiny", "--plot", "curves.jpg")
     assert lcsc(["report", "tiny"]) == 0
     assert "tiny/LCSC/1" in Path("tiny.html").read_text()
 

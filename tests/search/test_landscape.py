@@ -159,6 +159,8 @@ def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> Non
 def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:
     said = typed.refused("landscape", "small/LCSC/0", "--corners", "10,20,last", "--plot", "plane.json")
     assert "corners: expected three steps of checkpoints or EMAs" in said
+    assert said.endswith("got 'last'")
+    assert typed.refused("landscape", "small/LCSC/0", "--corners", "10,20").endswith("ema:0.999, got 2")
     command = ["landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,30,50"]
     made = typed.json(*command, "--plot", "plane.json")
     assert json.loads(Path("plane.json").read_text())["data"]
