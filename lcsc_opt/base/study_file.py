@@ -318,6 +318,8 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     except (OSError, UnicodeDecodeError) as error:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
     content = _yaml(text, path)
+    if content is None:
+        raise StudySpecError(f"{path}: is empty; a study file has at least name, objective, optimizers and budget")
     for override in overrides:
         content = _overridden(content, override)
     return parse_studies(content, source=" ".join([str(path), *overrides]))

@@ -347,10 +347,10 @@ class Executor:
                     notice(line)
                 if retry_failed:
                     many = retry_failures(study)
-                    notice(
-                        f"{study.name}: failed trials that are repeated: {many}, those after the last success; "
-                        "what was asked after an earlier failure depends on it"
-                    )
+                    line = f"failed trials that are repeated: {many}, those after the last success"
+                    if many:
+                        line += "; what was asked after an earlier failure depends on it"
+                    notice(f"{study.name}: {line}")
                 yield Execution(resolved.plan, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:

@@ -172,7 +172,7 @@ def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str)
         ("a: " + "[" * 700, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),
         ("name: a\nbudget: 1\nbudget: 2\n", "not valid YAML: budget is given twice in line 3, column 1"),
-        ("", "expected a mapping of keys to values, got None"),
+        ("", "is empty; a study file has at least name"),
     ],
     ids=lambda text: re.sub(r"\W+", " ", text)[:30],
 )
