@@ -89,7 +89,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         signature = parts.signature([*shown.studies, *shown.of_sweep], theme, *controls)
         if signature == seen:
             return *[no_update] * 13, interval, no_update
-        new_columns = _columns(shown.metric, axis, target)
+        new_columns: Any = _columns(shown.metric, axis, target)
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
         ranked = ranking(shown.studies, value=target)

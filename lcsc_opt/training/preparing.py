@@ -154,7 +154,7 @@ def _check(training: Training) -> None:
     needs = training.recipe.needs
     if training.steps < 2 * training.checkpoint_every:
         raise TrainingError(
-            f"{training.steps} steps with a checkpoint every {training.checkpoint_every} leave fewer than two checkpoints"
+            f"--checkpoint-every {training.checkpoint_every}: {training.steps} steps leave fewer than two checkpoints"
         )
     if needs == "teacher" and training.teacher is None:
         raise TrainingError(f"{name} needs a diffusion model: name its folder with --teacher")
