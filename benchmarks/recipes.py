@@ -127,7 +127,7 @@ def fid(name: str, study_file: Path, arguments: argparse.Namespace) -> dict[str,
     study_file.write_text(yaml.safe_dump(study))
     (best,) = lcsc_opt.run(study_file, optimizers=["EMAGrid"])
     assert best.held_out is not None
-    objective: Any = load_objective(ObjectiveSpec(**study["objective"]), beside=study_file.parent)
+    objective: Any = load_objective(ObjectiveSpec(**study["objective"]), study_folder=study_file.parent)
     last = np.eye(len(objective.steps))[-1]
     candidate = Candidate(last, images=arguments.images, noise=HELD_OUT)
     after = objective.evaluate(candidate)

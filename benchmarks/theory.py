@@ -31,7 +31,7 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
 )
 from lcsc_opt.coefficients.rows import LARGEST_SIGMA_REL
-from lcsc_opt.views.figures.look import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, template
+from lcsc_opt.views.figures.theme import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, template
 from lcsc_opt.views.figures.writing import write_figures
 
 Floats = npt.NDArray[np.float64]

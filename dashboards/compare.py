@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -20,7 +21,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import CONFIG, Theme, empty_figure, style
+from lcsc_opt.views.figures.theme import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.ranking import (
     CONFIDENCE,
@@ -65,21 +66,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     reader = page.reader
     page.choose(CONTROLS, lambda query: _chosen(reader, query), reader.experiments)
 
-    @page.refreshes(
-        page.drawn("curves"),
-        Output("ranking", "columnDefs"),
-        Output("ranking", "rowData"),
-        Output("metrics", "children"),
-        page.drawn("trade-off"),
-        Output("across", "options"),
-        Output("up", "options"),
-        Output("only", "options"),
-        Output("sweep", "children"),
-        Output("settings", "children"),
-        Output("studies", "children"),
-        controls=CONTROLS,
-        states=[State("ranking", "columnDefs")],
-    )
+    @page.refreshes(*_outputs(page), controls=CONTROLS, states=[State("ranking", "columnDefs")])
     def draw(
         _: int,
         theme: Any,
@@ -96,53 +83,104 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             blank = empty_figure(NOTHING, theme)
             return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
-        sweep = points_of(reader, experiment, siblings=True)
-        all_studies = sweep[experiment] if experiment in sweep else reader.read_summaries(experiment)
-        optimizers = list(dict.fromkeys(study.optimizer for study in all_studies if study.optimizer != EMA_GRID))
-        shown = [name for name in only or () if name in optimizers]  # another experiment may not have them
-        studies = _of_optimizers(all_studies, shown)
-        points = {point: _of_optimizers(group, shown) for point, group in sweep.items()}
-        sweep_studies = [study for group in points.values() for study in group]
-        interval = parts.refresh_interval(studies)
-        controls = (axis, scale, target, across, up, optimizers)
-        signature = parts.signature([*studies, *sweep_studies], theme, *controls)
+        shown = Shown.read(reader, experiment, only or ())
+        interval = parts.refresh_interval(shown.studies)
+        controls = (axis, scale, target, across, up, shown.optimizers)
+        signature = parts.signature([*shown.studies, *shown.of_sweep], theme, *controls)
         if signature == seen:
             return *[no_update] * 13, interval, no_update
-        ranked = ranking(studies, value=target)
-        metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-        new_columns = _columns(metric, axis, target)
-        metrics = metrics_of(sweep_studies)
+        new_columns: Any = _columns(shown.metric, axis, target)
+        if new_columns == columns:
+            new_columns = no_update  # a reader may have made them wider
+        ranked = ranking(shown.studies, value=target)
+        metrics = metrics_of(shown.of_sweep)
         return (
             "",
-            headline(ranked, metric),
-            comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
-            no_update if new_columns == columns else new_columns,  # a reader may have made them wider
+            headline(ranked, shown.metric),
+            comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
+            new_columns,
             [_row(row, axis) for row in ranked],
-            _metrics(studies),
-            _trade_off(sweep_studies, across, up, theme),
+            _metrics(shown.studies),
+            _trade_off(shown.of_sweep, across, up, theme),
             metrics,
             metrics,
-            optimizers,
-            _sweep(points, experiment, theme),
-            _settings(studies),
-            _studies(studies),
+            shown.optimizers,
+            _sweep(shown.points, experiment, theme),
+            _settings(shown.studies),
+            _studies(shown.studies),
             interval,
             signature,
         )
 
-    @page.app.callback(
+    page.app.callback(
         Output("download", "data"),
         Input("csv", "n_clicks"),
         State("ranking", "virtualRowData"),
         State("experiment", "value"),
         prevent_initial_call=True,
-    )
-    def download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
-        """The ranking as a file, when its button is pressed."""
-        name = experiment.replace("/", "-")
-        return {"content": as_csv(rows or []), "filename": f"{name}.csv", "type": "text/csv"}
-
+    )(_download)
     return page.app
+
+
+def _outputs(page: parts.Page) -> list[Output]:
+    """What a refresh draws, behind the problem and the headline."""
+    return [
+        page.drawn("curves"),
+        Output("ranking", "columnDefs"),
+        Output("ranking", "rowData"),
+        Output("metrics", "children"),
+        page.drawn("trade-off"),
+        Output("across", "options"),
+        Output("up", "options"),
+        Output("only", "options"),
+        Output("sweep", "children"),
+        Output("settings", "children"),
+        Output("studies", "children"),
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shown:
+    """The studies that the page shows.
+
+    Attributes:
+        optimizers: all optimizers of the experiment but EMA*, of which a reader may choose some.
+        studies: those of the experiment.
+        points: experiment → its studies, for all points of the experiment's sweep.
+    """
+
+    optimizers: Sequence[str]
+    studies: Sequence[SummarizedStudy]
+    points: Mapping[str, Sequence[SummarizedStudy]]
+
+    @classmethod
+    def read(cls, reader: HistoryReader, experiment: str, only: Sequence[str]) -> Shown:
+        """The studies of an experiment and of its sweep; ``only`` those of these optimizers, if any are named."""
+        sweep = points_of(reader, experiment, siblings=True)
+        studies = sweep[experiment] if experiment in sweep else reader.read_summaries(experiment)
+        optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
+        chosen = [name for name in only if name in optimizers]  # another experiment may not have them
+        return cls(
+            optimizers=optimizers,
+            studies=_of_optimizers(studies, chosen),
+            points={point: _of_optimizers(group, chosen) for point, group in sweep.items()},
+        )
+
+    @property
+    def of_sweep(self) -> list[SummarizedStudy]:
+        """The studies of all points."""
+        return [study for group in self.points.values() for study in group]
+
+    @property
+    def metric(self) -> str:
+        """What the loss is called."""
+        return next((study.metric for study in self.studies if study.metric != "loss"), "loss")
+
+
+def _download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
+    """The ranking as a file, when its button is pressed."""
+    name = experiment.replace("/", "-")
+    return {"content": as_csv(rows or []), "filename": f"{name}.csv", "type": "text/csv"}
 
 
 def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:

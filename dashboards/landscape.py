@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.views import number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import empty_figure
+from lcsc_opt.views.figures.theme import empty_figure
 from lcsc_opt.views.landscape import Landscape
 
 

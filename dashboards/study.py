@@ -15,8 +15,8 @@ from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import StudyHistory, SummarizedStudy, best_ema
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.study import distances_figure, own_figures
+from lcsc_opt.views.figures.theme import Theme, empty_figure
 from lcsc_opt.views.study_status import FailureReason, Progress, duration
 from lcsc_opt.views.tables import report_table
 
@@ -116,8 +116,8 @@ def _best(study: StudyHistory) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
     if study.held_out is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {number(study.searched)} searched"
-        if study.held_out.warning is not None:
-            best += f". Warning: {study.held_out.warning}"
+        if study.warning is not None:
+            best += f". Warning: {study.warning}"
         return best
     if study.searched is None:
         return "no result yet"

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.look import empty_figure
+from lcsc_opt.views.figures.theme import empty_figure
 from lcsc_opt.views.trainings import TrainingHistory
 
 MOST_SHEETS = 12  # the newest ones

@@ -36,7 +36,7 @@ from lcsc_opt.objective.small_images import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
 from lcsc_opt.training.recipes import TrainingRecipe
-from lcsc_opt.training.trainer import Training, beside
+from lcsc_opt.training.trainer import Training, sibling_path
 from lcsc_opt.trajectory import Trajectory
 
 VERSION = 1  # raise it when the same settings would train another model
@@ -99,7 +99,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     checked.check()
     cache = cache_directory()
     path = trained(checked, cache)
-    folder = DiffusersFolder.read(beside(path, ".model"))
+    folder = DiffusersFolder.read(sibling_path(path, ".model"))
     sampler = DiffusersSampler(
         folder.network(),
         build_scheduler(None, folder.scheduler),
@@ -119,7 +119,7 @@ def trained(checked: Settings, cache: Path) -> Path:
     teacher = None
     if checked.teacher is not None:
         settings_of_teacher = Settings.model_validate({**checked.teacher.model_dump(), "dataset": checked.dataset})
-        teacher = beside(trained(settings_of_teacher, cache), ".model")
+        teacher = sibling_path(trained(settings_of_teacher, cache), ".model")
     cache.mkdir(parents=True, exist_ok=True)
     with only_process(path, busy=f"{path}: another process is training it; waiting"):
         if not _is_complete(path):
@@ -140,16 +140,16 @@ def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
         begin=teacher if recipe.needs == "from" else None,
         seed=checked.training_seed,
     )
-    resume = (beside(path, ".state") / "latest").is_file()
+    resume = (sibling_path(path, ".state") / "latest").is_file()
     if not resume:
         for suffix in preparing.OUTPUTS:
-            remove(beside(path, suffix))
+            remove(sibling_path(path, suffix))
     with torch.enable_grad(), torch_threads(THREADS):
         preparing.run(training, resume=resume)
 
 
 def _is_complete(path: Path) -> bool:
-    return (beside(path, ".model") / WEIGHTS).is_file()
+    return (sibling_path(path, ".model") / WEIGHTS).is_file()
 
 
 def training_seconds(settings: dict[str, Any], cache: Path) -> float | None:
@@ -160,7 +160,7 @@ def training_seconds(settings: dict[str, Any], cache: Path) -> float | None:
         cache: the folder of the trajectory.
     """
     checked = parse_settings(Settings, settings, source="objective.settings")
-    curve = beside(place(checked, cache), ".jsonl")
+    curve = sibling_path(place(checked, cache), ".jsonl")
     if not curve.is_file():
         return None
     last_step = checked.select.last_step or checked.training_steps

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from contest.entries import EMA, Cell
 from contest.numbers import Curves
 from lcsc_opt.database.names import label
-from lcsc_opt.views.figures.look import GREY, Style, figure_layout, inert, style, template, with_alpha
+from lcsc_opt.views.figures.theme import GREY, Style, figure_layout, inert, style, template, with_alpha
 
 AXES = {"images": "images sampled by the search", "seconds": "seconds of evaluations, on one core"}
 FID = "FID on held-out noise"

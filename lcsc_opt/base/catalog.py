@@ -30,10 +30,10 @@ _loaded: dict[Path, tuple[ModuleType, str]] = {}
 """File → its module, and the digest of all local code that it was loaded with."""
 
 
-def entries(kind: Kind, *, beside: Path | None = None) -> dict[str, Path]:
+def entries(kind: Kind, *, study_folder: Path | None = None) -> dict[str, Path]:
     """Name → file of every entry. Of several files with one name, the nearest counts."""
     files: dict[str, Path] = {}
-    for folder in _folders_of(kind, beside):
+    for folder in _folders_of(kind, study_folder):
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
@@ -42,13 +42,13 @@ def entries(kind: Kind, *, beside: Path | None = None) -> dict[str, Path]:
     return files
 
 
-def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
+def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
     """The file of that name, given with or without its suffix, or as a path.
 
     Args:
         kind: which folder of the catalog.
         name: a name or a path.
-        beside: the folder of the study file that asks.
+        study_folder: the folder of the study file that asks.
 
     Raises:
         StudySpecError: there is no such file; the message lists the folders that were searched, and all names.
@@ -58,14 +58,14 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
         candidates = [path]
     else:
         candidates = [path.with_name(path.name + suffix) for suffix in SUFFIXES[kind]]
-    folders = [Path(), *_folders_of(kind, beside)]  # a file may also lie directly in the working directory
-    if beside is not None:
-        folders.insert(0, beside)
+    folders = [Path(), *_folders_of(kind, study_folder)]  # a file may also lie directly in the working directory
+    if study_folder is not None:
+        folders.insert(0, study_folder)
     for candidate in candidates:
         for folder in folders:
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
-    names = list(entries(kind, beside=beside))
+    names = list(entries(kind, study_folder=study_folder))
     searched = ", ".join(str(folder) for folder in folders)
     raise StudySpecError(
         f"{name}: no such file in {kind}{near_miss(path.stem, names)}; looked in {searched}; "
@@ -73,11 +73,11 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
     )
 
 
-def _folders_of(kind: Kind, beside: Path | None) -> list[Path]:
+def _folders_of(kind: Kind, study_folder: Path | None) -> list[Path]:
     """The folders that hold nothing but this kind of file, the nearest first."""
     folders = [Path(kind), SHIPPED / kind]
-    if beside is not None:
-        folders.insert(0, beside / kind)
+    if study_folder is not None:
+        folders.insert(0, study_folder / kind)
     return folders
 
 

@@ -19,7 +19,23 @@ from lcsc_opt.base.progress import notice
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
 ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the cache"
+_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def shown_size(count: float) -> str:
+    """A number of bytes for people, with three digits: ``320 B``, ``6.91 KB``, ``8.00 GB``; a KB is 1,000 bytes."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    unit = 0
+    while count >= 999.5 and unit < len(_UNITS) - 1:
+        count /= 1000
+        unit += 1
+    if count < 9.995:
+        return f"{count:.2f} {_UNITS[unit]}"
+    if count < 99.95:
+        return f"{count:.1f} {_UNITS[unit]}"
+    return f"{count:.0f} {_UNITS[unit]}"
 
 
 @contextlib.contextmanager

@@ -48,6 +48,18 @@ _EXPECTED = {
     "invalid_key": "a key that is text",
     "invalid-json-value": "a text, a number, true, false, a list or a mapping",
     "recursion_loop": "no alias that contains itself",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
 }
 
 
@@ -62,12 +74,27 @@ def _problems(model: type[pydantic.BaseModel], content: Any, details: Iterable[A
     for detail in details:
         by_path.setdefault(_path_in(content, detail), []).append(detail)
     lines = []
+    misspelt = _misspelt(model, by_path)
     for path, complaints in by_path.items():
+        if path in misspelt:  # the unknown key beside it is told, with this one as what was meant
+            continue
         has_wrong_part = any(len(longer) > len(path) and longer[: len(path)] == path for longer in by_path)
         if has_wrong_part and _are_about_form(complaints):
             continue
         lines += _lines(model, path, complaints)
     return list(dict.fromkeys(lines))
+
+
+def _misspelt(model: type[pydantic.BaseModel], by_path: Mapping[_Path, Sequence[Any]]) -> set[_Path]:
+    """The paths of keys that are missing since an unknown key beside them is their misspelling."""
+    paths: set[_Path] = set()
+    for path, complaints in by_path.items():
+        for complaint in complaints:
+            if complaint["type"] == "extra_forbidden":
+                meant = _near_name(str(path[-1]), _keys_at(model, complaint["loc"][:-1]))
+                if meant is not None:
+                    paths.add((*path[:-1], meant))
+    return {path for path in paths if all(other["type"] == "missing" for other in by_path.get(path, ()))}
 
 
 def _are_about_form(complaints: Sequence[Any]) -> bool:
@@ -83,6 +110,9 @@ def _path_in(content: Any, detail: Any) -> _Path:
         if _has(value, part):
             value = value[part]
             path.append(part)
+    if isinstance(value, Mapping) and detail["type"] != "missing":
+        # a short form, such as {principal: 40}, has the value under another key
+        path += [key for key, item in value.items() if item is detail["input"]][:1]
     if detail["type"] in ("missing", "extra_forbidden") and detail["loc"][-1:] != tuple(path[-1:]):
         path.append(detail["loc"][-1])  # the file lacks the key, or has its parent in a short form
     return tuple(path)
@@ -126,7 +156,7 @@ def _expected(complaint: Any) -> str:
     """What a value should be, to be put behind the word ``expected``."""
     kind = complaint["type"]
     if kind in _EXPECTED:
-        return _EXPECTED[kind]
+        return _EXPECTED[kind].format(**complaint.get("ctx", {}))
     message: str = complaint["msg"].removeprefix("Input should be ")
     if kind == "literal_error":
         return message.replace("True", "true").replace("False", "false")
@@ -166,9 +196,15 @@ def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
 
 def near_miss(name: str, names: Sequence[str]) -> str:
     """`` (did you mean 'x'?)``, or an empty text if none of the names is similar."""
+    close = _near_name(name, names)
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def _near_name(name: str, names: Sequence[str]) -> str | None:
+    """The most similar of the names; ``None`` if none is similar."""
     by_lower_case = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
-    return f" (did you mean {by_lower_case[close[0]]!r}?)" if close else ""
+    return by_lower_case[close[0]] if close else None
 
 
 def excerpt(value: Any) -> str:

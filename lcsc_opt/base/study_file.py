@@ -62,6 +62,8 @@ class ObjectiveSpec(FrozenModel):
 ROWS = ("layers", "blocks", "kinds")
 """What may have a row of coefficients each without patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
 
+_ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
+
 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched (``affine``, ``convex`` or the ``principal`` directions), and from where.
@@ -75,12 +77,19 @@ class SpaceSpec(FrozenModel):
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     rows: str | dict[str, str | list[str]] | None = None
 
-    @pydantic.field_validator("rows")
+    @pydantic.field_validator("rows", mode="before")
     @classmethod
     def _is_a_rule(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in ROWS:
-            hint = near_miss(value, ROWS)
-            raise ValueError(f"expected {', '.join(ROWS)} or names with patterns, got {value}{hint}")
+        if value is None or value in ROWS:
+            return value
+        has_names = isinstance(value, Mapping)
+        if not has_names:
+            hint = near_miss(str(value), ROWS)
+            raise ValueError(f"expected {', '.join(ROWS)} or {_ROWS_EXAMPLE}, got {excerpt(value)}{hint}")
+        for patterns in value.values():
+            listed = patterns if isinstance(patterns, list) else [patterns]
+            if not all(isinstance(pattern, str) for pattern in listed):
+                raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
         return value
 
     @pydantic.model_validator(mode="after")
@@ -336,6 +345,8 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     except (OSError, UnicodeDecodeError) as error:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
     content = _yaml(text, path)
+    if content is None:
+        raise StudySpecError(f"{path}: is empty; a study file has at least name, objective, optimizers and budget")
     for override in overrides:
         content = _overridden(content, override)
     return parse_studies(content, source=" ".join([str(path), *overrides]))

@@ -290,7 +290,9 @@ def checkpoint_step(path: str | Path) -> int:
     if step is None:
         step = step_in_name(path)
     if step is None:
-        raise TrajectoryError(f"{path} has no step in its name or contents: pass the steps with --steps.")
+        raise TrajectoryError(
+            f"{path} has no step in its name or contents: rename it, as model-100.pt, or pack with --steps."
+        )
     return step
 
 

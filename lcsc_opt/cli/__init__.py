@@ -159,7 +159,7 @@ def _run(arguments: Sequence[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stdout.write(f"{error.format_message()}\n")
         else:
-            log.error("%s", " ".join(error.format_message().split()))
+            log.error("%s", _usage_line(error.format_message()))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
@@ -172,6 +172,14 @@ def _run(arguments: Sequence[str]) -> int:
         if _signals:
             return 128 + _signals[0]
     return status
+
+
+def _usage_line(message: str) -> str:
+    """The message of a usage error on one line, in the words of our own errors."""
+    line = " ".join(message.split()).replace("Value error, ", "")
+    line = line.replace("Input should be greater than or equal to", "expected at least")
+    line = line.replace("Input should be less than or equal to", "expected at most")
+    return line.replace("Input should be", "expected")
 
 
 def _is_about_the_output(error: BaseException) -> bool:

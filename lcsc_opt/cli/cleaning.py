@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage, chosen_storage, open_database
 from lcsc_opt.cli.output import print_json, print_table, say
@@ -51,7 +51,7 @@ def delete(
         say(f"deleted: {study.name}")
     free = free_bytes(database)
     if free:
-        size = tqdm.format_sizeof(free, "B")
+        size = shown_size(free)
         say(f"the file keeps its size: {size} of it are free for new trials; SQLite's VACUUM would return them")
 
 
@@ -146,4 +146,4 @@ def _confirmed(question: str, *, yes: bool) -> bool:
 
 
 def _size(entries: Sequence[CacheEntry]) -> str:
-    return str(tqdm.format_sizeof(sum(entry.bytes for entry in entries), "B"))
+    return shown_size(sum(entry.bytes for entry in entries))

@@ -30,10 +30,19 @@ AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Continue although code, versions or the reference have changed.")
 ]
 
+
+def _parse_steps(text: str) -> list[int]:
+    """``100,200,300`` → the steps."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"expected whole numbers with commas, as 100,200,300, got {text!r}") from error
+
+
 Steps = Annotated[
     Any,
     typer.Option(
-        parser=lambda text: [int(part) for part in text.split(",")],
+        parser=_parse_steps,
         metavar="STEP,STEP...",
         help="Training steps, such as 100,200,300, if the names do not contain them.",
     ),

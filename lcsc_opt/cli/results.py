@@ -51,6 +51,10 @@ def compare(
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_table
 
+    if plot is None and axis is not None:
+        raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
+    if plot is not None:
+        _check_plot(plot, axis)
     reader = HistoryReader(open_database(storage, name=experiment))
     with reader.at_one_moment():
         points = points_of(reader, experiment)
@@ -73,9 +77,12 @@ def compare(
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
+    names_by_warning: dict[str, list[str]] = {}
     for study in studies:
         if study.warning is not None:
-            say(f"{study.study}: {study.warning}")
+            names_by_warning.setdefault(study.warning, []).append(study.study)
+    for text, names in names_by_warning.items():
+        say(f"{', '.join(names)}: {text}")
     if plot is not None:
         if is_sweep and not axis:
             axis = ":"  # the trade-off of the two metrics that are chosen for it
@@ -121,8 +128,18 @@ def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:
     return number(*mean_and_spread)
 
 
+def _check_plot(path: Path, axis: str | None) -> None:
+    """Refuse what cannot be drawn, before the tables are printed."""
+    from lcsc_opt.views.curves import AXES
+    from lcsc_opt.views.figures.writing import check_suffix
+
+    check_suffix(path)
+    if axis is not None and ":" not in axis and axis not in AXES:
+        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
+
+
 def _draw(studies: Sequence[SummarizedStudy], axis: str | None, path: Path) -> None:
-    from lcsc_opt.views.curves import AXES, comparison_figure
+    from lcsc_opt.views.curves import comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figures
 
@@ -132,8 +149,6 @@ def _draw(studies: Sequence[SummarizedStudy], axis: str | None, path: Path) -> N
         if figure is None:
             say("nothing drawn: no two metrics were measured on held-out noise; see held_out_metrics")
             return
-    elif axis is not None and axis not in AXES:
-        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
     else:
         figure = comparison_figure(studies, axis)
     write_figures({path: figure})
@@ -186,9 +201,7 @@ def evaluate(
         first_group=first_group,
         keep=keep,
     )
-    executor = Executor(stored.storage, accept_changes=accept_changes)
-    with executor.open(Plan.of(stored)) as execution:
-        report = execution.evaluate(plan)
+    report = Executor(stored.storage, accept_changes=accept_changes).evaluate(Plan.of(stored), plan)
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":
@@ -239,9 +252,11 @@ def landscape(
     """Evaluate the loss on the plane through three models. The same command continues an unfinished landscape."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.search.landscape import run_landscape
-    from lcsc_opt.views.figures.writing import write_figures
+    from lcsc_opt.views.figures.writing import check_suffix, write_figures
     from lcsc_opt.views.landscape import Landscape
 
+    if plot is not None:
+        check_suffix(plot)
     stored = find_study(study, storage, write=True)
     options: dict[str, Any] = {}
     if corners:

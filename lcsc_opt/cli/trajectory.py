@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.cli.options import Output, Steps, Widths, assignments, in_order_of
 from lcsc_opt.cli.output import print_described, print_json, say
@@ -54,11 +55,10 @@ def pack(
         means=means,
         widths=widths,
     )
-    size = f"{trajectory.nbytes / 1e9:,.2f} GB"
     rows = f"{len(trajectory)} checkpoints"
     if trajectory.intervals is not None:
         rows = described(trajectory.intervals)
-    say(f"{out}: {rows}, of {trajectory.parameters:,} parameters in {size}")
+    say(f"{out}: {rows}, of {trajectory.parameters:,} parameters in {shown_size(trajectory.nbytes)}")
 
 
 @app.command()

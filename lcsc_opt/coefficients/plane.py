@@ -23,6 +23,7 @@ DEFAULT_SIZE = 21
 MARGIN = 0.75  # beyond the corners, in units of their distance; with 21 points on a side, they are points of the grid
 SMALLEST_SIZE = 2
 LARGEST_SIZE = 501
+_THREE_CORNERS = "three steps of checkpoints or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999"
 _FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
 
 Floats = npt.NDArray[np.float64]
@@ -51,6 +52,8 @@ class Plane:
         if corners is None:
             rates = window_ema_rates(steps)
             corners = [f"ema:{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1])]
+        if len(corners) != 3:
+            raise StudySpecError(f"corners: expected {_THREE_CORNERS}, got {len(corners)}")
         rows: list[Coefficients] = []
         labels: list[str] = []
         for corner in corners:
@@ -111,8 +114,7 @@ def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, st
         one_hot = np.eye(len(steps))[steps.index(int(corner))]
         return one_hot, f"step {int(corner):,}"
     except ValueError as error:
-        expected = "three steps of checkpoints or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999"
-        raise StudySpecError(f"corners: expected {expected}, got {corner}") from error
+        raise StudySpecError(f"corners: expected {_THREE_CORNERS}, got {str(corner)!r}") from error
 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:

@@ -69,7 +69,7 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """
     checked = tuple(int(step) for step in steps)
     if len(checked) < 2:
-        raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
+        raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(checked)}")
     if isinstance(steps, AverageSteps):
         return steps
     previous = -1

@@ -100,7 +100,7 @@ def reading(url: str) -> Iterator[RDBStorage]:
 
 
 @contextlib.contextmanager
-def looked_into(url: str) -> Iterator[RDBStorage]:
+def read_or_empty(url: str) -> Iterator[RDBStorage]:
     """A study database to read; if it does not exist yet, a temporary empty one.
 
     So a study that is refused before its search begins leaves no database behind.

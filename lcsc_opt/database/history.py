@@ -42,6 +42,11 @@ succeeded; ``asked`` is how many images a failed trial was asked for, zero where
 where they are not known. ``tell_index`` is the trial's place among the results that the optimizer was told; where none
 is stored, it is the trial's number."""
 
+_UNKNOWN_PENALTY = (
+    "stored by an older version; losses, also held-out ones, may have a penalty whose bound was not stored: compare "
+    "metrics, not losses"
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SummarizedStudy:
@@ -66,6 +71,7 @@ class SummarizedStudy:
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
+        has_unknown_penalty: whether it may have one, and the bound is not stored: 0.2.0 began the study.
         holder: the machine whose process runs it now.
         held_since: when that began, in seconds since 1970.
         nodes: what its workers were last seen doing, for each machine; empty without workers.
@@ -92,6 +98,7 @@ class SummarizedStudy:
     average: str | None = None
     metric: str = "loss"
     keeps: bool = False
+    has_unknown_penalty: bool = False
     holder: str | None = None
     held_since: float = 0.0
     nodes: tuple[NodeWork, ...] = ()
@@ -155,8 +162,13 @@ class SummarizedStudy:
 
     @property
     def warning(self) -> str | None:
-        """The warning of the held-out report, see :class:`HeldOutReport`, or ``None``."""
-        return None if self.held_out is None else self.held_out.warning
+        """What to know before this study is compared: of its losses, and of its held-out report; or ``None``."""
+        warnings = []
+        if self.has_unknown_penalty:
+            warnings.append(_UNKNOWN_PENALTY)
+        if self.held_out is not None and self.held_out.warning is not None:
+            warnings.append(self.held_out.warning)
+        return "; ".join(warnings) or None
 
     @property
     def evaluations(self) -> int:

@@ -35,6 +35,7 @@ from lcsc_opt.database.history import (
     is_finished,
     kept_metric,
 )
+from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_search, split_name
 from lcsc_opt.database.report import HeldOutReport
@@ -535,6 +536,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
     specification = attributes.get("specification") or {}
     budget = attributes.get("budget") or {}
     nodes = attributes.get(NODES) or {}
+    keeps = bool(kept_metric(specification))
     return dataclasses.replace(
         study,
         steps=_steps(attributes),
@@ -543,7 +545,8 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         settings=specification,
         workers=int(specification.get("workers", 1)),
         ordered=specification.get("tells", "ordered") == "ordered",
-        keeps=bool(kept_metric(specification)),
+        keeps=keeps,
+        has_unknown_penalty=keeps and KEPT_BOUND not in attributes,
         budget={unit: total for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOutReport.from_json(attributes.get("held_out")),

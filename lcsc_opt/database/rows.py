@@ -11,6 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.database.history import COSTS, TRIAL, Trials
 from lcsc_opt.database.names import SUCCEEDED, short_metric
 
+_ABBREVIATIONS = ("fid", "kid", "cmmd")
+
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
     """``[n]`` of :data:`TRIAL`."""
@@ -40,9 +42,11 @@ def _seconds(moment: datetime.datetime | None) -> float:
 
 
 def name_of_loss(metrics: Mapping[str, float], loss: float | None) -> str:
-    """``FID`` if the loss is the metric ``fid``; ``loss`` if it is none of the metrics."""
+    """``FID`` if the loss is the metric ``fid``; ``loss`` if it is none of the metrics, or one of that name."""
     name = next((name for name, value in metrics.items() if value == loss), "loss")
-    if name == "loss":
-        return name
+    if name.endswith(".loss"):  # of a user's function, whose metric "loss" has its name in front
+        return "loss"
     formula, at, extractor = short_metric(name).partition("@")
-    return f"{formula.upper()}{at}{extractor}"
+    if formula in _ABBREVIATIONS:
+        formula = formula.upper()
+    return f"{formula}{at}{extractor}"

@@ -38,12 +38,17 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
         ``None`` for anything else, such as a recipe.
 
     Raises:
-        StudySpecError: the rate or the width is no number, or a .json file cannot be read or holds something else.
+        StudySpecError: the rate or the width is none, or there is no such file, or a .json file cannot be read or holds
+            something else.
     """
-    kind, _, text = source.partition(":")
-    if kind in _PROFILES:
-        return _of_profile(kind, text)
+    if source.partition(":")[0] in _PROFILES:
+        return _of_profile(source)
     path = Path(source)
+    if not path.exists():
+        raise StudySpecError(
+            f"{source}: no such file; expected ema:RATE, as ema:0.9999; power:WIDTH, as power:0.1; or the file of a "
+            "recipe, an exported model or coefficients in JSON. lcsc export merges the answer of a study"
+        )
     if path.suffix != ".json":
         return None
     content = _read_json(path)
@@ -68,12 +73,18 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
     return _in_layer_groups(path, numbers, layer_groups)
 
 
-def _of_profile(kind: str, text: str) -> CoefficientsOf:
+def _of_profile(source: str) -> CoefficientsOf:
+    """The averages of ``ema:RATE`` or ``power:WIDTH``."""
+    kind, _, text = source.partition(":")
     try:
         value = float(text)
     except ValueError as error:
-        raise StudySpecError(f"{kind}:{text}: expected a number, as in ema:0.9999 or power:0.1") from error
+        raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
     profile = _PROFILES[kind]
+    try:
+        profile((1, 2), value)  # of any two steps, before checkpoints are read
+    except StudySpecError as error:
+        raise StudySpecError(f"{source}: {error}") from error
 
     def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
         coefficients = profile(trajectory.steps, value)

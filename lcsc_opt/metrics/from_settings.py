@@ -14,6 +14,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
+from lcsc_opt.metrics.loss import parse_kept, parse_loss, why_no_gradient
 from lcsc_opt.metrics.names import (
     DISTANCES,
     EXTRACTORS,
@@ -73,7 +74,7 @@ class ScoreSettings(FrozenModel):
 
     def why_no_gradient(self) -> str | None:
         """Why these settings allow no gradient; ``None`` if they do."""
-        return MetricName.why_no_gradient(MetricName.parse_loss(self.loss))
+        return why_no_gradient(parse_loss(self.loss))
 
 
 class ReferenceScoreSettings(ScoreSettings):
@@ -118,11 +119,11 @@ class MetricSuiteBuilder:
     def __init__(self, settings: ReferenceScoreSettings, context: BuildContext) -> None:
         self._settings = settings
         self._rewards = settings.rewards
-        self._loss = MetricName.parse_loss(settings.loss, unguarded=settings.unguarded)
+        self._loss = parse_loss(settings.loss, unguarded=settings.unguarded)
         reported_names = [*settings.metrics, *(settings.held_out_metrics or ())]
         metrics = [*self._loss, *MetricName.parse_all(reported_names)]
         if settings.keep is not None:
-            metrics.append(MetricName.parse_kept(settings.keep, self._loss))
+            metrics.append(parse_kept(settings.keep, self._loss))
         self._metrics = tuple(metrics)
         extractors = [metric.extractor for metric in metrics] + list(self._rewards)
         self._extractors = list(dict.fromkeys(extractors))

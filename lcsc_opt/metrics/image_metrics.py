@@ -15,7 +15,7 @@ from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
-from lcsc_opt.metrics.loss import Loss
+from lcsc_opt.metrics.loss import Loss, why_no_gradient
 from lcsc_opt.metrics.names import FDR, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -138,7 +138,7 @@ class ImageMetrics:
         Raises:
             MetricError: a metric of the loss has no gradient, or its features were not kept.
         """
-        reason = MetricName.why_no_gradient(self._loss.weights)
+        reason = why_no_gradient(self._loss.weights)
         if reason:
             raise MetricError(f"{reason}; use another loss, or search without gradients")
         weights = self._gradient_weights(keep_weight)

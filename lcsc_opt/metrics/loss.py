@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import Constraint
-from lcsc_opt.metrics.names import Kept, MetricName
+from lcsc_opt.metrics.names import (
+    DIFFERENTIABLE,
+    DISTANCES,
+    HELD_OUT_REWARD,
+    INCEPTION,
+    KEPT,
+    OF_HELD_OUT,
+    REWARD,
+    Kept,
+    MetricName,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +46,13 @@ class Loss:
         Raises:
             MetricError: a metric is unknown, or cannot be in a loss or be kept.
         """
-        weights = MetricName.parse_loss(loss)
+        weights = parse_loss(loss)
         if keep is None:
             return cls(weights)
         bound = None
         if isinstance(keep, Mapping):
             bound = next(iter(keep.values()))
-        return cls(weights, MetricName.parse_kept(keep, weights), bound)
+        return cls(weights, parse_kept(keep, weights), bound)
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
@@ -61,3 +73,84 @@ class Loss:
         if self.keep is not None and constraint is not None:
             penalty = constraint.penalty(values[self.keep])
         return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items()) + penalty
+
+
+def parse_loss(loss: str | Mapping[str, float], *, unguarded: bool = True) -> dict[MetricName, float]:
+    """One metric with the weight 1, or the metrics of a weighted sum.
+
+    Metrics where higher is better are subtracted, whether their weight is written with its minus or without. A
+    reward alone collapses diversity; ``unguarded`` allows it without a distance between distributions.
+
+    Raises:
+        MetricError: for an unknown or repeated metric, one of held-out images, a weight that is no number, or a
+            reward without a guard.
+    """
+    if isinstance(loss, str):
+        loss = {loss: 1.0}
+    weights: dict[MetricName, float] = {}
+    for text, weight in loss.items():
+        metric = MetricName.parse(text)
+        if metric.formula in OF_HELD_OUT or metric.formula == HELD_OUT_REWARD:
+            raise MetricError(f"loss: {metric} is held out, and decides nothing; move it to held_out_metrics")
+        if metric in weights:
+            raise MetricError(f"loss: {metric} is named twice")
+        weights[metric] = abs(_checked_weight(metric, weight))
+    weights = {metric: weight for metric, weight in weights.items() if weight}  # a sweep may begin at zero
+    if not weights:
+        raise MetricError("loss: names no metric; the default is fid")
+    formulas = {metric.formula for metric in weights}
+    if REWARD in formulas and not unguarded and formulas.isdisjoint(DISTANCES):
+        raise MetricError(
+            "loss: a reward alone collapses diversity; add a distance between distributions, as loss: "
+            "{reward: -1, fid: 1}, or write unguarded: true"
+        )
+    # The first metric's features order image pairs; a reward has none of images, so it comes last.
+    return dict(sorted(weights.items(), key=lambda pair: pair[0].formula == REWARD))
+
+
+def _checked_weight(metric: MetricName, weight: object) -> float:
+    """The weight of a metric in a loss. Raises MetricError if it is no finite number, or has the wrong sign."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
+        raise MetricError(f"loss: the weight of {metric} is {weight!r}, expected a number")
+    if weight < 0 < metric.sign:
+        raise MetricError(f"loss: the weight of {metric} is {weight!r}; lower is better, so expected a positive one")
+    return float(weight)
+
+
+def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
+    """The metric that may not get worse than at EMA*, the best of the window's EMA rates, or than its bound.
+
+    FID falls while single images get worse. Optimizers that follow gradients add that of its guide
+    (:attr:`MetricName.guide`), with a weight that they choose themselves, for example by dual ascent. All others get
+    the loss with a penalty for the violation. Without ``@extractor``, its features are those of the loss's first
+    metric.
+
+    Raises:
+        MetricError: it cannot be kept.
+    """
+    bounds = {keep: 1.0} if isinstance(keep, str) else keep
+    text = ""
+    bound = 0.0
+    if len(bounds) == 1:
+        [(text, bound)] = bounds.items()
+    formula, at, extractor = text.partition("@")
+    largest = 1.0 if formula == "precision" else math.inf
+    if formula not in KEPT or not 0 < bound <= largest or bound == math.inf:
+        names = ", ".join(KEPT)
+        raise MetricError(
+            f"keep: {keep!r} cannot be kept; known: {names}, each optionally with @extractor; or a bound, as "
+            "{precision: 0.7}"
+        )
+    if not at:
+        extractor = next(iter(loss)).extractor
+        if extractor == REWARD:
+            extractor = INCEPTION
+    return MetricName.parse(f"{formula}@{extractor}")
+
+
+def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
+    """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
+    for metric in loss:
+        if metric.formula not in DIFFERENTIABLE:
+            return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
+    return None

@@ -66,6 +66,7 @@ class CommandScorer:
             raise ObjectiveError("command: does not say where the model goes; put {model} there")
         used |= _placeholders("read", read or "", _OF_DRAW)
         self.takes_draw = not used.isdisjoint(_OF_DRAW)
+        self.takes_group = "group" in used
         if shutil.which(self._words[0]) is None:
             raise ObjectiveError(
                 f"command: {self._words[0]} does not exist, or cannot be run; check the name and its path"

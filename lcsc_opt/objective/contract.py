@@ -33,6 +33,7 @@ import numpy.typing as npt
 from lcsc_opt.base.code import CodeFile
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.settings import excerpt
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
@@ -363,17 +364,16 @@ class CoefficientFunction(Objective):
         """Call the function, or in the final report ``held_out``; and its gradient if that is asked for.
 
         Raises:
-            TypeError, ValueError, RuntimeError: the function does not return a number.
-            ObjectiveError: the gradient is not K numbers, or a held-out loss or a gradient is asked for and there is no
-                function for it.
+            ObjectiveError: a function returns no number, the gradient is not K numbers, or a held-out loss or a
+                gradient is asked for and there is no function for it.
         """
         function = self._function
+        name = self._name
         if candidate.noise.group == HELD_OUT.group:
             function = self._held_out_function(candidate)
-        value: Any = function(candidate.coefficients.copy())  # a copy, which the function may change
-        if hasattr(value, "detach"):  # a tensor
-            value = value.detach()
-        loss = float(value)
+            name = self._held_out_name or "held_out"
+        returned = function(candidate.coefficients.copy())  # a copy, which the function may change
+        loss = _as_loss(returned, name)
         if not gradient:
             return Evaluation(loss)
         return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
@@ -395,9 +395,29 @@ class CoefficientFunction(Objective):
     def _gradient_at(self, coefficients: Coefficients) -> Coefficients:
         if self._gradient is None:
             raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
-        gradient = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
+        returned = self._gradient(coefficients.copy())
+        try:
+            gradient = np.asarray(returned, dtype=np.float64)
+        except (TypeError, ValueError):
+            gradient = np.array(np.nan)
         if gradient.shape != coefficients.shape:
-            raise ObjectiveError(
-                f"the gradient has the shape {list(gradient.shape)}, expected {list(coefficients.shape)}"
-            )
+            expected = f"it must return {list(coefficients.shape)} numbers"
+            raise ObjectiveError(f"the gradient of {self._name} was {excerpt(returned)}; {expected}")
         return gradient
+
+
+def _as_loss(returned: Any, name: str) -> float:
+    """What a user's function returned, as a number.
+
+    Raises:
+        ObjectiveError: it is none.
+    """
+    value = returned
+    if hasattr(value, "detach"):  # a tensor
+        value = value.detach()
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ObjectiveError(
+            f"{name} returned {excerpt(returned)}; it must return one number, lower is better"
+        ) from error

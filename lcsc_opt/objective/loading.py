@@ -7,11 +7,13 @@ is and which checkpoints it was begun with. Any of these functions may leave the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from lcsc_opt.objective.contract import Objective
 def load_objective(
     spec: ObjectiveSpec,
     *,
-    beside: Path | None = None,
+    study_folder: Path | None = None,
     checkpoints: KnownCheckpoints | None = None,
     rows: Rule | None = None,
 ) -> Objective:
@@ -39,7 +41,7 @@ def load_objective(
 
     Args:
         spec: the file and its settings.
-        beside: the study file's folder.
+        study_folder: the study file's folder.
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
         rows: how layers are divided into groups with coefficients of their own.
 
@@ -47,13 +49,14 @@ def load_objective(
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
             it.
     """
-    _make_importable(beside)
-    path = find("objectives", spec.file, beside=beside)
+    _make_importable(study_folder)
+    path = find("objectives", spec.file, study_folder=study_folder)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    context = BuildContext(beside, checkpoints)
+    context = BuildContext(study_folder, checkpoints)
     try:
-        objective = _call(module.build, dict(spec.settings), context=context)
+        with _naming_setting(spec.settings):
+            objective = _call(module.build, dict(spec.settings), context=context)
     except LcscError:
         raise
     except Exception as error:
@@ -83,22 +86,23 @@ class CheckedObjective:
 
 
 def check_objective(
-    spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
+    spec: ObjectiveSpec, *, study_folder: Path | None = None, checkpoints: KnownCheckpoints | None = None
 ) -> CheckedObjective:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
     The objective's file takes part if it has a class ``Settings``. Arguments and errors are those of
     :func:`load_objective`.
     """
-    _make_importable(beside)
-    path = find("objectives", spec.file, beside=beside)
+    _make_importable(study_folder)
+    path = find("objectives", spec.file, study_folder=study_folder)
     settings_class: Any = getattr(load_file(path), "Settings", None)
     settings: Any = None
     if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-    context = BuildContext(beside, checkpoints)
+    context = BuildContext(study_folder, checkpoints)
     if hasattr(settings, "check"):
-        _call(settings.check, context=context)
+        with _naming_setting(spec.settings):
+            _call(settings.check, context=context)
     return CheckedObjective(
         code=code_of_settings(path, spec.settings),
         why_no_gradient=_asked_once(settings, "why_no_gradient", context),
@@ -106,9 +110,22 @@ def check_objective(
     )
 
 
-def _make_importable(beside: Path | None) -> None:
+@contextlib.contextmanager
+def _naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Where an error begins with the name of a setting, say where in the study file the setting is."""
+    try:
+        yield
+    except LcscError as error:
+        message = str(error)
+        name = re.split(r"[:.\[ ]", message, maxsplit=1)[0]
+        if name not in settings:
+            raise
+        raise type(error)(f"objective.settings.{message}") from error
+
+
+def _make_importable(study_folder: Path | None) -> None:
     """Modules next to the study file and in the working directory can be imported from now on."""
-    for folder in (beside, Path()):
+    for folder in (study_folder, Path()):
         if folder is None:
             continue
         resolved = str(folder.resolve())

@@ -17,7 +17,7 @@ from lcsc_opt.base.records import HELD_OUT, NOTHING_TUNED, Candidate, Coefficien
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
@@ -140,7 +140,7 @@ class MergeSampleScore(StagedObjective):
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        reason = MetricName.why_no_gradient(self.scores.weights)
+        reason = why_no_gradient(self.scores.weights)
         if reason:
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):

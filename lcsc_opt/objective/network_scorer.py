@@ -53,6 +53,7 @@ class NetworkScorer:
         self._name = name
         self._metric = getattr(function, "__name__", "score")
         self.takes_draw = takes_draw(function)
+        self.takes_group = self.takes_draw
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:
             self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))

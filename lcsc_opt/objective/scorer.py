@@ -18,6 +18,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Noise
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.settings import excerpt
 
 _SEED_BITS = 31  # every random generator accepts a seed of so many bits
 
@@ -53,10 +54,12 @@ class Scorer(Protocol):
     Attributes:
         device: where it expects the weights; candidates are merged there.
         takes_draw: whether its data depend on the :class:`Draw`.
+        takes_group: whether they may depend on the group of the draw, and not only on its seed.
     """
 
     device: torch.device
     takes_draw: bool
+    takes_group: bool
 
     def measure(
         self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
@@ -134,7 +137,9 @@ def outcomes(name: str, value: Any) -> Floats:
     except ValueError:  # lists of different lengths
         array = np.empty(0, dtype=object)
     if array.dtype.kind not in "biuf":
-        raise ObjectiveError(f"score: {name} is {str(value)[:80]!r}; expected a number, or single outcomes")
+        raise ObjectiveError(f"score: {name} must return a number, or single outcomes [n]; got {excerpt(value)}")
     if array.ndim > 1 or not array.size:
-        raise ObjectiveError(f"score: {name} has the shape {list(array.shape)}; expected outcomes in one dimension")
+        raise ObjectiveError(
+            f"score: {name} must return a number, or single outcomes [n]; got the shape {list(array.shape)}"
+        )
     return np.atleast_1d(array)

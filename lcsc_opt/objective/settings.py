@@ -21,7 +21,8 @@ from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack, read_last
+from lcsc_opt.trajectory.cached import PackRequest
+from lcsc_opt.trajectory.packing import check_checkpoints, open_request, read_last
 
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
@@ -53,14 +54,7 @@ class CheckpointSettings(NetworkSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        return open_or_pack(
-            self.checkpoint_paths(context),
-            selection=self.select,
-            cache=cache_directory(),
-            key=self.key,
-            dtype=self.stored,
-            study_checkpoints=context.checkpoints,
-        )
+        return open_request(self._pack_request(context))
 
     def last_weights(self, context: BuildContext) -> dict[str, Tensor]:
         """The weights of the last checkpoint: name → tensor. Checkpoints that are not packed stay so.
@@ -68,14 +62,7 @@ class CheckpointSettings(NetworkSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        return read_last(
-            self.checkpoint_paths(context),
-            selection=self.select,
-            cache=cache_directory(),
-            key=self.key,
-            dtype=self.stored,
-            study_checkpoints=context.checkpoints,
-        )
+        return read_last(self._pack_request(context))
 
     def check(self, context: BuildContext) -> None:
         """Refuse what building the objective would refuse, as far as that is known without reading all weights.
@@ -84,11 +71,15 @@ class CheckpointSettings(NetworkSettings):
             TrajectoryError, ObjectiveError: checkpoints or a device are missing.
         """
         self.torch_device()
-        check_checkpoints(
-            self.checkpoint_paths(context),
-            selection=self.select,
+        check_checkpoints(self._pack_request(context))
+
+    def _pack_request(self, context: BuildContext) -> PackRequest:
+        """Which checkpoints, and how they are packed."""
+        return PackRequest(
+            patterns=self.checkpoint_paths(context),
             cache=cache_directory(),
             key=self.key,
+            selection=self.select,
             dtype=self.stored,
             study_checkpoints=context.checkpoints,
         )

@@ -29,6 +29,7 @@ from lcsc_opt.metrics.bundled_images import FORMATS, Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
+from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
@@ -76,10 +77,10 @@ class SmallSettings(ScoreSettings):
         Raises:
             MetricError: a metric is unknown, needs another network, or cannot be kept.
         """
-        loss = MetricName.parse_loss(self.loss, unguarded=self.unguarded)
+        loss = parse_loss(self.loss, unguarded=self.unguarded)
         metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
         if self.keep is not None:
-            metrics.append(MetricName.parse_kept(self.keep, loss))
+            metrics.append(parse_kept(self.keep, loss))
         for metric in metrics:
             if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")

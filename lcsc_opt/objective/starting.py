@@ -179,13 +179,13 @@ class _Search:
         Raises:
             LcscError: the objective refuses its settings.
         """
-        checked = check_objective(spec, beside=beside)
+        checked = check_objective(spec, study_folder=beside)
         search = self
         score = spec.settings.get("score")
         if isinstance(score, str) and not takes_draw(import_dotted(score, setting="score")):
             search = dataclasses.replace(search, held_out=0)
             spec = spec.model_copy(update={"settings": {**spec.settings, "size": None}})
-            checked = check_objective(spec, beside=beside)
+            checked = check_objective(spec, study_folder=beside)
         if search.held_out and checked.why_no_report() is not None:
             search = dataclasses.replace(search, held_out=0)
         if search.optimizer == "LCSCGradient":

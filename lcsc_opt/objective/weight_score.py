@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import Mergeable, Objective, stop_if_told
 from lcsc_opt.objective.scorer import Draw, Scorer
@@ -116,7 +117,7 @@ def why_no_report(scorer: Scorer, weights: Mapping[str, Tensor], size: int | Non
     """Why a report on other noise could not be measured, or ``None``.
 
     A score that draws its own data may have none for a report, so it is measured once on each group of noise that a
-    report needs.
+    report needs: a file of data for either may be missing. One that knows no groups is measured once.
 
     Args:
         scorer: the score.
@@ -125,7 +126,12 @@ def why_no_report(scorer: Scorer, weights: Mapping[str, Tensor], size: int | Non
     """
     if not scorer.takes_draw:
         return None
-    for noise in (SELECTION, HELD_OUT):
+    groups = [SELECTION, HELD_OUT]
+    if not scorer.takes_group:
+        groups = [HELD_OUT]
+    names = " and ".join(noise.group for noise in groups)
+    notice(f"the score is measured once on {names} noise, to see whether a report will be possible")
+    for noise in groups:
         try:
             scorer.measure(dict(weights), Draw.of(noise, size))
         except (Exception, SystemExit) as error:  # whatever the score raises

@@ -160,8 +160,15 @@ def _check_options(name: str, options_json: str) -> None:
     for option, value in options.items():
         reason = _why_not(family, {**defaults, option: value})
         if reason is not None:
+            if _expects_number(family, option) and not isinstance(value, (int, float)):
+                raise StudySpecError(f"optimizers.{name}.{option}: expected a number, got {excerpt(value)}")
             raise StudySpecError(f"optimizers.{name}.{option}: {excerpt(value)} does not work ({reason})")
     raise StudySpecError(f"optimizers.{name}: these options do not work together ({joint_reason})")
+
+
+def _expects_number(family: Callable[..., Any], option: str) -> bool:
+    """Whether an option of Nevergrad's is annotated as a number."""
+    return inspect.signature(family).parameters[option].annotation in (int, float, "int", "float")
 
 
 def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
@@ -175,8 +182,7 @@ def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | No
             for loss in range(_CHECK_ASKS):
                 optimizer.tell(optimizer.ask(), float(loss))
     except Exception as error:  # whatever the code of an optimizer runs into
-        first_line = str(error).partition("\n")[0]
-        return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+        return str(error).partition("\n")[0] or type(error).__name__
     return None
 
 

@@ -23,7 +23,7 @@ from lcsc_opt.base.records import Coefficients, SampledModel
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.arrays import TUNED, coefficients_of
-from lcsc_opt.database.connection import looked_into, open_storage, reading
+from lcsc_opt.database.connection import open_storage, read_or_empty, reading
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -200,7 +200,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     Raises:
         LcscError: the first thing that is wrong.
     """
-    with looked_into(url) as storage:
+    with read_or_empty(url) as storage:
         studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
         summaries = HistoryReader(storage).summaries([plan.name for plan in to_run])
@@ -232,7 +232,7 @@ def run_plans(
     """
     to_run = _by_objective(to_run)
     objectives = ObjectiveLoader()
-    with looked_into(url) as storage:
+    with read_or_empty(url) as storage:
         studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
         check_new_studies(resolved, studies, objectives, accept_changes=accept_changes)
@@ -306,7 +306,7 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
         LcscError: the study file is wrong, or its objective cannot be built.
     """
     specs, directory = _specifications(study_file)
-    return loading.load_objective(only_one(specs, source="load_objective").objective, beside=directory)
+    return loading.load_objective(only_one(specs, source="load_objective").objective, study_folder=directory)
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.database.history import NODES
+from lcsc_opt.database.history import NODES, kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -128,12 +128,10 @@ class Execution:
 
         Raises:
             ObjectiveError: this objective has no held-out loss.
-            StudyStoreError: its losses had a penalty whose bound is not stored.
         """
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
-        self.penalty.check_bound()
         if not self.objective.images_per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
@@ -350,10 +348,10 @@ class Executor:
                     notice(line)
                 if retry_failed:
                     many = retry_failures(study)
-                    notice(
-                        f"{study.name}: failed trials that are repeated: {many}, those after the last success; "
-                        "what was asked after an earlier failure depends on it"
-                    )
+                    line = f"failed trials that are repeated: {many}, those after the last success"
+                    if many:
+                        line += "; what was asked after an earlier failure depends on it"
+                    notice(f"{study.name}: {line}")
                 yield Execution(resolved.plan, resolved.penalty, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:
@@ -376,6 +374,19 @@ class Executor:
             pass
         return f"finished already; {self.outcome(plan)}"
 
+    def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
+        """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.
+
+        Raises:
+            StudyStoreError: its losses had a penalty whose bound is not stored.
+            LcscError: as :meth:`open` and :meth:`Execution.evaluate`.
+        """
+        stored = our_studies(self.storage)[plan.name]
+        keeps = bool(kept_metric(plan.specification))
+        Penalty.of(plan, stored, keeps=keeps).check_bound(refused="evaluated on other noise")
+        with self.open(plan) as execution:
+            return execution.evaluate(held_out)
+
     def outcome(self, plan: Plan) -> str:
         """One line for people: the result of a study."""
         study = HistoryReader(self.storage).read_summary(plan.name)
@@ -384,7 +395,10 @@ class Executor:
             line = f"best {study.searched:.4g}"
         if study.held_out_loss is not None:
             line += f", held-out {study.held_out_loss:.4g}"
-        line += f" after {study.evaluations} evaluations"
+        inherited = study.summary.inherited
+        line += f" after {study.evaluations - inherited} evaluations"
+        if inherited:
+            line += f" and {inherited} of {study.forked_from}"
         if study.summary.failed:
             line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
         return line

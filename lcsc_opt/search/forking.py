@@ -131,6 +131,7 @@ def _create_with_trials(source: StoredStudy, resolved: Resolved, changes: Mappin
     inherited = {name: value for name, value in source.attributes.items() if name in _INHERITED}
     attributes = {**resolved.attributes, **inherited, **changes, "forked_from": source.name}
     source.copy(resolved.plan.name, attributes)
+    notice(f"{resolved.plan.name}: begins with the trials of {source.name}; its budget counts new ones only")
 
 
 def _forked_plan(
@@ -217,7 +218,7 @@ def starting_point(
             )
         path = find("studies", source)
         spec = only_one(read_studies(path), source="a refinement")
-        objective = load_objective(spec.objective, beside=path.parent)
+        objective = load_objective(spec.objective, study_folder=path.parent)
         images = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
         return objective, lambda: _best_average(objective), images
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)

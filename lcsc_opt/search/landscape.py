@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.kept_bound import KEPT_BOUND
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
@@ -44,8 +46,8 @@ def run_landscape(
         StudySpecError: the corners span no plane.
     """
     optimizer = OptimizerSpec(name=LANDSCAPE, options=dict(options))
-    configure(optimizer)
     plane = Plane.through(options.get("corners"), source.attributes["steps"])
+    configure(optimizer)
     points = plane_grid(options.get("size", DEFAULT_SIZE))[1]
     searched = Plan.of(source)
     plan = _landscape_plan(searched, optimizer, len(points), images, seed)
@@ -55,13 +57,16 @@ def run_landscape(
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
         keeps = executor.loaded_evidence(plan).keeps
-        Penalty.of(searched, source.attributes, keeps=keeps).check_bound()
+        Penalty.of(searched, source.attributes, keeps=keeps).check_bound(refused="drawn as a landscape")
         products = plane.products(executor.objective(plan).gram())
         attributes = {
             "plane": {"products": stored_array(products)},
             KEPT_BOUND: source.attributes.get(KEPT_BOUND),
         }
         executor.create(executor.resolve(plan), attributes)
+    missing = len(points) - HistoryReader(source.storage).read_study(plan.name).evaluations
+    if missing > 0:
+        notice(f"{plan.name}: {missing:,} evaluations, one for each point of the plane; a smaller --grid needs fewer")
     return plan.name, executor.run(plan)
 
 

@@ -312,17 +312,20 @@ class Plan:
                 f"tune: {self.optimizer.name} searches coefficients only; use EMAGrid, LCSC, LCSCGradient or CMA"
             )
 
-    def advice(self, objective: Objective) -> Iterator[str]:
-        """What to know before a new study begins, one line each."""
+    def advice(self, objective: Objective | None) -> Iterator[str]:
+        """What to know before a new study begins, one line each.
+
+        Before the objective is loaded, they are those of the specification.
+        """
         yield from self._advice_on_rows(objective)
-        if isinstance(objective.trajectory, Trajectory):
+        if objective is not None and isinstance(objective.trajectory, Trajectory):
             yield from objective.trajectory.identical()
 
-    def _advice_on_rows(self, objective: Objective) -> Iterator[str]:
+    def _advice_on_rows(self, objective: Objective | None) -> Iterator[str]:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
-        images = objective.real_images_per_feature
+        images = None if objective is None else objective.real_images_per_feature
         if not self.follows_gradients:
             yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:

@@ -277,7 +277,7 @@ class _Refinement:
                 except KeyboardInterrupt:
                     writer.flush()
                     self.save()
-                    notice(f"{self.out}: stopped after step {self.done}; the same command with --resume continues")
+                    notice(f"{self.out}: stopped after step {self.done}; stored up to it")
                     raise
                 self._step(evaluation)
                 self.seconds = time.monotonic() - began

@@ -121,8 +121,11 @@ class Penalty:
             return cls(plan.name, "copied")
         return cls(plan.name, "measured")
 
-    def check_bound(self) -> None:
+    def check_bound(self, *, refused: str = "continued") -> None:
         """Refuse to add losses to a study whose bound is lost.
+
+        Args:
+            refused: what cannot be done with the study, for the message.
 
         Raises:
             StudyStoreError: 0.2.0 began the study, and it keeps a metric.
@@ -130,7 +133,7 @@ class Penalty:
         if self.bound == "lost":
             raise StudyStoreError(
                 f"{self.study}: an older version bounded its losses by an EMA* that it did not store, so the study can "
-                "be read, but not continued. Give the new one another name: lcsc run FILE name=..."
+                f"be read, but not {refused}. Search again under another name: lcsc run FILE name=..."
             )
 
 
@@ -225,7 +228,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
         beginning = {**plan.beginning(objective), "fingerprint": evidence.fingerprint}
-        notices += plan.advice(objective)
+    notices += plan.advice(objective)
     return dataclasses.replace(study, beginning=beginning, following=plan.following, notices=tuple(notices))
 
 

@@ -58,7 +58,7 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
     """
     checkpoints = _known_checkpoints(plan, studies)
     try:
-        checked = check_objective(plan.spec.objective, beside=plan.directory, checkpoints=checkpoints)
+        checked = check_objective(plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints)
     except LcscError as error:
         return Evidence({"environment": environment(), "code": {}}, refusal=error)
     digests = {name: file.sha256 for name, file in checked.code.items()}
@@ -107,7 +107,7 @@ def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Obj
     return functools.partial(
         load_objective,
         plan.spec.objective,
-        beside=plan.directory,
+        study_folder=plan.directory,
         checkpoints=checkpoints,
         rows=plan.spec.space.rows,
     )

@@ -350,7 +350,7 @@ def _bar_chart(steps: Sequence[int], coefficients: Floats) -> Image.Image:
         steps: ``[K]``.
         coefficients: ``[K]`` or ``[S, K]``.
     """
-    from lcsc_opt.views.figures.look import BLUE, VERMILLION  # and with it plotly
+    from lcsc_opt.views.figures.theme import BLUE, VERMILLION  # and with it plotly
 
     values = coefficients.reshape(-1, len(steps)).mean(axis=0)
     lowest = min(values.min(), 0.0)

@@ -27,7 +27,7 @@ from lcsc_opt.training.data import BUNDLED, encode, load_images, train_autoencod
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
-from lcsc_opt.training.trainer import Trainer, Training, beside, new_accelerator
+from lcsc_opt.training.trainer import Trainer, Training, new_accelerator, sibling_path
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
@@ -76,7 +76,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         return None
 
     busy = TrainingError(f"{training.out}: another process trains it; wait until it ends, or name another trajectory")
-    with only_process(beside(training.out, ".model"), busy=busy):
+    with only_process(sibling_path(training.out, ".model"), busy=busy):
         if resume:
             _check_unchanged(training)
         else:
@@ -88,8 +88,8 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         trajectory = Trajectory.open(training.out)
         with torch.no_grad():  # an average of the checkpoints: a good teacher or start
             network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
-        Model.write_weights(beside(training.out, ".model"), network.cpu())
-    return beside(training.out, ".yaml")
+        Model.write_weights(sibling_path(training.out, ".model"), network.cpu())
+    return sibling_path(training.out, ".yaml")
 
 
 def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
@@ -113,11 +113,11 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
     if accelerator.is_main_process:
         _write_description(training)
-        model = beside(training.out, ".model")
+        model = sibling_path(training.out, ".model")
         if reference is None:
             write_images(model / "images.npz", pixels)
         Model.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
-        study = beside(training.out, ".yaml")
+        study = sibling_path(training.out, ".yaml")
         if not (resume and study.exists()):
             write_atomically(study, _study_text(training, reference, decoder).encode(), error=TrainingError)
     accelerator.wait_for_everyone()
@@ -144,7 +144,7 @@ def _latents(training: Training, pixels: Tensor, accelerator: Any) -> tuple[Tens
     if folder is not None:
         autoencoder = load_autoencoder(folder)
     else:
-        folder = beside(training.out, ".model") / "autoencoder"
+        folder = sibling_path(training.out, ".model") / "autoencoder"
         with accelerator.main_process_first():
             autoencoder = train_autoencoder(
                 pixels, folder, seed=training.seed, device=accelerator.device, steps=training.steps
@@ -159,7 +159,7 @@ def _check(training: Training) -> None:
     needs = training.recipe.needs
     if training.steps < 2 * training.checkpoint_every:
         raise TrainingError(
-            f"{training.steps} steps with a checkpoint every {training.checkpoint_every} leave fewer than two"
+            f"--checkpoint-every {training.checkpoint_every}: {training.steps} steps leave fewer than two checkpoints"
         )
     if needs == "teacher" and training.teacher is None:
         raise TrainingError(f"{name} needs a diffusion model: name its folder with --teacher")
@@ -174,7 +174,7 @@ def _check(training: Training) -> None:
 def _check_free(training: Training) -> None:
     """Refuse to overwrite files of an earlier training, or of somebody else."""
     for suffix in OUTPUTS:
-        path = beside(training.out, suffix)
+        path = sibling_path(training.out, suffix)
         if path.exists():
             advice = "continue with --resume"
             if not _description(training).exists():
@@ -198,7 +198,7 @@ def _check_unchanged(training: Training) -> None:
 
 def _description(training: Training) -> Path:
     """The file with everything that decides the weights."""
-    return beside(training.out, ".model") / "training.json"
+    return sibling_path(training.out, ".model") / "training.json"
 
 
 def _write_description(training: Training) -> None:
@@ -274,7 +274,7 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
 
 def _study_text(training: Training, reference: str | None, decoder: Mapping[str, Any] | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
-    model = beside(training.out, ".model").name
+    model = sibling_path(training.out, ".model").name
     settings: dict[str, Any] = {
         "checkpoints": training.out.name,
         "model": model,
@@ -299,8 +299,8 @@ def _study_text(training: Training, reference: str | None, decoder: Mapping[str,
         "storage": "sqlite:///studies.db",
         "held_out": {"images": 10000, "top": 5},
     }
-    command = f"lcsc run {shlex.quote(beside(training.out, '.yaml').name)}"
-    name = experiment_name(beside(training.out, "").name) or "training"
+    command = f"lcsc run {shlex.quote(sibling_path(training.out, '.yaml').name)}"
+    name = experiment_name(sibling_path(training.out, "").name) or "training"
     return "".join(
         [
             f"# {training.recipe.name} on {training.data}, {training.steps} steps: {command}\n",

@@ -76,7 +76,7 @@ class Training:
     samples_every: int | None = None
 
 
-def beside(out: Path, suffix: str) -> Path:
+def sibling_path(out: Path, suffix: str) -> Path:
     """Another file or folder of the training that makes the trajectory ``out``."""
     return out.with_name(out.name.removesuffix(".trajectory") + suffix)
 
@@ -188,8 +188,8 @@ class Trainer:
         accelerator.register_for_checkpointing(self)
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
-        self.states = beside(training.out, ".state")
-        self.curve = LearningCurve(beside(training.out, ".jsonl"), write=accelerator.is_main_process)
+        self.states = sibling_path(training.out, ".state")
+        self.curve = LearningCurve(sibling_path(training.out, ".jsonl"), write=accelerator.is_main_process)
         self.sampler = None
         if training.samples_every is not None and accelerator.is_main_process:
             self.sampler = self._new_sampler(decoder)
@@ -226,11 +226,7 @@ class Trainer:
         except KeyboardInterrupt:
             if self.accelerator.is_main_process:
                 saved_step = (self._latest or "step0").removeprefix("step")
-                place = "there" if saved_step == str(self.step) else f"step {saved_step}"
-                notice(
-                    f"{self.training.out}: stopped after step {self.step}; "
-                    f"the same command with --resume continues from {place}"
-                )
+                notice(f"{self.training.out}: stopped after step {self.step}; stored up to step {saved_step}")
             raise
         finally:
             self.saver.close()
@@ -326,7 +322,7 @@ class Trainer:
         sampler.load(self.raw.state_dict())
         with torch.no_grad():
             images = sampler.sample(HELD_OUT, 0, _SHEET_IMAGES).float().nan_to_num().cpu().numpy()
-        file = beside(self.training.out, ".samples") / f"step{self.step:08d}.png"
+        file = sibling_path(self.training.out, ".samples") / f"step{self.step:08d}.png"
         write_atomically(file, contact_sheet(images), error=TrainingError)
 
     def _step(self) -> Tensor:

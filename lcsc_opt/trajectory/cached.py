@@ -33,11 +33,11 @@ class PackRequest:
 
     patterns: Sequence[str | Path]
     cache: Path
-    key: str | None
-    selection: Selection
-    steps: Sequence[int] | None
-    dtype: str | None
-    study_checkpoints: KnownCheckpoints | None
+    key: str | None = None
+    selection: Selection = dataclasses.field(default_factory=Selection)
+    steps: Sequence[int] | None = None
+    dtype: str | None = None
+    study_checkpoints: KnownCheckpoints | None = None
 
     @property
     def stored(self) -> str:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, replacing, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, replacing, shown_size, sync_folder
 from lcsc_opt.base.paths import MEAN
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.content import RUNNING_MEAN
@@ -74,12 +73,12 @@ def pack_sources(
         reader = _PackedReader(packed)
         metadata |= packed.metadata
         if not is_packed(partial):
-            check_room(out, reader.read(rows[0][0], packed.path), len(rows), dtype, what=_what(means))
+            _announce(out, reader.read(rows[0][0], packed.path), len(rows), dtype, means)
     elif is_packed(partial):
         reader = _Reader(Manifest.load(partial).metadata["key"])  # LoRA's alphas are in the metadata already
     else:
         first = read_checkpoint(next(iter(sources.values())), key=key)
-        check_room(out, first, len(rows), dtype, what=_what(means))
+        _announce(out, first, len(rows), dtype, means)
         reader = _Reader(first.key, first)
         alphas = _lora_alphas(first, list(sources.values())[-1])
         if alphas is not None:
@@ -103,8 +102,8 @@ def pack_sources(
     return Trajectory.open(out)
 
 
-def check_room(out: Path, first: Checkpoint, rows: int, dtype: str, *, what: str = "checkpoints") -> None:
-    """Say how large a trajectory will be, from its first checkpoint, or refuse; nothing is written.
+def check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:
+    """The bytes that a trajectory will have, from its first checkpoint.
 
     Raises:
         TrajectoryError: the disk does not have so much.
@@ -116,13 +115,12 @@ def check_room(out: Path, first: Checkpoint, rows: int, dtype: str, *, what: str
         needed = int8.row_bytes * rows + int8.mean_bytes
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
-    size = tqdm.format_sizeof(needed, "B")
     if needed > free:
         raise TrajectoryError(
-            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory needs {size}, and "
-            f"{tqdm.format_sizeof(free, 'B')} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
+            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory needs {shown_size(needed)}, and "
+            f"{shown_size(free)} are free; select fewer checkpoints, or {ANOTHER_FOLDER}"
         )
-    notice(f"packing {rows} {what}, once, into {out} ({size})")
+    return needed
 
 
 def is_trajectory(path: Path) -> bool:
@@ -142,10 +140,11 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
         return False
 
 
-def _what(means: int | None) -> str:
-    if means is None:
-        return "checkpoints"
-    return "rows (means, and the last checkpoint)"
+def _announce(out: Path, first: Checkpoint, rows: int, dtype: str, means: int | None) -> None:
+    """Say what is packed, or refuse if there is no room for it."""
+    size = check_room(out, first, rows, dtype)
+    what = "checkpoints" if means is None else "rows (means, and the last checkpoint)"
+    notice(f"packing {rows} {what}, once, into {out} ({shown_size(size)})")
 
 
 def _lora_alphas(first: Checkpoint, last: Path) -> LoraAlphas | None:

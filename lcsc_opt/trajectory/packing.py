@@ -146,39 +146,27 @@ def open_or_pack(
         dtype=dtype,
         study_checkpoints=study_checkpoints,
     )
-    if study_checkpoints is not None:
-        return open_again(request, study_checkpoints)
+    return open_request(request)
+
+
+def open_request(request: PackRequest) -> Trajectory:
+    """As :func:`open_or_pack`."""
+    if request.study_checkpoints is not None:
+        return open_again(request, request.study_checkpoints)
     path = request.packed_path
     if path is not None:
         return _open_packed(request, path)
     return request.pack_once(request.selected_sources())
 
 
-def check_checkpoints(
-    patterns: Patterns,
-    *,
-    cache: Path,
-    key: str | None,
-    selection: Selection,
-    dtype: str | None,
-    study_checkpoints: KnownCheckpoints | None = None,
-) -> None:
+def check_checkpoints(request: PackRequest) -> None:
     """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
 
     Raises:
         TrajectoryError: as :func:`open_or_pack`.
     """
-    request = PackRequest(
-        patterns=as_patterns(patterns),
-        cache=cache,
-        key=key,
-        selection=selection,
-        steps=None,
-        dtype=dtype,
-        study_checkpoints=study_checkpoints,
-    )
-    if study_checkpoints is not None:
-        check_again(request, study_checkpoints)
+    if request.study_checkpoints is not None:
+        check_again(request, request.study_checkpoints)
         return
     path = request.packed_path
     if path is not None:
@@ -187,19 +175,11 @@ def check_checkpoints(
     sources = request.selected_sources()
     out = request.cached_path(sources)
     if not out.exists() and not is_packed(partial_path(out)):
-        first = read_checkpoint(next(iter(sources.values())), key=key)
+        first = read_checkpoint(next(iter(sources.values())), key=request.key)
         check_room(out, first, len(sources), request.stored)
 
 
-def read_last(
-    patterns: Patterns,
-    *,
-    cache: Path,
-    key: str | None,
-    selection: Selection,
-    dtype: str | None,
-    study_checkpoints: KnownCheckpoints | None = None,
-) -> dict[str, Tensor]:
+def read_last(request: PackRequest) -> dict[str, Tensor]:
     """The weights of the last checkpoint that :func:`open_or_pack` would open: name → tensor.
 
     A new study packs nothing for this.
@@ -207,23 +187,10 @@ def read_last(
     Raises:
         TrajectoryError: as :func:`open_or_pack`.
     """
-    request = PackRequest(
-        patterns=as_patterns(patterns),
-        cache=cache,
-        key=key,
-        selection=selection,
-        steps=None,
-        dtype=dtype,
-        study_checkpoints=study_checkpoints,
-    )
-    path = request.packed_path
-    if study_checkpoints is not None:
-        trajectory = open_again(request, study_checkpoints)
-    elif path is not None:
-        trajectory = _open_packed(request, path)
-    else:
+    if request.study_checkpoints is None and request.packed_path is None:
         *_, last_source = request.selected_sources().values()
-        return read_checkpoint(last_source, key=key).tensors
+        return read_checkpoint(last_source, key=request.key).tensors
+    trajectory = open_request(request)
     last_checkpoint = np.zeros(len(trajectory.steps))
     last_checkpoint[-1] = 1.0
     return trajectory.merge(last_checkpoint)

@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.trajectory.layout import Segment
 
@@ -185,7 +185,7 @@ def place(
             raise TrajectoryError(f"{path} cannot be mapped into {device}: choose 'resident' or 'streamed'.")
         return ColumnsInMemory.mapped(rows, segments)
     name = path.parent.name
-    checkpoints = f"{name}: its checkpoints ({tqdm.format_sizeof(size, 'B')})"
+    checkpoints = f"{name}: its checkpoints ({shown_size(size)})"
     streamed = _StreamedColumns(path, rows.shape[0], rows.shape[1], device)
     if how == "resident":
         with contextlib.suppress(torch.OutOfMemoryError):  # another program has used the memory in the meantime

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
 from lcsc_opt.coefficients.rows import Row
@@ -355,7 +356,7 @@ class TrajectoryWriter:
             self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         except (RuntimeError, MemoryError) as error:
             raise TrajectoryError(
-                f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
+                f"No memory for a copy of a checkpoint, {shown_size(size)}: append with wait=True, without one."
             ) from error
         return self._buffer
 

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from lcsc_opt.database.history import Floats, SummarizedStudy, best_ema
 from lcsc_opt.database.names import label
-from lcsc_opt.views.figures.look import Theme, empty_figure, inert, style, with_alpha
 from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
+from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
 
 AXES = {
     "evaluations": "evaluations",

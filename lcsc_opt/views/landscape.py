@@ -21,8 +21,8 @@ from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import thinned
-from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, inert, style, with_alpha
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
 
 MOST_CANDIDATES = 150  # of one study
 _COLOUR_TICKS = 6

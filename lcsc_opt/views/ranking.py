@@ -137,7 +137,8 @@ class Ranked:
         held_out: loss on held-out noise, of the seeds that have one.
         held_out_images: the numbers of images of the held-out losses, each once.
         metrics: held-out metric → its value, of the seeds that have it; precision and recall first.
-        below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
+        below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; ``None`` where they do not
+            compare.
         to_ema: axis → the cost of being as good as EMA* on the search's noise.
         to_value: axis → the cost of reaching the value that was asked for.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
@@ -220,6 +221,9 @@ def _ranked(
         ema_report = ema.held_out
         if ema.searched is not None:
             to_ema = _cost_to_reach(group, ema.searched)
+    below_ema = None
+    if not any(study.has_unknown_penalty for study in group):
+        below_ema = _below_ema(reports, ema_report)
     to_value = {}
     if value is not None:
         to_value = _cost_to_reach(group, value)
@@ -235,7 +239,7 @@ def _ranked(
         held_out=Spread.of(losses.values()),
         held_out_images=tuple(sorted({report.images for report in reports if report.images})),
         metrics=_metrics(reports),
-        below_ema=_below_ema(reports, ema_report),
+        below_ema=below_ema,
         to_ema=to_ema,
         to_value=to_value,
         difference=difference,

@@ -26,8 +26,8 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
-from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
+from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, points_of, ranking, spread_text

@@ -208,6 +208,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
+        "forked_from": summarized.forked_from,
+        "inherited_trials": summarized.summary.inherited,
         "code_changes": attributes.get("changes", []),
         "keeps": None if bound is None else _described_bound(bound, specification),
         "compared_trials": summarized.summary.compared,

@@ -17,8 +17,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lcsc_opt.views.artifacts import read_png
-from lcsc_opt.views.figures.look import BLUE, Theme
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.theme import BLUE, Theme
 
 _SHEET = re.compile(r"step(\d{1,12})\.png")
 _CURVE_SUFFIX = ".jsonl"

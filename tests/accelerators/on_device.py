@@ -242,7 +242,7 @@ def scored(device: str, folder: Path) -> Objective:
         name: f"tests.accelerators.small_objective:{word}" for name, word in (("model", "Network"), ("score", "score"))
     }
     settings: dict[str, Any] = {"checkpoints": "model*.pt", **own, "device": device}
-    return load_objective(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    return load_objective(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
 
 
 @pytest.mark.parametrize("made", [small, edm, pipeline, latents, scored])

@@ -89,7 +89,7 @@ def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
 def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) -> None:
     (folder / "code_loss.py").write_text("import code_late\n\ndef lose(a):\n    return float(a[0])\n")
     settings = {"callable": "code_loss:lose", "steps": [1, 2]}
-    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=folder)  # type: ignore[arg-type]
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), study_folder=folder)  # type: ignore[arg-type]
     assert objective([0.5, 0.5]) == 0.5, "modules next to the study file can be imported"
     assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
     (folder / "code_objective.py").write_text(
@@ -98,7 +98,7 @@ def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) ->
         "    steps = (1, 2)\n    def describe(self):\n        return {}\n\n"
         "def build(settings):\n    return Frozen()\n"
     )
-    objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), beside=folder)
+    objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), study_folder=folder)
     assert list(objective.code) == ["code_helpers", "code_objective.py"]
     digests = {name: file.sha256 for name, file in objective.code.items()}
     assert objective.fingerprint() == {"objective": objective.describe(), "code": digests}

@@ -10,11 +10,38 @@ from filelock import FileLock
 
 from lcsc_opt.base import files
 from lcsc_opt.base.errors import LcscError, MetricError
-from lcsc_opt.base.files import NoLocksError, is_pending, only_process, replacing, try_lock, write_atomically
+from lcsc_opt.base.files import (
+    NoLocksError,
+    is_pending,
+    only_process,
+    replacing,
+    shown_size,
+    try_lock,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 KB"),
+        (9994, "9.99 KB"),
+        (9996, "10.0 KB"),
+        (999_400, "999 KB"),
+        (999_600, "1.00 MB"),
+        (4_200_000, "4.20 MB"),
+        (8e9, "8.00 GB"),
+        (2.5e18, "2500 PB"),
+    ],
+)
+def test_sizes_have_three_digits_and_a_unit(count: float, shown: str) -> None:
+    assert shown_size(count) == shown
 
 
 def test_a_file_and_a_folder_are_replaced_when_all_of_it_is_there(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ objective: {file: digits.py}
 optimizers: [LCSC]
 budget: {evaluations: 300}
 """
+PATTERNS = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
 TOP = f"expected one of {', '.join(StudySpec.model_fields)}"
 
 
@@ -114,11 +115,12 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
             "name: missing; optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
         ),
         ({1: 2}, "[1]: expected a key that is text, got 1"),
+        ({"budget": ..., "budgte": {"evaluations": 3}}, f"budgte: unknown key (did you mean 'budget'?); {TOP}"),
         # missing keys
         ({"objective": {"settings": {}}}, "objective.file: missing"),
         # wrong types
         ({"optimizers": "LCSC"}, "optimizers: expected a list, got 'LCSC'"),
-        ({"name": 3}, "name: expected a valid string, got 3 (it is text in quotes, in a shell '\"3\"')"),
+        ({"name": 3}, "name: expected text, got 3 (it is text in quotes, in a shell '\"3\"')"),
         (
             {"objective": {"file": "x.py", "settings": {"day": datetime.date(2024, 1, 2)}}},
             "objective.settings.day: expected a text, a number, true, false, a list or a mapping, got datetime.…",
@@ -132,16 +134,21 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ),
         ({"space": {"affine": {"orgin": 0.9}}}, "space.orgin: unknown key (did you mean 'origin'?); expected one of…"),
         # one of several forms
-        ({"space": {"rows": 3}}, "space.rows: expected a valid string or a mapping of keys to values, got 3"),
-        ({"space": {"rows": {"a": 3}}}, "space.rows.a: expected a valid string or a list, got 3"),
-        ({"space": {"rows": {"a": ["*", 3]}}}, "space.rows.a[1]: expected a valid string, got 3…"),
-        ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: expected a valid number, got 'all'"),
+        (
+            {"space": {"rows": 3}},
+            "space.rows: expected layers, blocks, kinds or names with patterns of tensors, as…",
+        ),
+        ({"space": {"rows": "layer"}}, f"space.rows: expected layers, blocks, kinds or {PATTERNS}, got 'layer' (did…"),
+        ({"space": {"rows": {"a": 3}}}, f"space.rows: expected {PATTERNS}, got {{'a': 3}}"),
+        ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),
+        ({"space": {"principal": "a"}}, "space.principal: expected a whole number, got 'a'"),
+        ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: expected a number, got 'all'"),
         ({"pipeline": "yes"}, "pipeline: expected 'auto', true or false, got 'yes'"),
         ({"space": "principal"}, "space: principal: expected the number of directions, as in {principal: 40}"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
             {"objective": {"file": []}, "workers": 0},
-            "objective.file: expected a valid string, got []; "
+            "objective.file: expected text, got []; "
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         ),
         ({"workers": {"ray": 2, "gpus": 1.5}}, "workers: gpus: expected a fraction below one, or an integer, got 1.5"),
@@ -166,7 +173,7 @@ def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str)
         ("a: " + "[" * 700, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),
         ("name: a\nbudget: 1\nbudget: 2\n", "not valid YAML: budget is given twice in line 3, column 1"),
-        ("", "expected a mapping of keys to values, got None"),
+        ("", "is empty; a study file has at least name"),
     ],
     ids=lambda text: re.sub(r"\W+", " ", text)[:30],
 )

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 from tests.objectives.image_objectives import one_line
 
@@ -74,7 +75,7 @@ def test_matching_revisions_are_packed_in_the_order_of_their_steps(client: Hub, 
 
 def test_only_what_is_selected_is_fetched(client: Hub, tmp_path: Path) -> None:
     selection = Selection(last=2)
-    check_checkpoints([PATTERN], cache=tmp_path, key=None, selection=selection, dtype=None)
+    check_checkpoints(PackRequest([PATTERN], tmp_path, selection=selection))
     assert client.fetched == [("owner/name", "ca")]
     assert open_or_pack([PATTERN], cache=tmp_path, selection=selection).steps == (10, 30)
     assert client.fetched == [("owner/name", "ca"), ("owner/name", "cb")]

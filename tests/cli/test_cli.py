@@ -104,7 +104,9 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     drawn = json.loads(Path("curves.json").read_text())
     assert "(s)" in drawn["layout"]["xaxis"]["title"]["text"]
     assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
-    typed.refused("compare", "tiny", "--plot", "curves.json", "--axis", "sheep")
+    assert "--axis: expected evaluations" in typed.refused("compare", "tiny", "--plot", "c.json", "--axis", "sheep")
+    assert "give --plot, too" in typed.refused("compare", "tiny", "--axis", "seconds")
+    assert "expected a file that ends in" in typed.refused("compare", "tiny", "--plot", "curves.jpg")
     assert lcsc(["report", "tiny"]) == 0
     assert "tiny/LCSC/1" in Path("tiny.html").read_text()
 
@@ -145,6 +147,15 @@ def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
     assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
+
+
+def test_a_fork_says_which_trials_are_its_own(ran: Path, typed: Typed) -> None:
+    said = typed("fork", "tiny/LCSC/0", "forked", "--budget", "3").err
+    assert "forked/LCSC/0: begins with the 15 trials of tiny/LCSC/0; its budget counts new ones only" in said
+    assert "after 3 evaluations and 15 of tiny/LCSC/0\n" in said
+    assert "contradicted" not in said
+    shown = typed.json("show", "forked/LCSC/0")
+    assert (shown["forked_from"], shown["inherited_trials"], shown["evaluations"]) == ("tiny/LCSC/0", 15, 18)
 
 
 def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
@@ -207,11 +218,14 @@ def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed
         ("optimizers.LCSC.mutaton=1", "mutaton: unknown key (did you mean 'mutation'?)"),
         ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
         ("--sed 1", "No such option: --sed"),
+        ("--budget 0", "Invalid value for '--budget': "),
         ("space.rows=layers", "space.rows: this objective merges no weights; leave the key out"),
     ],
 )
 def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
-    assert message in typed.refused("run", "tiny.yaml", *command.split())
+    said = typed.refused("run", "tiny.yaml", *command.split())
+    assert message in said
+    assert "Input should" not in said
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 

@@ -72,7 +72,7 @@ def study_objective() -> Any:
     """That objective, of few images."""
     file = yaml.safe_load(Path("run.yaml").read_text())["objective"]["file"]
     given = {**study_settings(), "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
-    return load_objective(ObjectiveSpec(file=file, settings=given), beside=Path.cwd())
+    return load_objective(ObjectiveSpec(file=file, settings=given), study_folder=Path.cwd())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -55,6 +55,8 @@ def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str)
         ("fid", "FID"),
         ("kid@clip", "KID@clip"),
         ("fid@my_package.my_module:features", "FID@features"),
+        ("accuracy@own", "accuracy@own"),
+        ("score.loss", "loss"),
         (None, "loss"),
     ],
 )

@@ -87,7 +87,7 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
 
 def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: Any) -> None:
     spec = ObjectiveSpec(file="stages_on_ray.py", settings={"kind": "device", "threads": False})
-    objective = load_objective(spec, beside=folder)
+    objective = load_objective(spec, study_folder=folder)
     for gpus, expected in ((None, (0.0, 1.0)), (0, (-1.0,))):  # where there are GPUs, a worker has one of them
         wanted = RayWorkers(ray=1, cpus=2, gpus=gpus, address=cluster.address)
         assert loss_there(wanted, spec, objective, folder) in expected
@@ -116,7 +116,7 @@ def test_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
 def test_the_study_s_own_code_travels_with_the_job(own_files: Path, cluster: Any) -> None:
     packed = (own_files / "run.trajectory").rename(own_files.with_name("run.trajectory"))  # is sent in another way
     spec = SPEC.model_copy(update={"settings": {**SPEC.settings, "checkpoints": str(packed)}})
-    objective = load_objective(spec, beside=own_files)
+    objective = load_objective(spec, study_folder=own_files)
     wanted = RayWorkers(ray=1, address=cluster.address)
     hidden = own_files.with_name("hidden")  # nodes have no such folder, but have what travelled
     assert loss_there(wanted, spec, objective, own_files, lambda: own_files.rename(hidden)) == 4.25
@@ -179,7 +179,7 @@ def test_addresses_where_no_cluster_is_are_one_line(
 )
 def test_other_software_is_what_changes_results(own_files: Path, coordinator: dict[str, Any], said: str | None) -> None:
     copies = own_files.with_name("copies")
-    load = NodeObjective.collect(SPEC, own_files, load_objective(SPEC, beside=own_files), copies)
+    load = NodeObjective.collect(SPEC, own_files, load_objective(SPEC, study_folder=own_files), copies)
     load = dataclasses.replace(load, software={**load.software, **coordinator})
     with contextlib.nullcontext() if said is None else pytest.raises(StudySpecError, match=said):
         load()

@@ -51,7 +51,10 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     [
         ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
         ("short.json", "expected"),
-        ("missing.json", "missing.json: cannot be read as JSON"),
+        ("ema", "ema: expected a number, as in ema:0.9999 or power:0.1"),
+        ("ema:2", "ema:2: rate: expected at least 0 and below 1, got 2.0"),
+        ("emma", "emma: no such file; expected ema:RATE, as ema:0.9999; power:WIDTH"),
+        ("missing.json", "missing.json: no such file; expected ema:RATE"),
         ("by_step.json", "by_step.json: expected a list of numbers, one for each checkpoint in the order of the steps"),
         ("by_name.json", "by_name.json: expected a list of numbers"),
         ("text.json", "text.json: expected a list of numbers"),

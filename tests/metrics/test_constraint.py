@@ -11,7 +11,7 @@ import torch
 from lcsc_opt.base.records import PENALTY, Constraint
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.image_metrics import ImageMetrics
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from tests.metrics.examples import Pixels, differences, fill
 
 
@@ -45,7 +45,7 @@ def seen(made: MetricSuite, images: torch.Tensor, constraint: Constraint | None 
 def test_what_is_kept_is_in_the_features_of_the_loss_and_has_a_guide_with_a_gradient(
     text: str, loss: Any, metric: str, guide: str
 ) -> None:
-    kept = MetricName.parse_kept(text, MetricName.parse_loss(loss))
+    kept = parse_kept(text, parse_loss(loss))
     assert [str(kept), str(kept.guide)] == [metric, guide]
 
 

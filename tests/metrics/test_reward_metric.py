@@ -17,6 +17,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.rewards import Reward
+from lcsc_opt.metrics.loss import parse_loss
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import (
     Classifier,
@@ -76,11 +77,11 @@ def test_gradient_in_the_images_is_that_of_central_differences() -> None:
 )
 def test_a_reward_needs_a_distance_between_distributions_or_the_word_of_the_user(loss: Any, guarded: bool) -> None:
     if guarded:
-        MetricName.parse_loss(loss, unguarded=False)
+        parse_loss(loss, unguarded=False)
     else:
         with pytest.raises(MetricError, match=r"add a distance .* or write unguarded: true"):
-            MetricName.parse_loss(loss, unguarded=False)
-    assert MetricName("reward", "reward") in MetricName.parse_loss(loss, unguarded=True)
+            parse_loss(loss, unguarded=False)
+    assert MetricName("reward", "reward") in parse_loss(loss, unguarded=True)
 
 
 def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one() -> None:
@@ -135,4 +136,4 @@ def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are
     compared = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
     assert {"fid", "precision", "recall", "spread", "held_out_reward"} <= compared.keys()
     with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
-        MetricName.parse_loss("held_out_reward")
+        parse_loss("held_out_reward")

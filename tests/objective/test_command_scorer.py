@@ -15,6 +15,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Noise
 from lcsc_opt.objective.command_scorer import CommandScorer
 from lcsc_opt.objective.scorer import Draw
+from lcsc_opt.objective.weight_score import why_no_report
 from tests.objectives.image_objectives import one_line
 
 WEIGHTS = {"a": torch.tensor([0.25, 0.5])}
@@ -151,3 +152,13 @@ def test_files_that_it_names_belong_to_the_study(tmp_path: Path, monkeypatch: py
     script.write_text("echo 2")
     assert before == again
     assert before != CommandScorer("sh judge.sh {model}", BuildContext()).describe()
+
+
+@pytest.mark.parametrize(("arguments", "groups"), [("{group}", ["selection", "held-out"]), ("once{seed}", ["once"])])
+def test_a_command_that_knows_no_groups_is_tried_once_before_a_report(
+    tmp_path: Path, arguments: str, groups: list[str]
+) -> None:
+    calls = tmp_path / "calls"
+    scorer = CommandScorer(sh(f"echo $1 >> {calls}; echo 1", f"{{model}} {arguments}"), BuildContext())
+    assert why_no_report(scorer, WEIGHTS, None) is None
+    assert [line.rstrip("0123456789") for line in calls.read_text().splitlines()] == groups

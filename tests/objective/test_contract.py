@@ -84,8 +84,15 @@ def test_every_kind_of_number_is_a_loss(returned: Any) -> None:
 
 @pytest.mark.parametrize("returned", [None, "three", [1.0, 2.0], {}, 1j, torch.ones(2)])
 def test_what_is_no_number_is_an_error(returned: Any) -> None:
-    with pytest.raises((TypeError, ValueError, RuntimeError)):
+    with pytest.raises(ObjectiveError, match=r"^constant returned .*; it must return one number, lower is better$"):
         function(returned)(np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("returned", [None, "three", [1.0, 2.0], [[1.0], [2.0, 3.0]]])
+def test_what_is_no_gradient_is_an_error(returned: Any) -> None:
+    objective = CoefficientFunction(sum, STEPS, name="total", gradient=lambda _: returned)
+    with pytest.raises(ObjectiveError, match=r"^the gradient of total was .*; it must return \[3\] numbers$"):
+        objective.evaluate(Candidate(np.full(3, 1 / 3)), gradient=True)
 
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

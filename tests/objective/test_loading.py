@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.loading import check_objective, load_objective
 
 WITH_CONTEXT = """
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.objective import CoefficientFunction
 
@@ -65,23 +66,37 @@ def study(workplace: Path) -> Path:
 
 def test_functions_of_an_objectives_file_get_the_context(study: Path) -> None:
     spec = ObjectiveSpec(file="with_context.py", settings={"data": "data.txt"})
-    objective = load_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert objective.steps == (10, 20)
     assert "the data" in str(objective.describe())
-    checked = check_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    checked = check_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert checked.why_no_gradient() == "the data has none"
     assert checked.why_no_report() == "(10, 20) are all that is known"
     missing = ObjectiveSpec(file="with_context.py", settings={"data": "nowhere.txt"})
     with pytest.raises(StudySpecError, match=r"nowhere\.txt: no such file"):
-        check_objective(missing, beside=study)
+        check_objective(missing, study_folder=study)
 
 
 def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) -> None:
     spec = ObjectiveSpec(file="without_context.py", settings={"name": "sum"})
-    objective = load_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert "sum False" in str(objective.describe()), "another parameter keeps its default"
-    checked = check_objective(spec, beside=study, checkpoints=CHECKPOINTS)
+    checked = check_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert checked.why_no_gradient() == "sum has none"
     assert checked.why_no_report() is None
     with pytest.raises(ValueError, match="refused"):
-        check_objective(ObjectiveSpec(file="without_context.py", settings={"name": "refused"}), beside=study)
+        check_objective(ObjectiveSpec(file="without_context.py", settings={"name": "refused"}), study_folder=study)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"callable": "math:hypot", "steps": [1, 2, 2]}, r"^objective\.settings\.steps\[2\]: expected a whole number"),
+        ({"callable": "math.hypot", "steps": [1, 2]}, r"^objective\.settings\.callable: expected 'module:function'"),
+    ],
+)
+def test_an_error_about_a_setting_says_where_the_setting_is(settings: dict[str, Any], said: str) -> None:
+    spec = ObjectiveSpec(file="function.py", settings=settings)
+    for load in (load_objective, check_objective):
+        with pytest.raises(LcscError, match=said):
+            load(spec)

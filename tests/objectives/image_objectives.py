@@ -50,7 +50,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def build(file: str, folder: Path, **changes: Any) -> MergeSampleScore:
     """The shipped objective, as a study file in ``folder`` gets it."""
-    objective = load_objective(ObjectiveSpec(file=file, settings=settings(folder, **changes)), beside=folder)
+    objective = load_objective(ObjectiveSpec(file=file, settings=settings(folder, **changes)), study_folder=folder)
     assert isinstance(objective, MergeSampleScore)
     return objective
 

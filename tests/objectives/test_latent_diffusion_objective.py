@@ -62,7 +62,7 @@ def objective(place: Path, *, rows: str | None = None, **changes: Any) -> MergeS
         **{"images": 8, "batch_size": 4, "device": "cpu"},
     }
     kept = {name: value for name, value in {**settings, **changes}.items() if value is not None}
-    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), beside=place, rows=rows)
+    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), study_folder=place, rows=rows)
     assert isinstance(built, MergeSampleScore)
     return built
 

@@ -99,7 +99,7 @@ def place(folder: Path) -> Path:
 def build(folder: Path, score: str | None = "loss", **changes: Any) -> WeightScore:
     settings = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "device": "cpu", **changes}
     settings |= {} if score is None else {"score": f"{OWN}:{score}"}
-    made = load_objective(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    made = load_objective(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
     assert isinstance(made, WeightScore)
     return made
 
@@ -169,8 +169,9 @@ def test_draws_of_optimizers_are_of_the_search_and_all_have_seeds_of_their_own()
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [
-        ("good", ObjectiveError, "returned is 'good'; expected a number"),
-        (torch.zeros(2, 3), ObjectiveError, r"has the shape \[2, 3\]"),
+        ("good", ObjectiveError, r"returned must return a number, or single outcomes \[n\]; got 'good'"),
+        (None, ObjectiveError, "returned must return a number, .* got None"),
+        (torch.zeros(2, 3), ObjectiveError, r"got the shape \[2, 3\]"),
         (float("nan"), MetricError, "not finite: returned is nan"),
         (iter([]), ObjectiveError, "yielded nothing"),
     ],
@@ -222,7 +223,7 @@ def test_settings_that_do_not_fit_are_one_line(
 def test_checkpoints_that_are_not_there_are_known_before_anything_runs(folder: Path) -> None:
     settings: Any = {"checkpoints": "nowhere*.pt", "model": f"{OWN}:network", "score": f"{OWN}:loss"}
     with pytest.raises(LcscError, match="No checkpoint"):
-        check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+        check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_a_score_without_data_for_a_report_says_so_before_anything_is_packed(
     place: Path, score: str, reason: str | None
 ) -> None:
     settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "score": f"{OWN}:{score}"}
-    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=place)
+    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), study_folder=place)
     assert checked.why_no_report() == reason
     assert not (cache_directory() / "trajectories").exists()
 
@@ -260,7 +261,7 @@ def test_statistics_of_batch_normalization_come_from_the_users_passes(
     assert again.evaluate(Candidate(MIX, noise=HELD_OUT)).loss != again(MIX)
     assert "no gradient in a batch normalization's" in (again.why_no_gradient() or "")
     settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:normalized", "score": f"{OWN}:loss"}
-    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), beside=folder)
+    checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
     assert checked.why_no_gradient() is None, "they may be the same in all checkpoints"
 
 

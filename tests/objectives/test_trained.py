@@ -213,7 +213,7 @@ def test_the_teacher_is_trained_before_and_once(recipe: str, cache: Path, monkey
 
 def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_checkpoint(tmp_path: Path) -> None:
     assert MODULE.training_seconds(CT, tmp_path) is None
-    curve = MODULE.beside(MODULE.place(MODULE.Settings(**CT), tmp_path), ".jsonl")
+    curve = MODULE.sibling_path(MODULE.place(MODULE.Settings(**CT), tmp_path), ".jsonl")
     curve.write_text("".join(json.dumps({"step": step, "loss": 1, "seconds": step / 2}) + "\n" for step in (2, 4, 6)))
     assert MODULE.training_seconds(CT, tmp_path) == 3
     assert MODULE.training_seconds({**CT, "select": {"last_step": 5}}, tmp_path) == 2
@@ -257,7 +257,7 @@ def test_precision_can_be_kept_and_losses_summed(name: str) -> None:
 
 def test_what_a_training_left_before_its_first_state_is_no_hindrance(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
-    model = MODULE.beside(MODULE.place(MODULE.Settings(**CT), tmp_path), ".model")
+    model = MODULE.sibling_path(MODULE.place(MODULE.Settings(**CT), tmp_path), ".model")
     model.mkdir(parents=True)
     (model / "training.json").write_text("{")
     assert DiffusersFolder.read(build("ct").trajectory.path).path == model

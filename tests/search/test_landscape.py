@@ -159,6 +159,8 @@ def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> Non
 def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:
     said = typed.refused("landscape", "small/LCSC/0", "--corners", "10,20,last", "--plot", "plane.json")
     assert "corners: expected three steps of checkpoints or EMAs" in said
+    assert said.endswith("got 'last'")
+    assert typed.refused("landscape", "small/LCSC/0", "--corners", "10,20").endswith("ema:0.999, got 2")
     command = ["landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,30,50"]
     made = typed.json(*command, "--plot", "plane.json")
     assert json.loads(Path("plane.json").read_text())["data"]
@@ -168,6 +170,16 @@ def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:
     by_name = {point["name"]: point for point in made["points"]}
     assert min(point["loss"] for point in made["points"][:3]) >= by_name["lowest on the plane"]["loss"]
     assert min(map(min, made["values"])) >= by_name["lowest on the plane"]["loss"]
+
+
+def test_it_says_how_many_evaluations_it_needs(database: str, typed: Typed) -> None:
+    command = ["landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,30,50"]
+    said = typed.refused(*command, "--plot", "plane.jpg")
+    assert "expected a file that ends in" in said
+    assert "small/Landscape/0" not in our_studies(open_storage(database, write=False)), "nothing was evaluated"
+    said = typed(*command)
+    assert "small/Landscape/0: 19 evaluations, one for each point of the plane" in said.err
+    assert "one for each point" not in typed(*command).err, "they are done"
 
 
 def test_other_commands_are_not_disturbed(database: str, typed: Typed) -> None:

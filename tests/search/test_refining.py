@@ -248,7 +248,7 @@ def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: 
     with pytest.raises(StudySpecError, match="there is nothing to resume; leave --resume out to start"):
         run(build(), out, resume=True)
     stopped(build(), out, 3)
-    assert "stopped after step 2; the same command with --resume continues" in capsys.readouterr().err
+    assert "stopped after step 2; stored up to it" in capsys.readouterr().err
     with pytest.raises(StudySpecError, match="exists already; continue with --resume, or give another name"):
         run(build(), out)
     other = SHORT.model_copy(update={"rate": 2e-2})

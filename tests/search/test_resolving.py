@@ -169,5 +169,12 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     assert not (scored / "studies.db").exists()
     assert not any(cache_directory().glob("**/*.trajectory"))
     (scored / "selection.txt").write_text("0.5")
-    typed("run", "scored.yaml", *options)
+    said = typed("run", "scored.yaml", *options).err
+    assert ("packing" in said) == (options == []), "a dry run packs nothing, and does not say so"
     assert "held-out 0.5 after 3 evaluations" in typed("run", "scored.yaml").err
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_advice_about_rows_needs_no_objective(scored: Path, typed: Typed, options: list[str]) -> None:
+    command = ("run", "scored.yaml", "space.rows=layers", "held_out=null", *options)
+    assert typed(*command).err.count("scored/LCSC/0: without a gradient, more rows do not help") == 1

@@ -201,7 +201,7 @@ def test_neither_the_order_in_which_workers_finish_nor_interruptions_change_anyt
     [
         (float("nan"), "the loss is nan"),
         (float("-inf"), "the loss is -inf"),
-        (None, "TypeError: float() argument must be a string or a real number, not 'NoneType'"),
+        (None, "ObjectiveError: sometimes returned None; it must return one number, lower is better"),
         (ValueError("no image,\n  today"), "ValueError: no image, today"),
     ],
 )

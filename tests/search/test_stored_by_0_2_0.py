@@ -56,6 +56,17 @@ def test_are_listed_and_compared(folder: Path, typed: Typed) -> None:
     assert compared["stored-keep/LCSCGradient/0"]["held_out_rows"]
 
 
+def test_losses_with_an_unknown_penalty_are_marked(folder: Path, typed: Typed) -> None:
+    said = typed("compare", "stored-keep")
+    (line,) = [line for line in said.err.splitlines() if "penalty whose bound was not stored" in line]
+    assert line.startswith("stored-keep/EMAGrid/0, stored-keep/LCSCGradient/0: ")
+    assert "%" not in said.out, "shares of EMA*'s loss would be shares of a penalty"
+    for row in typed.json("compare", "stored-keep"):
+        assert "compare metrics, not losses" in row["warnings"][0]
+    assert "penalty" not in typed("compare", "stored-images").err
+    assert "penalty" in typed("show", "stored-keep/EMAGrid/0").out
+
+
 @pytest.mark.parametrize(("file", "budget"), [("functions.yaml", 20), ("images.yaml", 16)])
 def test_continue_as_0_2_0_continued_them(folder: Path, file: str, budget: int) -> None:
     studies = lcsc_opt.run(file, budget=budget, accept_changes=True)
@@ -70,7 +81,8 @@ def test_with_keep_are_read_and_not_continued(folder: Path, typed: Typed) -> Non
     assert "lcsc run FILE name=..." in line
     options = ("--images", "200", "--accept-changes", "--storage", URL)
     said = typed("evaluate", "stored-keep/LCSCGradient/0", *options, status=2)
-    assert "can be read, but not continued" in said.err
+    assert "can be read, but not evaluated on other noise" in said.err
+    assert "continues with changes" not in said.err, "nothing of it was stored"
     said = typed("run", "keep.yaml")
     assert said.err.count("finished already") == 2
 
@@ -88,4 +100,4 @@ def test_with_keep_repeat_no_failed_trials_and_have_no_new_landscape(folder: Pat
     assert losses("stored-keep/LCSCGradient/0") == before
     assert {study["state"] for study in typed.json("list")} == {"finished"}
     said = typed("landscape", "stored-keep/LCSCGradient/0", "--storage", URL, status=2)
-    assert "can be read, but not continued" in said.err
+    assert "can be read, but not drawn as a landscape" in said.err

@@ -139,7 +139,7 @@ def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
 def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "ended", ending(Edm, at, signals=1))
-    assert f"stopped after step {at + 1}; the same command with --resume" in capsys.readouterr().err
+    assert f"stopped after step {at + 1}; stored up to step {at + 1}\n" in capsys.readouterr().err
     continued = run(tmp_path / "ended", EDM, resume=True)
     assert continued.sha256 == run(tmp_path / "whole", EDM).sha256
     assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
@@ -151,7 +151,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ending(Edm, 10, signals=2))
-    assert "stopped after step 10; the same command with --resume continues from step 8" in capsys.readouterr().err
+    assert "stopped after step 10; stored up to step 8" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -18,6 +18,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
+from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (
@@ -152,10 +153,10 @@ def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
 
 def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory needs .* 1\.00kB are free"):
+    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory needs .* 1\.00 KB are free"):
         pack(files, tmp_path / "t")
     with pytest.raises(TrajectoryError, match="No space left on device"):
-        check_checkpoints(files, cache=tmp_path / "cache", key=None, selection=Selection(), dtype=None)
+        check_checkpoints(PackRequest(files, tmp_path / "cache"))
 
 
 def test_packed_trajectory_opens_as_it_is(files, tmp_path):

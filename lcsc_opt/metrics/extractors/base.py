@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.settings import excerpt
 from lcsc_opt.metrics.frechet import Array
 
 
@@ -76,6 +77,10 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
         MetricError: they are not ``[count, D]`` or not finite.
     """
     expected = (count, extractor.dimension)
+    if not isinstance(features, Tensor):
+        raise MetricError(
+            f"extractor {extractor.name}: returned {excerpt(features)}; it must return a tensor {list(expected)}"
+        )
     if features.shape != expected:
         raise MetricError(
             f"extractor {extractor.name}: answered with shape {list(features.shape)}, expected {list(expected)}"

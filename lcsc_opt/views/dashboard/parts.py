@@ -22,7 +22,7 @@ from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.dashboard.pages import HOME, ROOT_PATH
-from lcsc_opt.views.figures.look import CONFIG
+from lcsc_opt.views.figures.theme import CONFIG
 from lcsc_opt.views.ranking import ranking
 
 RUNNING_MS = 2000  # between refreshes while something runs

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseTraceType
 from plotly.subplots import make_subplots
 
-from lcsc_opt.views.figures.look import GREY, Theme, figure_layout
+from lcsc_opt.views.figures.theme import GREY, Theme, figure_layout
 
 _FRAME = 180  # pixels around the panels: titles, labels of axes, a legend
 _GAP = 25  # pixels between two panels

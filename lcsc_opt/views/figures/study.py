@@ -16,8 +16,8 @@ from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, bes
 from lcsc_opt.database.reader import LATEST, HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
-from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, inert, style
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, inert, style
 from lcsc_opt.views.study_status import seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"

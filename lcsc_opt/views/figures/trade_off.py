@@ -12,8 +12,8 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label, short_metric
 from lcsc_opt.views import metric_place, number
-from lcsc_opt.views.figures.look import Theme, inert, style
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
+from lcsc_opt.views.figures.theme import Theme, inert, style
 
 _FIRST_ACROSS = ("precision", "recall")  # what a lower FID may cost
 _FIRST_UP = ("fid", "loss")
@@ -71,7 +71,7 @@ def trade_off_figure(
 def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
     """The answers of one optimizer and seed, over the points of a sweep."""
     first = studies[0]
-    look = style(first.optimizer)
+    line_style = style(first.optimizer)
     values = [_values(study) for study in studies]
     return go.Scatter(
         x=[value[x] for value in values],
@@ -81,8 +81,8 @@ def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
         text=[inert(", ".join(split_point(study.experiment)[1].values())) for study in studies],
         textposition="top center",
         cliponaxis=False,
-        line={"color": look.colour, "dash": look.dash, "width": 1.5},
-        marker={"symbol": look.marker, "size": 9, "color": look.colour},
+        line={"color": line_style.colour, "dash": line_style.dash, "width": 1.5},
+        marker={"symbol": line_style.marker, "size": 9, "color": line_style.colour},
         customdata=[inert(f"{study.study}, trial {study.chosen}") for study in studies],
         hovertemplate="%{customdata}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     )
@@ -109,7 +109,7 @@ def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Them
     traces: list[go.Scatter] = []
     in_legend = set[str]()
     for study, varied, loss in answers:
-        look = style(study.optimizer)
+        line_style = style(study.optimizer)
         traces.append(
             go.Scatter(
                 x=[*varied, _LOSS_AXIS],
@@ -118,8 +118,8 @@ def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Them
                 legendgroup=inert(study.optimizer),
                 showlegend=study.optimizer not in in_legend,
                 mode="lines+markers",
-                line={"color": look.colour, "dash": look.dash, "width": 1.5},
-                marker={"symbol": look.marker, "size": 7},
+                line={"color": line_style.colour, "dash": line_style.dash, "width": 1.5},
+                marker={"symbol": line_style.marker, "size": 7},
                 hovertemplate=f"{inert(study.study)}<br>{number(loss)}<extra></extra>",
             )
         )

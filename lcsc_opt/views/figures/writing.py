@@ -12,13 +12,23 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.views.figures.look import CONFIG
+from lcsc_opt.views.figures.theme import CONFIG
 
 _IMAGES = (".png", ".svg", ".pdf")
 _SUFFIXES = (*_IMAGES, ".html", ".json")
 _WIDTH = 900
 _PNG_SCALE = 2  # pixels of an image for each of its figure's
 _TIMEOUT_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file that cannot be drawn, before anything is computed for it.
+
+    Raises:
+        LcscError: it ends in something else than :func:`write_figures` writes.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
 
 
 def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
@@ -28,8 +38,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
         LcscError: a file ends in something else or cannot be written, or no browser is found.
     """
     for path in figures:
-        if path.suffix not in _SUFFIXES:
-            raise LcscError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
+        check_suffix(path)
     images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
     contents: dict[Path, bytes] = {}
     if images:

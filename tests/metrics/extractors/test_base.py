@@ -55,6 +55,15 @@ def test_an_own_extractor_that_cuts_the_graph_is_named(cut):
         image_gradient(Network(cut), images(), rows())
 
 
+def test_an_own_extractor_that_returns_nothing_is_named():
+    class Forgetful(Network):
+        def __call__(self, images):
+            super().__call__(images)
+
+    with pytest.raises(MetricError, match=r"^extractor own: returned None; it must return a tensor \[10, 3\]$"):
+        extract(Forgetful(), images())
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
 def test_features_depend_neither_on_the_batch_size_nor_on_parts(batch_size):
     batches = []

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from lcsc_opt.views.curves import AXES, comparison_figure
-from lcsc_opt.views.figures.look import STYLES, style
+from lcsc_opt.views.figures.theme import STYLES, style
 from tests.history_examples import history
 
 # colours

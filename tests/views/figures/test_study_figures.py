@@ -17,12 +17,12 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import comparison_figure
-from lcsc_opt.views.figures.look import empty_figure, inert
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
     own_figures,
 )
+from lcsc_opt.views.figures.theme import empty_figure, inert
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
 

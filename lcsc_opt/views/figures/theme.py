@@ -1,4 +1,4 @@
-"""How figures look: one colour, dash and marker for each optimizer on every page, and a light and a dark template."""
+"""The theme of figures: a colour, dash and marker for each optimizer on every page; a light and a dark template."""
 
 from __future__ import annotations
 
