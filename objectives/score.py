@@ -55,6 +55,8 @@ class Settings(CheckpointSettings):
         read: where its number is in the JSON that the command writes.
         maximize: whether higher is better.
         size: the number of items of a ``draw`` of the search, if the score asks for it.
+        held_out: ``module:function``, called like ``score``: the score of the final report, on data that no search
+            sees. The answer is still chosen by ``score``.
         batch_norm: ``module:function``, called like ``score``; passes data through the model, from which the statistics
             of batch normalization are estimated again.
     """
@@ -65,6 +67,7 @@ class Settings(CheckpointSettings):
     read: str | None = None
     maximize: bool = False
     size: Annotated[int, Field(ge=2)] | None = None
+    held_out: str | None = None
     batch_norm: str | None = None
 
     @model_validator(mode="after")
@@ -77,6 +80,8 @@ class Settings(CheckpointSettings):
             raise ValueError("read belongs to a command")
         if self.batch_norm is not None and self.score is None:
             raise ValueError("batch_norm belongs to a score")
+        if self.held_out is not None and self.score is None:
+            raise ValueError("held_out belongs to a score; a command is told {group}")
         asks_for_size = "{size}" in (self.command or "") or "{size}" in (self.read or "")
         if asks_for_size and self.size is None:
             raise ValueError("the command asks for a {size}; give size")
@@ -88,9 +93,9 @@ class Settings(CheckpointSettings):
         if self.command is not None:
             self.scorer(context)
             return
-        import_dotted(self.score or "", setting="score")
-        if self.batch_norm is not None:
-            import_dotted(self.batch_norm, setting="batch_norm")
+        self._function("score", context)
+        self._function("held_out", context)
+        self._function("batch_norm", context)
         _network_factory(self.model or "", context)
 
     def scorer(self, context: BuildContext) -> NetworkScorer | CommandScorer:
@@ -102,17 +107,24 @@ class Settings(CheckpointSettings):
         if self.command is not None:
             folder = None if self.model is None else _folder(self.model, context)
             return CommandScorer(self.command, context, read=self.read, folder=folder)
-        batch_norm = None
-        if self.batch_norm is not None:
-            batch_norm = import_dotted(self.batch_norm, setting="batch_norm")
-        names = (self.model, self.score, self.batch_norm)
+        score = self._function("score", context)
+        assert score is not None  # without a command, there is one
+        names = (self.model, self.score, self.held_out, self.batch_norm)
         return NetworkScorer(
             _network(self.model or "", context),
-            import_dotted(self.score or "", setting="score"),
+            score,
             self,
-            batch_norm=batch_norm,
+            held_out=self._function("held_out", context),
+            batch_norm=self._function("batch_norm", context),
             name=", ".join(name for name in names if name),
         )
+
+    def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:
+        """The function that a setting names; ``None`` where it names none."""
+        name = getattr(self, setting)
+        if name is None:
+            return None
+        return import_dotted(name, setting=setting, functions=context.functions)
 
     def why_no_gradient(self, context: BuildContext) -> str | None:
         """Why there is no gradient. This calls the score once, with the weights that the model begins with."""
@@ -160,7 +172,7 @@ def _network_factory(model: str, context: BuildContext) -> Callable[[], Any]:
         ObjectiveError: the model does not exist, or the installed transformers or diffusers lacks its class.
     """
     if ":" in model and not context.path(model).exists():
-        return import_dotted(model, setting="model")
+        return import_dotted(model, setting="model", functions=context.functions)
     folder = _folder(model, context)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
