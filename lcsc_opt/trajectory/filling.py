@@ -51,6 +51,17 @@ def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fi
         metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
         _write_rows(writer, sources, reader)
+    finish_packing(out)
+    return Trajectory.open(out)
+
+
+def finish_packing(out: Path) -> None:
+    """Give a trajectory that is complete its name.
+
+    Raises:
+        TrajectoryError: the disk refuses.
+    """
+    partial = partial_path(out)
     try:
         if out.exists():
             shutil.rmtree(out)
@@ -58,7 +69,6 @@ def pack_sources(sources: Sources, out: Path, *, key: str | None, dtype: str, fi
         sync_folder(out.parent)
     except OSError as error:
         raise TrajectoryError(f"Cannot rename {partial} to {out}: {error.strerror}.") from error
-    return Trajectory.open(out)
 
 
 def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
