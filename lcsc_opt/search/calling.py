@@ -108,8 +108,8 @@ def search(
         call = _Call.of(checkpoints, build, score, held_out, sample, reference, jobs, settings)
         temporary = None
         if storage is None:
-            temporary = tempfile.TemporaryDirectory(prefix="lcsc-")
-            url = f"sqlite:///{temporary.name}/{DEFAULT_FILE}"
+            temporary = tempfile.mkdtemp(prefix="lcsc-")
+            url = f"sqlite:///{temporary}/{DEFAULT_FILE}"
         else:
             url = _url(storage)
         experiment = name or call.default_name

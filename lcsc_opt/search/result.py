@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-import tempfile
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,16 @@ class Result:
         studies: tuple[Study, ...],
         content: Mapping[str, Any],
         not_importable: Mapping[str, str],
-        temporary: tempfile.TemporaryDirectory[str] | None,
+        temporary: str | None,
     ) -> None:
         self.name = name
         self.storage = storage
         self.studies = studies
         self._content = content
         self._not_importable = not_importable
-        self._temporary = temporary  # the database's folder, which ends with this object
+        self._temporary = temporary  # the database's folder
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
     @property
     def study(self) -> Study:
