@@ -29,8 +29,8 @@ def average(checkpoints: Any, kind: str = "uniform") -> dict[str, Tensor]:
     Args:
         checkpoints: files, a pattern, a folder, a packed trajectory or ``hf://owner/name@step-*``; or state dicts, as
             ``{step: state_dict}`` or as a list.
-        kind: ``uniform``; ``last:N``, the uniform average of the last N; ``ema:RATE``, with a rate per training step; or
-            ``power:WIDTH``, EDM2's.
+        kind: ``uniform``; ``last:N``, that of the last N; ``ema:RATE``, a rate per training step; or ``power:WIDTH``,
+            EDM2's.
 
     Raises:
         StudySpecError: another kind.

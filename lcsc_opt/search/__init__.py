@@ -5,10 +5,7 @@ changed, what will be written. ``execution`` runs what is resolved: ``runner`` i
 choice on other noise. ``landscape`` is a study of a plane, ``api`` and ``calling`` are the interfaces for Python.
 
 The package can be called: ``lcsc_opt.search(...)`` is :func:`lcsc_opt.search.calling.search`. See
-``help(lcsc_opt.search.calling.search)`` for its arguments. It needs no files of its own::
-
-    import torch
-    import lcsc_opt
+``help(lcsc_opt.search.calling.search)`` for its arguments.
 """
 
 import inspect

@@ -13,14 +13,14 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.live_code import LIVE, LiveCode, LiveFunctions, importable_name
 from lcsc_opt.base.paths import SHIPPED, BuildContext, cache_directory
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
@@ -38,6 +38,7 @@ from lcsc_opt.search.plan import FEWEST_REAL_IMAGES, Plan, plans
 from lcsc_opt.search.resources import ObjectiveLoader
 from lcsc_opt.search.result import Result
 from lcsc_opt.search.trial_call import try_sampler, try_score
+from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, check_state_dicts, pack_state_dicts
 
 DEFAULT_BUDGET = 100
@@ -78,12 +79,12 @@ def search(
             as ``{step: state_dict}`` or as a list, whose steps are then 1, 2, …
         build: called without arguments; returns the network, with any weights.
         score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
-            better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single items,
-            whose mean is the score. With a parameter ``draw`` it is told which data to measure on (docs/score.md).
+            better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
+            items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md).
         held_out: for a score, a function like it, on data that no search sees: the table compares its values. For
             images, how many the report samples.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
-            ``[N, C, H, W]`` in [-1, 1]. The loss is then FID, or the ``loss`` of the settings. It needs ``image_shape``.
+            ``[N, C, H, W]`` in [-1, 1]. The loss is FID, or ``loss`` of the settings. It needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.
         name: of the experiment in the database; by default that of the score's function.
         optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if
@@ -115,6 +116,7 @@ def search(
         experiment = name or call.default_name
         stored = _stored(url, experiment)
         if stored:
+            call.forget_what_is_not_stored(next(iter(stored.values())))
             for used in call.live.unchecked:
                 notice(f"{experiment}: continues, and {used} cannot be compared with what it was when the study began")
         else:
@@ -123,7 +125,7 @@ def search(
             optimizers = _stored_optimizers(stored) or ["EMAGrid", call.optimizer]
         elif isinstance(optimizers, str):
             optimizers = [optimizers]
-        call.place_checkpoints()
+        call.place_checkpoints(experiment, stored)
 
         content = call.content(experiment, optimizers, seed, jobs)
         loader = ObjectiveLoader()
@@ -263,24 +265,41 @@ class _Call:
         if "score" in checked.model_fields_set:
             reason = try_score(checked, context, self.functions, weights)
         else:
-            reason = try_sampler(checked, context, self.functions, weights)
+            reason = try_sampler(checked, self.functions, weights)
         self.optimizer = "LCSCGradient" if reason is None else "LCSCQuadratic"
         self._forget_what_calls_change()
 
     def _forget_what_calls_change(self) -> None:
         """Take the digests of values that a call itself changed, such as a list of past scores, out of the code."""
         after = self._live().code
-        code = {}
-        for name, file in self.live.code.items():
-            if name in after and after[name].sha256 == file.sha256:
-                code[name] = file
+        self._keep_code({name for name, file in after.items() if file.sha256 == self.live.code[name].sha256})
+
+    def forget_what_is_not_stored(self, stored: Mapping[str, Any]) -> None:
+        """Leave out the values that :meth:`try_out` left out when the study began.
+
+        A function that uses a new value has another source itself.
+        """
+        functions = {f"{LIVE}{argument}" for argument in self.functions}
+        self._keep_code({*functions, *stored["fingerprint"]["code"]})
+
+    def _keep_code(self, names: Set[str]) -> None:
+        """Count what has another name as unchecked."""
+        code = {name: file for name, file in self.live.code.items() if name in names}
         changing = tuple(name.removeprefix(LIVE) for name in self.live.code if name not in code)
         self.live = LiveFunctions(self.live.functions, code, (*self.live.unchecked, *changing))
 
-    def place_checkpoints(self) -> None:
-        """Name the checkpoints in the settings; those in memory are packed into the cache first."""
+    def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
+        """Name the checkpoints in the settings; those in memory are packed into the cache first.
+
+        Raises:
+            TrajectoryError: those in memory are of different models, or not those that a stored study began with.
+        """
         if isinstance(self.checkpoints, Mapping):
-            self.settings["checkpoints"] = str(pack_state_dicts(self.checkpoints, cache_directory()))
+            path = pack_state_dicts(self.checkpoints, cache_directory())
+            began_with = {attributes.get("checkpoints") for attributes in stored.values()}
+            if stored and Trajectory.open(path).sha256 not in began_with:
+                raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
+            self.settings["checkpoints"] = str(path)
         elif len(self.checkpoints) == 1:
             [self.settings["checkpoints"]] = self.checkpoints
         else:

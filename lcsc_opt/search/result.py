@@ -30,7 +30,7 @@ from lcsc_opt.views.tables import comparison_rows
 
 
 class Comparison(Sequence[Mapping[str, Any]]):
-    """The results of an experiment's studies: a row for each, as of ``lcsc compare --format json``; printed, a table."""
+    """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``; printed, a table."""
 
     def __init__(self, studies: Sequence[SummarizedStudy]) -> None:
         self._studies = studies

@@ -1,9 +1,9 @@
-"""The first call of a caller's functions, before anything is stored: their errors are theirs, what they return is checked."""
+"""The first call of a caller's functions, before anything is stored: what they raise is theirs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def try_score(settings: Any, context: BuildContext, functions: Functions, weight
     return scorer.why_no_gradient(None, settings.size)
 
 
-def try_sampler(settings: Any, context: BuildContext, functions: Functions, weights: dict[str, Tensor]) -> str | None:
+def try_sampler(settings: Any, functions: Functions, weights: dict[str, Tensor]) -> str | None:
     """Sample two images with the weights of one checkpoint; arguments and errors as of :func:`try_score`."""
     noise = settings.noise()
     build = functions.get("build") or import_dotted(settings.model, setting="model")

@@ -1,70 +1,12 @@
-"""``lcsc apply`` with a rate or coefficients: one merge without a study, whose recipe makes the same file again."""
+"""``lcsc_opt.average``."""
 
 from __future__ import annotations
 
-import json
+import doctest
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from safetensors.torch import load_file
-
-from lcsc_opt.cli import run as lcsc
-from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
-from lcsc_opt.exports import Recipe
-from lcsc_opt.trajectory import pack
-from tests.model_studies import STEPS, state_dict, write_checkpoints
-
-OWN = [0.5, -0.5, 0.25, 0.5, 0.25]
+from lcsc_opt.exports import averaging
 
 
-@pytest.fixture(autouse=True)
-def place(workplace: Path) -> None:
-    write_checkpoints(Path("runs"))
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("ema:0.9", ema_coefficients(STEPS, 0.9)),
-        ("power:0.1", power_ema_coefficients(STEPS, 0.1)),
-        ("list.json", np.array(OWN)),
-    ],
-)
-def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
-    source: str, expected: np.ndarray, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("list.json").write_text(json.dumps({"coefficients": OWN}))
-    assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 0
-    torch.testing.assert_close(load_file("average.safetensors"), pack("runs", "all.trajectory").merge(expected))
-    assert Recipe.read(Path("average.safetensors")).coefficients == tuple(expected.tolist())
-    assert lcsc(["show", "average.safetensors"]) == 0
-    assert lcsc(["apply", "average.safetensors", "runs", "-o", "again.safetensors"]) == 0
-    assert Path("again.safetensors").read_bytes() == Path("average.safetensors").read_bytes()
-    assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
-        ("short.json", "expected"),
-        ("missing.json", "missing.json: cannot be read as JSON"),
-        ("by_step.json", "by_step.json: expected a list of numbers, one for each checkpoint in the order of the steps"),
-        ("by_name.json", "by_name.json: expected a list of numbers"),
-        ("text.json", "text.json: expected a list of numbers"),
-        ("words.json", "words.json: expected a list of numbers"),
-        ("deep.json", "deep.json: expected a list of numbers"),
-    ],
-)
-def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("short.json").write_text("[0.5, 0.5]")
-    Path("by_step.json").write_text(json.dumps({str(step): 0.2 for step in STEPS}))
-    Path("by_name.json").write_text(json.dumps({"coefficients": {str(step): 0.2 for step in STEPS}}))
-    Path("text.json").write_text('"0.5"')
-    Path("words.json").write_text('["a", "b", "c", "d", "e"]')
-    Path("deep.json").write_text("[[[0.2, 0.2, 0.2, 0.2, 0.2]]]")
-    assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert not Path("average.safetensors").exists()
+def test_the_docstring_runs(workplace: Path) -> None:
+    assert doctest.testmod(averaging) == doctest.TestResults(failed=0, attempted=4)

@@ -1,4 +1,4 @@
-"""``lcsc_opt.search``: what it accepts, what it stores, how it continues, and what it refuses before anything is stored."""
+"""``lcsc_opt.search``: what it stores, how it continues, and what it refuses before."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
 @pytest.mark.parametrize(
     ("checkpoints", "changed", "said"),
     [
-        ({**states(2), 3: states(1, 5)[1]}, {}, "the state dict of step 3"),
+        ({**states(3), 2: states(1, 5)[1]}, {}, "the state dict of step 2"),
         (states(3, 5), {}, "do not fit the network"),
         ([states(1)[1]] * 3, {}, "one memory"),
         ("runs/*.pt", {}, "No checkpoint"),
@@ -206,7 +206,7 @@ def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, 
 
 def test_a_file_of_the_users_does_not_hide_ours(search: Any, workplace: Path) -> None:
     (workplace / "score.py").write_text("raise SystemExit")
-    with pytest.raises(lcsc_opt.LcscError, match="hides the score.py"):
+    with pytest.raises(lcsc_opt.LcscError, match=r"hides the score\.py"):
         search(states(), score=distance)
 
 
