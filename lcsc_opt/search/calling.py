@@ -122,7 +122,9 @@ def search(
         else:
             call.try_out()
         if optimizers is None:
-            optimizers = _stored_optimizers(stored) or ["EMAGrid", call.optimizer]
+            optimizers = _stored_optimizers(stored)
+            if not stored:
+                optimizers = ["EMAGrid", call.optimizer]
         elif isinstance(optimizers, str):
             optimizers = [optimizers]
         call.place_checkpoints(experiment, stored)
@@ -184,7 +186,7 @@ class _Call:
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
-        arguments = {"build": ("model", _builder(build))}
+        arguments: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}
         report: dict[str, Any] | None = None
         if score is not None:
             file = "score.py"
@@ -372,7 +374,7 @@ def _stored(url: str, experiment: str) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _stored_optimizers(stored: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _stored_optimizers(stored: Mapping[str, Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
     """The optimizers of stored studies, each once."""
     specifications = {split_name(name)[1]: attributes["specification"] for name, attributes in stored.items()}
     return [specification["optimizer"] for specification in specifications.values()]
@@ -392,12 +394,12 @@ def _evaluations(
     Raises:
         StudySpecError: it is neither a number nor a time.
     """
-    if isinstance(budget, int) and not isinstance(budget, bool):
+    if isinstance(budget, int):
         return budget
     seconds = _seconds(budget)
     totals = [attributes["optimizer_budget"].get("evaluations") for attributes in stored.values()]
     if any(totals):
-        return max(total for total in totals if total)
+        return int(max(total for total in totals if total))
     chosen = call.plans(content)
     objective = loader.load(chosen[0], dict)
     origin = default_origin(objective.steps)

@@ -182,7 +182,7 @@ class Result:
 def _chosen_loss(study: SummarizedStudy) -> float:
     """The loss of a study's answer on the noise of the choice; else on that of the search."""
     report = study.held_out
-    if report is not None and report.trial in report.selection:
+    if report is not None and report.trial is not None and report.trial in report.selection:
         return report.selection[report.trial]
     return math.inf if study.searched is None else study.searched
 

@@ -55,7 +55,8 @@ def try_score(settings: Any, context: BuildContext, functions: Functions, weight
         scorer.measure(dict(weights), Draw.of(SEARCH, settings.size))
         if held_out is not None:
             scorer.measure(dict(weights), Draw.of(HELD_OUT, settings.size))
-    return scorer.why_no_gradient(None, settings.size)
+    reason: str | None = scorer.why_no_gradient(None, settings.size)
+    return reason
 
 
 def try_sampler(settings: Any, functions: Functions, weights: dict[str, Tensor]) -> str | None:
