@@ -18,29 +18,42 @@ from typing import TYPE_CHECKING, Any
 from lcsc_opt.base import VERSION
 
 if TYPE_CHECKING:
+    from lcsc_opt.base.errors import LcscError
+    from lcsc_opt.base.records import Candidate, Evaluation
+    from lcsc_opt.exports.averaging import average
     from lcsc_opt.objective.contract import Objective
     from lcsc_opt.search.api import Study, compare, load_objective, load_study, run
+    from lcsc_opt.search.calling import search
     from lcsc_opt.trajectory.trajectory import Trajectory
     from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 __version__ = VERSION
 __all__ = [
+    "Candidate",
+    "Evaluation",
+    "LcscError",
     "Objective",
     "Study",
     "Trajectory",
     "TrajectoryWriter",
     "__version__",
+    "average",
     "compare",
     "load_objective",
     "load_study",
     "run",
+    "search",
 ]
 
 _MODULES = {
+    "Candidate": "lcsc_opt.base.records",
+    "Evaluation": "lcsc_opt.base.records",
+    "LcscError": "lcsc_opt.base.errors",
     "Objective": "lcsc_opt.objective.contract",
     "Study": "lcsc_opt.search.api",
     "Trajectory": "lcsc_opt.trajectory.trajectory",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
+    "average": "lcsc_opt.exports.averaging",
     "compare": "lcsc_opt.search.api",
     "load_objective": "lcsc_opt.search.api",
     "load_study": "lcsc_opt.search.api",
@@ -49,6 +62,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "search":  # a package of this name, which can be called
+        return importlib.import_module("lcsc_opt.search")
     if name not in _MODULES:
         raise AttributeError(f"module 'lcsc_opt' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -60,6 +60,8 @@ class Settings(CheckpointSettings):
         read: where its number is in the JSON that the command writes.
         maximize: whether higher is better.
         size: the number of items of a ``draw`` of the search, if the score asks for it.
+        held_out: ``module:function``, called like ``score``: the score of the final report, on data that no search
+            sees. The answer is still chosen by ``score``.
         batch_norm: ``module:function``, called like ``score``; passes data through the model, from which the statistics
             of batch normalization are estimated again.
     """
@@ -71,6 +73,7 @@ class Settings(CheckpointSettings):
     read: str | None = None
     maximize: bool = False
     size: Annotated[int, Field(ge=2)] | None = None
+    held_out: str | None = None
     batch_norm: str | None = None
 
     @model_validator(mode="after")
@@ -86,6 +89,8 @@ class Settings(CheckpointSettings):
             raise ValueError("read belongs to a command")
         if self.batch_norm is not None and self.command is not None:
             raise ValueError("batch_norm belongs to a score")
+        if self.held_out is not None and self.score is None:
+            raise ValueError("held_out belongs to a score; a command is told {group}")
         asks_for_size = "{size}" in (self.command or "") or "{size}" in (self.read or "")
         if asks_for_size and self.size is None:
             raise ValueError("the command asks for a {size}; give size")
@@ -97,9 +102,9 @@ class Settings(CheckpointSettings):
         if self.command is not None:
             self.scorer(context)
             return
-        self._function(context)
-        if self.batch_norm is not None:
-            import_dotted(self.batch_norm, setting="batch_norm")
+        self._score(context)
+        self._function("held_out", context)
+        self._function("batch_norm", context)
         _network_factory(self.model or "", context)
 
     def scorer(self, context: BuildContext) -> NetworkScorer | CommandScorer:
@@ -111,27 +116,32 @@ class Settings(CheckpointSettings):
         if self.command is not None:
             folder = None if self.model is None else _folder(self.model, context)
             return CommandScorer(self.command, context, read=self.read, folder=folder)
-        batch_norm = None
-        if self.batch_norm is not None:
-            batch_norm = import_dotted(self.batch_norm, setting="batch_norm")
-        function = self._function(context)
-        measured = self.score
-        if isinstance(function, TextLoss):
-            measured = function.name
-        names = (self.model, measured, self.batch_norm)
+        score = self._score(context)
+        measured = score.name if isinstance(score, TextLoss) else self.score
+        names = (self.model, measured, self.held_out, self.batch_norm)
         return NetworkScorer(
             _network(self.model or "", context),
-            function,
+            score,
             self,
-            batch_norm=batch_norm,
+            held_out=self._function("held_out", context),
+            batch_norm=self._function("batch_norm", context),
             name=", ".join(name for name in names if name),
         )
 
-    def _function(self, context: BuildContext) -> Callable[..., Any]:
-        """What scores a network."""
+    def _score(self, context: BuildContext) -> Callable[..., Any]:
+        """What scores a network, where no command does."""
         if self.text is not None:
             return TextLoss(context.path(self.text), _folder(self.model or "", context))
-        return import_dotted(self.score or "", setting="score")
+        function = self._function("score", context)
+        assert function is not None  # see _one_score
+        return function
+
+    def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:
+        """The function that a setting names; ``None`` where it names none."""
+        name = getattr(self, setting)
+        if name is None:
+            return None
+        return import_dotted(name, setting=setting, functions=context.functions)
 
     def why_no_gradient(self, context: BuildContext) -> str | None:
         """Why there is no gradient. This calls the score once, with the weights that the model begins with."""
@@ -179,7 +189,7 @@ def _network_factory(model: str, context: BuildContext) -> Callable[[], Any]:
         ObjectiveError: the model does not exist, or the installed transformers or diffusers lacks its class.
     """
     if ":" in model and not context.path(model).exists():
-        return import_dotted(model, setting="model")
+        return import_dotted(model, setting="model", functions=context.functions)
     folder = _folder(model, context)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

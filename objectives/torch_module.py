@@ -54,8 +54,8 @@ class Settings(ImageObjectiveSettings):
     def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that both functions can be imported."""
         super().check(context)
-        import_dotted(self.model, setting="model")
-        import_dotted(self.sampler, setting="sampler")
+        import_dotted(self.model, setting="model", functions=context.functions)
+        import_dotted(self.sampler, setting="sampler", functions=context.functions)
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
@@ -63,8 +63,8 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     checked = parse_settings(Settings, settings, source="objective.settings")
     noise = checked.noise()
     sampler = FunctionSampler(
-        _network(checked),
-        import_dotted(checked.sampler, setting="sampler"),
+        _network(checked, context),
+        import_dotted(checked.sampler, setting="sampler", functions=context.functions),
         image_shape=checked.image_shape,
         nfe=checked.nfe,
         noise=noise,
@@ -76,8 +76,8 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     return checked.objective(sampler, checked.trajectory(context), context)
 
 
-def _network(checked: Settings) -> nn.Module:
-    factory = import_dotted(checked.model, setting="model")
+def _network(checked: Settings, context: BuildContext) -> nn.Module:
+    factory = import_dotted(checked.model, setting="model", functions=context.functions)
     try:
         network = factory(**checked.model_settings)
     except (TypeError, ValueError) as error:

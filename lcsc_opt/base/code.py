@@ -58,7 +58,7 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     Returns:
         Name → SHA-256 of the file's bytes in hex, sorted by name.
     """
-    return {name: source.sha256 for name, source in sorted(_local_sources(sources).items())}
+    return {name: source.sha256 for name, source in sorted(local_sources(sources).items())}
 
 
 def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeFile]:
@@ -72,16 +72,16 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
         file = module_file(module)
         if file is not None:
             sources[module] = file
-    return _local_sources(sources)
+    return local_sources(sources)
 
 
-def _local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
-    """The files of :func:`local_code`, in no particular order."""
+def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
+    """Name → file of what :func:`local_code` digests, in no particular order."""
     visited: dict[str, CodeFile] = {}
     waiting = dict(sources)
     while waiting:
         name, path = waiting.popitem()
-        if name in visited or not _is_local(path):
+        if name in visited or not is_local(path):
             continue
         try:
             content = path.read_bytes()
@@ -96,7 +96,8 @@ def _local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
     return visited
 
 
-def _is_local(path: Path) -> bool:
+def is_local(path: Path) -> bool:
+    """Whether a file is the user's own: not of Python, of an installed package or of this library."""
     resolved = path.resolve()
     return _NOT_LOCAL.isdisjoint(resolved.parents) and _INSTALLED.isdisjoint(resolved.parts)
 
@@ -171,7 +172,7 @@ def forget_changed_modules(sources: Mapping[str, Path]) -> str:
         A digest of all that code.
     """
     importlib.invalidate_caches()
-    all_sources = _local_sources(sources)
+    all_sources = local_sources(sources)
     for name, source in all_sources.items():
         if name == "__main__" or source.path != module_file(name):  # the script, and files that no module imports
             continue

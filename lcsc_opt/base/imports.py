@@ -7,15 +7,22 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.code import forget_changed_modules, module_file
 from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
+from lcsc_opt.base.live_code import LIVE
 
 
-def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
+def import_dotted(
+    name: str,
+    *,
+    setting: str,
+    error: type[LcscError] = ObjectiveError,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Callable[..., Any]:
     """Import ``"package.module:function"``, from wherever Python finds it, also next to the study file.
 
     A local module that was edited since its last import is imported again.
@@ -24,10 +31,18 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
         name: what to import.
         setting: its place in the study file, for error messages.
         error: the type of the error that is raised.
+        functions: those of :class:`lcsc_opt.base.paths.BuildContext`, which are not imported.
 
     Raises:
         LcscError: of the type ``error``; the name has another form, cannot be imported, or cannot be called.
     """
+    if name.startswith(LIVE):
+        if functions is None or name not in functions:
+            raise error(
+                f"{setting}: its function was handed to lcsc_opt.search, and no other process can import it; call "
+                "lcsc_opt.search again with the same name, or give it from a module"
+            )
+        return functions[name]
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise error(f"{setting}: expected 'module:function', got {name!r}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).parents[1]
 _IN_THE_WHEEL = _PACKAGE / "_shipped"
@@ -54,10 +56,12 @@ class BuildContext:
     Attributes:
         directory: the study file's folder; ``None`` without a study file.
         checkpoints: the ones that the study was begun with; ``None`` for a new study.
+        functions: name in the settings → function that the caller handed over, which no process can import.
     """
 
     directory: Path | None = None
     checkpoints: KnownCheckpoints | None = None
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     def path(self, path: str) -> Path:
         """A path or glob of the settings.

@@ -8,11 +8,13 @@ the application has configured logging.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -135,8 +137,9 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callabl
         yield lambda *_, **__: None
         return
     try:
-        if sys.stderr.isatty():
-            with _bar(description, total, done) as advance:
+        bar_class = _bar_class()
+        if bar_class is not None:
+            with _bar(bar_class, description, total, done) as advance:
                 yield advance
         else:
             yield _Lines(description, total, done)
@@ -147,9 +150,23 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callabl
 _showing = threading.Lock()
 
 
+def _bar_class() -> Any:
+    """The bar of a notebook or of a terminal; ``None`` where lines are printed."""
+    if "ipykernel" in sys.modules and "IPython" in sys.modules:
+        shell = sys.modules["IPython"].get_ipython()
+        is_notebook = shell is not None and hasattr(shell, "kernel")
+        if is_notebook and importlib.util.find_spec("ipywidgets") is not None:
+            from tqdm.notebook import tqdm as notebook_tqdm
+
+            return notebook_tqdm
+        if is_notebook:
+            return tqdm  # as text
+    return tqdm if sys.stderr.isatty() else None
+
+
 @contextlib.contextmanager
-def _bar(description: str, total: int, done: int) -> Iterator[Callable[..., None]]:
-    with tqdm(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True) as bar:
+def _bar(bar_class: Any, description: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    with bar_class(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True) as bar:
 
         def advance(steps: int = 1, *, note: str | None = None) -> None:
             if note is not None:

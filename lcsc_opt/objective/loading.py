@@ -20,11 +20,14 @@ from typing import Any
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
+
+_NOTHING_LIVE = LiveFunctions()
 
 
 def load_objective(
@@ -33,6 +36,7 @@ def load_objective(
     study_folder: Path | None = None,
     checkpoints: KnownCheckpoints | None = None,
     rows: Rule | None = None,
+    live: LiveFunctions = _NOTHING_LIVE,
 ) -> Objective:
     """Load the objective's file and build the objective.
 
@@ -44,6 +48,7 @@ def load_objective(
         study_folder: the study file's folder.
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
         rows: how layers are divided into groups with coefficients of their own.
+        live: functions that the caller handed over.
 
     Raises:
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
@@ -53,7 +58,7 @@ def load_objective(
     path = find("objectives", spec.file, study_folder=study_folder)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    context = BuildContext(study_folder, checkpoints)
+    context = BuildContext(study_folder, checkpoints, live.functions)
     try:
         with _naming_setting(spec.settings):
             objective = _call(module.build, dict(spec.settings), context=context)
@@ -63,7 +68,7 @@ def load_objective(
         raise StudySpecError(f"{path}: build raised {type(error).__name__}: {error}") from error
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
-    code = {**code_of_settings(path, spec.settings), **code}
+    code = {**code_of_settings(path, spec.settings), **code, **live.code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     if rows is not None:
         objective.merge_in_rows(rows)
@@ -86,7 +91,11 @@ class CheckedObjective:
 
 
 def check_objective(
-    spec: ObjectiveSpec, *, study_folder: Path | None = None, checkpoints: KnownCheckpoints | None = None
+    spec: ObjectiveSpec,
+    *,
+    study_folder: Path | None = None,
+    checkpoints: KnownCheckpoints | None = None,
+    live: LiveFunctions = _NOTHING_LIVE,
 ) -> CheckedObjective:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
@@ -99,12 +108,12 @@ def check_objective(
     settings: Any = None
     if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-    context = BuildContext(study_folder, checkpoints)
+    context = BuildContext(study_folder, checkpoints, live.functions)
     if hasattr(settings, "check"):
         with _naming_setting(spec.settings):
             _call(settings.check, context=context)
     return CheckedObjective(
-        code=code_of_settings(path, spec.settings),
+        code={**code_of_settings(path, spec.settings), **live.code},
         why_no_gradient=_asked_once(settings, "why_no_gradient", context),
         why_no_report=_asked_once(settings, "why_no_report", context),
     )

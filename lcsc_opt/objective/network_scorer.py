@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-from lcsc_opt.base.records import SEARCH, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.scorer import Draw, Floats, metrics_of, outcomes
@@ -33,6 +33,7 @@ class NetworkScorer:
         network: gets the merged weights.
         function: scores it.
         settings: how the network is run.
+        held_out: called in place of ``function`` for the final report, on data that no search sees.
         batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
             called like ``function``. ``None`` merges them.
         name: the name of network and functions in the study's fingerprint.
@@ -44,15 +45,17 @@ class NetworkScorer:
         function: Callable[..., Any],
         settings: NetworkSettings | None = None,
         *,
+        held_out: Callable[..., Any] | None = None,
         batch_norm: Callable[..., Any] | None = None,
         name: str,
     ) -> None:
         self._network = PreparedNetwork(network, settings)
         self.device = self._network.device
         self._function = function
+        self._held_out = held_out
         self._name = name
-        self._metric = getattr(function, "__name__", "score")
-        self.takes_draw = takes_draw(function)
+        self._metric = getattr(function, "__name__", "score").replace("<lambda>", "score")
+        self.takes_draw = takes_draw(function) or held_out is not None
         self.takes_group = self.takes_draw
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:
@@ -177,9 +180,12 @@ class NetworkScorer:
         return {"score": self._name, "dtype": self._network.settings.dtype}
 
     def _call(self, draw: Draw) -> Any:
-        if self.takes_draw:
-            return self._function(self._network.module, draw=draw)
-        return self._function(self._network.module)
+        function = self._function
+        if self._held_out is not None and draw.group == HELD_OUT.group:
+            function = self._held_out
+        if takes_draw(function):
+            return function(self._network.module, draw=draw)
+        return function(self._network.module)
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:
         """The user's function of batch normalization, without arguments."""
@@ -197,7 +203,10 @@ class NetworkScorer:
 
 def takes_draw(function: Callable[..., Any]) -> bool:
     """Whether a score measures on the data of a :class:`Draw`."""
-    return "draw" in inspect.signature(function).parameters
+    try:
+        return "draw" in inspect.signature(function).parameters
+    except ValueError:  # of a built-in function
+        return False
 
 
 def _scores_in(returned: Any) -> Iterator[Any]:

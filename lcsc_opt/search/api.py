@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
+from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients, SampledModel
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
@@ -45,10 +46,12 @@ class Study:
     Attributes:
         name: ``experiment/optimizer/seed``.
         storage: the URL of the database.
+        live: functions that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
     """
 
     name: str
     storage: str
+    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, repr=False, compare=False)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -58,7 +61,7 @@ class Study:
             StudySpecError: its file cannot be loaded.
         """
         with reading(self.storage) as storage:
-            return objective_of(StoredStudy.open(storage, self.name))
+            return objective_of(StoredStudy.open(storage, self.name), self.live)
 
     @property
     def state(self) -> str:
@@ -214,6 +217,7 @@ def run_plans(
     *,
     on_end: Callable[[str], None] = lambda _: None,
     accept_changes: bool = False,
+    objectives: ObjectiveLoader | None = None,
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
@@ -225,13 +229,14 @@ def run_plans(
         url: the URL of the database.
         on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
+        objectives: keeps an objective that is loaded already.
 
     Raises:
         LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them.
     """
     to_run = _by_objective(to_run)
-    objectives = ObjectiveLoader()
+    objectives = ObjectiveLoader() if objectives is None else objectives
     with read_or_empty(url) as storage:
         studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)

@@ -20,6 +20,7 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import environment
@@ -429,6 +430,14 @@ def check_new_studies(
         resolve(plan, studies, evidence, accept_changes=accept_changes)
 
 
-def objective_of(study: StoredStudy) -> Objective:
-    """The objective of a stored study. Loading it may train or read a model."""
-    return Executor(study.storage).objective(Plan.of(study))
+def objective_of(study: StoredStudy, live: LiveFunctions | None = None) -> Objective:
+    """The objective of a stored study. Loading it may train or read a model.
+
+    Args:
+        study: the study.
+        live: the functions that its caller handed over, where its settings name such.
+    """
+    plan = Plan.of(study)
+    if live is not None:
+        plan = dataclasses.replace(plan, live=live)
+    return Executor(study.storage).objective(plan)

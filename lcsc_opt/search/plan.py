@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.settings import near_miss, parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
@@ -39,11 +40,13 @@ class Plan:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients that it inherited.
+        live: functions that the caller handed over, for the names of the objective's settings that are no import.
     """
 
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
+    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, compare=False)
 
     @classmethod
     def of(cls, study: StoredStudy) -> Plan:

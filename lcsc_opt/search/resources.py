@@ -58,7 +58,9 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
     """
     checkpoints = _known_checkpoints(plan, studies)
     try:
-        checked = check_objective(plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints)
+        checked = check_objective(
+            plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, live=plan.live
+        )
     except LcscError as error:
         return Evidence({"environment": environment(), "code": {}}, refusal=error)
     digests = {name: file.sha256 for name, file in checked.code.items()}
@@ -110,6 +112,7 @@ def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Obj
         study_folder=plan.directory,
         checkpoints=checkpoints,
         rows=plan.spec.space.rows,
+        live=plan.live,
     )
 
 

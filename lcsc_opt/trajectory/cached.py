@@ -77,10 +77,7 @@ class PackRequest:
 
     def cached_path(self, sources: Sources) -> Path:
         """The path in the cache of the trajectory packed from these sources; it need not exist yet."""
-        return self._cached_path(sources_fingerprint(sources, self.key, self.stored))
-
-    def _cached_path(self, fingerprint: str) -> Path:
-        return self.cache / "trajectories" / f"{fingerprint[:24]}.trajectory"
+        return packed_path(self.cache, sources_fingerprint(sources, self.key, self.stored))
 
     def pack_once(self, sources: Sources) -> Trajectory:
         """Pack these sources into the cache unless that is done. A second process waits for the first.
@@ -89,12 +86,17 @@ class PackRequest:
             TrajectoryError: as :func:`pack_sources`.
         """
         fingerprint = sources_fingerprint(sources, self.key, self.stored)
-        out = self._cached_path(fingerprint)
+        out = packed_path(self.cache, fingerprint)
         if not out.exists():
             with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
                 if not out.exists():  # another process may have made it meanwhile
                     return pack_sources(sources, out, key=self.key, dtype=self.stored, fingerprint=fingerprint)
         return Trajectory.open(out)
+
+
+def packed_path(cache: Path, fingerprint: str) -> Path:
+    """The path in the cache of a packed trajectory with this fingerprint."""
+    return cache / "trajectories" / f"{fingerprint[:24]}.trajectory"
 
 
 def as_patterns(patterns: Patterns) -> Sequence[str | Path]:

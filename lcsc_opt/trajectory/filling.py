@@ -92,6 +92,17 @@ def pack_sources(
         _write_mean(partial, sources, reader)
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
         _write_rows(writer, rows, sources, reader)
+    finish_packing(out)
+    return Trajectory.open(out)
+
+
+def finish_packing(out: Path) -> None:
+    """Give a trajectory that is complete its name.
+
+    Raises:
+        TrajectoryError: the disk refuses.
+    """
+    partial = partial_path(out)
     try:
         if out.exists():
             shutil.rmtree(out)
@@ -99,7 +110,6 @@ def pack_sources(
         sync_folder(out.parent)
     except OSError as error:
         raise TrajectoryError(f"Cannot rename {partial} to {out}: {error.strerror}.") from error
-    return Trajectory.open(out)
 
 
 def check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:

@@ -1,0 +1,424 @@
+"""``lcsc_opt.search``: arguments in Python → the plans that a study file would give, run by the same coordinator.
+
+What can be imported is named in the study as a study file would name it. Other functions are handed over as objects,
+and the study keeps digests of their code.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lcsc_opt.base.catalog import find, load_file
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.live_code import LIVE, LiveCode, LiveFunctions, importable_name
+from lcsc_opt.base.paths import SHIPPED, BuildContext, cache_directory
+from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.connection import read_or_empty
+from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.store import our_studies
+from lcsc_opt.database.urls import storage_url
+from lcsc_opt.search.api import Study, run_plans
+from lcsc_opt.search.plan import FEWEST_REAL_IMAGES, Plan, plans
+from lcsc_opt.search.resources import ObjectiveLoader
+from lcsc_opt.search.result import Result
+from lcsc_opt.search.trial_call import try_sampler, try_score
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.in_memory import StateDicts, by_step, check_state_dicts, pack_state_dicts
+
+DEFAULT_BUDGET = 100
+DEFAULT_FILE = "studies.db"
+_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|sec|min|h)")
+_SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
+
+Checkpoints = str | Path | Sequence[str | Path] | Mapping[int, Mapping[str, Tensor]] | Sequence[Mapping[str, Tensor]]
+Function = Callable[..., Any]
+
+
+def search(
+    checkpoints: Checkpoints,
+    *,
+    build: Function | str,
+    score: Function | str | None = None,
+    held_out: Function | str | int | None = None,
+    sample: Function | str | None = None,
+    reference: str | Path | Mapping[str, Any] | None = None,
+    name: str | None = None,
+    optimizers: str | Sequence[str | Mapping[str, Any]] | None = None,
+    rows: Rule | None = "auto",
+    budget: int | str | datetime.timedelta = DEFAULT_BUDGET,
+    storage: str | Path | None = DEFAULT_FILE,
+    seed: int = 0,
+    jobs: int = 1,
+    accept_changes: bool = False,
+    **settings: Any,
+) -> Result:
+    """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
+
+    The same call again continues what is unfinished, also after Ctrl-C, and returns what is finished: a study is found
+    again by its ``name``. ``lcsc dashboard``, ``lcsc compare`` and ``lcsc report`` read the same database.
+
+    Args:
+        checkpoints: files, a pattern, a folder, a packed trajectory, or ``hf://owner/name@step-*``; or state dicts,
+            as ``{step: state_dict}`` or as a list, whose steps are then 1, 2, …
+        build: called without arguments; returns the network, with any weights.
+        score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
+            better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
+            items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md).
+        held_out: for a score, a function like it, on data that no search sees: the table compares its values. For
+            images, how many the report samples.
+        sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
+            ``[N, C, H, W]`` in [-1, 1]. The loss is FID, or ``loss`` of the settings. It needs ``image_shape``.
+        reference: for images, the real ones: a folder, a file or a data set, as in a study file.
+        name: of the experiment in the database; by default that of the score's function.
+        optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if
+            the score has a gradient, else ``LCSCQuadratic``.
+        rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
+            for images if the loss has a gradient and there are ten real images for each of its features, else ``None``.
+        budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 h"`` or a
+            ``timedelta``, which becomes a number of evaluations once, by timing one of them before the study begins.
+        storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
+            kept: a temporary database lives as long as the result.
+        seed: of everything random in the search.
+        jobs: how many processes evaluate. They must be able to import ``build`` and ``score``.
+        accept_changes: continue although functions, versions or settings have changed.
+        settings: further ones of the objective, as in a study file: ``maximize``, ``select``, ``device``, ``images`` …
+
+    Raises:
+        LcscError: the arguments, the checkpoints or the database cannot be used; the line says what to do. Nothing is
+            stored then.
+        Exception: whatever ``build`` and ``score`` raise when they are first called.
+    """
+    with messages_by_default(), each_notice_once():
+        call = _Call.of(checkpoints, build, score, held_out, sample, reference, jobs, settings)
+        temporary = None
+        if storage is None:
+            temporary = tempfile.mkdtemp(prefix="lcsc-")
+            url = f"sqlite:///{temporary}/{DEFAULT_FILE}"
+        else:
+            url = _url(storage)
+        experiment = name or call.default_name
+        stored = _stored(url, experiment)
+        if stored:
+            call.forget_what_is_not_stored(next(iter(stored.values())))
+            for used in call.live.unchecked:
+                notice(f"{experiment}: continues, and {used} cannot be compared with what it was when the study began")
+        else:
+            call.try_out()
+        if optimizers is None:
+            optimizers = _stored_optimizers(stored)
+            if not stored:
+                optimizers = ["EMAGrid", call.optimizer]
+        elif isinstance(optimizers, str):
+            optimizers = [optimizers]
+        call.place_checkpoints(experiment, stored)
+
+        content = call.content(experiment, optimizers, seed, jobs)
+        loader = ObjectiveLoader()
+        if stored and rows == "auto":
+            rows = next(iter(stored.values()))["specification"]["space"].get("rows")
+        elif rows == "auto":
+            rows = call.rows_by_rule(loader, content)
+        if rows is not None:
+            content["space"] = {"rows": rows}
+        content["budget"] = {"evaluations": _evaluations(budget, call, loader, content, stored)}
+        chosen = call.plans(content)
+        run_plans(chosen, url, accept_changes=accept_changes, objectives=loader)
+    studies = tuple(Study(plan.name, url, call.live) for plan in chosen)
+    return Result(experiment, url, studies, content, call.not_importable, temporary)
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """The arguments that describe the objective.
+
+    Attributes:
+        file: the objective's, in the catalog.
+        settings: its settings, without the checkpoints.
+        checkpoints: patterns, or state dicts by their steps.
+        functions: argument → function, as it was given.
+        live: those that no process can import.
+        not_importable: argument → what it is, of those.
+        held_out: what is reported, of a study file.
+        optimizer: the one that suits the objective, once it was tried out.
+        default_name: of the experiment.
+    """
+
+    file: str
+    settings: dict[str, Any]
+    checkpoints: list[str] | StateDicts
+    functions: dict[str, Function]
+    live: LiveFunctions
+    not_importable: dict[str, str]
+    held_out: dict[str, Any] | None
+    default_name: str
+    optimizer: str = "LCSCQuadratic"
+
+    @classmethod
+    def of(
+        cls,
+        checkpoints: Checkpoints,
+        build: Function | str,
+        score: Function | str | None,
+        held_out: Function | str | int | None,
+        sample: Function | str | None,
+        reference: Any,
+        jobs: int,
+        further: Mapping[str, Any],
+    ) -> _Call:
+        """Check the arguments, as far as that is possible without calling anything."""
+        if (score is None) == (sample is None):
+            raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
+        arguments: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}
+        report: dict[str, Any] | None = None
+        if score is not None:
+            file = "score.py"
+            arguments["score"] = ("score", score)
+            if held_out is not None:
+                arguments["held_out"] = ("held_out", held_out)
+                report = {"top": 5}
+            if reference is not None:
+                raise StudySpecError("reference: belongs to sample; a score measures by itself")
+        else:
+            file = "torch_module.py"
+            arguments["sample"] = ("sampler", sample)
+            report = {} if held_out is None else {"images": held_out}
+            if reference is not None:
+                settings["reference"] = str(reference) if isinstance(reference, Path) else reference
+        functions: dict[str, Function] = {}
+        names = {}
+        for argument, (setting, function) in arguments.items():
+            if isinstance(function, str):
+                settings[setting] = function
+                continue
+            if not callable(function):
+                raise StudySpecError(f"{argument}: expected a function, got {type(function).__name__}")
+            functions[argument] = function
+            dotted = importable_name(function)
+            settings[setting] = dotted or f"{LIVE}{argument}"
+            if dotted is None:
+                names[argument] = getattr(function, "__qualname__", type(function).__name__)
+        if jobs > 1 and names:
+            named = " and ".join(f"{argument} ({text})" for argument, text in names.items())
+            raise StudySpecError(f"jobs={jobs}: other processes cannot import {named}; put it into a module, or jobs=1")
+        default_name = getattr(score or sample, "__name__", "search")
+        call = cls(
+            file=file,
+            settings=settings,
+            checkpoints=by_step(checkpoints) or _patterns(checkpoints),
+            functions=functions,
+            live=LiveFunctions(),
+            not_importable=names,
+            held_out=report,
+            default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
+        )
+        call.live = call._live()
+        _check_not_hidden(file)
+        return call
+
+    def _live(self) -> LiveFunctions:
+        """The functions that cannot be imported, with the digests of their code as they are now."""
+        functions = {}
+        code = {}
+        unchecked = []
+        for argument in self.not_importable:
+            name = f"{LIVE}{argument}"
+            functions[name] = self.functions[argument]
+            own_code = LiveCode(name, self.functions[argument])
+            code.update(own_code.code)
+            unchecked += own_code.unchecked
+        return LiveFunctions(functions, code, tuple(dict.fromkeys(unchecked)))
+
+    def try_out(self) -> None:
+        """Call the functions once, with the weights of the last checkpoint. Whether there is a gradient is known then.
+
+        Raises:
+            LcscError: the checkpoints, or what the functions return, cannot be used.
+            Exception: what the functions raise.
+        """
+        context = BuildContext(Path.cwd(), None, self.live.functions)
+        in_memory = isinstance(self.checkpoints, Mapping)
+        settings = dict(self.settings, checkpoints=["in memory"] if in_memory else self.checkpoints)
+        settings_class = load_file(find("objectives", self.file)).Settings
+        checked: Any = parse_settings(settings_class, settings, source="lcsc_opt.search")
+        if isinstance(self.checkpoints, Mapping):
+            check_state_dicts(self.checkpoints)
+            weights = dict(self.checkpoints[max(self.checkpoints)])
+        else:
+            checked.check(context)
+            weights = checked.last_weights(context)
+        if "score" in checked.model_fields_set:
+            reason = try_score(checked, context, self.functions, weights)
+        else:
+            reason = try_sampler(checked, self.functions, weights)
+        self.optimizer = "LCSCGradient" if reason is None else "LCSCQuadratic"
+        self._forget_what_calls_change()
+
+    def _forget_what_calls_change(self) -> None:
+        """Take the digests of values that a call itself changed, such as a list of past scores, out of the code."""
+        after = self._live().code
+        self._keep_code({name for name, file in after.items() if file.sha256 == self.live.code[name].sha256})
+
+    def forget_what_is_not_stored(self, stored: Mapping[str, Any]) -> None:
+        """Leave out the values that :meth:`try_out` left out when the study began.
+
+        A function that uses a new value has another source itself.
+        """
+        functions = {f"{LIVE}{argument}" for argument in self.functions}
+        self._keep_code({*functions, *stored["fingerprint"]["code"]})
+
+    def _keep_code(self, names: Set[str]) -> None:
+        """Count what has another name as unchecked."""
+        code = {name: file for name, file in self.live.code.items() if name in names}
+        changing = tuple(name.removeprefix(LIVE) for name in self.live.code if name not in code)
+        self.live = LiveFunctions(self.live.functions, code, (*self.live.unchecked, *changing))
+
+    def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
+        """Name the checkpoints in the settings; those in memory are packed into the cache first.
+
+        Raises:
+            TrajectoryError: those in memory are of different models, or not those that a stored study began with.
+        """
+        if isinstance(self.checkpoints, Mapping):
+            path = pack_state_dicts(self.checkpoints, cache_directory())
+            began_with = {attributes.get("checkpoints") for attributes in stored.values()}
+            if stored and Trajectory.open(path).sha256 not in began_with:
+                raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
+            self.settings["checkpoints"] = str(path)
+        elif len(self.checkpoints) == 1:
+            [self.settings["checkpoints"]] = self.checkpoints
+        else:
+            self.settings["checkpoints"] = self.checkpoints
+
+    def content(self, name: str, optimizers: Sequence[Any], seed: int, jobs: int) -> dict[str, Any]:
+        """What a study file would contain, without space and budget."""
+        content: dict[str, Any] = {
+            "name": name,
+            "objective": {"file": self.file, "settings": self.settings},
+            "optimizers": list(optimizers),
+            "seeds": [seed],
+            "budget": {"evaluations": DEFAULT_BUDGET},
+            "workers": jobs,
+        }
+        if self.held_out is not None:
+            content["held_out"] = self.held_out
+        return content
+
+    def plans(self, content: Mapping[str, Any]) -> list[Plan]:
+        """The plans of a study file with this content, which have the functions."""
+        specs: tuple[StudySpec, ...] = parse_studies(dict(content), source="lcsc_opt.search")
+        return [dataclasses.replace(plan, live=self.live) for plan in plans(specs, Path.cwd())]
+
+    def rows_by_rule(self, loader: ObjectiveLoader, content: Mapping[str, Any]) -> Rule | None:
+        """``layers`` where docs/optimizers.md advises it, which only images tell."""
+        if self.file == "score.py" or self.optimizer != "LCSCGradient":
+            return None
+        images = loader.load(self.plans(content)[0], dict).real_images_per_feature
+        return "layers" if images is not None and images >= FEWEST_REAL_IMAGES else None
+
+
+def _builder(build: Function | str) -> Function | str:
+    """What makes the network; of a network itself, what gives a copy, since its weights will change."""
+    if not isinstance(build, nn.Module):
+        return build
+    network = copy.deepcopy(build)
+    return lambda: network
+
+
+def _patterns(checkpoints: Any) -> list[str]:
+    if isinstance(checkpoints, (str, Path)):
+        return [str(checkpoints)]
+    return [str(path) for path in checkpoints]
+
+
+def _check_not_hidden(file: str) -> None:
+    """Refuse to run a file of the user's that only has the name of ours."""
+    path = find("objectives", file)
+    if not path.samefile(SHIPPED / "objectives" / file):
+        raise StudySpecError(f"{path}: hides the {file} of lcsc_opt: rename it, or call search in another folder")
+
+
+def _url(storage: str | Path) -> str:
+    """The URL of a database that may be given as a file."""
+    text = str(storage)
+    if text == DEFAULT_FILE:
+        return storage_url(None, DEFAULT_STORAGE)
+    return text if "://" in text else f"sqlite:///{text}"
+
+
+def _stored(url: str, experiment: str) -> dict[str, Mapping[str, Any]]:
+    """Name → attributes of the experiment's searches in the database."""
+    with read_or_empty(url) as storage:
+        studies = our_studies(storage)
+    return {
+        name: attributes
+        for name, attributes in studies.items()
+        if is_search(name) and split_name(name)[0] == experiment
+    }
+
+
+def _stored_optimizers(stored: Mapping[str, Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
+    """The optimizers of stored studies, each once."""
+    specifications = {split_name(name)[1]: attributes["specification"] for name, attributes in stored.items()}
+    return [specification["optimizer"] for specification in specifications.values()]
+
+
+def _evaluations(
+    budget: int | str | datetime.timedelta,
+    call: _Call,
+    loader: ObjectiveLoader,
+    content: Mapping[str, Any],
+    stored: Mapping[str, Mapping[str, Any]],
+) -> int:
+    """The budget of each optimizer, in evaluations.
+
+    A time is divided by that of an evaluation. A study that continues keeps the number that it began with.
+
+    Raises:
+        StudySpecError: it is neither a number nor a time.
+    """
+    if isinstance(budget, int):
+        return budget
+    seconds = _seconds(budget)
+    totals = [attributes["optimizer_budget"].get("evaluations") for attributes in stored.values()]
+    if any(totals):
+        return int(max(total for total in totals if total))
+    chosen = call.plans(content)
+    objective = loader.load(chosen[0], dict)
+    origin = default_origin(objective.steps)
+    taken = 0.0
+    for plan in chosen:
+        for _ in range(2):  # the first call may load and compile
+            begin = time.perf_counter()
+            objective.evaluate(Candidate(origin), gradient=plan.follows_gradients)
+            lasted = time.perf_counter() - begin
+        taken += lasted + _SECONDS_TO_STORE
+    evaluations = max(math.floor(seconds * plan.workers / taken), 1)
+    notice(f"{content['name']}: {seconds:g} s are about {evaluations} evaluations of each optimizer")
+    return evaluations
+
+
+def _seconds(budget: str | datetime.timedelta) -> float:
+    if isinstance(budget, datetime.timedelta):
+        return budget.total_seconds()
+    match = _DURATION.fullmatch(budget) if isinstance(budget, str) else None
+    if match is None:
+        raise StudySpecError(f'budget: expected a number of evaluations, or a time such as "5 min", got {budget!r}')
+    return float(match[1]) * _SECONDS[match[2]]

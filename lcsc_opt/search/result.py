@@ -1,0 +1,191 @@
+"""What :func:`lcsc_opt.search` returns: the studies of one experiment, as they are in the database."""
+
+from __future__ import annotations
+
+import html
+import math
+import shutil
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import yaml
+from torch import Tensor
+
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.database.connection import reading
+from lcsc_opt.database.history import StudyHistory, SummarizedStudy
+from lcsc_opt.database.names import BASELINES
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.search.api import Study
+from lcsc_opt.views import UNKNOWN, percent
+from lcsc_opt.views.curves import comparison_figure
+from lcsc_opt.views.figures.inline import bars_svg, curves_svg
+from lcsc_opt.views.ranking import headline, ranking, spread_text
+from lcsc_opt.views.tables import comparison_rows
+
+
+class Comparison(Sequence[Mapping[str, Any]]):
+    """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``; printed, a table."""
+
+    def __init__(self, studies: Sequence[SummarizedStudy]) -> None:
+        self._studies = studies
+        self._rows = comparison_rows({studies[0].experiment: studies})
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._rows)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, the best optimizer first."""
+        rows = []
+        for row in ranking(self._studies):
+            cells = [row.label, spread_text(row.held_out), percent(row.below_ema) or UNKNOWN]
+            cells += [spread_text(row.searched), f"{row.evaluations:.0f}", f"{row.seconds:.1f} s"]
+            rows.append(cells)
+        return ["", "held out", "against EMA*", "searched", "evaluations", "time"], rows
+
+    def __repr__(self) -> str:
+        header, rows = self.table()
+        widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+        lines = []
+        for line in [header, *rows]:
+            cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            lines.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header, rows = self.table()
+        lines = ["<table>", _html_row(header, "th")]
+        lines += [_html_row(row, "td") for row in rows]
+        return "".join([*lines, "</table>"])
+
+
+class Result:
+    """What a search found, read from its database whenever it is asked for.
+
+    Attributes:
+        name: of the experiment.
+        storage: the URL of the database.
+        studies: one for each optimizer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        storage: str,
+        studies: tuple[Study, ...],
+        content: Mapping[str, Any],
+        not_importable: Mapping[str, str],
+        temporary: str | None,
+    ) -> None:
+        self.name = name
+        self.storage = storage
+        self.studies = studies
+        self._content = content
+        self._not_importable = not_importable
+        self._temporary = temporary  # the database's folder
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+
+    @property
+    def study(self) -> Study:
+        """The study with the answer: that whose chosen trial has the lowest loss on the noise of the choice.
+
+        Nothing that is held out decides it.
+
+        Raises:
+            StudyStoreError: no study has a complete trial.
+        """
+        best = self._best()
+        return next(study for study in self.studies if study.name == best.study)
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """``[K]`` of the answer, or ``[S, K]`` with rows; they sum to one."""
+        return self.study.coefficients
+
+    def merge(self) -> dict[str, Tensor]:
+        """The merged state dict of the answer, on the CPU, for ``net.load_state_dict``.
+
+        Raises:
+            StudyStoreError: no study has a complete trial.
+        """
+        return self.study.merge()
+
+    def compare(self) -> Comparison:
+        """The held-out table: each optimizer against EMA*, the best plain average of the checkpoints."""
+        return Comparison(self._histories())
+
+    def plot(self) -> go.Figure:
+        """The best loss so far of each optimizer over evaluations, as a figure of plotly."""
+        return comparison_figure(self._histories())
+
+    def to_study_file(self, path: str | Path | None = None) -> str:
+        """The study file that asks for the same studies, which ``lcsc run`` continues.
+
+        Args:
+            path: where it is written; ``None`` only returns it.
+
+        Raises:
+            StudySpecError: a function cannot be imported; the message names it.
+        """
+        if self._not_importable:
+            named = " and ".join(f"{argument} ({text})" for argument, text in self._not_importable.items())
+            raise StudySpecError(
+                f"{self.name}: a study file cannot import {named}: put it into a module, and give it from there"
+            )
+        content = dict(self._content)
+        if self._temporary is None:
+            content["storage"] = self.storage
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if path is not None:
+            write_atomically(Path(path), text.encode(), error=StudySpecError)
+        return text
+
+    def __repr__(self) -> str:
+        studies = self._histories()
+        return f"{headline(ranking(studies), studies[0].metric)}\n{self.compare()!r}"
+
+    def _repr_html_(self) -> str:
+        studies = self._histories()
+        sentence = html.escape(headline(ranking(studies), studies[0].metric))
+        parts = [f"<p><b>{sentence}</b></p>", self.compare()._repr_html_(), curves_svg(studies)]
+        best = self._best()
+        with reading(self.storage) as storage:
+            answer = HistoryReader(storage).answer(best)
+        if answer is not None:
+            parts.append(bars_svg(best.steps, answer.reshape(-1, len(best.steps)).mean(axis=0)))
+        return "".join(parts)
+
+    def _histories(self) -> tuple[StudyHistory, ...]:
+        with reading(self.storage) as storage:
+            return HistoryReader(storage).read_studies([study.name for study in self.studies])
+
+    def _best(self) -> StudyHistory:
+        """Of equally good ones, the plain average."""
+        ranked = sorted(self._histories(), key=lambda study: (_chosen_loss(study), study.optimizer not in BASELINES))
+        if not ranked or math.isinf(_chosen_loss(ranked[0])):
+            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
+        return ranked[0]
+
+
+def _chosen_loss(study: SummarizedStudy) -> float:
+    """The loss of a study's answer on the noise of the choice; else on that of the search."""
+    report = study.held_out
+    if report is not None and report.trial is not None and report.trial in report.selection:
+        return report.selection[report.trial]
+    return math.inf if study.searched is None else study.searched
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

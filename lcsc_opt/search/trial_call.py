@@ -1,0 +1,113 @@
+"""The first call of a caller's functions, before anything is stored: what they raise is theirs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.records import HELD_OUT, SEARCH
+from lcsc_opt.objective.network_scorer import NetworkScorer
+from lcsc_opt.objective.scorer import Draw
+from lcsc_opt.sampling import ClassLabels, FunctionSampler
+
+_IMAGES = 2  # that the sampler is tried with
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def try_score(settings: Any, context: BuildContext, functions: Functions, weights: dict[str, Tensor]) -> str | None:
+    """Score the weights of one checkpoint, on the data of the search and of the report.
+
+    Args:
+        settings: of ``score.py``.
+        context: what the objective will be built with.
+        functions: argument → function, of those that are no text.
+        weights: name → tensor.
+
+    Returns:
+        Why there is no gradient, or ``None``.
+
+    Raises:
+        ObjectiveError: the weights do not fit the network, or a function does not return what it should.
+        MetricError: the score is not finite.
+        Exception: what the functions raise.
+    """
+    if isinstance(settings.model, str) and "build" not in functions:
+        scorer = settings.scorer(context)
+        scorer.measure(dict(weights), Draw.of(SEARCH, settings.size))
+    else:
+        score = functions.get("score") or import_dotted(settings.score, setting="score")
+        held_out = functions.get("held_out")
+        scorer = NetworkScorer(
+            _network(functions["build"]),
+            _one_number(score, "score"),
+            settings,
+            held_out=None if held_out is None else _one_number(held_out, "held_out"),
+            name="score",
+        )
+        scorer.measure(dict(weights), Draw.of(SEARCH, settings.size))
+        if held_out is not None:
+            scorer.measure(dict(weights), Draw.of(HELD_OUT, settings.size))
+    reason: str | None = scorer.why_no_gradient(None, settings.size)
+    return reason
+
+
+def try_sampler(settings: Any, functions: Functions, weights: dict[str, Tensor]) -> str | None:
+    """Sample two images with the weights of one checkpoint; arguments and errors as of :func:`try_score`."""
+    noise = settings.noise()
+    build = functions.get("build") or import_dotted(settings.model, setting="model")
+    sampler = FunctionSampler(
+        _network(functools.partial(build, **settings.model_settings)),
+        functions.get("sample") or import_dotted(settings.sampler, setting="sampler"),
+        image_shape=settings.image_shape,
+        nfe=settings.nfe,
+        noise=noise,
+        labels=ClassLabels.choose(settings.labels, classes=settings.classes, noise=noise),
+        options=settings.sampler_settings,
+        settings=settings,
+        name="sample",
+    )
+    sampler.load(weights)
+    reason: str | None = settings.why_no_gradient()
+    if reason is not None:
+        sampler.sample(SEARCH, 0, _IMAGES)
+        return reason
+    varying = {name for name, tensor in weights.items() if tensor.is_floating_point()}
+    with torch.enable_grad(), sampler.weights.differentiable(varying):
+        has_graph = sampler.sample(SEARCH, 0, _IMAGES).requires_grad
+    return None if has_graph else "the images have no graph"
+
+
+def _network(build: Callable[..., Any]) -> nn.Module:
+    network = build()
+    if not isinstance(network, nn.Module):
+        raise ObjectiveError(f"build: returned a {type(network).__name__}; expected a torch.nn.Module")
+    return network
+
+
+def _one_number(function: Callable[..., Any], argument: str) -> Callable[..., Any]:
+    """The function, whose result is one number, a mapping of such, or a generator; others are refused.
+
+    Raises:
+        ObjectiveError: by the new function.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **keywords: Any) -> Any:
+        returned = function(*arguments, **keywords)
+        values = returned.values() if isinstance(returned, Mapping) else [returned]
+        for value in values:
+            shape = getattr(value, "shape", ())
+            if len(value) > 1 if isinstance(value, (list, tuple)) else any(size > 1 for size in shape):
+                text = f"a tensor of the shape {list(shape)}" if shape else f"a {type(value).__name__}"
+                raise ObjectiveError(f"{argument}: returned {text}; let it return one number, such as the mean()")
+        return returned
+
+    return called

@@ -1,0 +1,103 @@
+"""State dicts in memory → a packed trajectory in the cache, under the hash of their steps and weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import only_process
+from lcsc_opt.checkpoints.weights import weights_sha256
+from lcsc_opt.coefficients.rows import Row
+from lcsc_opt.trajectory.cached import packed_path
+from lcsc_opt.trajectory.filling import finish_packing, partial_path
+from lcsc_opt.trajectory.layout import Layout
+from lcsc_opt.trajectory.matrix import MatrixWriter
+
+StateDicts = Mapping[int, Mapping[str, Tensor]]
+"""Training step → state dict, in the order of the steps."""
+
+
+def pack_state_dicts(states: StateDicts, cache: Path) -> Path:
+    """Pack state dicts unless that is done. The same steps and weights are the same trajectory.
+
+    Args:
+        states: at least two, of one model.
+        cache: the folder for trajectories and the like.
+
+    Returns:
+        The path of the packed trajectory. It stays, like all packed trajectories, until it is deleted.
+
+    Raises:
+        TrajectoryError: they are of different models, or one memory was saved several times; or the disk refuses.
+    """
+    check_state_dicts(states)
+    digest = hashlib.sha256()
+    for step, weights in states.items():
+        digest.update(f"{step} {weights_sha256(weights)}\n".encode())
+    fingerprint = digest.hexdigest()
+    out = packed_path(cache, fingerprint)
+    with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
+        if out.exists():
+            return out
+        partial = partial_path(out)
+        if partial.exists():  # of a process that was killed
+            shutil.rmtree(partial)
+        with contextlib.closing(MatrixWriter(partial)) as writer:
+            for step, weights in states.items():
+                writer.write(Row(step), _layout(writer, step, weights), weights)
+            writer.commit()
+        finish_packing(out)
+    return out
+
+
+def by_step(checkpoints: Any) -> StateDicts | None:
+    """``{step: state_dict}``, or a list of state dicts with the steps 1, 2, …; ``None`` for paths and patterns.
+
+    Raises:
+        TrajectoryError: it is neither.
+    """
+    if isinstance(checkpoints, (str, Path)):
+        return None
+    if isinstance(checkpoints, Mapping):
+        if not all(isinstance(step, int) and isinstance(state, Mapping) for step, state in checkpoints.items()):
+            raise TrajectoryError("checkpoints: expected {step: state_dict, …}, with whole numbers as steps.")
+        return dict(sorted(checkpoints.items()))
+    listed = list(checkpoints)
+    if listed and all(isinstance(state, Mapping) for state in listed):
+        return dict(enumerate(listed, start=1))
+    if listed and all(isinstance(path, (str, Path)) for path in listed):
+        return None
+    raise TrajectoryError("checkpoints: expected paths or state dicts; the list is empty, or holds something else.")
+
+
+def check_state_dicts(states: StateDicts) -> None:
+    """Refuse fewer than two state dicts, and several that share their memory.
+
+    Raises:
+        TrajectoryError: one line that says what to do.
+    """
+    if len(states) < 2:
+        raise TrajectoryError(f"checkpoints: got {len(states)} state dict, and a combination needs at least 2.")
+    memories: dict[tuple[int, ...], int] = {}
+    for step, weights in states.items():
+        memory = tuple(tensor.data_ptr() for tensor in weights.values())
+        if memory in memories:
+            raise TrajectoryError(
+                f"checkpoints: the state dicts of the steps {memories[memory]} and {step} are one memory, so they hold "
+                "the same weights: keep copies, as copy.deepcopy(net.state_dict())."
+            )
+        memories[memory] = step
+
+
+def _layout(writer: MatrixWriter, step: int, weights: Mapping[str, Tensor]) -> Layout:
+    try:
+        return writer.check(weights)
+    except TrajectoryError as error:
+        raise TrajectoryError(f"checkpoints: the state dict of step {step}: {error}") from error

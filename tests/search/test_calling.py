@@ -1,0 +1,273 @@
+"""``lcsc_opt.search``: what it stores, how it continues, and what it refuses before."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lcsc_opt
+from lcsc_opt.cli import run as lcsc
+from tests.commands import Typed
+
+TARGET = torch.linspace(-1, 1, 4)
+MODULE = """
+import torch
+
+def build():
+    return torch.nn.Linear(4, 1, bias=False)
+
+def score(net):
+    return ((net.weight - torch.linspace(-1, 1, 4)) ** 2).sum()
+
+def held_out(net):
+    return 2 * score(net)
+"""
+
+
+class Net(nn.Linear):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(width, 1, bias=False)
+
+
+def states(many: int = 4, width: int = 4) -> dict[int, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.linspace(-1, 1, width)
+    return {step: {"weight": (target + torch.randn(width, generator=generator))[None]} for step in range(1, many + 1)}
+
+
+def distance(net: nn.Module) -> torch.Tensor:
+    return ((net.weight - TARGET) ** 2).sum()
+
+
+def without_graph(net: nn.Module) -> float:
+    return float(distance(net).detach())
+
+
+@pytest.fixture
+def search(workplace: Path) -> Any:
+    return functools.partial(lcsc_opt.search, build=lambda: Net(), name="tried", budget=4)
+
+
+def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Path) -> None:
+    result = search(states(), score=lambda net: distance(net), held_out=lambda net: 2 * distance(net))
+    assert [study.name for study in result.studies] == ["tried/EMAGrid/0", "tried/LCSCGradient/0"]
+    found = result.merge()
+    net = Net()
+    net.load_state_dict(found)
+    ema, gradient = result.studies
+    assert distance(net) < ema.searched
+    rows = {row["optimizer"]: row for row in result.compare()}
+    assert rows["LCSCGradient"]["held_out"] == pytest.approx(2 * gradient.searched)
+    assert "LCSCGradient" in repr(result.compare())
+    assert "EMA*" in result._repr_html_()
+    assert "<svg" in result._repr_html_()
+    assert len(result.plot().data) >= 2
+    assert (workplace / "studies.db").exists()
+    assert result.coefficients.sum() == pytest.approx(1)
+
+
+def test_a_score_without_a_graph_is_searched_without_gradients(search: Any) -> None:
+    result = search(list(states().values()), score=without_graph, storage=None)
+    assert [study.name.split("/")[1] for study in result.studies] == ["EMAGrid", "LCSCQuadratic"]
+    assert result.studies[0].steps == (1, 2, 3, 4)
+    assert not Path("studies.db").exists()
+    folder = result._temporary
+    assert Path(folder).exists()
+    del result
+    assert not Path(folder).exists()
+
+
+def scaled(factor: float) -> Any:
+    return lambda net: factor * distance(net)
+
+
+def test_the_same_call_continues_and_another_function_is_refused(
+    search: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = search(states(), score=scaled(1.0))
+    more = search(states(), score=scaled(1.0), budget=6)
+    assert [len(study.trials) for study in first.studies][1] == 6
+    assert more.studies == first.studies
+    capfd.readouterr()
+    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score\.factor changed"):
+        search(states(), score=scaled(2.0), budget=8)
+    assert search(states(), score=scaled(2.0), budget=8, accept_changes=True)
+    with pytest.raises(lcsc_opt.LcscError, match="other checkpoints"):
+        search({**states(), 9: states()[1]}, score=scaled(2.0), budget=10)
+
+
+class Opaque:
+    value = 1.0
+
+
+def test_what_cannot_be_compared_is_said_when_a_study_continues(search: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    opaque = Opaque()
+    seen: list[float] = []
+
+    def score(net: nn.Module) -> torch.Tensor:
+        seen.append(float(distance(net).detach()))
+        return distance(net) * opaque.value
+
+    search(states(), score=score)
+    assert "cannot be compared" not in capfd.readouterr().err
+    search(states(), score=score, budget=5)
+    said = capfd.readouterr().err
+    assert "score.opaque (Opaque) cannot be compared" in said
+    assert "changed" not in said, "a list that the score itself fills is no change"
+
+
+def test_functions_of_a_module_make_a_study_file_that_continues(
+    workplace: Path, search: Any, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "called_from_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(workplace))
+    import called_from_module as module  # type: ignore[import-not-found]
+
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    result = search("*.pt", build=module.build, score=module.score, held_out=module.held_out)
+    text = result.to_study_file("study.yaml")
+    assert "score: called_from_module:score" in text
+    assert "finished already" in typed("run", "study.yaml").err
+    assert lcsc(["run", "study.yaml", "--budget", "6"]) == 0
+    assert len(result.studies[1].trials) == 6
+    in_processes = search("*.pt", build=module.build, score=module.score, jobs=2, name="jobs", optimizers="CMA")
+    assert len(in_processes.studies[0].trials) == 4
+
+
+def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typed: Typed) -> None:
+    result = search(states(), score=distance, held_out=lambda net: distance(net))
+    with pytest.raises(lcsc_opt.LcscError, match=r"cannot import build \(.*lambda.*held_out"):
+        result.to_study_file()
+    assert "handed to lcsc_opt.search" in typed("resume", "tried/LCSCGradient/0", "--budget", "9", status=2).err
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("good", "score is 'good'"),
+        ("0.5", "score is '0.5'"),
+        (1j, "expected a number"),
+        (torch.ones(2), r"returned a tensor of the shape \[2\]"),
+        ([1.0, 2.0], "returned a list"),
+        (float("nan"), "not finite"),
+        (None, "expected a number"),
+    ],
+)
+def test_a_score_that_is_no_number_is_refused(search: Any, returned: Any, said: str) -> None:
+    with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
+        search(states(), score=lambda net: returned)
+    assert "\n" not in str(refused.value)
+    assert not Path("studies.db").exists()
+    assert not Path("../cache/trajectories").exists()
+
+
+def test_an_error_of_the_users_is_theirs(search: Any) -> None:
+    def score(net: nn.Module) -> float:
+        return {}["missing"]
+
+    with pytest.raises(KeyError, match="missing") as raised:
+        search(states(), score=score)
+    assert raised.traceback[-1].name == "score"
+    assert not Path("studies.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "changed", "said"),
+    [
+        ({**states(3), 2: states(1, 5)[1]}, {}, "the state dict of step 2"),
+        (states(3, 5), {}, "do not fit the network"),
+        ([states(1)[1]] * 3, {}, "one memory"),
+        ("runs/*.pt", {}, "No checkpoint"),
+        ([], {}, "the list is empty"),
+        ({"last": states(1)[1]}, {}, "whole numbers as steps"),
+        (states(), {"jobs": 2}, r"jobs=2: other processes cannot import build"),
+        (states(), {"budget": "soon"}, "budget: expected a number"),
+        (states(), {"build": lambda: 3}, "build: returned a int"),
+        (states(), {"score": 3}, "score: expected a function"),
+        (states(), {"sample": distance}, "either score, or sample"),
+        (states(), {"optimisers": ["CMA"]}, "unknown key"),
+        (states(), {"optimizers": ["CMAA"]}, "no such optimizer"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, changed: Any, said: str) -> None:
+    with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
+        search(checkpoints, **{"score": lambda net: distance(net), **changed})
+    assert "\n" not in str(refused.value)
+    assert not Path("studies.db").exists()
+
+
+def test_a_file_of_the_users_does_not_hide_ours(search: Any, workplace: Path) -> None:
+    (workplace / "score.py").write_text("raise SystemExit")
+    with pytest.raises(lcsc_opt.LcscError, match=r"hides the score\.py"):
+        search(states(), score=distance)
+
+
+def test_a_time_becomes_evaluations_and_stays_so(search: Any) -> None:
+    options = {"score": without_graph, "optimizers": "CMA"}
+    first = search(states(), **options, budget=datetime.timedelta(seconds=0.2))
+    many = len(first.studies[0].trials)
+    assert 1 <= many <= 10
+    again = search(states(), **options, budget="10 min")
+    assert len(again.studies[0].trials) == many
+
+
+def test_an_interrupted_search_goes_on(search: Any) -> None:
+    calls = []
+
+    def interrupted(net: nn.Module) -> float:
+        calls.append(net)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return without_graph(net)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(states(), score=interrupted, optimizers="CMA")
+    result = search(states(), score=interrupted, optimizers="CMA")
+    assert [trial["state"] for trial in result.studies[0].trials] == ["COMPLETE"] * 4
+
+
+def test_rows(search: Any) -> None:
+    result = search(states(), score=lambda net: distance(net), rows="layers")
+    assert result.coefficients.shape == (1, 4)
+
+
+def test_the_last_of_an_average() -> None:
+    with pytest.raises(lcsc_opt.LcscError, match="expected uniform"):
+        lcsc_opt.average(states(), "median")
+
+
+def test_images_are_sampled_and_compared(workplace: Path) -> None:
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    (workplace / "real").mkdir()
+    for index in range(40):
+        pixels = generator.integers(90, 160, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(workplace / "real" / f"{index}.png")
+    trained = {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)}
+    for options, optimizer in (({}, "LCSCGradient"), ({"loss": "precision@pixels"}, "LCSCQuadratic")):
+        settings: dict[str, Any] = {"loss": "fid@pixels", **options}
+        result = lcsc_opt.search(
+            trained,
+            build=lambda: nn.Conv2d(3, 3, 1, bias=False),
+            sample=lambda net, noise: torch.tanh(net(noise)),
+            reference="real",
+            name=optimizer,
+            image_shape=(3, 8, 8),
+            images=20,
+            held_out=20,
+            held_out_metrics=[],
+            budget=2,
+            device="cpu",
+            **settings,
+        )
+        assert result.studies[1].name == f"{optimizer}/{optimizer}/0"
+        assert result.studies[1].held_out is not None
