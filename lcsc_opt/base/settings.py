@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pydantic
 import yaml
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -278,3 +279,16 @@ def _problem_and_place(error: yaml.MarkedYAMLError) -> str:
         return " ".join(str(error).split())
     context = "" if error.context is None else f"{error.context}: "
     return f"{context}{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+
+
+@contextlib.contextmanager
+def naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Where an error begins with the name of a setting, say where in the study file the setting is."""
+    try:
+        yield
+    except LcscError as error:
+        message = str(error)
+        name = re.split(r"[:.\[ ]", message, maxsplit=1)[0]
+        if name not in settings:
+            raise
+        raise type(error)(f"objective.settings.{message}") from error

@@ -121,10 +121,19 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
     else:
         averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    windows = [window for window in (1, 3, 10, 30, 100) if window < len(steps)]
-    windows.append(len(steps))
     counts = counts_of(steps)
-    return averages + [decay_coefficients(len(steps), window, counts=counts) for window in windows]
+    return averages + [decay_coefficients(len(steps), window, counts=counts) for window in _plain_windows(len(steps))]
+
+
+def plain_average_count(steps: Sequence[int]) -> int:
+    """How many :func:`plain_averages` there are by default."""
+    emas = POWER_EMA_SIGMAS if isinstance(steps, AverageSteps) else PAPER_EMA_RATES
+    return len(emas) + len(_plain_windows(len(steps)))
+
+
+def _plain_windows(count: int) -> list[int]:
+    """1, 3, 10 … and all of so many checkpoints."""
+    return [*(window for window in (1, 3, 10, 30, 100) if window < count), count]
 
 
 def distance_to_exact(

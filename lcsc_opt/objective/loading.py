@@ -7,13 +7,11 @@ is and which checkpoints it was begun with. Any of these functions may leave the
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
-from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.base.settings import FrozenModel, naming_setting, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
@@ -60,7 +58,7 @@ def load_objective(
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
     context = BuildContext(study_folder, checkpoints, live.functions)
     try:
-        with _naming_setting(spec.settings):
+        with naming_setting(spec.settings):
             objective = _call(module.build, dict(spec.settings), context=context)
     except LcscError:
         raise
@@ -110,26 +108,13 @@ def check_objective(
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
     context = BuildContext(study_folder, checkpoints, live.functions)
     if hasattr(settings, "check"):
-        with _naming_setting(spec.settings):
+        with naming_setting(spec.settings):
             _call(settings.check, context=context)
     return CheckedObjective(
         code={**code_of_settings(path, spec.settings), **live.code},
         why_no_gradient=_asked_once(settings, "why_no_gradient", context),
         why_no_report=_asked_once(settings, "why_no_report", context),
     )
-
-
-@contextlib.contextmanager
-def _naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Where an error begins with the name of a setting, say where in the study file the setting is."""
-    try:
-        yield
-    except LcscError as error:
-        message = str(error)
-        name = re.split(r"[:.\[ ]", message, maxsplit=1)[0]
-        if name not in settings:
-            raise
-        raise type(error)(f"objective.settings.{message}") from error
 
 
 def _make_importable(study_folder: Path | None) -> None:

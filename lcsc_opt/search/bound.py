@@ -24,7 +24,7 @@ from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecErr
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Coefficients, Constraint, Evaluation, SampledModel
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.coefficients.profiles import average_name, plain_averages
+from lcsc_opt.coefficients.profiles import average_name, plain_average_count, plain_averages
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound, is_baseline
@@ -193,7 +193,7 @@ def check_budget(name: str, objective: Objective, budget: BudgetSpec, *, must_fi
     needed = _baseline_count(objective, must_find_ema=must_find_ema)
     least = needed + 1
     if budget.unit == "images":
-        averages = len(plain_averages(objective.steps)) if must_find_ema else 0
+        averages = plain_average_count(objective.steps) if must_find_ema else 0
         needed = averages * images
         if needed == 0 or objective.images_for_bound != images:
             needed += objective.images_for_bound
@@ -212,7 +212,7 @@ def _baseline_count(objective: Objective, *, must_find_ema: bool) -> int:
     """How many baselines a study evaluates."""
     if not must_find_ema:
         return 1
-    averages = len(plain_averages(objective.steps))
+    averages = plain_average_count(objective.steps)
     if objective.images_for_bound == objective.images_per_evaluation:
         return averages  # the evaluation of the best of them has the bound, too
     return averages + 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
-from lcsc_opt.base.settings import near_miss, parse_settings
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
@@ -296,9 +296,8 @@ class Plan:
         tunable = objective.tunable
         for name, wanted in self.spec.tune.items():
             if name not in tunable:
-                known = ", ".join(tunable) or "none that can be tuned"
-                hint = near_miss(name, list(tunable))
-                raise StudySpecError(f"tune.{name}: the sampler has no such number{hint}; it has {known}")
+                names = ", ".join(tunable) or "none that can be tuned"
+                raise StudySpecError(f"tune.{name}: the sampler has no such number; it has {names}")
             number = tunable[name]
             if not number.low <= wanted.low or not wanted.high <= number.high:
                 raise StudySpecError(

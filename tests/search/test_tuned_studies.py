@@ -133,7 +133,10 @@ def test_a_study_without_tuned_numbers_stores_nothing_about_them(study: dict[str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tune": {"guidence": {"low": 1, "high": 6}}}, r"tune\.guidence: .*did you mean 'guidance'"),
+        (
+            {"tune": {"guidence": {"low": 1, "high": 6}}},
+            r"tune\.guidence: the sampler has no such number; it has guidance",
+        ),
         ({"tune": {"guidance": {"low": 6, "high": 1}}}, r"tune\.guidance: expected low < high, got low 6 and high 1"),
         ({"tune": {"guidance": {"low": -1, "high": 6}}}, r"tune\.guidance: expected a range within 0 to inf"),
         ({"tune": {"guidance": {"low": 1, "high": 6, "start": 7}}}, r"start 7 is not between"),
