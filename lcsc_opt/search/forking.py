@@ -131,7 +131,8 @@ def _create_with_trials(source: StoredStudy, resolved: Resolved, changes: Mappin
     inherited = {name: value for name, value in source.attributes.items() if name in _INHERITED}
     attributes = {**resolved.attributes, **inherited, **changes, "forked_from": source.name}
     source.copy(resolved.plan.name, attributes)
-    notice(f"{resolved.plan.name}: begins with the trials of {source.name}; its budget counts new ones only")
+    count = sum(trial.state.is_finished() for trial in source.trials())
+    notice(f"{resolved.plan.name}: begins with the {count} trials of {source.name}; its budget counts new ones only")
 
 
 def _forked_plan(

@@ -226,7 +226,7 @@ def test_what_is_wrong_with_a_given_setting_is_said_at_once(capsys: pytest.Captu
     save_classifiers()
     assert lcsc(["init", "out", f"model={OWN}:classifier", f"score={OWN}:nothing"]) == 0
     said = capsys.readouterr().err
-    assert f"to be corrected: score: '{OWN}:nothing' cannot be imported" in said
+    assert f"to be corrected: objective.settings.score: '{OWN}:nothing' cannot be imported" in said
 
 
 @pytest.mark.parametrize(
