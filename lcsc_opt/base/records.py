@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,7 +19,7 @@ Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
 
 
-NOTHING_TUNED: Mapping[str, float] = types.MappingProxyType({})
+NOTHING_TUNED: Mapping[str, float] = {}  # a plain dict: candidates are pickled
 """The tuned numbers of a candidate of a study that tunes none."""
 
 

@@ -42,4 +42,4 @@ def test_study_file_says_how_checkpoints_are_stored(files: str) -> None:
     with pytest.raises(TrajectoryError, match="stores bfloat16, not float16"):
         opened(packed, stored="float16")
     with pytest.raises(LcscError, match=r"stored.*exact.*bfloat16"):
-        settings(files, stored="int8")
+        settings(files, stored="int4")
