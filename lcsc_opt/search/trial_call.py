@@ -104,10 +104,24 @@ def _one_number(function: Callable[..., Any], argument: str) -> Callable[..., An
         returned = function(*arguments, **keywords)
         values = returned.values() if isinstance(returned, Mapping) else [returned]
         for value in values:
-            shape = getattr(value, "shape", ())
-            if len(value) > 1 if isinstance(value, (list, tuple)) else any(size > 1 for size in shape):
-                text = f"a tensor of the shape {list(shape)}" if shape else f"a {type(value).__name__}"
-                raise ObjectiveError(f"{argument}: returned {text}; let it return one number, such as the mean()")
+            if _is_several(value):
+                raise ObjectiveError(
+                    f"{argument}: returned {_form(value)}; let it return one number, such as the mean()"
+                )
         return returned
 
     return called
+
+
+def _is_several(value: Any) -> bool:
+    """Whether a returned value holds more than one number."""
+    if isinstance(value, (list, tuple)):
+        return len(value) > 1
+    return any(size > 1 for size in getattr(value, "shape", ()))
+
+
+def _form(value: Any) -> str:
+    """What a returned value is, for a message."""
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__}"
+    return f"a tensor of the shape {list(value.shape)}"
