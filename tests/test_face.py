@@ -18,7 +18,7 @@ from tests.model_studies import write_model_study
 from tests.processes import script_process
 
 NAMES = {"Objective", "Study", "Trajectory", "TrajectoryWriter"} | {"compare", "load_objective", "load_study", "run"}
-NAMES |= {"__version__"}
+NAMES |= {"Candidate", "Evaluation", "LcscError", "average", "search", "__version__"}
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
 
@@ -27,7 +27,7 @@ def test_these_names_and_no_others_are_given() -> None:
     assert set(dir(lcsc_opt)) >= NAMES
     for name in NAMES:
         assert name == "__version__" or getattr(lcsc_opt, name).__doc__
-    with pytest.raises(AttributeError, match="it has Objective, "):
+    with pytest.raises(AttributeError, match=r"it has .*Objective, "):
         _ = lcsc_opt.nothing
 
 

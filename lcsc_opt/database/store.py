@@ -5,8 +5,7 @@ is the index of its ask, until failed trials are forgotten. Everything is reacha
 
 =====================  =======================================================================================
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
-                       ``datetime_start``, ``datetime_complete``; no parameters (0.2.0 stored ``sum_abs`` and
-                       ``effective``, which follow from the coefficients and took six of its statements)
+                       ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``tell_index`` where the optimizer was told in another order than that of the numbers;
                        ``images`` and ``noise`` where other than the objective's were asked for,
@@ -47,6 +46,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -56,6 +56,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
+from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database.arrays import TUNED, coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
@@ -71,6 +72,7 @@ SCHEMA = 1
 """The version of the stored format, as the table above describes it. Studies of 0.2.0 name none; it was the first."""
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
+_SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have no bound
 _NOT_COPIED = ("tell_index", "tells_before", "inherited")  # attributes of a trial that belong to its study
 _CREATION_SECONDS = 30.0  # how long another process may take to create a study
 _WRITTEN_BY_CREATE = ("created", "created_by", "schema")
@@ -344,7 +346,13 @@ class StoredStudy:
             attributes["tells_before"] = tells_before
         if baseline is not None:
             attributes[BASELINE] = baseline
-        number = self._add(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            user_attrs=attributes,
+            params={"sum_abs": min(max(sum_abs(candidate.coefficients), _SUM_ABS_RANGE.low), _SUM_ABS_RANGE.high)},
+            distributions={"sum_abs": _SUM_ABS_RANGE},
+        )
+        number = self._add(trial)
         if self._summarizer is not None:
             self._summarizer.begin(number, attributes)
         return number

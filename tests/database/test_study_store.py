@@ -40,6 +40,7 @@ def test_plain_optuna_sees_a_candidate_before_it_is_evaluated_and_then_all_of_it
     key = study.add_candidate(candidate(0.25, 0.75))
     (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
     assert (trial.state, trial.user_attrs["coefficients"]) == (TrialState.RUNNING, [0.25, 0.75])
+    assert trial.params == {"sum_abs": 1.0}
     study.finish(key, Evaluation(1.5, {"fid": 1.5}, Cost(images=10, seconds=2.0)), tell_index=0)
     trial = optuna.load_study(study_name=NAME, storage=url).best_trial
     assert (trial.number, trial.value, trial.state) == (0, 1.5, TrialState.COMPLETE)
