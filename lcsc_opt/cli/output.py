@@ -23,7 +23,7 @@ _LONGEST_IN_ONE_LINE = 24  # characters of a cell
 _GAP = 2  # characters between two columns
 
 
-class _Column(NamedTuple):
+class _TableColumn(NamedTuple):
     """A column of a table, as texts.
 
     Attributes:
@@ -39,7 +39,7 @@ class _Column(NamedTuple):
     most: int
 
     @classmethod
-    def of(cls, name: str, cells: Sequence[str], *, wraps: bool) -> _Column:
+    def of(cls, name: str, cells: Sequence[str], *, wraps: bool) -> _TableColumn:
         """Measure a column; only headings wrap unless ``wraps``."""
         fewest = max((cell_len(word) for word in name.split()), default=0)
         most = cell_len(name)
@@ -74,7 +74,7 @@ def print_table(
     columns = []
     for index, name in enumerate(header):
         cells = [row[index] for row in texts]
-        columns.append(_Column.of(name, cells, wraps=index > 0))
+        columns.append(_TableColumn.of(name, cells, wraps=index > 0))
 
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else _WIDTH_OF_FILES, highlight=False, emoji=False, markup=False)
@@ -101,7 +101,7 @@ def print_table(
         say(f"{len(dropped)} more column{'s' * (len(dropped) > 1)}: {names}; in a wider terminal, or --format json")
 
 
-def _width(columns: Sequence[_Column]) -> int:
+def _width(columns: Sequence[_TableColumn]) -> int:
     """The fewest characters that a table of these columns needs, with two between neighbours."""
     return sum(column.fewest for column in columns) + _GAP * (len(columns) - 1)
 
