@@ -1,7 +1,7 @@
 """Numbers of the sampler that are searched together with the coefficients, such as the scale of guidance.
 
 An optimizer moves one flat vector, a *point*: the coefficients ``[K]`` or ``[S, K]``, then the m numbers in units in
-which every range is as long as the one of guidance, :data:`RANGE`. So one step size serves for all of them.
+which all ranges have the same length, :data:`RANGE`. So one step size serves for all of them.
 """
 
 from __future__ import annotations

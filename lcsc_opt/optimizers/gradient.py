@@ -375,9 +375,7 @@ class _TunedPath:
 
     @free.setter
     def free(self, free: _Free) -> None:
-        point = self._space.to_coefficients(free)
-        self._coefficients.free = self._space.coefficients.to_free(self._space.coefficients_of(point))
-        self._units = self._space.units_of(point)
+        self._coefficients.free, self._units = self._parts(free)
 
     @property
     def average(self) -> _Free:
@@ -386,9 +384,7 @@ class _TunedPath:
 
     @average.setter
     def average(self, free: _Free) -> None:
-        point = self._space.to_coefficients(free)
-        self._coefficients.average = self._space.coefficients.to_free(self._space.coefficients_of(point))
-        self._average_units = self._space.units_of(point)
+        self._coefficients.average, self._average_units = self._parts(free)
 
     def step(self, point: _Free, gradient: _Free, *, delay: int) -> None:
         """One step against the gradient of an evaluation at a point, both ``[K + m]``."""
@@ -407,6 +403,11 @@ class _TunedPath:
         self._units = self._average_units
         self._unit_step /= 2
         self._adam.forget_momentum()
+
+    def _parts(self, free: _Free) -> tuple[_Free, _Free]:
+        """The free vector of the coefficients, and the numbers in units of a point; the inverse of :meth:`_joined`."""
+        point = self._space.to_coefficients(free)
+        return self._space.coefficients.to_free(self._space.coefficients_of(point)), self._space.units_of(point)
 
     def _joined(self, free: _Free, units: _Free) -> _Free:
         """``[d + m]``, as the space has it."""
