@@ -22,11 +22,12 @@ from lcsc_opt.metrics.distances import (
     FIDELITY,
     NEIGHBOURHOOD,
     SUBSET_SEED,
+    distance_of_plugin,
     kernel_distance,
     precision_and_recall,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
-from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula
+from lcsc_opt.metrics.names import FORMULAS, OF_REFERENCE_FEATURES, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -64,7 +65,7 @@ class FeatureMetrics:
         self.reference = reference
         self._device = device
         is_small = total < reference.extractor.dimension
-        self._keeps_rows = gradient or is_small or bool(formulas & OF_REFERENCE_FEATURES)
+        self._keeps_rows = gradient or is_small or need_real_features(formulas)
         self._moments = Moments()
         self._rows: list[Features] = []
         self._logits: list[Features] = []
@@ -125,9 +126,14 @@ class FeatureMetrics:
             case "is":
                 return self._inception_score()
             case _:
-                distances = {**FIDELITY, **COPIES}
                 with torch.no_grad():
-                    return float(distances[formula](self._samples(), self.reference))
+                    return float(self._distance(formula, self._samples()))
+
+    def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
+        """A distance of samples ``[N, D]`` on their device: one of ours, or the metric of another package."""
+        if formula in FORMULAS:
+            return {**FIDELITY, **COPIES}[formula](samples, self.reference)
+        return distance_of_plugin(formula, samples, self.reference)
 
     def _frechet_distance(self, reference: Reference) -> float:
         if self._moments.count:
@@ -167,7 +173,7 @@ class FeatureMetrics:
             case _:
                 with torch.enable_grad():
                     leaf = self._samples().detach().clone().requires_grad_()
-                    distance = FIDELITY[formula](leaf, self.reference)
+                    distance = self._distance(formula, leaf)
                     [derivative] = torch.autograd.grad(distance, leaf)
                 value = float(distance.detach())
                 gradient = derivative.cpu().double().numpy()
