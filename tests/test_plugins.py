@@ -36,7 +36,7 @@ objective:
     images: 20
     reference: real
     loss: energy@patches
-    held_out_metrics: []
+    held_out_metrics: [energy@pixels]
     device: cpu
 space: {{tail: {{checkpoints: 3}}}}
 optimizers: [Perturb: {{mutation: 0.1}}]

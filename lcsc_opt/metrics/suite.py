@@ -21,6 +21,7 @@ from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
+    OF_REPORTS,
     REWARD,
     Kept,
     MetricName,
@@ -87,6 +88,9 @@ class MetricSuite:
             held_out_texts.append(HELD_OUT_REWARD)
         search_metrics = (*self.loss.weights, *MetricName.parse_all(metric_texts), *self.loss.metrics)
         self._metrics = tuple(dict.fromkeys(search_metrics))
+        for metric in self._metrics:
+            if metric.formula in OF_REPORTS:
+                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_texts))))
 
         self.references: dict[str, Reference] = {}
