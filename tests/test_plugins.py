@@ -79,11 +79,16 @@ def place(workplace: Path) -> Path:
     return workplace
 
 
+def stored(study: str) -> Any:
+    """The attributes of a stored study."""
+    with reading("sqlite:///studies.db") as storage:
+        return our_studies(storage)[study]
+
+
 def packages_of(study: str) -> dict[str, Any]:
     """The packages in a stored study's fingerprint."""
-    with reading("sqlite:///studies.db") as storage:
-        packages: dict[str, Any] = our_studies(storage)[study]["fingerprint"]["environment"]["packages"]
-        return packages
+    packages: dict[str, Any] = stored(study)["fingerprint"]["environment"]["packages"]
+    return packages
 
 
 def test_a_study_file_of_five_parts(
@@ -98,7 +103,7 @@ def test_a_study_file_of_five_parts(
     (study,) = lcsc_opt.run("study.yaml")
     assert study.coefficients[0] == pytest.approx(study.trials[0]["coefficients"][0]), "the tail space leaves it alone"
     assert len({trial["coefficients"][-1] for trial in study.trials}) == 6
-    assert study.held_out is not None
+    assert "energy@pixels" in str(stored("parts/Perturb/0")["held_out"])
     listed = typed.json("list", "--catalog")
     assert listed["metrics"] == {"energy": "example-parts 1.2.3"}
     assert listed["formats"] == {"npz": "example-parts 1.2.3"}

@@ -133,10 +133,9 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
     registry = ng.optimizers.registry
     if name not in registry:
         from_packages = plugin_names("optimizers")
-        names = ", ".join([*OURS, *from_packages])
         raise StudySpecError(
             f"optimizers.{name}: no such optimizer{near_miss(name, [*registry, *from_packages])}; "
-            f"there are {names}, and any name of Nevergrad's registry will do"
+            f"ours are {', '.join([*OURS, *from_packages])}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
     option_names = [_STEP_SIZE]
