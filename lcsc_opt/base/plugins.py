@@ -21,7 +21,7 @@ from typing import Any, Literal
 from lcsc_opt.base.errors import LcscError
 
 Group = Literal["formats", "metrics", "extractors", "optimizers", "spaces"]
-"""``lcsc_opt.GROUP`` is the group of the entry points."""
+"""The last part of a group of entry points, ``lcsc_opt.metrics`` and so on."""
 
 _KINDS: dict[Group, str] = {
     "formats": "checkpoint format",
