@@ -22,6 +22,7 @@ from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
+    OF_REPORTS,
     REWARD,
     Kept,
     MetricName,
@@ -88,6 +89,9 @@ class MetricSuite:
         # in the order of reports: terms of the loss, further metrics, then what bounds it; each is computed once
         search_metrics = (*self.loss.weights, *MetricName.parse_all(metric_texts), *self.loss.metrics)
         self._metrics = tuple(dict.fromkeys(search_metrics))
+        for metric in self._metrics:
+            if metric.formula in OF_REPORTS:
+                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_texts))))
 
         self.references: dict[str, Reference] = {}
