@@ -69,7 +69,9 @@ def labelled_sheet(
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, lines in enumerate(columns):
-        colour = _HIGHLIGHT if column == highlighted else _TEXT
+        colour = _TEXT
+        if column == highlighted:
+            colour = _HIGHLIGHT
         for line, text in enumerate(lines):
             draw.text((_MARGIN + column * step[0] + 1, line * _LINE), text, fill=colour, font=font)
     for row, label in enumerate(rows):

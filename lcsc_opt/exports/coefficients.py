@@ -72,13 +72,17 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
     """
     name, _, text = kind.partition(":")
     if name in _PROFILES:
-        return _PROFILES[name](steps, _number_in(kind))
+        value = _number_in(kind)
+        try:
+            return _PROFILES[name](steps, value)
+        except StudySpecError as error:
+            raise StudySpecError(f"{kind}: {error}") from error
     if name not in _WINDOWS:
         raise StudySpecError(f"{kind}: expected {EXPECTED}")
     counts = counts_of(steps)
     if kind == "uniform":
         return decay_coefficients(len(steps), len(steps), counts=counts)
-    if not text.isdecimal() or (name == "last" and int(text) == 0):
+    if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
         raise StudySpecError(f"{kind}: expected {EXPECTED}")
     if name == "last":
         return decay_coefficients(len(steps), int(text), counts=counts)
@@ -90,6 +94,18 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
     one_hot = np.zeros(len(steps))
     one_hot[list(steps).index(int(text))] = 1.0
     return one_hot
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what :func:`coefficients_of_kind` would refuse, before checkpoints are read.
+
+    Raises:
+        StudySpecError: it is none of the kinds, or its number is out of range.
+    """
+    name, _, text = kind.partition(":")
+    if name == "step" and text.isdecimal():
+        return  # only the checkpoints tell whether there is such a step
+    coefficients_of_kind(kind, (1, 2))  # of any two steps
 
 
 def coefficients_named(source: str) -> CoefficientsOf | None:
@@ -107,11 +123,11 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
             read or holds something else.
     """
     name = source.partition(":")[0]
+    if name in _PROFILES or name in _WINDOWS:
+        check_kind(source)
     if name in _PROFILES:
         return _of_profile(source)
     if name in _WINDOWS:
-        if name != "step":
-            coefficients_of_kind(source, (1, 2))  # of any two steps, before checkpoints are read
         return lambda trajectory: (trajectory, coefficients_of_kind(source, trajectory.steps))
     path = Path(source)
     if not path.exists():
@@ -145,20 +161,13 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
 
 def _of_profile(source: str) -> CoefficientsOf:
     """The averages of ``ema:RATE`` or ``power:WIDTH``."""
-    kind, _, text = source.partition(":")
-    value = _number_in(source)
-    profile = _PROFILES[kind]
-    try:
-        profile((1, 2), value)  # of any two steps, before checkpoints are read
-    except StudySpecError as error:
-        raise StudySpecError(f"{source}: {error}") from error
 
     def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
-        coefficients = profile(trajectory.steps, value)
+        coefficients = coefficients_of_kind(source, trajectory.steps)
         if trajectory.intervals is not None:
-            distance = distance_to_exact(trajectory.intervals, lambda steps: profile(steps, value))
+            distance = distance_to_exact(trajectory.intervals, lambda steps: coefficients_of_kind(source, steps))
             rows = described(trajectory.intervals)
-            notice(f"{kind}:{text} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
+            notice(f"{source} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
         return trajectory, coefficients
 
     return coefficients_of

@@ -21,7 +21,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.exports.averaging import check_openable, open_trajectory
-from lcsc_opt.exports.coefficients import coefficients_of_kind, usual_averages
+from lcsc_opt.exports.coefficients import check_kind, coefficients_of_kind, usual_averages
 from lcsc_opt.exports.merging import lora_naming, network_config, write_average
 from lcsc_opt.exports.recipe import LoraNaming, Recipe
 from lcsc_opt.exports.writing import Destination
@@ -147,9 +147,9 @@ class ComparedAverages:
 
     def default_form(self, path: Path) -> str | None:
         """``lora`` for a file of a LoRA that would lose its alphas under its own names; else ``None``."""
-        if self.naming is None or path.suffix != ".safetensors":
+        if self.naming is None or path.suffix != ".safetensors" or lora_flavour(self.trajectory.names) == "kohya":
             return None
-        return None if lora_flavour(self.trajectory.names) == "kohya" else "lora"
+        return "lora"
 
     def _repr_png_(self) -> bytes:
         return self.sheet()
@@ -213,6 +213,8 @@ def compare_averages(
         MetricError: a reward or a reference that cannot be used.
         StudySpecError: a wrong value.
     """
+    for kind in also:
+        check_kind(kind)
     listed_prompts = _prompts(prompts)
     count = _image_count(images, listed_prompts, with_reference=reference is not None)
     make_importable(None)  # for a reward and the like in the working directory
@@ -262,9 +264,15 @@ def _prompts(prompts: str | Path | Sequence[str] | None) -> tuple[str, ...] | No
 def _image_count(images: int | None, prompts: Sequence[str] | None, *, with_reference: bool) -> int:
     """How many images each column has."""
     if images is None:
-        fewest = len(prompts) if prompts is not None else ROWS
-        return max(fewest, FEWEST_COMPARED) if with_reference else fewest
-    fewest = 2 if with_reference else 1
+        rows = ROWS
+        if prompts is not None:
+            rows = len(prompts)
+        if with_reference:
+            return max(rows, FEWEST_COMPARED)
+        return rows
+    fewest = 1
+    if with_reference:
+        fewest = 2  # of a covariance
     if not isinstance(images, int) or isinstance(images, bool) or images < fewest:
         raise StudySpecError(f"images: expected a whole number of at least {fewest}, got {images!r}")
     return images

@@ -25,6 +25,7 @@ from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.network_scorer import takes_draw
 from lcsc_opt.objective.recognition import SCORE, Near, Proposal, Setting, propose
+from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.from_folder import has_text_encoder
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.means import described
@@ -314,14 +315,25 @@ def pipeline_near(checkpoints: Any, *, of_texts: bool) -> Path:
         folder = Path(checkpoints).expanduser()
         for own in _pipelines([folder, folder.parent]):
             return own
+        network = _first_network(folder)
+        if network is not None and not of_texts:
+            return network
         pipelines = [path for path in _pipelines(_neighbours(folder)) if has_text_encoder(path) == of_texts]
         pipeline = _only(pipelines)
         if pipeline is not None:
             return pipeline
-    several = ", ".join(str(path) for path in pipelines)
-    place = f"there are {several}" if several else "there is none next to the checkpoints"
-    kind = "with a text encoder" if of_texts else "without a text encoder"
-    raise ObjectiveError(f"pipeline: give the folder of diffusers, {kind}, that the checkpoints are for; {place}")
+    several = ", ".join(str(path) for path in pipelines) or "none next to the checkpoints"
+    raise ObjectiveError(f"pipeline: give the folder of diffusers that the checkpoints are for; found {several}")
+
+
+def _first_network(checkpoints: Path) -> Path | None:
+    """The folder of a checkpoint, if diffusers wrote the network's configuration with the weights."""
+    first = find_checkpoints(checkpoints)[0]
+    folder = first if first.is_dir() else first.parent
+    with contextlib.suppress(ObjectiveError):
+        DiffusersFolder.read(folder)
+        return folder
+    return None
 
 
 def _pipelines(paths: Sequence[Path]) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
@@ -86,6 +87,10 @@ class FolderSampling(NetworkSettings):
             ObjectiveError: the folder holds no such model.
         """
         folder = DiffusersFolder.read(Path(self.pipeline))
+        if folder.scheduler is None and self.sampler is not None:
+            notice(
+                f"{folder.path} has no scheduler_config.json: using the scheduler's defaults for betas and prediction type"
+            )
         scheduler = self.sampler
         if scheduler is None and (folder.scheduler or {}).get("_class_name") == _SLOW_SCHEDULER:
             scheduler = "dpm-solver++"
