@@ -88,9 +88,7 @@ class FolderSampling(NetworkSettings):
         """
         folder = DiffusersFolder.read(Path(self.pipeline))
         if folder.scheduler is None and self.sampler is not None:
-            notice(
-                f"{folder.path} has no scheduler_config.json: using the scheduler's defaults for betas and prediction type"
-            )
+            notice(f"{folder.path} has no scheduler_config.json: the scheduler's defaults are used, such as its betas")
         scheduler = self.sampler
         if scheduler is None and (folder.scheduler or {}).get("_class_name") == _SLOW_SCHEDULER:
             scheduler = "dpm-solver++"
