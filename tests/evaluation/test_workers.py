@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -106,6 +108,30 @@ def test_a_job_that_a_worker_cannot_read_fails_and_the_next_one_does_not() -> No
     with contextlib.closing(WorkerPool(Stages, 1)) as pool:
         failed(pool.submit("submit", Unreadable()))
         evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))
+
+
+class Unwritable(float):
+    """Refuses to be pickled, as if the connection had broken."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OSError("of this process only")
+
+
+def test_a_candidate_that_cannot_be_pickled_fails_with_its_reason_and_the_next_one_does_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its job is handed out by the thread that hears that the worker is ready: an error there would end it."""
+    asked = candidate(1.0, 0.0, 0.0)
+    bad = dataclasses.replace(asked, tuned={"steps": Unwritable(3.0)})
+    with contextlib.closing(WorkerPool(Stages, 2)) as pool:
+        spread = SpreadEvaluator(Stages(), pool)
+        for evaluator in (ProcessEvaluator(pool), spread, ProcessEvaluator(pool)):
+            failure = failed(evaluator.submit(bad))
+            assert re.match(r"cannot be sent to a worker, .*\(OSError: of this process only\); run with workers: 1", failure.reason)
+            assert not failure.retry
+            evaluated(evaluator.submit(asked))
+        assert [node.deaths for node in pool.nodes()] == [0]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
