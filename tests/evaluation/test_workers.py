@@ -28,11 +28,14 @@ from tests.evaluation.staged_examples import (
     HeldScore,
     Slow,
     Stages,
+    Unreadable,
     WritesItsProcess,
     assert_gradient,
     candidate,
+    dies_while_loading,
     evaluated,
     failed,
+    fails_to_load,
     is_running,
     wait_for,
 )
@@ -93,17 +96,6 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     assert all("worker process died" in one.reason and one.retry for one in died)
 
 
-def cannot_be_made() -> None:
-    raise AttributeError("of another version")
-
-
-class Unreadable:
-    """Raises an error where it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return cannot_be_made, ()
-
-
 def test_a_job_that_a_worker_cannot_read_fails_and_the_next_one_does_not() -> None:
     with contextlib.closing(WorkerPool(Stages, 1)) as pool:
         failed(pool.submit("submit", Unreadable()))
@@ -148,14 +140,6 @@ def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
     assert time.monotonic() - start < SLOW_SECONDS / 2
     with pytest.raises(CancelledError):
         future.result(timeout=120)
-
-
-def fails_to_load() -> Stages:
-    raise StudySpecError("no such file: put it back")
-
-
-def dies_while_loading() -> Stages:
-    os._exit(7)
 
 
 OTHER = {"objective": {"stages": False}, "code": {}}
