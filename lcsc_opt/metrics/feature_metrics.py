@@ -29,13 +29,14 @@ from lcsc_opt.metrics.distances import (
     FIDELITY,
     NEIGHBOURHOOD,
     SUBSET_SEED,
+    distance_of_plugin,
     kernel_distance,
     precise_and_covered,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.grouped_fid import FEWEST_IMAGES, GroupedFid
 from lcsc_opt.metrics.leave_out import GroupedSamples
-from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, OF_REPORTS, Formula
+from lcsc_opt.metrics.names import FORMULAS, OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -77,7 +78,8 @@ class FeatureMetrics:
         self.reference = reference
         self._device = device
         dimension = reference.extractor.dimension
-        needs_rows = gradient or total < dimension or bool(formulas & (OF_REFERENCE_FEATURES | OF_REPORTS))
+        is_small = total < dimension
+        needs_rows = gradient or is_small or need_real_features(formulas) or bool(formulas & OF_REPORTS)
         self._adds_moments = not needs_rows
         self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()
@@ -154,7 +156,13 @@ class FeatureMetrics:
                 return _share(EACH[formula](self._samples(), self.reference))
             case _:
                 with torch.no_grad():
-                    return float(FIDELITY[formula](self._samples(), self.reference))
+                    return float(self._distance(formula, self._samples()))
+
+    def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
+        """A distance of samples ``[N, D]`` on their device: one of ours, or the metric of another package."""
+        if formula in FORMULAS:
+            return FIDELITY[formula](samples, self.reference)
+        return distance_of_plugin(formula, samples, self.reference)
 
     def _grouped_fid(self, *, held_out: bool = False) -> GroupedFid:
         """FID to the reference, or to held-out real images, of groups of the samples."""
@@ -169,8 +177,11 @@ class FeatureMetrics:
     def without_each_group(self, formula: Formula) -> Array | None:
         """``[G]``: a metric of the images that are not in one of ten groups, for each group.
 
-        ``None`` if there are fewer than 100 images, or their features were not kept.
+        ``None`` if there are fewer than 100 images, if their features were not kept, or for a metric of another package,
+        which may be slow.
         """
+        if formula not in FORMULAS:
+            return None
         images = self._logits if formula == "is" else self._rows
         if sum(len(part) for part in images) < GROUPS * FEWEST_IN_A_GROUP:
             return None
@@ -235,7 +246,7 @@ class FeatureMetrics:
             case _:
                 with torch.enable_grad():
                     leaf = self._samples().detach().clone().requires_grad_()
-                    distance = FIDELITY[formula](leaf, self.reference)
+                    distance = self._distance(formula, leaf)
                     [derivative] = torch.autograd.grad(distance, leaf)
                 value = float(distance.detach())
                 gradient = derivative.cpu().double().numpy()

@@ -191,12 +191,14 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         """
         check_cost = self._check_images or 1
         if self._budget_left is not None and self._budget_left > 0:
-            price = check_cost if self._budget_in_images else 1
-            if self._budget_left <= 2 * price:  # at most one more step fits before the last check
-                return self._budget_left <= price and self._cost_since_check > 0
+            budget_per_check = check_cost if self._budget_in_images else 1
+            # only the last check is still to come: one now would leave no budget for steps before it
+            if self._budget_left <= 2 * budget_per_check:
+                return self._budget_left <= budget_per_check and self._cost_since_check > 0
         if self._path.steps == 0:
             return False
-        return bool(self._options["checks"] * (self._cost_since_check + check_cost) >= check_cost)
+        cost_with_check = self._cost_since_check + check_cost
+        return bool(check_cost <= self._options["checks"] * cost_with_check)
 
     def _gradient_request(self) -> Request:
         """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
