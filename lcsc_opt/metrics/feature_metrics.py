@@ -177,8 +177,8 @@ class FeatureMetrics:
     def without_each_group(self, formula: Formula) -> Array | None:
         """``[G]``: a metric of the images that are not in one of ten groups, for each group.
 
-        ``None`` if there are fewer than 100 images, if their features were not kept, or for a metric of another package,
-        which may be slow.
+        ``None`` if there are fewer than 100 images, if their features were not kept, or for a metric of another
+        package, which may be slow.
         """
         if formula not in FORMULAS:
             return None
