@@ -31,12 +31,14 @@ class TunedNumber:
         low: its smallest value.
         high: its largest value.
         start: where a search starts.
+        differentiable: whether a gradient has its derivative.
     """
 
     name: str
     low: float
     high: float
     start: float
+    differentiable: bool = True
 
     def to_unit(self, value: float) -> float:
         """Its place in a point: 0 for the smallest value, :data:`RANGE` for the largest."""

@@ -191,6 +191,11 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     return _has_flag(spec, "needs_gradient")
 
 
+def brackets_numbers(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer that needs gradients can also search numbers of the sampler that these do not have."""
+    return _has_flag(spec, "brackets_numbers")
+
+
 def asks_one_at_a_time(spec: OptimizerSpec, *, strictly: bool = False) -> bool:
     """Whether an optimizer's next candidate is of little use before the last loss was told.
 

@@ -24,7 +24,7 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
+from lcsc_opt.optimizers.registry import asks_one_at_a_time, brackets_numbers, configure, needs_gradient
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -304,10 +304,10 @@ class Plan:
                     f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got {wanted.low:g} to "
                     f"{wanted.high:g}"
                 )
-            if self.follows_gradients and not number.differentiable:
+            if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
                 raise StudySpecError(
                     f"tune.{name}: {self.optimizer.name} follows gradients, and images have none in {name}; tune it "
-                    "with LCSC or CMA"
+                    "with LCSCGradient, LCSC or CMA"
                 )
         if self.spec.tune and self.optimizer.name in UNTUNED:
             raise StudySpecError(
@@ -346,12 +346,14 @@ class Plan:
             return coefficients
         numbers = []
         for name, wanted in self.spec.tune.items():
+            tunable = objective.tunable[name]
             start = wanted.start
             if start is None:
-                start = objective.tunable[name].value
+                start = tunable.value
                 if not wanted.low <= start <= wanted.high:
                     start = (wanted.low + wanted.high) / 2
-            numbers.append(TunedNumber(name, wanted.low, wanted.high, start))
+            number = TunedNumber(name, wanted.low, wanted.high, start, differentiable=tunable.differentiable)
+            numbers.append(number)
         return TunedSpace(coefficients, tuple(numbers))
 
     def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
