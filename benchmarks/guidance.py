@@ -9,7 +9,7 @@ and from none. With ``keep``, the precision of EMA* at its best guidance, on 5,0
 bound of both kinds of searches. Searches see half A of the real images through one network. The answer of the five best
 checks is chosen on 2,000 images of selection noise, and measured on 5,000 of held-out noise; no search saw half B.
 Results that are already in ``results/guidance.csv`` are not measured again. ``results/guidance_averages.csv`` has the
-loss of the running answer after every fourth trial, on the search's noise, which costs the search nothing. ``--tables``
+FID of the running answer after every fourth trial, on the search's noise, which costs the search nothing. ``--tables``
 only prints what is known, and draws ``docs/images/guidance.png``.
 """
 
@@ -58,7 +58,7 @@ BEST, SEARCHED = "best", "searched"
 NAMED = ("recipe", "training", "way", "guidance", "seed", "images")
 METRICS = ("fid A", "fid B", "precision A", "recall A")
 COLUMNS = (*METRICS, "scale", "bound")
-AVERAGES = ("recipe", "training", "way", "guidance", "seed", "trial", "loss")
+AVERAGES = ("recipe", "training", "way", "guidance", "seed", "trial", "fid")
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "guidance.png"
 Key = tuple[str, int, str, str, int, int]
 
@@ -99,18 +99,18 @@ def main() -> None:
 def ordered(seeds: int, trainings: int) -> Iterator[Key]:
     """All searches; EMA* first, since its guidance and precision decide how others are searched."""
     models = [(recipe, training) for training in range(trainings) for recipe in RECIPES]
-    for recipe, training in models:
-        for guidance in (SEARCHED, *GUIDANCES):
-            yield recipe, training, EMA, guidance, 0, 0
     for seed in range(seeds):
         for recipe, training in models:
-            for end in (KEEP, ""):
-                yield recipe, training, FIXED + end, BEST, seed, IMAGES
-                yield recipe, training, BOTH + end, SEARCHED, seed, IMAGES
+            if seed == 0:
+                yield from ((recipe, training, EMA, guidance, 0, 0) for guidance in (SEARCHED, *GUIDANCES))
+            yield recipe, training, FIXED + KEEP, BEST, seed, IMAGES
+            yield recipe, training, BOTH + KEEP, SEARCHED, seed, IMAGES
         for recipe, training in models:
-            yield recipe, training, FROM_NONE, SEARCHED, seed, IMAGES
             if seed == 0:
                 yield from ((recipe, training, FIXED, guidance, 0, IMAGES) for guidance in SEARCHED_AT)
+            yield recipe, training, BOTH, SEARCHED, seed, IMAGES
+            yield recipe, training, FIXED, BEST, seed, IMAGES
+            yield recipe, training, FROM_NONE, SEARCHED, seed, IMAGES
 
 
 def measured(recipe: str, training: int, way: str, guidance: str, seed: int, images: int) -> list[float]:
@@ -188,7 +188,7 @@ def search(
     if guidance == SEARCHED:
         space = TunedSpace(space, (TunedNumber("guidance", LOW, HIGH, settings["guidance"]),))
     checks, averages = searched(objective, space, seed, images, constraint)
-    if not way.endswith(KEEP):
+    if guidance in (BEST, SEARCHED):
         write_averages((recipe, training, way, guidance, seed), averages)
     return chosen(objective, checks, constraint), objective
 
@@ -196,10 +196,7 @@ def search(
 def searched(
     objective: MergeSampleScore, space: CoefficientSpace, seed: int, images: int, constraint: Constraint | None
 ) -> tuple[list[Check], list[tuple[int, float]]]:
-    """The trials whose losses compare; and trials and loss of the running answer, after every fourth trial.
-
-    With a bound the running answer is not evaluated.
-    """
+    """The trials whose losses compare; and number of trials and FID of the running answer, after every fourth trial."""
     per_evaluation = objective.images_per_evaluation
     spec = OptimizerSpec(name="LCSCGradient")
     asking: Any = build_optimizer(spec, space, budget=images // per_evaluation, workers=1, seed=seed)
@@ -219,9 +216,9 @@ def searched(
         asking.tell(parameter, evaluation.loss)
         if request.compares(per_evaluation):
             checks.append(Check(evaluation.loss, candidate))
-        if constraint is None and asking.num_tell % EVERY == 0:
-            loss = objective.evaluate(candidate_of(asking.recommend())).loss
-            averages.append((asking.num_tell, loss))
+        if asking.num_tell % EVERY == 0:
+            average = objective.evaluate(candidate_of(asking.recommend()))
+            averages.append((asking.num_tell, average.metrics["fid"]))
 
 
 def chosen(objective: MergeSampleScore, checks: Sequence[Check], constraint: Constraint | None = None) -> Candidate:
@@ -236,10 +233,10 @@ def chosen(objective: MergeSampleScore, checks: Sequence[Check], constraint: Con
 
 
 def write_averages(search: tuple[Any, ...], averages: Sequence[tuple[int, float]]) -> None:
-    """Add the losses of one search to ``results/guidance_averages.csv``, in place of those of an earlier one."""
+    """Add what one search gives to ``results/guidance_averages.csv``, in place of those of an earlier one."""
     named = [str(part) for part in search]
     rows = [row for row in read_csv("guidance_averages") if row[:5] != named]
-    rows += [[*named, str(trial), f"{loss:.4f}"] for trial, loss in averages]
+    rows += [[*named, str(trial), f"{fid:.4f}"] for trial, fid in averages]
     write_csv("guidance_averages", AVERAGES, rows)
 
 
@@ -298,25 +295,24 @@ def pairs_of(
 
 
 def print_trials() -> None:
-    """Trials until the loss that both searches reach, of searches with and without a tuned number."""
+    """Trials until the FID that both searches reach, of searches with and without a tuned number."""
     curves: dict[tuple[str, ...], list[tuple[int, float]]] = {}
-    for recipe, training, way, guidance, seed, trial, loss in read_csv("guidance_averages"):
-        if way == FIXED and guidance != BEST:
-            continue
-        curves.setdefault((recipe, training, seed, way), []).append((int(trial), float(loss)))
-    table = [["recipe", "training", "seed", "loss", "trials with tune", "without", "ratio"]]
+    for recipe, training, way, guidance, seed, trial, fid in read_csv("guidance_averages"):
+        curves.setdefault((recipe, training, seed, way, guidance), []).append((int(trial), float(fid)))
+    table = [["recipe", "training", "seed", "way", "FID", "trials with tune", "without", "ratio"]]
     ratios = []
-    for recipe, training, seed, way in curves:
-        if way != BOTH:
+    for recipe, training, seed, way, _ in curves:
+        if way not in (BOTH, BOTH + KEEP):
             continue
-        tuned = curves[recipe, training, seed, way]
-        fixed = curves.get((recipe, training, seed, FIXED))
+        end = way.removeprefix(BOTH)
+        tuned = curves[recipe, training, seed, way, SEARCHED]
+        fixed = curves.get((recipe, training, seed, FIXED + end, BEST))
         if fixed is None:
             continue
         reached = max(min(value for _, value in curve) for curve in (tuned, fixed))
         trials = [next(number for number, value in curve if value <= reached) for curve in (tuned, fixed)]
         ratios.append(trials[0] / trials[1])
-        table.append([recipe, training, seed, f"{reached:.2f}", *map(str, trials), f"{ratios[-1]:.2f}"])
+        table.append([recipe, training, seed, way, f"{reached:.2f}", *map(str, trials), f"{ratios[-1]:.2f}"])
     if ratios:
         print(f"trials with tune against without, to the same FID: {cell(ratios)}; required 1.2")
         print(*markdown(table), sep="\n")
