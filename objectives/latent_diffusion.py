@@ -26,7 +26,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
+from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, check_prompts, load_pipeline, read_prompts
 from lcsc_opt.trajectory import Trajectory
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
@@ -42,7 +42,8 @@ class Settings(ImageObjectiveSettings):
         sampler: scheduler and steps; without a name the pipeline's own scheduler.
         guidance_scale: above 1 every step needs two model calls (one for a latent consistency model).
         negative_prompt: guidance leads away from it; by default the pipeline's.
-        prompts: a text file, one prompt a line; image i has prompt i mod n.
+        prompts: a text file, one prompt a line, at most as many as ``images``; image i has prompt i mod n. Each is
+            encoded once in a process, unless the LoRA changes a text encoder.
         held_out_prompts: the same, for held-out images.
         height: of the images, in pixels; by default the height that the model was trained on.
         width: of the images, likewise.
@@ -70,15 +71,16 @@ class Settings(ImageObjectiveSettings):
     def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that the prompts can be read."""
         super().check(context)
-        for prompts in (self.prompts, self.held_out_prompts):
-            if prompts is not None:
-                read_prompts(context.path(prompts))
+        check_prompts(read_prompts(context.path(self.prompts)), self.images)
+        if self.held_out_prompts is not None:
+            read_prompts(context.path(self.held_out_prompts))
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     prompts = read_prompts(context.path(checked.prompts))
+    check_prompts(prompts, checked.images)
     held_out_prompts = None
     if checked.held_out_prompts is not None:
         held_out_prompts = read_prompts(context.path(checked.held_out_prompts))

@@ -77,7 +77,7 @@ def _problems(model: type[pydantic.BaseModel], content: Any, details: Iterable[A
     lines = []
     misspelt = _misspelt(model, by_path)
     for path, complaints in by_path.items():
-        if path in misspelt:  # the unknown key beside it is told, with this one as what was meant
+        if path in misspelt:  # the line about the unknown key suggests this one
             continue
         has_wrong_part = any(len(longer) > len(path) and longer[: len(path)] == path for longer in by_path)
         if has_wrong_part and _are_about_form(complaints):
@@ -144,6 +144,7 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
             lines.append(f"{shown_path}: {message}" if path else message)
         else:
             expected.append(_expected(complaint))
+            # where several forms are possible, a hint would suggest only one of them
             if kind == "literal_error" or len(complaints) == 1:
                 hints.append(_hint(complaint))
     if expected:
@@ -154,7 +155,7 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
 
 
 def _expected(complaint: Any) -> str:
-    """What a value should be, to be put behind the word ``expected``."""
+    """What a value should be: the text that follows ``expected`` in an error."""
     kind = complaint["type"]
     if kind in _EXPECTED:
         return _EXPECTED[kind].format(**complaint.get("ctx", {}))

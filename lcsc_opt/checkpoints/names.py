@@ -32,12 +32,13 @@ def step_in_name(path: Path) -> int | None:
     ``checkpoint-N`` around it. A name such as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of
     PostHocEMA hold their step.
     """
-    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):
+    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):  # or an EMA's rate: only the content tells
         return None
     step = _find_step(_without_suffix(path.name))
     if step is not None:
         return int(step["digits"])
-    for folder in path.absolute().parts[-2:-4:-1]:
+    nearest_folders = path.absolute().parts[-2:-4:-1]  # of checkpoint-500/model.pt and checkpoint-500/unet/model.pt
+    for folder in nearest_folders:
         numbered = _NUMBERED_FOLDER.fullmatch(folder)
         if numbered is not None:
             return int(numbered[1])

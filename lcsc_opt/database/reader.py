@@ -173,7 +173,7 @@ class HistoryReader:
         return self.read_studies(self._names_of(experiment))
 
     def read_summaries(self, experiment: str) -> tuple[SummarizedStudy, ...]:
-        """:meth:`read` without the trials, which are not read: at the cost of what is shown.
+        """As :meth:`read`, but only the stored summaries are read, not the trials.
 
         Raises:
             StudyStoreError: there is no such experiment; the message lists all.

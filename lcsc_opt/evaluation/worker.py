@@ -179,8 +179,8 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
         expected = json.dumps(settings.expected, sort_keys=True)
         if json.dumps(objective.fingerprint(), sort_keys=True) != expected:
             raise StudyStoreError(
-                "a worker process found other files than the search began with (code, checkpoints, reference or "
-                "weights changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
+                "a worker process loaded other files than the search began with (code, checkpoints, reference or "
+                "weights have changed since); restore them, or pack the checkpoints first: lcsc trajectory pack"
             )
     if isinstance(objective, StagedObjective):
         return Pipeline(objective)

@@ -24,7 +24,10 @@ Formula = Literal[
     "sliced",
     "cmmd",
     "authenticity",
+    "clipped_density",
+    "clipped_coverage",
     "fid_held_out",
+    "fid_infinity",
     "nearer_train",
     "reward",
     "held_out_reward",
@@ -32,12 +35,23 @@ Formula = Literal[
 ]
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
-    {"is", "precision", "recall", "authenticity", "reward", "held_out_reward", "spread"}
+    {
+        "is",
+        "precision",
+        "recall",
+        "authenticity",
+        "clipped_density",
+        "clipped_coverage",
+        "reward",
+        "held_out_reward",
+        "spread",
+    }
 )
 OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "held_out_reward", "spread": "pixels"}
 # Those for which mean and covariance of the reference are not enough.
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "fid_infinity", "is", *OWN_FEATURES}
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # of held-out images: never in a loss
+OF_REPORTS: frozenset[Formula] = frozenset({"fid_infinity"})  # costs several FIDs, and has more noise than one
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
 
 KEPT = ("precision", "near", "hinge")  # of single images

@@ -220,11 +220,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         check_cost = self._check_images or 1
         if self._budget_left is not None and self._budget_left > 0:
             price = self._check_price
-            if self._budget_left <= 2 * price:  # at most one more step fits before the last check
+            # only the last check is still to come: one now would leave no budget for steps before it
+            if self._budget_left <= 2 * price:
                 return self._budget_left <= price and self._cost_since_check > 0
         if self._path.steps == 0:
             return False
-        return bool(self._options["checks"] * (self._cost_since_check + check_cost) >= check_cost)
+        cost_with_check = self._cost_since_check + check_cost
+        return bool(check_cost <= self._options["checks"] * cost_with_check)
 
     @property
     def _check_price(self) -> int:

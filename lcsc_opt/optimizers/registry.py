@@ -68,10 +68,10 @@ def build_optimizer(
         StudySpecError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
             Nevergrad's that searches with one only.
     """
-    if workers > 1 and asks_one_at_a_time(spec, strictly=True):
+    if workers > 1 and refuses_concurrent_asks(spec):
         raise StudySpecError(
-            f"{spec.name}: asks one candidate at a time, got {workers} workers; give it workers: 1, or, where the "
-            "objective makes images, spread: images"
+            f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1, or, where "
+            "the objective makes images, spread: images"
         )
     configured, step_size = configure(spec)
     array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
@@ -117,7 +117,7 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
-    option_names = [_STEP_SIZE]
+    option_names = [_STEP_SIZE]  # which configure() has taken out of the options; here for the message
     if family is not None:
         option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
     for option in options:
@@ -126,9 +126,9 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
         return registry[name]
-    options_json = json.dumps(options)
+    options_json = json.dumps(options)  # hashable, for the cache of _check_options
     _check_options(name, options_json)
-    merged_options = {**defaults, **json.loads(options_json)}
+    merged_options = {**defaults, **json.loads(options_json)}  # what was checked: tuples are lists now
     return family(**merged_options)
 
 
@@ -196,15 +196,20 @@ def brackets_numbers(spec: OptimizerSpec) -> bool:
     return _has_flag(spec, "brackets_numbers")
 
 
-def asks_one_at_a_time(spec: OptimizerSpec, *, strictly: bool = False) -> bool:
+def refuses_concurrent_asks(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer can be asked only once before it is told: Nevergrad's sequential ones.
+
+    They cannot be built for several workers.
+    """
+    return _has_flag(spec, "no_parallelization")
+
+
+def prefers_sequential_asks(spec: OptimizerSpec) -> bool:
     """Whether an optimizer's next candidate is of little use before the last loss was told.
 
-    More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
-    refuse to be asked again before they are told, and cannot be built for several workers; ``strictly`` is only these.
+    More workers are then better used by spreading each candidate's images over them.
     """
-    if _has_flag(spec, "no_parallelization"):
-        return True
-    return not strictly and _has_flag(spec, "asks_one_at_a_time")
+    return refuses_concurrent_asks(spec) or _has_flag(spec, "asks_one_at_a_time")
 
 
 def _has_flag(spec: OptimizerSpec, attribute: str) -> bool:

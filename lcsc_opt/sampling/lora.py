@@ -54,6 +54,11 @@ class LoraAdapter:
         """A factor's name in diffusers → its layer of PEFT, and the parameter there."""
         self.factors: dict[str, Tensor] = {}
 
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether some factors belong to a text encoder."""
+        return any(name.startswith("text_encoder") for name in self._places)
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy a merged LoRA into the adapter, which the first one makes.
 

@@ -20,26 +20,32 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra, quiet_libraries
-from lcsc_opt.base.records import HELD_OUT, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
+from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, Tunable, recomputed_calls
 from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timesteps
+from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 from lcsc_opt.sampling.scheduler_numbers import config_numbers, with_config
 
 Component = Literal["unet", "transformer", "lora"]
+_WHOLE_GROUPS = (SEARCH.group, SELECTION.group, HELD_OUT.group)  # evaluations of them have all prompts
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "LatentConsistencyModelPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusion3Pipeline",
-    "PixArtAlphaPipeline",
-    "PixArtSigmaPipeline",
-)
+_TEXT = ("text_encoder", "tokenizer")
+_SECOND_TEXT = ("text_encoder_2", "tokenizer_2")
+# Pipelines → the components that they cannot encode a prompt without.
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    "StableDiffusionPipeline": _TEXT,
+    "LatentConsistencyModelPipeline": _TEXT,
+    "StableDiffusionXLPipeline": _SECOND_TEXT,
+    "StableDiffusion3Pipeline": _TEXT + _SECOND_TEXT,
+    "PixArtAlphaPipeline": _TEXT,
+    "PixArtSigmaPipeline": _TEXT,
+}
 
 
 def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -> Any:
@@ -103,6 +109,13 @@ def _check_index(name: str, index: Mapping[str, Any]) -> None:
     class_name = index["_class_name"]
     if class_name not in PIPELINES:
         raise ObjectiveError(f"pipeline: {class_name} is not supported; expected one of {', '.join(PIPELINES)}")
+    for component in PIPELINES[class_name]:
+        library_and_class = index.get(component) or (None, None)
+        if None in library_and_class:
+            raise ObjectiveError(
+                f"pipeline: {name} has no {component}, so it cannot follow prompts; give the folder of a pipeline "
+                "with all of its components"
+            )
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -121,6 +134,19 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not prompts:
         raise ObjectiveError(f"prompts: {path} holds no prompt; expected one a line")
     return prompts
+
+
+def check_prompts(prompts: Sequence[str], images: int) -> None:
+    """Refuse prompts that no image of an evaluation would have.
+
+    Raises:
+        ObjectiveError: there are more prompts than images.
+    """
+    if len(prompts) > images:
+        raise ObjectiveError(
+            f"prompts: {len(prompts):,} prompts for {images:,} images, so the last ones would never be sampled; "
+            f"give at least images: {len(prompts)}, or fewer prompts"
+        )
 
 
 class LatentDiffusionSampler:
@@ -187,6 +213,7 @@ class LatentDiffusionSampler:
         self._lora: LoraAdapter | None = None
         if component == "lora":
             self._lora = LoraAdapter(pipeline, alphas)
+        self._encoded_prompts = EncodedPrompts()
 
     @property
     def tunable(self) -> Mapping[str, Tunable]:
@@ -207,8 +234,8 @@ class LatentDiffusionSampler:
         self._guidance_scale = values.get("guidance", self._guidance_of_settings)
         changes = {name: float(values[name]) for name in self._scheduler_numbers if name in values}
         self.pipeline.scheduler = with_config(self._scheduler_of_settings, changes)
-        is_guided = float(self._guidance_scale) > 1 and self._has_argument("negative_prompt")
-        self._guided = is_guided and not self._embeds_guidance
+        can_guide = self._has_argument("negative_prompt") and not self._embeds_guidance
+        self._guided = can_guide and bool(self._guidance_scale > 1)
         self.nfe = len(set_timesteps(self.pipeline.scheduler, self._schedule))
         if self._guided:
             self.nfe *= 2
@@ -233,11 +260,18 @@ class LatentDiffusionSampler:
         return ModuleWeights(self.denoiser, *self._modules().values(), lora=factors)
 
     def prompts_of(self, noise: Noise, start: int, stop: int) -> list[str]:
-        """The prompts of the images ``[start, stop)``: image i has prompt i mod n."""
+        """The prompts of the images ``[start, stop)``: image i has prompt i mod n.
+
+        Noise that an optimizer chooses itself begins at a prompt of its own: an optimizer that asks for few images on
+        fresh noise each time would otherwise see the first prompts only.
+        """
         prompts = self.prompts
         if noise.group == HELD_OUT.group:
             prompts = self.held_out_prompts
-        return [prompts[image % len(prompts)] for image in range(start, stop)]
+        first = 0
+        if noise.group not in _WHOLE_GROUPS:
+            first = derive_seed(noise.seed, "prompts", noise.group) % len(prompts)
+        return [prompts[(first + image) % len(prompts)] for image in range(start, stop)]
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
@@ -250,6 +284,8 @@ class LatentDiffusionSampler:
             call = inspect.unwrap(call)  # without the decorator torch.no_grad
         with contextlib.ExitStack() as stack:
             stack.enter_context(quiet_libraries())
+            if not self._trains_text_encoder:
+                stack.enter_context(self._encoded_prompts.answering(self.pipeline))
             if self.recomputed:
                 stack.enter_context(recomputed_calls(self.denoiser))
             output = call(
@@ -267,6 +303,11 @@ class LatentDiffusionSampler:
             set_timesteps(self.pipeline.scheduler, self._schedule)
         unit_range: Tensor = output.images.to(torch.promote_types(output.images.dtype, torch.float32))
         return unit_range * 2 - 1
+
+    @property
+    def _trains_text_encoder(self) -> bool:
+        """Whether a prompt's embeddings depend on the merged weights."""
+        return self._lora is not None and self._lora.trains_text_encoder
 
     def _prompt_options(self, prompts: list[str]) -> dict[str, Any]:
         """The pipeline's arguments for these prompts, with the ``options`` of all images."""

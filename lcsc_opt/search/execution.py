@@ -326,15 +326,15 @@ class Executor:
                 the search.
 
         Raises:
-            StudyStoreError: another process runs the study, it was made with something else than there is now, or its
-                losses would not compare with those of the experiment's other studies.
+            StudyStoreError: another process runs the study, it was created with other code, checkpoints or settings,
+                or its losses would not compare with those of the experiment's other studies.
             LcscError: the objective, this machine or the Ray cluster does not allow the plan; nothing is stored then.
                 What a node lacks shows when its worker starts.
         """
         resolved = self.resolve(plan)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
-        if retry_failed:  # which continues a finished study, too
+        if retry_failed:  # adds losses also to a finished study, whose bound resolve() has not checked
             resolved.penalty.check_bound()
         if resolved.state == "new" and resolved.penalty.bound == "measured":
             check_new_budget(self.storage, plan, objective, resolved.fingerprint)
@@ -342,16 +342,16 @@ class Executor:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
                 stored = study.attributes
-                for name, value in resolved.following.items():
+                for name, value in resolved.updated_attributes.items():
                     if value != stored.get(name):
                         study.set_attribute(name, value)
                 for line in resolved.notices:
                     notice(line)
                 if retry_failed:
-                    many = retry_failures(study)
-                    line = f"failed trials that are repeated: {many}, those after the last success"
-                    if many:
-                        line += "; what was asked after an earlier failure depends on it"
+                    retried = retry_failures(study)
+                    line = f"retrying {retried} trials that failed after the last success"
+                    if retried:
+                        line += "; earlier failures are kept, because later candidates depend on them"
                     notice(f"{study.name}: {line}")
                 yield Execution(resolved.plan, resolved.penalty, study, objective, pool)
 

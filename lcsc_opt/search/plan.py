@@ -24,7 +24,13 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.registry import asks_one_at_a_time, brackets_numbers, configure, needs_gradient
+from lcsc_opt.optimizers.registry import (
+    brackets_numbers,
+    configure,
+    needs_gradient,
+    prefers_sequential_asks,
+    refuses_concurrent_asks,
+)
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -174,7 +180,7 @@ class Plan:
         return specification
 
     @property
-    def following(self) -> dict[str, Any]:
+    def updated_attributes(self) -> dict[str, Any]:
         """The study's attributes that are written by every run, since the study file may have been edited."""
         held_out = self.spec.held_out
         ray = self.ray
@@ -187,7 +193,7 @@ class Plan:
             "notify": self.spec.notify,
         }
 
-    def beginning(self, objective: Objective) -> dict[str, Any]:
+    def initial_attributes(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes that are written when it begins. Runs change the budget and the bound only."""
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
@@ -306,8 +312,8 @@ class Plan:
                 )
             if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
                 raise StudySpecError(
-                    f"tune.{name}: {self.optimizer.name} follows gradients, and images have none in {name}; tune it "
-                    "with LCSCGradient, LCSC or CMA"
+                    f"tune.{name}: {self.optimizer.name} needs gradients, and images are not differentiable in {name}; "
+                    "tune it with LCSCGradient, LCSC or CMA"
                 )
         if self.spec.tune and self.optimizer.name in UNTUNED:
             raise StudySpecError(
@@ -390,19 +396,20 @@ class Plan:
     def _parallelism(self, objective: Objective) -> dict[str, Any]:
         """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""
         spec = self.spec
-        one_at_a_time = asks_one_at_a_time(self.optimizer)
-        by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
+        prefers_sequential = prefers_sequential_asks(self.optimizer)
+        by_images = spec.spread == "images" or (spec.spread == "auto" and prefers_sequential)
         spread_images = isinstance(objective, StagedObjective) and by_images and self.workers > 1
-        if asks_one_at_a_time(self.optimizer, strictly=True) and not spread_images:
+        if refuses_concurrent_asks(self.optimizer) and not spread_images:
             return {"in_flight": 1, "spread_images": False}
         pipelined = spec.pipeline
         if pipelined == "auto":
             pipelined = isinstance(objective, StagedObjective) and objective.overlaps
-        if one_at_a_time or self.follows_gradients:  # only one candidate's graph is kept at a time
+        # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
+        if prefers_sequential or self.follows_gradients:
             pipelined = False
-        sharing_workers = 1 if spread_images else self.workers
-        count = most_in_flight(sharing_workers, pipelined=pipelined)
-        return {"in_flight": count, "spread_images": spread_images}
+        independent_workers = 1 if spread_images else self.workers  # workers that share a candidate are as one
+        in_flight = most_in_flight(independent_workers, pipelined=pipelined)
+        return {"in_flight": in_flight, "spread_images": spread_images}
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:

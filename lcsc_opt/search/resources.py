@@ -49,8 +49,10 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
     return StoredTrials(many - len(forgotten), succeeded)
 
 
-def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
-    """What is known of an objective without loading it: its code as far as its settings name it, and the environment.
+def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
+    """The evidence that needs no loaded objective: the environment, and digests of the code that its settings name.
+
+    An error does not end this: a finished study can still be shown. It is in the evidence, and refuses all others.
 
     Args:
         plan: whose objective it is.

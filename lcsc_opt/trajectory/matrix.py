@@ -249,13 +249,15 @@ class MatrixWriter:
         earlier, later = manifest.checkpoints[row : row + 2]
         assert earlier.interval is not None
         assert later.interval is not None
+        before = Interval(*earlier.interval)
+        after = Interval(*later.interval)
         content = manifest.map_rows(self.path).content
         rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
-        tensors = MeanOfRows(manifest.layout, rows, (earlier.interval[2], later.interval[2]))
+        tensors = MeanOfRows(manifest.layout, rows, (before.checkpoints, after.checkpoints))
         slot = manifest.free_slot()
         with self._as_trajectory_error():
             sha256, varying = self._write_row(later.step, slot, tensors, manifest)
-        interval = (earlier.interval[0], later.interval[1], earlier.interval[2] + later.interval[2])
+        interval = Interval(before.first_step, after.last_step, before.checkpoints + after.checkpoints)
         merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
         checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
         all_varying = tuple(sorted({*manifest.varying, *varying}))

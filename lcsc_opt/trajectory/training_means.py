@@ -132,7 +132,7 @@ class MeansOfTraining:
             TrajectoryError: a weight is not finite, or the disk refuses. No further mean can then be written.
         """
         try:
-            self._saver.write(Row(interval[1]), layout, tensors, interval=interval)
+            self._saver.write(Row(interval.last_step), layout, tensors, interval=interval)
             self._saver.commit()
             self._merge(_MOST_MERGES, state=0)
         except BaseException:
@@ -154,9 +154,9 @@ class MeansOfTraining:
             if count:
                 averaged = mean.without(tensors)
         if count:
-            self._saver.write(Row(last), layout, averaged, interval=(first, last, count))
+            self._saver.write(Row(last), layout, averaged, interval=Interval(first, last, count))
             self._saver.commit()
-        self._saver.write(Row(step), layout, tensors, interval=(step, step, 1))
+        self._saver.write(Row(step), layout, tensors, interval=Interval(step, step, 1))
         self._saver.commit()
         self._is_finished = True
 
@@ -191,8 +191,8 @@ class MeansOfTraining:
                 f"{path} holds the means of another training than the state: name its trajectory, or begin again with "
                 "resume=0."
             )
-        closed = [interval for interval in self._saver.intervals if interval[1] < windows.first]
-        if sum(interval[2] for interval in closed) != windows.closed:
+        closed = [interval for interval in self._saver.intervals if interval.last_step < windows.first]
+        if sum(interval.checkpoints for interval in closed) != windows.closed:
             raise TrajectoryError(
                 f"{path} does not hold the means before step {windows.first} of the state: resume from a later state, "
                 "or begin again with resume=0."

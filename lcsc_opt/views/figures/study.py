@@ -54,8 +54,9 @@ def own_figures(
     *,
     theme: Theme = "light",
 ) -> dict[str, go.Figure]:
-    """What is drawn of one study, with EMA* of these studies of an experiment, whose trials are not needed.
+    """Figures of one study, compared with EMA* of its experiment.
 
+    Of the experiment's ``studies`` the summaries are enough.
     The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
     ema = best_ema(studies)
@@ -288,8 +289,9 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
 
     ``other`` is the optimizer, the database, waiting, and parts without a name. Of a long study the last trials.
     """
-    trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
-    if study.latest_only:  # and not those that failed long before
+    has_ended = np.isin(study.trials["number"], study.finished["number"])
+    trials = study.trials[has_ended]  # in the order of numbers; study.finished is in that of tells
+    if study.latest_only:  # of these, trials also has all failures, however long ago
         trials = trials[-LATEST:]
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
