@@ -36,7 +36,7 @@ from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
-from lcsc_opt.objective.weak import weak_weights
+from lcsc_opt.objective.weak import with_weak_weights
 from lcsc_opt.sampling import (
     ALWAYS,
     Autoguidance,
@@ -48,7 +48,6 @@ from lcsc_opt.sampling import (
     Labels,
     SchedulerSettings,
     build_scheduler,
-    weak_version,
 )
 
 
@@ -123,7 +122,7 @@ def _sampler(
     if guidance is not None:
         interval = (guidance.low, guidance.high)
         if guidance.weak is not None:
-            weak = weak_version(network, weak_weights(guidance.weak, trajectory))
+            weak = with_weak_weights(folder.network(), guidance.weak, trajectory)
             module = Autoguidance(network, weak, guidance=guidance.scale)
     return DiffusersSampler(
         module,

@@ -50,7 +50,7 @@ from lcsc_opt.checkpoints.weights import difference, weights_sha256
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
-from lcsc_opt.objective.weak import weak_weights
+from lcsc_opt.objective.weak import with_weak_weights
 from lcsc_opt.sampling import (
     ClassLabels,
     DecoderSettings,
@@ -64,7 +64,6 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
     load_weights,
-    weak_version,
 )
 
 Arguments = dict[str, JsonValue]
@@ -209,7 +208,8 @@ def _denoiser(checked: Settings, trajectory: Mergeable, context: BuildContext) -
     if settings is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
     if settings.weak is not None:
-        guide = weak_version(network, weak_weights(settings.weak, trajectory))
+        copy = _network(checked.network, arguments, checked.arguments)
+        guide = with_weak_weights(copy, settings.weak, trajectory)
     else:
         guide = _guide(settings, checked.network, context)
     _use_fp16(guide, checked.dtype)

@@ -33,7 +33,7 @@ from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
-from lcsc_opt.objective.weak import weak_weights
+from lcsc_opt.objective.weak import with_weak_weights
 from lcsc_opt.sampling import (
     Autoguidance,
     ClassLabels,
@@ -43,7 +43,6 @@ from lcsc_opt.sampling import (
     ImageNoise,
     Sampler,
     build_scheduler,
-    weak_version,
 )
 from lcsc_opt.training.networks import initialize
 from lcsc_opt.training.recipes import Batch, TrainingRecipe
@@ -245,7 +244,7 @@ class SmallModel:
         module = network
         labels = None
         if guidance.weak is not None and trajectory is not None:
-            weak = weak_version(network, weak_weights(guidance.weak, trajectory))
+            weak = with_weak_weights(self.network(), guidance.weak, trajectory)
             module = Autoguidance(network, weak, guidance=guidance.scale)
         if self.classes is not None:
             null_label = self.classes

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
+from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.coefficients.plane import named_model
 from lcsc_opt.objective.contract import Mergeable
+from lcsc_opt.sampling import load_weights
 
 
-def weak_weights(name: int | str, trajectory: Mergeable) -> Mapping[str, Tensor]:
-    """Name → tensor of an earlier checkpoint, by its training step, or of an average, ``ema:RATE``.
+def with_weak_weights(network: nn.Module, name: int | str, trajectory: Mergeable) -> nn.Module:
+    """A network, with the weights of an earlier checkpoint, named by its training step, or of an average, ``ema:RATE``.
+
+    Args:
+        network: one of its own, made like the network that is guided.
+        name: of the study file.
+        trajectory: the checkpoints.
 
     Raises:
-        ObjectiveError: there is no such checkpoint, or the rate is none.
+        ObjectiveError: there is no such checkpoint, the rate is none, or the checkpoints do not fit the network.
     """
     model = named_model(name, trajectory.steps)
     if model is None:
@@ -25,4 +29,5 @@ def weak_weights(name: int | str, trajectory: Mergeable) -> Mapping[str, Tensor]
             f"weak: expected ema:RATE, or the step of one of the checkpoints, {first} to {last}; got {name!r}"
         )
     coefficients, _ = model
-    return trajectory.merge(coefficients)
+    load_weights(network, trajectory.merge(coefficients))
+    return network

@@ -1,6 +1,6 @@
 """From a merged model to images: noise that belongs to an image's index, and samplers."""
 
-from lcsc_opt.sampling.autoguidance import Autoguidance, weak_version
+from lcsc_opt.sampling.autoguidance import Autoguidance
 from lcsc_opt.sampling.base import DifferentiableSampler, Sampler
 from lcsc_opt.sampling.consistency import ConsistencyFunction, ConsistencySampler, noise_levels
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
@@ -38,5 +38,4 @@ __all__ = [
     "load_autoencoder",
     "load_weights",
     "noise_levels",
-    "weak_version",
 ]

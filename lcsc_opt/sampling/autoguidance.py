@@ -5,7 +5,6 @@ The weak version has the weights of an earlier checkpoint, or of another average
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import Tunable
-from lcsc_opt.sampling.network import load_weights, network_output
+from lcsc_opt.sampling.network import network_output
 
 
 class Autoguidance(nn.Module):
@@ -56,14 +55,3 @@ class Autoguidance(nn.Module):
         difference = output[:, :channels] - weak_output[:, :channels]
         guided = weak_output[:, :channels] + self.guidance * difference
         return torch.cat([guided, output[:, channels:]], dim=1)
-
-
-def weak_version(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a network with other weights.
-
-    Raises:
-        ObjectiveError: they do not fit it.
-    """
-    weak = copy.deepcopy(network)
-    load_weights(weak, weights)
-    return weak

@@ -264,14 +264,16 @@ class DiffusersSampler(NetworkSampler):
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
         z = self.noise.batch(noise, start, stop, self.image_shape)
         z = z.to(self._network.device, self._network.dtype)
-        images: Tensor = z * self.scheduler.init_noise_sigma
+        images: Tensor = z * getattr(self.scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
         labels = self._labels(noise, start, stop)
         options = dict(self._step_options)
         if self._takes_generator:
             options["generator"] = self.noise.generators(noise, start, stop)
         timesteps = self._timesteps()
         for step, timestep in enumerate(timesteps):
-            scaled = self.scheduler.scale_model_input(images, timestep)
+            scaled = images
+            if hasattr(self.scheduler, "scale_model_input"):
+                scaled = self.scheduler.scale_model_input(images, timestep)
             is_last = step == len(timesteps) - 1
             output = self._predict(scaled, timestep, labels, again=not is_last)
             images = self.scheduler.step(output, timestep, images, **options).prev_sample
