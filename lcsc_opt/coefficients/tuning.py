@@ -134,6 +134,11 @@ class TunedSpace:
         return np.array([number.to_unit(number.start) for number in self.numbers])
 
 
+def tuned_text(tuned: Mapping[str, float]) -> str:
+    """``guidance 2.31, s_churn 0.4``; empty if nothing is tuned."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in tuned.items())
+
+
 def _reflected(units: _Array) -> _Array:
     """Units folded into [0, :data:`RANGE`]; those inside stay as they are."""
     folded = np.mod(units, 2 * RANGE)

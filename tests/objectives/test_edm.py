@@ -112,8 +112,13 @@ def test_a_guide_of_another_architecture_is_one_line(folder: Path) -> None:
         r"guide\.checkpoint: .*guide\.pt .*if it is of another architecture, give guide\.network",
         lambda: edm(folder, arguments={"img_resolution": 8, "img_channels": 1}, guide=OTHER_GUIDE),
     )
-    for guide in ({"scale": 2.0}, {"scale": 2.0, "weak": KIMG[0], "checkpoint": "guide.pt"}):
-        one_line(LcscError, "expected either checkpoint or weak", lambda guide=guide: edm(folder, guide=guide))
+
+
+@pytest.mark.parametrize("more", [{}, {"weak": KIMG[0], "checkpoint": "guide.pt"}])
+def test_a_guide_is_a_checkpoint_or_a_weak_model(folder: Path, more: dict[str, Any]) -> None:
+    train(folder)
+    guide = {"scale": 2.0, **more}
+    one_line(LcscError, "expected either checkpoint or weak", lambda: edm(folder, guide=guide))
 
 
 OTHER_GUIDE = {
