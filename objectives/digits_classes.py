@@ -33,6 +33,7 @@ MODELS = {
         architecture="UNet2DModel 16-32, 11 classes",
         network=_network,
         classes=CLASSES,
+        threads=1,
     ),
     "flow": SmallModel(
         name="digits-classes-flow",
@@ -42,6 +43,7 @@ MODELS = {
         architecture="UNet2DModel 16-32, 11 classes",
         network=_network,
         classes=CLASSES,
+        threads=1,
     ),
 }
 
