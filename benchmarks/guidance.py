@@ -47,7 +47,7 @@ LOW = 0.0  # the range of guidance that is searched
 HIGH = 4.0
 GUIDANCES = ("0", "1", "2", "3", "4")  # EMAGrid begins with these in that range
 SEARCHED_AT = ("1", "2", "3")  # where coefficients are searched
-IMAGES = 8_000  # of a search
+IMAGES = 5_000  # of a search
 SELECTED = 2_000
 REPORTED = 5_000
 BOUND = 5_000
@@ -102,12 +102,13 @@ def ordered(seeds: int, trainings: int) -> Iterator[Key]:
     for seed in range(seeds):
         for recipe, training in models:
             if seed == 0:
-                yield from ((recipe, training, EMA, guidance, 0, 0) for guidance in (SEARCHED, *GUIDANCES))
-            yield recipe, training, FIXED + KEEP, BEST, seed, IMAGES
+                yield recipe, training, EMA, SEARCHED, 0, 0
             yield recipe, training, BOTH + KEEP, SEARCHED, seed, IMAGES
-        for recipe, training in models:
-            if seed == 0:
-                yield from ((recipe, training, FIXED, guidance, 0, IMAGES) for guidance in SEARCHED_AT)
+            yield recipe, training, FIXED + KEEP, BEST, seed, IMAGES
+    for recipe, training in models:
+        yield from ((recipe, training, EMA, guidance, 0, 0) for guidance in GUIDANCES)
+        yield from ((recipe, training, FIXED, guidance, 0, IMAGES) for guidance in SEARCHED_AT)
+        for seed in range(seeds):
             yield recipe, training, BOTH, SEARCHED, seed, IMAGES
             yield recipe, training, FIXED, BEST, seed, IMAGES
             yield recipe, training, FROM_NONE, SEARCHED, seed, IMAGES
