@@ -13,8 +13,9 @@ from lcsc_opt.base.errors import LcscError, StudySpecError, StudyStoreError
 from lcsc_opt.database.arrays import tuned_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
+from tests.commands import Typed
 
 OBJECTIVE = """
 import numpy as np
@@ -173,3 +174,24 @@ def test_other_ranges_do_not_continue_a_study(study: dict[str, Any]) -> None:
         with pytest.raises(LcscError, match="tune"):
             lcsc_opt.run({**study, "tune": tune, "budget": {"evaluations": 6}})
     assert len(stored("guided/LCSC/0").trials()) == 5
+
+
+def test_a_fork_begins_with_the_numbers_that_were_found(
+    study: dict[str, Any], typed: Typed
+) -> None:
+    lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 30}})
+    answer = lcsc_opt.load_study("guided/LCSC/0", "sqlite:///studies.db").tuned["guidance"]
+    typed("fork", "guided/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "3")
+    forked = stored("forked/CMA/0")
+    assert forked.attributes["specification"]["tune"]["guidance"] == {**TUNE["guidance"], "start": answer}
+    assert len(forked.trials()) == 33
+    assert len({tuned_of(trial)["guidance"] for trial in forked.trials()[30:]}) == 3
+
+
+def test_a_fork_whose_optimizer_searches_coefficients_only_is_refused(
+    study: dict[str, Any], typed: Typed
+) -> None:
+    lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 5}})
+    message = typed.refused("fork", "guided/LCSC/0", "forked", "--optimizer", "LCSCQuadratic")
+    assert "tune: LCSCQuadratic searches coefficients only" in message
+    assert set(our_studies(stored("guided/LCSC/0").storage)) == {"guided/LCSC/0"}
