@@ -176,9 +176,7 @@ def test_other_ranges_do_not_continue_a_study(study: dict[str, Any]) -> None:
     assert len(stored("guided/LCSC/0").trials()) == 5
 
 
-def test_a_fork_begins_with_the_numbers_that_were_found(
-    study: dict[str, Any], typed: Typed
-) -> None:
+def test_a_fork_begins_with_the_numbers_that_were_found(study: dict[str, Any], typed: Typed) -> None:
     lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 30}})
     answer = lcsc_opt.load_study("guided/LCSC/0", "sqlite:///studies.db").tuned["guidance"]
     typed("fork", "guided/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "3")
@@ -188,9 +186,7 @@ def test_a_fork_begins_with_the_numbers_that_were_found(
     assert len({tuned_of(trial)["guidance"] for trial in forked.trials()[30:]}) == 3
 
 
-def test_a_fork_whose_optimizer_searches_coefficients_only_is_refused(
-    study: dict[str, Any], typed: Typed
-) -> None:
+def test_a_fork_whose_optimizer_searches_coefficients_only_is_refused(study: dict[str, Any], typed: Typed) -> None:
     lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 5}})
     message = typed.refused("fork", "guided/LCSC/0", "forked", "--optimizer", "LCSCQuadratic")
     assert "tune: LCSCQuadratic searches coefficients only" in message
