@@ -27,12 +27,13 @@ from lcsc_opt.metrics.distances import (
     FIDELITY,
     NEIGHBOURHOOD,
     SUBSET_SEED,
+    distance_of_plugin,
     kernel_distance,
     precise_and_covered,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.grouped_fid import FEWEST_IMAGES, GroupedFid
-from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, OF_REPORTS, Formula
+from lcsc_opt.metrics.names import FORMULAS, OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -70,7 +71,8 @@ class FeatureMetrics:
         self.reference = reference
         self._device = device
         is_small = total < reference.extractor.dimension
-        self._keeps_rows = gradient or is_small or bool(formulas & (OF_REFERENCE_FEATURES | OF_REPORTS))
+        needs_rows = need_real_features(formulas) or bool(formulas & OF_REPORTS)
+        self._keeps_rows = gradient or is_small or needs_rows
         self._moments = Moments()
         self._rows: list[Features] = []
         self._logits: list[Features] = []
@@ -144,7 +146,13 @@ class FeatureMetrics:
                 return _share(EACH[formula](self._samples(), self.reference))
             case _:
                 with torch.no_grad():
-                    return float(FIDELITY[formula](self._samples(), self.reference))
+                    return float(self._distance(formula, self._samples()))
+
+    def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
+        """A distance of samples ``[N, D]`` on their device: one of ours, or the metric of another package."""
+        if formula in FORMULAS:
+            return FIDELITY[formula](samples, self.reference)
+        return distance_of_plugin(formula, samples, self.reference)
 
     def _grouped_fid(self) -> GroupedFid:
         rows = self._all_rows()
@@ -190,7 +198,7 @@ class FeatureMetrics:
             case _:
                 with torch.enable_grad():
                     leaf = self._samples().detach().clone().requires_grad_()
-                    distance = FIDELITY[formula](leaf, self.reference)
+                    distance = self._distance(formula, leaf)
                     [derivative] = torch.autograd.grad(distance, leaf)
                 value = float(distance.detach())
                 gradient = derivative.cpu().double().numpy()

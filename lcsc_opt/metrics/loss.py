@@ -154,6 +154,6 @@ def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
     """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
     for metric in loss:
-        if metric.formula not in DIFFERENTIABLE:
+        if not metric.is_differentiable:
             return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
     return None

@@ -21,11 +21,11 @@ from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
-    OF_REFERENCE_FEATURES,
     OF_REPORTS,
     REWARD,
     Kept,
     MetricName,
+    need_real_features,
 )
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.report_metrics import BuildReferences, ReportMetrics
@@ -243,7 +243,7 @@ def _check(metric: MetricName, reference: Reference) -> None:
     try:
         if metric.needs_reference:
             _ = reference.frechet
-        if metric.formula in OF_REFERENCE_FEATURES:
+        if need_real_features([metric.formula]):
             _ = reference.known_features
         if metric.formula in OF_HELD_OUT:
             _ = reference.unseen

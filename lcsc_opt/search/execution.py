@@ -23,7 +23,6 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES, kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
@@ -52,7 +51,7 @@ from lcsc_opt.search.resolving import (
     is_searched,
     resolve,
 )
-from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, current_environment, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
 
@@ -89,6 +88,7 @@ class Execution:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
+        environment = current_environment(plan, self.objective)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
         with contextlib.closing(self._evaluator()) as evaluator:
             bound = self._bound(evaluator, budget)
@@ -104,7 +104,7 @@ class Execution:
                 in_flight=before["parallelism"]["in_flight"],
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
-                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment())),
+                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment)),
             )
             with self._reporting(search) as on_tell:
                 search.run(on_tell)

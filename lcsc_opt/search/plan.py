@@ -12,19 +12,34 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
+from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.spaces import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    load_space,
+    space_of_plugin,
+)
 from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.registry import configure, needs_gradient, prefers_sequential_asks, refuses_concurrent_asks
+from lcsc_opt.optimizers.registry import (
+    configure,
+    needs_gradient,
+    plugin_of,
+    prefers_sequential_asks,
+    refuses_concurrent_asks,
+)
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -163,9 +178,17 @@ class Plan:
         return self.changed(budget=budget.with_total(total))
 
     @property
+    def packages(self) -> dict[str, str]:
+        """Installed package → version, of those whose parts the specification names: they change results."""
+        plugins = [plugin_of(self.optimizer), self.spec.space.plugin]
+        return versions([*plugins, *plugins_in_settings(self.spec.objective.settings)])
+
+    @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
+        if not self.spec.space.options:  # which only spaces of other packages have
+            del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
@@ -278,6 +301,8 @@ class Plan:
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
         self._check_tuned(objective)
+        if spec.space.plugin is not None:
+            self.space(objective)
         directions = spec.space.directions
         if directions is None:
             return
@@ -367,6 +392,9 @@ class Plan:
         groups = objective.layer_groups
         if spec.rows is not None and groups is not None:
             start = np.broadcast_to(start, (len(groups), len(steps))).copy()
+        plugin = spec.plugin
+        if plugin is not None:
+            return space_of_plugin(plugin, steps, start, spec.options)
         if spec.kind == "affine":
             return AffineSpace(steps, start)
         if spec.kind == "convex":
@@ -443,6 +471,9 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
+        space = spec.space.plugin
+        if space is not None:
+            load_space(space, spec.space.options)
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed
