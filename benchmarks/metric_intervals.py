@@ -97,7 +97,7 @@ def coverage(repetitions: int) -> list[dict[str, Any]]:
             baseline_value, baseline_without = value_and_without(baseline_metrics, formula)
             values[formula].append((value, interval_of(without)))
             gains[formula].append((baseline_value - value, interval_of(baseline_without - without)))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for formula in FORMULAS:
         held, width = held_and_width(values[formula])
         gain_held, gain_width = held_and_width(gains[formula])
