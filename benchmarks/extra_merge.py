@@ -3,9 +3,9 @@
     python benchmarks/extra_merge.py [--seeds 3] [--way WORD]
 
 The checkpoints are those that come with the demo. Grids evaluate all their points on 1,000 images, LCSCQuadratic as
-many as ExtraMergeGrid. The answer is chosen on other noise, and FID is reported on 5,000 images of held-out noise, with its
-95 % interval. A seed is another group of all noise. Results that are already in ``results/extra_merge.csv`` are not
-measured again.
+many as ExtraMergeGrid. The answer is chosen on other noise, and FID is reported on 5,000 images of held-out noise, with
+its 95 % interval. A seed is another group of all noise. Results that are already in ``results/extra_merge.csv`` are
+not measured again.
 """
 
 from __future__ import annotations
