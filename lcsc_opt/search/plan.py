@@ -24,7 +24,7 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient
+from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient, racing_of
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -278,6 +278,7 @@ class Plan:
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
         self._check_tuned(objective)
+        self._check_racing(objective)
         directions = spec.space.directions
         if directions is None:
             return
@@ -286,6 +287,22 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
+
+    def _check_racing(self, objective: Objective) -> None:
+        """Refuse races on so few images that the first rung would have hardly any.
+
+        Raises:
+            StudySpecError: the message names the number of images that are needed.
+        """
+        racing = racing_of(self.optimizer)
+        if racing is None:
+            return
+        if objective.images_per_evaluation < racing.fewest_images:
+            raise StudySpecError(
+                f"optimizers.{self.optimizer.name}.racing: the first of {racing.rungs} rungs has 1/{racing.share} of "
+                f"the images, so an evaluation needs at least {racing.fewest_images}, got "
+                f"{objective.images_per_evaluation}"
+            )
 
     def _check_tuned(self, objective: Objective) -> None:
         """Refuse numbers that the sampler does not have, or this optimizer cannot search.
@@ -442,6 +459,11 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
+            if racing_of(optimizer) is not None and spec.budget.unit != "images":
+                raise StudySpecError(
+                    f"optimizers.{optimizer.name}.racing: saves images, and budget.evaluations does not count them; "
+                    "give budget.images"
+                )
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed
