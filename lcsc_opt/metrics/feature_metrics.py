@@ -26,7 +26,7 @@ from lcsc_opt.metrics.distances import (
     precision_and_recall,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
-from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula
+from lcsc_opt.metrics.names import MEANS, OF_REFERENCE_FEATURES, Formula
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -181,6 +181,14 @@ class FeatureMetrics:
             return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
         with torch.no_grad():
             return float(EACH[formula](self._samples(), self.reference).cpu().double().std())
+
+    def standard_error(self, formula: Formula) -> float | None:
+        """Of a mean over samples that needs no reference, a reward's; ``None`` of other metrics or of one sample."""
+        moments = self._merged_moments() if formula in MEANS else None
+        if moments is None or moments.count < 2:
+            return None
+        variance = float(moments.scatter[0, 0]) / (moments.count - 1)
+        return math.sqrt(variance / moments.count)
 
     def _samples(self, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
         """``[N, D]`` features on the device where distances are computed.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import PENALTY, Constraint
+from lcsc_opt.base.records import PENALTY, STANDARD_ERROR, Constraint
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
@@ -52,6 +52,7 @@ class ImageMetrics:
         constraint: the bound of the kept metric; ``None`` bounds nothing.
         real_fids: extractor's name → FID of real images to real images, for ``fdr``; empty leaves it out.
         gradient: keep the features that the gradient of the loss needs.
+        errors: give the standard errors of rewards with their values, as reports need them.
         device: where distances between features are computed.
     """
 
@@ -65,9 +66,11 @@ class ImageMetrics:
         constraint: Constraint | None = None,
         real_fids: Mapping[str, float] | None = None,
         gradient: bool = False,
+        errors: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.metrics = tuple(metrics)
+        self._has_errors = errors
         self._loss = loss
         self._total = total
         self._constraint = constraint
@@ -118,10 +121,21 @@ class ImageMetrics:
         values = {metric: self._value(metric) for metric in self.metrics}
         loss = self._loss.value(values, self._constraint)
         named_values = {str(metric): value for metric, value in values.items()}
+        if self._has_errors:
+            named_values |= self._standard_errors()
         if self._real_fids:
             ratios = [self._features[name].compute("fid") / real_fid for name, real_fid in self._real_fids.items()]
             named_values[FDR] = statistics.fmean(ratios)
         return loss, named_values
+
+    def _standard_errors(self) -> dict[str, float]:
+        """Name of a metric with ``_stderr`` → the standard error of rewards, which are means over images."""
+        errors = {}
+        for metric in self.metrics:
+            error = self._features[metric.extractor].standard_error(metric.formula)
+            if error is not None:
+                errors[f"{metric}{STANDARD_ERROR}"] = error
+        return errors
 
     def _value(self, metric: MetricName) -> float:
         return self._features[metric.extractor].compute(metric.formula)

@@ -162,6 +162,7 @@ class MetricSuite:
             constraint=constraint,
             real_fids=real_fids,
             gradient=gradient,
+            errors=held_out,
             device=self._device,
         )
 
