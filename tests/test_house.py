@@ -4,12 +4,20 @@ import ast
 import graphlib
 import importlib
 import json
+import random
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.base.plugins import Group
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
@@ -85,6 +93,7 @@ WRITTEN = [
     ),
 ]
 NOWHERE = {"lcsc_opt.nothing"}  # of a test of what happens then
+ENTRY_POINTS = {f"lcsc_opt.{group}" for group in get_args(Group)}  # groups of them, which are no modules
 MADE = {"benchmarks/results/optimizers.db", "docs/_build/html/index.html"}  # by `make`, and not kept with the code
 
 
@@ -117,7 +126,7 @@ def exists(name: str) -> bool:
 def test_every_name_of_ours_that_is_written_somewhere_exists():
     names = written(r"\blcsc_opt(?:\.[A-Za-z_]\w*)+")
     assert len(names) > 100
-    assert {name: path for name, path in names.items() if name not in NOWHERE and not exists(name)} == {}
+    assert {name: path for name, path in names.items() if name not in NOWHERE | ENTRY_POINTS and not exists(name)} == {}
     assert not any(exists(f"lcsc_opt.{place}.nothing") for place in ("search", "base.errors", "base.errors.LcscError"))
 
 
@@ -126,3 +135,12 @@ def test_every_file_of_ours_that_the_documents_name_exists():
     files = written(rf"(?<![\w/.-])(?:{folders})/[\w/-]*(?:\.\w+)*", suffix=".md")
     assert len(files) > 50
     assert {file: path for file, path in files.items() if file not in MADE and not (ROOT / file).exists()} == {}
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_test_draws_the_same_numbers_whatever_was_drawn_before(before: int, request: pytest.FixtureRequest):
+    seed = zlib.crc32(request.node.nodeid.encode())
+    assert torch.rand(3).tolist() == torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert np.random.rand() == np.random.RandomState(seed).rand()  # noqa: NPY002 - the global one
+    assert random.random() == random.Random(seed).random()
+    torch.rand(before)

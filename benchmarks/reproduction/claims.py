@@ -14,7 +14,7 @@ from lcsc_opt.database.names import EMA, EMA_GRID
 from lcsc_opt.database.report import MetricRow
 from reproduction.table import Claim, Where
 
-HOLDS, NOT, UNKNOWN = "holds", "holds not", "cannot be told here"
+HOLDS, NOT, UNKNOWN = "holds", "fails", "inconclusive"
 CONFIDENCE = 0.95
 PAPERS = "LCSC"
 OPTIMIZERS = (PAPERS, "LCSCQuadratic", "LCSCGradient")

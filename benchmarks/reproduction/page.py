@@ -23,8 +23,8 @@ number in it is written by hand.
 A number of ours is a ratio of FIDs on noise that no search saw, if it does not say otherwise: to EMA*, the best of all
 EMA rates on the same images, or of one setting to another. It is the geometric mean over seeds of the search, with a
 95 % interval (Student's, of the logarithms); the model is trained once, so the interval does not say how much another
-training would differ. A claim *holds* where its interval is below one, *holds not* where it is above, and else *cannot
-be told here*; of what is better where it is higher, IS, precision and recall, it is the interval of EMA*'s over ours.
+training would differ. A claim *holds* where its interval is below one, *fails* where it is above, and is otherwise
+*inconclusive*. For IS, precision and recall, where higher is better, the ratio is EMA*'s over ours.
 The paper gives no intervals: a claim that rests on a difference of 1 % there may be chance there, too. Its CM is a
 consistency distillation (CD) of CIFAR-10, and so is ours in the first table; in those after Table 3 ours is trained
 without a teacher.
@@ -74,7 +74,7 @@ def summary(found: Mapping[str, Points]) -> list[str]:
         if {words[PAPERS][i], words[other][i]} == {HOLDS, NOT}
     ]
     lines = ["## In short", "", *markdown([["claims", HOLDS, NOT, UNKNOWN], *counts]), ""]
-    title = "Where another search turns the answer round:"
+    title = "Claims whose verdict depends on the search:"
     return [*lines, *([title, "", *(f"* {line}" for line in changed), ""] if changed else [])]
 
 
@@ -90,7 +90,7 @@ def section(table: Table, points: Points) -> list[str]:
         paper = "–" if setting.ema is None or setting.fid is None else f"{setting.fid / setting.ema:.3g}"
         ours = [_shown(against_ema(points.at(setting.where, name), cross_check=cross_check)) for name in OPTIMIZERS]
         rows.append([setting.label, "–" if setting.fid is None else f"{setting.fid:g}", paper, *ours])
-    claims = [["the paper says", "ratio there", "LCSC here", *(f"{name}: word" for name in OPTIMIZERS)]]
+    claims = [["the paper says", "ratio there", "LCSC here", *(f"{name}: verdict" for name in OPTIMIZERS)]]
     for claim in table.claims:
         ratios = {name: points.ratio(claim, name) for name in OPTIMIZERS}
         words = [f"*{verdict(ratio)}*" for ratio in ratios.values()]
@@ -122,9 +122,8 @@ def fewest(table: Table, points: Points) -> list[str]:
         if several:  # a single seed decides nothing
             lowest = f"{points.value({key: good[-1]}, key)} ({known[good[-1]]})" if good else "none"
             lines.append(f"* {name}: {lowest}")
-    title = (
-        f"Lowest {key.upper()} that is not told to be worse than EMA* at {points.value({key: 0}, key)}, and its ratio:"
-    )
+    first_value = points.value({key: 0}, key)
+    title = f"Lowest {key.upper()} that is not significantly worse than EMA* at {first_value}, and its ratio:"
     return [title, "", *lines, ""] if lines else []
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pydantic
@@ -35,6 +36,31 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     except pydantic.ValidationError as error:
         problems = "; ".join(_problems(model, content, error.errors()))
         raise StudySpecError(f"{source}: {problems}") from error
+
+
+def check_options(
+    function: Callable[..., Any], options: Mapping[str, Any], *, source: str, positional: Collection[str] = ()
+) -> None:
+    """Compare options with the keywords of what they are for: with its annotations, as pydantic reads them.
+
+    Args:
+        function: a function or a class.
+        options: keyword → value.
+        source: begins the message of an error.
+        positional: names of parameters that are no options.
+
+    Raises:
+        StudySpecError: a keyword is unknown or missing, or its value has another type.
+    """
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.name in positional or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (annotation, default)
+    model = pydantic.create_model(source, __base__=FrozenModel, **fields)
+    parse_settings(model, options, source=source)
 
 
 _Path = tuple[str | int, ...]
@@ -77,7 +103,7 @@ def _problems(model: type[pydantic.BaseModel], content: Any, details: Iterable[A
     lines = []
     misspelt = _misspelt(model, by_path)
     for path, complaints in by_path.items():
-        if path in misspelt:  # the unknown key beside it is told, with this one as what was meant
+        if path in misspelt:  # the line about the unknown key suggests this one
             continue
         has_wrong_part = any(len(longer) > len(path) and longer[: len(path)] == path for longer in by_path)
         if has_wrong_part and _are_about_form(complaints):
@@ -144,6 +170,7 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
             lines.append(f"{shown_path}: {message}" if path else message)
         else:
             expected.append(_expected(complaint))
+            # where several forms are possible, a hint would suggest only one of them
             if kind == "literal_error" or len(complaints) == 1:
                 hints.append(_hint(complaint))
     if expected:
@@ -154,7 +181,7 @@ def _lines(model: type[pydantic.BaseModel], path: _Path, complaints: Sequence[An
 
 
 def _expected(complaint: Any) -> str:
-    """What a value should be, to be put behind the word ``expected``."""
+    """What a value should be: the text that follows ``expected`` in an error."""
     kind = complaint["type"]
     if kind in _EXPECTED:
         return _EXPECTED[kind].format(**complaint.get("ctx", {}))

@@ -22,9 +22,11 @@ from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
     TORCH_SUFFIXES,
     checkpoint_series,
+    checkpoint_suffixes,
     is_numbered,
     is_post_hoc_ema,
     natural_order,
+    plugin_of_suffix,
     post_hoc_step,
     series_glob,
     series_without_width,
@@ -42,8 +44,8 @@ _STATE_FILES = re.compile(
     re.IGNORECASE,
 )
 _CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
+_STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
 _INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
-_EXPECTED = f"files ending in {', '.join(CHECKPOINT_SUFFIXES)}, or folders named checkpoint-N"
 _MAX_STEP = 10**18
 _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
@@ -76,11 +78,18 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, several_seri
             checkpoints.update(dict.fromkeys(_expand(path, key, several_series)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
-        raise TrajectoryError(f"No checkpoint in {names}: expected {_EXPECTED}; optimizer states are not checkpoints.")
+        raise TrajectoryError(
+            f"No checkpoint in {names}: expected {_expected()}; optimizer states are not checkpoints."
+        )
     for path in checkpoints:
         if not path.exists() and hub.repository_of(path) is None:
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
     return list(checkpoints)
+
+
+def _expected() -> str:
+    """What a message says that checkpoints are."""
+    return f"files ending in {', '.join(checkpoint_suffixes())}, or folders named checkpoint-N"
 
 
 def is_packed(path: Path) -> bool:
@@ -128,7 +137,7 @@ def _in_folder(folder: Path, key: str | None, several_series: bool) -> list[Path
     if (folder / _INNER_FOLDER).is_dir():
         return _in_folder(folder / _INNER_FOLDER, key, several_series)
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
-    raise TrajectoryError(f"No checkpoint in {folder}: expected {_EXPECTED}; it holds {names}.")
+    raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
 
 
 def _is_checkpoint(folder: Path, key: str | None) -> bool:
@@ -149,7 +158,9 @@ def _weights_files(paths: Iterable[Path]) -> list[Path]:
 
 def _is_weights_file(path: Path) -> bool:
     """Whether a path is a file of weights by its name: not hidden, nor a state of an optimizer."""
-    if path.suffix not in CHECKPOINT_SUFFIXES or path.name.startswith("."):
+    if path.name.startswith("."):
+        return False
+    if path.suffix not in CHECKPOINT_SUFFIXES and plugin_of_suffix(path) is None:
         return False
     if path.name == WEIGHTS:  # of an unfinished trajectory
         return False
@@ -164,6 +175,13 @@ def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Pa
     Raises:
         TrajectoryError: the paths are of several series, and may not be; the message has a glob for each.
     """
+    final = _final_file(paths)
+    if final is not None:
+        rest = _only_series(place, [path for path in paths if path != final], several_series)
+        if _is_after(final, rest):
+            return [*rest, final]
+        notice(f"{final.name} in {place} left out: no later step in its metadata")
+        return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
     is_one_series = several_series or len({series_without_width(path) for path in numbered}) == 1
@@ -180,6 +198,25 @@ def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Pa
             f"{place} holds several series of checkpoints: {named}. {_about_widths(paths)}Choose one: {choices}"
         )
     return sorted(paths, key=natural_order)
+
+
+def _final_file(paths: Sequence[Path]) -> Path | None:
+    """``lora.safetensors`` beside ``lora-000001.safetensors`` …: the end of a LoRA's training, as kohya and ai-toolkit
+    write it; ``None`` where the files have other names.
+    """
+    if len(paths) < 3 or any(path.suffix != ".safetensors" for path in paths):
+        return None
+    shortest = min(paths, key=lambda path: len(path.name))
+    others = [path for path in paths if path != shortest]
+    if all(re.fullmatch(rf"{re.escape(shortest.stem)}[-_]\D*[0-9]+", path.stem) for path in others):
+        return shortest
+    return None
+
+
+def _is_after(final: Path, paths: Sequence[Path]) -> bool:
+    """Whether the metadata of a file tell a step after those of the others."""
+    step = _step_in_metadata(final)
+    return step is not None and all(step > checkpoint_step(path) for path in paths)
 
 
 def _about_widths(paths: Sequence[Path]) -> str:
@@ -313,7 +350,10 @@ def _step_in_metadata(path: Path) -> int | None:
         text = metadata.get(name, "")
         if text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
-    return None
+    training_info = _STEP_OF_AI_TOOLKIT.search(metadata.get("training_info", ""))
+    if training_info is None:
+        return None
+    return int(training_info["step"])
 
 
 def _step_in_torch_file(path: Path) -> int | None:

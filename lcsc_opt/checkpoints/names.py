@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
+
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
@@ -25,6 +28,22 @@ _PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
 _NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
 
 
+def plugin_of_suffix(path: Path) -> Plugin | None:
+    """The installed package that reads files with this suffix; ``None`` for ours and for those that nobody reads.
+
+    Raises:
+        TrajectoryError: two packages read them.
+    """
+    if path.suffix in ("", *CHECKPOINT_SUFFIXES):
+        return None
+    return find_plugin("formats", path.suffix.removeprefix("."), error=TrajectoryError)
+
+
+def checkpoint_suffixes() -> list[str]:
+    """The suffixes of all files that can be read, with those of installed packages."""
+    return [*CHECKPOINT_SUFFIXES, *(f".{name}" for name in plugin_names("formats"))]
+
+
 def step_in_name(path: Path) -> int | None:
     """The training step that a checkpoint's name tells, or ``None``.
 
@@ -32,12 +51,13 @@ def step_in_name(path: Path) -> int | None:
     ``checkpoint-N`` around it. A name such as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of
     PostHocEMA hold their step.
     """
-    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):
+    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):  # or an EMA's rate: only the content tells
         return None
     step = _find_step(_without_suffix(path.name))
     if step is not None:
         return int(step["digits"])
-    for folder in path.absolute().parts[-2:-4:-1]:
+    nearest_folders = path.absolute().parts[-2:-4:-1]  # of checkpoint-500/model.pt and checkpoint-500/unet/model.pt
+    for folder in nearest_folders:
         numbered = _NUMBERED_FOLDER.fullmatch(folder)
         if numbered is not None:
             return int(numbered[1])
@@ -149,6 +169,9 @@ def _depth_of_numbered_folder(path: Path) -> int | None:
 
 
 def _without_suffix(name: str) -> str:
+    suffix = Path(name).suffix
+    if suffix and suffix.removeprefix(".") in plugin_names("formats"):
+        return name.removesuffix(suffix)
     for suffix in (*CHECKPOINT_SUFFIXES, ".index.json"):
         name = name.removesuffix(suffix)
     return name

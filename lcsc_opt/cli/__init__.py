@@ -73,6 +73,7 @@ for _command in (
     results.evaluate,
     exports.export,
     exports.apply,
+    exports.average,
     results.landscape,
     results.dashboard,
     cleaning.delete,
@@ -156,6 +157,7 @@ def _run(arguments: Sequence[str]) -> int:
         log.debug("raised here", exc_info=True)
         return error.exit_status
     except _USAGE_ERRORS as error:
+        # by name: click's own class is not that of the click which newer versions of typer contain
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stdout.write(f"{error.format_message()}\n")
         else:
@@ -163,7 +165,7 @@ def _run(arguments: Sequence[str]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
-    except (OSError, SystemExit) as error:
+    except (OSError, SystemExit) as error:  # click makes a SystemExit of a broken pipe
         if not _is_about_the_output(error):
             raise
         return _NOT_WRITTEN

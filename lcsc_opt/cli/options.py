@@ -25,7 +25,7 @@ Storage = Annotated[
         help="Database URL. Default: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, or sqlite:///studies.db.",
     ),
 ]
-Output = Annotated[Literal["table", "json"], typer.Option("--format", help="A table for people, or JSON for programs.")]
+Output = Annotated[Literal["table", "json"], typer.Option("--format", help="Output format: a table, or JSON.")]
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Continue although code, versions or the reference have changed.")
 ]

@@ -12,6 +12,7 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.plugins import installed_plugins
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
@@ -187,7 +188,7 @@ def fork(
 
 def list_(
     catalog: Annotated[
-        bool, typer.Option("--catalog", help="List objectives, studies and dashboards by name.")
+        bool, typer.Option("--catalog", help="List objectives, studies, dashboards and what packages add.")
     ] = False,
     experiment: Annotated[str | None, typer.Option(help="Only the studies of this experiment.")] = None,
     sort: Annotated[
@@ -223,12 +224,16 @@ def list_(
 
 
 def _print_catalog(output: str) -> None:
-    catalog = {kind: entries(kind) for kind in SUFFIXES}
+    places: dict[str, dict[str, str]] = {}
+    for kind in SUFFIXES:
+        places[kind] = {name: str(path) for name, path in entries(kind).items()}
+    for plugin in installed_plugins():
+        places.setdefault(plugin.group, {})[plugin.name] = f"{plugin.distribution} {plugin.version}"
     if output == "json":
-        print_json({kind: {name: str(path) for name, path in files.items()} for kind, files in catalog.items()})
+        print_json(places)
         return
-    rows = [(kind, name, path) for kind, files in catalog.items() for name, path in files.items()]
-    print_table(("kind", "name", "file"), rows, left=3)
+    rows = [(kind, name, place) for kind, names in places.items() for name, place in names.items()]
+    print_table(("kind", "name", "file or package"), rows, left=3)
 
 
 def show(

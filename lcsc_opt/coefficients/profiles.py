@@ -139,7 +139,7 @@ def _plain_windows(count: int) -> list[int]:
 def distance_to_exact(
     intervals: Sequence[tuple[int, int, int]], profile: Callable[[Sequence[int]], Coefficients]
 ) -> float:
-    """How far the weights of checkpoints in an average of means are from those of the same average of checkpoints.
+    """Relative error of an average that is built of interval means instead of the checkpoints themselves.
 
     The weight that stands for the time before the first checkpoint does not count.
 

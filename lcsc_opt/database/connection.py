@@ -148,7 +148,10 @@ def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
 
 
 def _begin_immediate(engine: sa.Engine) -> None:
-    """Let SQLAlchemy, not the driver, begin transactions, and begin them with the write lock."""
+    """Let SQLAlchemy, not the driver, begin transactions, and begin them with the write lock.
+
+    A transaction that reads first may be refused the lock later, at once and without waiting, if another one has it.
+    """
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:

@@ -308,23 +308,23 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
     """The metric that is kept, as reports name it → its bound, ``None`` for EMA*'s value; empty if none is kept."""
     settings = (specification.get("objective") or {}).get("settings") or {}
-    keep = settings.get("keep")  # of another objective, this and the loss may be anything
+    keep = settings.get("keep")  # an objective of the user's own may mean something else by keep and loss
     bounds: Mapping[Any, Any] = {}
     if isinstance(keep, str):
         bounds = {keep: None}
     elif isinstance(keep, Mapping):
         bounds = keep
-    features = _features_of(settings.get("loss") or "fid")
+    extractor_suffix = _extractor_suffix(settings.get("loss") or "fid")
     kept: dict[str, float | None] = {}
     for metric, bound in bounds.items():
-        name = str(metric) if "@" in str(metric) else f"{metric}{features}"
+        name = str(metric) if "@" in str(metric) else f"{metric}{extractor_suffix}"
         if bound is None or isinstance(bound, (int, float)):
             kept[name.removesuffix("@inception")] = bound
     return kept
 
 
-def _features_of(loss: Any) -> str:
-    """The end of a metric's name that says which features the loss uses, such as ``@clip``; or nothing."""
+def _extractor_suffix(loss: Any) -> str:
+    """The end of a metric's name that says whose features the loss uses, such as ``@clip``; or nothing."""
     weights: Mapping[Any, Any] = {}
     if isinstance(loss, str):
         weights = {loss: 1.0}

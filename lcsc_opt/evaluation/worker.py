@@ -61,6 +61,16 @@ class Job:
     arguments: tuple[Any, ...]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def pickled(self) -> bytes:
+        """The job as it is sent to a worker. Raises ObjectiveError if an argument cannot be pickled."""
+        try:
+            return pickle.dumps(self)
+        except Exception as error:  # a class of the user's may refuse in any way
+            raise ObjectiveError(
+                f"cannot be sent to a worker, since it cannot be pickled ({type(error).__name__}: {error}); "
+                "run with workers: 1"
+            ) from error
+
 
 READY = -1
 """The number of the answer that says that the objective is loaded, or gives the error that prevents it."""
@@ -179,8 +189,8 @@ def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
         expected = json.dumps(settings.expected, sort_keys=True)
         if json.dumps(objective.fingerprint(), sort_keys=True) != expected:
             raise StudyStoreError(
-                "a worker process found other files than the search began with (code, checkpoints, reference or "
-                "weights changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
+                "a worker process loaded other files than the search began with (code, checkpoints, reference or "
+                "weights have changed since); restore them, or pack the checkpoints first: lcsc trajectory pack"
             )
     if isinstance(objective, StagedObjective):
         return Pipeline(objective)

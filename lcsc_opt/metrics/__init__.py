@@ -11,6 +11,8 @@
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
 
     frechet.py          moments of features, which merge; two means and covariances → FID
+    grouped_fid.py      FID without groups of images, and of infinitely many
+    clipped.py          Clipped Density and Clipped Coverage
     distances.py        KID, precision and recall, shares of copies, metrics of single samples, projections
     extractors/         images → features [N, D]: published networks, and those of users
     bundled_images.py   small images without a download; extractors/bundled.py has feature networks for them

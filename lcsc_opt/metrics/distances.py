@@ -11,7 +11,7 @@ the samples, and their gradients come from automatic differentiation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcsc_opt.metrics.names import Formula
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics.names import Formula, load_metric, metric_plugin
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.reference.reference import Reference
@@ -39,15 +40,11 @@ def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) ->
     """
     m = min(SUBSET_SIZE, len(samples), len(real))
     dimension = samples.shape[1]
-    # Subsets as large as both sets are the sets themselves: the same value every time.
-    subsets = 1 if m == len(samples) == len(real) else SUBSETS
-    generator = np.random.RandomState(SUBSET_SEED)  # as torch-fidelity draws its subsets
     distances = []
     total = torch.zeros_like(samples, dtype=torch.float64)
-    for _ in range(subsets):
-        rows = _drawn_rows(generator, samples, m)
+    for rows, real_rows in kernel_subsets(samples, real):
         x = samples[rows]
-        y = real[_drawn_rows(generator, real, m)]
+        y = real[real_rows]
         # The kernel is the third power of these.
         inside = x @ x.T / dimension + 1
         inside_real = y @ y.T / dimension + 1
@@ -60,6 +57,17 @@ def kernel_distance(samples: Tensor, real: Tensor, *, gradient: bool = False) ->
             # The rows of a subset are distinct, so the indexed sum loses none.
             total[rows] += (6 / dimension) * (weights @ x / (m * (m - 1)) - across**2 @ y / m**2)
     return float(torch.stack(distances).mean()), total / len(distances)
+
+
+def kernel_subsets(samples: Tensor, real: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of each subset of both, ``[m]`` each, as torch-fidelity draws them."""
+    m = min(SUBSET_SIZE, len(samples), len(real))
+    # Subsets as large as both sets are the sets themselves: the same value every time.
+    subsets = 1 if m == len(samples) == len(real) else SUBSETS
+    generator = np.random.RandomState(SUBSET_SEED)
+    for _ in range(subsets):
+        rows = _drawn_rows(generator, samples, m)
+        yield rows, _drawn_rows(generator, real, m)
 
 
 def _drawn_rows(generator: np.random.RandomState, features: Tensor, count: int) -> Tensor:
@@ -79,64 +87,67 @@ NEIGHBOURHOOD = 3  # k of Kynkäänniemi et al. 2019, and torch-fidelity's defau
 BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 
-def _radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
+def radii_of(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
     """``[N]``: distance of each of ``[N, D]`` features to its k-th nearest other; k is ``neighbour``, below N."""
-    radii = [
-        torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
-        for rows in torch.split(features, _rows_at_once(len(features)))
-    ]
+    radii = []
+    for rows in torch.split(features, rows_at_once(len(features))):
+        distances = torch.cdist(rows, features)
+        # the nearest is the feature itself; on a CPU, kthvalue takes several times as long
+        nearest = distances.topk(neighbour + 1, dim=1, largest=False, sorted=False).values
+        radii.append(nearest.amax(dim=1))
     return torch.cat(radii)
 
 
-def _real_radii(samples: Tensor, reference: Reference) -> Tensor:
+def real_radii(samples: Tensor, reference: Reference) -> Tensor:
     """``[M]``: distance of each real image to its third nearest other."""
-    return reference.once("radii", samples.device, _radii)
+    return reference.once("radii", samples.device, radii_of)
 
 
-def precision_and_recall(samples: Tensor, reference: Reference) -> tuple[float, float]:
-    """The fraction of samples inside the sphere of some real image, and of real images inside the sphere of some sample
-    (Kynkäänniemi et al. 2019, Eq. 1 and 2). There are at least four of both.
+def precise_and_covered(samples: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
+    """Which samples ``[N]`` are inside the sphere of some real image, and which real images ``[M]`` inside that of some
+    sample: their shares are precision and recall (Kynkäänniemi et al. 2019, Eq. 1 and 2). There are at least four of
+    both.
     """
-    real = _real(samples, reference)
-    real_radii = _real_radii(samples, reference)
-    sample_radii = _radii(samples)
-    realistic = 0
+    real = real_features(samples, reference)
+    radii = real_radii(samples, reference)
+    sample_radii = radii_of(samples)
+    precise = []
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    step = _rows_at_once(len(real))
+    step = rows_at_once(len(real))
     for rows, rows_radii in zip(torch.split(samples, step), torch.split(sample_radii, step), strict=True):
         distances = torch.cdist(rows, real)  # [rows, M]
-        realistic += int((distances <= real_radii).any(dim=1).sum())
+        precise.append((distances <= radii).any(dim=1))
         covered |= (distances <= rows_radii[:, None]).any(dim=0)
-    return realistic / len(samples), int(covered.sum()) / len(real)
+    return torch.cat(precise).cpu(), covered.cpu()
 
 
 def _nearer_train(samples: Tensor, reference: Reference) -> Tensor:
-    """The share of samples that are nearer to a real image of the loss than to any held-out one."""
-    train = _real(samples, reference)
-    held_out = _real(samples, reference.unseen)
+    """``[N]``: whether each sample is nearer to a real image of the loss than to any held-out one."""
+    train = real_features(samples, reference)
+    held_out = real_features(samples, reference.unseen)
     nearer = []
-    for rows in torch.split(samples, _rows_at_once(max(len(train), len(held_out)))):
+    for rows in torch.split(samples, rows_at_once(max(len(train), len(held_out)))):
         train_distances = torch.cdist(rows, train).amin(dim=1)
         held_out_distances = torch.cdist(rows, held_out).amin(dim=1)
         nearer.append(train_distances < held_out_distances)
-    return torch.cat(nearer).cpu().double().mean()
+    return torch.cat(nearer)
 
 
 def _authenticity(samples: Tensor, reference: Reference) -> Tensor:
-    """The share of samples farther from their nearest real image than that is from its own nearest.
+    """``[N]``: whether each sample is farther from its nearest real image than that is from its own nearest.
 
     Alaa et al. 2022 (arXiv 2102.08921), Eq. 7, as dgm-eval computes it.
     """
-    real = _real(samples, reference)
-    real_distances = reference.once("nearest", samples.device, lambda features: _radii(features, 1))
+    real = real_features(samples, reference)
+    real_distances = reference.once("nearest", samples.device, lambda features: radii_of(features, 1))
     authentic = []
-    for rows in torch.split(samples, _rows_at_once(len(real))):
+    for rows in torch.split(samples, rows_at_once(len(real))):
         distances, nearest = torch.cdist(rows, real).min(dim=1)
         authentic.append(real_distances[nearest] < distances)
-    return torch.cat(authentic).cpu().double().mean()
+    return torch.cat(authentic)
 
 
-def _rows_at_once(columns: int) -> int:
+def rows_at_once(columns: int) -> int:
     """How many rows of this many distances are in memory at once."""
     return max(1, BLOCK // columns)
 
@@ -152,7 +163,7 @@ Distance = Callable[[Tensor, "Reference"], Tensor]
 
 def _near(samples: Tensor, reference: Reference) -> Tensor:
     """``[N]``: the distance of each sample to its nearest real image."""
-    real = _real(samples, reference)
+    real = real_features(samples, reference)
     distances: Tensor = torch.linalg.vector_norm(samples - real[_nearest(samples, real)], dim=1)
     return distances
 
@@ -163,8 +174,8 @@ def _hinge(samples: Tensor, reference: Reference) -> Tensor:
     It is zero for samples that precision counts: those inside the sphere of some real image. The radius is that image's
     distance to its third nearest real image (Kynkäänniemi et al. 2019, Eq. 1).
     """
-    real = _real(samples, reference)
-    spheres = _real_radii(samples, reference).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
+    real = real_features(samples, reference)
+    spheres = real_radii(samples, reference).to(samples.dtype).clamp_min(SMALLEST_RADIUS)
     chosen = _nearest(samples, real, spheres)
     ratios = (samples - real[chosen]).square().sum(dim=1) / spheres[chosen].square()
     return F.relu(ratios - 1)
@@ -196,7 +207,7 @@ def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
     ``cmmd@clip`` is the metric of Jayasumana et al. 2024, in the features of CLIP ViT-B/32 in place of ViT-L/14@336.
     """
     unit_samples = F.normalize(samples, dim=1)
-    real = F.normalize(_real(samples, reference), dim=1)
+    real = F.normalize(real_features(samples, reference), dim=1)
 
     def mean_inside_reference(features: Tensor) -> float:
         unit = F.normalize(features.cpu().double(), dim=1)
@@ -207,23 +218,44 @@ def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
     return KERNEL_SCALE * (inside_samples + inside_reference - 2 * _kernel_mean(unit_samples, real))
 
 
-EACH: Mapping[Formula, Distance] = {"near": _near, "hinge": _hinge}  # of single samples; the metric is their mean
+# of single samples, [N]; the metric is their mean
+EACH: Mapping[Formula, Distance] = {
+    "near": _near,
+    "hinge": _hinge,
+    "nearer_train": _nearer_train,
+    "authenticity": _authenticity,
+}
 FIDELITY: Mapping[Formula, Distance] = {
     "near": lambda samples, reference: _near(samples, reference).mean(),
     "hinge": lambda samples, reference: _hinge(samples, reference).mean(),
     "sliced": _sliced,
     "cmmd": _cmmd,
 }
-COPIES: Mapping[Formula, Distance] = {"nearer_train": _nearer_train, "authenticity": _authenticity}  # no gradient
 
 
-def _real(samples: Tensor, reference: Reference) -> Tensor:
+def distance_of_plugin(formula: Formula, samples: Tensor, reference: Reference) -> Tensor:
+    """The metric of another package, as one number: samples ``[N, D]`` and real images ``[M, D]`` on one device.
+
+    Raises:
+        MetricError: it raises anything, or returns anything but one number; the message names the package.
+    """
+    plugin = metric_plugin(formula)
+    metric = load_metric(formula)
+    with plugin.blamed(MetricError, "failed"):
+        value = torch.as_tensor(metric(samples, real_features(samples, reference)))
+        if value.numel() != 1 or value.is_complex():
+            raise MetricError(f"{plugin}: returned numbers of the shape {list(value.shape)}; expected one number")
+        return value.reshape(())
+
+
+def real_features(samples: Tensor, reference: Reference) -> Tensor:
+    """``[M, D]``, of the type of the samples and on their device."""
     return reference.features_on(samples.device).to(samples.dtype)
 
 
 def _nearest(samples: Tensor, real: Tensor, units: Tensor | float = 1.0) -> Tensor:
     """``[N]``: the index of the real image with the smallest distance, in ``units`` ``[M]``."""
-    parts = torch.split(samples.detach(), _rows_at_once(len(real)))
+    parts = torch.split(samples.detach(), rows_at_once(len(real)))
     return torch.cat([(torch.cdist(rows, real) / units).argmin(dim=1) for rows in parts])
 
 
@@ -236,6 +268,6 @@ def _sorted_projections(features: Tensor) -> Tensor:
 
 def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
     """Mean over all pairs of ``exp(−|x − y|² / 2σ²) − 1``, of rows of length one; the ones cancel in the distance."""
-    blocks = torch.split(x, _rows_at_once(len(y)))
+    blocks = torch.split(x, rows_at_once(len(y)))
     sums = [torch.expm1((rows @ y.T - 1) / KERNEL_WIDTH**2).sum() for rows in blocks]
     return torch.stack(sums).sum() / (len(x) * len(y))

@@ -16,17 +16,24 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.metrics.clipped import (
+    CLIPPED_NEIGHBOURS,
+    clipped_coverage,
+    clipped_density_of_each,
+    samples_in_spheres,
+)
 from lcsc_opt.metrics.distances import (
-    COPIES,
     EACH,
     FIDELITY,
     NEIGHBOURHOOD,
     SUBSET_SEED,
+    distance_of_plugin,
     kernel_distance,
-    precision_and_recall,
+    precise_and_covered,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
-from lcsc_opt.metrics.names import MEANS, OF_REFERENCE_FEATURES, Formula
+from lcsc_opt.metrics.grouped_fid import FEWEST_IMAGES, GroupedFid
+from lcsc_opt.metrics.names import FORMULAS, MEANS, OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -64,7 +71,8 @@ class FeatureMetrics:
         self.reference = reference
         self._device = device
         is_small = total < reference.extractor.dimension
-        self._keeps_rows = gradient or is_small or bool(formulas & OF_REFERENCE_FEATURES)
+        needs_rows = need_real_features(formulas) or bool(formulas & OF_REPORTS)
+        self._keeps_rows = gradient or is_small or needs_rows
         self._moments = Moments()
         self._rows: list[Features] = []
         self._logits: list[Features] = []
@@ -101,9 +109,9 @@ class FeatureMetrics:
         if formula in self._values:
             return self._values[formula]
         if formula in ("precision", "recall"):
-            precision, recall = precision_and_recall(self._samples(NEIGHBOURHOOD + 1), self.reference)
-            self._values["precision"] = precision
-            self._values["recall"] = recall
+            precise, covered = precise_and_covered(self._samples(NEIGHBOURHOOD + 1), self.reference)
+            self._values["precision"] = _share(precise)
+            self._values["recall"] = _share(covered)
         else:
             self._values[formula] = self._computed(formula)
         return self._values[formula]
@@ -124,10 +132,33 @@ class FeatureMetrics:
                 return distance
             case "is":
                 return self._inception_score()
+            case "fid_infinity":
+                return self._grouped_fid().extrapolated()
+            case "clipped_density":
+                samples = self._samples(1, CLIPPED_NEIGHBOURS + 1)
+                return min(1.0, float(clipped_density_of_each(samples, self.reference).mean()))
+            case "clipped_coverage":
+                samples = self._samples(CLIPPED_NEIGHBOURS, CLIPPED_NEIGHBOURS + 1)
+                members = torch.ones(len(samples), 1)
+                counts = samples_in_spheres(samples, self.reference, members)
+                return clipped_coverage(counts[:, 0], len(samples))
+            case "nearer_train" | "authenticity":
+                return _share(EACH[formula](self._samples(), self.reference))
             case _:
-                distances = {**FIDELITY, **COPIES}
                 with torch.no_grad():
-                    return float(distances[formula](self._samples(), self.reference))
+                    return float(self._distance(formula, self._samples()))
+
+    def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
+        """A distance of samples ``[N, D]`` on their device: one of ours, or the metric of another package."""
+        if formula in FORMULAS:
+            return FIDELITY[formula](samples, self.reference)
+        return distance_of_plugin(formula, samples, self.reference)
+
+    def _grouped_fid(self) -> GroupedFid:
+        rows = self._all_rows()
+        if len(rows) < FEWEST_IMAGES:
+            raise MetricError(f"fid_infinity needs at least {FEWEST_IMAGES} images, got {len(rows)}")
+        return GroupedFid(self.reference.frechet, rows)
 
     def _frechet_distance(self, reference: Reference) -> float:
         if self._moments.count:
@@ -167,7 +198,7 @@ class FeatureMetrics:
             case _:
                 with torch.enable_grad():
                     leaf = self._samples().detach().clone().requires_grad_()
-                    distance = FIDELITY[formula](leaf, self.reference)
+                    distance = self._distance(formula, leaf)
                     [derivative] = torch.autograd.grad(distance, leaf)
                 value = float(distance.detach())
                 gradient = derivative.cpu().double().numpy()
@@ -214,6 +245,11 @@ class FeatureMetrics:
             raise MetricError("no features were kept; make this with gradient=True")
         self._rows = [rows]
         return rows
+
+
+def _share(answers: Tensor) -> float:
+    """The share of ``[N]`` that is true."""
+    return int(answers.sum()) / len(answers)
 
 
 def _joined(arrays: list[Features]) -> Features | None:

@@ -20,9 +20,9 @@ from lcsc_opt.metrics.names import (
     EXTRACTORS,
     HELD_OUT_REWARD,
     OF_HELD_OUT,
-    OF_REFERENCE_FEATURES,
     REWARD,
     MetricName,
+    need_real_features,
 )
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.reference import Reference
@@ -219,7 +219,7 @@ class MetricSuiteBuilder:
         return self._references[name].build(
             name,
             extractor,
-            features=not formulas.isdisjoint(OF_REFERENCE_FEATURES),
+            features=need_real_features(formulas),
             held_out=not formulas.isdisjoint(OF_HELD_OUT) or MetricName("fid", name) in self._loss,
             batch_size=batch_size,
             cache=cache,

@@ -15,6 +15,7 @@ from lcsc_opt.metrics.names import (
     INCEPTION,
     KEPT,
     OF_HELD_OUT,
+    OF_REPORTS,
     REWARD,
     Kept,
     MetricName,
@@ -92,6 +93,8 @@ def parse_loss(loss: str | Mapping[str, float], *, unguarded: bool = True) -> di
         metric = MetricName.parse(text)
         if metric.formula in OF_HELD_OUT or metric.formula == HELD_OUT_REWARD:
             raise MetricError(f"loss: {metric} is held out, and decides nothing; move it to held_out_metrics")
+        if metric.formula in OF_REPORTS:
+            raise MetricError(f"loss: {metric} is for reports only; search with fid, and name it in held_out_metrics")
         if metric in weights:
             raise MetricError(f"loss: {metric} is named twice")
         weights[metric] = abs(_checked_weight(metric, weight))
@@ -151,6 +154,6 @@ def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
     """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
     for metric in loss:
-        if metric.formula not in DIFFERENTIABLE:
+        if not metric.is_differentiable:
             return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
     return None

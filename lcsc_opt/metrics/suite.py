@@ -21,10 +21,11 @@ from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
-    OF_REFERENCE_FEATURES,
+    OF_REPORTS,
     REWARD,
     Kept,
     MetricName,
+    need_real_features,
 )
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.report_metrics import BuildReferences, ReportMetrics
@@ -78,15 +79,19 @@ class MetricSuite:
         metric_texts = list(metrics)
         held_out_texts = list(held_out_metrics)
         available = dict(references)
-        if MetricName(REWARD, REWARD) in self.loss.weights:
+        if MetricName(REWARD, REWARD) in self.loss.weights:  # a reward collapses diversity: report how images vary
             held_out_texts.append("spread")
             available.setdefault(_PIXELS, Reference(Thumbnails()))
         if REWARD in available:
             metric_texts.append(REWARD)
         if HELD_OUT_REWARD in available:
             held_out_texts.append(HELD_OUT_REWARD)
+        # in the order of reports: terms of the loss, further metrics, then what bounds it; each is computed once
         search_metrics = (*self.loss.weights, *MetricName.parse_all(metric_texts), *self.loss.metrics)
         self._metrics = tuple(dict.fromkeys(search_metrics))
+        for metric in self._metrics:
+            if metric.formula in OF_REPORTS:
+                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_texts))))
 
         self.references: dict[str, Reference] = {}
@@ -94,7 +99,7 @@ class MetricSuite:
             if metric.extractor not in available:
                 raise MetricError(f"no extractor {metric.extractor!r} was given, which a metric names")
             self.references[metric.extractor] = available[metric.extractor]
-        for metric in self._held_out_metrics:
+        for metric in self._held_out_metrics:  # after all extractors are known to be there: this computes features
             _check(metric, self.references[metric.extractor])
         self.reports = ReportMetrics(
             self.loss,
@@ -239,7 +244,7 @@ def _check(metric: MetricName, reference: Reference) -> None:
     try:
         if metric.needs_reference:
             _ = reference.frechet
-        if metric.formula in OF_REFERENCE_FEATURES:
+        if need_real_features([metric.formula]):
             _ = reference.known_features
         if metric.formula in OF_HELD_OUT:
             _ = reference.unseen

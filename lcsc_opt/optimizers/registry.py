@@ -1,4 +1,4 @@
-"""Optimizers by name: ours, and everything in Nevergrad's registry."""
+"""Optimizers by name: ours, everything in Nevergrad's registry, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings
+from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
@@ -56,8 +57,8 @@ _CHECK_ASKS = 50
 with warnings.catch_warnings():  # pycma warns where matplotlib is missing; Nevergrad would import it later
     warnings.simplefilter("ignore", UserWarning)
     importlib.import_module("cma")
-for _name, _configured in OURS.items():  # importing this module again replaces them
-    ng.optimizers.registry[_name] = _configured().set_name(_name)
+for _name, _factory in OURS.items():  # importing this module again replaces them
+    ng.optimizers.registry[_name] = _factory().set_name(_name)
 
 
 def build_optimizer(
@@ -72,10 +73,10 @@ def build_optimizer(
         StudySpecError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
             Nevergrad's that searches with one only.
     """
-    if workers > 1 and asks_one_at_a_time(spec, strictly=True):
+    if workers > 1 and refuses_concurrent_asks(spec):
         raise StudySpecError(
-            f"{spec.name}: asks one candidate at a time, got {workers} workers; give it workers: 1, or, where the "
-            "objective makes images, spread: images"
+            f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1, or, where "
+            "the objective makes images, spread: images"
         )
     configured, step_size = configure(spec)
     array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
@@ -99,9 +100,13 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """
     racing = racing_of(spec)
     options = {option: value for option, value in spec.options.items() if option != _RACING}
-    configured, step_size = _configure(spec.name, options)
-    if racing is not None and any(getattr(layer, "no_parallelization", False) for layer in _layers(configured)):
-        raise StudySpecError(f"optimizers.{spec.name}.racing: it asks one candidate at a time, so none can race")
+    configured, step_size = _configure(spec.model_copy(update={"options": options}))
+    if racing is not None:
+        for layer in _layers(configured):
+            if getattr(layer, "no_parallelization", False) or getattr(layer, "needs_gradient", False):
+                raise StudySpecError(
+                    f"optimizers.{spec.name}.racing: it needs each exact loss in turn, so none can race"
+                )
     return configured, step_size
 
 
@@ -123,38 +128,59 @@ def racing_of(spec: OptimizerSpec) -> RacingOptions | None:
     return parse_settings(RacingOptions, {} if options is None else options, source=source)
 
 
-def _configure(name: str, options: dict[str, Any]) -> tuple[Any, float]:
-    """The optimizer of this name with its own options, and its step size."""
-    if name in OURS:
-        return _configure_ours(name, options), DEFAULT_STEP_SIZE
+def _configure(spec: OptimizerSpec) -> tuple[Any, float]:
+    """The optimizer with its own options, without racing, and its step size."""
+    if spec.name in OURS:
+        return _configured(OURS[spec.name], spec), DEFAULT_STEP_SIZE
+    plugin = plugin_of(spec)
+    if plugin is not None:
+        return _configure_plugin(plugin, spec), DEFAULT_STEP_SIZE
+    options = dict(spec.options)
     step_size_option = {}
     if _STEP_SIZE in options:
         step_size_option[_STEP_SIZE] = options.pop(_STEP_SIZE)
-    settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{name}")
-    return _configure_nevergrads(name, options), float(settings.step_size)
+    settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{spec.name}")
+    return _configure_nevergrads(spec.name, options), float(settings.step_size)
 
 
-def _configure_ours(name: str, options: dict[str, Any]) -> ConfiguredOptimizer:
-    """One of our optimizers, its options checked against the annotations of its constructor."""
-    signature = inspect.signature(OURS[name], eval_str=True)
-    fields: dict[str, Any] = {}
-    for parameter in signature.parameters.values():
-        fields[parameter.name] = (parameter.annotation, parameter.default)
-    model = pydantic.create_model(name, __base__=FrozenModel, **fields)
-    parse_settings(model, options, source=f"optimizers.{name}")
-    return OURS[name](**options)
+def plugin_of(spec: OptimizerSpec) -> Plugin | None:
+    """The installed package that brings an optimizer; ``None`` if it is ours, Nevergrad's or nobody's.
+
+    Raises:
+        StudySpecError: two packages bring one of this name.
+    """
+    if spec.name in OURS or spec.name in ng.optimizers.registry:
+        return None
+    return find_plugin("optimizers", spec.name, error=StudySpecError)
+
+
+def _configured(factory: Callable[..., ConfiguredOptimizer], spec: OptimizerSpec) -> ConfiguredOptimizer:
+    """An optimizer with its options, which are checked against the annotations of its constructor."""
+    check_options(factory, spec.options, source=f"optimizers.{spec.name}")
+    return factory(**spec.options)
+
+
+def _configure_plugin(plugin: Plugin, spec: OptimizerSpec) -> ConfiguredOptimizer:
+    """An optimizer of another package; with any other result of its factory, its package is named."""
+    factory = plugin.load(StudySpecError)
+    with plugin.blamed(StudySpecError, "cannot be made"):
+        configured = _configured(factory, spec)
+    if not isinstance(configured, ConfiguredOptimizer):
+        raise StudySpecError(f"{plugin}: made a {type(configured).__name__}; expected Nevergrad's ConfiguredOptimizer")
+    return configured
 
 
 def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
     """An optimizer of Nevergrad's registry, with options in place of those it is registered with."""
     registry = ng.optimizers.registry
     if name not in registry:
+        from_packages = plugin_names("optimizers")
         raise StudySpecError(
-            f"optimizers.{name}: no such optimizer{near_miss(name, list(registry))}; "
-            f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
+            f"optimizers.{name}: no such optimizer{near_miss(name, [*registry, *from_packages])}; "
+            f"ours are {', '.join([*OURS, *from_packages])}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
-    option_names = [_STEP_SIZE, _RACING]
+    option_names = [_STEP_SIZE, _RACING]  # which configure() has taken out of the options; here for the message
     if family is not None:
         option_names = [*inspect.signature(family).parameters, _STEP_SIZE, _RACING]
     for option in options:
@@ -163,9 +189,9 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
         return registry[name]
-    options_json = json.dumps(options)
+    options_json = json.dumps(options)  # hashable, for the cache of _check_options
     _check_options(name, options_json)
-    merged_options = {**defaults, **json.loads(options_json)}
+    merged_options = {**defaults, **json.loads(options_json)}  # what was checked: tuples are lists now
     return family(**merged_options)
 
 
@@ -228,15 +254,25 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     return _has_flag(spec, "needs_gradient")
 
 
-def asks_one_at_a_time(spec: OptimizerSpec, *, strictly: bool = False) -> bool:
+def brackets_numbers(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer that needs gradients can also search numbers of the sampler that these do not have."""
+    return _has_flag(spec, "brackets_numbers")
+
+
+def refuses_concurrent_asks(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer can be asked only once before it is told: Nevergrad's sequential ones.
+
+    They cannot be built for several workers.
+    """
+    return _has_flag(spec, "no_parallelization")
+
+
+def prefers_sequential_asks(spec: OptimizerSpec) -> bool:
     """Whether an optimizer's next candidate is of little use before the last loss was told.
 
-    More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
-    refuse to be asked again before they are told, and cannot be built for several workers; ``strictly`` is only these.
+    More workers are then better used by spreading each candidate's images over them.
     """
-    if _has_flag(spec, "no_parallelization"):
-        return True
-    return not strictly and _has_flag(spec, "asks_one_at_a_time")
+    return refuses_concurrent_asks(spec) or _has_flag(spec, "asks_one_at_a_time")
 
 
 def _has_flag(spec: OptimizerSpec, attribute: str) -> bool:

@@ -54,9 +54,9 @@ class FunctionSampler(NetworkSampler):
         super().__init__(model, settings, image_shape=image_shape, noise=noise, labels=labels)
         self.function = function
         self.nfe = nfe
-        self.recomputed = nfe
-        if nfe == 1 or self._network.settings.compile:  # a compiler would see the repeated calls
-            self.recomputed = 0
+        # with one call, recomputing saves no memory; torch.compile would trace the calls that are repeated
+        recomputes = nfe > 1 and not self._network.settings.compile
+        self.recomputed = nfe if recomputes else 0
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         parameters = inspect.signature(function).parameters
         self.options: dict[str, Any] = {}

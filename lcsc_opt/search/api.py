@@ -34,7 +34,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.execution import Executor, check_new_studies, objective_of
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
-from lcsc_opt.search.resources import ObjectiveLoader, check_machine, read_code, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, check_machine, evidence_before_loading, read_database
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -270,7 +270,7 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
     for plan in to_run:
         key = plan.objective_key
         if key not in evidence:
-            evidence[key] = read_code(plan, studies.attributes)
+            evidence[key] = evidence_before_loading(plan, studies.attributes)
         resolved.append(resolve(plan, studies, evidence[key], accept_changes=accept_changes))
     for study in resolved:
         if study.state == "finished":  # the executor, which prints the notices of the others, skips it

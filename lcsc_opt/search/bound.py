@@ -4,8 +4,8 @@ EMA* is that of the report: the answer of the experiment's finished EMA grid wit
 averages of that grid are evaluated on the search's noise, and the best is EMA*. Then EMA* is evaluated on as many
 images as its bound needs.
 
-Each of these evaluations is a baseline: a trial of the study that no optimizer asked and none is told of. It is written
-before it is evaluated, is not evaluated again after an interruption, and counts in the budget.
+Each of these evaluations is a baseline: a trial that no optimizer proposed, and whose result none receives. It is
+written before it is evaluated, is not evaluated again after an interruption, and counts in the budget.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ def search(
     reference: str | Path | Mapping[str, Any] | None = None,
     name: str | None = None,
     optimizers: str | Sequence[str | Mapping[str, Any]] | None = None,
+    space: str | Mapping[str, Any] | None = None,
     rows: Rule | None = "auto",
     budget: int | str | datetime.timedelta = DEFAULT_BUDGET,
     storage: str | Path | None = DEFAULT_FILE,
@@ -89,6 +90,7 @@ def search(
         name: of the experiment in the database; by default that of the score's function.
         optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if
             the score has a gradient, else ``LCSCQuadratic``.
+        space: of the coefficients, as in a study file: ``convex``, ``{"principal": 40}``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images if the loss has a gradient and there are ten real images for each of its features, else ``None``.
         budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 h"`` or a
@@ -131,12 +133,14 @@ def search(
 
         content = call.content(experiment, optimizers, seed, jobs)
         loader = ObjectiveLoader()
+        if space is not None:
+            content["space"] = {space: None} if isinstance(space, str) else dict(space)
         if stored and rows == "auto":
             rows = next(iter(stored.values()))["specification"]["space"].get("rows")
         elif rows == "auto":
             rows = call.rows_by_rule(loader, content)
         if rows is not None:
-            content["space"] = {"rows": rows}
+            content.setdefault("space", {})["rows"] = rows
         content["budget"] = {"evaluations": _evaluations(budget, call, loader, content, stored)}
         chosen = call.plans(content)
         run_plans(chosen, url, accept_changes=accept_changes, objectives=loader)

@@ -23,7 +23,6 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES, kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
@@ -52,7 +51,7 @@ from lcsc_opt.search.resolving import (
     is_searched,
     resolve,
 )
-from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, current_environment, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
 
@@ -89,6 +88,7 @@ class Execution:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
+        environment = current_environment(plan, self.objective)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
         with contextlib.closing(self._evaluator()) as evaluator:
             bound = self._bound(evaluator, budget)
@@ -104,7 +104,7 @@ class Execution:
                 in_flight=before["parallelism"]["in_flight"],
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
-                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment())),
+                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment)),
             )
             with self._reporting(search) as on_tell:
                 search.run(on_tell)
@@ -326,15 +326,15 @@ class Executor:
                 the search.
 
         Raises:
-            StudyStoreError: another process runs the study, it was made with something else than there is now, or its
-                losses would not compare with those of the experiment's other studies.
+            StudyStoreError: another process runs the study, it was created with other code, checkpoints or settings,
+                or its losses would not compare with those of the experiment's other studies.
             LcscError: the objective, this machine or the Ray cluster does not allow the plan; nothing is stored then.
                 What a node lacks shows when its worker starts.
         """
         resolved = self.resolve(plan)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
-        if retry_failed:  # which continues a finished study, too
+        if retry_failed:  # adds losses also to a finished study, whose bound resolve() has not checked
             resolved.penalty.check_bound()
         if resolved.state == "new" and resolved.penalty.bound == "measured":
             check_new_budget(self.storage, plan, objective, resolved.fingerprint)
@@ -342,16 +342,16 @@ class Executor:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
                 stored = study.attributes
-                for name, value in resolved.following.items():
+                for name, value in resolved.updated_attributes.items():
                     if value != stored.get(name):
                         study.set_attribute(name, value)
                 for line in resolved.notices:
                     notice(line)
                 if retry_failed:
-                    many = retry_failures(study)
-                    line = f"failed trials that are repeated: {many}, those after the last success"
-                    if many:
-                        line += "; what was asked after an earlier failure depends on it"
+                    retried = retry_failures(study)
+                    line = f"retrying {retried} trials that failed after the last success"
+                    if retried:
+                        line += "; earlier failures are kept, because later candidates depend on them"
                     notice(f"{study.name}: {line}")
                 yield Execution(resolved.plan, resolved.penalty, study, objective, pool)
 

@@ -12,19 +12,36 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
+from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.spaces import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    load_space,
+    space_of_plugin,
+)
 from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.registry import asks_one_at_a_time, configure, needs_gradient, racing_of
+from lcsc_opt.optimizers.registry import (
+    brackets_numbers,
+    configure,
+    needs_gradient,
+    plugin_of,
+    prefers_sequential_asks,
+    racing_of,
+    refuses_concurrent_asks,
+)
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -163,9 +180,17 @@ class Plan:
         return self.changed(budget=budget.with_total(total))
 
     @property
+    def packages(self) -> dict[str, str]:
+        """Installed package → version, of those whose parts the specification names: they change results."""
+        plugins = [plugin_of(self.optimizer), self.spec.space.plugin]
+        return versions([*plugins, *plugins_in_settings(self.spec.objective.settings)])
+
+    @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
+        if not self.spec.space.options:  # which only spaces of other packages have
+            del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
@@ -174,7 +199,7 @@ class Plan:
         return specification
 
     @property
-    def following(self) -> dict[str, Any]:
+    def updated_attributes(self) -> dict[str, Any]:
         """The study's attributes that are written by every run, since the study file may have been edited."""
         held_out = self.spec.held_out
         ray = self.ray
@@ -187,7 +212,7 @@ class Plan:
             "notify": self.spec.notify,
         }
 
-    def beginning(self, objective: Objective) -> dict[str, Any]:
+    def initial_attributes(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes that are written when it begins. Runs change the budget and the bound only."""
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
@@ -279,6 +304,8 @@ class Plan:
                 )
         self._check_tuned(objective)
         self._check_racing(objective)
+        if spec.space.plugin is not None:
+            self.space(objective)
         directions = spec.space.directions
         if directions is None:
             return
@@ -321,10 +348,10 @@ class Plan:
                     f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got {wanted.low:g} to "
                     f"{wanted.high:g}"
                 )
-            if self.follows_gradients and not number.differentiable:
+            if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
                 raise StudySpecError(
-                    f"tune.{name}: {self.optimizer.name} follows gradients, and images have none in {name}; tune it "
-                    "with LCSC or CMA"
+                    f"tune.{name}: {self.optimizer.name} needs gradients, and images are not differentiable in {name}; "
+                    "tune it with LCSCGradient, LCSC or CMA"
                 )
         if self.spec.tune and self.optimizer.name in UNTUNED:
             raise StudySpecError(
@@ -363,12 +390,14 @@ class Plan:
             return coefficients
         numbers = []
         for name, wanted in self.spec.tune.items():
+            tunable = objective.tunable[name]
             start = wanted.start
             if start is None:
-                start = objective.tunable[name].value
+                start = tunable.value
                 if not wanted.low <= start <= wanted.high:
                     start = (wanted.low + wanted.high) / 2
-            numbers.append(TunedNumber(name, wanted.low, wanted.high, start))
+            number = TunedNumber(name, wanted.low, wanted.high, start, differentiable=tunable.differentiable)
+            numbers.append(number)
         return TunedSpace(coefficients, tuple(numbers))
 
     def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
@@ -384,6 +413,9 @@ class Plan:
         groups = objective.layer_groups
         if spec.rows is not None and groups is not None:
             start = np.broadcast_to(start, (len(groups), len(steps))).copy()
+        plugin = spec.plugin
+        if plugin is not None:
+            return space_of_plugin(plugin, steps, start, spec.options)
         if spec.kind == "affine":
             return AffineSpace(steps, start)
         if spec.kind == "convex":
@@ -405,19 +437,20 @@ class Plan:
     def _parallelism(self, objective: Objective) -> dict[str, Any]:
         """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""
         spec = self.spec
-        one_at_a_time = asks_one_at_a_time(self.optimizer)
-        by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
+        prefers_sequential = prefers_sequential_asks(self.optimizer)
+        by_images = spec.spread == "images" or (spec.spread == "auto" and prefers_sequential)
         spread_images = isinstance(objective, StagedObjective) and by_images and self.workers > 1
-        if asks_one_at_a_time(self.optimizer, strictly=True) and not spread_images:
+        if refuses_concurrent_asks(self.optimizer) and not spread_images:
             return {"in_flight": 1, "spread_images": False}
         pipelined = spec.pipeline
         if pipelined == "auto":
             pipelined = isinstance(objective, StagedObjective) and objective.overlaps
-        if one_at_a_time or self.follows_gradients:  # only one candidate's graph is kept at a time
+        # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
+        if prefers_sequential or self.follows_gradients:
             pipelined = False
-        sharing_workers = 1 if spread_images else self.workers
-        count = most_in_flight(sharing_workers, pipelined=pipelined)
-        return {"in_flight": count, "spread_images": spread_images}
+        independent_workers = 1 if spread_images else self.workers  # workers that share a candidate are as one
+        in_flight = most_in_flight(independent_workers, pipelined=pipelined)
+        return {"in_flight": in_flight, "spread_images": spread_images}
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
@@ -464,6 +497,9 @@ def plans(
                     f"optimizers.{optimizer.name}.racing: saves images, and budget.evaluations does not count them; "
                     "give budget.images"
                 )
+        space = spec.space.plugin
+        if space is not None:
+            load_space(space, spec.space.options)
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed

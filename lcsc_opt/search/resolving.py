@@ -147,8 +147,8 @@ class Resolved:
         stored: the study's attributes in the database; ``None`` if it is new.
         penalty: for a kept metric.
         fingerprint: of the code that would run, as far as it is known; of a loaded objective it is complete.
-        beginning: attributes that are written once, into a new study; empty before the objective is loaded.
-        following: attributes that every run writes if they have changed.
+        initial_attributes: written once, into a new study; empty before the objective is loaded.
+        updated_attributes: written by every run if they have changed.
         objective: the objective, if it is loaded.
         notices: lines that a runner prints.
     """
@@ -158,16 +158,16 @@ class Resolved:
     stored: Attributes | None
     penalty: Penalty
     fingerprint: Mapping[str, Any]
-    beginning: Attributes = dataclasses.field(default_factory=dict)
-    following: Attributes = dataclasses.field(default_factory=dict)
+    initial_attributes: Attributes = dataclasses.field(default_factory=dict)
+    updated_attributes: Attributes = dataclasses.field(default_factory=dict)
     objective: Objective | None = None
     notices: tuple[str, ...] = ()
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The study's attributes when it runs."""
-        stored = self.beginning if self.stored is None else self.stored
-        return {**stored, **self.following}
+        stored = self.initial_attributes if self.stored is None else self.stored
+        return {**stored, **self.updated_attributes}
 
 
 def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_changes: bool = False) -> Resolved:
@@ -220,16 +220,22 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     if stored is not None:
         if changes:
             notices.append(f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}")
-        return dataclasses.replace(study, following={**plan.following, **changes}, notices=tuple(notices))
+        updated = {**plan.updated_attributes, **changes}
+        return dataclasses.replace(study, updated_attributes=updated, notices=tuple(notices))
 
     plan.check_report(evidence.why_no_report)
-    beginning: dict[str, Any] = {}
+    initial: dict[str, Any] = {}
     if study.penalty.bound == "measured":
         notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
-        beginning = {**plan.beginning(objective), "fingerprint": evidence.fingerprint}
+        initial = {**plan.initial_attributes(objective), "fingerprint": evidence.fingerprint}
     notices += plan.advice(objective)
-    return dataclasses.replace(study, beginning=beginning, following=plan.following, notices=tuple(notices))
+    return dataclasses.replace(
+        study,
+        initial_attributes=initial,
+        updated_attributes=plan.updated_attributes,
+        notices=tuple(notices),
+    )
 
 
 def _state(plan: Plan, stored: Attributes | None) -> State:
@@ -299,7 +305,7 @@ def _completed(evidence: Evidence, stored: Attributes) -> Mapping[str, Any]:
 
 def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple[str, ...]:
     """What to say of a finished study: if its code is another one now, its results are of the old code."""
-    if evidence.refusal is not None:  # nobody takes the results for those of code that is gone
+    if evidence.refusal is not None:  # nobody mistakes code that is missing for the code of these results
         return ()
     changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
     if not changed:
@@ -346,14 +352,14 @@ def accepted_changes(
 
 
 def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, Any], *, accept: bool) -> None:
-    """Compare a new study with the experiment's other studies, before its losses stand next to theirs.
+    """Compare a new study with the experiment's other studies, with which its losses will be compared.
 
     It is compared with the first of them and the first with the same optimizer: the others were compared with these.
 
     Raises:
         StudyStoreError: the losses would not compare; the message says why.
     """
-    if plan.optimizer.name == LANDSCAPE:
+    if plan.optimizer.name == LANDSCAPE:  # never ranked with searches
         return
     same_experiment = []
     same_optimizer = []
@@ -374,7 +380,7 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
         lines: list[str] = []
         for key in compared:
             lines += differences(stored_specification[key], specification[key], key)
-        if not lines and "objective" in current:
+        if not lines and "objective" in current:  # which is there once the objective is loaded
             lines = _fingerprint_differences(sibling["fingerprint"], current, accept=accept)
         if lines:
             raise StudyStoreError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -12,8 +13,10 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.checkpoints.names import plugin_of_suffix
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
@@ -49,8 +52,10 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
     return StoredTrials(many - len(forgotten), succeeded)
 
 
-def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
-    """What is known of an objective without loading it: its code as far as its settings name it, and the environment.
+def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
+    """The evidence that needs no loaded objective: the environment, and digests of the code that its settings name.
+
+    An error does not end this: a finished study can still be shown. It is in the evidence, and refuses all others.
 
     Args:
         plan: whose objective it is.
@@ -62,9 +67,9 @@ def read_code(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
             plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, live=plan.live
         )
     except LcscError as error:
-        return Evidence({"environment": environment(), "code": {}}, refusal=error)
+        return Evidence({"environment": environment(plan.packages), "code": {}}, refusal=error)
     digests = {name: file.sha256 for name, file in checked.code.items()}
-    fingerprint = {"environment": environment(), "code": digests}
+    fingerprint = {"environment": environment(plan.packages), "code": digests}
     return Evidence(fingerprint, checked.why_no_gradient, checked.why_no_report, keeps=plan.names_kept_metric)
 
 
@@ -98,9 +103,16 @@ class ObjectiveLoader:
         trajectory = objective.trajectory
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-        fingerprint = {**objective.fingerprint(), "environment": environment()}
+        fingerprint = {**objective.fingerprint(), "environment": current_environment(plan, objective)}
         keeps = objective.images_for_bound > 0
         return Evidence(fingerprint, objective.why_no_gradient, keeps=keeps, objective=objective)
+
+
+def current_environment(plan: Plan, objective: Objective) -> dict[str, Any]:
+    """The environment, with the installed packages whose parts the plan names or that read its checkpoints' files."""
+    sources = getattr(objective.trajectory, "sources", ())
+    readers = versions(plugin_of_suffix(Path(source)) for source in sources)
+    return environment({**plan.packages, **readers})
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:

@@ -23,7 +23,9 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 def try_score(settings: Any, context: BuildContext, functions: Functions, weights: dict[str, Tensor]) -> str | None:
-    """Score the weights of one checkpoint, on the data of the search and of the report.
+    """Score the weights of one checkpoint, on the data of the search and, where a function scores it, of the report.
+
+    What is wrong with the functions shows here, before anything is stored.
 
     Args:
         settings: of ``score.py``.
@@ -39,12 +41,13 @@ def try_score(settings: Any, context: BuildContext, functions: Functions, weight
         MetricError: the score is not finite.
         Exception: what the functions raise.
     """
-    if isinstance(settings.model, str) and "build" not in functions:
+    if "build" not in functions:  # the study file's way: the model is named, by import or as a folder
         scorer = settings.scorer(context)
-        scorer.measure(dict(weights), Draw.of(SEARCH, settings.size))
     else:
         score = functions.get("score") or import_dotted(settings.score, setting="score")
         held_out = functions.get("held_out")
+        if held_out is None and settings.held_out is not None:
+            held_out = import_dotted(settings.held_out, setting="held_out")
         scorer = NetworkScorer(
             _network(functions["build"]),
             _one_number(score, "score"),
@@ -52,9 +55,9 @@ def try_score(settings: Any, context: BuildContext, functions: Functions, weight
             held_out=None if held_out is None else _one_number(held_out, "held_out"),
             name="score",
         )
-        scorer.measure(dict(weights), Draw.of(SEARCH, settings.size))
-        if held_out is not None:
-            scorer.measure(dict(weights), Draw.of(HELD_OUT, settings.size))
+    scorer.measure(dict(weights), Draw.of(SEARCH, settings.size))
+    if settings.held_out is not None:
+        scorer.measure(dict(weights), Draw.of(HELD_OUT, settings.size))
     reason: str | None = scorer.why_no_gradient(None, settings.size)
     return reason
 

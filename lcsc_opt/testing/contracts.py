@@ -28,7 +28,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
-from lcsc_opt.optimizers.registry import asks_one_at_a_time, build_optimizer, needs_gradient
+from lcsc_opt.optimizers.registry import build_optimizer, needs_gradient, prefers_sequential_asks
 
 SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
 STEPS = tuple(range(100, 1300, 100))
@@ -176,7 +176,7 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
     asked = _search(spec, budget)
     assert str(np.random.get_state()) == global_state, "draws from numpy's global generator"  # noqa: NPY002
     assert _search(spec, budget) == asked, "the same seed and answers gave other candidates"
-    in_flight = 1 if asks_one_at_a_time(spec) else 3
+    in_flight = 1 if prefers_sequential_asks(spec) else 3
     asked_ahead = _search(spec, budget, in_flight=in_flight)
     repeated = _search(spec, budget, in_flight=in_flight)
     assert repeated == asked_ahead, f"{in_flight} at once: another sequence"

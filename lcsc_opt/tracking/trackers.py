@@ -1,4 +1,4 @@
-"""A study's curves where people's other curves are, and a call of their function when its search ends.
+"""Logs a study to experiment trackers (TensorBoard, W&B, …), and calls the user's function when the search ends.
 
 Threads read the database, as the dashboard does, and log what is new. So resuming, workers and Ray need nothing of
 their own, and a tracker that fails or waits stops no search. The study's attribute ``logged`` says which run of a

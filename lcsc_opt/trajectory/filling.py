@@ -198,7 +198,7 @@ class _IntervalReader:
         """The steps that the mean is of."""
         earlier = self._earlier(row)
         first = 1 if earlier is None else earlier.step + 1
-        return first, row.step, row.step - first + 1
+        return Interval(first, row.step, row.step - first + 1)
 
     def read(self, row: Row, path: Path) -> Checkpoint:
         if row.step < 1:

@@ -204,48 +204,48 @@ class Deviations:
     def multiply(
         self, weights: Tensor, runs: Sequence[slice], segment: Segment, tiles: Iterator[Tile], merged: Tensor
     ) -> None:
-        """Write the mean and the products of ``weights`` ``[S, slots]`` with tiles into ``merged`` ``[n]`` float32.
+        """Write mean + Σ over slots of weight · scale · code into ``merged`` ``[n]`` float32, tile by tile.
 
-        They are computed in the dtype of the weights. Only the slots in ``runs`` are read.
+        ``weights`` is ``[S, slots]``, and the sum is in its dtype. Only the slots in ``runs`` are read.
         """
         scratch = torch.empty(0, dtype=weights.dtype, device=merged.device)
         for tile in tiles:
-            places = _places(segment, tile)
-            total = self._mean[places].to(weights.dtype).view(-1, 1, BLOCK)
+            columns = _columns_of(segment, tile)
+            total = self._mean[columns].to(weights.dtype).view(-1, 1, BLOCK)
             for run in runs:
-                codes = tile.columns[run]
+                codes = tile.columns[run]  # [slots, n]
                 if scratch.numel() < codes.numel():
                     scratch = torch.empty(codes.numel(), dtype=weights.dtype, device=merged.device)
                 widened = scratch[: codes.numel()].view(codes.shape).copy_(codes)
-                scaled = weights[tile.row, run, None] * self._scales_of(run, places)  # [slots, blocks]
+                scaled = weights[tile.row, run, None] * self._scales_of(run, columns)  # [slots, blocks]
                 total = torch.baddbmm(total, scaled.t()[:, None, :], _by_block(widened))
             merged[tile.start : tile.stop] = total.view(-1)
 
     def project(self, gradient: Tensor, runs: Iterable[slice], segment: Segment, tile: Tile, out: Tensor) -> None:
         """Add ⟨deviation, gradient⟩ of the slots in ``runs`` to ``out`` ``[slots]`` float64; gradient ``[n]``."""
-        places = _places(segment, tile)
+        columns = _columns_of(segment, tile)
         by_block = gradient.view(-1, BLOCK, 1)
         for run in runs:
             codes = tile.columns[run].to(gradient.dtype)
             products = torch.bmm(_by_block(codes), by_block)[:, :, 0]  # [blocks, slots]
-            out[run] += (products.double() * self._scales_of(run, places).t()).sum(dim=0)
+            out[run] += (products.double() * self._scales_of(run, columns).t()).sum(dim=0)
 
     def of_mean(self, gradient: Tensor, segment: Segment, tile: Tile) -> Tensor:
         """⟨mean, gradient⟩ over a tile, in float64."""
-        return self._mean[_places(segment, tile)].double() @ gradient.double()
+        return self._mean[_columns_of(segment, tile)].double() @ gradient.double()
 
     def values(self, segment: Segment, tile: Tile) -> Tensor:
         """The deviations of all slots ``[slots, n]`` float64."""
-        places = _places(segment, tile)
-        scales = self._scales_of(slice(None), places).double()
+        columns = _columns_of(segment, tile)
+        scales = self._scales_of(slice(None), columns).double()
         blocks = tile.columns.double().view(len(scales), -1, BLOCK)
         return (blocks * scales[:, :, None]).view(len(scales), -1)
 
-    def _scales_of(self, run: slice, places: slice) -> Tensor:
-        return self._scales[run, places.start // BLOCK : places.stop // BLOCK]
+    def _scales_of(self, run: slice, columns: slice) -> Tensor:
+        return self._scales[run, columns.start // BLOCK : columns.stop // BLOCK]
 
 
-def _places(segment: Segment, tile: Tile) -> slice:
+def _columns_of(segment: Segment, tile: Tile) -> slice:
     """The columns of a tile, counted from the first of a row."""
     return slice(segment.start + tile.start, segment.start + tile.stop)
 

@@ -156,7 +156,7 @@ class Manifest(pydantic.BaseModel):
     @property
     def intervals(self) -> tuple[Interval, ...] | None:
         """What each row is the mean of, ``[K]``; ``None`` if rows are checkpoints."""
-        intervals = tuple(saved.interval for saved in self.checkpoints if saved.interval is not None)
+        intervals = tuple(Interval(*saved.interval) for saved in self.checkpoints if saved.interval is not None)
         return intervals or None
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +12,16 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
 
-Interval = tuple[int, int, int]
-"""What a row is the uniform mean of: its first step, its last step, and how many checkpoints."""
-
 _STATISTICS = ("running_mean", "running_var")  # of batch norm: averages already
 _GROUP_BYTES = 2**28  # added at once: one launch on a GPU, and so much memory where a copy is widened
+
+
+class Interval(NamedTuple):
+    """The checkpoints that a row is the uniform mean of."""
+
+    first_step: int
+    last_step: int
+    checkpoints: int
 
 
 class RunningMean:
@@ -121,18 +127,18 @@ def split_rows(steps: Sequence[int], means: int) -> list[tuple[int, ...]]:
 
 def interval_of(steps: Sequence[int]) -> Interval:
     """The interval of a row with these steps."""
-    return steps[0], steps[-1], len(steps)
+    return Interval(steps[0], steps[-1], len(steps))
 
 
 def described(intervals: Sequence[Interval]) -> str:
     """In words, as in ``16 means of 125 checkpoints each, and the last checkpoint``."""
     means = list(intervals)
     ending = ""
-    last_count = means[-1][2]
+    last_count = means[-1].checkpoints
     if last_count == 1 and len(means) > 1:
         means.pop()
         ending = ", and the last checkpoint"
-    counts = [count for _, _, count in means]
+    counts = [mean.checkpoints for mean in means]
     shown = str(min(counts))
     if max(counts) > min(counts):
         shown += f" to {max(counts)}"

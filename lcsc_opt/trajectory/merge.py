@@ -111,7 +111,7 @@ class Merger:
                     origin = tile.columns[origin_slot].to(gradient.dtype)
                     of_origin[tile.row] += origin.double() @ gradient.double()
                     for run in runs:
-                        # the differences get no name: their memory, still in the cache, serves the next tile
+                        # a temporary: the memory of the differences, still in the cache, serves the next tile
                         of_rows[tile.row, run] += ((tile.columns[run].to(gradient.dtype) - origin) @ gradient).double()
                 for run in runs:
                     of_rows[:, run] += of_origin[:, None]

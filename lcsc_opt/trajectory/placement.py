@@ -26,8 +26,8 @@ _SHARE_OF_DEVICE = 0.6  # of the device's free memory; the rest is for the netwo
 _SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
 READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
 FEWEST_COLUMNS = 256
-_BUFFERS = 3  # one is combined, one is filled or nearly so, and the disk has work
-_READERS = 4  # threads; a disk has work while one of them waits for the other
+_BUFFERS = 3  # one is being merged, one is ready, one is being read
+_READERS = 4  # threads, so that the disk always has a request
 
 
 class Block(NamedTuple):

@@ -73,7 +73,7 @@ class Trajectory:
         self.rows = tuple(manifest.rows)
         self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
         if manifest.intervals is not None:
-            self.steps = RowSteps(self.steps, [count for _, _, count in manifest.intervals])
+            self.steps = RowSteps(self.steps, [interval.checkpoints for interval in manifest.intervals])
         self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
@@ -372,7 +372,11 @@ class Trajectory:
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """While this is open, rows are read, without gradients. Refuse if one was overwritten before or meanwhile."""
+        """For reading rows, without gradients.
+
+        Raises:
+            TrajectoryError: a row was overwritten before this was opened, or while it was open.
+        """
         self._check()
         with torch.inference_mode(mode=False), torch.no_grad():
             yield

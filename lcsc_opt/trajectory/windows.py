@@ -80,7 +80,7 @@ class Windows:
     @property
     def interval(self) -> Interval:
         """That of the open window."""
-        return self.first, self.last, self.count
+        return Interval(self.first, self.last, self.count)
 
     def add(self, step: int) -> None:
         """Add the checkpoint of ``step``."""
@@ -101,9 +101,10 @@ def pair_to_merge(intervals: Sequence[Interval], size: int, before: float = math
     """
     position = 0  # of the row's first checkpoint
     for row, (interval, following) in enumerate(itertools.pairwise(intervals)):
-        count = interval[2]
-        is_pair = following[2] == count and position % (2 * count) == 0
-        if is_pair and 2 * count <= size and following[1] < before:
+        count = interval.checkpoints
+        # windows begin at multiples of their size: equal neighbours may be halves of two different windows
+        is_pair = following.checkpoints == count and position % (2 * count) == 0
+        if is_pair and 2 * count <= size and following.last_step < before:
             return row
         position += count
     return None

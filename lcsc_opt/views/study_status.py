@@ -251,10 +251,11 @@ def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Ma
 
 
 def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
-    """Mean seconds of each part of a trial, of those with a loss; ``other`` is the mean outside of evaluations.
+    """Mean seconds of a trial, by part.
 
-    ``other`` is the time of the optimizer, the database and the progress bar, without interruptions. With one worker it
-    lasts until the next trial begins, with several from a trial's ask to its result.
+    Parts are means over the trials with a loss, since only these record them. ``other`` (optimizer, database, progress
+    bar) is a mean over all trials: with one worker, the time of the search less that of evaluations; with several, the
+    time between a trial's ask and its result in which it was not evaluated.
     """
     summary = study.summary
     if not summary.with_loss:
@@ -263,8 +264,9 @@ def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
     for part, seconds in zip(PARTS, summary.part_seconds, strict=True):
         if seconds:
             mean_seconds[part.removesuffix("_seconds")] = seconds / summary.with_loss
-    outside = summary.waited_seconds
     if study.workers == 1:
         outside = max(summary.run_seconds - summary.seconds, 0.0)
+    else:
+        outside = summary.waited_seconds
     mean_seconds["other"] = outside / summary.evaluations
     return mean_seconds

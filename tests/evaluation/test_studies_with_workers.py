@@ -73,7 +73,7 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
     folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
 ) -> None:
     [plan] = plans(read_studies(Path(study_file(folder, optimizers=[optimizer], **settings))), folder)
-    found = plan.beginning(Stages())["parallelism"]
+    found = plan.initial_attributes(Stages())["parallelism"]
     assert (found["in_flight"], found["spread_images"]) == expected
 
 

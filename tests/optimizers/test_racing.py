@@ -169,7 +169,7 @@ def test_it_keeps_the_contract_of_optimizers(name: str) -> None:
         ("CMA", {"rungs": 10**9}, r"optimizers.CMA.racing: .*expected at least 1 / 1000"),
         ("LCSCGradient", {}, r"LCSCGradient.racing: LCSCGradient decides itself which candidates get how many images"),
         ("EMAGrid", {}, r"EMAGrid.racing: EMAGrid decides itself"),
-        ("Powell", {}, r"optimizers.Powell.racing: it asks one candidate at a time, so none can race"),
+        ("Powell", {}, r"optimizers.Powell.racing: it needs each exact loss in turn, so none can race"),
     ],
 )
 def test_wrong_options_are_one_line(name: str, options: Any, said: str) -> None:

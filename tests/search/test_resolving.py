@@ -54,7 +54,7 @@ def begun(**digests: str) -> dict[str, Any]:
 
 def test_a_new_study_begins_with_what_the_objective_tells() -> None:
     before_loading = resolve(plan(), studies(), by_code(m="1"))
-    assert (before_loading.state, dict(before_loading.beginning)) == ("new", {})
+    assert (before_loading.state, dict(before_loading.initial_attributes)) == ("new", {})
     resolved = resolve(plan(), studies(), by_objective(m="1"))
     assert resolved.state == "new"
     assert resolved.attributes["steps"] == [1, 2, 3]
@@ -65,7 +65,7 @@ def test_code_that_is_not_loaded_yet_counts_as_unchanged() -> None:
     stored = begun(m="1", helper="1")
     unchanged = resolve(plan(), studies(e_LCSC_0=stored), by_code(m="1"))
     assert (unchanged.state, unchanged.notices) == ("unfinished", ())
-    assert "changes" not in unchanged.following
+    assert "changes" not in unchanged.updated_attributes
     with pytest.raises(StudyStoreError, match=r"e/LCSC/0: changed since it began: helper gone\. Put it back"):
         resolve(plan(), studies(e_LCSC_0=stored), by_objective(m="1"))
 
@@ -77,7 +77,7 @@ def test_changed_code_is_accepted_by_request_or_before_the_first_success(evidenc
         resolve(plan(), studies(e_LCSC_0=stored), evidence)
 
     def check(resolved: Resolved) -> None:
-        assert resolved.following["changes"] == [{"before_trial": 4, "changed": "m changed"}]
+        assert resolved.updated_attributes["changes"] == [{"before_trial": 4, "changed": "m changed"}]
         assert resolved.attributes["fingerprint"]["code"] == {"m": "2"}
         assert resolved.notices == ("e/LCSC/0: continues with changes: m changed",)
 

@@ -14,6 +14,7 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.means import Interval
 from lcsc_opt.trajectory.windows import Windows, pair_to_merge
 from tests.processes import forked
 from tests.trajectory.test_means import assert_is_mean, with_statistics
@@ -95,11 +96,11 @@ def test_number_of_rows_stays_between_half_and_all(means):
 
 
 def test_neighbours_are_merged_only_if_they_are_one_window_that_nobody_needs():
-    intervals = [(1, 2, 2), (3, 3, 1), (4, 4, 1), (5, 6, 2)]
+    intervals = [Interval(1, 2, 2), Interval(3, 3, 1), Interval(4, 4, 1), Interval(5, 6, 2)]
     assert pair_to_merge(intervals, 1) is None
     assert pair_to_merge(intervals, 2) == 1
     assert pair_to_merge(intervals, 2, before=4) is None
-    assert pair_to_merge([(1, 1, 1), (2, 3, 2), (4, 5, 2)], 4) is None
+    assert pair_to_merge([Interval(1, 1, 1), Interval(2, 3, 2), Interval(4, 5, 2)], 4) is None
 
 
 def train(path: Path, saved: Path, *, to: int = LENGTH) -> None:

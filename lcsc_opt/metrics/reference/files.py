@@ -54,14 +54,15 @@ def read_reference_file(
     """
     with _named(path):
         if path.suffix.lower() == ".npy":
+            # mapped first: a header that promises more than the file has fails before memory is allocated
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return None, _features(np.array(array)), None  # the copy fails if the file is cut off
+            return None, _features(np.array(array)), None  # copied, since the file may be replaced later
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            # next to raw images, in ADM's files, statistics are of Inception's features
-            has_statistics = extractor == INCEPTION and "mu" in archive
-            if IMAGES in archive and (images or not has_statistics):
+            # ADM's files have images, and the statistics of their Inception features
+            has_inception_statistics = extractor == INCEPTION and "mu" in archive
+            if IMAGES in archive and (images or not has_inception_statistics):
                 pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
-                statistics = _statistics(archive) if has_statistics else None
+                statistics = _statistics(archive) if has_inception_statistics else None
                 return statistics, None, pixels
             if "features" in archive:
                 return None, _features(archive["features"]), None
