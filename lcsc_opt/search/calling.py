@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.base.live_code import LIVE, LiveCode, LiveFunctions, importable_name
+from lcsc_opt.base.live_code import LIVE, GivenNetwork, LiveCode, LiveFunctions, importable_name
 from lcsc_opt.base.paths import SHIPPED, BuildContext, cache_directory
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
@@ -342,8 +342,7 @@ def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what gives a copy, since its weights will change."""
     if not isinstance(build, nn.Module):
         return build
-    network = copy.deepcopy(build)
-    return lambda: network
+    return GivenNetwork(copy.deepcopy(build))
 
 
 def _patterns(checkpoints: Any) -> list[str]:

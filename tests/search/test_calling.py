@@ -123,6 +123,23 @@ def test_what_cannot_be_compared_is_said_when_a_study_continues(search: Any, cap
     assert "changed" not in said, "a list that the score itself fills is no change"
 
 
+def test_a_network_that_is_given_counts_by_its_structure(search: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    net = Net()
+
+    def between(rows: slice) -> Any:
+        return lambda net: ((net.weight - TARGET)[:, rows] ** 2).sum()
+
+    result = search(states(), build=net, score=between(slice(0, 3)))
+    net.load_state_dict(result.merge())
+    capfd.readouterr()
+    search(states(), build=net, score=between(slice(0, 3)), budget=5)
+    assert "cannot be compared" not in capfd.readouterr().err
+    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:build changed"):
+        search(states(), build=nn.Sequential(net), score=between(slice(0, 3)), budget=6)
+    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score\.rows changed"):
+        search(states(), build=net, score=between(slice(0, 2)), budget=6)
+
+
 def test_functions_of_a_module_make_a_study_file_that_continues(
     workplace: Path, search: Any, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
