@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lcsc_opt.base.errors import LcscError
     from lcsc_opt.base.records import Candidate, Evaluation
     from lcsc_opt.exports.averaging import average
+    from lcsc_opt.exports.comparing import compare_averages
     from lcsc_opt.objective.contract import Objective
     from lcsc_opt.search.api import Study, compare, load_objective, load_study, run
     from lcsc_opt.search.calling import search
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "average",
     "compare",
+    "compare_averages",
     "load_objective",
     "load_study",
     "run",
@@ -55,6 +57,7 @@ _MODULES = {
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
     "average": "lcsc_opt.exports.averaging",
     "compare": "lcsc_opt.search.api",
+    "compare_averages": "lcsc_opt.exports.comparing",
     "load_objective": "lcsc_opt.search.api",
     "load_study": "lcsc_opt.search.api",
     "run": "lcsc_opt.search.api",

@@ -44,6 +44,7 @@ _STATE_FILES = re.compile(
     re.IGNORECASE,
 )
 _CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
+_STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
 _INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
 _MAX_STEP = 10**18
 _MOST_SERIES_NAMED = 8  # in a message
@@ -174,6 +175,13 @@ def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Pa
     Raises:
         TrajectoryError: the paths are of several series, and may not be; the message has a glob for each.
     """
+    final = _final_file(paths)
+    if final is not None:
+        rest = _only_series(place, [path for path in paths if path != final], several_series)
+        if _is_after(final, rest):
+            return [*rest, final]
+        notice(f"{final.name} in {place} left out: no later step in its metadata")
+        return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
     is_one_series = several_series or len({series_without_width(path) for path in numbered}) == 1
@@ -190,6 +198,25 @@ def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Pa
             f"{place} holds several series of checkpoints: {named}. {_about_widths(paths)}Choose one: {choices}"
         )
     return sorted(paths, key=natural_order)
+
+
+def _final_file(paths: Sequence[Path]) -> Path | None:
+    """``lora.safetensors`` beside ``lora-000001.safetensors`` …: the end of a LoRA's training, as kohya and ai-toolkit
+    write it; ``None`` where the files have other names.
+    """
+    if len(paths) < 3 or any(path.suffix != ".safetensors" for path in paths):
+        return None
+    shortest = min(paths, key=lambda path: len(path.name))
+    others = [path for path in paths if path != shortest]
+    if all(re.fullmatch(rf"{re.escape(shortest.stem)}[-_]\D*[0-9]+", path.stem) for path in others):
+        return shortest
+    return None
+
+
+def _is_after(final: Path, paths: Sequence[Path]) -> bool:
+    """Whether the metadata of a file tell a step after those of the others."""
+    step = _step_in_metadata(final)
+    return step is not None and all(step > checkpoint_step(path) for path in paths)
 
 
 def _about_widths(paths: Sequence[Path]) -> str:
@@ -323,7 +350,10 @@ def _step_in_metadata(path: Path) -> int | None:
         text = metadata.get(name, "")
         if text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
-    return None
+    training_info = _STEP_OF_AI_TOOLKIT.search(metadata.get("training_info", ""))
+    if training_info is None:
+        return None
+    return int(training_info["step"])
 
 
 def _step_in_torch_file(path: Path) -> int | None:

@@ -73,6 +73,7 @@ for _command in (
     results.evaluate,
     exports.export,
     exports.apply,
+    exports.average,
     results.landscape,
     results.dashboard,
     cleaning.delete,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.records import Coefficients
-from lcsc_opt.exports.coefficients import coefficients_named
+from lcsc_opt.exports.coefficients import EXPECTED, coefficients_named
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.in_memory import by_step, pack_state_dicts
-from lcsc_opt.trajectory.packing import open_or_pack
+from lcsc_opt.trajectory.cached import PackRequest, as_patterns
+from lcsc_opt.trajectory.in_memory import by_step, check_state_dicts, pack_state_dicts
+from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 
 
 def average(checkpoints: Any, kind: str = "uniform") -> dict[str, Tensor]:
@@ -29,37 +29,46 @@ def average(checkpoints: Any, kind: str = "uniform") -> dict[str, Tensor]:
     Args:
         checkpoints: files, a pattern, a folder, a packed trajectory or ``hf://owner/name@step-*``; or state dicts, as
             ``{step: state_dict}`` or as a list.
-        kind: ``uniform``; ``last:N``, that of the last N; ``ema:RATE``, a rate per training step; or ``power:WIDTH``,
-            EDM2's.
+        kind: ``uniform``; ``last:N``, that of the last N; ``step:N``, one checkpoint; ``ema:RATE``, a rate per training
+            step; or ``power:WIDTH``, EDM2's.
 
     Raises:
         StudySpecError: another kind.
         TrajectoryError: the checkpoints cannot be read, or are of different models.
     """
-    coefficients_of = None
-    many: int | None = None
-    name, _, text = kind.partition(":")
-    if name in ("ema", "power"):
-        coefficients_of = coefficients_named(kind)
-    elif name == "last" and text.isdigit() and int(text) > 0:
-        many = int(text)
-    elif kind != "uniform":
-        raise StudySpecError(f"{kind}: expected uniform, last:N, ema:RATE or power:WIDTH")
-    states = by_step(checkpoints)
-    if states is None:
-        trajectory = open_or_pack(checkpoints, cache=cache_directory())
-    else:
-        trajectory = Trajectory.open(pack_state_dicts(states, cache_directory()))
-    if coefficients_of is not None:
-        trajectory, coefficients = coefficients_of(trajectory)
-    else:
-        coefficients = _uniform(len(trajectory.steps), many)
+    coefficients_of = coefficients_named(kind)
+    if coefficients_of is None:
+        raise StudySpecError(f"{kind}: is a recipe; expected {EXPECTED}")
+    trajectory, coefficients = coefficients_of(open_trajectory(checkpoints))
     return trajectory.merge(coefficients)
 
 
-def _uniform(checkpoints: int, last: int | None) -> Coefficients:
-    """``[K]``, those of the uniform average of the last ones; of all by default."""
-    many = checkpoints if last is None else min(last, checkpoints)
-    coefficients = np.zeros(checkpoints)
-    coefficients[-many:] = 1 / many
-    return coefficients
+def check_openable(checkpoints: Any, *, key: str | None = None, steps: Sequence[int] | None = None) -> None:
+    """Refuse what :func:`open_trajectory` would refuse before it packs; of files only the first is read.
+
+    Raises:
+        TrajectoryError: the checkpoints cannot be read, or are fewer than two.
+    """
+    states = by_step(checkpoints)
+    if states is None:
+        patterns = as_patterns(checkpoints)
+        check_checkpoints(PackRequest(patterns=patterns, cache=cache_directory(), key=key, steps=steps))
+    else:
+        check_state_dicts(states)
+
+
+def open_trajectory(checkpoints: Any, *, key: str | None = None, steps: Sequence[int] | None = None) -> Trajectory:
+    """Open checkpoints as users name them, or state dicts in memory; they are packed into the cache.
+
+    Args:
+        checkpoints: as for :func:`average`.
+        key: which state dict of each file.
+        steps: the training step of each file, ``[K]``; ``None`` reads them from metadata, contents and names.
+
+    Raises:
+        TrajectoryError: the checkpoints cannot be read, or are of different models.
+    """
+    states = by_step(checkpoints)
+    if states is None:
+        return open_or_pack(checkpoints, cache=cache_directory(), key=key, steps=steps)
+    return Trajectory.open(pack_state_dicts(states, cache_directory()))

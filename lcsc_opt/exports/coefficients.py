@@ -1,11 +1,13 @@
-"""Coefficients that a user names: ``ema:RATE``, ``power:WIDTH``, or a JSON file."""
+"""Coefficients that a user names: ``uniform``, ``last:N``, ``step:N``, ``ema:RATE``, ``power:WIDTH``, a JSON file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
@@ -14,9 +16,12 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import SpaceSpec
 from lcsc_opt.coefficients.profiles import (
     check_coefficients,
+    counts_of,
+    decay_coefficients,
     distance_to_exact,
     ema_coefficients,
     power_ema_coefficients,
+    window_ema_rates,
 )
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.means import described
@@ -25,10 +30,86 @@ CoefficientsOf = Callable[[Trajectory], tuple[Trajectory, Coefficients]]
 """Checkpoints → their coefficients, with the trajectory in layer groups where each has a row of its own."""
 
 _PROFILES = {"ema": ema_coefficients, "power": power_ema_coefficients}
+_WINDOWS = ("uniform", "last", "step")
+USUAL_WIDTHS = (0.05, 0.1, 0.2)  # of EDM2's power-function averages; wider ones are nearly uniform
+_SAME = 0.05  # half of Σ|a − b|, below which two averages are shown once
+EXPECTED = "uniform, last:N, step:N, ema:RATE (as ema:0.9999) or power:WIDTH (as power:0.1)"
+
+
+def usual_averages(steps: Sequence[int]) -> dict[str, Coefficients]:
+    """The averages that people try first: kind, as :func:`coefficients_named` reads it → coefficients ``[K]``.
+
+    The uniform one, that of the last half, three EMAs and three power-function EMAs of the window. Those that hardly
+    differ from an earlier one, or from a single checkpoint, are left out.
+
+    Args:
+        steps: the training step of each checkpoint, ``[K]``.
+
+    Raises:
+        StudySpecError: fewer than two steps, or they do not increase.
+    """
+    count = len(steps)
+    kinds = ["uniform", f"last:{count // 2}"]
+    for rate in window_ema_rates(steps)[2::2]:
+        rounded = 1 - float(f"{1 - rate:.2g}")  # so that the name is the very same average
+        kinds.append(f"ema:{rounded:.10g}")
+    kinds += [f"power:{width:g}" for width in USUAL_WIDTHS]
+    averages: dict[str, Coefficients] = {}
+    earlier: list[Coefficients] = list(np.eye(count))
+    for kind in kinds:
+        coefficients = coefficients_of_kind(kind, steps)
+        if all(np.abs(coefficients - other).sum() / 2 > _SAME for other in earlier):
+            averages[kind] = coefficients
+            earlier.append(coefficients)
+    return averages
+
+
+def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
+    """The coefficients ``[K]`` of ``uniform``, ``last:N``, ``step:N``, ``ema:RATE`` or ``power:WIDTH``.
+
+    Raises:
+        StudySpecError: it is none of these, or there is no such step.
+    """
+    name, _, text = kind.partition(":")
+    if name in _PROFILES:
+        value = _number_in(kind)
+        try:
+            return _PROFILES[name](steps, value)
+        except StudySpecError as error:
+            raise StudySpecError(f"{kind}: {error}") from error
+    if name not in _WINDOWS:
+        raise StudySpecError(f"{kind}: expected {EXPECTED}")
+    counts = counts_of(steps)
+    if kind == "uniform":
+        return decay_coefficients(len(steps), len(steps), counts=counts)
+    if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
+        raise StudySpecError(f"{kind}: expected {EXPECTED}")
+    if name == "last":
+        return decay_coefficients(len(steps), int(text), counts=counts)
+    if int(text) not in steps:
+        listed = ", ".join(str(step) for step in steps[:8])
+        if len(steps) > 8:
+            listed += f" … {steps[-1]}"
+        raise StudySpecError(f"{kind}: there is no checkpoint of this step; there are {listed}")
+    one_hot = np.zeros(len(steps))
+    one_hot[list(steps).index(int(text))] = 1.0
+    return one_hot
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what :func:`coefficients_of_kind` would refuse, before checkpoints are read.
+
+    Raises:
+        StudySpecError: it is none of the kinds, or its number is out of range.
+    """
+    name, _, text = kind.partition(":")
+    if name == "step" and text.isdecimal():
+        return  # only the checkpoints tell whether there is such a step
+    coefficients_of_kind(kind, (1, 2))  # of any two steps
 
 
 def coefficients_named(source: str) -> CoefficientsOf | None:
-    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the checkpoints.
+    """A kind of :func:`coefficients_of_kind`, or a JSON file of coefficients, as a function of the checkpoints.
 
     A file holds ``[K]`` numbers, or has them under the key ``coefficients``, as what ``lcsc show STUDY --format json``
     prints; there may be ``[S, K]`` of them then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the
@@ -38,16 +119,21 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
         ``None`` for anything else, such as a recipe.
 
     Raises:
-        StudySpecError: the rate or the width is none, or there is no such file, or a .json file cannot be read or holds
-            something else.
+        StudySpecError: the rate, the width or the number is none, or there is no such file, or a .json file cannot be
+            read or holds something else.
     """
-    if source.partition(":")[0] in _PROFILES:
+    name = source.partition(":")[0]
+    if name in _PROFILES or name in _WINDOWS:
+        check_kind(source)
+    if name in _PROFILES:
         return _of_profile(source)
+    if name in _WINDOWS:
+        return lambda trajectory: (trajectory, coefficients_of_kind(source, trajectory.steps))
     path = Path(source)
     if not path.exists():
         raise StudySpecError(
-            f"{source}: no such file; expected ema:RATE, as ema:0.9999; power:WIDTH, as power:0.1; or the file of a "
-            "recipe, an exported model or coefficients in JSON. lcsc export merges the answer of a study"
+            f"{source}: no such file; expected {EXPECTED}; or the file of a recipe, an exported model or coefficients "
+            "in JSON. lcsc export merges the answer of a study"
         )
     if path.suffix != ".json":
         return None
@@ -75,26 +161,24 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
 
 def _of_profile(source: str) -> CoefficientsOf:
     """The averages of ``ema:RATE`` or ``power:WIDTH``."""
-    kind, _, text = source.partition(":")
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
-    profile = _PROFILES[kind]
-    try:
-        profile((1, 2), value)  # of any two steps, before checkpoints are read
-    except StudySpecError as error:
-        raise StudySpecError(f"{source}: {error}") from error
 
     def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
-        coefficients = profile(trajectory.steps, value)
+        coefficients = coefficients_of_kind(source, trajectory.steps)
         if trajectory.intervals is not None:
-            distance = distance_to_exact(trajectory.intervals, lambda steps: profile(steps, value))
+            distance = distance_to_exact(trajectory.intervals, lambda steps: coefficients_of_kind(source, steps))
             rows = described(trajectory.intervals)
-            notice(f"{kind}:{text} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
+            notice(f"{source} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
         return trajectory, coefficients
 
     return coefficients_of
+
+
+def _number_in(source: str) -> float:
+    """The number of ``ema:0.9999``."""
+    try:
+        return float(source.partition(":")[2])
+    except ValueError as error:
+        raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.database.store import StoredStudy
@@ -23,6 +24,7 @@ from lcsc_opt.exports.lists import LISTS, write_list
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.trajectory import Trajectory, open_or_pack
 from lcsc_opt.trajectory.sources import find_sources
 
@@ -40,13 +42,14 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     """
     recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
-    flavour = lora_flavour(trajectory.names)
-    if flavour is not None:
-        _check_adapter(flavour, to)
-    config = to.config_text(_network_config(objective))
+    _check_adapter(trajectory, to)
+    config = to.config_text(network_config(objective.sampler))
     changes: dict[str, Any] = {}
     if to.form == "lora":
-        changes["lora"] = _lora_of(study, objective, trajectory)
+        alphas = _searched_alphas(study)
+        if alphas is None:
+            alphas = trajectory.lora_alphas()
+        changes["lora"] = lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
         changes["statistics"] = save(cast(dict(statistics), to.dtype)).hex()
@@ -118,7 +121,41 @@ def average(
     config = to.config_text()
     packed = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     trajectory, coefficients = coefficients_of(packed)
+    return write_average(trajectory, coefficients, to, name=name, config=config)
+
+
+def write_average(
+    trajectory: Trajectory,
+    coefficients: Coefficients,
+    to: Destination,
+    *,
+    name: str,
+    config: str | None = None,
+    naming: LoraNaming | None = None,
+) -> Recipe:
+    """Combine the checkpoints of a trajectory, and write the model with its recipe inside.
+
+    Args:
+        trajectory: K checkpoints.
+        coefficients: ``[K]``, or a row for each layer group of the trajectory.
+        to: where the model is written, and how.
+        name: the model's in the recipe.
+        config: ``config.json`` of a model folder.
+        naming: what the names of a LoRA depend on; ``None`` is a U-Net's, with the alphas of the checkpoints.
+
+    Returns:
+        The recipe that is inside the model.
+
+    Raises:
+        ObjectiveError: a model folder for a LoRA, or weights that do not fit the configuration.
+        TrajectoryError: the form is that of a LoRA, and the checkpoints are none.
+        StudyStoreError: the disk refuses.
+    """
+    _check_adapter(trajectory, to)
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
+    if to.form == "lora":
+        naming = naming or LoraNaming(alphas=trajectory.lora_alphas())
+        recipe = recipe.model_copy(update={"lora": naming})
     return _write(trajectory, recipe, to, config)
 
 
@@ -143,8 +180,11 @@ def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:
         raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
 
 
-def _check_adapter(flavour: str, to: Destination) -> None:
+def _check_adapter(trajectory: Trajectory, to: Destination) -> None:
     """Refuse a model's folder for an adapter; say which form its user loads."""
+    flavour = lora_flavour(trajectory.names)
+    if flavour is None:
+        return
     if to.form == "diffusers":
         file = to.path / "adapter_model.safetensors"
         raise ObjectiveError(
@@ -155,18 +195,18 @@ def _check_adapter(flavour: str, to: Destination) -> None:
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
 
 
-def _network_config(objective: Objective) -> str | None:
-    """The ``config.json`` of the network that the objective samples with, if it is one of diffusers."""
+def network_config(sampler: Sampler | None) -> str | None:
+    """The ``config.json`` of the network of a sampler, if it is one of diffusers."""
     for name in ("network", "denoiser"):  # alone, or of a pipeline
-        network: Any = getattr(objective.sampler, name, None)
+        network: Any = getattr(sampler, name, None)
         if hasattr(network, "to_json_string"):
             return str(network.to_json_string())
     return None
 
 
-def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -> LoraNaming:
-    """The naming of the study's LoRA, with the alphas that it was searched with."""
-    pipeline = getattr(objective.sampler, "pipeline", None)
+def lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:
+    """What the names of a LoRA for the pipeline of a sampler depend on."""
+    pipeline = getattr(sampler, "pipeline", None)
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
     layers_per_block = getattr(unet_config, "layers_per_block", None)
     if not isinstance(layers_per_block, int):
@@ -174,9 +214,6 @@ def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -
     component = "unet"
     if getattr(pipeline, "transformer", None) is not None:
         component = "transformer"
-    alphas = _searched_alphas(study)
-    if alphas is None:
-        alphas = trajectory.lora_alphas()
     return LoraNaming(component=component, alphas=alphas, layers_per_block=layers_per_block)
 
 

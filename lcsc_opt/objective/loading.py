@@ -52,7 +52,7 @@ def load_objective(
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
             it.
     """
-    _make_importable(study_folder)
+    make_importable(study_folder)
     path = find("objectives", spec.file, study_folder=study_folder)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
@@ -100,7 +100,7 @@ def check_objective(
     The objective's file takes part if it has a class ``Settings``. Arguments and errors are those of
     :func:`load_objective`.
     """
-    _make_importable(study_folder)
+    make_importable(study_folder)
     path = find("objectives", spec.file, study_folder=study_folder)
     settings_class: Any = getattr(load_file(path), "Settings", None)
     settings: Any = None
@@ -117,7 +117,7 @@ def check_objective(
     )
 
 
-def _make_importable(study_folder: Path | None) -> None:
+def make_importable(study_folder: Path | None) -> None:
     """Modules next to the study file and in the working directory can be imported from now on."""
     for folder in (study_folder, Path()):
         if folder is None:

@@ -7,24 +7,28 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from PIL import Image
 from pydantic import JsonValue
 
-from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, ObjectiveSpec, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
+from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.network_scorer import takes_draw
 from lcsc_opt.objective.recognition import SCORE, Near, Proposal, Setting, propose
+from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.sampling.from_folder import has_text_encoder
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.means import described
 from lcsc_opt.trajectory.sources import find_sources
@@ -64,7 +68,9 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
 
     Raises:
         TrajectoryError: there are no checkpoints, or those of several models.
+        MetricError: the real images that the user names do not exist, or are no images.
     """
+    _check_reference(given, beside)
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
         steps = trajectory.steps
@@ -107,6 +113,17 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         search=search.text,
     )
     return Draft(text, summary, missing, problem)
+
+
+def _check_reference(given: Mapping[str, JsonValue], beside: Path) -> None:
+    """Raise MetricError if the real images that the user names do not exist."""
+    reference = given.get("reference")
+    if not isinstance(reference, str):
+        return
+    path = BuildContext(beside).path(reference)
+    if path.exists():
+        reference = str(path)
+    ReferenceSettings.parse(reference).check()
 
 
 def _filled(settings: Sequence[Setting], given: Mapping[str, JsonValue], ask: Ask) -> tuple[list[Setting], list[str]]:
@@ -284,8 +301,7 @@ def _dumped(value: JsonValue, *, style: str | None) -> str:
 
 def _near(folder: Path, given: Mapping[str, JsonValue]) -> Near:
     """What lies next to the checkpoints or in the working directory, unless the user named it."""
-    base = folder if folder.is_dir() else folder.parent
-    neighbours = sorted({path for place in (base.parent, Path()) for path in _entries(place)})
+    neighbours = _neighbours(folder)
     reference = _only([path for path in neighbours if path.is_dir() and _image_names(path)])
     if "reference" in given:
         reference = Path(str(given["reference"]))
@@ -293,8 +309,57 @@ def _near(folder: Path, given: Mapping[str, JsonValue]) -> Near:
     for name in ("text", "prompts"):
         if name in given:
             text = Path(str(given[name]))
-    pipeline = _only([path for path in neighbours if (path / "model_index.json").is_file()])
+    pipeline = _only(_pipelines(neighbours))
     return Near(reference, _image_shape(reference), text, pipeline)
+
+
+def pipeline_near(checkpoints: Any, *, of_texts: bool) -> Path:
+    """The folder of diffusers that the checkpoints belong to: their own, or the only pipeline next to it.
+
+    Args:
+        checkpoints: as users name them; only a path or a pattern has neighbours.
+        of_texts: whether the pipeline has a text encoder; others next to the checkpoints are passed over.
+
+    Raises:
+        ObjectiveError: there is none, or there are several.
+    """
+    pipelines: list[Path] = []
+    if isinstance(checkpoints, (list, tuple)) and len(checkpoints) > 0:
+        checkpoints = checkpoints[0]
+    if isinstance(checkpoints, (str, Path)):
+        folder = Path(checkpoints).expanduser()
+        for own in _pipelines([folder, folder.parent]):
+            return own
+        network = _first_network(folder)
+        if network is not None and not of_texts:
+            return network
+        pipelines = [path for path in _pipelines(_neighbours(folder)) if has_text_encoder(path) == of_texts]
+        pipeline = _only(pipelines)
+        if pipeline is not None:
+            return pipeline
+    several = ", ".join(str(path) for path in pipelines) or "none next to the checkpoints"
+    raise ObjectiveError(f"pipeline: give the folder of diffusers that the checkpoints are for; found {several}")
+
+
+def _first_network(checkpoints: Path) -> Path | None:
+    """The folder of a checkpoint, if diffusers wrote the network's configuration with the weights."""
+    first = find_checkpoints(checkpoints)[0]
+    folder = first if first.is_dir() else first.parent
+    with contextlib.suppress(ObjectiveError):
+        DiffusersFolder.read(folder)
+        return folder
+    return None
+
+
+def _pipelines(paths: Sequence[Path]) -> list[Path]:
+    """Those that are folders of pipelines."""
+    return [path for path in paths if (path / "model_index.json").is_file()]
+
+
+def _neighbours(folder: Path) -> list[Path]:
+    """What lies next to the checkpoints, and in the working directory."""
+    base = folder if folder.is_dir() else folder.parent
+    return sorted({path for place in (base.parent, Path()) for path in _entries(place)})
 
 
 _NO_TEXTS = ("requirements", "constraints", "LICENSE", "README")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.finding import checkpoint_step, find_checkpoints
 from lcsc_opt.checkpoints.names import checkpoint_series, series_glob
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
@@ -122,3 +122,30 @@ def test_the_rate_of_an_average_is_no_step(tmp_path: Path) -> None:
         checkpoint_step(path)
     torch.save({"w": torch.zeros(2), "step": torch.tensor(50)}, path)
     assert checkpoint_step(path) == 50
+
+
+@pytest.mark.parametrize(
+    ("final", "names"),
+    [
+        ("hat_v2", ["hat_v2-000001", "hat_v2-000002"]),  # kohya's epochs
+        ("hat", ["hat-step00000100", "hat-step00000200"]),
+        ("hat", ["hat_000000100", "hat_000000200"]),  # ai-toolkit's
+    ],
+)
+def test_the_last_file_of_a_loras_training_is_its_last_epoch(
+    tmp_path: Path, final: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(name: str, metadata: dict[str, str] | None) -> None:
+        save_file(state_dict(1), tmp_path / f"{name}.safetensors", metadata=metadata)
+
+    for number, name in enumerate(names, start=1):
+        save(name, {"ss_steps": str(100 * number)})
+    expected = [tmp_path / f"{name}.safetensors" for name in names]
+    for metadata in ({"ss_steps": "300"}, {"training_info": '{"step": 300, "epoch": 3}'}):
+        save(final, metadata)
+        assert find_checkpoints(tmp_path) == [*expected, tmp_path / f"{final}.safetensors"]
+        assert checkpoint_step(tmp_path / f"{final}.safetensors") == 300
+    for no_later in (None, {"ss_steps": "200"}):
+        save(final, no_later)
+        assert find_checkpoints(tmp_path) == expected
+        assert "left out: no later step in its metadata" in capsys.readouterr().err

@@ -30,6 +30,9 @@ def place(workplace: Path) -> None:
     [
         ("ema:0.9", ema_coefficients(STEPS, 0.9)),
         ("power:0.1", power_ema_coefficients(STEPS, 0.1)),
+        ("uniform", np.full(5, 0.2)),
+        ("last:2", np.array([0, 0, 0, 0.5, 0.5])),
+        ("step:20", np.array([0, 1.0, 0, 0, 0])),
         ("list.json", np.array(OWN)),
     ],
 )
@@ -52,9 +55,11 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
         ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
         ("short.json", "expected"),
         ("ema", "ema: expected a number, as in ema:0.9999 or power:0.1"),
+        ("last:0", "last:0: expected uniform, last:N"),
+        ("step:25", "step:25: there is no checkpoint of this step; there are 10, 20, 30, 40, 50"),
         ("ema:2", "ema:2: rate: expected at least 0 and below 1, got 2.0"),
-        ("emma", "emma: no such file; expected ema:RATE, as ema:0.9999; power:WIDTH"),
-        ("missing.json", "missing.json: no such file; expected ema:RATE"),
+        ("emma", "emma: no such file; expected uniform, last:N, step:N, ema:RATE (as ema:0.9999) or power:WIDTH"),
+        ("missing.json", "missing.json: no such file; expected uniform"),
         ("by_step.json", "by_step.json: expected a list of numbers, one for each checkpoint in the order of the steps"),
         ("by_name.json", "by_name.json: expected a list of numbers"),
         ("text.json", "text.json: expected a list of numbers"),
