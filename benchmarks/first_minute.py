@@ -80,7 +80,7 @@ def install(way: Way, folder: Path) -> tuple[Path, float]:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     for requirement in way.requirements:
-        pip = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS]
+        pip: list[str | Path] = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS]
         subprocess.run([*pip, *requirement.split()], check=True)
     return python, time.perf_counter() - start
 

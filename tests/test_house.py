@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from lcsc_opt.base.plugins import Group
-
 import numpy as np
 import pytest
 import torch
+
+from lcsc_opt.base.plugins import Group
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
