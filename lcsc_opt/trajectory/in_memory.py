@@ -89,10 +89,7 @@ def check_state_dicts(states: StateDicts) -> None:
         raise TrajectoryError(f"checkpoints: got {len(states)} state dict, and a combination needs at least 2.")
     memories: dict[tuple[int, ...], int] = {}
     for step, weights in states.items():
-        for name, value in weights.items():
-            if not isinstance(value, Tensor):
-                kind = type(value).__name__
-                raise TrajectoryError(f"checkpoints: the state dict of step {step}: {name} is a {kind}, not a tensor.")
+        _check_tensors(step, weights)
         memory = tuple(tensor.data_ptr() for tensor in weights.values())
         if memory in memories:
             raise TrajectoryError(
@@ -100,6 +97,13 @@ def check_state_dicts(states: StateDicts) -> None:
                 "the same weights: keep copies, as copy.deepcopy(net.state_dict())."
             )
         memories[memory] = step
+
+
+def _check_tensors(step: int, weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TrajectoryError(f"checkpoints: the state dict of step {step}: {name} is a {kind}, not a tensor.")
 
 
 def _layout(writer: MatrixWriter, step: int, weights: Mapping[str, Tensor]) -> Layout:
