@@ -92,7 +92,7 @@ def radii_of(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
     radii = []
     for rows in torch.split(features, rows_at_once(len(features))):
         distances = torch.cdist(rows, features)
-        # the nearest is the feature itself; on a CPU, kthvalue takes six times as long
+        # the nearest is the feature itself; on a CPU, kthvalue takes several times as long
         nearest = distances.topk(neighbour + 1, dim=1, largest=False, sorted=False).values
         radii.append(nearest.amax(dim=1))
     return torch.cat(radii)
