@@ -25,6 +25,9 @@ EXAMPLES = {
 }
 
 
+WITHOUT = {"__version__", "load_objective", "compare_averages"}  # these need a study file, or a model of text to image
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_of_a_name_runs(name: str, workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="lcsc_opt")
@@ -35,6 +38,6 @@ def test_the_example_of_a_name_runs(name: str, workplace: Path, caplog: pytest.L
     assert results.failed == 0, "".join(printed)
 
 
-def test_every_name_of_the_top_level_that_is_called_has_an_example_or_a_class_of_members() -> None:
+def test_every_function_of_the_top_level_has_an_example() -> None:
     classes = {name for name in lcsc_opt.__all__ if inspect.isclass(getattr(lcsc_opt, name))}
-    assert set(lcsc_opt.__all__) - set(EXAMPLES) - classes == {"__version__", "load_objective"}
+    assert set(lcsc_opt.__all__) - set(EXAMPLES) - classes == WITHOUT
