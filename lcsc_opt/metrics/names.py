@@ -50,7 +50,6 @@ HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
     }
 )
 OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "held_out_reward", "spread": "pixels"}
-MEANS: tuple[Formula, ...] = ("reward", "held_out_reward")  # over single images, of functions that score them
 # Those for which mean and covariance of the reference are not enough.
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "fid_infinity", "is", *OWN_FEATURES}
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # of held-out images: never in a loss

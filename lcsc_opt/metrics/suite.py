@@ -167,7 +167,7 @@ class MetricSuite:
             constraint=constraint,
             real_fids=real_fids,
             gradient=gradient,
-            errors=held_out,
+            intervals=held_out,
             device=self._device,
         )
 

@@ -184,7 +184,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_w
                 "objective": {"file": "latent_diffusion.py", "settings": settings},
                 "optimizers": [optimizer],
                 "budget": {"images": 240},
-                "held_out": {"images": 48, "top": 2},
+                "held_out": {"images": 240, "top": 2},
             }
         )
     finally:
