@@ -19,6 +19,7 @@ _COMPONENTS = (  # running averages come before raw weights
     "unet_lora",
     "transformer_lora",
     "pytorch_model_fsdp_0",
+    "model_and_optim",  # of OLMo-core
 )
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
@@ -97,8 +98,9 @@ def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
         if not is_plain_name(name):
             continue
         subfolder_file = _weights_file(folder / name)
-        if subfolder_file is not None and not rest_of_key:
-            return FolderWeights(subfolder_file, name)
+        is_distributed = subfolder_file is not None and subfolder_file.name == METADATA
+        if subfolder_file is not None and (is_distributed or not rest_of_key):
+            return FolderWeights(subfolder_file, name, rest=rest_of_key)
         for suffix in _KEY_SUFFIXES:
             file = folder / f"{name}{suffix}"
             if file.is_file():

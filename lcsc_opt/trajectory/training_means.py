@@ -109,7 +109,8 @@ class MeansOfTraining:
                 f"{self._saver.path} holds means already: load the training's state with load_state_dict, or begin "
                 "again with resume=0."
             )
-        self._training = secrets.token_hex(8)
+        [name, *_] = self._saver.processes.gathered("name of the training", secrets.token_hex(8))
+        self._training = name
         self._saver.add_metadata(_TRAINING, self._training)
 
     def _open(self, layout: Layout) -> RunningMean:
@@ -168,19 +169,52 @@ class MeansOfTraining:
             self._needed_from = [*self._needed_from[-1:], self.windows.first]
             self._state_additions = self.windows.additions
         mean = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors.items()}
-        return {"training": self._training, "windows": self.windows.state(), "mean": mean}
+        return {
+            "training": self._training,
+            "windows": self.windows.state(),
+            "process": self._process,
+            "mean": mean,
+        }
+
+    @property
+    def _process(self) -> list[int]:
+        """Whose part of the mean this is, and of how many processes."""
+        return [self._saver.processes.rank, self._saver.processes.count]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
         """Continue from a state; gives how many later rows were dropped.
 
         Raises:
-            TrajectoryError: the state is none, of another training, with other ``means``, or rows were merged since.
+            TrajectoryError: the state is none, of another training, with other ``means``, of another process, or rows
+                were merged since.
         """
+        processes = self._saver.processes
+        with processes.together("load the state"):
+            windows, last_step = self._checked(state)
+        training = str(state["training"])
+        processes.agree("state of the training", (training, windows.state()))
+        dropped = self._saver.truncate(last_step)
+        self.windows = windows
+        self._loaded = dict(state["mean"])
+        self._training = training
+        self._saver.add_metadata(_TRAINING, training)
+        self._needed_from = [windows.first]
+        self._state_additions = windows.additions
+        return dropped
+
+    def _checked(self, state: Mapping[str, Any]) -> tuple[Windows, int]:
+        """The windows of a state, and the step of the last row before its open mean; -1 if there is none."""
         path = self._saver.path
         if self.windows.additions:
             raise TrajectoryError(f"{path}: checkpoints were added already: load the state before the first step.")
         if not isinstance(state, Mapping) or not state.keys() >= {"training", "windows", "mean"}:
             raise TrajectoryError(f"{path}: the state has no mean: load what the writer's state_dict() gave.")
+        rank, count = state.get("process", (0, 1))
+        if [rank, count] != self._process:
+            raise TrajectoryError(
+                f"{path}: the state is that of process {rank} of {count}, not {self._process[0]} of "
+                f"{self._process[1]}: load its own state in each, and resume with as many processes."
+            )
         windows = Windows.of_state(state["windows"])
         if windows.means != self.windows.means:
             raise TrajectoryError(f"{path}: the training began with means={windows.means}: resume it with the same.")
@@ -200,14 +234,7 @@ class MeansOfTraining:
         last_step = -1  # drops all
         if closed:
             _, last_step, _ = closed[-1]
-        dropped = self._saver.truncate(last_step)
-        self.windows = windows
-        self._loaded = dict(state["mean"])
-        self._training = training
-        self._saver.add_metadata(_TRAINING, training)
-        self._needed_from = [windows.first]
-        self._state_additions = windows.additions
-        return dropped
+        return windows, last_step
 
     def _merge(self, most: int | None, *, state: int) -> None:
         """Merge up to ``most`` pairs of rows that are one window, and lie before the open mean of a state."""

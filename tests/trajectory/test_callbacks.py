@@ -218,11 +218,26 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         "model": Scored(),
         "optimizer": torch.optim.SGD(model.parameters(), 0.1),
         "dataset": [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80,
+        "steps": 200,
     }
+    for name, text in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, text)  # as torchrun does
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
     means = tuple(range(10, 110, 10))
-    assert rows == {"means": means, "lightning": eight, "accelerate": (*eight, 10), "transformers": eight}
+    assert rows == {
+        "means": means,
+        "lightning": eight,
+        "accelerate": (*eight, 10),
+        "transformers": eight,
+        "run": (100, 200),
+    }
+
+
+def test_means_of_a_sharded_training_are_refused_by_callbacks(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match="no callback keeps the mean of a sharded training"):
+        TrajectorySaver(tmp_path / "t", every=1, sharded=True, means=4)
+    assert not (tmp_path / "t").exists()

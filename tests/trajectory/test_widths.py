@@ -196,7 +196,7 @@ def test_packing_again_keeps_the_widths(edm2: Path, tmp_path: Path) -> None:
     assert pack(plain.path, tmp_path / "v").rows == tuple(map(Row, plain.steps))
 
 
-@pytest.mark.parametrize("name", ["NVlabs EDM2", "JiT, RiT, JLT", "icefall", "torchtitan with its EMA"])
+@pytest.mark.parametrize("name", ["NVlabs EDM2", "JiT, RiT, JLT", "icefall", "torchtitan with its EMA", "OLMo-core"])
 def test_init_drafts_a_study_in_one_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
