@@ -132,6 +132,7 @@ _NATIVE_NAMES: Mapping[str, re.Pattern[str]] = {
 """Pipeline → how module names begin that its ``lora_state_dict`` translates: those of the model's first code, and of
 trainers such as kohya's sd-scripts and musubi-tuner, ai-toolkit and ComfyUI. Diffusers' own names begin otherwise.
 """
+_TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "blocks.")  # no U-Net begins with these
 _UNET_BLOCKS = (
     "down_blocks_",
     "mid_block_",
@@ -240,7 +241,12 @@ def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) 
     if lora_flavour(module.down for module in modules) == "kohya":
         places = _kohya_places(modules, unet_config)
     else:
-        places = {module.name: (module.component or component, module.path) for module in modules}
+        places = {}
+        for module in modules:
+            place = module.component or component
+            if not module.component and module.path.startswith(_TRANSFORMER_BLOCKS):
+                place = "transformer"
+            places[module.name] = (place, module.path)
     named: dict[str, tuple[LoraModule, str]] = {}
     for module in modules:
         module_component, path = places[module.name]

@@ -164,11 +164,8 @@ def test_a_merged_lora_is_written_for_its_own_pipeline(workplace: Path, typed: T
     own = load_file("own.safetensors")
     assert own.keys() == lora(kind, 100).keys()
 
-    if lora_flavour(own) == "peft" or not any(name.startswith(("transformer.", "lora_unet_")) for name in own):
-        converted = to_diffusers(own, alphas_of("runs"), component="transformer")
-    else:
-        typed("apply", "last:2", "runs", "-o", "diffusers.safetensors", "--as", "lora")
-        converted = load_file("diffusers.safetensors")
+    typed("apply", "last:2", "runs", "-o", "diffusers.safetensors", "--as", "lora")
+    converted = load_file("diffusers.safetensors")
     places = {module.path: module for module in lora_modules(converted)}
     network = transformer(family)
     for path, module in places.items():
@@ -186,12 +183,6 @@ def test_a_merged_lora_is_written_for_its_own_pipeline(workplace: Path, typed: T
             factor = ALPHA / RANK
         expected += float((factor * own[up] @ own[down]).double().square().sum())
     assert energy == pytest.approx(expected, rel=1e-4), "no module is lost, and each has its scale"
-
-
-def alphas_of(place: str) -> Any:
-    from lcsc_opt.exports.averaging import open_trajectory
-
-    return open_trajectory(place).lora_alphas()
 
 
 def test_fused_projections_are_divided_into_those_of_diffusers() -> None:
