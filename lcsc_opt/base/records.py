@@ -161,6 +161,8 @@ class Evaluation:
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
         constraint: the bound of the kept metric if this candidate is EMA*; ``None`` if no metric is kept, and of a
             candidate that has a constraint already.
+        without_groups: on held-out noise, ``loss`` or a metric → its values without one of ten groups of images each
+            (:mod:`lcsc_opt.base.jackknife`), for the intervals of a report; empty if they are not known.
     """
 
     loss: float
@@ -170,6 +172,7 @@ class Evaluation:
     violation: float | None = None
     unseen: float | None = None
     constraint: Constraint | None = None
+    without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
