@@ -453,7 +453,7 @@ class _TunedPath:
 
     def step(self, point: _Free, gradient: _Free, *, delay: int) -> None:
         """One step against the gradient of an evaluation at a point, both ``[K + m]``."""
-        point_gradient = self.space.point_gradient(gradient)
+        point_gradient = self.space.point_gradient(point, gradient)
         coefficients = self.space.coefficients_of(point)
         self._coefficients.step(coefficients, self.space.coefficients_of(point_gradient), delay=delay)
         slopes = np.where(self._is_differentiable, self.space.units_of(point_gradient), 0.0)
