@@ -36,6 +36,7 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "PowerEMAGrid": grids.PowerEMAGrid,
     "UniformGrid": grids.UniformGrid,
     "DecayGrid": grids.DecayGrid,
+    "ExtraMergeGrid": grids.ExtraMergeGrid,
     "EachCheckpoint": grids.EachCheckpoint,
     "GreedySoup": grids.GreedySoup,
     LANDSCAPE: grids.PlaneGrid,

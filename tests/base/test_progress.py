@@ -82,8 +82,9 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
 
 
 SCRIPT = """
-import logging, os, sys
-import nevergrad, optuna, torch  # once: they take seconds, and set up no logging
+import gc, logging, os, sys
+import nevergrad, optuna, pydantic, sqlalchemy.orm, torch, yaml  # once: they take seconds, and set up no logging
+gc.freeze()  # no fork collects what was imported
 
 def script():
     import lcsc_opt

@@ -245,6 +245,13 @@ def dies_while_loading() -> Stages:
     os._exit(7)
 
 
+def expect_no_lost_node() -> None:
+    """In a process that has not imported Ray yet: when a worker dies, its node is there, so hardly wait for its end."""
+    from lcsc_opt.evaluation import ray
+
+    ray._NODE_SECONDS = 0.1
+
+
 def candidate(*coefficients: float, images: int | None = None) -> Candidate:
     return Candidate(np.array(coefficients), images=images)
 
