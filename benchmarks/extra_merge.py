@@ -62,8 +62,8 @@ def measured(way: str, seed: int) -> tuple[float, ...]:
     extrapolation = float("nan")
     if way == "ExtraMergeGrid":
         coefficients = np.array(study.coefficients)
-        window = int((coefficients > 0).sum())
-        extrapolation = -coefficients[coefficients < 0].sum()
+        window = int((coefficients > 1e-9).sum())
+        extrapolation = -coefficients[coefficients < -1e-9].sum()
     return report.loss, low, high, len(study.trials), window, extrapolation
 
 
