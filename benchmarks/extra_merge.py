@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def measured(way: str, seed: int) -> tuple[float, ...]:
-    """Held-out FID, its interval, evaluations; of Extra-Merge the window and the extrapolation, else NaN."""
+    """Held-out FID, its interval, evaluations; of Extra-Merge the window and the extrapolation, else zero."""
     specification: dict[str, Any] = parse_yaml(STUDY.read_text())
     settings = {**specification["objective"]["settings"], "noise_seed": seed, "images": 1000, "held_out_metrics": []}
     settings.pop("keep", None)
@@ -58,12 +58,12 @@ def measured(way: str, seed: int) -> tuple[float, ...]:
     if report is None or report.rows[0].interval is None:
         raise RuntimeError(f"{study.name} has no report with an interval")
     low, high = report.rows[0].interval
-    window = float("nan")
-    extrapolation = float("nan")
+    window = 0.0
+    extrapolation = 0.0
     if way == "ExtraMergeGrid":
         coefficients = np.array(study.coefficients)
         window = int((coefficients > 1e-9).sum())
-        extrapolation = -coefficients[coefficients < -1e-9].sum()
+        extrapolation = abs(coefficients[coefficients < -1e-9].sum())
     return report.loss, low, high, len(study.trials), window, extrapolation
 
 
