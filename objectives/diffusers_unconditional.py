@@ -17,7 +17,9 @@ type, clipping) come from the pipeline, and ``sampler.scheduler`` changes single
     sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
 
 A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
-one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance. A model of latents
+one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance; with ``low: 0.2``
+and ``high: 0.8`` only between these shares of the training's timesteps. ``guidance: {scale: 1.5, weak: ema:0.99}`` is
+autoguidance by an average, or by an earlier checkpoint, ``weak: 20000``, also without classes. A model of latents
 needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``; ``lcsc train``
 writes this setting into its study files.
 """
@@ -26,14 +28,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
+from lcsc_opt.objective.weak import with_weak_weights
 from lcsc_opt.sampling import (
+    ALWAYS,
+    Autoguidance,
     ClassLabels,
     DecoderSettings,
     DiffusersFolder,
@@ -46,15 +52,28 @@ from lcsc_opt.sampling import (
 
 
 class GuidanceSettings(FrozenModel):
-    """Classifier-free guidance.
+    """Classifier-free guidance, which needs a null label, or autoguidance, which needs a weak model.
 
     Attributes:
-        scale: 1 is the conditional model alone.
+        scale: 1 is the model alone.
         null_label: the class that stands for no class.
+        low, high: classifier-free guidance acts between these shares of the training's timesteps.
+        weak: a checkpoint's step or ``ema:RATE``.
     """
 
     scale: float
-    null_label: Annotated[int, Field(ge=0)]
+    null_label: Annotated[int, Field(ge=0)] | None = None
+    low: Annotated[float, Field(ge=0, le=1)] = 0.0
+    high: Annotated[float, Field(ge=0, le=1)] = 1.0
+    weak: int | str | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> GuidanceSettings:
+        if (self.null_label is None) == (self.weak is None):
+            raise ValueError("expected either null_label (classifier-free guidance) or weak (autoguidance)")
+        if self.weak is not None and not {"low", "high"}.isdisjoint(self.model_fields_set):
+            raise ValueError("low and high are those of classifier-free guidance; leave them out with weak")
+        return self
 
 
 class Settings(ImageObjectiveSettings):
@@ -77,11 +96,14 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from its configuration; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     folder = DiffusersFolder.read(context.path(checked.model))
-    sampler = _sampler(checked, folder, context)
-    return checked.objective(sampler, checked.trajectory(context), context)
+    trajectory = checked.trajectory(context)
+    sampler = _sampler(checked, folder, trajectory, context)
+    return checked.objective(sampler, trajectory, context)
 
 
-def _sampler(checked: Settings, folder: DiffusersFolder, context: BuildContext) -> DiffusersSampler:
+def _sampler(
+    checked: Settings, folder: DiffusersFolder, trajectory: Mergeable, context: BuildContext
+) -> DiffusersSampler:
     settings = checked.sampler
     if folder.scheduler is None and not settings.scheduler:
         notice(
@@ -93,8 +115,17 @@ def _sampler(checked: Settings, folder: DiffusersFolder, context: BuildContext) 
     if checked.decoder is not None:
         decoder = checked.decoder.build(image_shape[0], context)
     noise = checked.noise()
+    network = folder.network()
+    module = network
+    interval = ALWAYS
+    guidance = checked.guidance
+    if guidance is not None:
+        interval = (guidance.low, guidance.high)
+        if guidance.weak is not None:
+            weak = with_weak_weights(folder.network(), guidance.weak, trajectory)
+            module = Autoguidance(network, weak, guidance=guidance.scale)
     return DiffusersSampler(
-        folder.network(),
+        module,
         build_scheduler(settings.name, folder.scheduler, settings.scheduler),
         steps=settings.steps,
         timesteps=settings.timesteps,
@@ -105,12 +136,15 @@ def _sampler(checked: Settings, folder: DiffusersFolder, context: BuildContext) 
         timestep_scale=folder.timestep_scale,
         step_options=settings.step,
         settings=checked,
+        trained=network,
+        calls=getattr(module, "calls", 1),
+        guidance_interval=interval,
     )
 
 
 def _labels(checked: Settings, folder: DiffusersFolder, noise: ImageNoise) -> ClassLabels | None:
     """The class of each image; ``None`` if the model has no classes."""
     guidance = None
-    if checked.guidance is not None:
+    if checked.guidance is not None and checked.guidance.null_label is not None:
         guidance = (checked.guidance.scale, checked.guidance.null_label)
     return ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)

@@ -2,7 +2,8 @@
 
 A denoising diffusion model (``recipe: ddpm``) or flow matching (``recipe: flow``), told the digit that it draws, and in
 a tenth of the training none. Data, features and the U-Net are those of ``digits_ddpm.py``. ``guidance`` can be searched
-together with the coefficients: ``tune: {guidance: {low: 0.5, high: 4}}``.
+together with the coefficients: ``tune: {guidance: {low: 0.5, high: 4}}``. With ``weak: ema:0.99``, or the step of a
+checkpoint, guidance leads away from that model (autoguidance) and not from the one that is told no digit.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pydantic import Field
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.small_images import SmallModel, TrainedSettings
+from lcsc_opt.objective.small_images import Guidance, SmallModel, TrainedSettings
 from lcsc_opt.training.networks import small_unet
 from lcsc_opt.training.recipes.diffusion import Ddpm, Flow
 
 CLASSES = 10
+Share = Annotated[float, Field(ge=0, le=1)]
 
 _network = functools.partial(small_unet, (1, 8, 8), (16, 32), num_class_embeds=CLASSES + 1)
 
@@ -31,6 +33,7 @@ MODELS = {
         architecture="UNet2DModel 16-32, 11 classes",
         network=_network,
         classes=CLASSES,
+        threads=1,
     ),
     "flow": SmallModel(
         name="digits-classes-flow",
@@ -40,6 +43,7 @@ MODELS = {
         architecture="UNet2DModel 16-32, 11 classes",
         network=_network,
         classes=CLASSES,
+        threads=1,
     ),
 }
 
@@ -50,14 +54,20 @@ class Settings(TrainedSettings):
     Attributes:
         recipe: which model.
         guidance: scale of classifier-free guidance; 1 is none.
+        guidance_low, guidance_high: classifier-free guidance acts between these shares of the training's timesteps.
+        weak: a checkpoint's step or ``ema:RATE``: autoguidance by that model.
     """
 
     recipe: Literal["ddpm", "flow"] = "ddpm"
     nfe: Annotated[int, Field(ge=2, le=100)] = 10
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    guidance_low: Share = 0.0
+    guidance_high: Share = 1.0
+    weak: int | str | None = None
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    return MODELS[checked.recipe].build(checked, guidance=checked.guidance)
+    guidance = Guidance(checked.guidance, checked.guidance_low, checked.guidance_high, checked.weak)
+    return MODELS[checked.recipe].build(checked, guidance)

@@ -22,13 +22,16 @@ Samplers, with NVlabs' defaults for the noise levels:
     sampler: {name: dpm-solver++, steps: 10, scheduler: {solver_order: 3}}
 
 A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
-or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network.
+or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network,
+``guide: {weak: ema:0.99, scale: 1.7}`` from an average of the checkpoints, or from one of them, by its step. With
+``low: 0.3`` and ``high: 3`` it acts between these noise levels only.
 Models of latents need ``decoder: {autoencoder: sd-vae-ft-mse}``, a folder of diffusers. ``dtype: fp16`` is the
 network's own ``use_fp16``, which acts on a GPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -43,9 +46,11 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
-from lcsc_opt.checkpoints.weights import weights_sha256
+from lcsc_opt.checkpoints.weights import difference, weights_sha256
+from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
+from lcsc_opt.objective.weak import with_weak_weights
 from lcsc_opt.sampling import (
     ClassLabels,
     DecoderSettings,
@@ -90,13 +95,32 @@ class SamplerSettings(FrozenModel):
 
 
 class GuideSettings(FrozenModel):
-    """The network that guidance leads away from. Missing arguments are those of its snapshot."""
+    """What guidance leads away from: another network, or a weak model of the checkpoints.
 
-    checkpoint: str
+    Attributes:
+        scale: 1 is no guidance.
+        checkpoint: of another network.
+        key, network, arguments: of that checkpoint; missing arguments are those of its snapshot.
+        weak: a checkpoint's step or ``ema:RATE``.
+        low, high: noise levels between which guidance acts.
+    """
+
+    checkpoint: str | None = None
+    weak: int | str | None = None
     scale: float
+    low: NonNegative = 0.0
+    high: NonNegative | None = None
     key: str | None = None
     network: str | None = None
     arguments: Arguments = Field(default={})
+
+    @model_validator(mode="after")
+    def _checkpoint_or_weak(self) -> GuideSettings:
+        if (self.checkpoint is None) == (self.weak is None):
+            raise ValueError("expected either checkpoint or weak")
+        if self.weak is not None and not {"key", "network", "arguments"}.isdisjoint(self.model_fields_set):
+            raise ValueError("weak is a model of the checkpoints themselves; leave key, network and arguments out")
+        return self
 
 
 class Settings(ImageObjectiveSettings):
@@ -119,11 +143,12 @@ class Settings(ImageObjectiveSettings):
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    denoiser = _denoiser(checked, context)
+    trajectory = checked.trajectory(context)
+    denoiser = _denoiser(checked, trajectory, context)
     noise = checked.noise()
     labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
     sampler = _sampler(checked, denoiser, labels, _decoder(checked, denoiser.network, context))
-    return checked.objective(sampler, checked.trajectory(context), context)
+    return checked.objective(sampler, trajectory, context)
 
 
 def _sampler(
@@ -170,7 +195,7 @@ def _sampler(
     )
 
 
-def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
+def _denoiser(checked: Settings, trajectory: Mergeable, context: BuildContext) -> EdmDenoiser:
     snapshot = _first_snapshot(checked, context)
     arguments: Mapping[str, Any] = {}
     if snapshot is not None:
@@ -179,12 +204,20 @@ def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
     _use_fp16(network, checked.dtype)
     label_dim = int(getattr(network, "label_dim", 0))
     config: dict[str, object] = {"made_with": [arguments, checked.arguments], "dtype": checked.dtype}
-    if checked.guide is None:
+    settings = checked.guide
+    if settings is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
-    guide = _guide(checked.guide, checked.network, context)
+    if settings.weak is not None:
+        copy = _network(checked.network, arguments, checked.arguments)
+        guide = with_weak_weights(copy, settings.weak, trajectory)
+    else:
+        guide = _guide(settings, checked.network, context)
     _use_fp16(guide, checked.dtype)
     config["guide"] = weights_sha256(guide.state_dict())
-    return EdmDenoiser(network, label_dim=label_dim, guide=guide, guidance=checked.guide.scale, config=config)
+    interval = (settings.low, math.inf if settings.high is None else settings.high)
+    return EdmDenoiser(
+        network, label_dim=label_dim, guide=guide, guidance=settings.scale, interval=interval, config=config
+    )
 
 
 def _first_snapshot(checked: Settings, context: BuildContext) -> Path | None:
@@ -220,12 +253,20 @@ def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Mod
 
 def _guide(guide: GuideSettings, network: str, context: BuildContext) -> nn.Module:
     """The network that guidance leads away from, with its weights."""
+    assert guide.checkpoint is not None
     path = context.path(guide.checkpoint)
     stored: Mapping[str, Any] = {}
     if path.suffix == ".pkl":
         stored = read_init_arguments(path, key=guide.key or "ema")
     module = _network(guide.network or network, stored, guide.arguments)
-    load_weights(module, read_checkpoint(path, key=guide.key).tensors)
+    weights = read_checkpoint(path, key=guide.key).tensors
+    misfit = difference(weights, module.state_dict())
+    if misfit is not None:
+        raise ObjectiveError(
+            f"guide.checkpoint: {path} {misfit}; if it is of another architecture, give guide.network and "
+            "guide.arguments"
+        )
+    load_weights(module, weights)
     return module
 
 

@@ -7,11 +7,13 @@ import dataclasses
 import gc
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,25 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def seed_global_generators(name: str) -> None:
+    """For what draws without a generator of its own: other tests before this one, or none, change nothing."""
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global one
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.manual_seed(seed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_files_own_numbers(request: pytest.FixtureRequest) -> None:
+    seed_global_generators(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def a_tests_own_numbers(request: pytest.FixtureRequest) -> None:
+    seed_global_generators(request.node.nodeid)
 
 
 @pytest.fixture(scope="module", autouse=True)

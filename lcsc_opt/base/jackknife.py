@@ -35,8 +35,11 @@ def standard_error(without: Sequence[float]) -> float:
     return math.sqrt((len(values) - 1) / len(values) * squares)
 
 
-def half_width(error: float, degrees: int) -> float:
-    """Half the width of the 95 % interval of a value with this standard error and degrees of freedom."""
-    from scipy.special import stdtrit  # SciPy is slow to import
+def half_width(error: float, degrees: float) -> float:
+    """Half the width of the 95 % interval of a value with this standard error; normal for infinite degrees."""
+    from scipy.special import ndtri, stdtrit  # SciPy is slow to import
 
-    return error * float(stdtrit(degrees, (1 + LEVEL) / 2))
+    quantile = (1 + LEVEL) / 2
+    if math.isinf(degrees):
+        return error * float(ndtri(quantile))
+    return error * float(stdtrit(degrees, quantile))

@@ -101,6 +101,10 @@ class SampledModel:
 class Candidate:
     """What an objective is asked to evaluate.
 
+    >>> import numpy as np, lcsc_opt
+    >>> lcsc_opt.Candidate(np.array([0.5, 0.5]), images=1000).noise
+    Noise(group='search', seed=0)
+
     Attributes:
         coefficients: ``[K]`` float64, sum to one; or ``[S, K]``, a row for each layer group.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
@@ -151,6 +155,10 @@ class Cost:
 class Evaluation:
     """What an objective answers.
 
+    >>> import lcsc_opt
+    >>> lcsc_opt.Evaluation(loss=0.25, metrics={"accuracy": 0.75}).loss
+    0.25
+
     Attributes:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
@@ -161,6 +169,8 @@ class Evaluation:
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
         constraint: the bound of the kept metric if this candidate is EMA*; ``None`` if no metric is kept, and of a
             candidate that has a constraint already.
+        without_groups: on held-out noise, ``loss`` or a metric → its values without one of ten groups of images each
+            (:mod:`lcsc_opt.base.jackknife`), for the intervals of a report; empty if they are not known.
     """
 
     loss: float
@@ -170,6 +180,7 @@ class Evaluation:
     violation: float | None = None
     unseen: float | None = None
     constraint: Constraint | None = None
+    without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

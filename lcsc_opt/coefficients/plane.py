@@ -105,16 +105,24 @@ class Plane:
         return np.moveaxis(self.directions @ gram, -2, 0)
 
 
-def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str]:
-    """``[K]`` of a corner, and its label."""
-    kind, _, rate = str(corner).strip().partition(":")
+def named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str] | None:
+    """``[K]`` of a training step or ``ema:RATE``, and its label; ``None`` for anything else, or no such checkpoint."""
+    kind, _, rate = str(name).strip().partition(":")
     try:
         if kind == "ema":
             return ema_coefficients(steps, float(rate)), f"EMA {float(rate):.6g}"
-        one_hot = np.eye(len(steps))[steps.index(int(corner))]
-        return one_hot, f"step {int(corner):,}"
-    except ValueError as error:
-        raise StudySpecError(f"corners: expected {_THREE_CORNERS}, got {str(corner)!r}") from error
+        one_hot = np.eye(len(steps))[steps.index(int(name))]
+        return one_hot, f"step {int(name):,}"
+    except ValueError:
+        return None
+
+
+def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str]:
+    """``[K]`` of a corner, and its label."""
+    model = named_model(corner, steps)
+    if model is None:
+        raise StudySpecError(f"corners: expected {_THREE_CORNERS}, got {str(corner)!r}")
+    return model
 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:

@@ -214,6 +214,30 @@ def decay_coefficients(
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
 
 
+def extrapolated_average(
+    total: int, last: int, extrapolation: float, *, counts: Sequence[int] | None = None
+) -> Coefficients:
+    """The uniform average of the last N checkpoints, moved on by what it gained over that of the N before them.
+
+    With the averages a₁ of the last N and a₂ of the N before, it is ``a₁ + λ (a₁ − a₂)``: consecutive averages of a
+    training lie near one line (Zhou et al. 2026, Extra-Merge, arXiv 2605.26484).
+
+    Args:
+        total: K, the number of checkpoints.
+        last: N, at most K / 2.
+        extrapolation: λ; zero is a₁.
+        counts: how many checkpoints each of the K rows is the mean of, ``[K]``; ``None`` is one each.
+
+    Returns:
+        ``[K]``, sum to one; those before the last N are negative for a positive λ.
+    """
+    weights = np.ones(total) if counts is None else np.array(counts, dtype=np.float64)
+    age = np.arange(total, 0, -1)
+    latest = normalize((age <= last) * weights)
+    earlier = normalize(((age > last) & (age <= 2 * last)) * weights)
+    return close_sum(latest + extrapolation * (latest - earlier))
+
+
 def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
     """``EMA 0.9995``, ``average of the last 10``, ``step 500``, ``1-sqrt over the last 8`` …, of a baseline's answer.
 

@@ -31,12 +31,14 @@ class TunedNumber:
         low: its smallest value.
         high: its largest value.
         start: where a search starts.
+        differentiable: whether a gradient has its derivative.
     """
 
     name: str
     low: float
     high: float
     start: float
+    differentiable: bool = True
 
     def to_unit(self, value: float) -> float:
         """Its place in a point: 0 for the smallest value, :data:`RANGE` for the largest."""
@@ -130,6 +132,11 @@ class TunedSpace:
     @property
     def _start(self) -> _Array:
         return np.array([number.to_unit(number.start) for number in self.numbers])
+
+
+def tuned_text(tuned: Mapping[str, float]) -> str:
+    """``guidance 2.31, s_churn 0.4``; empty if nothing is tuned."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in tuned.items())
 
 
 def _reflected(units: _Array) -> _Array:

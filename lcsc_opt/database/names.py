@@ -20,6 +20,7 @@ BASELINES = {
     "PowerEMAGrid": "power-EMA*",
     "UniformGrid": "uniform*",
     "DecayGrid": "decay*",
+    "ExtraMergeGrid": "Extra-Merge*",
     "EachCheckpoint": "best checkpoint",
     "GreedySoup": "greedy soup",
 }

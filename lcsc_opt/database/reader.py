@@ -42,6 +42,7 @@ from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
+from lcsc_opt.database.trial_tables import read_tuned
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
 MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once is faster for more
@@ -342,6 +343,10 @@ class HistoryReader:
             if array.size:
                 place[...] = array
         return all_coefficients
+
+    def tuned(self, study: SummarizedStudy) -> list[tuple[int, float, dict[str, float]]]:
+        """Number, loss, and name → value of tuned numbers, of the trials whose losses compare; empty without such."""
+        return read_tuned(self.storage, study.study_id)
 
     def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these numbers."""

@@ -18,6 +18,9 @@ from lcsc_opt.database.names import EMA
 MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
 HELD_OUT_REPORT = "held_out"  # the one with the report
 SINGLE_GROUP_NOISE = 0.02  # of the value; one group has no spread, and a smaller change counts as noise
+Interval = tuple[float, float]
+"""Its lower and its upper end."""
+
 _NO_METRICS: Mapping[str, float] = {}
 
 
@@ -29,24 +32,36 @@ class Measurement:
         seed: of the group of noise.
         loss: on this noise.
         metrics: name → value.
+        without_groups: ``loss`` or the name of a metric → its values without one of ten groups of images each; empty if
+            they are not known.
     """
 
     seed: int
     loss: float
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], *, seed: int | None = None) -> Measurement:
         """A stored measurement; ``seed`` is needed where it is stored without one."""
+        without_groups = stored.get("without_groups") or {}
         return cls(
             seed=int(stored["seed"]) if seed is None else seed,
             loss=stored["loss"],
             metrics=stored.get("metrics") or _NO_METRICS,
+            without_groups={name: tuple(column) for name, column in without_groups.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of :meth:`from_json`."""
-        return {"seed": self.seed, "loss": self.loss, "metrics": dict(self.metrics)}
+        return {"seed": self.seed, **self.values_to_json()}
+
+    def values_to_json(self) -> dict[str, Any]:
+        """The same without the seed."""
+        values: dict[str, Any] = {"loss": self.loss, "metrics": dict(self.metrics)}
+        if self.without_groups:
+            values["without_groups"] = {name: list(column) for name, column in self.without_groups.items()}
+        return values
 
     def value(self, metric: str) -> float | None:
         """The value of a metric, or of ``loss``; ``None`` if it was not measured."""
@@ -86,7 +101,7 @@ class MeasurementKey:
         """The attribute with one more measurement."""
         models = dict(measured or {})
         samples = dict(models.get(self.model, {}))
-        samples[self.sample] = {"loss": measurement.loss, "metrics": dict(measurement.metrics)}
+        samples[self.sample] = measurement.values_to_json()
         models[self.model] = samples
         return models
 
@@ -204,10 +219,14 @@ class MetricRow:
         gain: how much better the answer is than the baseline, in the metric's unit; negative if it is worse.
         gain_spread: the sample standard deviation of the gain over the groups of noise; for one group, or where it is
             the same in all, the root of both squared standard errors, or ``None``.
-        lost: whether the answer is worse by more than ``gain_spread``; with one group, by more than 2 % of the
-            baseline's value, and precision by more than its standard error. Never if it is as good as real images.
+        lost: whether the answer is worse by more than ``gain_spread``. With one group, whether ``gain_interval`` is
+            below zero; if that is not known, whether it is worse by more than 2 % of the baseline's value, and
+            precision by more than its standard error. Never if it is as good as real images.
         real_halves: the value of held-out real images; ``None`` if none are held out.
         cross_check: whether it is the distance in features that the search did not see.
+        interval: the 95 % interval of the value, for the noise of sampling so many images; ``None`` if it is not known.
+        baseline_interval: the same of the baseline's.
+        gain_interval: the same of the gain, on the same noise.
     """
 
     metric: str
@@ -222,6 +241,19 @@ class MetricRow:
     lost: bool = False
     real_halves: float | None = None
     cross_check: bool = False
+    interval: Interval | None = None
+    baseline_interval: Interval | None = None
+    gain_interval: Interval | None = None
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> MetricRow:
+        """A stored row; one of before 0.3.0 has no intervals."""
+        values = dict(stored)
+        for name in ("interval", "baseline_interval", "gain_interval"):
+            if values.get(name) is not None:
+                low, high = values[name]
+                values[name] = (low, high)
+        return cls(**values)
 
     @property
     def is_certain(self) -> bool:
@@ -265,7 +297,7 @@ class HeldOutReport:
             answer=MeasuredModel.from_json(stored),
             selection=dict(zip(stored.get("chosen_from", ()), stored.get("selection", ()), strict=True)),
             baselines=tuple(Baseline.from_json(name, baseline) for name, baseline in baselines.items()),
-            rows=tuple(MetricRow(**row) for row in stored.get("rows") or ()),
+            rows=tuple(MetricRow.from_json(row) for row in stored.get("rows") or ()),
             warning=stored.get("warning"),
         )
 

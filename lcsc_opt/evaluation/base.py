@@ -139,6 +139,10 @@ def _plain(answer: object) -> Evaluation:
         violation=_optional_float("violation", answer.violation),
         unseen=_optional_float("unseen", answer.unseen),
         constraint=constraint,
+        without_groups={
+            name: tuple(float(_number(f"without_groups.{name}", value)) for value in values)
+            for name, values in answer.without_groups.items()
+        },
     )
 
 

@@ -35,7 +35,7 @@ class _Link(Protocol):
     @property
     def machine(self) -> str: ...
 
-    def send(self, job: Job) -> None:
+    def send(self, pickled_job: bytes) -> None:
         """Give the worker a job. Raises OSError if it is gone."""
 
     def receive(self) -> Answer:
@@ -273,12 +273,17 @@ class _Worker:
             waiting.future.set_exception(self._refusal)
             return True
         waiting.started = time.perf_counter()
+        try:
+            pickled_job = waiting.job.pickled()
+        except ObjectiveError as error:
+            waiting.future.set_result(Failure(str(error), 0.0, retry=False))
+            return True
         with self._lock:
             if self._link is None or not self.ready:
                 return False
             self._jobs[waiting.job.number] = waiting
             with contextlib.suppress(OSError):  # it died: the reader sees that, too
-                self._link.send(waiting.job)
+                self._link.send(pickled_job)
         return True
 
     def terminate(self) -> None:

@@ -18,7 +18,7 @@ import sys
 from multiprocessing import spawn
 from typing import Any
 
-from lcsc_opt.evaluation.worker import Answer, Job, WorkerSettings
+from lcsc_opt.evaluation.worker import Answer, WorkerSettings
 
 _SCRIPT_KEYS = ("init_main_from_name", "init_main_from_path")
 
@@ -59,9 +59,9 @@ class WorkerProcess:
             self._connection.send(_preparation(settings))
             self._connection.send(settings)
 
-    def send(self, job: Job) -> None:
+    def send(self, pickled_job: bytes) -> None:
         """Give the worker a job. Raises OSError if it is gone."""
-        self._connection.send(job)
+        self._connection.send_bytes(pickled_job)
 
     def receive(self) -> Answer:
         """Wait for its next answer. Raises EOFError or OSError if it is gone."""

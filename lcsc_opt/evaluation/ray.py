@@ -234,10 +234,10 @@ class _RayLink:
                     self._machine = _name(node)
         return self._machine
 
-    def send(self, job: Job) -> None:
+    def send(self, pickled_job: bytes) -> None:
         """Call the actor. Raises OSError if Ray refuses."""
         try:
-            self._expect(self._actor.do.remote(pickle.dumps(job)))
+            self._expect(self._actor.do.remote(pickled_job))
         except self._ray.exceptions.RayError as error:
             raise OSError(str(error)) from error
 

@@ -61,6 +61,16 @@ class Job:
     arguments: tuple[Any, ...]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def pickled(self) -> bytes:
+        """The job as it is sent to a worker. Raises ObjectiveError if an argument cannot be pickled."""
+        try:
+            return pickle.dumps(self)
+        except Exception as error:  # a class of the user's may refuse in any way
+            raise ObjectiveError(
+                f"cannot be sent to a worker, since it cannot be pickled ({type(error).__name__}: {error}); "
+                "run with workers: 1"
+            ) from error
+
 
 READY = -1
 """The number of the answer that says that the objective is loaded, or gives the error that prevents it."""

@@ -89,10 +89,12 @@ BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 def radii_of(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
     """``[N]``: distance of each of ``[N, D]`` features to its k-th nearest other; k is ``neighbour``, below N."""
-    radii = [
-        torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
-        for rows in torch.split(features, rows_at_once(len(features)))
-    ]
+    radii = []
+    for rows in torch.split(features, rows_at_once(len(features))):
+        distances = torch.cdist(rows, features)
+        # the nearest is the feature itself; on a CPU, kthvalue takes several times as long
+        nearest = distances.topk(neighbour + 1, dim=1, largest=False, sorted=False).values
+        radii.append(nearest.amax(dim=1))
     return torch.cat(radii)
 
 
@@ -206,14 +208,19 @@ def _cmmd(samples: Tensor, reference: Reference) -> Tensor:
     """
     unit_samples = F.normalize(samples, dim=1)
     real = F.normalize(real_features(samples, reference), dim=1)
+    inside_reference = mean_kernel_of_reference(reference, samples.device)
+    inside_samples = _kernel_mean(unit_samples, unit_samples)
+    return KERNEL_SCALE * (inside_samples + inside_reference - 2 * _kernel_mean(unit_samples, real))
 
-    def mean_inside_reference(features: Tensor) -> float:
+
+def mean_kernel_of_reference(reference: Reference, device: torch.device) -> float:
+    """The mean over all pairs of real images of the kernel of CMMD, less one."""
+
+    def mean_inside(features: Tensor) -> float:
         unit = F.normalize(features.cpu().double(), dim=1)
         return float(_kernel_mean(unit, unit))
 
-    inside_reference = reference.once("kernel", samples.device, mean_inside_reference)
-    inside_samples = _kernel_mean(unit_samples, unit_samples)
-    return KERNEL_SCALE * (inside_samples + inside_reference - 2 * _kernel_mean(unit_samples, real))
+    return reference.once("kernel", device, mean_inside)
 
 
 # of single samples, [N]; the metric is their mean
@@ -266,6 +273,19 @@ def _sorted_projections(features: Tensor) -> Tensor:
 
 def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
     """Mean over all pairs of ``exp(−|x − y|² / 2σ²) − 1``, of rows of length one; the ones cancel in the distance."""
-    blocks = torch.split(x, rows_at_once(len(y)))
-    sums = [torch.expm1((rows @ y.T - 1) / KERNEL_WIDTH**2).sum() for rows in blocks]
-    return torch.stack(sums).sum() / (len(x) * len(y))
+    everything = torch.ones(len(x), 1).to(x)
+    sums = kernel_sums(x, y, everything, torch.ones(len(y), 1).to(y))
+    return sums.sum() / (len(x) * len(y))
+
+
+def kernel_sums(x: Tensor, y: Tensor, x_members: Tensor, y_members: Tensor) -> Tensor:
+    """``[G, H]``: the sums of that kernel, less one, over the pairs of two groups, of rows of length one.
+
+    Members ``[N, G]`` and ``[M, H]`` are 1 where a row is of a group, else 0.
+    """
+    total = torch.zeros(x_members.shape[1], y_members.shape[1]).to(x)
+    step = rows_at_once(len(y))
+    for rows, members in zip(torch.split(x, step), torch.split(x_members, step), strict=True):
+        kernel = torch.expm1((rows @ y.T - 1) / KERNEL_WIDTH**2)
+        total = total + members.T @ (kernel @ y_members)
+    return total

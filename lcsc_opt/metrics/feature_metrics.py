@@ -6,6 +6,7 @@ Inception Score itself. The others run where the networks do, and what concerns 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Set
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.jackknife import FEWEST_IN_A_GROUP, GROUPS
 from lcsc_opt.metrics.clipped import (
     CLIPPED_NEIGHBOURS,
     clipped_coverage,
@@ -33,6 +35,7 @@ from lcsc_opt.metrics.distances import (
 )
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.grouped_fid import FEWEST_IMAGES, GroupedFid
+from lcsc_opt.metrics.leave_out import GroupedSamples
 from lcsc_opt.metrics.names import FORMULAS, OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -42,6 +45,7 @@ FeatureState = tuple[Moments, Features | None, Features | None]
 ``None``. It can be pickled, and merges with that of further images."""
 
 SCORE_SPLITS = 10  # torch-fidelity's default
+MOST_KEPT = 2**29  # numbers: 2 GiB of float32
 
 
 class FeatureMetrics:
@@ -56,6 +60,8 @@ class FeatureMetrics:
         formulas: what will be computed; all by default.
         total: how many images there will be in all parts; unknown by default.
         gradient: whether a gradient will be computed.
+        intervals: whether :meth:`without_each_group` will be called; where the features would take more than 2 GiB, and
+            nothing else needs them, it has no answer.
         device: where distances between features are computed.
     """
 
@@ -66,18 +72,22 @@ class FeatureMetrics:
         *,
         total: int = 0,
         gradient: bool = False,
+        intervals: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.reference = reference
         self._device = device
-        is_small = total < reference.extractor.dimension
-        needs_rows = need_real_features(formulas) or bool(formulas & OF_REPORTS)
-        self._keeps_rows = gradient or is_small or needs_rows
+        dimension = reference.extractor.dimension
+        is_small = total < dimension
+        needs_rows = gradient or is_small or need_real_features(formulas) or bool(formulas & OF_REPORTS)
+        self._adds_moments = not needs_rows
+        self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()
         self._rows: list[Features] = []
         self._logits: list[Features] = []
         self._values: dict[Formula, float] = {}
         self._gradients: dict[Formula, Array] = {}
+        self._fids: dict[bool, GroupedFid] = {}
 
     def update(self, features: Tensor | None, logits: Tensor | None = None) -> None:
         """Add features ``[B, D]`` and logits ``[B, classes]`` of float32 or float64, whichever are needed."""
@@ -87,7 +97,7 @@ class FeatureMetrics:
             return
         if self._keeps_rows:
             self._rows.append(features.detach().cpu().numpy())
-        else:
+        if self._adds_moments:
             self._moments.update(features.detach())
 
     @property
@@ -154,11 +164,44 @@ class FeatureMetrics:
             return FIDELITY[formula](samples, self.reference)
         return distance_of_plugin(formula, samples, self.reference)
 
-    def _grouped_fid(self) -> GroupedFid:
-        rows = self._all_rows()
-        if len(rows) < FEWEST_IMAGES:
-            raise MetricError(f"fid_infinity needs at least {FEWEST_IMAGES} images, got {len(rows)}")
-        return GroupedFid(self.reference.frechet, rows)
+    def _grouped_fid(self, *, held_out: bool = False) -> GroupedFid:
+        """FID to the reference, or to held-out real images, of groups of the samples."""
+        if held_out not in self._fids:
+            rows = self._all_rows()
+            if len(rows) < FEWEST_IMAGES:
+                raise MetricError(f"fid_infinity needs at least {FEWEST_IMAGES} images, got {len(rows)}")
+            reference = self.reference.unseen if held_out else self.reference
+            self._fids[held_out] = GroupedFid(reference.frechet, rows)
+        return self._fids[held_out]
+
+    def without_each_group(self, formula: Formula) -> Array | None:
+        """``[G]``: a metric of the images that are not in one of ten groups, for each group.
+
+        ``None`` if there are fewer than 100 images, if their features were not kept, or for a metric of another
+        package, which may be slow.
+        """
+        if formula not in FORMULAS:
+            return None
+        images = self._logits if formula == "is" else self._rows
+        if sum(len(part) for part in images) < GROUPS * FEWEST_IN_A_GROUP:
+            return None
+        match formula:
+            case "fid":
+                return self._grouped_fid().without_each_group()
+            case "fid_held_out":
+                return self._grouped_fid(held_out=True).without_each_group()
+            case "fid_infinity":
+                return self._grouped_fid().extrapolated_without_each_group()
+            case "is":
+                scores = scores_of_splits(self._all_logits())
+                means: Array = (scores.sum() - scores) / (len(scores) - 1)
+                return means
+            case _:
+                return self._grouped_samples.without_each_group(formula)
+
+    @functools.cached_property
+    def _grouped_samples(self) -> GroupedSamples:
+        return GroupedSamples(torch.from_numpy(self._all_rows()).to(self._device), self.reference)
 
     def _frechet_distance(self, reference: Reference) -> float:
         if self._moments.count:
@@ -170,12 +213,17 @@ class FeatureMetrics:
 
     def _inception_score(self) -> float:
         """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
+        metric_isc = import_extra("torch_fidelity.metric_isc")
+        logits = torch.from_numpy(self._all_logits())
+        scores = metric_isc.isc_features_to_metric(logits, SCORE_SPLITS, True, SUBSET_SEED)
+        return float(scores[metric_isc.KEY_METRIC_ISC_MEAN])
+
+    def _all_logits(self) -> Features:
+        """``[N, classes]``. Raises MetricError for fewer images than the Inception Score has parts."""
         logits = _joined(self._logits)
         if logits is None or len(logits) < SCORE_SPLITS:
             raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
-        metric_isc = import_extra("torch_fidelity.metric_isc")
-        scores = metric_isc.isc_features_to_metric(torch.from_numpy(logits), SCORE_SPLITS, True, SUBSET_SEED)
-        return float(scores[metric_isc.KEY_METRIC_ISC_MEAN])
+        return logits
 
     @torch.inference_mode(mode=False)
     def gradient(self, formula: Formula) -> Array:
@@ -237,6 +285,21 @@ class FeatureMetrics:
             raise MetricError("no features were kept; make this with gradient=True")
         self._rows = [rows]
         return rows
+
+
+def scores_of_splits(logits: Features) -> Array:
+    """``[10]``: the Inception Score of torch-fidelity's ten parts of ``[N, classes]``; it reports their mean."""
+    order = np.random.RandomState(SUBSET_SEED).permutation(len(logits))
+    log_probabilities = torch.from_numpy(logits)[order].double().log_softmax(dim=1)
+    scores = []
+    for split in range(SCORE_SPLITS):
+        start = split * len(logits) // SCORE_SPLITS
+        stop = (split + 1) * len(logits) // SCORE_SPLITS
+        part = log_probabilities[start:stop]
+        marginal = part.exp().mean(dim=0, keepdim=True).log()
+        information = (part.exp() * (part - marginal)).sum(dim=1).mean()
+        scores.append(float(information.exp()))
+    return np.array(scores)
 
 
 def _share(answers: Tensor) -> float:

@@ -6,10 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.base.records import PENALTY, Constraint
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.extractors.rewards import Reward
@@ -52,6 +54,7 @@ class ImageMetrics:
         constraint: the bound of the kept metric; ``None`` bounds nothing.
         real_fids: extractor's name → FID of real images to real images, for ``fdr``; empty leaves it out.
         gradient: keep the features that the gradient of the loss needs.
+        intervals: keep the features that :meth:`without_each_group` needs.
         device: where distances between features are computed.
     """
 
@@ -65,11 +68,13 @@ class ImageMetrics:
         constraint: Constraint | None = None,
         real_fids: Mapping[str, float] | None = None,
         gradient: bool = False,
+        intervals: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.metrics = tuple(metrics)
         self._loss = loss
         self._total = total
+        self._intervals = intervals
         self._constraint = constraint
         self._real_fids = real_fids or {}
         self._formulas: dict[str, set[Formula]] = {}
@@ -82,6 +87,7 @@ class ImageMetrics:
                 formulas,
                 total=total,
                 gradient=gradient and name in loss.extractors,
+                intervals=intervals,
                 device=device,
             )
 
@@ -125,6 +131,43 @@ class ImageMetrics:
 
     def _value(self, metric: MetricName) -> float:
         return self._features[metric.extractor].compute(metric.formula)
+
+    def without_each_group(self) -> dict[str, tuple[float, ...]]:
+        """``loss``, or the name of a metric → its values without one of ten groups of images each.
+
+        Those that are not known are left out; without ``intervals`` all are.
+        """
+        if not self._intervals:
+            return {}
+        columns: dict[MetricName, Array] = {}
+        for metric in self.metrics:
+            values = self._features[metric.extractor].without_each_group(metric.formula)
+            if values is not None:
+                columns[metric] = values
+        named = {str(metric): values for metric, values in columns.items()}
+        if all(metric in columns for metric in self._loss.metrics):
+            losses = []
+            for group in range(GROUPS):
+                of_others = {metric: float(values[group]) for metric, values in columns.items()}
+                losses.append(self._loss.value(of_others, self._constraint))
+            named["loss"] = np.array(losses)
+        fid_ratio = self._fid_ratio_without_each_group()
+        if fid_ratio is not None:
+            named[FDR] = fid_ratio
+        return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
+
+    def _fid_ratio_without_each_group(self) -> Array | None:
+        """``fdr`` without one of the groups each; ``None`` if it is not reported, or not known for all extractors."""
+        ratios = []
+        for name, real_fid in self._real_fids.items():
+            fids = self._features[name].without_each_group("fid")
+            if fids is None:
+                return None
+            ratios.append(fids / real_fid)
+        if not ratios:
+            return None
+        mean: Array = np.mean(ratios, axis=0)
+        return mean
 
     def gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.

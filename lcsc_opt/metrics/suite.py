@@ -167,6 +167,7 @@ class MetricSuite:
             constraint=constraint,
             real_fids=real_fids,
             gradient=gradient,
+            intervals=held_out,
             device=self._device,
         )
 

@@ -15,7 +15,7 @@ from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler
-from lcsc_opt.sampling.base import tune
+from lcsc_opt.sampling.base import tunable_numbers, tune
 
 
 class GradientPass:
@@ -45,13 +45,18 @@ class GradientPass:
         self._first = first
         self._last = last
         self._last_batch: Tensor | None = None
-        # the numbers have the dtype of images, in which a plain evaluation multiplies, too
-        self._tuned = {
-            name: torch.tensor(value, dtype=torch.float32, requires_grad=True)
-            for name, value in candidate.tuned.items()
-        }
-        tune(self._sampler, self._tuned)
-        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying), self._tuned)
+        leaves = self._tuned_leaves()
+        tune(self._sampler, {**candidate.tuned, **leaves})
+        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying), leaves)
+
+    def _tuned_leaves(self) -> dict[str, Tensor]:
+        """The numbers that images have a graph to, in the dtype of images, in which a plain evaluation multiplies."""
+        leaves = {}
+        for name, number in tunable_numbers(self._sampler).items():
+            if number.differentiable and name in self._candidate.tuned:
+                value = self._candidate.tuned[name]
+                leaves[name] = torch.tensor(value, dtype=torch.float32, requires_grad=True)
+        return leaves
 
     def close(self) -> None:
         """Free the graph, and make the weights ordinary tensors again."""
@@ -94,7 +99,7 @@ class GradientPass:
 
         Returns:
             What these images contribute to the gradient in the coefficients, and the cost. With m tuned numbers the
-            gradient is flat, ``[K + m]``, with the derivatives in these at the end.
+            gradient is flat, ``[K + m]``, with the derivatives in these at the end; 0 for those without a derivative.
 
         Raises:
             MetricError: the gradient is not finite.
@@ -116,8 +121,8 @@ class GradientPass:
             if product.ndim > self._candidate.coefficients.ndim:
                 # a trajectory in rows, and coefficients that all rows share
                 product = product.sum(axis=0)
-            if self._tuned:
-                slopes = [self._total.tuned_sums[name] for name in self._tuned]
+            if self._candidate.tuned:
+                slopes = [self._total.tuned_sums.get(name, 0.0) for name in self._candidate.tuned]
                 product = np.concatenate([product.ravel(), slopes])
         if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")

@@ -214,12 +214,21 @@ class MergeSampleScore(StagedObjective):
                 feature_gradients = [*_divided(metrics.gradients(candidate.keep_weight), counts)]
             loss, values = metrics.compute()
             violation = metrics.violation()
+            without_groups = metrics.without_each_group()
             if not gradient:
                 unseen = metrics.unseen(loss)
                 if candidate.constraint is None:
                     constraint = metrics.measured_constraint(loss)
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
-        evaluation = Evaluation(loss, values, cost, violation=violation, unseen=unseen, constraint=constraint)
+        evaluation = Evaluation(
+            loss,
+            values,
+            cost,
+            violation=violation,
+            unseen=unseen,
+            constraint=constraint,
+            without_groups=without_groups,
+        )
         return evaluation, feature_gradients
 
     def vjp(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:

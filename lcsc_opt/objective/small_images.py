@@ -33,7 +33,9 @@ from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
+from lcsc_opt.objective.weak import with_weak_weights
 from lcsc_opt.sampling import (
+    Autoguidance,
     ClassLabels,
     ConsistencyFunction,
     ConsistencySampler,
@@ -171,6 +173,25 @@ class TrainedSettings(SmallSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How a model that is told classes is guided.
+
+    Attributes:
+        scale: 1 is none.
+        low, high: classifier-free guidance acts between these shares of the training's timesteps.
+        weak: a checkpoint's step or ``ema:RATE``, for autoguidance in place of classifier-free guidance.
+    """
+
+    scale: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+    weak: int | str | None = None
+
+
+NO_GUIDANCE = Guidance()
+
+
+@dataclasses.dataclass(frozen=True)
 class SmallModel:
     """A network, and a recipe that trains it in minutes on a CPU, in this process and without Accelerate.
 
@@ -197,18 +218,21 @@ class SmallModel:
     classes: int | None = None
     threads: int | None = None
 
-    def build(self, settings: TrainedSettings, *, guidance: float = 1.0) -> MergeSampleScore:
+    def build(self, settings: TrainedSettings, guidance: Guidance = NO_GUIDANCE) -> MergeSampleScore:
         """The objective; the trajectory and the feature network come from the cache, or are trained first.
 
         Args:
             settings: the model is trained with these.
-            guidance: scale of classifier-free guidance, of a model that is told classes.
+            guidance: of a model that is told classes.
         """
         settings.check()
-        return settings.objective(self.dataset, self.trajectory(settings), self.sampler(settings, guidance=guidance))
+        trajectory = self.trajectory(settings)
+        return settings.objective(self.dataset, trajectory, self.sampler(settings, guidance, trajectory))
 
-    def sampler(self, settings: SmallSettings, *, guidance: float = 1.0) -> Sampler:
-        """The sampler of the recipe, from the settings' noise; guidance is that of :meth:`build`."""
+    def sampler(
+        self, settings: SmallSettings, guidance: Guidance = NO_GUIDANCE, trajectory: Trajectory | None = None
+    ) -> Sampler:
+        """The sampler of the recipe, from the settings' noise; a weak model is one of the trajectory."""
         network = self.network()
         recipe = self.recipe
         noise = ImageNoise(settings.noise_seed)
@@ -217,14 +241,28 @@ class SmallModel:
             sigmas = [recipe.sigma_max * self.spacing**step for step in range(settings.nfe)]
             return ConsistencySampler(function, image_shape=self.image_shape, sigmas=sigmas, noise=noise)
         scheduler = build_scheduler(None, recipe.scheduler())
+        module = network
         labels = None
+        if guidance.weak is not None and trajectory is not None:
+            weak = with_weak_weights(self.network(), guidance.weak, trajectory)
+            module = Autoguidance(network, weak, guidance=guidance.scale)
         if self.classes is not None:
             null_label = self.classes
             labels = ClassLabels.choose(
-                "balanced", classes=self.classes + 1, noise=noise, guidance=(guidance, null_label)
+                "balanced", classes=self.classes + 1, noise=noise, guidance=(guidance.scale, null_label)
             )
+            if guidance.weak is not None:
+                labels = ClassLabels(self.classes, "balanced", noise=noise)
         return DiffusersSampler(
-            network, scheduler, steps=settings.nfe, image_shape=self.image_shape, noise=noise, labels=labels
+            module,
+            scheduler,
+            steps=settings.nfe,
+            image_shape=self.image_shape,
+            noise=noise,
+            labels=labels,
+            trained=network,
+            calls=getattr(module, "calls", 1),
+            guidance_interval=(guidance.low, guidance.high),
         )
 
     def trajectory(self, settings: TrainedSettings) -> Trajectory:

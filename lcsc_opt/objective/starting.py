@@ -15,12 +15,14 @@ from pydantic import JsonValue
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, ObjectiveSpec, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
+from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.network_scorer import takes_draw
@@ -66,7 +68,9 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
 
     Raises:
         TrajectoryError: there are no checkpoints, or those of several models.
+        MetricError: the real images that the user names do not exist, or are no images.
     """
+    _check_reference(given, beside)
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
         steps = trajectory.steps
@@ -109,6 +113,17 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         search=search.text,
     )
     return Draft(text, summary, missing, problem)
+
+
+def _check_reference(given: Mapping[str, JsonValue], beside: Path) -> None:
+    """Raise MetricError if the real images that the user names do not exist."""
+    reference = given.get("reference")
+    if not isinstance(reference, str):
+        return
+    path = BuildContext(beside).path(reference)
+    if path.exists():
+        reference = str(path)
+    ReferenceSettings.parse(reference).check()
 
 
 def _filled(settings: Sequence[Setting], given: Mapping[str, JsonValue], ask: Ask) -> tuple[list[Setting], list[str]]:

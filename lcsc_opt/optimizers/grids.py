@@ -18,6 +18,7 @@ from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     counts_of,
     decay_coefficients,
+    extrapolated_average,
     normalize,
     plain_averages,
     power_ema_coefficients,
@@ -32,6 +33,8 @@ _COARSE_VALUES = 5  # of each tuned number, for each profile
 _SMALLEST_STEP = 1 / 32  # of the range of a tuned number, around the best point
 _LATTICE = 1024  # values of a tuned number
 
+_EXTRAPOLATIONS = (0.0, 0.25, 0.5, 1.0, 2.0)
+_Extrapolation = Annotated[float, Field(allow_inf_nan=False, ge=-0.5, le=10)]  # −0.5 is the average of both windows
 _Windows = Annotated[Sequence[Count], Field(min_length=1)]
 
 
@@ -233,6 +236,37 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
             decay_coefficients(len(steps), window, decay, counts=counts)
             for decay in options["decays"]
             for window in windows
+        ]
+
+
+class ExtraMergeGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over extrapolations along the line through two consecutive averages, by :func:`extrapolated_average`.
+
+    Args:
+        windows: numbers of checkpoints in an average; at most half of all. By default 1, 2, 4 … and a half.
+        extrapolations: how far beyond the later average, in distances between the two; zero is that average itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        windows: _Windows | None = None,
+        extrapolations: Annotated[Sequence[_Extrapolation], Field(min_length=1)] = _EXTRAPOLATIONS,
+    ) -> None:
+        super().__init__(_ProfileGrid, locals(), as_config=True)
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each extrapolation, for one window after the other."""
+        options = self.config()
+        half = len(steps) // 2
+        if half == 0:
+            return [normalize(np.ones(len(steps)))]
+        windows = options["windows"] or [2**power for power in range(half) if 2**power < half] + [half]
+        counts = counts_of(steps)
+        return [
+            extrapolated_average(len(steps), window, extrapolation, counts=counts)
+            for window in sorted({min(window, half) for window in windows})
+            for extrapolation in options["extrapolations"]
         ]
 
 

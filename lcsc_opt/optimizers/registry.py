@@ -36,6 +36,7 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "PowerEMAGrid": grids.PowerEMAGrid,
     "UniformGrid": grids.UniformGrid,
     "DecayGrid": grids.DecayGrid,
+    "ExtraMergeGrid": grids.ExtraMergeGrid,
     "EachCheckpoint": grids.EachCheckpoint,
     "GreedySoup": grids.GreedySoup,
     LANDSCAPE: grids.PlaneGrid,
@@ -210,6 +211,11 @@ def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | No
 def needs_gradient(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can search only objectives that give gradients."""
     return _has_flag(spec, "needs_gradient")
+
+
+def brackets_numbers(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer that needs gradients can also search numbers of the sampler that these do not have."""
+    return _has_flag(spec, "brackets_numbers")
 
 
 def refuses_concurrent_asks(spec: OptimizerSpec) -> bool:

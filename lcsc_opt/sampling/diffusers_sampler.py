@@ -22,6 +22,7 @@ from lcsc_opt.sampling.diffusers_folder import diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
+from lcsc_opt.sampling.scheduler_numbers import config_numbers, step_numbers, with_config
 
 SchedulerName = Literal[
     "ddpm",
@@ -49,6 +50,10 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
     "lcm": ("LCMScheduler", {}),  # Luo et al. 2023, latent consistency models
 }
 """Name → class in diffusers, and the settings of its configuration that the name stands for."""
+
+
+ALWAYS = (0.0, 1.0)
+"""The interval of guidance that acts at all timesteps."""
 
 
 class SchedulerSettings(FrozenModel):
@@ -150,6 +155,8 @@ class DiffusersSampler(NetworkSampler):
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
         calls: how many model calls one call of the network counts as.
         timestep_scale: the network is told the scheduler's timesteps times this.
+        guidance_interval: classifier-free guidance acts between these shares of the training's timesteps, 0 being no
+            noise (Kynkäänniemi et al. 2024); elsewhere the network is called once, with the classes.
         image_shape, noise, labels, decoder, settings, trained: as of :class:`NetworkSampler`.
 
     Raises:
@@ -172,6 +179,7 @@ class DiffusersSampler(NetworkSampler):
         trained: nn.Module | None = None,
         calls: int = 1,
         timestep_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = ALWAYS,
     ) -> None:
         super().__init__(
             network,
@@ -183,18 +191,18 @@ class DiffusersSampler(NetworkSampler):
             decoder=decoder,
         )
         self.scheduler = scheduler
+        self._scheduler_of_settings = scheduler
         self._timestep_scale = timestep_scale
         self._schedule = schedule_arguments(steps, timesteps)
         self._step_options = dict(step_options or {})
+        self._step_options_of_settings = self._step_options
         learns_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learns_variance and type(scheduler).__name__ == "DDPMScheduler"
-        self._guidance = None
-        calls_per_step = calls
-        if labels is not None and labels.guidance is not None:
+        self._guidance: tuple[float, int] | None = None
+        if labels is not None:
             self._guidance = labels.guidance
-            calls_per_step = 2 * calls
-        self.nfe = len(self._timesteps()) * calls_per_step
-        self.recomputed = self.nfe - calls_per_step  # all but those of the last step
+        self._interval_of_settings = guidance_interval
+        self._calls = calls
         step_parameters = inspect.signature(scheduler.step).parameters
         for option in self._step_options:
             if option not in step_parameters:
@@ -204,11 +212,23 @@ class DiffusersSampler(NetworkSampler):
 
     @property
     def tunable(self) -> Mapping[str, Tunable]:
-        """Those of the network; and ``guidance``, the scale of classifier-free guidance, where there is such."""
+        """Those of the network; of classifier-free guidance its scale and interval; and those of the scheduler."""
         numbers = dict(super().tunable)
         if self._guidance is not None:
+            low, high = self._interval_of_settings
             numbers["guidance"] = Tunable(self._guidance[0], low=0.0, differentiable=True)
-        return numbers
+            numbers["guidance_low"] = Tunable(low, low=0.0, high=1.0)
+            numbers["guidance_high"] = Tunable(high, low=0.0, high=1.0)
+        return {**numbers, **self._config_numbers, **self._step_numbers}
+
+    @property
+    def _config_numbers(self) -> dict[str, Tunable]:
+        scheduler = self._scheduler_of_settings
+        return config_numbers(scheduler.config, type(scheduler).__name__)
+
+    @property
+    def _step_numbers(self) -> dict[str, Tunable]:
+        return step_numbers(self._step_options_of_settings, type(self._scheduler_of_settings).__name__)
 
     def tune(self, values: Mapping[str, float | Tensor]) -> None:
         """Sample with these values of tunable numbers, and with those of the settings for others."""
@@ -216,19 +236,44 @@ class DiffusersSampler(NetworkSampler):
         self._scale: float | Tensor = 1.0
         if self._guidance is not None:
             self._scale = values.get("guidance", self._guidance[0])
+        low, high = self._interval_of_settings
+        self._interval = (float(values.get("guidance_low", low)), float(values.get("guidance_high", high)))
+        changes = {name: float(values[name]) for name in self._config_numbers if name in values}
+        self.scheduler = with_config(self._scheduler_of_settings, changes)
+        options = {name: float(values[name]) for name in self._step_numbers if name in values}
+        self._step_options = {**self._step_options_of_settings, **options}
+        self._count_calls()
+
+    def _count_calls(self) -> None:
+        """Set the number of model calls per image, and how many of them a backward pass makes again."""
+        calls = [self._calls * (1 + self._is_guided(timestep)) for timestep in self._timesteps()]
+        self.nfe = sum(calls)
+        self.recomputed = sum(calls[:-1])
+
+    def _is_guided(self, timestep: Tensor) -> bool:
+        """Whether classifier-free guidance acts at this timestep."""
+        if self._guidance is None:
+            return False
+        if self._interval == ALWAYS:
+            return True
+        low, high = self._interval
+        share = float(timestep) / float(self.scheduler.config.num_train_timesteps)
+        return low <= share <= high
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
         z = self.noise.batch(noise, start, stop, self.image_shape)
         z = z.to(self._network.device, self._network.dtype)
-        images: Tensor = z * self.scheduler.init_noise_sigma
+        images: Tensor = z * getattr(self.scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
         labels = self._labels(noise, start, stop)
         options = dict(self._step_options)
         if self._takes_generator:
             options["generator"] = self.noise.generators(noise, start, stop)
         timesteps = self._timesteps()
         for step, timestep in enumerate(timesteps):
-            scaled = self.scheduler.scale_model_input(images, timestep)
+            scaled = images
+            if hasattr(self.scheduler, "scale_model_input"):
+                scaled = self.scheduler.scale_model_input(images, timestep)
             is_last = step == len(timesteps) - 1
             output = self._predict(scaled, timestep, labels, again=not is_last)
             images = self.scheduler.step(output, timestep, images, **options).prev_sample
@@ -240,14 +285,16 @@ class DiffusersSampler(NetworkSampler):
         described = {
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
-            "scheduler": _public_keys(self.scheduler.config),
+            "scheduler": _public_keys(self._scheduler_of_settings.config),
             "steps": self._schedule,
-            "step_options": self._step_options,
+            "step_options": self._step_options_of_settings,
             "network": type(self._network.trained).__name__,
             "architecture": _public_keys(getattr(self._network.module, "config", {})),
         }
         if self._timestep_scale != 1:
             described["timestep_scale"] = self._timestep_scale
+        if self._interval_of_settings != ALWAYS:
+            described["guidance_interval"] = list(self._interval_of_settings)
         return described
 
     def _timesteps(self) -> Tensor:
@@ -256,6 +303,7 @@ class DiffusersSampler(NetworkSampler):
 
     def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
         """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
+        is_guided = self._is_guided(timestep)
         if timestep.is_floating_point():
             timestep = timestep.to(self._network.dtype)
         if self._timestep_scale != 1:
@@ -263,7 +311,7 @@ class DiffusersSampler(NetworkSampler):
         times = timestep.to(images.device).expand(len(images))
         if labels is None:
             output = self._network(images, times, again=again)
-        elif self._guidance is None:
+        elif self._guidance is None or not is_guided:
             output = self._network(images, times, class_labels=labels, again=again)
         else:
             output = self._guided_output(images, times, labels, self._guidance[1], again=again)

@@ -20,6 +20,9 @@ from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
+EVERYWHERE = (0.0, math.inf)
+"""The interval of guidance that acts at all noise levels."""
+
 
 class EdmDenoiser(nn.Module):
     """D(x; sigma), as a network called ``network(x, sigma, class_labels)``, with labels in one-hot rows.
@@ -30,6 +33,7 @@ class EdmDenoiser(nn.Module):
         guide: another network; guidance leads the result away from it (Karras et al. 2024, autoguidance; a guide
             without classes gives classifier-free guidance).
         guidance: 1 is the network alone; D = D_guide + guidance (D_network − D_guide).
+        interval: noise levels between which guidance acts (Kynkäänniemi et al. 2024); elsewhere D is the network's.
         config: what the networks were made with, for the study's fingerprint.
     """
 
@@ -40,6 +44,7 @@ class EdmDenoiser(nn.Module):
         label_dim: int = 0,
         guide: nn.Module | None = None,
         guidance: float = 1.0,
+        interval: tuple[float, float] = EVERYWHERE,
         config: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
@@ -48,21 +53,32 @@ class EdmDenoiser(nn.Module):
         self.label_dim = label_dim
         self.guidance: float | Tensor = guidance
         self._guidance_of_settings = guidance
+        self.interval = interval
+        self._interval_of_settings = interval
         self.config: dict[str, object] = {"class": type(network).__name__, "guidance": None}
         if guide is not None:
             self.config["guidance"] = guidance
+            if interval != EVERYWHERE:
+                self.config["interval"] = [str(level) for level in interval]
         self.config |= config or {}
 
     @property
     def tunable(self) -> Mapping[str, Tunable]:
-        """``guidance``, where there is a guide."""
+        """``guidance`` and its interval, ``guidance_low`` and ``guidance_high``, where there is a guide."""
         if self.guide is None:
             return {}
-        return {"guidance": Tunable(self._guidance_of_settings, low=0.0, differentiable=True)}
+        low, high = self._interval_of_settings
+        return {
+            "guidance": Tunable(self._guidance_of_settings, low=0.0, differentiable=True),
+            "guidance_low": Tunable(low, low=0.0),
+            "guidance_high": Tunable(high, low=0.0),
+        }
 
     def tune(self, values: Mapping[str, float | Tensor]) -> None:
         """Use these values of tunable numbers, and those of the settings for others."""
         self.guidance = values.get("guidance", self._guidance_of_settings)
+        low, high = self._interval_of_settings
+        self.interval = (float(values.get("guidance_low", low)), float(values.get("guidance_high", high)))
 
     @property
     def calls(self) -> int:
@@ -88,7 +104,12 @@ class EdmDenoiser(nn.Module):
         if self.guide is None:
             return denoised
         denoised_by_guide: Tensor = self.guide(x, sigma, one_hot)
-        return denoised_by_guide + self.guidance * (denoised - denoised_by_guide)
+        guided = denoised_by_guide + self.guidance * (denoised - denoised_by_guide)
+        if self.interval == EVERYWHERE:
+            return guided
+        low, high = self.interval
+        is_guided = ((sigma >= low) & (sigma <= high))[:, None, None, None]
+        return torch.where(is_guided, guided, denoised)
 
 
 class RawOutput(nn.Module):
@@ -203,7 +224,7 @@ class HeunSampler(NetworkSampler):
 
     @property
     def tunable(self) -> Mapping[str, Tunable]:
-        """``guidance``, where there is a guide; ``s_churn`` and ``sigma_min`` of the schedule."""
+        """Those of the denoiser; ``s_churn`` and ``sigma_min`` of the schedule."""
         numbers = dict(super().tunable)
         numbers["s_churn"] = Tunable(self._schedule_of_settings.s_churn, low=0.0)
         numbers["sigma_min"] = Tunable(self._schedule_of_settings.sigma_min, low=1e-6)

@@ -16,6 +16,7 @@ from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
+from lcsc_opt.database.arrays import TUNED
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.names import is_ours
@@ -82,7 +83,8 @@ def fork(
     )
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
-    origin = source.chosen_trial()[1]
+    _, origin, attributes = source.chosen_trial()
+    plan = _starting_at(plan, attributes.get(TUNED, {}))
     executor = Executor(source.storage, accept_changes=accept_changes)
     evidence = executor.loaded_evidence(source_plan)
     trials = read_database(source.storage).trials
@@ -165,6 +167,14 @@ def _forked_plan(
     plan = source_plan.changed(**changes)
     configure(plan.optimizer)
     return plan
+
+
+def _starting_at(plan: Plan, tuned: Mapping[str, float]) -> Plan:
+    """The plan, whose tuned numbers begin with those of the source's answer, as its coefficients do."""
+    tune = {}
+    for name, wanted in plan.spec.tune.items():
+        tune[name] = wanted.model_copy(update={"start": tuned[name]})
+    return plan.changed(tune=tune)
 
 
 def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSpec:

@@ -266,7 +266,7 @@ class _Measurements:
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
                 raise SearchFailedError(f"{model_name} on {noise.group} noise: {outcome.reason}")
-            measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics))
+            measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics), outcome.without_groups)
             measured = self._study.attributes.get(MEASURED)
             self._study.set_attribute(MEASURED, key.added(measured, measurement))
         self._advance(note=f"{measurement.loss:.4g}")

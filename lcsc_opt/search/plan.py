@@ -34,6 +34,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import (
+    brackets_numbers,
     configure,
     needs_gradient,
     plugin_of,
@@ -330,10 +331,10 @@ class Plan:
                     f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got {wanted.low:g} to "
                     f"{wanted.high:g}"
                 )
-            if self.follows_gradients and not number.differentiable:
+            if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
                 raise StudySpecError(
                     f"tune.{name}: {self.optimizer.name} needs gradients, and images are not differentiable in {name}; "
-                    "tune it with LCSC or CMA"
+                    "tune it with LCSCGradient, LCSC or CMA"
                 )
         if self.spec.tune and self.optimizer.name in UNTUNED:
             raise StudySpecError(
@@ -372,12 +373,14 @@ class Plan:
             return coefficients
         numbers = []
         for name, wanted in self.spec.tune.items():
+            tunable = objective.tunable[name]
             start = wanted.start
             if start is None:
-                start = objective.tunable[name].value
+                start = tunable.value
                 if not wanted.low <= start <= wanted.high:
                     start = (wanted.low + wanted.high) / 2
-            numbers.append(TunedNumber(name, wanted.low, wanted.high, start))
+            number = TunedNumber(name, wanted.low, wanted.high, start, differentiable=tunable.differentiable)
+            numbers.append(number)
         return TunedSpace(coefficients, tuple(numbers))
 
     def _coefficient_space(self, objective: Objective) -> CoefficientSpace:

@@ -7,8 +7,16 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
 from lcsc_opt.base.records import STANDARD_ERROR
-from lcsc_opt.database.report import SINGLE_GROUP_NOISE, Baseline, MeasuredModel, MetricRow, doubted_rows
+from lcsc_opt.database.report import (
+    SINGLE_GROUP_NOISE,
+    Baseline,
+    Interval,
+    MeasuredModel,
+    MetricRow,
+    doubted_rows,
+)
 
 _NO_VALUES: Mapping[str, float] = {}
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
@@ -16,10 +24,29 @@ _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep:
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """One metric of one model: seed of a group of noise → value, and the standard error measured with it."""
+    """One metric of one model.
+
+    Attributes:
+        values: seed of a group of noise → value.
+        error: the standard error measured with it, the mean over groups of noise.
+        without_groups: seed → the values without one of ten groups of images each; empty if they are not known.
+    """
 
     values: Mapping[int, float]
     error: float | None
+    without_groups: Mapping[int, Sequence[float]]
+
+    @classmethod
+    def of(cls, model: MeasuredModel, metric: str, *, error_of: str) -> _Column:
+        """The metric of this model; its standard error is that of the metric ``error_of``."""
+        without_groups = {}
+        for measurement in model.groups:
+            if metric in measurement.without_groups:
+                without_groups[measurement.seed] = measurement.without_groups[metric]
+        values = model.values(metric)
+        if len(without_groups) < len(values):
+            without_groups = {}
+        return cls(values, _standard_error(model, error_of), without_groups)
 
     @property
     def mean(self) -> float:
@@ -28,7 +55,47 @@ class _Column:
     @property
     def spread(self) -> float | None:
         """The deviation over the groups; the standard error where there is one group, or all are alike."""
-        return _deviation(self.values.values()) or self.error
+        deviation = _deviation(self.values.values())
+        if deviation:
+            return deviation
+        if self.error is not None:
+            return self.error
+        return deviation if self.jackknife_error is None else self.jackknife_error
+
+    @property
+    def jackknife_error(self) -> float | None:
+        """The standard error of the mean over groups of noise, from the images in them."""
+        return _mean_error([standard_error(column) for column in self.without_groups.values()])
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the mean."""
+        error = self.jackknife_error
+        if error is not None:
+            return _around(self.mean, error, degrees=len(self.values) * (GROUPS - 1))
+        if self.error is not None:
+            return _around(self.mean, self.error / math.sqrt(len(self.values)))
+        return _interval_over_groups(list(self.values.values()))
+
+
+def _mean_error(errors: Sequence[float]) -> float | None:
+    """The standard error of a mean over groups of noise, from that of each; ``None`` if there are none."""
+    if not errors:
+        return None
+    return math.hypot(*errors) / len(errors)
+
+
+def _around(value: float, error: float, degrees: float = math.inf) -> Interval:
+    width = half_width(error, degrees)
+    return value - width, value + width
+
+
+def _interval_over_groups(values: Sequence[float]) -> Interval | None:
+    """That of the mean over groups of noise; ``None`` for one group."""
+    deviation = _deviation(values)
+    if deviation is None:
+        return None
+    return _around(statistics.fmean(values), deviation / math.sqrt(len(values)), degrees=len(values) - 1)
 
 
 def metric_rows(
@@ -68,7 +135,7 @@ def metric_rows(
             error_of = score
         elif sign is None and values == negative_losses:
             sign = -1
-        column = _Column(values, _standard_error(answer, error_of))
+        column = _Column.of(answer, metric, error_of=error_of)
         row = MetricRow(
             metric=metric,
             sign=sign,
@@ -76,11 +143,10 @@ def metric_rows(
             spread=column.spread,
             real_halves=real_halves.get(metric),
             cross_check=metric == cross_check,
+            interval=column.interval,
         )
         if baseline is not None:
-            baseline_column = _Column(
-                values=baseline.measured.values(metric), error=_standard_error(baseline.measured, error_of)
-            )
+            baseline_column = _Column.of(baseline.measured, metric, error_of=error_of)
             if baseline_column.values:
                 row = _compared(row, column, baseline_column, against=baseline.name)
         rows.append(row)
@@ -92,23 +158,49 @@ def _is_standard_error(metric: str, measured: Sequence[str]) -> bool:
 
 
 def _compared(row: MetricRow, answer: _Column, baseline: _Column, *, against: str) -> MetricRow:
-    """The row with the baseline and the gain, whose spread is that of differences on the same noise."""
-    row = dataclasses.replace(row, against=against, baseline=baseline.mean, baseline_spread=baseline.spread)
+    """The row with the baseline and the gain, whose spread and interval are those of differences on the same noise."""
+    row = dataclasses.replace(
+        row,
+        against=against,
+        baseline=baseline.mean,
+        baseline_spread=baseline.spread,
+        baseline_interval=baseline.interval,
+    )
     sign = row.sign
     if sign is None:
         return row
-    gain = sign * (baseline.mean - row.value)
-    common_seeds = [seed for seed in answer.values if seed in baseline.values]
-    spread = _deviation(sign * (baseline.values[seed] - answer.values[seed]) for seed in common_seeds)
-    if not spread and answer.error is not None and baseline.error is not None:
-        spread = math.hypot(answer.error, baseline.error)
-    noise = spread
-    if noise is None:
+    gain = _gain(answer, baseline, sign)
+    spread = gain.spread
+    mean_gain = sign * (baseline.mean - row.value)
+    has_one_group = len(answer.values) == 1
+    if has_one_group and gain.without_groups and gain.interval is not None:
+        noise = gain.interval[1] - mean_gain
+    elif spread is not None:
+        noise = spread
+    else:
         noise = SINGLE_GROUP_NOISE * abs(baseline.mean)
     real = row.real_halves
     is_as_good_as_real = real is not None and sign * row.value <= sign * real
-    is_lost = gain < -noise and not is_as_good_as_real
-    return dataclasses.replace(row, gain=gain, gain_spread=spread, lost=is_lost)
+    is_lost = mean_gain < -noise and not is_as_good_as_real
+    return dataclasses.replace(row, gain=mean_gain, gain_spread=spread, gain_interval=gain.interval, lost=is_lost)
+
+
+def _gain(answer: _Column, baseline: _Column, sign: int) -> _Column:
+    """How much better the answer is, on the groups of noise that both have.
+
+    Where values without groups of images are known, the same images' noise is in both, and cancels in the differences.
+    """
+    seeds = [seed for seed in answer.values if seed in baseline.values]
+    values = {seed: sign * (baseline.values[seed] - answer.values[seed]) for seed in seeds}
+    error = None
+    if answer.error is not None and baseline.error is not None:
+        error = math.hypot(answer.error, baseline.error)
+    without_groups = {}
+    for seed in seeds:
+        if seed in answer.without_groups and seed in baseline.without_groups:
+            pairs = zip(answer.without_groups[seed], baseline.without_groups[seed], strict=True)
+            without_groups[seed] = [sign * (baseline_value - value) for value, baseline_value in pairs]
+    return _Column(values, error, without_groups)
 
 
 def _standard_error(model: MeasuredModel, metric: str) -> float | None:

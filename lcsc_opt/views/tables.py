@@ -9,7 +9,7 @@ from typing import Any
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label
-from lcsc_opt.database.report import MetricRow
+from lcsc_opt.database.report import Interval, MetricRow
 from lcsc_opt.views import UNKNOWN, number
 from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_of, spread_text
 
@@ -20,22 +20,23 @@ _BETTER = {1: "lower", -1: "higher", None: UNKNOWN}
 
 
 def report_table(rows: Sequence[MetricRow]) -> TextTable:
-    """The metric, which way is better, the answer, the baseline, the gain, real images.
+    """The metric, which way is better, the answer, the baseline, the gain, each with its 95 % interval; real images.
 
     The columns for the baseline and for held-out real images exist if some metric has them.
     """
     against = next((row.against for row in rows if row.against is not None), None)
     has_real_images = any(row.real_halves is not None for row in rows)
-    header = ["metric", "better", "answer"]
+    level = " [95 %]" if any(row.interval is not None for row in rows) else ""
+    header = ["metric", "better", f"answer{level}"]
     if against is not None:
-        header += [against, "gain"]
+        header += [f"{against}{level}", f"gain{level}"]
     if has_real_images:
         header.append("real images")
     texts = []
     for row in rows:
-        cells = [row.metric, _BETTER[row.sign], number(row.value, row.spread)]
+        cells = [row.metric, _BETTER[row.sign], _with_interval(row.value, row.interval, row.spread)]
         if against is not None:
-            cells += [number(row.baseline, row.baseline_spread), _gain(row)]
+            cells += [_with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
@@ -43,8 +44,16 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
 
 
 def _gain(row: MetricRow) -> str:
-    gain = number(row.gain, row.gain_spread, "+.3g")
+    gain = _with_interval(row.gain, row.gain_interval, row.gain_spread, "+.3g")
     return f"{gain} (worse)" if row.lost else gain
+
+
+def _with_interval(value: float | None, interval: Interval | None, deviation: float | None, form: str = ".4g") -> str:
+    """A number with its 95 % interval, ``2.015 [1.93, 2.1]``; without one, with its deviation over groups of noise."""
+    if value is None or interval is None:
+        return number(value, deviation, form)
+    low, high = interval
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def comparison_table(studies: Sequence[SummarizedStudy]) -> TextTable | None:

@@ -25,12 +25,11 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
@@ -272,9 +271,33 @@ def _nature(func: Any) -> tuple[bool, tuple[int, ...], tuple[str, ...]]:
     return any(info is not None and not info.is_write for info in infos), places, named
 
 
+def _leaves(value: Any) -> list[Any]:
+    """What arguments or results consist of. Torch's pytree, which is for any class, takes much longer."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    return [leaf for part in value for leaf in _leaves(part)]
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Arguments or results with each of their leaves changed."""
+    if isinstance(value, dict):
+        return {name: _mapped(function, part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_mapped(function, part) for part in value]
+    if isinstance(value, tuple):
+        return tuple(_mapped(function, part) for part in value)
+    return function(value)
+
+
+def _mapped_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    return _mapped(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+
+
 def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Queue an operation on this thread's stream. Its results have their shapes at once and their numbers later."""
-    flat = pytree.tree_leaves((args, kwargs))
+    flat = _leaves((args, kwargs))
     ours = [value for value in flat if isinstance(value, Pretend)]
     device = kwargs.get("device") or ours[0].device
     # as on real devices, indices may be on the host, but not what they index
@@ -285,11 +308,11 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     view, places, named = _nature(func)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": "cpu"}
-    raw_args, raw_kwargs = pytree.tree_map(_raw, (args, kwargs))
+    raw_args, raw_kwargs = _mapped(_raw, (args, kwargs))
     index, call = device.index or 0, functools.partial(func, *raw_args, **raw_kwargs)
     if view:
         made = call()
-        return pytree.tree_map_only(torch.Tensor, lambda part: Pretend(part, ours[0].block, index), made)
+        return _mapped_tensors(lambda part: Pretend(part, ours[0].block, index), made)
     mine = _queues[_current(index)]
     COUNTS["launches"] += 1
     seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -302,17 +325,15 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
         written = [args[place] for place in places if place < len(args)] + [kwargs[n] for n in named if n in kwargs]
         return None if not func._schema.returns else written[0] if len(func._schema.returns) == 1 else tuple(written)
     try:
-        if "device" in kwargs:
-            kwargs = {**kwargs, "device": "meta"}
-        shapes = func(*pytree.tree_map(_meta, args), **pytree.tree_map(_meta, kwargs))
+        shapes = _shapes(func, args, kwargs)
     except NotImplementedError:  # its shapes depend on the numbers
         _wait(index)
-        return pytree.tree_map_only(torch.Tensor, lambda part: _uploaded(part, index), call())
-    made = pytree.tree_map_only(torch.Tensor, lambda like: _allocate(like, index), shapes)
-    rooms = [room.raw for room in pytree.tree_leaves(made) if isinstance(room, Pretend)]
+        return _mapped_tensors(lambda part: _uploaded(part, index), call())
+    made = _mapped_tensors(lambda like: _allocate(like, index), shapes)
+    rooms = [room.raw for room in _leaves(made) if isinstance(room, Pretend)]
 
     def run() -> None:
-        found = [value for value in pytree.tree_leaves(call()) if isinstance(value, torch.Tensor)]
+        found = [value for value in _leaves(call()) if isinstance(value, torch.Tensor)]
         for room, value in zip(rooms, found, strict=True):
             room.copy_(value) if value.numel() else None
 
@@ -320,6 +341,28 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     if seeded:
         _wait(index, counted=False)
     return made
+
+
+_known_shapes: dict[Any, Any] = {}
+
+
+def _shapes(func: Any, args: Any, kwargs: Any) -> Any:
+    """The results on torch's meta device; remembered, since a network repeats its operations with each batch."""
+    key = func, _likeness(args), _likeness(list(kwargs.items()))
+    if key not in _known_shapes:
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": "meta"}
+        _known_shapes[key] = func(*_mapped(_meta, args), **_mapped(_meta, kwargs))
+    return _known_shapes[key]
+
+
+def _likeness(value: Any) -> Any:
+    """All of an argument that the shapes of results depend on."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.device.type
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_likeness, value))
+    return type(value), value
 
 
 def _uploaded(values: torch.Tensor, index: int) -> Pretend:

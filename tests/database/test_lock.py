@@ -105,6 +105,7 @@ def test_a_stopped_coordinator_holds_its_study_and_a_killed_one_does_not(any_url
 
 
 def coordinate(url: str, barrier: Any, answers: Any) -> None:
+    lock.WAIT_SECONDS = 0.3
     barrier.wait(120)
     study = open_study(url)  # all of them create the database
     try:

@@ -19,7 +19,10 @@ from lcsc_opt.database.report import (
 
 
 def test_what_is_stored_is_read_again() -> None:
-    groups = [Measurement(0, 2.5, {"near": 3.05}), Measurement(1, 2.625, {"near": 3.1, "kid": 1.0})]
+    groups = [
+        Measurement(0, 2.5, {"near": 3.05}, {"near": (3.0, 3.1)}),
+        Measurement(1, 2.625, {"near": 3.1, "kid": 1.0}),
+    ]
     answer = MeasuredModel.mean_of(groups, images=50)
     assert (answer.loss, answer.metrics) == (2.5625, {"near": pytest.approx(3.075)}), "a group has no kid"
     ema = Baseline("EMA*", answer, study="digits/EMAGrid/0", trial=3, label="EMA* (0.9)")
@@ -29,7 +32,7 @@ def test_what_is_stored_is_read_again() -> None:
         answer=answer,
         selection={4: 2.4, 1: 2.3},
         baselines=baselines,
-        rows=(MetricRow("loss", 1, 2.5625, against="EMA*", baseline=2.5625, gain=0.0),),
+        rows=(MetricRow("loss", 1, 2.5625, against="EMA*", baseline=2.5625, gain=0.0, gain_interval=(-0.5, 0.5)),),
         warning="it lost",
     )
     assert HeldOutReport.from_json(json.loads(json.dumps(made.to_json()))) == made
@@ -57,6 +60,7 @@ def test_a_report_of_version_0_2_0_is_read() -> None:
     found = HeldOutReport.from_json(stored)
     assert found is not None
     assert (found.trial, found.loss, found.sample, found.metrics) == (1, 2.5, (20, (3,)), {"kid": 0.1})
+    assert (found.rows[0].interval, found.answer.groups[0].without_groups) == (None, {})
     assert (found.selection, found.ema(None), found.warning) == ({1: 2.25, 0: 2.75}, 2.5, "it lost")
     [ema] = found.baselines
     assert (ema.study, ema.trial, ema.label, ema.measured) == ("digits/EMAGrid/0", 2, "EMA*", found.answer)

@@ -1,4 +1,7 @@
-"""An objective with stages whose loss is exact, and which says where and when each stage ran."""
+"""An objective with stages whose loss is exact, and which says where and when each stage ran.
+
+Worker processes import this file, so it imports neither torch nor pytest.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import StagedObjective, stop_if_told
@@ -220,6 +224,32 @@ def basis(first: int, last: int) -> np.ndarray:
     """``[n, 3]``: (1, i, i^2) of each image."""
     index = np.arange(first, last, dtype=np.float64) / IMAGES
     return np.stack([np.ones_like(index), index, index**2], axis=1)
+
+
+def cannot_be_made() -> None:
+    raise AttributeError("of another version")
+
+
+class Unreadable:
+    """Raises an error where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return cannot_be_made, ()
+
+
+def fails_to_load() -> Stages:
+    raise StudySpecError("no such file: put it back")
+
+
+def dies_while_loading() -> Stages:
+    os._exit(7)
+
+
+def expect_no_lost_node() -> None:
+    """In a process that has not imported Ray yet: when a worker dies, its node is there, so hardly wait for its end."""
+    from lcsc_opt.evaluation import ray
+
+    ray._NODE_SECONDS = 0.1
 
 
 def candidate(*coefficients: float, images: int | None = None) -> Candidate:

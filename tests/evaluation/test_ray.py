@@ -29,7 +29,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
-from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, wait_for
+from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node, wait_for
 from tests.processes import Lcsc, lcsc_process
 
 ray = pytest.importorskip("ray")
@@ -65,7 +65,8 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
     assert lcsc(["run", study_file(folder, workers=1, pipeline=False, **shared)]) == 0
     objective = {"file": "stages_on_ray.py", "settings": {"log": str(folder / "log"), "dies": [4]}}
     file = study_file(folder, objective=objective, workers={"ray": 2, "gpus": 0}, **shared)
-    ended = lcsc_process("run", file, "--ray", cluster.address, "--storage", "sqlite:///r.db")
+    on_cluster = ("--ray", cluster.address, "--storage", "sqlite:///r.db")
+    ended = lcsc_process("run", file, *on_cluster, first=expect_no_lost_node)
     assert ended.status == 0, ended
     assert "raylet" not in ended.out + ended.err, "Ray's own reports of deaths"
     name = "e/LCSCGradient/0"

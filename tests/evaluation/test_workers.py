@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -26,11 +28,14 @@ from tests.evaluation.staged_examples import (
     HeldScore,
     Slow,
     Stages,
+    Unreadable,
     WritesItsProcess,
     assert_gradient,
     candidate,
+    dies_while_loading,
     evaluated,
     failed,
+    fails_to_load,
     is_running,
     wait_for,
 )
@@ -91,21 +96,34 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     assert all("worker process died" in one.reason and one.retry for one in died)
 
 
-def cannot_be_made() -> None:
-    raise AttributeError("of another version")
-
-
-class Unreadable:
-    """Raises an error where it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return cannot_be_made, ()
-
-
 def test_a_job_that_a_worker_cannot_read_fails_and_the_next_one_does_not() -> None:
     with contextlib.closing(WorkerPool(Stages, 1)) as pool:
         failed(pool.submit("submit", Unreadable()))
         evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))
+
+
+class Unwritable(float):
+    """Refuses to be pickled, as if the connection had broken."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OSError("of this process only")
+
+
+def test_a_candidate_that_cannot_be_pickled_fails_with_its_reason_and_the_next_one_does_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its job is handed out by the thread that hears that the worker is ready: an error there would end it."""
+    asked = candidate(1.0, 0.0, 0.0)
+    bad = dataclasses.replace(asked, tuned={"steps": Unwritable(3.0)})
+    with contextlib.closing(WorkerPool(Stages, 2)) as pool:
+        spread = SpreadEvaluator(Stages(), pool)
+        for evaluator in (ProcessEvaluator(pool), spread, ProcessEvaluator(pool)):
+            failure = failed(evaluator.submit(bad))
+            assert re.match(r"cannot be sent to a worker, .*\(OSError: of this process only\); run", failure.reason)
+            assert not failure.retry
+            evaluated(evaluator.submit(asked))
+        assert [node.deaths for node in pool.nodes()] == [0]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
@@ -122,14 +140,6 @@ def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
     assert time.monotonic() - start < SLOW_SECONDS / 2
     with pytest.raises(CancelledError):
         future.result(timeout=120)
-
-
-def fails_to_load() -> Stages:
-    raise StudySpecError("no such file: put it back")
-
-
-def dies_while_loading() -> Stages:
-    os._exit(7)
 
 
 OTHER = {"objective": {"stages": False}, "code": {}}

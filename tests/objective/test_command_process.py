@@ -37,6 +37,7 @@ def test_an_interrupted_evaluation_ends_the_command_and_everything_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_process, "_GRACE_SECONDS", 1)
+    monkeypatch.setattr(command_process, "_POLL_SECONDS", 0.05)
     file = tmp_path / "pid"
     stop = threading.Event()
     context = contextvars.copy_context()
@@ -50,13 +51,27 @@ def test_an_interrupted_evaluation_ends_the_command_and_everything_it_started(
     wait_until(lambda: not is_alive(grandchild))
 
 
+GUARDED = """
+import pathlib, sys
+from lcsc_opt.objective import command_process
+
+plain = command_process._wait
+
+def wait(process):
+    pathlib.Path(sys.argv[1]).touch()
+    return plain(process)
+
+command_process._GRACE_SECONDS = 1
+command_process._wait = wait
+command_process.run_command(sys.argv[2:])
+"""
+
+
 def test_a_killed_evaluation_leaves_no_command_behind(tmp_path: Path) -> None:
     file = tmp_path / "pid"
-    script = (
-        "import sys; from lcsc_opt.objective import command_process; command_process._GRACE_SECONDS = 1; "
-        "command_process.run_command(sys.argv[1:])"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, *with_grandchild(file)]) as evaluation:
+    guarded = tmp_path / "guarded"
+    with subprocess.Popen([sys.executable, "-c", GUARDED, str(guarded), *with_grandchild(file)]) as evaluation:
         grandchild = process_in(file)
+        wait_until(guarded.exists)  # the command may be quicker than the start of what guards it
         evaluation.kill()
     wait_until(lambda: not is_alive(grandchild))

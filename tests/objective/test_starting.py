@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
+from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
@@ -57,6 +58,16 @@ def test_what_only_the_user_knows_is_marked_and_named_by_a_dry_run(capsys: pytes
     said = capsys.readouterr().err
     assert all(name in said for name in names)
     assert "reference: cifar10-train" in Path("mine.yaml").read_text()
+
+
+def test_real_images_that_do_not_exist_are_refused(typed: Typed) -> None:
+    plain()
+    said = typed.refused("init", "runs", "--reference", "nowhere")
+    assert said.startswith("lcsc: reference: nowhere does not exist, and is not a data set; known: cifar10-train")
+    assert "is not a reference" in typed.refused("init", "runs", "reference=runs/model1.safetensors")
+    assert not Path("study.yaml").exists()
+    Path("elsewhere/photographs").mkdir(parents=True)
+    typed("init", "runs", "-o", "elsewhere/study.yaml", "--reference", "photographs")
 
 
 def test_of_means_it_says_how_many_checkpoints_each_is_of(capsys: pytest.CaptureFixture[str]) -> None:

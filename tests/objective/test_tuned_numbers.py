@@ -71,6 +71,18 @@ def test_numbers_of_a_schedule_are_tuned_without_a_gradient(trajectory: Trajecto
     assert len(losses) == 3
 
 
+def test_a_number_without_a_derivative_has_none_in_a_gradient(trajectory: Trajectory) -> None:
+    """The images of the gradient are those of a plain evaluation with the same numbers."""
+    objective = build(trajectory, heun(Smooth().double(), guide=Smooth(seed=9).double(), guidance=1.4))
+    candidate = Candidate(EMA, tuned={"s_churn": 0.3, "guidance": 2.0})
+    evaluation = objective.evaluate(candidate, gradient=True)
+    assert evaluation.gradient is not None
+    assert evaluation.gradient[-2] == 0
+    assert evaluation.gradient[-1] != 0
+    assert evaluation.loss == pytest.approx(objective.evaluate(candidate).loss, rel=1e-9)
+    assert evaluation.loss != pytest.approx(objective.evaluate(Candidate(EMA, tuned={"guidance": 2.0})).loss, rel=1e-6)
+
+
 def test_images_for_people_are_sampled_with_the_numbers(trajectory: Trajectory) -> None:
     objective = build(trajectory, GUIDED["DDIM"](Smooth().double()))
     plain = objective.images(EMA, HELD_OUT, 4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
@@ -87,6 +87,45 @@ def test_a_guide_has_the_weights_of_its_checkpoint(folder: Path) -> None:
         write_snapshot(folder / "guide.pkl", tiny(seed, width=2))
         described.append(edm(folder, guide={"checkpoint": "guide.pkl", "scale": 1.7}).describe())
     assert described[0] != described[1]
+
+
+def test_a_weak_model_of_the_checkpoints_guides_within_an_interval(folder: Path) -> None:
+    train(folder)
+    plain = edm(folder, sampler={"steps": 4})
+    first = np.eye(3)[0]
+    images = []
+    for guide in ({}, {"low": 0.5, "high": 10.0}, {"high": 1e-9}):
+        guided = edm(folder, sampler={"steps": 4}, guide={"weak": KIMG[0], "scale": 3.0, **guide})
+        assert torch.allclose(guided.images(first, SEARCH, 6), plain.images(first, SEARCH, 6), atol=1e-4)
+        images.append(guided.images(MIX, SEARCH, 6))
+    unguided = plain.images(MIX, SEARCH, 6)
+    assert torch.allclose(images[2], unguided, atol=1e-5)
+    assert min((image - unguided).abs().max() for image in images[:2]) > 1e-4
+    assert (images[0] - images[1]).abs().max() > 1e-4
+
+
+def test_a_guide_of_another_architecture_is_one_line(folder: Path) -> None:
+    train(folder)
+    torch.save(tiny(7, width=2).state_dict(), folder / "guide.pt")
+    one_line(
+        ObjectiveError,
+        r"guide\.checkpoint: .*guide\.pt .*if it is of another architecture, give guide\.network",
+        lambda: edm(folder, arguments={"img_resolution": 8, "img_channels": 1}, guide=OTHER_GUIDE),
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"weak": KIMG[0], "checkpoint": "guide.pt"}])
+def test_a_guide_is_a_checkpoint_or_a_weak_model(folder: Path, more: dict[str, Any]) -> None:
+    train(folder)
+    guide = {"scale": 2.0, **more}
+    one_line(LcscError, "expected either checkpoint or weak", lambda: edm(folder, guide=guide))
+
+
+OTHER_GUIDE = {
+    "checkpoint": "guide.pt",
+    "scale": 2.0,
+    "arguments": {"img_resolution": 8, "img_channels": 1, "width": 3},
+}
 
 
 def test_packed_checkpoints_need_arguments(folder: Path) -> None:

@@ -21,6 +21,7 @@ from lcsc_opt.optimizers import (
     DecayGrid,
     EachCheckpoint,
     EMAGrid,
+    ExtraMergeGrid,
     PlaneGrid,
     PowerEMAGrid,
     UniformGrid,
@@ -40,7 +41,20 @@ def decayed(last: int) -> np.ndarray:
     return factors[:-1] - factors[1:]
 
 
+def extrapolated(last: int, *extrapolations: float) -> list[np.ndarray]:
+    """By hand: the last ones above 1 / N, those before them below zero."""
+    points = []
+    for extrapolation in extrapolations:
+        point = np.zeros(20)
+        point[20 - last :] = (1 + extrapolation) / last
+        point[20 - 2 * last : 20 - last] = -extrapolation / last
+        points.append(point)
+    return points
+
+
 UNIFORM = uniform(1, 3, 10, 20)
+ALONG = (0, 0.25, 0.5, 1, 2)
+ALL_ALONG = [point for last in (1, 2, 4, 8, 10) for point in extrapolated(last, *ALONG)]
 
 
 FOUR = AffineSpace(STEPS[:4], default_origin(STEPS[:4]))
@@ -78,12 +92,14 @@ def plane_points(corners: Any) -> list[np.ndarray]:
         (UniformGrid(windows=[99, 3]), uniform(3, 20)),
         (DecayGrid(windows=[8, 20]), [*uniform(8, 20), decayed(8), decayed(20)]),
         (DecayGrid(decays=["1-sqrt"]), [decayed(last) for last in (2, 4, 8, 16, 20)]),
+        (ExtraMergeGrid(), ALL_ALONG),
+        (ExtraMergeGrid(windows=[99], extrapolations=[-0.5, 3]), [*uniform(20), *extrapolated(10, 3)]),
         (EachCheckpoint(), list(np.eye(20))),
         (PlaneGrid(size=4), plane_points(None)),
         (PlaneGrid(size=4, corners=["ema:0.9", "ema:0.99", 500]), plane_points(["ema:0.9", "ema:0.99", 500])),
     ],
     ids=[
-        *("EMA", "rates", "power EMA", "sigma_rels", "uniform", "windows", "decay", "decays", "each"),
+        *("EMA", "rates", "power EMA", "sigma_rels", "uniform", "windows", "decay", "decays", "along", "far", "each"),
         *("plane", "corners"),
     ],
 )
@@ -97,6 +113,18 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
     assert optimizer.finished
     for best in (optimizer.recommend(), optimizer.ask()):  # which it asks again
         np.testing.assert_allclose(best.value, points[-1], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_two_or_three_checkpoints_the_last_two_are_the_line(count: int) -> None:
+    points = ExtraMergeGrid(extrapolations=[1]).profiles(tuple(range(10, 10 + count)))
+    np.testing.assert_allclose(points, [np.concatenate([np.zeros(count - 2), [-1.0, 2.0]])])
+
+
+def test_extrapolation_weighs_rows_by_the_checkpoints_in_them() -> None:
+    rows = RowSteps((50, 100, 180, 190), [5, 5, 8, 2])
+    [point] = ExtraMergeGrid(windows=[2], extrapolations=[1]).profiles(rows)
+    np.testing.assert_allclose(point, [-0.5, -0.5, 1.6, 0.4])
 
 
 def soup(losses: dict[tuple[int, ...], float | None]) -> tuple[list[tuple[int, ...]], np.ndarray]:

@@ -321,7 +321,7 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     printed = typed(*look).out
     assert "30 images, noise groups 0, 1, 2" in printed
     assert re.search(r"EMA\* \(.+\): small/EMAGrid/0", printed), "which average it is"
-    assert all(text in printed for text in ("loss", CROSS_CHECK, "±"))
+    assert all(text in printed for text in ("loss", CROSS_CHECK, "95 %", "["))
     assert stored.attributes["held_out"] == first
     report = typed.json(*look, "--keep")
     assert report["loss"] < report["baselines"]["EMA*"]["loss"]

@@ -149,3 +149,50 @@ def test_groups_of_noise_that_are_all_alike_are_one() -> None:
     answer = model([0.9, 0.8], error=[0.9, 0.9], error_stderr=[0.03, 0.03])
     [loss, _] = rows(answer, model([1.0, 0.9], error=[1.0, 0.9], error_stderr=[0.04, 0.04]))
     assert (loss.spread, loss.gain_spread) == (pytest.approx(statistics.stdev([0.9, 0.8])), pytest.approx(0, abs=1e-12))
+
+
+def resampled(loss: float, without: list[float], seed: int = 0) -> Measurement:
+    return Measurement(seed, loss, {}, {"loss": without})
+
+
+def test_an_interval_is_of_the_images_noise_and_that_of_the_gain_of_differences_on_the_same_images() -> None:
+    without = [2.0 + 0.1 * number for number in range(10)]
+    answer = MeasuredModel.mean_of([resampled(2.5, without)], images=1000)
+    ema = MeasuredModel.mean_of([resampled(3.5, [value + 1 for value in without])], images=1000)
+    [loss] = metric_rows(answer, Baseline("EMA*", ema), signs={})
+    error = statistics.pstdev(without) * 3  # the root of (G − 1) times their variance
+    assert loss.spread == loss.baseline_spread == pytest.approx(error)
+    assert loss.interval == pytest.approx((2.5 - 2.262157 * error, 2.5 + 2.262157 * error))
+    assert loss.baseline_interval == pytest.approx((3.5 - 2.262157 * error, 3.5 + 2.262157 * error))
+    assert loss.gain_interval == pytest.approx((1.0, 1.0)), "both models have the same noise"
+
+
+@pytest.mark.parametrize(("change", "is_lost"), [(0.02, True), (0.001, False)])
+def test_a_metric_is_lost_if_the_interval_of_its_gain_is_below_zero(change: float, is_lost: bool) -> None:
+    """A gain's interval of ± 0.0103, where two per cent would be 0.5."""
+    noise = [0.001 * (number % 2) for number in range(10)]
+    ema = MeasuredModel.mean_of([resampled(25.0, [25.0] * 10)], images=1000)
+    answer = MeasuredModel.mean_of([resampled(25 + change, [25 + change + value for value in noise])], images=1000)
+    [loss] = metric_rows(answer, Baseline("EMA*", ema), signs={})
+    assert loss.lost is is_lost
+
+
+def test_groups_of_noise_make_the_interval_narrower() -> None:
+    without = [2.0 + 0.1 * number for number in range(10)]
+    groups = [resampled(2.5, without, seed) for seed in range(4)]
+    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), signs={})
+    assert loss.interval is not None
+    low, high = loss.interval
+    error = statistics.pstdev(without) * 3 / 2
+    assert high - low == pytest.approx(2 * 2.028094 * error), "36 degrees of freedom"
+    groups[1] = Measurement(1, 2.6)
+    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), signs={})
+    assert loss.interval == pytest.approx((2.525 - 3.182446 * 0.025, 2.525 + 3.182446 * 0.025)), "of four groups"
+
+
+def test_a_measured_standard_error_gives_a_normal_interval_and_a_number_alone_none() -> None:
+    _, hits = rows(model([-0.9], hits=[0.9], hits_stderr=[0.03]), model([-0.8], hits=[0.8], hits_stderr=[0.04]))
+    assert hits.interval == pytest.approx((0.9 - 1.959964 * 0.03, 0.9 + 1.959964 * 0.03))
+    assert hits.gain_interval == pytest.approx((0.1 - 1.959964 * 0.05, 0.1 + 1.959964 * 0.05))
+    [alone] = metric_rows(model([2.5]), signs={})
+    assert alone.interval is None

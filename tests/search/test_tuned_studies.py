@@ -13,8 +13,9 @@ from lcsc_opt.base.errors import LcscError, StudySpecError, StudyStoreError
 from lcsc_opt.database.arrays import tuned_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
+from tests.commands import Typed
 
 OBJECTIVE = """
 import numpy as np
@@ -36,7 +37,9 @@ class Bowl(Objective):
         distance = candidate.coefficients - TARGET
         error = guidance - 3.2 - shift
         loss = float(np.square(distance).sum() + 0.1 * error**2)
-        slopes = np.append(2 * distance, [0.2 * error] if candidate.tuned else [])
+        loss += (candidate.tuned.get("churn", 0.4) - 0.4) ** 2
+        derivatives = {"guidance": 0.2 * error, "churn": 0.0}
+        slopes = np.append(2 * distance, [derivatives[name] for name in candidate.tuned])
         return Evaluation(loss, {"fid": loss}, gradient=slopes if gradient else None)
 
     def why_no_gradient(self):
@@ -112,6 +115,18 @@ def test_a_search_is_continued_from_its_stored_numbers(study: dict[str, Any], op
     assert 23 < len(after) <= 30
 
 
+def test_a_number_without_a_derivative_is_bracketed_and_continued(study: dict[str, Any]) -> None:
+    del study["held_out"]
+    study |= {"optimizers": ["LCSCGradient"], "tune": {**TUNE, "churn": {"low": 0, "high": 1}}}
+    lcsc_opt.run({**study, "budget": {"evaluations": 47}})
+    before = [(trial.user_attrs["coefficients"], tuned_of(trial)) for trial in stored("guided/LCSCGradient/0").trials()]
+    lcsc_opt.run({**study, "budget": {"evaluations": 120}})
+    after = [(trial.user_attrs["coefficients"], tuned_of(trial)) for trial in stored("guided/LCSCGradient/0").trials()]
+    assert after[:47] == before
+    assert after[-1][1]["churn"] == pytest.approx(0.4, abs=0.05)
+    assert after[-1][1]["guidance"] == pytest.approx(3.2, abs=0.3)
+
+
 def test_a_search_whose_stored_number_is_another_is_not_continued(study: dict[str, Any]) -> None:
     study |= {"optimizers": ["LCSC"], "budget": {"evaluations": 5}}
     lcsc_opt.run(study)
@@ -141,7 +156,6 @@ def test_a_study_without_tuned_numbers_stores_nothing_about_them(study: dict[str
         ({"tune": {"guidance": {"low": -1, "high": 6}}}, r"tune\.guidance: expected a range within 0 to inf"),
         ({"tune": {"guidance": {"low": 1, "high": 6, "start": 7}}}, r"start 7 is not between"),
         ({"tune": {"guidance": [1, 6]}}, r"tune\.guidance: expected a mapping"),
-        ({"tune": {"churn": {"low": 0, "high": 1}}, "optimizers": ["LCSCGradient"]}, r"tune\.churn: LCSCGradient"),
         ({"optimizers": ["LCSCQuadratic"]}, r"tune: LCSCQuadratic searches coefficients only"),
     ],
 )
@@ -160,3 +174,20 @@ def test_other_ranges_do_not_continue_a_study(study: dict[str, Any]) -> None:
         with pytest.raises(LcscError, match="tune"):
             lcsc_opt.run({**study, "tune": tune, "budget": {"evaluations": 6}})
     assert len(stored("guided/LCSC/0").trials()) == 5
+
+
+def test_a_fork_begins_with_the_numbers_that_were_found(study: dict[str, Any], typed: Typed) -> None:
+    lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 30}})
+    answer = lcsc_opt.load_study("guided/LCSC/0", "sqlite:///studies.db").tuned["guidance"]
+    typed("fork", "guided/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "3")
+    forked = stored("forked/CMA/0")
+    assert forked.attributes["specification"]["tune"]["guidance"] == {**TUNE["guidance"], "start": answer}
+    assert len(forked.trials()) == 33
+    assert len({tuned_of(trial)["guidance"] for trial in forked.trials()[30:]}) == 3
+
+
+def test_a_fork_whose_optimizer_searches_coefficients_only_is_refused(study: dict[str, Any], typed: Typed) -> None:
+    lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 5}})
+    message = typed.refused("fork", "guided/LCSC/0", "forked", "--optimizer", "LCSCQuadratic")
+    assert "tune: LCSCQuadratic searches coefficients only" in message
+    assert set(our_studies(stored("guided/LCSC/0").storage)) == {"guided/LCSC/0"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.database import lock
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers.registry import OURS
@@ -240,14 +241,23 @@ def test_formats_keep_the_contract(tmp_path: Path, name: str) -> None:
 # storages
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator does not wait for another one."""
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_sqlite_keeps_the_contract(url: str) -> None:
     check_storage(url)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_postgresql_keeps_the_contract(postgresql_url: str) -> None:
     check_storage(postgresql_url)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_storage_that_breaks_the_contract_is_told_where(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = StoredStudy.finish
 

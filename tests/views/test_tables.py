@@ -21,3 +21,16 @@ def test_the_columns_are_those_that_some_metric_has() -> None:
     ]
     alone = report_table([MetricRow("near", None, 3.0, 0.1)])
     assert alone == (("metric", "better", "answer"), [["near", "–", "3 ± 0.1"]])
+
+
+def test_intervals_are_shown_in_place_of_deviations() -> None:
+    rows = [
+        MetricRow(
+            "loss", 1, 2.5, 0.1, "EMA*", 28.0, 0.5, 25.5, 0.4, False, None, False, (2.3, 2.7), (27, 29), (24.5, 26)
+        ),
+        MetricRow("near", 1, 3.05, 0.2, "EMA*", 2.87, 0.3, -0.18, 0.01, lost=True),
+    ]
+    header, texts = report_table(rows)
+    assert header == ("metric", "better", "answer [95 %]", "EMA* [95 %]", "gain [95 %]")
+    assert texts[0][2:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
+    assert texts[1][2:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]

@@ -1,0 +1,160 @@
+"""Metrics without a group of images are the metrics of the other images; their intervals hold what they promise."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.jackknife import GROUPS, group_of_each, half_width, standard_error
+from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics, scores_of_splits
+from lcsc_opt.metrics.names import Formula
+from tests.metrics.examples import Classifier, fill, images, reference
+from tests.metrics.test_fidelity import drawn, reference_of
+
+COUNT = 137  # groups are of 13 or 14
+EXACT: tuple[Formula, ...] = (
+    "fid",
+    "fid_held_out",
+    "precision",
+    "recall",
+    "near",
+    "hinge",
+    "sliced",
+    "cmmd",
+    "nearer_train",
+    "authenticity",
+    "clipped_density",
+    "clipped_coverage",
+    "spread",
+    "reward",
+)
+
+
+def with_held_out() -> Reference:
+    extractor: Any = SimpleNamespace(name="test", dimension=5)
+    real = drawn(60, seed=1).float().numpy()
+    held_out = Reference.of_features(extractor, drawn(50, seed=2).float().numpy())
+    complete = Reference.of_features(extractor, real)
+    return Reference(
+        extractor, complete.gaussian, complete.count, complete.identity, complete.features, held_out=held_out
+    )
+
+
+def metrics_of(samples: Tensor, real: Reference) -> FeatureMetrics:
+    metrics = FeatureMetrics(real, intervals=True, total=len(samples))
+    metrics.update(samples)
+    return metrics
+
+
+def without(metrics: FeatureMetrics, formula: Formula) -> Any:
+    values = metrics.without_each_group(formula)
+    assert values is not None
+    return values
+
+
+@pytest.mark.parametrize("formula", EXACT)
+@pytest.mark.parametrize("block", [2**27, 2000])
+def test_it_is_the_metric_of_the_other_images(formula, block, monkeypatch):
+    monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", block)
+    real = with_held_out()
+    samples = drawn(COUNT, shift=0.3)
+    labels = group_of_each(COUNT)
+    expected: Any = []
+    for group in range(GROUPS):
+        others = FeatureMetrics(real)
+        others.update(samples[torch.from_numpy(labels != group)])
+        expected.append(others.compute(formula))
+    values = without(metrics_of(samples, real), formula)
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_kid_without_a_group_is_that_of_the_other_images():
+    """With as many samples as real images, its one subset is all of them."""
+    real = reference_of(drawn(COUNT, seed=5))
+    samples = drawn(COUNT, shift=0.2)
+    values = without(metrics_of(samples, real), "kid")
+    y = drawn(COUNT, seed=5).float().double()
+    labels = group_of_each(COUNT)
+    for group in range(GROUPS):
+        x = samples[torch.from_numpy(labels != group)]
+        inside = (x @ x.T / 5 + 1) ** 3
+        inside_real = (y @ y.T / 5 + 1) ** 3
+        within = (inside.sum() - inside.trace()) / (len(x) * (len(x) - 1))
+        within_real = (inside_real.sum() - inside_real.trace()) / (COUNT * (COUNT - 1))
+        across = ((x @ y.T / 5 + 1) ** 3).mean()
+        assert values[group] == pytest.approx(float(within + within_real - 2 * across), rel=1e-6)
+
+
+def test_the_parts_of_the_inception_score_are_torch_fidelitys():
+    logits = torch.randn(203, 7, generator=torch.Generator().manual_seed(0)) * 3
+    metrics = FeatureMetrics(Reference(Classifier()), {"is"}, intervals=True)
+    metrics.update(None, logits)
+    assert scores_of_splits(logits.numpy()).mean() == pytest.approx(metrics.compute("is"), rel=1e-12)
+    error = standard_error(without(metrics, "is"))
+    assert error == pytest.approx(scores_of_splits(logits.numpy()).std(ddof=1) / np.sqrt(10))
+
+
+@pytest.mark.parametrize("formula", ["fid", "kid", "precision", "recall", "clipped_density", "clipped_coverage"])
+def test_intervals_hold_the_mean_of_repeated_sampling(formula):
+    """Of 95 %, at least 88 % of 100 repetitions: by chance, less happens once in 300 times. Ten groups widen them."""
+    real = reference_of(drawn(300, 4, seed=10_000))
+    values = []
+    halves = []
+    for seed in range(100):
+        metrics = metrics_of(drawn(300, 4, seed=seed, shift=0.8).float(), real)
+        values.append(metrics.compute(formula))
+        halves.append(half_width(standard_error(without(metrics, formula)), GROUPS - 1))
+    is_inside = np.abs(np.array(values) - np.mean(values)) <= halves
+    assert is_inside.mean() >= 0.88
+    assert np.median(halves) < 4 * np.std(values), "and they are no wider than they must be"
+
+
+def test_only_held_out_evaluations_have_them_with_the_loss_and_fdr():
+    real = reference(Classifier(), count=200)
+    scores = MetricSuite(
+        {"inception": real}, loss={"fid": 1, "precision": 3}, report_references=lambda: {"inception": real}
+    )
+    searched = fill(scores.image_metrics(120), images(120))
+    assert searched.without_each_group() == {}
+    reported = fill(scores.image_metrics(120, held_out=True), images(120))
+    _, metrics = reported.compute()
+    columns = reported.without_each_group()
+    assert set(columns) == {"loss", *metrics}
+    combined = np.array(columns["fid"]) - 3 * np.array(columns["precision"])
+    np.testing.assert_allclose(columns["loss"], combined)
+    real_fid = metrics["fid"] / metrics["fdr"]
+    np.testing.assert_allclose(columns["fdr"], np.array(columns["fid"]) / real_fid)
+
+
+def test_the_values_themselves_are_those_of_an_evaluation_without_them():
+    scores = MetricSuite({"inception": reference()}, held_out_metrics=[])
+    values = [fill(scores.image_metrics(150, held_out=held_out), images(150)).compute() for held_out in (False, True)]
+    assert values[0] == values[1], "bit for bit"
+
+
+def test_parts_of_an_evaluation_merge_with_their_groups():
+    scores = MetricSuite({"inception": reference()}, held_out_metrics=["recall"])
+    batch = images(150)
+    at_once = fill(scores.image_metrics(150, held_out=True), batch).without_each_group()
+    merged = scores.image_metrics(150, held_out=True)
+    for part in (batch[:40], batch[40:]):
+        merged.merge(fill(scores.image_metrics(150, held_out=True), part).state)
+    for name, column in merged.without_each_group().items():
+        np.testing.assert_allclose(column, at_once[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["few", "large"])
+def test_too_few_images_or_too_many_numbers_have_none(case, monkeypatch):
+    count = 99 if case == "few" else 150
+    if case == "large":
+        monkeypatch.setattr("lcsc_opt.metrics.feature_metrics.MOST_KEPT", 150 * 16 - 1)
+    scores = MetricSuite({"inception": reference()}, held_out_metrics=[])
+    metrics = fill(scores.image_metrics(count, held_out=True), images(count))
+    assert metrics.compute()[0] > 0
+    assert metrics.without_each_group() == {}
