@@ -75,8 +75,8 @@ ROWS = (
 
 
 FIRST_TRAINING = 100  # trainings that are reported have smaller seeds
-FEW = (*(("8 means", size) for size in (0.1, 0.3, 0.2)), *(("16 means", size) for size in (0.1, 0.3, 0.2)))
-FEW += (*(("4 means", size) for size in (0.1, 0.3, 0.2)), *(("8 checkpoints", size) for size in (0.1, 0.3, 0.2)))
+FEW = [(rows, size) for rows in ("8 means", "16 means", "4 means") for size in (0.1, 0.3)]
+FEW += [("8 means", 0.2), ("8 checkpoints", 0.1), ("8 checkpoints", 0.3), ("16 means", 0.2), ("4 means", 0.2)]
 
 
 def main() -> None:
