@@ -160,8 +160,10 @@ class LoraAlphas(pydantic.BaseModel):
 def lora_flavour(names: Iterable[str]) -> Flavour | None:
     """The flavour of a state dict with these ``names``, or ``None`` if it holds no LoRA factor."""
     down_suffixes = tuple(down for down, _ in LORA_FACTORS)
-    downs = [name for name in names if name.endswith(down_suffixes)]
-    if not downs:
+    all_names = list(names)
+    downs = [name for name in all_names if name.endswith(down_suffixes)]
+    is_whole_network = any(".base_layer." in name for name in all_names)
+    if not downs or is_whole_network:
         return None
     if all(name.startswith(_PEFT_PREFIX) for name in downs):
         return "peft"

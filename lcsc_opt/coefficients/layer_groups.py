@@ -24,6 +24,7 @@ LORA_FACTORS = (
     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
     ("_lora.down.weight", "_lora.up.weight"),  # …attn1.processor.to_q_lora.down.weight, as diffusers converts kohya's
     (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),  # of PEFT's state dict, as DiffSynth-Studio saves it
 )
 """How the names of a LoRA's two factors end, after the name of their module: down and up, by flavour."""
 

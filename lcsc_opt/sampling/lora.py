@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -123,6 +124,25 @@ class LoraAdapter:
         raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(component).__name__}")
 
 
+_NATIVE_NAMES: Mapping[str, re.Pattern[str]] = {
+    "FluxPipeline": re.compile(r"(lora_unet_|(.*\.)?)(double|single)_blocks[._]\d+[._]"),
+    "QwenImagePipeline": re.compile(r"(lora_unet_|diffusion_model\.)transformer_blocks[._]\d+[._]"),
+    "WanPipeline": re.compile(r"(lora_unet_|(diffusion_model\.)?)blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]"),
+}
+"""Pipeline → how module names begin that its ``lora_state_dict`` translates: those of the model's first code, and of
+trainers such as kohya's sd-scripts and musubi-tuner, ai-toolkit and ComfyUI. Diffusers' own names begin otherwise.
+"""
+_TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "blocks.")  # no U-Net begins with these
+_UNET_BLOCKS = (
+    "down_blocks_",
+    "mid_block_",
+    "up_blocks_",
+    "input_blocks_",
+    "middle_block_",
+    "output_blocks_",
+    "conv_",
+    "time_",
+)
 SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
 
 
@@ -148,15 +168,71 @@ def to_diffusers(
         TrajectoryError: not a LoRA of two factors a module, or names that diffusers does not know, or that it would
             take for others without ``unet_config``.
     """
+    alphas = alphas or LoraAlphas()
+    pipeline_name = _pipeline_of_native_names(weights)
+    if pipeline_name is not None:
+        return _converted_by(pipeline_name, weights, alphas)
     named = _diffusers_names(weights, component=component, unet_config=unet_config)
     converted: dict[str, Tensor] = {}
     for name, (module, checkpoint_name) in named.items():
         factor = weights[checkpoint_name]
-        *_, scale = module.factors(weights, alphas or LoraAlphas())
+        *_, scale = module.factors(weights, alphas)
         if checkpoint_name == module.up and scale != 1.0:
             factor = (factor.double() * scale).to(factor.dtype)
         converted[name] = factor
     return converted
+
+
+def _pipeline_of_native_names(names: Iterable[str]) -> str | None:
+    """The pipeline of diffusers that translates these names; ``None`` where all are known here."""
+    listed = list(names)
+    for pipeline_name, pattern in _NATIVE_NAMES.items():
+        if any(pattern.match(name) for name in listed):
+            return pipeline_name
+    return None
+
+
+def _converted_by(pipeline_name: str, weights: Mapping[str, Tensor], alphas: LoraAlphas) -> dict[str, Tensor]:
+    """The LoRA as a pipeline's ``lora_state_dict`` translates it, fused projections divided and alphas multiplied in.
+
+    Raises:
+        TrajectoryError: it does not know some of the names, or refuses them.
+    """
+    modules = lora_modules(weights)
+    scaled: dict[str, Tensor] = {}
+    for module in modules:
+        down, up, scale = module.factors(weights, alphas)
+        scaled[_expected_name(module.down)] = down
+        scaled[_expected_name(module.up)] = (up.double() * scale).to(up.dtype)
+        if module.alpha is not None:  # the scale is 1 then: some of the converters leave alphas out
+            scaled[_expected_name(module.alpha)] = torch.tensor(float(len(down)))
+    pipeline_class = getattr(import_extra("diffusers"), pipeline_name)
+    try:
+        with quiet_libraries():
+            converted: dict[str, Tensor] = pipeline_class.lora_state_dict(scaled)
+        translated = lora_modules(converted)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, TrajectoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrajectoryError(
+            f"{pipeline_name} of diffusers does not know the names of this LoRA, such as {modules[0].down!r}: {reason} "
+            "Without --as lora it keeps its own names."
+        ) from error
+    rows = sum(len(weights[module.up]) for module in modules)
+    translated_rows = sum(len(converted[module.up]) for module in translated)
+    if translated_rows != rows:
+        raise TrajectoryError(
+            f"{pipeline_name} of diffusers leaves out some modules of this LoRA, so it is not written under its names. "
+            "Without --as lora it keeps its own."
+        )
+    return {name: tensor.clone() for name, tensor in converted.items()}  # fused projections share a factor
+
+
+def _expected_name(name: str) -> str:
+    """A native name as pipelines expect it: without PEFT's adapter, and Wan's with the prefix of ComfyUI."""
+    name = name.replace(".default.", ".")
+    if name.startswith("blocks."):
+        return f"diffusion_model.{name}"
+    return name
 
 
 def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) -> dict[str, tuple[LoraModule, str]]:
@@ -165,7 +241,12 @@ def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) 
     if lora_flavour(module.down for module in modules) == "kohya":
         places = _kohya_places(modules, unet_config)
     else:
-        places = {module.name: (module.component or component, module.path) for module in modules}
+        places = {}
+        for module in modules:
+            place = module.component or component
+            if not module.component and module.path.startswith(_TRANSFORMER_BLOCKS):
+                place = "transformer"
+            places[module.name] = (place, module.path)
     named: dict[str, tuple[LoraModule, str]] = {}
     for module in modules:
         module_component, path = places[module.name]
@@ -180,6 +261,11 @@ def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) 
 def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
     """Name of each module → its component and path in a pipeline of diffusers."""
     for module in modules:
+        if module.component == "unet" and not module.path.startswith(_UNET_BLOCKS):
+            raise TrajectoryError(
+                f"diffusers does not know the names of this LoRA, such as {module.down!r}. Without --as lora it keeps "
+                "them."
+            )
         is_sdxl = module.component == "unet" and module.path.startswith(SDXL_BLOCKS)
         if is_sdxl and unet_config is None:
             raise TrajectoryError(

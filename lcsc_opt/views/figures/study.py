@@ -312,7 +312,12 @@ def _tuned_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -
             title = f"{name}: {answer[2][name]:.4g} in trial {answer[0]}"
         panels.append(Panel(traces, y=Axis(study.metric, logarithmic=is_logarithmic), title=inert(title), height=200))
     figure = draw(panels, x=Axis(), theme=theme, name=f"tuned/{study.study}", showlegend=False)
-    return figure.update_xaxes(matches=None, showticklabels=True)  # each number has a range of its own
+    figure.update_xaxes(matches=None, showticklabels=True)  # each number has a range of its own
+    ranges = study.settings.get("tune", {})
+    for row, name in enumerate(shown[-1][2], start=1):
+        if ranges.get(name, {}).get("scale") == "log":
+            figure.update_xaxes(type="log", row=row)
+    return figure
 
 
 def _tuned_scatter(trials: Sequence[tuple[int, float, dict[str, float]]], name: str, *, has_scale: bool) -> go.Scatter:

@@ -205,12 +205,16 @@ def test_each_tuned_number_is_a_panel_with_the_trials_that_compare(storage: RDBS
     assert [tuple(pair) for pair in zip(trials.x, trials.y, strict=True)] == list(TUNED)
     assert list(trials.marker.color) == [0, 1, 2]
     assert (list(answer.x), list(answer.y), answer.marker.symbol) == ([2.5], [4.0], "star")
-    assert list(of_churn.x) == pytest.approx([0.0, 0.1, 0.2])
-    assert list(churn_of_answer.x) == pytest.approx([0.1])
-    assert [note.text for note in figure.layout.annotations] == ["guidance: 2.5 in trial 1", "churn: 0.1 in trial 1"]
+    assert list(of_churn.x) == pytest.approx([0.1, 0.2, 0.3])
+    assert list(churn_of_answer.x) == pytest.approx([0.2])
+    assert [note.text for note in figure.layout.annotations] == ["guidance: 2.5 in trial 1", "churn: 0.2 in trial 1"]
     assert figure.layout.xaxis.matches is None
     assert figure.layout.xaxis2.matches is None
-    assert figure.layout.yaxis.type == "log"
+    assert [axis.type for axis in (figure.layout.yaxis, figure.layout.xaxis, figure.layout.xaxis2)] == [
+        "log",
+        "linear",
+        "log",
+    ]
 
 
 def test_a_study_without_tuned_numbers_has_none_to_draw(storage: RDBStorage) -> None:

@@ -1,0 +1,108 @@
+"""``studies/lora``: training, search, export and ``load_lora_weights``, at toy size."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lcsc_opt
+from lcsc_opt.base.imports import allow_mismatched_torchvision
+from lcsc_opt.base.records import SEARCH
+from lcsc_opt.checkpoints.lora import lora_modules
+from tests.commands import Typed
+
+if not (find_spec("peft") and find_spec("transformers")):
+    pytest.skip("needs peft and transformers", allow_module_level=True)
+
+allow_mismatched_torchvision()
+
+FILES = Path(__file__).parents[2] / "studies" / "lora"
+SHORT = (
+    "objective.settings.images=12",
+    "objective.settings.batch_size=12",
+    "objective.settings.sampler.steps=2",
+    "budget={evaluations: 3}",
+    "held_out={images: 12, top: 1}",
+)
+
+
+@pytest.fixture
+def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, networks_train_briefly: None) -> Path:
+    for file in FILES.iterdir():
+        if file.is_file():
+            shutil.copy(file, workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    monkeypatch.delitem(sys.modules, "digits_lora", raising=False)
+    return workplace
+
+
+def test_the_study_goes_from_training_to_a_lora_that_its_pipeline_loads(place: Path, typed: Typed) -> None:
+    digits_lora: Any = importlib.import_module("digits_lora")
+    digits_lora.train(Path("runs/lora"), autoencoder_steps=2, steps=2, lora_steps=6, every=2)
+    checkpoints = sorted(path.name for path in Path("runs/lora/lora-0").iterdir())
+    assert checkpoints == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    for optimizer in ("LCSCGradient", "LCSC"):
+        typed("run", "lora.yaml", "--optimizer", optimizer, *SHORT)
+    study = lcsc_opt.load_study("lora/LCSCGradient/0")
+    objective: Any = study.objective
+    assert study.coefficients.shape == (len(lora_modules(objective.trajectory.names)), 3), "a row for each module"
+    table = typed("show", "lora/LCSCGradient/0").out
+    assert "held_out_reward" in table
+
+    typed("export", "lora/LCSCGradient/0", "-o", "best.safetensors", "--as", "lora")
+    from diffusers import LCMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained("runs/lora/pipeline", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.load_lora_weights("best.safetensors")
+    noise = objective.sampler.noise
+    sampled = pipeline(
+        prompt=[f"a handwritten {digit}" for digit in ("zero", "one", "two")],
+        latents=noise.batch(SEARCH, 0, 3, (4, 8, 8)),
+        generator=noise.generators(SEARCH, 0, 3),
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(sampled * 2 - 1, objective.images(study.coefficients, SEARCH, 3), rtol=0, atol=1e-4)
+
+    typed("report", "lora", "-o", "report.html")
+    assert "data:image/png" in Path("report.html").read_text()
+    typed(
+        "average", "runs/lora/lora-0", "--prompts", "runs/lora/prompts.txt", "--sampler", "lcm", "--sampling-steps", "2"
+    )
+    assert Path("averages.png").stat().st_size > 10_000
+
+
+def test_training_continues_with_what_is_missing(place: Path) -> None:
+    digits_lora: Any = importlib.import_module("digits_lora")
+    sizes = {"autoencoder_steps": 1, "steps": 1, "every": 1}
+    digits_lora.train(Path("small"), **sizes, lora_steps=1)
+    written = Path("small/pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    digits_lora.train(Path("small"), **sizes, lora_steps=2, seeds=(0, 1))
+    assert Path("small/pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
+    assert Path("small/lora-0/checkpoint-2").exists()
+    assert Path("small/lora-1/checkpoint-2").exists()
+
+
+def test_captions_have_a_token_for_each_word_and_rewards_know_the_digit(place: Path) -> None:
+    digits_lora: Any = importlib.import_module("digits_lora")
+    tokens = digits_lora.tokenizer(place / "words")
+    ids = tokens(["a handwritten seven", "the digit zero"]).input_ids
+    assert [len(row) for row in ids] == [5, 5]
+    assert tokens.unk_token_id not in ids[0][1:-1]
+    assert len({tuple(tokens(f"the digit {digit}").input_ids) for digit in digits_lora.DIGITS}) == 10
+    images, digits = digits_lora.half(0)
+    prompts = [f"the digit {digits_lora.DIGITS[digit]}" for digit in digits]
+    wrong = [f"the digit {digits_lora.DIGITS[(digit + 1) % 10]}" for digit in digits]
+    assert digits_lora.accuracy(images, prompts).mean() > 0.9
+    assert digits_lora.accuracy(images, wrong).mean() < 0.1
+    assert digits_lora.likelihood(images, prompts).mean() > digits_lora.likelihood(images, wrong).mean() + 3

@@ -1,0 +1,235 @@
+"""LoRAs of FLUX, Qwen-Image, Wan and SD3: the names of their trainers, and what each pipeline makes of them.
+
+Names and widths are the real ones, of one block of each kind; weights are random, of rank 2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.imports import allow_mismatched_torchvision
+from lcsc_opt.checkpoints.lora import lora_flavour, lora_modules
+from lcsc_opt.sampling.lora import to_diffusers
+from tests.commands import Typed
+
+if not (find_spec("peft") and find_spec("transformers")):
+    pytest.skip("needs peft and transformers", allow_module_level=True)
+
+allow_mismatched_torchvision()
+
+RANK = 2
+ALPHA = 3.0
+Shapes = Mapping[str, tuple[int, int]]
+"""Module → its input and output width."""
+
+FLUX: Shapes = {
+    "double_blocks.0.img_attn.qkv": (3072, 9216),
+    "double_blocks.0.img_attn.proj": (3072, 3072),
+    "double_blocks.0.img_mlp.0": (3072, 12288),
+    "double_blocks.0.img_mlp.2": (12288, 3072),
+    "double_blocks.0.img_mod.lin": (3072, 18432),
+    "double_blocks.0.txt_attn.qkv": (3072, 9216),
+    "double_blocks.0.txt_attn.proj": (3072, 3072),
+    "double_blocks.0.txt_mlp.0": (3072, 12288),
+    "double_blocks.0.txt_mlp.2": (12288, 3072),
+    "double_blocks.0.txt_mod.lin": (3072, 18432),
+    "single_blocks.0.linear1": (3072, 21504),
+    "single_blocks.0.linear2": (15360, 3072),
+    "single_blocks.0.modulation.lin": (3072, 9216),
+}
+FLUX_DIFFUSERS: Shapes = {
+    "transformer_blocks.0.attn.to_q": (3072, 3072),
+    "transformer_blocks.0.attn.add_k_proj": (3072, 3072),
+    "transformer_blocks.0.ff.net.0.proj": (3072, 12288),
+    "single_transformer_blocks.0.attn.to_k": (3072, 3072),
+    "single_transformer_blocks.0.proj_out": (15360, 3072),
+}
+QWEN: Shapes = {
+    "transformer_blocks.0.attn.to_q": (3072, 3072),
+    "transformer_blocks.0.attn.to_out.0": (3072, 3072),
+    "transformer_blocks.0.attn.add_k_proj": (3072, 3072),
+    "transformer_blocks.0.attn.to_add_out": (3072, 3072),
+    "transformer_blocks.0.img_mlp.net.0.proj": (3072, 12288),
+    "transformer_blocks.0.txt_mlp.net.2": (12288, 3072),
+    "transformer_blocks.0.img_mod.1": (3072, 18432),
+}
+WAN: Shapes = {
+    **{f"blocks.0.{attention}.{name}": (1536, 1536) for attention in ("self_attn", "cross_attn") for name in "qkvo"},
+    "blocks.0.ffn.0": (1536, 8960),
+    "blocks.0.ffn.2": (8960, 1536),
+}
+WAN_DIFFUSERS: Shapes = {
+    "blocks.0.attn1.to_q": (1536, 1536),
+    "blocks.0.attn2.to_out.0": (1536, 1536),
+    "blocks.0.ffn.net.0.proj": (1536, 8960),
+}
+SD3: Shapes = {
+    "transformer_blocks.0.attn.to_q": (1536, 1536),
+    "transformer_blocks.0.attn.add_q_proj": (1536, 1536),
+    "transformer_blocks.0.attn.to_out.0": (1536, 1536),
+    "transformer_blocks.0.ff.net.2": (6144, 1536),
+}
+
+
+def kohya(name: str) -> tuple[str, str, str]:
+    stem = f"lora_unet_{name.replace('.', '_')}"
+    return f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
+
+
+def dotted(prefix: str, adapter: str = "", *, alpha: bool = False) -> Callable[[str], tuple[str, str, str]]:
+    def names(name: str) -> tuple[str, str, str]:
+        stem = f"{prefix}{name}"
+        return f"{stem}.lora_A.{adapter}weight", f"{stem}.lora_B.{adapter}weight", f"{stem}.alpha" if alpha else ""
+
+    return names
+
+
+def dotted_down(prefix: str) -> Callable[[str], tuple[str, str, str]]:
+    return lambda name: tuple(f"{prefix}{name}{end}" for end in (".lora_down.weight", ".lora_up.weight", ".alpha"))  # type: ignore[return-value]
+
+
+FORMATS: dict[str, tuple[str, Shapes, Callable[[str], tuple[str, str, str]]]] = {
+    "FLUX, kohya": ("Flux", FLUX, kohya),
+    "FLUX, ai-toolkit and diffusers": ("Flux", FLUX_DIFFUSERS, dotted("transformer.")),
+    "FLUX, PEFT": ("Flux", FLUX_DIFFUSERS, dotted("base_model.model.")),
+    "Qwen-Image, musubi-tuner": ("QwenImage", QWEN, kohya),
+    "Qwen-Image, ai-toolkit": ("QwenImage", QWEN, dotted("diffusion_model.")),
+    "Qwen-Image, ComfyUI with alphas": ("QwenImage", QWEN, dotted("diffusion_model.", alpha=True)),
+    "Qwen-Image, diffusers": ("QwenImage", QWEN, dotted("transformer.")),
+    "Qwen-Image, DiffSynth-Studio": ("QwenImage", QWEN, dotted("", "default.")),
+    "Qwen-Image, Lightning": ("QwenImage", QWEN, dotted_down("")),
+    "Wan, musubi-tuner": ("Wan", WAN, kohya),
+    "Wan, ai-toolkit": ("Wan", WAN, dotted("diffusion_model.")),
+    "Wan, ComfyUI with alphas": ("Wan", WAN, dotted_down("diffusion_model.")),
+    "Wan, DiffSynth-Studio": ("Wan", WAN, dotted("", "default.")),
+    "Wan, diffusers": ("Wan", WAN_DIFFUSERS, dotted("transformer.")),
+    "SD3, diffusers": ("StableDiffusion3", SD3, dotted("transformer.")),
+    "SD3, PEFT": ("StableDiffusion3", SD3, dotted("base_model.model.")),
+}
+by_format = pytest.mark.parametrize("kind", list(FORMATS))
+
+
+def lora(kind: str, seed: int) -> dict[str, Tensor]:
+    """Random weights under the names of a trainer."""
+    _, shapes, names_of = FORMATS[kind]
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, Tensor] = {}
+    for name, (width, out) in shapes.items():
+        down, up, alpha = names_of(name)
+        weights[down] = torch.randn(RANK, width, generator=generator)
+        weights[up] = torch.randn(out, RANK, generator=generator)
+        if alpha:
+            weights[alpha] = torch.tensor(ALPHA)
+    return weights
+
+
+def transformer(family: str) -> Any:
+    """One block of each kind in the real width, without memory."""
+    import diffusers
+
+    with torch.device("meta"):
+        if family == "Flux":
+            return diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+        if family == "QwenImage":
+            return diffusers.QwenImageTransformer2DModel(num_layers=1)
+        if family == "Wan":
+            return diffusers.WanTransformer3DModel(
+                num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=1
+            )
+        return diffusers.SD3Transformer2DModel(
+            num_layers=1, attention_head_dim=64, num_attention_heads=24, caption_projection_dim=1536
+        )
+
+
+@by_format
+def test_a_merged_lora_is_written_for_its_own_pipeline(workplace: Path, typed: Typed, kind: str) -> None:
+    family, shapes, names_of = FORMATS[kind]
+    for step in (100, 200):
+        folder = workplace / "runs" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file(lora(kind, step), folder / "pytorch_lora_weights.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 5.0}))
+    typed("apply", "last:2", "runs", "-o", "own.safetensors")
+    own = load_file("own.safetensors")
+    assert own.keys() == lora(kind, 100).keys()
+
+    typed("apply", "last:2", "runs", "-o", "diffusers.safetensors", "--as", "lora")
+    converted = load_file("diffusers.safetensors")
+    places = {module.path: module for module in lora_modules(converted)}
+    network = transformer(family)
+    for path, module in places.items():
+        weight = network.get_submodule(path).weight
+        assert module.component == "transformer"
+        assert tuple(weight.shape) == (len(converted[module.up]), converted[module.down].shape[1])
+
+    products = [converted[module.up] @ converted[module.down] for module in places.values()]
+    energy = sum(float(product.double().square().sum()) for product in products)
+    expected = 0.0
+    for name in shapes:
+        down, up, alpha = names_of(name)
+        factor = 5.0 / RANK
+        if alpha:
+            factor = ALPHA / RANK
+        expected += float((factor * own[up] @ own[down]).double().square().sum())
+    assert energy == pytest.approx(expected, rel=1e-4), "no module is lost, and each has its scale"
+
+
+def test_fused_projections_are_divided_into_those_of_diffusers() -> None:
+    own = lora("FLUX, kohya", 0)
+    converted = to_diffusers(own)
+    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    product = own[f"{stem}.lora_up.weight"] @ own[f"{stem}.lora_down.weight"] * ALPHA / RANK
+    for index, name in enumerate(("to_q", "to_k", "to_v")):
+        path = f"transformer.transformer_blocks.0.attn.{name}"
+        of_projection = converted[f"{path}.lora_B.weight"] @ converted[f"{path}.lora_A.weight"]
+        torch.testing.assert_close(of_projection, product[index * 3072 : (index + 1) * 3072], rtol=1e-4, atol=1e-4)
+
+
+@by_format
+def test_merging_and_translating_commute(kind: str) -> None:
+    """Averages of files are averages of what pipelines load: a merged file is what its user means by it."""
+    first = lora(kind, 1)
+    second = lora(kind, 2)
+    merged = {name: 1.5 * first[name] - 0.5 * second[name] for name in first}
+    of_merged = to_diffusers(merged, component="transformer")
+    of_first = to_diffusers(first, component="transformer")
+    of_second = to_diffusers(second, component="transformer")
+    for name, tensor in of_merged.items():
+        torch.testing.assert_close(tensor, 1.5 * of_first[name] - 0.5 * of_second[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["lora_unet_joint_blocks_0_x_block_attn_qkv"], "diffusers does not know"),
+        (["lora_unet_double_blocks_0_img_attn_nothing"], "leaves out some modules|does not know"),
+        (["lora_unet_blocks_0_self_attn_q"], "WanPipeline of diffusers does not know"),
+    ],
+)
+def test_names_that_a_pipeline_does_not_know_are_one_line(names: list[str], said: str) -> None:
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        weights[f"{name}.lora_down.weight"] = torch.ones(RANK, 8)
+        weights[f"{name}.lora_up.weight"] = torch.ones(8, RANK)
+        weights[f"{name}.alpha"] = torch.tensor(1.0)
+    with pytest.raises(TrajectoryError, match=said) as caught:
+        to_diffusers(weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_network_with_an_adapter_is_no_lora() -> None:
+    names = ["unet.to_q.base_layer.weight", "unet.to_q.lora_A.default.weight", "unet.to_q.lora_B.default.weight"]
+    assert lora_flavour(names) is None
+    assert lora_flavour(names[1:]) == "diffusers"
+    assert np.array_equal([module.path for module in lora_modules(names[1:])], ["to_q"])
