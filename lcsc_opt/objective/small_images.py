@@ -243,7 +243,8 @@ class SmallModel:
         scheduler = build_scheduler(None, recipe.scheduler())
         module = network
         labels = None
-        if guidance.weak is not None and trajectory is not None:
+        if guidance.weak is not None:
+            assert trajectory is not None
             weak = with_weak_weights(self.network(), guidance.weak, trajectory)
             module = Autoguidance(network, weak, guidance=guidance.scale)
         if self.classes is not None:

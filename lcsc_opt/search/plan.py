@@ -14,7 +14,15 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
+from lcsc_opt.base.study_file import (
+    BudgetSpec,
+    OptimizerSpec,
+    RayWorkers,
+    SpaceSpec,
+    StudySpec,
+    TuneSpec,
+    parse_studies,
+)
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
@@ -26,7 +34,7 @@ from lcsc_opt.coefficients.spaces import (
     load_space,
     space_of_plugin,
 )
-from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
+from lcsc_opt.coefficients.tuning import RANGE, TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
@@ -42,6 +50,7 @@ from lcsc_opt.optimizers.registry import (
     racing_of,
     refuses_concurrent_asks,
 )
+from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -220,6 +229,7 @@ class Plan:
         attributes: dict[str, Any] = {}
         if isinstance(objective.steps, RowSteps):
             attributes["counts"] = list(objective.steps.counts)
+            attributes["first_steps"] = objective.steps.first_steps
         if isinstance(objective.steps, AverageSteps):
             attributes["widths"] = list(objective.steps.widths)
         return attributes | {
@@ -390,14 +400,7 @@ class Plan:
             return coefficients
         numbers = []
         for name, wanted in self.spec.tune.items():
-            tunable = objective.tunable[name]
-            start = wanted.start
-            if start is None:
-                start = tunable.value
-                if not wanted.low <= start <= wanted.high:
-                    start = (wanted.low + wanted.high) / 2
-            number = TunedNumber(name, wanted.low, wanted.high, start, differentiable=tunable.differentiable)
-            numbers.append(number)
+            numbers.append(_tuned_number(name, wanted, objective.tunable[name]))
         return TunedSpace(coefficients, tuple(numbers))
 
     def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
@@ -523,3 +526,24 @@ def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
         else:
             chosen.append(parse_settings(OptimizerSpec, {"name": name}, source="--optimizer"))
     return chosen
+
+
+def _tuned_number(name: str, wanted: TuneSpec, tunable: Tunable) -> TunedNumber:
+    """A number of a study file that the sampler has.
+
+    It starts at the value of the objective's settings, or in the middle of a range that does not contain it.
+    """
+    number = TunedNumber(
+        name,
+        wanted.low,
+        wanted.high,
+        wanted.low,
+        differentiable=tunable.differentiable,
+        logarithmic=wanted.scale == "log",
+    )
+    start = wanted.start
+    if start is None:
+        start = number.to_value(RANGE / 2)
+        if wanted.low <= tunable.value <= wanted.high:
+            start = tunable.value
+    return dataclasses.replace(number, start=start)
