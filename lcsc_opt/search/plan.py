@@ -229,6 +229,7 @@ class Plan:
         attributes: dict[str, Any] = {}
         if isinstance(objective.steps, RowSteps):
             attributes["counts"] = list(objective.steps.counts)
+            attributes["first_steps"] = objective.steps.first_steps
         if isinstance(objective.steps, AverageSteps):
             attributes["widths"] = list(objective.steps.widths)
         return attributes | {

@@ -127,7 +127,7 @@ MISUSE = [
     "Tensor 'weight' at step 2 holds NaN",
     "do different things",
     "does not fit the first one: it lacks",
-    "is that of process",
+    "that of another process",
     "the state has no mean",
 ]
 
