@@ -67,10 +67,10 @@ def importable_name(function: Callable[..., Any]) -> str | None:
     if not module_name or module_name == _SCRIPT or "." in name:
         return None
     module = sys.modules.get(module_name)
-    there = getattr(module, name, None)  # another object once an edited module was imported again
-    if module_file(module_name) is None or getattr(there, "__qualname__", None) != name:
+    imported_object = getattr(module, name, None)  # another object once an edited module was imported again
+    if module_file(module_name) is None or getattr(imported_object, "__qualname__", None) != name:
         return None
-    if getattr(there, "__module__", None) != module_name:
+    if getattr(imported_object, "__module__", None) != module_name:
         return None
     return f"{module_name}:{name}"
 

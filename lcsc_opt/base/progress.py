@@ -75,7 +75,7 @@ def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     handler = _TerminalHandler()
     handler.setFormatter(logging.Formatter("lcsc: %(message)s"))
     level_before = log.level
-    is_printed_already = any(isinstance(other, _TerminalHandler) for other in log.handlers)
+    is_printed_already = any(isinstance(attached, _TerminalHandler) for attached in log.handlers)
     if not is_printed_already:
         log.addHandler(handler)
     log.setLevel(level)

@@ -118,10 +118,10 @@ def _misspelt(model: type[pydantic.BaseModel], by_path: Mapping[_Path, Sequence[
     for path, complaints in by_path.items():
         for complaint in complaints:
             if complaint["type"] == "extra_forbidden":
-                meant = _near_name(str(path[-1]), _keys_at(model, complaint["loc"][:-1]))
-                if meant is not None:
-                    paths.add((*path[:-1], meant))
-    return {path for path in paths if all(other["type"] == "missing" for other in by_path.get(path, ()))}
+                intended_key = _near_name(str(path[-1]), _keys_at(model, complaint["loc"][:-1]))
+                if intended_key is not None:
+                    paths.add((*path[:-1], intended_key))
+    return {path for path in paths if all(complaint["type"] == "missing" for complaint in by_path.get(path, ()))}
 
 
 def _are_about_form(complaints: Sequence[Any]) -> bool:

@@ -56,10 +56,10 @@ def init(
 
     if out.exists():
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
-    given = assignments(settings or ())
+    given_settings = assignments(settings or ())
     if reference is not None:
-        given["reference"] = reference
-    text, summary, missing, problem = draft(checkpoints, given, ask=_ask, beside=out.parent)
+        given_settings["reference"] = reference
+    text, summary, missing, problem = draft(checkpoints, given_settings, ask=_ask, beside=out.parent)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
     if missing:

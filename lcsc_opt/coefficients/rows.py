@@ -204,7 +204,7 @@ def _solved(rows: Profiles, products: _Array) -> _Array:
         right[column + 1 :] -= below * right[column]
     solution = np.zeros(len(matrix))
     for row in range(len(matrix) - 1, -1, -1):
-        known = (matrix[row, row + 1 :] * solution[row + 1 :]).sum()
-        solution[row] = (right[row] - known) / matrix[row, row]
+        solved_part = (matrix[row, row + 1 :] * solution[row + 1 :]).sum()
+        solution[row] = (right[row] - solved_part) / matrix[row, row]
     coefficients = solution / lengths
     return np.asarray(coefficients / coefficients.sum())

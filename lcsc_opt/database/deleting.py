@@ -56,16 +56,16 @@ def _delete(
 ) -> None:
     """Delete these rows of a table, and before them all rows that refer to them, directly or through others."""
     conditions = {table: is_deleted}
-    for other in tables.sorted_tables:  # a table comes after those that it refers to
+    for referring in tables.sorted_tables:  # a table comes after those that it refers to
         references = []
-        for key in other.foreign_keys:
+        for key in referring.foreign_keys:
             if key.column.table in conditions:
                 referred = sa.select(key.column).where(conditions[key.column.table])
                 references.append(key.parent.in_(referred))
         if references:
-            conditions[other] = sa.or_(*references)
-    for other, condition in reversed(conditions.items()):
-        connection.execute(sa.delete(other).where(condition))
+            conditions[referring] = sa.or_(*references)
+    for table_of_rows, condition in reversed(conditions.items()):
+        connection.execute(sa.delete(table_of_rows).where(condition))
 
 
 def free_bytes(storage: RDBStorage) -> int:

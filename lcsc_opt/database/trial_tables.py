@@ -127,9 +127,9 @@ def with_arrays(storage: RDBStorage, trials: Iterable[FrozenTrial]) -> Iterator[
     while some_trials := list(itertools.islice(remaining, _TRIALS_AT_ONCE)):
         arrays = _arrays_of(storage, [trial._trial_id for trial in some_trials])
         for trial in some_trials:
-            whole = copy.copy(trial)
-            whole.user_attrs = {**trial.user_attrs, **arrays.pop(trial._trial_id, {})}
-            yield whole
+            trial_with_arrays = copy.copy(trial)
+            trial_with_arrays.user_attrs = {**trial.user_attrs, **arrays.pop(trial._trial_id, {})}
+            yield trial_with_arrays
 
 
 def _arrays_of(storage: RDBStorage, trial_ids: list[int]) -> dict[int, dict[str, npt.NDArray[np.float64]]]:

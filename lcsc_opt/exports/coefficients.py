@@ -58,7 +58,7 @@ def usual_averages(steps: Sequence[int]) -> dict[str, Coefficients]:
     earlier: list[Coefficients] = list(np.eye(count))
     for kind in kinds:
         coefficients = coefficients_of_kind(kind, steps)
-        if all(np.abs(coefficients - other).sum() / 2 > _SAME for other in earlier):
+        if all(np.abs(coefficients - already_listed).sum() / 2 > _SAME for already_listed in earlier):
             averages[kind] = coefficients
             earlier.append(coefficients)
     return averages

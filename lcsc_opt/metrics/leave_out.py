@@ -97,9 +97,9 @@ class GroupedSamples:
             distances = torch.cdist(self._samples[start : start + step], real)  # [rows, M]
             labels = self._labels[start : start + step]
             for group in range(GROUPS):
-                others = torch.from_numpy(np.flatnonzero(labels != group)).to(real.device)
-                spheres = radii[start + others, group]
-                covered[group] |= (distances[others] <= spheres[:, None]).any(dim=0)
+                rows_of_other_groups = torch.from_numpy(np.flatnonzero(labels != group)).to(real.device)
+                spheres = radii[start + rows_of_other_groups, group]
+                covered[group] |= (distances[rows_of_other_groups] <= spheres[:, None]).any(dim=0)
         return covered.double().mean(dim=1).cpu().numpy()
 
     def _radii_without_each_group(self) -> Tensor:
@@ -115,8 +115,8 @@ class GroupedSamples:
                 nearest.append(of_group.topk(NEIGHBOURHOOD + 1, dim=1, largest=False).values)
             columns = []
             for group in range(GROUPS):
-                others = torch.cat(nearest[:group] + nearest[group + 1 :], dim=1)
-                columns.append(others.kthvalue(NEIGHBOURHOOD + 1, dim=1).values)
+                distances_without_group = torch.cat(nearest[:group] + nearest[group + 1 :], dim=1)
+                columns.append(distances_without_group.kthvalue(NEIGHBOURHOOD + 1, dim=1).values)
             radii.append(torch.stack(columns, dim=1))
         return torch.cat(radii)
 
@@ -125,8 +125,8 @@ class GroupedSamples:
         total = counts.sum(dim=1)
         values = []
         for group in range(GROUPS):
-            others = len(self._samples) - int(self._counts[group])
-            values.append(clipped_coverage(total - counts[:, group], others))
+            remaining_samples = len(self._samples) - int(self._counts[group])
+            values.append(clipped_coverage(total - counts[:, group], remaining_samples))
         return np.array(values)
 
     def _kernel_distance(self) -> Array:

@@ -93,7 +93,7 @@ class _Rung:
         """
         self._recent.append(loss)
         self._told += 1
-        better = sum(other < loss for other in self._recent)
+        better = sum(recent_loss < loss for recent_loss in self._recent)
         is_good = better < max(len(self._recent) / self._eta, 1)
         has_turn = self._promoted < self._told / self._eta
         goes_on = loss < best or (is_good and has_turn)

@@ -172,8 +172,8 @@ def _forked_plan(
 def _starting_at(plan: Plan, tuned: Mapping[str, float]) -> Plan:
     """The plan, whose tuned numbers begin with those of the source's answer, as its coefficients do."""
     tune = {}
-    for name, wanted in plan.spec.tune.items():
-        tune[name] = wanted.model_copy(update={"start": tuned[name]})
+    for name, tuned_range in plan.spec.tune.items():
+        tune[name] = tuned_range.model_copy(update={"start": tuned[name]})
     return plan.changed(tune=tune)
 
 

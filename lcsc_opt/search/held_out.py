@@ -155,8 +155,9 @@ def score_held_out(
         real_halves=objective.real_halves() if signs else {},
         cross_check=objective.cross_check_metric,
     )
-    kept = kept_metric(study.attributes.get("specification") or {}) if models else {}
-    warnings = [warning for warning in (warning_of(rows, kept=kept), _overfitting(trials)) if warning is not None]
+    kept_bounds = kept_metric(study.attributes.get("specification") or {}) if models else {}
+    possible_warnings = (warning_of(rows, kept=kept_bounds), _overfitting(trials))
+    warnings = [warning for warning in possible_warnings if warning is not None]
     report = HeldOutReport(
         trial=chosen.number,
         answer=answer,

@@ -348,15 +348,15 @@ class Plan:
             StudySpecError: the message names the number.
         """
         tunable = objective.tunable
-        for name, wanted in self.spec.tune.items():
+        for name, searched_range in self.spec.tune.items():
             if name not in tunable:
                 names = ", ".join(tunable) or "none that can be tuned"
                 raise StudySpecError(f"tune.{name}: the sampler has no such number; it has {names}")
             number = tunable[name]
-            if not number.low <= wanted.low or not wanted.high <= number.high:
+            if not number.low <= searched_range.low or not searched_range.high <= number.high:
                 raise StudySpecError(
-                    f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got {wanted.low:g} to "
-                    f"{wanted.high:g}"
+                    f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got "
+                    f"{searched_range.low:g} to {searched_range.high:g}"
                 )
             if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
                 raise StudySpecError(
@@ -399,8 +399,8 @@ class Plan:
         if not self.spec.tune:
             return coefficients
         numbers = []
-        for name, wanted in self.spec.tune.items():
-            numbers.append(_tuned_number(name, wanted, objective.tunable[name]))
+        for name, searched_range in self.spec.tune.items():
+            numbers.append(_tuned_number(name, searched_range, objective.tunable[name]))
         return TunedSpace(coefficients, tuple(numbers))
 
     def _coefficient_space(self, objective: Objective) -> CoefficientSpace:

@@ -75,10 +75,10 @@ class Processes:
                 "training."
             ) from error
         labels = [label for label, _ in messages]
-        for rank, other in enumerate(labels):
-            if other != labels[0]:
+        for rank, label in enumerate(labels):
+            if label != labels[0]:
                 raise TrajectoryError(
-                    f"The processes do different things (0: {labels[0]}; {rank}: {other}): call the writer's methods "
+                    f"The processes do different things (0: {labels[0]}; {rank}: {label}): call the writer's methods "
                     "in each process, in the same order and with the same steps."
                 )
         return [value for _, value in messages]
@@ -90,7 +90,7 @@ class Processes:
             TrajectoryError: they are not the same; or as :meth:`gathered`.
         """
         values = self.gathered(what, value)
-        if any(other != values[0] for other in values):
+        if any(value_there != values[0] for value_there in values):
             raise TrajectoryError(f"The processes of this training have different values: {what}.")
 
     @contextlib.contextmanager
