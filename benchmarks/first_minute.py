@@ -1,11 +1,12 @@
 """The first minute: words to type and seconds to wait, from an empty environment to the first printed gain.
 
-    python benchmarks/first_minute.py [--rounds 3] [--here]
+    python benchmarks/first_minute.py [--rounds 3] [--keep FOLDER] [--here]
 
 README's first block of Python, and the quickstart of Optuna's README with a line that prints what it found. Each is
 installed into a new environment of its own and run there in an empty folder. The seconds of an installation depend on
-the network and on what pip has at hand. With ``--here`` nothing is installed and the environment of this script is
-used. Writes results/first_minute.md.
+the network and on what pip has at hand. With ``--keep`` the environments stay in a folder, and the same command after
+an interruption goes on with them. With ``--here`` nothing is installed and the environment of this script is used.
+Writes results/first_minute.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -56,6 +58,11 @@ class Way:
     gain: str
 
     @property
+    def folder(self) -> str:
+        """The name of its environment's folder."""
+        return re.sub(r"\W+", "-", self.name)
+
+    @property
     def lines(self) -> int:
         """Lines of code, without empty ones."""
         return sum(bool(line.strip()) for line in self.code.splitlines())
@@ -75,14 +82,25 @@ def readme_block() -> str:
 
 
 def install(way: Way, folder: Path) -> tuple[Path, float]:
-    """A new environment with what a way needs: its Python, and the seconds that this took."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    """A new environment with what a way needs, unless it is there: its Python, and the seconds that this took."""
     python = folder / "bin" / "python"
+    seconds_file = folder / "seconds.txt"  # written when all is installed
+    if seconds_file.exists():
+        return python, float(seconds_file.read_text())
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     for requirement in way.requirements:
         pip: list[str | Path] = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS]
         subprocess.run([*pip, *requirement.split()], check=True)
-    return python, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    seconds_file.write_text(str(seconds))
+    return python, seconds
+
+
+def processor_seconds() -> float:
+    """Of all processes that ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def first_gain(way: Way, python: Path) -> tuple[float, str]:
@@ -111,46 +129,51 @@ def first_gain(way: Way, python: Path) -> tuple[float, str]:
     return seconds, "".join(printed)
 
 
-def measured_row(way: Way, rounds: int, *, here: bool) -> str:
-    """The row of a way in the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        installing = "not measured"
-        python = Path(sys.executable)
-        if not here:
-            python, seconds = install(way, Path(folder) / "environment")
-            installing = f"{seconds:.0f}"
-        gains = []
-        searches = []
-        for _ in range(rounds):
-            gain, printed = first_gain(way, python)
-            gains.append(gain)
-            searches.append(sum(float(seconds) for seconds in SEARCH.findall(printed)))
+def measured_row(way: Way, rounds: int, environments: Path | None) -> str:
+    """The row of a way in the table; without a folder for ``environments``, in that of this script."""
+    installing = "not measured"
+    python = Path(sys.executable)
+    if environments is not None:
+        python, seconds = install(way, environments / way.folder)
+        installing = f"{seconds:.0f}"
+    gains = []
+    searches = []
+    before = processor_seconds()
+    for _ in range(rounds):
+        gain, printed = first_gain(way, python)
+        gains.append(gain)
+        searches.append(sum(float(seconds) for seconds in SEARCH.findall(printed)))
+    processor = (processor_seconds() - before) / rounds
     search = f"{statistics.median(searches):.1f}" if any(searches) else "–"
     shown_gains = f"{statistics.median(gains):.1f} ({min(gains):.1f} to {max(gains):.1f})"
-    return f"| {way.name} | {way.lines} | {way.words} | {installing} | {shown_gains} | {search} |"
+    return f"| {way.name} | {way.lines} | {way.words} | {installing} | {shown_gains} | {search} | {processor:.1f} |"
 
 
 def main() -> None:
     """Measure both ways and write the table."""
     here = {"action": "store_true", "help": "install nothing"}
-    arguments = parse(__doc__, rounds=3, here=here)
+    keep = {"type": Path, "help": "a folder for the environments"}
+    arguments = parse(__doc__, rounds=3, here=here, keep=keep)
+    load = os.getloadavg()[0]
     torch = re.search(r"^torch==\S+", CONSTRAINTS.read_text(), re.M)
     assert torch is not None
     ways = [
         Way("README's block", (torch[0], str(ROOT)), readme_block(), "below EMA*"),
         Way("Optuna's quickstart", ("optuna",), OPTUNA, "{'x': "),
     ]
-    rows = [measured_row(way, arguments.rounds, here=arguments.here) for way in ways]
+    with tempfile.TemporaryDirectory() as temporary:
+        environments = None if arguments.here else (arguments.keep or Path(temporary))
+        rows = [measured_row(way, arguments.rounds, environments) for way in ways]
     lines = [
         "# The first minute",
         "",
         machine(),
         "",
-        f"Seconds from the start of Python are medians of {arguments.rounds} runs, with the range.",
-        "Optuna prints no time of its search.",
+        f"Seconds from the start of Python are medians of {arguments.rounds} runs, with the range; those of a",
+        f"processor are means. The load average was {load:.1f} at the start. Optuna prints no time of its search.",
         "",
-        "| | lines | words | s to install | s to the first printed gain | of these, s of search |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | lines | words | s to install | s to the first printed gain | of these, s of search | processor s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *rows,
     ]
     text = "\n".join(lines) + "\n"

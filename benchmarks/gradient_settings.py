@@ -89,8 +89,8 @@ def main() -> None:
     )
     if arguments.few:
         trainings = range(FIRST_TRAINING, FIRST_TRAINING + arguments.seeds)
-        wanted = tuple(arguments.row or [""])
-        searches = [(rows, size, seed) for seed in trainings for rows, size in FEW if rows.startswith(wanted)]
+        prefixes = tuple(arguments.row or [""])
+        searches = [(rows, size, seed) for seed in trainings for rows, size in FEW if rows.startswith(prefixes)]
         named_few = ("rows", "step_size", "seed")
         measure_missing("gradient_few_rows", searches, few_rows, named=named_few, metrics=("fid A", "fid B"))
         return

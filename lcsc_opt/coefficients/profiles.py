@@ -79,9 +79,9 @@ def starts_of(steps: Sequence[int]) -> npt.NDArray[np.float64]:
     between = np.divide(ends - first_steps, counts - 1, out=np.zeros_like(ends), where=is_mean)
     if counts[0] == 1 and is_mean.any():
         starts[0] = ends[0] - between[is_mean][0]
-    known = np.where(is_mean, first_steps - between, starts)
+    mean_starts = np.where(is_mean, first_steps - between, starts)
     # where the training saved its checkpoints unevenly, rows do not overlap
-    return np.concatenate([known[:1], np.maximum(known, starts)[1:]])
+    return np.concatenate([mean_starts[:1], np.maximum(mean_starts, starts)[1:]])
 
 
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
