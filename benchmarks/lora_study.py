@@ -3,9 +3,9 @@
     python benchmarks/lora_study.py --folder runs/lora --seeds 0 1
 
 ``--folder`` holds what ``studies/lora/digits_lora.py`` trains (a LoRA for each seed); what is missing is trained first.
-The optimizers of ``studies/lora/lora.yaml`` search on each LoRA's checkpoints. FID is to half B of the digits, which
-neither the pipeline nor a search saw, on other noise and other prompts than the search's; the reward is the
-log-probability of the prompt's digit by a classifier of half B. The same command continues where it stopped.
+Searches are those of ``studies/lora/lora.yaml``; without a gradient, of one row of coefficients. FID is to half B of the digits, which neither the pipeline nor a search saw, on other noise and other prompts than the search's. The
+reward is the log-probability of the prompt's digit by a classifier of half B; the searched one is by one of half A. The
+same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.sampling.base import prompts_of
 
 STUDY = Path(__file__).parents[1] / "studies" / "lora"
-COLUMNS = {"FID": "fid_held_out@digits_lora:Features", "reward": "held_out_reward", "accuracy": "reward"}
+COLUMNS = {"FID": "fid_held_out@digits_lora:Features", "reward": "held_out_reward", "searched reward": "reward"}
+NEEDS_ROWS = ("LCSCGradient",)
+"""Optimizers that search a row of coefficients for each module; without a gradient, one row is better."""
 
 
 def main() -> None:
@@ -59,8 +61,9 @@ def main() -> None:
 
 def measured(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Model → its figures on held-out noise and prompts, of one LoRA."""
-    content = study_file(folder, seed, arguments)
-    studies = {study.name.split("/")[1]: study for study in lcsc_opt.run(content)}
+    studies: dict[str, Any] = {}
+    for optimizer in arguments.optimizers:
+        (studies[optimizer],) = lcsc_opt.run(study_file(folder, seed, optimizer, arguments))
     objective: Any = next(iter(studies.values())).objective
     last = np.eye(len(objective.steps))[-1]
     models: dict[str, Coefficients] = {"the last LoRA": last}
@@ -73,12 +76,15 @@ def measured(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str
     return values
 
 
-def study_file(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The study file, for this LoRA and these numbers."""
+def study_file(folder: Path, seed: int, optimizer: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The study file, for this LoRA, this optimizer and these numbers."""
     text = (STUDY / "lora.yaml").read_text(encoding="utf-8").replace("runs/lora", str(folder))
     content: dict[str, Any] = parse_yaml(text)
     content["name"] = f"lora-{seed}-{arguments.steps}"
-    content["optimizers"] = arguments.optimizers
+    content["optimizers"] = [optimizer]
+    if optimizer not in NEEDS_ROWS:
+        content["name"] += "-one_row"
+        content["space"] = "affine"
     content["budget"] = {"images": arguments.budget}
     content["storage"] = f"sqlite:///{folder / 'studies.db'}"
     content["held_out"] = {"images": arguments.images, "top": 3}
@@ -104,7 +110,7 @@ def write_sheet(objective: Any, models: Mapping[str, Coefficients], path: Path) 
 
 def table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     """Markdown: means and standard deviations over the trainings, and FID relative to the last LoRA's."""
-    lines = [f"{machine()}", "", "| | FID | ÷ the last LoRA's | reward | accuracy |", "|---|---|---|---|---|"]
+    lines = [f"{machine()}", "", "| | FID | ÷ the last LoRA's | reward | searched reward |", "|---|---|---|---|---|"]
     last = rows["the last LoRA"]
     for name, of_seed in rows.items():
         ratios = [values["FID"] / last[seed]["FID"] for seed, values in of_seed.items()]
