@@ -2,10 +2,11 @@
 
     python benchmarks/lora_study.py --folder runs/lora --seeds 0 1
 
-``--folder`` holds what ``studies/lora/digits_lora.py`` trains (a LoRA for each seed); what is missing is trained first.
-Searches are those of ``studies/lora/lora.yaml``; without a gradient, of one row of coefficients. FID is to half B of the digits, which neither the pipeline nor a search saw, on other noise and other prompts than the search's. The
-reward is the log-probability of the prompt's digit by a classifier of half B; the searched one is by one of half A. The
-same command continues where it stopped.
+``--folder`` holds what ``studies/lora/digits_lora.py`` trains (a LoRA for each seed); what is missing is trained
+first. Searches are those of ``studies/lora/lora.yaml``; without a gradient, of one row of coefficients. FID is to
+half B of the digits, which neither the pipeline nor a search saw, on other noise and other prompts than the search's.
+The reward is the log-probability of the prompt's digit by a classifier of half B; the searched one is by one of half
+A. The same command continues where it stopped.
 """
 
 from __future__ import annotations
