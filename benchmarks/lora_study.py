@@ -30,6 +30,9 @@ from lcsc_opt.sampling.base import prompts_of
 
 STUDY = Path(__file__).parents[1] / "studies" / "lora"
 COLUMNS = {"FID": "fid_held_out@digits_lora:Features", "reward": "held_out_reward", "searched reward": "reward"}
+SHOWN = 20  # images on the sheet
+Model = tuple[Any, Coefficients]
+"""An objective, and coefficients of its checkpoints."""
 NEEDS_ROWS = ("LCSCGradient",)
 """Optimizers that search a row of coefficients for each module; without a gradient, one row is better."""
 
@@ -65,15 +68,15 @@ def measured(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str
     studies: dict[str, Any] = {}
     for optimizer in arguments.optimizers:
         (studies[optimizer],) = lcsc_opt.run(study_file(folder, seed, optimizer, arguments))
-    objective: Any = next(iter(studies.values())).objective
-    last = np.eye(len(objective.steps))[-1]
-    models: dict[str, Coefficients] = {"the last LoRA": last}
+    first = next(iter(studies.values()))
+    last = np.eye(len(first.steps))[-1]
+    models: dict[str, Model] = {"the last LoRA": (first.objective, last)}
     for optimizer, study in studies.items():
         name = "EMA*" if optimizer == "EMAGrid" else optimizer
-        models[name] = study.coefficients
-    values = {name: figures(objective, coefficients, arguments.images) for name, coefficients in models.items()}
+        models[name] = (study.objective, study.coefficients)
+    values = {name: figures(*model, arguments.images) for name, model in models.items()}
     if seed == arguments.seeds[0]:
-        write_sheet(objective, models, folder / f"pairs-{arguments.steps}.png")
+        write_sheet(models, folder / f"pairs-{arguments.steps}.png")
     return values
 
 
@@ -102,11 +105,14 @@ def figures(objective: Any, coefficients: Coefficients, images: int) -> dict[str
     return {name: metrics[metric] for name, metric in COLUMNS.items()}
 
 
-def write_sheet(objective: Any, models: Mapping[str, Coefficients], path: Path) -> None:
+def write_sheet(models: Mapping[str, Model], path: Path) -> None:
     """Two images of each prompt by each model, from the same noise."""
-    images = [thumbnails(objective.images(coefficients, HELD_OUT, 20).numpy()) for coefficients in models.values()]
-    prompts = prompts_of(objective.sampler, HELD_OUT, 0, 20) or []
-    path.write_bytes(labelled_sheet(np.stack(images, axis=1), rows=prompts, columns=[[name] for name in models]))
+    columns = []
+    prompts: list[str] = []
+    for objective, coefficients in models.values():
+        columns.append(thumbnails(objective.images(coefficients, HELD_OUT, SHOWN).numpy()))
+        prompts = prompts_of(objective.sampler, HELD_OUT, 0, SHOWN) or []
+    path.write_bytes(labelled_sheet(np.stack(columns, axis=1), rows=prompts, columns=[[name] for name in models]))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
